@@ -1,0 +1,1 @@
+"""What is seen: sources, manifests, preprocessing, augmentation, loaders."""

@@ -1,0 +1,1 @@
+"""What predictions say: pure functions on tables and arrays."""
