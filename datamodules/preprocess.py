@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import cv2
 import numpy as np
-import timm
 import torch
 
 from datamodules.geometry import Fit, Placement, circle_box, place, resized
@@ -109,9 +108,15 @@ class Preprocess:
         """Plain values that ``from_dict`` reads back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def kept(self) -> dict[str, Any]:
+        """The settings that ``pixels`` depends on."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("mean", "std")}
+
     @classmethod
     def of_backbone(cls, name: str, changes: dict[str, Any] | None = None) -> Self:
         """The size, mean and std that timm's weights of this name were trained with."""
+        import timm  # takes seconds, and nothing else here needs it
+
         try:
             config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
         except RuntimeError as error:
