@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from datamodules.manifest import Manifest, split_of
+from datamodules.manifest import COLUMNS, Manifest, split_of
 from datamodules.phantoms import Recipe, written
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
@@ -152,11 +152,20 @@ class Table(Source):
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
-        table["patient"] = raw[given["patient"]].astype(str) if "patient" in given else table["id"]
+        table["patient"], notes = self._patients(raw, table["id"])
         table["split"] = self._splits(raw, table["patient"])
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
-        notes = () if "patient" in given else (NO_PATIENTS,)
         return Manifest(table.join(self._attributes(raw)), class_names, notes)
+
+    def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
+        """The patient of each row; one that is not told is taken as a patient of its own."""
+        column = self.columns["patient"]
+        if column is None:
+            return ids, (NO_PATIENTS,)
+        named = raw[column].fillna("").astype(str)
+        blank = int((named == "").sum())
+        note = f"{blank} pictures name no patient; each is taken as a patient of its own"
+        return named.where(named != "", ids), (note,) * (blank > 0)
 
     def _check_columns(self, raw: pd.DataFrame, wanted: list[str]) -> None:
         missing = [name for name in [*wanted, *(self.attributes or [])] if name not in raw.columns]
@@ -186,7 +195,7 @@ class Table(Source):
         return self.fractions.split(patients)
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        used = {*self.columns.values(), self.study, "id"}
+        used = {*self.columns.values(), self.study, *COLUMNS}
         kept = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in kept if name not in used]]
 
