@@ -6,8 +6,9 @@ import timm
 import torch
 from torch import nn
 
-from lightning_modules import weights
+from lightning_modules import residual_attention, weights
 
+OURS = [residual_attention.ResidualAttention]  # importing them tells timm their names
 SIZES = range(32, 513, 32)  # what the message lists when a backbone cannot take a size
 
 
