@@ -1,1 +1,9 @@
 """What happens around training."""
+
+from callbacks.checkpointing import BestAndLast
+from callbacks.history import History
+from callbacks.predictions import Predictions
+from callbacks.record import Record
+from callbacks.reseed import Reseed
+
+__all__ = ["BestAndLast", "History", "Predictions", "Record", "Reseed"]

@@ -1,1 +1,1 @@
-"""One file a verb of the command line."""
+"""One file a verb of the command line; each has `run(args) -> exit code`."""

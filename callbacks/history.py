@@ -1,0 +1,46 @@
+"""history.csv: one row an epoch, whole after every epoch, continued after a resume."""
+
+import time
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+
+from evaluation.files import write_text
+
+FILE = "history.csv"
+
+
+class History(L.Callback):
+    """Writes epoch, step, learning rate, seconds and every logged figure to history.csv."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the rows of the epochs before a resume and drops what was interrupted."""
+        path = Path(trainer.default_root_dir) / FILE
+        self.rows = []
+        if path.is_file() and trainer.current_epoch > 0:
+            before = pd.read_csv(path)
+            kept = before[before["epoch"] < trainer.current_epoch]
+            self.rows = [{str(k): v for k, v in row.items()} for row in kept.to_dict("records")]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the epoch's clock."""
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Adds the epoch's row."""
+        if not trainer.is_global_zero:
+            return
+        rates = [
+            group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
+        ]
+        figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": max(rates)}
+        self.rows.append({**row, "seconds": round(time.monotonic() - self.started, 3), **figures})
+        write_text(
+            Path(trainer.default_root_dir) / FILE, pd.DataFrame(self.rows).to_csv(index=False)
+        )

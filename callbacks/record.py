@@ -1,0 +1,100 @@
+"""The run folder's account of itself: config.yaml, results.json, council.json, report.html."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.history import FILE as HISTORY
+from evaluation.files import write_json, write_text
+from evaluation.metrics import Figure, figures
+from evaluation.results import Results, write_results
+from evaluation.run_report import write_run_report
+from evaluation.table import PredictionTable
+
+SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config of a fit, without the checkpoint it resumed from."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Writes config.yaml once, at the start of a fit or of a council's test."""
+        folder = Path(trainer.default_root_dir)
+        if not trainer.is_global_zero or (
+            stage != "fit" and (folder / self.config_filename).exists()
+        ):
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config["ckpt_path"] = None
+        write_text(folder / self.config_filename, yaml.safe_dump(config, sort_keys=False))
+
+
+class Record(L.Callback):
+    """After validate or test: figures with intervals to files and to the terminal."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the figures of val, but not at every epoch of a fit."""
+        if trainer.state.fn == "validate":
+            self._keep(trainer, pl_module, "val", "results.val.json")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps the figures of test, and draws the report."""
+        self._keep(trainer, pl_module, "test", "results.json")
+
+    def _keep(self, trainer: L.Trainer, module: L.LightningModule, split: str, name: str) -> None:
+        said: dict[str, PredictionTable] = getattr(module, "tables", {}).get(split, {})
+        if not trainer.is_global_zero or not said:
+            return
+        folder = Path(trainer.default_root_dir)
+        results = results_of(folder.name, split, said)
+        if results.meta.get("members"):
+            write_json(folder / "council.json", council(results, folder))
+        write_run_report(folder, results, said, folder / HISTORY)
+        write_results(folder / name, results)
+        Console().print(summary(results))
+
+
+def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Results:
+    """Figures of the module's own table, and of its members' beside them."""
+    own = said[""]
+    others = {member: figures(table) for member, table in said.items() if member}
+    return Results(name, split, own.class_names, figures(own), others, meta=own.meta)
+
+
+def council(results: Results, folder: Path) -> dict[str, Any]:
+    """What makes the council one thing: voter, classes and members, by paths from `folder`."""
+    members = {
+        name: {**member, "path": os.path.relpath(member["path"], folder)}
+        for name, member in results.meta["members"].items()
+    }
+    return {
+        "format": 1,
+        "class_names": results.class_names,
+        "voter": results.meta["voter"],
+        "members": members,
+    }
+
+
+def summary(results: Results) -> Table:
+    """The main figures as a table for the terminal."""
+    table = Table(title=f"{results.name}: {results.split}", title_justify="left")
+    for column in ("", *SHOWN):
+        table.add_column(column, justify="right" if column else "left")
+    for name, metrics in {"": results.metrics, **results.others}.items():
+        table.add_row(name or results.name, *(shown(metrics[key]) for key in SHOWN))
+    return table
+
+
+def shown(figure: Figure) -> str:
+    """A figure with its interval, four digits."""
+    if figure.value is None:
+        return "-"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.4f}"
+    return f"{figure.value:.4f} ({figure.low:.4f} to {figure.high:.4f})"

@@ -1,0 +1,154 @@
+"""Runs of a study as processes: what state each is in, started, watched, resumed."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pandas as pd
+import yaml
+
+from evaluation.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG = "log.txt"
+LOCK = ".lock"
+FAILED = ".failed"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands.
+
+    Args:
+        word: waiting, running, stopped, failed or done.
+        epoch: epochs completed.
+        epochs: epochs planned, 0 while unknown.
+        figures: figures of the last epoch.
+    """
+
+    word: str
+    epoch: int = 0
+    epochs: int = 0
+    figures: dict[str, float] | None = None
+
+
+@dataclass
+class Run:
+    """One run folder and the command that fills it.
+
+    The process holds a lock on the folder for as long as it lives, so a second runner never
+    starts the same run twice, and a killed process leaves no lock behind.
+    """
+
+    name: str
+    folder: Path
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    returncode: int | None = None
+
+    def state(self) -> State:
+        """Read from the folder alone."""
+        epoch, figures = _progress(self.folder)
+        return State(self._word(), epoch, _planned(self.folder), figures)
+
+    def done(self) -> bool:
+        """Whether the run has its results."""
+        return (self.folder / "results.json").is_file()
+
+    def start(self) -> list[str]:
+        """Starts the process, from last.ckpt where there is one; returns its arguments."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / FAILED).unlink(missing_ok=True)
+        last = self.folder / "last.ckpt"
+        resume = ["--ckpt_path", str(last)] if last.is_file() else []
+        arguments = [*self.arguments, *resume]
+        with (self.folder / LOCK).open("w") as lock, (self.folder / LOG).open("ab") as log:
+            _lock(lock, self.name)
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "main", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                pass_fds=[lock.fileno()],
+            )
+        return arguments
+
+    def poll(self) -> bool:
+        """Whether the process has ended."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        self.returncode = self.process.returncode
+        if self.returncode:
+            write_text(self.folder / FAILED, self.complaint())
+        return True
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=30)
+
+    def complaint(self) -> str:
+        """The last line of the log, which says what went wrong."""
+        lines = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"ended with code {self.returncode} and no word"
+
+    def _word(self) -> str:
+        if self.done():
+            return "done"
+        if _is_locked(self.folder / LOCK):
+            return "running"
+        if (self.folder / FAILED).is_file():
+            return "failed"
+        return "stopped" if (self.folder / LOG).is_file() else "waiting"
+
+
+def wait_for_lock(run: Run, pause: float = 0.5) -> None:
+    """Waits while another process is filling the run folder."""
+    while _is_locked(run.folder / LOCK):
+        time.sleep(pause)
+
+
+def _environment() -> dict[str, str]:
+    """This tree first, so that members run the code that started them."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+
+
+def _lock(lock: IO[str], name: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"run {name!r} is being filled by another process") from None
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _progress(folder: Path) -> tuple[int, dict[str, float] | None]:
+    path = folder / "history.csv"
+    if not path.is_file():
+        return 0, None
+    last = pd.read_csv(path).iloc[-1].to_dict()
+    return int(last["epoch"]) + 1, {str(k): float(v) for k, v in last.items()}
+
+
+def _planned(folder: Path) -> int:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return 0
+    return int(yaml.safe_load(path.read_text())["trainer"]["max_epochs"] or 0)

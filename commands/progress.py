@@ -1,0 +1,85 @@
+"""The table that shows where the runs of a study stand: live in a terminal, lines elsewhere."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from commands.processes import Run, State
+
+SHOWN = ("val/loss", "val/accuracy")
+SPIN = "|/-\\"
+
+
+class Progress:
+    """Watches run folders; `update` looks again."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+        self.console = Console()
+        self.live = Live(console=self.console, auto_refresh=False)
+        self.said: dict[str, tuple[str, int]] = {}
+        self.ticks = 0
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+            self.update()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.update()
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self) -> None:
+        """Draws the table anew, or prints a line for each run that has moved."""
+        self.ticks += 1
+        states = {run.name: run.state() for run in self.runs}
+        if self.console.is_terminal:
+            self.live.update(self._table(states), refresh=True)
+            return
+        for name, state in states.items():
+            if self.said.get(name) != (state.word, state.epoch):
+                self.said[name] = (state.word, state.epoch)
+                print(line(name, state), flush=True)
+
+    def _table(self, states: dict[str, State]) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for column in ("run", "", "", "epoch", *SHOWN, "left"):
+            table.add_column(column, justify="left" if column in ("run", "") else "right")
+        for name, state in states.items():
+            spin = f" {SPIN[self.ticks % len(SPIN)]}" if state.word == "running" else ""
+            bar = ProgressBar(total=state.epochs or 1, completed=done(state), width=24)
+            table.add_row(name, state.word + spin, bar, *numbers(state))
+        return table
+
+
+def done(state: State) -> int:
+    """How much of the bar is full."""
+    return (state.epochs or 1) if state.word == "done" else state.epoch
+
+
+def numbers(state: State) -> list[str]:
+    """Epoch, figures of the last epoch, and seconds left, as text."""
+    epoch = f"{state.epoch}/{state.epochs}" if state.epochs else ""
+    figures = state.figures or {}
+    shown = [f"{figures[key]:.4f}" if key in figures else "" for key in SHOWN]
+    left = (state.epochs - state.epoch) * figures.get("seconds", 0.0)
+    return [epoch, *shown, f"{left:.0f} s" if left and state.word == "running" else ""]
+
+
+def line(name: str, state: State) -> str:
+    """One line that says where a run stands."""
+    epoch, loss, accuracy, left = numbers(state)
+    parts = [f"epoch {epoch}" if epoch else "", f"val loss {loss}" if loss else ""]
+    parts += [f"val accuracy {accuracy}" if accuracy else "", f"{left} left" if left else ""]
+    return f"{name:<16} {state.word:<8} {'  '.join(filter(None, parts))}".rstrip()

@@ -1,0 +1,254 @@
+"""Where samples come from: class folders, tables, generated pictures; each gives a manifest."""
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from datamodules.manifest import Manifest, split_of
+from datamodules.phantoms import Recipe, written
+
+SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+NO_PATIENTS = "patients are unknown: a patient's pictures may stand on both sides of a split"
+
+
+class Source(ABC):
+    """Something that can list its samples."""
+
+    def prepare(self) -> None:
+        """Makes or fetches what is missing; called once, on one process, before ``manifest``."""
+        return
+
+    @abstractmethod
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """All samples; class names that differ from what the files say are refused."""
+
+
+@dataclass(frozen=True)
+class Fractions:
+    """A split by patient, each patient's side being a function of its name and the seed.
+
+    Args:
+        val: Share of the patients that validation gets.
+        test: Share of the patients that test gets.
+        seed: Another seed, another split.
+    """
+
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+    def split(self, patients: pd.Series) -> list[str]:
+        """One split a row; rows of one patient get the same."""
+        return [split_of(patient, self.val, self.test, self.seed) for patient in patients]
+
+
+class Folders(Source):
+    """A folder for each class, in ``train``, ``val``, ``test`` folders or in none.
+
+    Args:
+        root: The folder that holds the split folders or the class folders.
+        patient: A regular expression whose first group, searched in the path below ``root``, is
+            the patient; null when the files do not say it, which every report will then mention.
+        fractions: How to split by patient when there are no split folders.
+    """
+
+    def __init__(self, root: str, patient: str | None, fractions: Fractions | None = None) -> None:
+        self.root, self.patient, self.fractions = Path(root), patient, fractions
+
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """One row a picture file; its id is the path below ``root``."""
+        files = _picture_files(self.root)
+        has_splits = any(path.parts[0].lower() in SPLIT_FOLDERS for path in files)
+        table = pd.DataFrame({"id": [path.as_posix() for path in files]})
+        table["path"] = [str(self.root / path) for path in files]
+        table["label"] = self._labels(files, int(has_splits), class_names)
+        table["patient"] = self._patients(table["id"])
+        table["split"] = self._splits(files, table["patient"], has_splits)
+        table["study"] = table["patient"]
+        notes = () if self.patient else (NO_PATIENTS,)
+        return Manifest(table, class_names, notes)
+
+    def _labels(self, files: list[Path], level: int, class_names: list[str]) -> list[int]:
+        loose = [str(path) for path in files if len(path.parts) <= level + 1]
+        if loose:
+            raise ValueError(f"{self.root}: {loose[:3]} lie in no class folder")
+        names = [path.parts[level] for path in files]
+        _check_names(sorted(set(names)), class_names, self.root)
+        return [class_names.index(name) for name in names]
+
+    def _patients(self, ids: pd.Series) -> list[str]:
+        if self.patient is None:
+            return ids.tolist()
+        found = [re.search(self.patient, name) for name in ids]
+        lost = [name for name, match in zip(ids, found, strict=True) if match is None]
+        if lost:
+            raise ValueError(f"patient is {self.patient!r}, which does not match {lost[:3]}")
+        return [match.group(1) for match in found if match is not None]
+
+    def _splits(self, files: list[Path], patients: pd.Series, has_splits: bool) -> list[str]:
+        if has_splits:
+            return [_split_folder(path, self.root) for path in files]
+        if self.fractions is None:
+            raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
+        return self.fractions.split(patients)
+
+
+class Table(Source):
+    """CSV or Parquet files with one row a picture.
+
+    Args:
+        files: Path of the table, or of several that are read one after another.
+        patient: The column that says the patient; null when there is none, which every report
+            will then mention.
+        root: The folder below which the paths lie; the table's own folder when null.
+        path: The column with the picture's path.
+        label: The column with the class, as a name or as a number; null when labels are unknown.
+        split: The column that says the split; null when there is none.
+        study: The column that says the study; null takes the patient.
+        attributes: Further columns to keep; null keeps all.
+        fractions: How to split by patient when there is no split column.
+    """
+
+    def __init__(
+        self,
+        files: str | list[str],
+        patient: str | None,
+        root: str | None = None,
+        path: str = "path",
+        label: str | None = "label",
+        split: str | None = "split",
+        study: str | None = None,
+        attributes: list[str] | None = None,
+        fractions: Fractions | None = None,
+    ) -> None:
+        self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
+        self.root = Path(root) if root is not None else self.files[0].parent
+        self.columns = {"path": path, "label": label, "split": split, "patient": patient}
+        self.study, self.attributes, self.fractions = study, attributes, fractions
+
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """One row a row of the files; its id is the path as the table writes it."""
+        raw = pd.concat([_read_table(path) for path in self.files], ignore_index=True)
+        given = {ours: name for ours, name in self.columns.items() if name is not None}
+        self._check_columns(raw, [*given.values(), *([self.study] if self.study else [])])
+        table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
+        table["path"] = [str(self.root / name) for name in raw[given["path"]]]
+        table["label"] = self._labels(raw, class_names)
+        table["patient"] = raw[given["patient"]].astype(str) if "patient" in given else table["id"]
+        table["split"] = self._splits(raw, table["patient"])
+        table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
+        notes = () if "patient" in given else (NO_PATIENTS,)
+        return Manifest(table.join(self._attributes(raw)), class_names, notes)
+
+    def _check_columns(self, raw: pd.DataFrame, wanted: list[str]) -> None:
+        missing = [name for name in [*wanted, *(self.attributes or [])] if name not in raw.columns]
+        if missing:
+            raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
+
+    def _labels(self, raw: pd.DataFrame, class_names: list[str]) -> list[int]:
+        column = self.columns["label"]
+        if column is None:
+            return [-1] * len(raw)
+        values = raw[column].astype(str)
+        if set(values) <= {str(number) for number in range(len(class_names))} - set(class_names):
+            return [int(value) for value in values]
+        _check_names(sorted(set(values)), class_names, self.files[0])
+        return [class_names.index(value) for value in values]
+
+    def _splits(self, raw: pd.DataFrame, patients: pd.Series) -> list[str]:
+        column = self.columns["split"]
+        if column is not None:
+            return [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
+        if self.columns["label"] is None:
+            return ["predict"] * len(raw)
+        if self.fractions is None:
+            raise ValueError(
+                f"{self.files[0]}: no split column; give fractions to split by patient"
+            )
+        return self.fractions.split(patients)
+
+    def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
+        used = {*self.columns.values(), self.study, "id"}
+        kept = self.attributes if self.attributes is not None else list(raw.columns)
+        return raw[[name for name in kept if name not in used]]
+
+
+class Phantoms(Source):
+    """Generated pictures with known lesions, made on first use; nothing is fetched.
+
+    Args:
+        kind: What is drawn: ``fracture`` (none, simple, comminuted).
+        patients: How many patients there are.
+        films: How many pictures a patient has in the mean.
+        size: Side of the pictures in pixels.
+        seed: Another seed, other pictures.
+        root: The folder in which the pictures are kept.
+        val: Share of the patients that validation gets.
+        test: Share of the patients that test gets.
+    """
+
+    def __init__(
+        self,
+        kind: str = "fracture",
+        patients: int = 300,
+        films: int = 3,
+        size: int = 64,
+        seed: int = 0,
+        root: str = "data/phantoms",
+        val: float = 0.15,
+        test: float = 0.15,
+    ) -> None:
+        self.recipe = Recipe(kind, patients, films, size, seed)
+        self.root, self.fractions = Path(root), Fractions(val, test, seed)
+
+    def prepare(self) -> None:
+        """Draws the pictures unless the folder is there."""
+        written(self.recipe, self.root)
+
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """One row a picture, with the column ``box`` and what else its kind says."""
+        table = written(self.recipe, self.root) / "manifest.csv"
+        source = Table(str(table), "patient", split=None, study="study", fractions=self.fractions)
+        return source.manifest(class_names)
+
+
+def _picture_files(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    files = [path.relative_to(root) for path in found]
+    if not files:
+        raise ValueError(f"{root}: no picture files ({' '.join(sorted(SUFFIXES))}) below it")
+    return files
+
+
+def _split_folder(path: Path, root: Path) -> str:
+    folder = path.parts[0].lower()
+    if folder not in SPLIT_FOLDERS:
+        raise ValueError(f"{root / path}: not in one of the folders {sorted(SPLIT_FOLDERS)}")
+    return SPLIT_FOLDERS[folder]
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix.lower() == ".parquet":
+        return pd.read_parquet(path)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _check_names(found: list[str], class_names: list[str], where: Path) -> None:
+    if sorted(class_names) != found:
+        raise ValueError(f"{where}: the files say {found}, class_names says {class_names}")

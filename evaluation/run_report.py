@@ -1,0 +1,72 @@
+"""The report of one run: what it reached, how it learned, where it errs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation import figures as drawings
+from evaluation import report
+from evaluation.results import Results
+from evaluation.table import PredictionTable
+
+FILE = "report.html"
+MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll")
+
+
+def write_run_report(
+    folder: Path, results: Results, tables: Mapping[str, PredictionTable], history: Path
+) -> None:
+    """Writes report.html for a member or a council; `tables` holds its own under ""."""
+    sections = [
+        report.lead(results.name, "accuracy", results.metrics["accuracy"]),
+        *notes(results),
+        *_members(results),
+        report.figures_table({k: f for k, f in results.metrics.items() if k in MAIN}),
+        *pictures(tables[""]),
+        *_curves(history),
+        report.figures_table(results.metrics, "All figures"),
+        report.Details(facts(results)),
+    ]
+    write_title = f"{results.name}: {results.split} split"
+    report.write_report(folder / FILE, write_title, sections)
+
+
+def pictures(table: PredictionTable) -> list[report.Section]:
+    """Where it errs, how it separates the classes, whether its confidence can be believed."""
+    return [
+        report.Picture(drawings.confusion(table), "Rows are the true classes.", "Confusion"),
+        report.Picture(drawings.roc(table), "Each class against the others.", "ROC"),
+        report.Picture(
+            drawings.reliability({"": table}),
+            "Bars are 95 % intervals of a bin's accuracy.",
+            "Confidence",
+        ),
+    ]
+
+
+def notes(results: Results) -> list[report.Section]:
+    """Warnings that every report must carry."""
+    return [report.Text(str(note)) for note in results.meta.get("notes", [])]
+
+
+def facts(results: Results) -> dict[str, object]:
+    """Hashes, versions and settings, flat."""
+    return {k: v for k, v in results.meta.items() if k not in ("members", "notes")}
+
+
+def _members(results: Results) -> list[report.Section]:
+    if not results.others:
+        return []
+    rows: list[tuple[report.Cell, ...]] = [
+        (name, *(metrics[key] for key in MAIN))
+        for name, metrics in {results.name: results.metrics, **results.others}.items()
+    ]
+    return [report.Table(("", *MAIN), rows, "Members", strong=[0])]
+
+
+def _curves(history: Path) -> list[report.Section]:
+    if not history.is_file():
+        return []
+    drawn = drawings.learning_curves(pd.read_csv(history))
+    return [report.Picture(drawn, "One point an epoch.", "Learning curves")]

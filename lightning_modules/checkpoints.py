@@ -1,0 +1,175 @@
+"""The self-describing block of a checkpoint: written, read without pickle, verified."""
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+FORMAT = 1
+KEY = "consilium"
+PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
+REGISTRY: dict[str, type[nn.Module]] = {}
+
+Module = TypeVar("Module", bound=type[nn.Module])
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a checkpoint says of itself; plain values only.
+
+    Args:
+        module: name of the class in our registry.
+        init_args: its constructor's arguments, groups of settings as dicts.
+        class_names: the classes in the order of the logits.
+        preprocess: the Preprocess as a dict.
+        manifest_digest: digest of the manifest it was trained on.
+        train_ids: 64-bit hashes of the training ids.
+        metrics: figures of the val split measured on these weights.
+        measured_weights: hash of the weights that the figures were measured on.
+        weights: hash of the weights in this file.
+        epoch: epochs completed.
+        versions: package versions at the time of writing.
+        format: version of this block.
+    """
+
+    module: str
+    init_args: dict[str, Any]
+    class_names: list[str]
+    preprocess: dict[str, Any]
+    manifest_digest: str
+    train_ids: Tensor
+    metrics: dict[str, float]
+    measured_weights: str
+    weights: str
+    epoch: int
+    versions: dict[str, str]
+    format: int = FORMAT
+
+
+def register(cls: Module) -> Module:
+    """Makes a module class known to `load` by its name."""
+    REGISTRY[cls.__name__] = cls
+    return cls
+
+
+def plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments as plain values: groups of settings become dicts."""
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in arguments.items()
+        if name not in ("self", "__class__")
+    }
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def id_hashes(ids: Iterable[str]) -> Tensor:
+    """Sorted 64-bit hashes of sample ids."""
+    digests = (hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
+    return torch.tensor(
+        sorted(int.from_bytes(d, "big", signed=True) for d in digests), dtype=torch.int64
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a checkpoint means."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def write_block(checkpoint: dict[str, Any], **facts: Any) -> None:  # noqa: ANN401
+    """Adds the block to a checkpoint that is being saved, once its weights are in it."""
+    weights = weights_hash(checkpoint["state_dict"])
+    checkpoint[KEY] = asdict(Block(weights=weights, versions=versions(), **facts))
+
+
+def read(path: str | Path) -> tuple[Block, dict[str, Tensor]]:
+    """The block and the weights of a checkpoint file; no code in the file is run."""
+    content = _content(Path(path))
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a Consilium checkpoint (it holds no dictionary)")
+    return read_block(content, str(path)), content["state_dict"]
+
+
+def read_block(content: dict[str, Any], path: str) -> Block:
+    """The block of a checkpoint's content, checked; `path` is for the message."""
+    said = content.get(KEY)
+    known = {f.name for f in fields(Block)}
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path}: not a Consilium checkpoint (it has no {KEY!r} block)")
+    if said.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: block format {said.get('format')!r}, this reads {FORMAT}")
+    if set(said) != known:
+        raise CheckpointError(f"{path}: block fields {sorted(set(said) ^ known)} are off")
+    if said["module"] not in REGISTRY:
+        raise CheckpointError(
+            f"{path}: module {said['module']!r} is not one of {', '.join(sorted(REGISTRY))}"
+        )
+    return Block(**said)
+
+
+def load(path: str | Path) -> tuple[nn.Module, Block]:
+    """The module of a checkpoint in eval mode, without its YAML and without network."""
+    block, state = read(path)
+    if weights_hash(state) != block.weights:
+        raise CheckpointError(f"{path}: the weights do not have the hash that the file states")
+    module = build(block)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from None
+    return module.eval(), block
+
+
+def build(block: Block) -> nn.Module:
+    """An untrained module as the block describes it; nothing is fetched."""
+    cls = REGISTRY[block.module]
+    hints = get_type_hints(cls.__init__)
+    groups = {
+        name: hints[name](**value) if is_dataclass(hints[name]) else value
+        for name, value in block.init_args.items()
+    }
+    return cls(**{**groups, "pretrained": False})
+
+
+def refuse_training_ids(block: Block, ids: Iterable[str], where: str) -> None:
+    """An error when any of `ids` was trained on: nobody is tested on what they learnt from."""
+    seen = torch.isin(id_hashes(ids), block.train_ids).sum().item()
+    if seen:
+        raise CheckpointError(
+            f"{where}: {seen} of the samples to be tested are training samples of this checkpoint"
+        )
+
+
+def _content(path: Path) -> object:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: truncated, or not a checkpoint (no zip archive of torch)")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        raise CheckpointError(f"{path}: refused, it holds code{what}, not only weights") from None
+    except (RuntimeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None

@@ -1,0 +1,130 @@
+"""One backbone and its training: K classes, one logit each."""
+
+from typing import Any, Self
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_modules import backbones, checkpoints
+from lightning_modules.batch import Batch
+from lightning_modules.exact import ExactModule
+from lightning_modules.losses import Loss
+from lightning_modules.schedules import Optimisation
+from lightning_modules.tuning import FineTuning, rest
+
+Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
+
+
+@checkpoints.register
+class ImageClassifier(ExactModule):
+    """A timm backbone that gives one logit a class, (B, K), and learns by a weighted loss.
+
+    Args:
+        class_names: the classes in the order of the logits; linked from the data.
+        backbone: a timm name; `consilium backbones PATTERN` lists them.
+        pretrained: true fetches timm's weights, false starts from random ones, a path reads a file.
+        image_size: side of the input in pixels; linked from the data.
+        backbone_args: further arguments of the timm model, drop_rate for instance.
+        loss: focal loss, class weights and smoothing.
+        optimisation: optimiser and schedule.
+        tuning: what is frozen, and how the learning rate falls with depth.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: str = "resnet50",
+        pretrained: bool | str = False,
+        image_size: int | None = None,
+        backbone_args: dict[str, Plain] | None = None,
+        loss: Loss = Loss(),
+        optimisation: Optimisation = Optimisation(),
+        tuning: FineTuning = FineTuning(),
+    ) -> None:
+        init_args = checkpoints.plain(locals())
+        super().__init__()
+        self.init_args = init_args
+        self.class_names = class_names
+        self.loss, self.optimisation, self.tuning = loss, optimisation, tuning
+        self.class_weights: Tensor | None = None
+        options: dict[str, Any] = backbone_args or {}
+        self.net = backbones.build(
+            backbone, len(class_names), pretrained=pretrained, image_size=image_size, **options
+        )
+        self.train_accuracy = MulticlassAccuracy(len(class_names), average="micro")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K) of normalised images (B, 3, H, W)."""
+        logits: Tensor = self.net(image)
+        return logits
+
+    def votes(self, batch: Batch) -> Tensor:
+        """Its own logits as those of one member, (B, 1, K)."""
+        logits: Tensor = self(batch["image"])
+        return logits.unsqueeze(1)
+
+    def setup(self, stage: str) -> None:
+        """Takes the class weights of the training split, and answers for what it is tested on."""
+        if stage == "fit":
+            weights = self.data.class_weights
+            self.class_weights = None if weights is None else torch.tensor(weights)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        logits = self.votes(batch)[:, 0]
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        loss: Tensor = self.loss(logits, batch["label"], weights)
+        self.train_accuracy(logits, batch["label"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        """Measures val, and tells a plateau schedule before checkpoints are written."""
+        super().on_validation_epoch_end()
+        if self.trainer.training and not self.trainer.sanity_checking:
+            figures = {f"val/{name}": value for name, value in self.figures["val"].items()}
+            self.optimisation.observe(self.trainer, figures)
+
+    def on_train_epoch_start(self) -> None:
+        """Freezes and thaws: a function of the epoch alone, so it is the same after a resume."""
+        self.tuning.apply(self.net, self.current_epoch)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, but for frozen layers: their batch norms stay as they are."""
+        super().train(mode)
+        if mode:
+            rest(self.net)
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser and schedule that `optimisation` names."""
+        return self.optimisation.configure(self.net, self.trainer, self.tuning)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the block by which the checkpoint describes itself."""
+        data = self.data
+        table = data.manifest.table
+        checkpoints.write_block(
+            checkpoint,
+            module=type(self).__name__,
+            init_args=self.init_args,
+            class_names=list(self.class_names),
+            preprocess=data.preprocess.to_dict(),
+            manifest_digest=data.manifest.digest(),
+            train_ids=checkpoints.id_hashes(table["id"][table["split"] == "train"]),
+            metrics=dict(self.figures.get("val", {})),
+            measured_weights=self.measured,
+            epoch=self.current_epoch + 1,
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses another's classes, and to be tested on what it was trained on."""
+        block = checkpoints.read_block(checkpoint, "checkpoint")
+        if block.class_names != list(self.class_names):
+            raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
+        for split in {"validate": ["val"], "test": ["test"]}.get(self.trainer.state.fn or "", []):
+            checkpoints.refuse_training_ids(block, self.ids(split), f"split {split!r}")

@@ -1,0 +1,104 @@
+"""The council: trained checkpoints look at one image and vote."""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluation import pooling
+from evaluation.table import PredictionTable
+from lightning_modules import checkpoints
+from lightning_modules.batch import Batch
+from lightning_modules.exact import ExactModule
+
+
+class EnsembleModule(ExactModule):
+    """Members from checkpoints, each with its own view of the image, and a voter.
+
+    The members' logits are gathered like those of a single model and pooled on the whole table by
+    the same function that pools prediction tables offline.
+
+    Args:
+        class_names: the classes in the order of the logits; linked from the data.
+        members: checkpoint files, run folders (their best.ckpt), or patterns of either.
+        voter: how the votes are pooled.
+    """
+
+    def __init__(self, class_names: list[str], members: list[str], voter: str = "soft") -> None:
+        super().__init__()
+        self.class_names = class_names
+        self.voter = voter
+        self.paths = paths = find_members(members)
+        self.member_names = tuple(member_names(paths))
+        loaded = [checkpoints.load(path) for path in paths]
+        self.blocks = [block for _, block in loaded]
+        self.orders = [self._order(p, b) for p, b in zip(paths, self.blocks, strict=True)]
+        self.members = nn.ModuleList([module for module, _ in loaded])
+        self.views: list[str] = []
+
+    def setup(self, stage: str) -> None:
+        """Asks the data for one view for each distinct Preprocess; refuses training images."""
+        if stage == "fit":
+            raise ValueError("a council is not trained: fit its members, then test it")
+        self.views = self.data.view_names([block.preprocess for block in self.blocks])
+        split = {"validate": "val", "test": "test"}.get(stage)
+        for name, block in zip(self.member_names, self.blocks, strict=True):
+            if split:
+                checkpoints.refuse_training_ids(block, self.ids(split), f"member {name!r}")
+
+    def votes(self, batch: Batch) -> Tensor:
+        """Logits of every member in the council's class order, (B, M, K)."""
+        images = batch["image"]
+        if not isinstance(images, dict):
+            raise ValueError("a council needs a batch of views; its data module gave one image")
+        said = [
+            member(images[view])[:, order]
+            for member, view, order in zip(self.members, self.views, self.orders, strict=True)
+        ]
+        return torch.stack([logits.float() for logits in said], dim=1)
+
+    def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
+        """The members' tables and, under "", the council's."""
+        pooled = pooling.pool(pooling.Soft(), list(members.values()))
+        return {"": pooled, **members}
+
+    def describe(self) -> dict[str, Any]:
+        """What the council's prediction table says of the weights behind it."""
+        members = {
+            name: {"path": str(path), "weights": block.weights}
+            for name, path, block in zip(self.member_names, self.paths, self.blocks, strict=True)
+        }
+        return {**super().describe(), "voter": self.voter, "members": members}
+
+    def _order(self, path: Path, block: checkpoints.Block) -> list[int]:
+        if sorted(block.class_names) != sorted(self.class_names):
+            raise ValueError(
+                f"{path}: its classes are {block.class_names}, the council's {self.class_names}"
+            )
+        return [block.class_names.index(name) for name in self.class_names]
+
+
+def find_members(patterns: list[str]) -> list[Path]:
+    """Checkpoint files of paths, run folders and globs, in the order given, each once."""
+    found = [Path(hit) for pattern in patterns for hit in _matches(pattern)]
+    return list(dict.fromkeys(path / "best.ckpt" if path.is_dir() else path for path in found))
+
+
+def member_names(paths: list[Path]) -> list[str]:
+    """A short distinct name for each member: its run folder's, else the path itself."""
+    short = [p.parent.name if p.stem in ("best", "last") else p.stem for p in paths]
+    return (
+        short if len(set(short)) == len(short) else [p.as_posix().replace("/", "-") for p in paths]
+    )
+
+
+def _matches(pattern: str) -> list[str]:
+    if not glob.has_magic(pattern):
+        return [pattern]
+    anchor = Path(pattern).anchor
+    hits = sorted(map(str, Path(anchor).glob(str(Path(pattern).relative_to(anchor)))))
+    if not hits:
+        raise ValueError(f"members: nothing matches {pattern!r}")
+    return hits

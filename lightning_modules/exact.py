@@ -1,0 +1,140 @@
+"""Every sample once: what a module says of a split, gathered over processes, then measured."""
+
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from evaluation.metrics import nll, quick
+from evaluation.table import PredictionTable, require_ids
+from lightning_modules.batch import Batch, Data
+from lightning_modules.checkpoints import weights_hash
+
+
+def measured(table: PredictionTable) -> dict[str, float]:
+    """Figures of each epoch; `loss` is the mean negative log-likelihood, whatever was trained."""
+    return {"loss": float(nll(table).mean()), **quick(table.probabilities, table.labels)}
+
+
+class ExactModule(L.LightningModule):
+    """A module whose validate, test and predict count every sample once on any number of processes.
+
+    Nothing is exchanged inside the loop: a process may have any number of samples, none included.
+    After the loop rows are gathered by their true lengths, ordered by index and held against the
+    split. `tables[split]` then holds the prediction table of the module under "" and those of a
+    council's members under their names. A subclass says `votes(batch)`, (B, M, K).
+    """
+
+    class_names: list[str]
+    #: the members whose votes are asked for; a single model is its own and only member
+    member_names: tuple[str, ...] = ("",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, dict[str, PredictionTable]] = {}
+        self.figures: dict[str, dict[str, float]] = {}
+        self.measured = ""
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def data(self) -> Data:
+        """The trainer's data module, of which only these public attributes are used."""
+        return cast(Any, self.trainer).datamodule  # type: ignore[no-any-return]
+
+    def votes(self, batch: Batch) -> Tensor:
+        """Logits of every member, (B, M, K)."""
+        raise NotImplementedError
+
+    def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
+        """All tables to keep, given those of the members; the module's own stands under ""."""
+        return members
+
+    def ids(self, split: str) -> list[str]:
+        """The ids of a split, as the data module has them."""
+        return list(self.data.manifest.table["id"].iloc[self.data.rows(split)])
+
+    def describe(self) -> dict[str, Any]:
+        """What a prediction table says of the weights behind it."""
+        return {"module": type(self).__name__, "weights": weights_hash(self.state_dict())}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects one batch of the val split."""
+        self._collect(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects one batch of the test split."""
+        self._collect(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects one batch of the split to predict."""
+        self._collect(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets what an interrupted loop may have left."""
+        self._seen.clear()
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets what an interrupted loop may have left."""
+        self._seen.clear()
+
+    def on_predict_epoch_start(self) -> None:
+        """Forgets what an interrupted loop may have left."""
+        self._seen.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        """Measures the whole val split."""
+        if self.trainer.sanity_checking:
+            return
+        self._gather("val", whole=self.trainer.limit_val_batches == 1.0)
+        self._measure("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Measures the whole test split."""
+        self._gather("test", whole=self.trainer.limit_test_batches == 1.0)
+        self._measure("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Gathers the predicted split; labels may be unknown, so nothing is measured."""
+        self._gather(self.data.predict_split, whole=self.trainer.limit_predict_batches == 1.0)
+
+    def _collect(self, batch: Batch) -> None:
+        votes = self.votes(batch).detach().float().cpu()
+        self._seen.append((batch["index"].cpu(), votes))
+
+    def _measure(self, split: str) -> None:
+        """Figures are computed once, on the first process, so that all act on the same."""
+        figures = measured(self.tables[split][""]) if self.trainer.is_global_zero else {}
+        self.figures[split] = self.trainer.strategy.broadcast(figures)
+        self.log_dict({f"{split}/{k}": v for k, v in self.figures[split].items()}, prog_bar=True)
+
+    def _gather(self, split: str, whole: bool) -> None:
+        index, votes = (np.concatenate(part) for part in zip(*self._everyone(), strict=True))
+        order = np.argsort(index, kind="stable")
+        order = order[index[order] >= 0]  # -1: the stand-in of a process that has no sample
+        rows = self.data.manifest.table.iloc[index[order]].drop(columns="path")
+        meta = self._meta()
+        self.measured = meta["weights"]
+        members = {
+            name: PredictionTable(rows, votes[order, m], self.class_names, meta)
+            for m, name in enumerate(self.member_names)
+        }
+        if whole:
+            require_ids(members[self.member_names[0]], self.ids(split))
+        self.tables[split] = self.combine(members)
+
+    def _everyone(self) -> list[tuple[np.ndarray, ...]]:
+        """This process's rows, and those of all others, in the order of their ranks."""
+        mine = tuple(torch.cat(part).numpy() for part in zip(*self._seen, strict=True))
+        self._seen.clear()
+        everyone: list[Any] = [mine]
+        if dist.is_available() and dist.is_initialized():
+            everyone = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, mine)
+        return [rows for rows in everyone if rows]
+
+    def _meta(self) -> dict[str, Any]:
+        digest = self.data.manifest.digest()
+        return {**self.describe(), "manifest_digest": digest, "tta": None}

@@ -1,0 +1,54 @@
+"""The front door: training through LightningCLI, and a table of the other verbs."""
+
+import importlib
+import sys
+import traceback
+
+TRAINING = {
+    "fit": "train one member, then measure its best epoch on val and test",
+    "validate": "measure a checkpoint on the val split",
+    "test": "measure a checkpoint or a council on the test split",
+    "predict": "write the prediction table of a split, labels or not",
+}
+VERBS = {
+    "study": "run members and their council from one file; resume, status, dry run",
+}
+
+
+def usage() -> str:
+    """Every verb with one line."""
+    lines = [f"  {verb:<10} {what}" for verb, what in {**TRAINING, **VERBS}.items()]
+    head = "usage: consilium VERB [ARGUMENTS]\n\nVision backbones look at one image and vote.\n"
+    tail = "consilium VERB --help explains a verb; --debug anywhere shows where an error arose."
+    return "\n".join([head, *lines, "", tail])
+
+
+def run(args: list[str]) -> int:
+    """Carries out one verb and returns its exit code; errors are raised."""
+    verb, rest = args[0], args[1:]
+    module = "commands.lightning" if verb in TRAINING else f"commands.{verb}"
+    if verb not in TRAINING | VERBS:
+        raise ValueError(f"verb {verb!r} is not one of {', '.join(TRAINING | VERBS)}")
+    code: int = importlib.import_module(module).run(args if verb in TRAINING else rest)
+    return code
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    try:
+        return run(args)
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"consilium {args[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

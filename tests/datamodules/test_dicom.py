@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from datamodules.images import ImageError, read
+
+pydicom = pytest.importorskip("pydicom")
+RAMP = np.arange(0, 4096, 273, dtype=np.uint16).reshape(4, 4)
+
+
+def written(path, array=RAMP, **tags):
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data = pydicom.Dataset()
+    data.file_meta = meta
+    data.Rows, data.Columns = array.shape[-2:]
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = array.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_without_a_window_the_range_is_the_pictures_own(tmp_path):
+    found = read(written(tmp_path / "a.dcm"))
+    assert np.array_equal(found, np.rint(RAMP / RAMP.max() * 255))
+
+
+def test_modality_comes_before_the_window_and_the_window_before_inversion(tmp_path):
+    tags = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 3000, "WindowWidth": 2001}
+    shown = np.clip((RAMP * 2.0 - 1000 - 2999.5) / 2000 + 0.5, 0, 1)
+    found = read(written(tmp_path / "a.dcm", **tags))
+    assert np.array_equal(found, np.rint(shown * 255))
+    dark = read(written(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1", **tags))
+    assert np.array_equal(dark, np.rint((1 - shown) * 255))
+
+
+def test_exact_and_sigmoid_windows_follow_the_standard(tmp_path):
+    tags = {"WindowCenter": 2000, "WindowWidth": 1000}
+    exact = read(written(tmp_path / "a.dcm", VOILUTFunction="LINEAR_EXACT", **tags))
+    assert np.array_equal(exact, np.rint(np.clip((RAMP - 2000.0) / 1000 + 0.5, 0, 1) * 255))
+    sigmoid = read(written(tmp_path / "b.dcm", VOILUTFunction="SIGMOID", **tags))
+    assert np.array_equal(sigmoid, np.rint(255 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000))))
+
+
+def test_a_voi_table_is_used(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [4096, 0, 16], [65535 - 16 * k for k in range(4096)]
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    found = read(written(tmp_path / "a.dcm", VOILUTSequence=[table]))
+    assert np.array_equal(found, np.rint((65535 - 16.0 * RAMP) / 65535 * 255))
+
+
+def test_frames_are_named_or_refused(tmp_path):
+    path = written(tmp_path / "a.dcm", np.stack([RAMP, RAMP[::-1]]), NumberOfFrames=2)
+    with pytest.raises(ImageError, match=r"a.dcm: .*2 frames; name one"):
+        read(path)
+    assert np.array_equal(read(f"{path}#1"), read(f"{path}#0")[::-1])
+    with pytest.raises(ImageError, match=r"a.dcm: .*frame is 2"):
+        read(f"{path}#2")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = written(tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ImageError, match=r"a.dcm: DICOM that cannot be read"):
+        read(path)

@@ -1,0 +1,34 @@
+import pytest
+
+from datamodules.samplers import ExactSampler, ShuffledSampler
+
+
+@pytest.mark.parametrize("size", [21, 5, 1])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_exact_sees_each_once_and_maybe_none(size, world):
+    parts = [list(ExactSampler(size, rank, world)) for rank in range(world)]
+    assert sorted(position for part in parts for _, position in part) == list(range(size))
+    for rank, part in enumerate(parts):
+        assert len(part) == len(ExactSampler(size, rank, world))
+        assert all(position % world == rank for _, position in part)
+
+
+def test_shuffled_is_a_function_of_seed_and_epoch():
+    sampler = ShuffledSampler(50, seed=3)
+    first = list(sampler)
+    assert first == list(ShuffledSampler(50, seed=3))
+    assert sorted(position for _, position in first) == list(range(50))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert {epoch for epoch, _ in second} == {1}
+    assert [p for _, p in second] != [p for _, p in first]
+    assert list(ShuffledSampler(50, seed=4)) != first
+
+
+@pytest.mark.parametrize(("size", "world", "each"), [(10, 2, 5), (11, 2, 6), (1, 3, 1)])
+def test_shuffled_gives_every_process_as_many(size, world, each):
+    parts = [list(ShuffledSampler(size, 0, rank, world)) for rank in range(world)]
+    assert [len(part) for part in parts] == [each] * world
+    assert {position for part in parts for _, position in part} == set(range(size))
+    whole = [position for _, position in ShuffledSampler(size)]
+    assert [position for pair in zip(*parts, strict=True) for _, position in pair][:size] == whole

@@ -1,0 +1,101 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.sources import Folders, Fractions, Table
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((8, 8), 7, np.uint8))
+
+
+@pytest.fixture
+def split_folders(tmp_path):
+    for name in ("train/no/p1_a", "train/yes/p2_a", "valid/no/p3_a", "test/yes/p4_a"):
+        picture(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def test_folders_say_class_split_and_patient(split_folders):
+    manifest = Folders(str(split_folders), patient=r"(p\d+)_").manifest(["no", "yes"])
+    assert manifest.table["id"].tolist() == [
+        "test/yes/p4_a.png",
+        "train/no/p1_a.png",
+        "train/yes/p2_a.png",
+        "valid/no/p3_a.png",
+    ]
+    assert manifest.table["split"].tolist() == ["test", "train", "train", "val"]
+    assert manifest.table["label"].tolist() == [1, 0, 1, 0]
+    assert manifest.table["patient"].tolist() == ["p4", "p1", "p2", "p3"]
+    assert manifest.notes == ()
+
+
+def test_unknown_patients_are_said_and_noted(split_folders):
+    manifest = Folders(str(split_folders), patient=None).manifest(["no", "yes"])
+    assert manifest.table["patient"].is_unique
+    assert "patients are unknown" in manifest.notes[0]
+    with pytest.raises(ValueError, match=r"'x\(y\)', which does not match \['test/yes/p4_a.png'"):
+        Folders(str(split_folders), patient="x(y)").manifest(["no", "yes"])
+
+
+def test_folders_without_splits_need_fractions(tmp_path):
+    for n in range(40):
+        picture(tmp_path / "no" / f"p{n % 20}_{n}.png")
+    with pytest.raises(ValueError, match="give fractions"):
+        Folders(str(tmp_path), r"(p\d+)_").manifest(["no"])
+    table = Folders(str(tmp_path), r"(p\d+)_", Fractions(0.3, 0.3)).manifest(["no"]).table
+    assert table.groupby("patient")["split"].nunique().max() == 1
+    assert table["split"].nunique() == 3
+
+
+def test_names_that_do_not_agree_are_both_told(split_folders):
+    with pytest.raises(ValueError, match=r"the files say \['no', 'yes'\].*says \['no', 'maybe'\]"):
+        Folders(str(split_folders), None).manifest(["no", "maybe"])
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        Folders(str(split_folders / "nowhere"), None).manifest(["no"])
+
+
+@pytest.fixture
+def rows():
+    return pd.DataFrame(
+        {
+            "file": ["a.png", "b.png", "c.png"],
+            "grade": ["mild", "none", "mild"],
+            "fold": ["train", "valid", "test"],
+            "person": ["1", "2", "3"],
+            "site": ["x", "y", "x"],
+        }
+    )
+
+
+def test_a_table_is_read_by_column_names(tmp_path, rows):
+    rows[:2].to_csv(tmp_path / "one.csv", index=False)
+    rows[2:].to_parquet(tmp_path / "two.parquet")
+    files = [str(tmp_path / "one.csv"), str(tmp_path / "two.parquet")]
+    source = Table(files, "person", path="file", label="grade", split="fold")
+    table = source.manifest(["none", "mild"]).table
+    assert table["label"].tolist() == [1, 0, 1]
+    assert table["split"].tolist() == ["train", "val", "test"]
+    assert table["path"].tolist() == [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    assert table["site"].tolist() == ["x", "y", "x"]
+
+
+def test_labels_may_be_numbers_or_unknown(tmp_path, rows):
+    rows["grade"] = [1, 0, 1]
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    source = Table(str(tmp_path / "t.csv"), None, path="file", label="grade", split="fold")
+    assert source.manifest(["none", "mild"]).table["label"].tolist() == [1, 0, 1]
+    source = Table(str(tmp_path / "t.csv"), None, path="file", label=None, split=None)
+    table = source.manifest(["none", "mild"]).table
+    assert set(table["split"]) == {"predict"}
+    assert set(table["label"]) == {-1}
+
+
+def test_a_table_names_what_it_lacks(tmp_path, rows):
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(ValueError, match=r"t.csv: no columns \['path', 'label', 'split', 'who'\]"):
+        Table(str(tmp_path / "t.csv"), "who").manifest(["none", "mild"])
+    with pytest.raises(ValueError, match="no such file"):
+        Table(str(tmp_path / "u.csv"), None).manifest(["none"])

@@ -1,0 +1,166 @@
+"""Backbones: what goes in, what comes out, and what is refused with which words."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from lightning_modules import backbones
+
+
+def logits(net: nn.Module, size: int) -> torch.Tensor:
+    with torch.no_grad():
+        return net.eval()(torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size))
+
+
+@pytest.fixture
+def weight_file(tmp_path: Path) -> Path:
+    path = tmp_path / "vit.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit", num_classes=7).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_maxvit", "test_coatnet"])
+def test_any_timm_name_at_another_size(name: str) -> None:
+    assert logits(backbones.build(name, 3, image_size=96), 96).shape == (1, 3)
+
+
+def test_options_reach_timm() -> None:
+    net = backbones.build("resnet10t", 2, in_chans=1, drop_rate=0.25)
+    assert net.get_submodule("conv1.0").weight.shape[1] == 1
+    assert net.drop_rate == 0.25
+
+
+def test_unknown_option_is_named() -> None:
+    with pytest.raises(ValueError, match=r"backbone_args: resnet10t refuses \['drop_rat'\]"):
+        backbones.build("resnet10t", 2, drop_rat=0.1)
+
+
+def test_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown name 'resnet5O'.*resnet50"):
+        backbones.build("resnet5O", 2)
+
+
+def test_unknown_tag_gets_the_tags_of_the_architecture() -> None:
+    with pytest.raises(ValueError, match=r"convnext_tiny\.fb_in1k"):
+        backbones.build("convnext_tiny.fb_in1", 2)
+
+
+def test_size_that_does_not_fit_says_which_do() -> None:
+    with pytest.raises(ValueError, match=r"test_coatnet cannot take 100 .* it takes .*96, 128"):
+        backbones.build("test_coatnet", 2, image_size=100)
+
+
+def test_weight_file_is_loaded_and_the_head_is_new(weight_file: Path) -> None:
+    stored = safetensors.torch.load_file(weight_file)
+    torch.manual_seed(1)
+    net = backbones.build("test_vit", 3, pretrained=str(weight_file)).state_dict()
+    assert all(torch.equal(net[k], stored[k]) for k in stored if not k.startswith("head."))
+    assert net["head.weight"].shape == (3, 64)
+
+
+def test_head_of_the_same_shape_is_loaded(weight_file: Path) -> None:
+    stored = safetensors.torch.load_file(weight_file)
+    net = backbones.build("test_vit", 7, pretrained=str(weight_file)).state_dict()
+    assert torch.equal(net["head.weight"], stored["head.weight"])
+
+
+def test_weight_file_follows_the_image_size(weight_file: Path) -> None:
+    small = backbones.build("test_vit", 7, pretrained=str(weight_file), image_size=64)
+    assert small.get_parameter("pos_embed").shape[1] == 17
+    assert logits(small, 64).isfinite().all()
+
+
+def test_weight_file_follows_the_channels(tmp_path: Path) -> None:
+    net = timm.create_model("resnet10t", num_classes=7)
+    torch.save(net.state_dict(), tmp_path / "r.pth")
+    gray = backbones.build("resnet10t", 7, pretrained=str(tmp_path / "r.pth"), in_chans=1)
+    image = torch.rand(1, 1, 64, 64)
+    expected = net.eval()(image.expand(1, 3, 64, 64))
+    assert torch.allclose(gray.eval()(image), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("blocks.2.attn.qkv.weight"), r"lacks blocks\.2\.attn\.qkv\.weight"),
+        (lambda w: w.update(extra=torch.ones(1)), "unknown to the network: extra"),
+        (lambda w: w.update({"norm.bias": torch.ones(5)}), r"other shapes for norm\.bias"),
+    ],
+)
+def test_every_weight_is_accounted_for(weight_file: Path, change: object, message: str) -> None:
+    weights = safetensors.torch.load_file(weight_file)
+    change(weights)
+    safetensors.torch.save_file(weights, weight_file)
+    with pytest.raises(ValueError, match=message):
+        backbones.build("test_vit", 3, pretrained=str(weight_file))
+
+
+def test_weights_of_another_network_are_refused(weight_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks conv1\.0\.weight"):
+        backbones.build("resnet10t", 3, pretrained=str(weight_file))
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("sprung"),))
+
+
+def test_code_in_a_weight_file_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"head.weight": Trap()}, "trap.pth")
+    with pytest.raises(ValueError, match=r"'trap\.pth' is not a readable weight file"):
+        backbones.build("test_vit", 3, pretrained="trap.pth")
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_broken_weight_file_is_named(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"broken{suffix}' is not a readable weight file"):
+        backbones.build("test_vit", 3, pretrained=str(path))
+
+
+def test_missing_weight_file_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no weight file at 'absent\.pth'"):
+        backbones.build("test_vit", 3, pretrained="absent.pth")
+
+
+def test_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
+    with pytest.raises(ValueError, match=r"'resnet50\.a1_in1k'.*hf download timm/resnet50.a1_in1k"):
+        backbones.build("resnet50.a1_in1k", 3, pretrained=True)
+
+
+def test_no_published_weights_is_said() -> None:
+    with pytest.raises(ValueError, match="timm has no weights for 'resnet200'"):
+        backbones.build("resnet200", 3, pretrained=True)
+
+
+def test_recomputed_stages_give_the_same_gradients() -> None:
+    image, gradients = torch.rand(2, 3, 64, 64), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net = backbones.build("test_convnext", 3, grad_checkpointing=recompute)
+        net(image).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_channels_last_gives_the_same_logits() -> None:
+    torch.manual_seed(0)
+    plain = backbones.build("resnet10t", 3)
+    torch.manual_seed(0)
+    last = backbones.build("resnet10t", 3, channels_last=True)
+    assert last.get_submodule("conv1.0").weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(logits(plain, 64), logits(last, 64), atol=1e-5)
