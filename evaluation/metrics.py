@@ -5,10 +5,11 @@ import numpy as np
 from evaluation import rates, summary
 from evaluation.auc import areas, one_vs_rest
 from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, wilson
-from evaluation.ranked import SPECIFICITY, ranked_figures
+from evaluation.ranked import ranked_figures
+from evaluation.summary import nll
 from evaluation.table import PredictionTable
 
-__all__ = ["SPECIFICITY", "Figure", "Figures", "by_attribute", "confusion", "figures", "quick"]
+__all__ = ["Figure", "Figures", "by_attribute", "confusion", "figures", "nll", "quick"]
 
 Figures = dict[str, Figure]
 Parts = tuple[float, float, float]
