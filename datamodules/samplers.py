@@ -43,6 +43,50 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
             yield self.epoch, int(position)
 
 
+class WeightedSampler(ShuffledSampler):
+    """As many samples as there are, drawn with replacement, every class equally likely.
+
+    Args:
+        labels: The class of each sample.
+        seed: Decides the draws together with the epoch.
+        rank: Which process this is.
+        world: How many processes there are.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        super().__init__(len(labels), seed, rank, world)
+        self.labels = labels
+
+    def order(self) -> np.ndarray:
+        """The positions of this epoch, the same in every process."""
+        dice = np.random.default_rng((self.seed, self.epoch))
+        share = 1 / np.bincount(self.labels)[self.labels]
+        return dice.choice(len(share), len(share), p=share / share.sum())
+
+
+class BalancedSampler(WeightedSampler):
+    """As many samples as there are, every class equally often (to one), in shuffled order.
+
+    A class goes through all of its samples before it repeats one.
+    """
+
+    def order(self) -> np.ndarray:
+        """The positions of this epoch, the same in every process."""
+        dice = np.random.default_rng((self.seed, self.epoch))
+        classes = dice.permutation(np.unique(self.labels))
+        share, more = divmod(len(self.labels), len(classes))
+        parts = [
+            _cycled(dice, np.flatnonzero(self.labels == label), share + (k < more))
+            for k, label in enumerate(classes)
+        ]
+        return dice.permutation(np.concatenate(parts))
+
+
+def _cycled(dice: np.random.Generator, positions: np.ndarray, count: int) -> np.ndarray:
+    rounds = [dice.permutation(positions) for _ in range(-(-count // len(positions)))]
+    return np.concatenate([*rounds, positions[:0]])[:count]
+
+
 class ExactSampler(DistributedSampler[tuple[int, int]]):
     """Every sample exactly once over all processes: rank r of w sees r, r + w, ... and maybe none.
 

@@ -1,6 +1,12 @@
+import numpy as np
 import pytest
 
-from datamodules.samplers import ExactSampler, ShuffledSampler
+from datamodules.samplers import (
+    BalancedSampler,
+    ExactSampler,
+    ShuffledSampler,
+    WeightedSampler,
+)
 
 
 @pytest.mark.parametrize("size", [21, 5, 1])
@@ -32,3 +38,33 @@ def test_shuffled_gives_every_process_as_many(size, world, each):
     assert {position for part in parts for _, position in part} == set(range(size))
     whole = [position for _, position in ShuffledSampler(size)]
     assert [position for pair in zip(*parts, strict=True) for _, position in pair][:size] == whole
+
+
+LABELS = np.array([0] * 90 + [1] * 9 + [2])
+
+
+def test_balanced_sees_each_class_equally_often_and_all_of_it_first():
+    sampler = BalancedSampler(LABELS, seed=1)
+    positions = np.array([position for _, position in sampler])
+    assert sorted(np.bincount(LABELS[positions]).tolist()) == [33, 33, 34]
+    assert set(range(90, 99)) <= set(positions.tolist())
+    times = np.bincount(positions, minlength=100)[90:99]
+    assert times.max() - times.min() <= 1
+
+
+def test_weighted_draws_classes_equally_likely():
+    draws = []
+    sampler = WeightedSampler(LABELS, seed=1)
+    for epoch in range(60):
+        sampler.set_epoch(epoch)
+        draws += [LABELS[position] for _, position in sampler]
+    share = np.bincount(draws) / len(draws)
+    assert np.abs(share - 1 / 3).max() < 0.02
+
+
+@pytest.mark.parametrize("kind", [WeightedSampler, BalancedSampler])
+def test_processes_divide_one_order_among_them(kind):
+    whole = [position for _, position in kind(LABELS, seed=2)]
+    parts = [[p for _, p in kind(LABELS, 2, rank, 3)] for rank in range(3)]
+    assert [p for turn in zip(*parts, strict=True) for p in turn][:100] == whole
+    assert len({len(part) for part in parts}) == 1
