@@ -31,7 +31,7 @@ class SaveConfig(SaveConfigCallback):
             stage != "fit" and (folder / self.config_filename).exists()
         ):
             return
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         config["ckpt_path"] = None
         write_text(folder / self.config_filename, yaml.safe_dump(config, sort_keys=False))
 

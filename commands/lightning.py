@@ -70,6 +70,7 @@ def refuse_used(folder: Path) -> None:
 
 def quieten() -> None:
     """Silences what Lightning says of itself; what it says of the run is kept."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
@@ -88,7 +89,6 @@ def in_short(message: str) -> str:
 
 def run(args: list[str]) -> int:
     """Parses `args` (verb first) and carries the verb out; wrong input is a ValueError."""
-    os.environ.setdefault("WANDB_MODE", "offline")
     quieten()
     try:
         ConsiliumCLI(

@@ -101,9 +101,17 @@ class ImageDataModule(LightningDataModule):
         for split in self._splits(stage):
             if not len(self.rows(split)):
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
+        if stage == "fit":
+            self._refuse_absent_classes()
         if len(self.rows("train")):
             labels = self._labels(self.rows("train"))
             self.class_weights = self.balance.weights(labels, self.class_names)
+
+    def _refuse_absent_classes(self) -> None:
+        seen = set(self._labels(self.rows("train")))
+        absent = [name for k, name in enumerate(self.class_names) if k not in seen]
+        if absent:
+            raise ValueError(f"the split 'train' has no picture of the classes {absent}")
 
     def view_names(self, views: list[dict[str, Any]]) -> list[str]:
         """The view of each Preprocess given as a dict; from now on batches carry all of them."""

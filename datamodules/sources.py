@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from datamodules.manifest import Manifest, split_of
+from datamodules.manifest import COLUMNS, Manifest, split_of
 from datamodules.phantoms import Recipe, written
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
@@ -170,7 +170,9 @@ class Table(Source):
         values = raw[column].astype(str)
         if set(values) <= {str(number) for number in range(len(class_names))} - set(class_names):
             return [int(value) for value in values]
-        _check_names(sorted(set(values)), class_names, self.files[0])
+        found = sorted(set(values))
+        if not set(found) <= set(class_names):
+            _check_names(found, class_names, self.files[0])
         return [class_names.index(value) for value in values]
 
     def _splits(self, raw: pd.DataFrame, patients: pd.Series) -> list[str]:
@@ -186,7 +188,7 @@ class Table(Source):
         return self.fractions.split(patients)
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        used = {*self.columns.values(), self.study, "id"}
+        used = {*self.columns.values(), self.study, *COLUMNS}
         kept = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in kept if name not in used]]
 

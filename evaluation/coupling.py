@@ -57,8 +57,7 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
     sizes = [*asked.sum(axis=0).astype(int), len(known), len(known)]
     return {
         name: figure(
-            float(values.value[at]),
-            *values.interval(at),
+            (float(values.value[at]), *values.interval(at)),
             "patient bootstrap, BCa",
             size,
             clusters.count,
@@ -69,7 +68,7 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
 
 
 def _shares(pair_logits: Tensor, classes: int) -> Tensor:
-    """Matrices r (n, K, K) with r[:, i, j] = probability of i against j, and zeros in the diagonal."""
+    """Matrices r (n, K, K), r[:, i, j] the probability of i against j; zeros in the diagonal."""
     first, second = zip(*pairs(classes), strict=True)
     if pair_logits.ndim != 2 or pair_logits.shape[1] != len(first):
         shape = tuple(pair_logits.shape)
