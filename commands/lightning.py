@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import cast
@@ -15,6 +16,14 @@ from lightning_modules import checkpoints
 from lightning_modules.exact import ExactModule
 
 VERBS = ("fit", "validate", "test", "predict")
+# what jsonargparse says beside the point: the types that it tried, and the whole of what it got
+NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type",
+)
 
 
 class ConsiliumCLI(LightningCLI):
@@ -59,10 +68,28 @@ def refuse_used(folder: Path) -> None:
         )
 
 
+def quieten() -> None:
+    """Silences what Lightning says of itself; what it says of the run is kept."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+
+
+def in_short(message: str) -> str:
+    """An error of the parser without the types it tried in vain."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(
+        line for line in lines if line and not line.startswith(NOISE) and len(line) < 400
+    )
+
+
 def run(args: list[str]) -> int:
     """Parses `args` (verb first) and carries the verb out; wrong input is a ValueError."""
     os.environ.setdefault("WANDB_MODE", "offline")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quieten()
     try:
         ConsiliumCLI(
             ExactModule,
@@ -77,6 +104,6 @@ def run(args: list[str]) -> int:
             load_from_checkpoint_support=False,
             args=args,
         )
-    except (ArgumentError, MisconfigurationException) as error:
-        raise ValueError(str(error)) from error
+    except (ArgumentError, MisconfigurationException, ValueError) as error:
+        raise ValueError(in_short(str(error))) from error
     return 0

@@ -12,6 +12,7 @@ from datamodules.cache import Store
 from datamodules.images import read
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
+from datamodules.samplers import STAND_IN
 
 Sample = dict[str, Any]
 
@@ -47,7 +48,7 @@ class Pictures(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
-        index = int(self.rows[position])
+        index = int(self.rows[position]) if position != STAND_IN else STAND_IN
         seen = self._seen(self.paths[position], (self.seed, epoch, index))
         bare = seen.get("", seen)
         return {"image": bare, "label": int(self.labels[position]), "index": index}

@@ -109,8 +109,16 @@ class ImageClassifier(ExactModule):
             figures = {f"val/{name}": value for name, value in self.figures["val"].items()}
             self.optimisation.observe(self.trainer, figures)
 
+    def on_train_start(self) -> None:
+        """Freezes: after a resume Lightning may leave out the start of the first epoch."""
+        self._freeze()
+
     def on_train_epoch_start(self) -> None:
-        """Freezes and thaws: a function of the epoch alone, so it is the same after a resume."""
+        """Freezes and thaws."""
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """What stands still is a function of the epoch alone, so it is the same after a resume."""
         self.tuning.apply(self.net, self.current_epoch)
         self.train()
 
@@ -128,7 +136,6 @@ class ImageClassifier(ExactModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the block by which the checkpoint describes itself."""
         data = self.data
-        table = data.manifest.table
         checkpoints.write_block(
             checkpoint,
             module=type(self).__name__,
@@ -136,7 +143,7 @@ class ImageClassifier(ExactModule):
             class_names=list(self.class_names),
             preprocess=data.preprocess.to_dict(),
             manifest_digest=data.manifest.digest(),
-            train_ids=checkpoints.id_hashes(table["id"][table["split"] == "train"]),
+            train_ids=checkpoints.id_hashes(self.ids("train")),
             metrics=dict(self.figures.get("val", {})),
             measured_weights=self.measured,
             epoch=self.current_epoch + 1,

@@ -143,5 +143,6 @@ class ExactModule(L.LightningModule):
         return [rows for rows in everyone if rows]
 
     def _meta(self) -> dict[str, Any]:
-        digest = self.data.manifest.digest()
-        return {**self.describe(), "manifest_digest": digest, "tta": None}
+        manifest = self.data.manifest
+        known = {"manifest_digest": manifest.digest(), "notes": list(manifest.notes)}
+        return {**self.describe(), **known, "tta": None}
