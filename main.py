@@ -13,6 +13,7 @@ TRAINING = {
 }
 VERBS = {
     "study": "run members and their council from one file; resume, status, dry run",
+    "backbones": "list backbones with their size, cost, licence and CAM layer",
 }
 
 

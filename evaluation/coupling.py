@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap
+from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap
 from evaluation.metrics import figure
 from evaluation.table import PredictionTable
 
@@ -55,20 +55,20 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
     k = len(known.class_names)
     names = [f"pair/{known.class_names[i]}/{known.class_names[j]}" for i, j in pairs(k)]
     sizes = [*asked.sum(axis=0).astype(int), len(known), len(known)]
+    found = zip([*names, "pairs", "pairs_gap"], sizes, strict=True)
+    reason = "neither class has an image, or too few redraws have one"
     return {
-        name: figure(
-            (float(values.value[at]), *values.interval(at)),
-            "patient bootstrap, BCa",
-            size,
-            clusters.count,
-            "neither class has an image, or too few redraws have one",
-        )
-        for at, (name, size) in enumerate(zip([*names, "pairs", "pairs_gap"], sizes, strict=True))
+        name: figure(_parts(values, at), "patient bootstrap, BCa", size, clusters.count, reason)
+        for at, (name, size) in enumerate(found)
     }
 
 
+def _parts(values: Replicates, at: int) -> tuple[float, float, float]:
+    return (float(values.value[at]), *values.interval(at))
+
+
 def _shares(pair_logits: Tensor, classes: int) -> Tensor:
-    """Matrices r (n, K, K), r[:, i, j] the probability of i against j; zeros in the diagonal."""
+    """Matrices r (n, K, K): r[:, i, j] is the probability of i against j, r[:, i, i] is 0."""
     first, second = zip(*pairs(classes), strict=True)
     if pair_logits.ndim != 2 or pair_logits.shape[1] != len(first):
         shape = tuple(pair_logits.shape)

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -51,6 +52,12 @@ class ExactModule(L.LightningModule):
     def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
         """All tables to keep, given those of the members; the module's own stands under ""."""
         return members
+
+    def tabulate(
+        self, rows: pd.DataFrame, votes: np.ndarray, meta: dict[str, Any]
+    ) -> PredictionTable:
+        """The prediction table of one member's gathered votes."""
+        return PredictionTable(rows, votes, self.class_names, meta)
 
     def ids(self, split: str) -> list[str]:
         """The ids of a split, as the data module has them."""
@@ -118,7 +125,7 @@ class ExactModule(L.LightningModule):
         meta = self._meta()
         self.measured = meta["weights"]
         members = {
-            name: PredictionTable(rows, votes[order, m], self.class_names, meta)
+            name: self.tabulate(rows, votes[order, m], meta)
             for m, name in enumerate(self.member_names)
         }
         if whole:
