@@ -6,11 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
-from evaluation.pooling import FLOOR, check_members, logs, stack
+from evaluation.likelihood import sharpened, stepped
+from evaluation.pooling import FLOOR, check_members, logs
 from evaluation.table import PredictionTable
-from evaluation.weights import PerPart, fit_per_part, given, likelihoods
+from evaluation.weights import PerPart, fit_per_part, fitting, given
 
 ROWS_PER_CELL = 50  # a stack wants so many rows for each member and class
 DECAY = 1.0  # squared-weight penalty, in rows
@@ -88,23 +89,23 @@ def attend(bias: np.ndarray, keys: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def fit_stacked(tables: Sequence[PredictionTable], decay: float = DECAY) -> Stacked:
     """Least penalised NLL; the penalty pulls towards the geometric mean of the members."""
-    own, table = likelihoods(tables, "a stack")
-    k, count = len(table.class_names), len(own)
+    members, table = fitting(tables, "a stack")
+    k, count = len(table.class_names), len(members)
     if len(table) < ROWS_PER_CELL * count * k:
         wanted = f"{ROWS_PER_CELL} x {count} members x {k} classes = {ROWS_PER_CELL * count * k}"
         raise ValueError(f"a stack needs {wanted} labelled rows, the tables have {len(table)}")
-    x, truth = _side_by_side(stack([t.labelled for t in tables])), np.eye(k)[table.labels]
+    seen = np.vstack([_side_by_side(members).T, np.ones(len(table))])
     start = np.hstack([np.tile(np.eye(k), count) / count, np.zeros((k, 1))])
-    wide = np.hstack([x, np.ones((len(x), 1))])
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         w = flat.reshape(start.shape)
-        said = log_softmax(wide @ w.T, axis=1)
-        slope = (np.exp(said) - truth).T @ wide + decay * (w - start)
-        penalty = decay / 2 * ((w - start) ** 2).sum()
-        return float(penalty - (said * truth).sum()) / len(x), slope.ravel() / len(x)
+        scores = w @ seen
+        now = sharpened(scores - scores.max(axis=0), table.labels, 1.0)
+        penalty, pull = decay / 2 * ((w - start) ** 2).sum(), decay * (w - start)
+        n = len(table)
+        return now.nll + float(penalty) / n, (now.by_log @ seen.T + pull).ravel() / n
 
-    found = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    found = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300})
     w = found.x.reshape(start.shape)
     return Stacked(w[:, :-1], w[:, -1])
 
@@ -120,35 +121,38 @@ def fit_part_attention(
     missing = [part for part in parts if part not in rest.values]
     if missing:
         raise ValueError(f"{attribute} {missing[0]!r} has no validation image; has {rest.values}")
-    known = [table.labelled for table in tables]
-    members, own = stack(known), likelihoods(tables, "an attention layer")[0]
-    named = known[0].rows[attribute].astype(str).to_numpy(dtype=object)
-    layers = [
-        _fit_layer(members[:, named == p], own[:, named == p], rest.of(np.array([p]))[0], decay)
-        for p in parts
-    ]
+    members, table = fitting(tables, "an attention layer")
+    named = table.rows[attribute].astype(str).to_numpy(dtype=object)
+    pooled = np.ascontiguousarray(logs(rest(members, named)).T)
+    b = stepped(pooled, table.labels, 1.0, steps=8)
+    layers = []
+    for part in parts:
+        here, own = named == part, rest.of(np.array([part]))[0]
+        layers.append(_fit_layer(members[:, here], table.labels[here], own, b, decay))
     bias, keys = (np.stack(each) for each in zip(*layers, strict=True))
     return PartAttention(list(parts), bias, keys, rest)
 
 
 def _fit_layer(
-    members: np.ndarray, own: np.ndarray, weights: np.ndarray, decay: float
+    members: np.ndarray, labels: np.ndarray, weights: np.ndarray, b: float, decay: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    seen = features(members)
+    """A layer of least NLL at the inverse temperature b that the whole council will have."""
+    seen, n = features(members), len(labels)
     start = np.column_stack([np.log(np.maximum(weights, 0.01)), np.zeros(seen[:, 0].shape)])
-    n = own.shape[1]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         layer = flat.reshape(start.shape)
         w = attend(layer[:, 0], layer[:, 1:], seen).T
-        mixed = np.maximum((w * own).sum(axis=0), FLOOR)
-        push = -w * (own - mixed) / mixed  # of the NLL by each score
-        slope = np.column_stack([push.sum(axis=1), np.einsum("mn,mnf->mf", push, seen)])
+        pooled = np.maximum(np.einsum("mn,mnk->kn", w, members), FLOOR)
+        now = sharpened(np.log(pooled), labels, b)
+        by_weight = np.einsum("kn,mnk->mn", now.by_log / pooled, members)
+        push = w * (by_weight - (w * by_weight).sum(axis=0))  # of the loss by each score
+        gradient = np.column_stack([push.sum(axis=1), np.einsum("mn,mnf->mf", push, seen)])
         away = layer - start
-        penalised = -np.log(mixed).sum() + decay / 2 * (away**2).sum()
-        return float(penalised) / n, (slope + decay * away).ravel() / n
+        penalty = decay / 2 * float((away**2).sum())
+        return now.nll + penalty / n, (gradient + decay * away).ravel() / n
 
-    found = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    found = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300})
     layer = found.x.reshape(start.shape)
     return layer[:, 0], layer[:, 1:]
 

@@ -85,7 +85,8 @@ def _components(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, n
     m, n = int(positive.sum()), int((~positive).sum())
     above, below = np.zeros(len(scores)), np.zeros(len(scores))
     if m and n:
-        ranks, area = rankdata(scores), auc(scores, positive)
+        ranks = rankdata(scores)
+        area = (ranks[positive].sum() - m * (m + 1) / 2) / (m * n)
         above[positive] = (ranks[positive] - rankdata(scores[positive])) / n - area
         below[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / m - area
     return above / max(m, 1), below / max(n, 1)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
+from evaluation.likelihood import slope
+from evaluation.pooling import logs
 from evaluation.table import PredictionTable, refuse_test
 
 BINS = 15
@@ -68,7 +70,7 @@ class Temperature:
         """The probabilities (…, K) at this temperature."""
         if self.value == 1.0:
             return probabilities
-        return np.asarray(softmax(_logs(probabilities) / self.value, axis=-1))
+        return np.asarray(softmax(logs(probabilities) / self.value, axis=-1))
 
 
 def fit_temperature(table: PredictionTable) -> Temperature:
@@ -79,27 +81,17 @@ def fit_temperature(table: PredictionTable) -> Temperature:
     """
     refuse_test(table, "a temperature")
     known = table.labelled
-    logits = known.log_probabilities
-    own = logits[np.arange(len(known)), known.labels]
+    classes_first = np.ascontiguousarray(known.log_probabilities.T)
+    own = classes_first[known.labels, np.arange(len(known))]
     low, high = 1 / BOUNDS[1], 1 / BOUNDS[0]
     for end, outside in (
-        (low, _slope(logits, own, low) >= 0),
-        (high, _slope(logits, own, high) <= 0),
+        (low, slope(classes_first, own, low) >= 0),
+        (high, slope(classes_first, own, high) <= 0),
     ):
         if outside:
             warnings.warn(f"the temperature runs to its bound {1 / end:g}", stacklevel=2)
             return Temperature(1 / end, at_bound=True)
-    for _ in range(60):
+    for _ in range(45):
         middle = (low + high) / 2
-        low, high = (middle, high) if _slope(logits, own, middle) < 0 else (low, middle)
+        low, high = (middle, high) if slope(classes_first, own, middle) < 0 else (low, middle)
     return Temperature(2 / (low + high))
-
-
-def _slope(logits: np.ndarray, own: np.ndarray, inverse: float) -> float:
-    """Derivative of the mean NLL in the inverse temperature."""
-    expected = (softmax(inverse * logits, axis=1) * logits).sum(axis=1)
-    return float((expected - own).mean())
-
-
-def _logs(probabilities: np.ndarray) -> np.ndarray:
-    return np.asarray(np.log(np.maximum(probabilities, 1e-30)))

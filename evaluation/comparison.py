@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import hstack
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
 from evaluation import summary
 from evaluation.auc import areas
-from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, wilson
+from evaluation.intervals import DRAWS, LEVEL, Clusters, Figure, Replicates, bootstrap, wilson
 from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "mcc", "nll", "brier", "ece")
@@ -52,38 +52,81 @@ def differences(
     first: PredictionTable, second: PredictionTable, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Difference]:
     """Paired differences of the figures in COMPARED and of the macro AUC, by name."""
-    one, other = (table.labelled for table in align([first, second]))
-    clusters = Clusters.make(one.patients, one.labels)
-    found = _redrawn(one, other, clusters, draws, seed)
-    if clusters.single:
-        right = [t.logits.argmax(axis=1) == t.labels for t in (one, other)]
-        p = mcnemar(right[0], right[1])
-        found["accuracy"] = replace(found["accuracy"], p=p, test="McNemar, exact")
-    return found | {"auroc": _auroc(one, other, clusters)}
+    return _all({"": first}, second, draws, seed)[""]
+
+
+def against(
+    tables: Mapping[str, PredictionTable],
+    baseline: PredictionTable,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, dict[str, Difference]]:
+    """`differences` of each table to the baseline, p-values corrected by Holm over the tables."""
+    found = _all(tables, baseline, draws, seed)
+    for metric in (*COMPARED, "auroc"):
+        adjusted = holm([each[metric].p for each in found.values()])
+        for each, p in zip(found.values(), adjusted, strict=True):
+            each[metric] = replace(each[metric], p=p, test=f"{each[metric].test}, Holm")
+    return found
+
+
+def _all(
+    tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int, seed: int
+) -> dict[str, dict[str, Difference]]:
+    """Baseline and tables are redrawn together, so each draw is shared by all."""
+    base, *others = (table.labelled for table in align([baseline, *tables.values()]))
+    clusters = Clusters.make(base.patients, base.labels)
+    redrawn = _redrawn(base, others, clusters, draws, seed)
+    gaps = _auroc_gaps(base, others, clusters)
+    found = {}
+    for at, (name, other) in enumerate(zip(tables, others, strict=True)):
+        first = at * len(COMPARED)
+        each = {
+            metric: _difference(redrawn, first + m, metric, (other, base), clusters)
+            for m, metric in enumerate(COMPARED)
+        }
+        if clusters.single:
+            right = [t.logits.argmax(axis=1) == t.labels for t in (other, base)]
+            p = mcnemar(right[0], right[1])
+            each["accuracy"] = replace(each["accuracy"], p=p, test="McNemar, exact")
+        found[name] = {**each, "auroc": gaps[at]}
+    return found
 
 
 def _redrawn(
-    one: PredictionTable, other: PredictionTable, clusters: Clusters, draws: int, seed: int
-) -> dict[str, Difference]:
-    k = len(one.class_names)
-    parts = [clusters.total(summary.columns(table)) for table in (one, other)]
-    split = parts[0].shape[1]
+    base: PredictionTable,
+    others: Sequence[PredictionTable],
+    clusters: Clusters,
+    draws: int,
+    seed: int,
+) -> Replicates:
+    """Table after table, the differences of COMPARED to the baseline."""
+    k = len(base.class_names)
+    parts = [clusters.total(summary.columns(table)) for table in (base, *others)]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
-        both = [summary.overall(sums[:, a], k) for a in (slice(split), slice(split, None))]
-        return np.column_stack([both[0][name] - both[1][name] for name in COMPARED])
+        each = [summary.overall(part, k) for part in np.split(sums, len(parts), axis=1)]
+        gaps = [one[name] - each[0][name] for one in each[1:] for name in COMPARED]
+        return np.column_stack(gaps)
 
-    redrawn = bootstrap(hstack(parts).tocsr(), statistic, clusters, draws, seed)
-    same = bool(np.allclose(one.probabilities, other.probabilities, rtol=0, atol=ROUNDING))
-    found = {}
-    for at, name in enumerate(COMPARED):
-        low, high = redrawn.interval(at)
-        value = float(redrawn.value[at])
-        if np.isnan(low) and value == 0:
-            low, high = _unvaried(name, same, clusters.count)
-        figure = _figure(value, low, high, "paired patient bootstrap, BCa", one, clusters)
-        found[name] = Difference(figure, _sign_p(redrawn.redrawn[:, at]), "paired bootstrap")
-    return found
+    return bootstrap(hstack(parts).tocsr(), statistic, clusters, draws, seed)
+
+
+def _difference(
+    redrawn: Replicates,
+    at: int,
+    metric: str,
+    both: tuple[PredictionTable, PredictionTable],
+    clusters: Clusters,
+) -> Difference:
+    value = float(redrawn.value[at])
+    low, high = redrawn.interval(at)
+    if np.isnan(low) and value == 0:
+        p, q = (table.probabilities for table in both)
+        same = bool(np.allclose(p, q, rtol=0, atol=ROUNDING))
+        low, high = _unvaried(metric, same, clusters.count)
+    figure = _figure(value, low, high, "paired patient bootstrap, BCa", both[0], clusters)
+    return Difference(figure, _sign_p(redrawn.redrawn[:, at]), "paired bootstrap")
 
 
 def _unvaried(name: str, same: bool, patients: int) -> tuple[float, float]:
@@ -103,15 +146,21 @@ def _sign_p(redrawn: np.ndarray) -> float:
     return float(min(1.0, 2 * tail / (len(usable) + 1)))
 
 
-def _auroc(one: PredictionTable, other: PredictionTable, clusters: Clusters) -> Difference:
-    k = len(one.class_names)
-    positive = np.tile(one.labels[:, None] == np.arange(k), 2)
-    found = areas(np.hstack([one.probabilities, other.probabilities]), positive, clusters)
-    value, low, high = found.difference(np.arange(k), np.arange(k, 2 * k))
-    error = (high - low) / (2 * 1.959963984540054)
-    p = 1.0 if not error > 0 else float(2 * ndtr(-abs(value) / error))
+def _auroc_gaps(
+    base: PredictionTable, others: Sequence[PredictionTable], clusters: Clusters
+) -> list[Difference]:
+    """Difference of each table's macro AUC to the baseline's."""
+    k, every = len(base.class_names), (base, *others)
+    positive = np.tile(base.labels[:, None] == np.arange(k), len(every))
+    found = areas(np.hstack([table.probabilities for table in every]), positive, clusters)
     method = "paired DeLong" if clusters.single else "paired cluster-robust DeLong"
-    return Difference(_figure(value, low, high, method, one, clusters), p, method)
+    gaps = []
+    for at in range(1, len(every)):
+        value, low, high = found.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
+        error = (high - low) / (2 * float(ndtri(0.5 + LEVEL / 2)))
+        p = float(2 * ndtr(-abs(value) / error)) if error > 0 else 1.0
+        gaps.append(Difference(_figure(value, low, high, method, base, clusters), p, method))
+    return gaps
 
 
 def _figure(
@@ -131,18 +180,3 @@ def verdict(name: str, difference: Difference, adjusted_p: float | None = None) 
     if figure.low <= ROUNDING and figure.high >= -ROUNDING:
         return "no evidence of gain"
     return "gain" if (figure.low > 0) != (name in LOWER_IS_BETTER) else "loss"
-
-
-def against(
-    tables: Mapping[str, PredictionTable],
-    baseline: PredictionTable,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> dict[str, dict[str, Difference]]:
-    """`differences` of each table to the baseline, p-values corrected by Holm over the tables."""
-    found = {name: differences(table, baseline, draws, seed) for name, table in tables.items()}
-    for metric in (*COMPARED, "auroc"):
-        adjusted = holm([each[metric].p for each in found.values()])
-        for each, p in zip(found.values(), adjusted, strict=True):
-            each[metric] = replace(each[metric], p=p, test=f"{each[metric].test}, Holm")
-    return found

@@ -114,8 +114,9 @@ def stack(tables: Sequence[PredictionTable]) -> np.ndarray:
 
 def pool(voter: Voter, tables: Sequence[PredictionTable]) -> PredictionTable:
     """The council's own prediction table, in the row and class order of the first member's."""
-    first = tables[0]
-    return first.with_probabilities(voter(stack(tables), parts_of(voter, first)))
+    aligned = align(tables)
+    members = np.stack([table.probabilities for table in aligned])
+    return aligned[0].with_probabilities(voter(members, parts_of(voter, aligned[0])))
 
 
 def parts_of(voter: Voter, table: PredictionTable) -> np.ndarray | None:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 
-from evaluation.pooling import FLOOR, Weighted, check_members, convex, stack
-from evaluation.table import PredictionTable, refuse_test
+from evaluation.likelihood import Pool, nll, stepped
+from evaluation.pooling import FLOOR, Weighted, check_members, convex
+from evaluation.table import PredictionTable, align, refuse_test
 
 SHRINKAGE = 100.0  # rows at which a part's own weights count as much as everybody's
 ENOUGH = 50  # positives below which a class takes everybody's weights
@@ -16,7 +17,7 @@ ENOUGH = 50  # positives below which a class takes everybody's weights
 
 @dataclass(frozen=True)
 class Learned(Weighted):
-    """The convex weights of least NLL on validation."""
+    """The convex weights of least NLL on validation, judged at the pool's best temperature."""
 
     kind: ClassVar[str] = "learned"
 
@@ -90,37 +91,40 @@ def given(attribute: str, parts: np.ndarray | None) -> np.ndarray:
 
 
 def fit_learned(tables: Sequence[PredictionTable]) -> Learned:
-    """Convex weights of least NLL; the problem is convex, so there is one least value."""
-    own, _ = likelihoods(tables, "learned weights")
-    return Learned(least_nll(own))
+    """The convex weights of `least_nll`."""
+    members, table = fitting(tables, "learned weights")
+    return Learned(least_nll(members, table.labels))
 
 
-def fit_greedy(tables: Sequence[PredictionTable], rounds: int = 50) -> Greedy:
+def fit_greedy(tables: Sequence[PredictionTable], rounds: int = 40) -> Greedy:
     """Adds the member that lowers the NLL most, with replacement; ties go to the first named."""
-    own, table = likelihoods(tables, "greedy selection")
+    members, table = fitting(tables, "greedy selection")
     patients = np.unique(table.patients.astype(str), return_inverse=True)[1]
     half = np.random.default_rng(0).permutation(patients.max() + 1)[patients] % 2 == 0
     gaps = []
     for chosen in (half, ~half):
         if chosen.any() and (~chosen).any():
-            w = _select(own[:, chosen], rounds)
-            gaps.append(_nll(w @ own[:, ~chosen]) - _nll(w @ own[:, chosen]))
-    return Greedy(_select(own, rounds), float(np.mean(gaps)) if gaps else 0.0)
+            seen = Pool(members[:, chosen], table.labels[chosen])
+            unseen = Pool(members[:, ~chosen], table.labels[~chosen])
+            weights, b = _select(seen, rounds)
+            gaps.append(unseen.loss(weights, b)[0] - seen.loss(weights, b)[0])
+    optimism = float(np.mean(gaps)) if gaps else 0.0
+    return Greedy(_select(Pool(members, table.labels), rounds)[0], optimism)
 
 
 def fit_per_class(
     tables: Sequence[PredictionTable], shrinkage: float = SHRINKAGE, enough: int = ENOUGH
 ) -> PerClass:
     """Each class's weights minimise its own log loss against the rest, then are shrunk."""
-    own, table = likelihoods(tables, "per-class weights")
-    members, common = stack([t.labelled for t in tables]), least_nll(own)
-    rows = []
+    members, table = fitting(tables, "per-class weights")
+    common, rows = least_nll(members, table.labels), []
     for c in range(len(table.class_names)):
         positive = table.labels == c
         n = int(positive.sum())
         share = n / (n + shrinkage) if n >= enough else 0.0
-        alone = np.where(positive, members[:, :, c], 1 - members[:, :, c])
-        rows.append(share * least_nll(alone) + (1 - share) * common if share else common)
+        against = np.stack([1 - members[:, :, c], members[:, :, c]], axis=2)
+        own = least_nll(against, positive.astype(int)) if share else common
+        rows.append(share * own + (1 - share) * common)
     return PerClass(np.stack(rows))
 
 
@@ -128,61 +132,75 @@ def fit_per_part(
     tables: Sequence[PredictionTable], attribute: str = "body_part", shrinkage: float = SHRINKAGE
 ) -> PerPart:
     """Weights of least NLL for each value of the attribute, shrunk towards those of all rows."""
-    own, table = likelihoods(tables, f"weights per {attribute}")
+    members, table = fitting(tables, f"weights per {attribute}")
     if attribute not in table.attributes:
         raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
     parts = given(attribute, table.rows[attribute].fillna("").astype(str).to_numpy(dtype=object))
-    common, values = least_nll(own), sorted(set(parts))
+    common, values = least_nll(members, table.labels), sorted(set(parts))
     rows = []
     for value in values:
         here = parts == value
         share = here.sum() / (here.sum() + shrinkage)
-        rows.append(share * least_nll(own[:, here]) + (1 - share) * common)
+        own = least_nll(members[:, here], table.labels[here])
+        rows.append(share * own + (1 - share) * common)
     return PerPart(attribute, [str(v) for v in values], np.stack(rows), common)
 
 
-def likelihoods(tables: Sequence[PredictionTable], what: str) -> tuple[np.ndarray, PredictionTable]:
-    """Each member's probability of each label, (members, n), and the first table; not of test."""
+def fitting(tables: Sequence[PredictionTable], what: str) -> tuple[np.ndarray, PredictionTable]:
+    """Members (members, n, K) on the labelled rows, and the first table of them; not of test."""
     for table in tables:
         refuse_test(table, what)
-    known = [table.labelled for table in tables]
-    members = stack(known)
-    own = members[:, np.arange(len(known[0])), known[0].labels]
-    return np.maximum(own, FLOOR), known[0]
+    known = align([table.labelled for table in tables])
+    return np.stack([table.probabilities for table in known]), known[0]
 
 
-def least_nll(own: np.ndarray) -> np.ndarray:
-    """Convex weights w (members,) that minimise -mean log(w @ own)."""
-    members = len(own)
-    own = own / own.max(axis=0)  # a factor of each image changes no weight
+def least_nll(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Convex weights (members,) whose pool has the least NLL once its temperature is fitted.
 
-    def nll(w: np.ndarray) -> tuple[float, np.ndarray]:
-        mixed = np.maximum(w @ own, FLOOR)
-        return _nll(mixed), -(own / mixed).mean(axis=1)
+    A pool is calibrated after pooling, so it is judged as it will be used: weights that suit
+    the uncalibrated pool favour single sure members over a good mixture that is merely hesitant.
+    The search starts at equal weights and near each end, and keeps the least.
+    """
+    pool, count = Pool(members, labels), len(members)
+    equal = np.full(count, 1 / count)
+    alone = [pool.loss(corner, 1.0)[0] for corner in np.eye(count)]
+    starts = [equal, 0.8 * np.eye(count)[int(np.argmin(alone))] + 0.2 * equal]
+    found = [_descended(pool, start) for start in starts]
+    best = min(found, key=lambda each: float(each.fun)).x[:-1]
+    return convex(np.where(best > 1e-9, best, 0.0))
 
-    found = minimize(
-        nll,
-        np.full(members, 1 / members),
+
+def _descended(pool: Pool, start: np.ndarray) -> OptimizeResult:
+    b = stepped(pool.logs(start), pool.labels, 1.0, steps=6)
+    sum_to_one = {
+        "type": "eq",
+        "fun": lambda x: x[:-1].sum() - 1,
+        "jac": lambda x: np.append(np.ones(len(x) - 1), 0.0),
+    }
+    return minimize(
+        lambda x: pool.loss(x[:-1], x[-1]),
+        np.append(start, b),
         jac=True,
         method="SLSQP",
-        bounds=[(0, 1)] * members,
-        options={"ftol": 1e-12, "maxiter": 500},
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+        bounds=[(0, 1)] * len(start) + [(0.05, 20)],
+        options={"ftol": 1e-10, "maxiter": 200},
+        constraints=sum_to_one,
     )
-    return convex(np.where(found.x > 1e-9, found.x, 0.0))
 
 
-def _select(own: np.ndarray, rounds: int) -> np.ndarray:
-    """Counts of the best prefix of a greedy selection, as weights."""
-    counts, best, least = np.zeros(len(own)), np.zeros(len(own)), np.inf
+def _select(pool: Pool, rounds: int, patience: int = 5) -> tuple[np.ndarray, float]:
+    """Weights of the best prefix of a greedy selection, and their inverse temperature."""
+    counts, best, least = np.zeros(len(pool)), (np.zeros(len(pool)), 1.0), np.inf
+    b, best_size = 1.0, 0
     for size in range(1, rounds + 1):
-        tried = (counts @ own + own) / size
-        losses = -np.log(tried).mean(axis=1)
-        counts[int(losses.argmin())] += 1
-        if losses.min() < least - 1e-12:
-            best, least = counts.copy(), float(losses.min())
-    return convex(best)
-
-
-def _nll(own: np.ndarray) -> float:
-    return float(-np.log(own).mean())
+        tried = [(counts + one) / size for one in np.eye(len(pool))]
+        losses = [nll(pool.logs(weights), pool.labels, b) for weights in tried]
+        chosen = tried[int(np.argmin(losses))]
+        counts, logs = chosen * size, pool.logs(chosen)
+        b = stepped(logs, pool.labels, b)
+        loss = nll(logs, pool.labels, b)
+        if loss < least - 1e-9:
+            best, least, best_size = (chosen, b), loss, size
+        if size - best_size >= patience:
+            break
+    return convex(best[0]), best[1]

@@ -32,9 +32,12 @@ def make(
 
 
 def experts(
-    n: int = 3000, split: str = "val", seed: int = 0, noise: float = 4.0
+    n: int = 3000, split: str = "val", seed: int = 0, gain: float = 2.0
 ) -> list[PredictionTable]:
-    """Three members: the first knows wrists, the second elbows, the third neither."""
+    """Three members: the first knows wrists, the second elbows, the third neither.
+
+    One that knows is calibrated: its logits are the log-likelihoods of what it has seen.
+    """
     table = make(n, 3, seed=1000 + seed, split=split)
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, n)
@@ -42,6 +45,7 @@ def experts(
     wrist = (rows["body_part"] == "wrist").to_numpy()
     found = []
     for knows in (wrist, ~wrist, np.zeros(n, bool)):
-        logits = rng.normal(size=(n, 3)) + noise * knows[:, None] * np.eye(3)[label]
+        seen = rng.normal(size=(n, 3)) + gain * np.eye(3)[label]
+        logits = np.where(knows[:, None], gain * seen, rng.normal(size=(n, 3)))
         found.append(PredictionTable(rows, logits, table.class_names, {"manifest_digest": split}))
     return found

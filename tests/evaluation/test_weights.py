@@ -13,7 +13,6 @@ from evaluation.weights import (
     fit_per_class,
     fit_per_part,
     least_nll,
-    likelihoods,
 )
 from tests.evaluation.tables import experts, make
 
@@ -54,14 +53,25 @@ def test_copies_of_one_net_give_no_gain(fit: Fit) -> None:
     assert gain < (0.5 if fit is fit_stacked else 1e-6)
 
 
-def test_learned_weights_meet_the_conditions_of_a_minimum() -> None:
-    rng = np.random.default_rng(0)
-    own = rng.uniform(0.01, 1, (5, 800)) ** np.array([[0.3], [0.5], [1], [2], [4]])
-    w = least_nll(own)
-    slope = (own / (w @ own)).mean(axis=1)  # 1 where a member is used, at most 1 elsewhere
-    np.testing.assert_allclose(slope[w > 1e-4], 1, atol=1e-4)
-    assert slope.max() < 1 + 1e-4
-    assert w.sum() == pytest.approx(1)
+def _calibrated_nll(weights: np.ndarray, members: np.ndarray, labels: np.ndarray) -> float:
+    """NLL of the pool at its best temperature, found by trying very many."""
+    pooled = np.log(np.einsum("m,mnk->nk", weights, members))
+    own = pooled[np.arange(len(labels)), labels]
+    grid = np.geomspace(0.1, 10, 1500)
+    return min(float((np.log(np.exp(b * pooled).sum(1)) - b * own).mean()) for b in grid)
+
+
+def test_no_step_from_the_learned_weights_lowers_the_calibrated_nll() -> None:
+    gains = (0.5, 1.0, 1.5, 1.5)
+    tables = [make(600, seed=s, gain=g, split="val") for s, g in enumerate(gains)]
+    members, labels = stack(tables), tables[0].labels
+    w = fit_learned(tables).weights
+    least = _calibrated_nll(w, members, labels)
+    for corner in np.eye(4):
+        for step in (-0.02, 0.02):
+            moved = np.clip(w + step * (corner - w), 0, None)
+            assert _calibrated_nll(moved / moved.sum(), members, labels) > least - 1e-6
+    assert least < _calibrated_nll(np.full(4, 0.25), members, labels)
 
 
 def test_a_planted_mixture_is_recovered() -> None:
@@ -69,15 +79,25 @@ def test_a_planted_mixture_is_recovered() -> None:
     members = rng.dirichlet(np.ones(4) * 0.5, (3, 20000))
     mixed = np.einsum("m,mnk->nk", [0.6, 0.3, 0.1], members)
     label = (mixed.cumsum(1) < rng.random((20000, 1))).sum(1).clip(0, 3)
-    w = least_nll(members[:, np.arange(20000), label])
-    np.testing.assert_allclose(w, [0.6, 0.3, 0.1], atol=0.03)
+    np.testing.assert_allclose(least_nll(members, label), [0.6, 0.3, 0.1], atol=0.03)
+
+
+def test_weights_are_learned_for_the_pool_as_it_will_be_used() -> None:
+    """Members that err apart make a hesitant mixture; calibrated, it beats each of them."""
+    tables = [make(3000, 5, seed=s, gain=1.5 + s / 10, split="val") for s in range(4)]
+    members, labels = stack(tables), tables[0].labels
+    learned = fit_learned(tables).weights
+    assert learned.min() > 0.1
+    best = min(_calibrated_nll(corner, members, labels) for corner in np.eye(4))
+    assert _calibrated_nll(learned, members, labels) < best - 0.2
 
 
 def test_greedy_selection_finds_the_same_weights_in_steps() -> None:
     tables = [make(2000, seed=s, gain=g, split="val") for s, g in ((1, 1.0), (2, 1.5), (3, 2.0))]
     greedy, learned = fit_greedy(tables), fit_learned(tables)
-    own, _ = likelihoods(tables, "x")
-    assert -np.log(greedy.weights @ own).mean() < -np.log(learned.weights @ own).mean() + 1e-3
+    members, labels = stack(tables), tables[0].labels
+    losses = [_calibrated_nll(w, members, labels) for w in (greedy.weights, learned.weights)]
+    assert losses[0] < losses[1] + 1e-3
     assert abs(greedy.optimism) < 0.05
     again = fit_greedy(tables)
     assert np.array_equal(greedy.weights, again.weights)
@@ -94,15 +114,16 @@ def test_planted_body_part_experts_are_recovered() -> None:
 
 def test_a_part_shrinks_by_its_number_and_an_unseen_one_takes_the_common_weights() -> None:
     tables = experts(400)
-    own, table = likelihoods(tables, "x")
+    members, table = stack(tables), tables[0]
+    common = least_nll(members, table.labels)
     here = (table.rows["body_part"] == "wrist").to_numpy()
     n = here.sum()
     s = n / (n + 50)
-    expected = s * least_nll(own[:, here]) + (1 - s) * least_nll(own)
+    expected = s * least_nll(members[:, here], table.labels[here]) + (1 - s) * common
     voter = fit_per_part(tables, "body_part", shrinkage=50)
     at = dict(zip(voter.values, voter.weights, strict=True))
     np.testing.assert_allclose(at["wrist"], expected, atol=1e-9)
-    np.testing.assert_allclose(voter.of(np.array(["knee"]))[0], least_nll(own), atol=1e-9)
+    np.testing.assert_allclose(voter.of(np.array(["knee"]))[0], common, atol=1e-9)
 
 
 def test_a_rare_class_takes_the_common_weights() -> None:
@@ -110,10 +131,10 @@ def test_a_rare_class_takes_the_common_weights() -> None:
     rare = np.flatnonzero(tables[0].labels == 2)[40:]
     kept = np.setdiff1d(np.arange(2000), rare)
     cut = [t.take(kept) for t in tables]
-    own, _ = likelihoods(cut, "x")
+    common = least_nll(stack(cut), cut[0].labels)
     voter = fit_per_class(cut)
-    np.testing.assert_allclose(voter.weights[2], least_nll(own), atol=1e-9)
-    assert np.abs(voter.weights[0] - least_nll(own)).max() > 1e-6
+    np.testing.assert_allclose(voter.weights[2], common, atol=1e-9)
+    assert np.abs(voter.weights[0] - common).max() > 1e-6
 
 
 def test_a_stack_asks_for_enough_rows() -> None:
@@ -122,18 +143,19 @@ def test_a_stack_asks_for_enough_rows() -> None:
         fit_stacked(tables)
 
 
-def test_attention_follows_the_member_that_is_sure() -> None:
-    """Each image is known to one of two members, at random; only its own sureness tells which."""
+def test_attention_turns_from_a_member_that_has_lost_the_image() -> None:
+    """Of two members one, at random, has lost the image and says class 0, very surely."""
     rng = np.random.default_rng(0)
     base = experts(4000)[0]
-    knows = rng.random(4000) < 0.5
-    tables = []
+    label, knows = rng.integers(1, 3, 4000), rng.random(4000) < 0.5
+    rows, tables = base.rows.assign(label=label), []
     for mine in (knows, ~knows):
-        logits = 0.3 * rng.normal(size=(4000, 3)) + 4 * mine[:, None] * np.eye(3)[base.labels]
-        tables.append(PredictionTable(base.rows, logits, base.class_names, base.meta))
+        sure = np.where(mine[:, None], 3 * np.eye(3)[label], [6.0, 0.0, 0.0])
+        logits = sure + 0.3 * rng.normal(size=(4000, 3))
+        tables.append(PredictionTable(rows, logits, base.class_names, base.meta))
     voter = fit_part_attention(tables, ["elbow", "wrist"])
     members = stack(tables)
-    weights = voter.of(members, base.rows["body_part"].to_numpy())
+    weights = voter.of(members, rows["body_part"].to_numpy())
     assert weights[knows, 0].mean() > 0.9
     assert weights[~knows, 1].mean() > 0.9
     gain = _nll(pool(Soft(), tables)) - _nll(pool(voter, tables))
