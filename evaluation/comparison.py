@@ -120,7 +120,7 @@ def _difference(
     clusters: Clusters,
 ) -> Difference:
     value = float(redrawn.value[at])
-    low, high = redrawn.interval(at)
+    low, high = (redrawn.centred if metric in summary.CENTRED else redrawn.interval)(at)
     if np.isnan(low) and value == 0:
         p, q = (table.probabilities for table in both)
         same = bool(np.allclose(p, q, rtol=0, atol=ROUNDING))

@@ -124,6 +124,20 @@ class Replicates:
         left = self.left_out[:, at]
         return bca(float(self.value[at]), usable, left[np.isfinite(left)], level)
 
+    def centred(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+        """Percentiles of the draws moved back onto the value; NaN as for `interval`.
+
+        For calibration errors: redrawing adds noise that they cannot but count, and BCa would
+        take the value itself for a lucky one.
+        """
+        low, high = self.interval(at, level)
+        if np.isnan(low):
+            return low, high
+        redrawn = self.redrawn[:, at]
+        shift = self.value[at] - np.nanmean(redrawn)
+        ends = np.nanquantile(redrawn, [0.5 - level / 2, 0.5 + level / 2]) + shift
+        return float(ends[0]), float(ends[1])
+
 
 def bootstrap(
     sums: Sums,

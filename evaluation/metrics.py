@@ -13,7 +13,7 @@ __all__ = ["Figure", "Figures", "by_attribute", "confusion", "figures", "nll", "
 
 Figures = dict[str, Figure]
 Parts = tuple[float, float, float]
-BOOTSTRAP = "patient bootstrap, BCa"
+BOOTSTRAP, CENTRED = "patient bootstrap, BCa", "patient bootstrap, centred"
 
 
 def quick(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -68,10 +68,13 @@ def _summed(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -
     found = {}
     for at, name in enumerate(names):
         value = float(redrawn.value[at])
-        parts = (value, *redrawn.interval(at))
-        if np.isnan(parts[1]) and value == 1:
-            parts = (1.0, float(floors[name][0]), 1.0)
-        found[name] = figure(parts, BOOTSTRAP, *size, "redraws lack it or are all the same")
+        parts, method = (value, *redrawn.interval(at)), BOOTSTRAP
+        if name in summary.CENTRED:
+            low, high = redrawn.centred(at)
+            parts, method = (value, max(0.0, low), high), CENTRED
+        elif np.isnan(parts[1]) and value == 1:
+            parts, method = (1.0, float(floors[name][0]), 1.0), "Wilson, by patients"
+        found[name] = figure(parts, method, *size, "redraws lack it or are all the same")
     return found | (_proportions(table) if clusters.single else {})
 
 

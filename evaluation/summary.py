@@ -8,6 +8,8 @@ from evaluation.calibration import BINS, equal_mass
 from evaluation.intervals import Sums
 from evaluation.table import PredictionTable
 
+CENTRED = ("ece", "ece_classwise")  # figures that redrawing inflates
+
 
 def nll(table: PredictionTable) -> np.ndarray:
     """Negative log-likelihood of each row's label, in nats, (n,)."""
