@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from callbacks.record import SaveConfig
@@ -15,6 +16,7 @@ from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints
 from lightning_modules.exact import ExactModule
 
+NEVER = 1_000_000  # epochs without gain; a member's early_stopping says fewer
 VERBS = ("fit", "validate", "test", "predict")
 # what jsonargparse says beside the point: the types that it tried, and the whole of what it got
 NOISE = (
@@ -32,6 +34,10 @@ class ConsiliumCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds --run, and says which fact of the data the model must know: linked on parse."""
         parser.add_argument("--run", type=str, default="runs/default", help="run folder")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults(
+            {"early_stopping.monitor": "val/loss", "early_stopping.patience": NEVER}
+        )
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
