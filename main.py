@@ -12,9 +12,9 @@ TRAINING = {
     "predict": "write the prediction table of a split, labels or not",
 }
 VERBS = {
-    "compare": "members side by side: figures, strengths, diversity, paired tests",
-    "council": "fit every voter on val tables, judge it on test tables",
     "study": "run members and their council from one file; resume, status, dry run",
+    "council": "fit every voter on val tables, judge it on test tables",
+    "compare": "members side by side: figures, strengths, diversity, paired tests",
     "backbones": "list backbones with their size, cost, licence and CAM layer",
 }
 

@@ -15,6 +15,7 @@ from callbacks.record import SaveConfig
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints
 from lightning_modules.exact import ExactModule
+from lightning_modules.tta import ALLOWED, changes
 
 NEVER = 1_000_000  # epochs without gain; a member's early_stopping says fewer
 VERBS = ("fit", "validate", "test", "predict")
@@ -38,6 +39,7 @@ class ConsiliumCLI(LightningCLI):
         parser.set_defaults(
             {"early_stopping.monitor": "val/loss", "early_stopping.patience": NEVER}
         )
+        parser.add_argument("--tta", type=list[str], default=[], help=f"looked at again: {ALLOWED}")
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
@@ -51,6 +53,11 @@ class ConsiliumCLI(LightningCLI):
             checkpoints.read(config["ckpt_path"])
         elif self.config["subcommand"] == "fit":
             refuse_used(Path(config["run"]))
+
+    def after_instantiate_classes(self) -> None:
+        """Hands the module what is asked of a test alone."""
+        self.model.tta = self.config[self.config["subcommand"]]["tta"]
+        changes(self.model.tta)  # refuses a wrong name before anything is computed
 
     def after_fit(self) -> None:
         """Measures the best epoch on val and test."""

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from datamodules import cache
+from datamodules.audit import cheap_leaks
 from datamodules.augment import Augment
 from datamodules.balance import Balance
 from datamodules.images import unreadable
@@ -61,6 +62,8 @@ class ImageDataModule(LightningDataModule):
         balance: What is done about rare classes.
         reading: How files are read.
         predict_split: The split that ``predict`` goes through.
+        allow_leaks: Whether ``fit`` goes on when the cheap part of the audit finds a leak, which
+            every report will then mention; else it is an error.
     """
 
     manifest: Manifest
@@ -79,6 +82,7 @@ class ImageDataModule(LightningDataModule):
         balance: Balance = BALANCE,
         reading: Reading = READING,
         predict_split: Literal["train", "val", "test", "predict"] = "test",
+        allow_leaks: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
@@ -86,7 +90,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
         self.workers = workers if workers is not None else _fitting_workers()
         self.balance, self.reading, self.class_weights = balance, reading, None
-        self._views = {"": preprocess}
+        self.allow_leaks, self._views = allow_leaks, {"": preprocess}
 
     def prepare_data(self) -> None:
         """Makes what the source has to make, and the cache, on one process."""
@@ -106,6 +110,8 @@ class ImageDataModule(LightningDataModule):
         if len(self.rows("train")):
             labels = self._labels(self.rows("train"))
             self.class_weights = self.balance.weights(labels, self.class_names)
+        if stage == "fit":
+            self.manifest = self._without_leaks(self.manifest)
 
     def _refuse_absent_classes(self) -> None:
         seen = set(self._labels(self.rows("train")))
@@ -165,6 +171,16 @@ class ImageDataModule(LightningDataModule):
         note = f"{len(lost)} files that cannot be read were skipped: {', '.join(lost[:20])}"
         kept = manifest.table[~paths.isin(set(bad))]
         return replace(manifest, table=kept, notes=(*manifest.notes, note))
+
+    def _without_leaks(self, manifest: Manifest) -> Manifest:
+        """The manifest if no leak is found; with a note for each if they are allowed."""
+        found = [finding.message for finding in cheap_leaks(manifest)]
+        if found and not self.allow_leaks:
+            told = "; ".join(found)
+            raise ValueError(f"{told}. Run consilium audit, or set allow_leaks: true")
+        notes = [f"leak that was allowed: {message}" for message in found]
+        fresh = tuple(note for note in notes if note not in manifest.notes)
+        return replace(manifest, notes=(*manifest.notes, *fresh)) if fresh else manifest
 
     def _stores(self, manifest: Manifest, views: dict[str, Preprocess]) -> dict[str, cache.Store]:
         if self.reading.cache is None:

@@ -152,11 +152,20 @@ class Table(Source):
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
-        table["patient"] = raw[given["patient"]].astype(str) if "patient" in given else table["id"]
+        table["patient"], notes = self._patients(raw, table["id"])
         table["split"] = self._splits(raw, table["patient"])
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
-        notes = () if "patient" in given else (NO_PATIENTS,)
         return Manifest(table.join(self._attributes(raw)), class_names, notes)
+
+    def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
+        """The patient of each row; one that is not told is taken as a patient of its own."""
+        column = self.columns["patient"]
+        if column is None:
+            return ids, (NO_PATIENTS,)
+        named = raw[column].fillna("").astype(str)
+        blank = int((named == "").sum())
+        note = f"{blank} pictures name no patient; each is taken as a patient of its own"
+        return named.where(named != "", ids), (note,) * (blank > 0)
 
     def _check_columns(self, raw: pd.DataFrame, wanted: list[str]) -> None:
         missing = [name for name in [*wanted, *(self.attributes or [])] if name not in raw.columns]

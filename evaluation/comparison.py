@@ -102,7 +102,7 @@ def _redrawn(
 ) -> Replicates:
     """Table after table, the differences of COMPARED to the baseline."""
     k = len(base.class_names)
-    parts = [clusters.total(summary.columns(table)) for table in (base, *others)]
+    parts = [clusters.total(summary.columns(table, classwise=False)) for table in (base, *others)]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         each = [summary.overall(part, k) for part in np.split(sums, len(parts), axis=1)]

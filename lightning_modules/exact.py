@@ -13,6 +13,7 @@ from evaluation.metrics import nll, quick
 from evaluation.table import PredictionTable, require_ids
 from lightning_modules.batch import Batch, Data
 from lightning_modules.checkpoints import weights_hash
+from lightning_modules.tta import averaged
 
 
 def measured(table: PredictionTable) -> dict[str, float]:
@@ -39,6 +40,8 @@ class ExactModule(L.LightningModule):
         self.figures: dict[str, dict[str, float]] = {}
         self.measured = ""
         self.stated = ""  # the weights that a checkpoint said it gave; "" while they may change
+        #: how a picture is looked at once more, outside fit; nothing of it is kept in a checkpoint
+        self.tta: list[str] = []
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -118,7 +121,9 @@ class ExactModule(L.LightningModule):
             )
 
     def _collect(self, batch: Batch) -> None:
-        votes = self.votes(batch).detach().float().cpu()
+        names = [] if self.trainer.state.fn == "fit" else self.tta
+        votes = averaged(lambda seen: self.votes({**batch, "image": seen}), batch["image"], names)
+        votes = votes.detach().float().cpu()
         self._seen.append((batch["index"].cpu(), votes))
 
     def _measure(self, split: str) -> None:
@@ -154,4 +159,4 @@ class ExactModule(L.LightningModule):
     def _meta(self) -> dict[str, Any]:
         manifest = self.data.manifest
         known = {"manifest_digest": manifest.digest(), "notes": list(manifest.notes)}
-        return {**self.describe(), **known, "tta": None}
+        return {**self.describe(), **known, "tta": self.tta}

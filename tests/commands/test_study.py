@@ -63,11 +63,16 @@ def test_a_members_figures_in_the_council_are_its_own(study, member):
     assert figures[0]["auroc"].value == pytest.approx(figures[1]["auroc"].value, abs=1e-6)
 
 
-def test_the_council_is_the_mean_of_its_members(study):
+def test_the_council_says_what_was_voted_offline(study):
     tables = [PredictionTable.read(study / "council" / "predictions" / name)
               for name in ("test/small.parquet", "test/large.parquet", "test.parquet")]  # fmt: skip
+    temperature = yaml.safe_load((study / "voters" / "voter.json").read_text())["temperature"]
     mean = (tables[0].probabilities + tables[1].probabilities) / 2
-    np.testing.assert_allclose(tables[2].probabilities, mean, atol=1e-6)
+    warmed = mean ** (1 / temperature["value"])
+    expected = warmed / warmed.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(tables[2].probabilities, expected, atol=1e-6)
+    offline = PredictionTable.read(study / "voters" / "predictions" / "test.parquet")
+    np.testing.assert_allclose(tables[2].logits, offline.logits, atol=1e-5)
 
 
 def test_the_council_stands_on_members_by_relative_paths(study):
@@ -88,11 +93,12 @@ def test_a_finished_study_is_left_as_it_is(study, study_file, capsys):
 
 def test_status_and_dry_run(study, study_file, capsys):
     assert main(["study", "status", str(study_file), "--output", str(study)]) == 0
-    assert capsys.readouterr().out.count("done") == 3
+    assert capsys.readouterr().out.count("done") == 4
     assert main(["study", "run", str(study_file), "--output", "elsewhere", "--dry-run"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split()[:2] for line in lines] == [["consilium", "fit"]] * 2 + [
-        ["consilium", "test"]
+        ["consilium", "council"],
+        ["consilium", "test"],
     ]
     assert not Path("elsewhere").exists()
 
