@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from commands.council import read_tables
 from commands.study_file import Study
+from evaluation import council, council_report, report
 from evaluation import figures as drawings
-from evaluation import report
 from evaluation.intervals import Figure
 from evaluation.results import Results, read_results, write_results
 from evaluation.run_report import MAIN, facts, notes, pictures
@@ -15,6 +16,7 @@ from evaluation.table import PredictionTable
 
 Subjects = dict[str, dict[str, Figure]]
 COUNCIL = "council"
+SPLITS = ("val", "test")
 
 
 def write(study: Study, folder: Path) -> bool:
@@ -28,7 +30,7 @@ def write(study: Study, folder: Path) -> bool:
         others={name: run.metrics for name, run in runs.items()},
         gates={gate.name: gate.passed for gate in gates},
     )
-    report.write_report(folder / "report.html", study.title, sections(folder, runs, gates))
+    report.write_report(folder / "report.html", study.title, sections(study, folder, runs, gates))
     write_results(folder / "results.json", results)
     return all(gate.passed for gate in gates)
 
@@ -71,23 +73,38 @@ def lead(runs: dict[str, Results]) -> list[str]:
 
 
 def sections(
-    folder: Path, runs: dict[str, Results], gates: list[report.Gate]
+    study: Study, folder: Path, runs: dict[str, Results], gates: list[report.Gate]
 ) -> list[report.Section]:
     """The page from top to bottom."""
     first = next(iter(runs))
-    tables = read_tables(folder, runs)
     found: list[report.Section] = [
         report.Text(" ".join(lead(runs)), lead=True),
         *notes(runs[first]),
         side_by_side(runs),
         *([report.Gates(gates)] if gates else []),
-        report.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all"),
-        *pictures(tables[first]),
+        *(voting(study, folder) if study.council else alone(folder, runs)),
         *learning(folder, runs),
-        report.figures_table(runs[first].metrics, f"All figures: {first}"),
         report.Details(facts(runs[first])),
     ]
     return found
+
+
+def voting(study: Study, folder: Path) -> list[report.Section]:
+    """Every voter beside the best single member, from the members' tables."""
+    val, test = (read_tables([Path(t) for t in study.tables(folder, s)], s) for s in SPLITS)
+    fitted = council.fit(val, study.attribute)
+    judged = council.judge(fitted, test)
+    return council_report.sections(fitted, judged, test, study.voter)
+
+
+def alone(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
+    """Members without a council."""
+    tables = {
+        name: PredictionTable.read(folder / "members" / name / "predictions" / "test.parquet")
+        for name in runs
+    }
+    roc = report.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all")
+    return [roc, *(section for table in tables.values() for section in pictures(table))]
 
 
 def side_by_side(runs: dict[str, Results]) -> report.Table:
@@ -100,15 +117,6 @@ def side_by_side(runs: dict[str, Results]) -> report.Table:
     )
     strong = [0] if COUNCIL in runs else []
     return report.Table(("", *MAIN), rows, "Council and members", note, strong=strong)
-
-
-def read_tables(folder: Path, runs: dict[str, Results]) -> dict[str, PredictionTable]:
-    """Prediction tables of the split that the results speak of."""
-    folders = {name: folder / (COUNCIL if name == COUNCIL else f"members/{name}") for name in runs}
-    return {
-        name: PredictionTable.read(path / "predictions" / f"{runs[name].split}.parquet")
-        for name, path in folders.items()
-    }
 
 
 def learning(folder: Path, runs: dict[str, Results]) -> list[report.Section]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.drawing import Dice, box_of, exposed, grid, softened, turned
+from datamodules.drawing import Dice, Drawn, box_of, exposed, grid, softened, turned
 
 FRACTURES = ["none", "simple", "comminuted"]
 
@@ -30,7 +30,7 @@ class Bone:
         )
 
 
-def fracture(label: int, patient: Dice, film: Dice, size: int) -> tuple[np.ndarray, str]:
+def fracture(label: int, patient: Dice, film: Dice, size: int) -> Drawn:
     """One film and the box of its lesion; ``patient`` decides the bone, ``film`` the pose."""
     bone = Bone.of(patient)
     x, y = grid(size)
@@ -38,7 +38,7 @@ def fracture(label: int, patient: Dice, film: Dice, size: int) -> tuple[np.ndarr
     along, across = turned(x, y, film.between(0, 359))
     across, gap = _broken(label, along, across, bone, film)
     density, gap = _density(along, across, gap, bone)
-    return exposed(softened(density), film, noise=12), box_of(gap)
+    return Drawn(exposed(softened(density), film, noise=12), box_of(gap))
 
 
 def _density(

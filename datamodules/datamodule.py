@@ -1,67 +1,47 @@
 """From a source to batches: manifest, preprocessing, augmentation and loaders of each split."""
 
 import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
+from datamodules import cache
+from datamodules.audit import cheap_leaks
 from datamodules.augment import Augment
-from datamodules.images import read
+from datamodules.balance import Balance
+from datamodules.images import unreadable
+from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
+from datamodules.pictures import Pictures
 from datamodules.preprocess import Preprocess
-from datamodules.samplers import ExactSampler, ShuffledSampler
+from datamodules.samplers import BalancedSampler, ExactSampler, ShuffledSampler, WeightedSampler
 from datamodules.sources import Source
 
-Sample = dict[str, Any]
-DEFAULT = Preprocess()
 
-
-class Pictures(Dataset[Sample]):
-    """The samples of one split; an item is asked for as ``(epoch, position)``.
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
 
     Args:
-        manifest: All samples.
-        rows: The split's positions in the manifest.
-        views: What networks see, by name; the name "" gives a bare tensor.
-        augment: Applied between the cacheable pixels and the tensor; None in evaluation.
-        seed: With the epoch and the index decides what augmentation does.
+        cache: Folder that keeps prepared pixels between runs; null decodes every time.
+        corrupt: ``raise`` ends the run at a file that cannot be read; ``skip`` tries all files
+            first and leaves those out, which every report will then mention.
+        prefetch: Batches that each worker prepares ahead.
+        pin: Whether batches lie in page-locked memory; null means when there is a GPU.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        rows: np.ndarray,
-        views: dict[str, Preprocess],
-        augment: Augment | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.paths = manifest.table["path"].to_numpy(dtype=object)[rows]
-        self.labels = manifest.table["label"].to_numpy()[rows]
-        self.rows, self.views, self.augment, self.seed = rows, views, augment, seed
+    cache: str | None = None
+    corrupt: Literal["raise", "skip"] = "raise"
+    prefetch: int = 2
+    pin: bool | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, position = key
-        index = int(self.rows[position])
-        image = read(self.paths[position])
-        seen = {
-            name: self._seen(view, image, (self.seed, epoch, index))
-            for name, view in self.views.items()
-        }
-        bare = seen.get("", seen)
-        return {"image": bare, "label": int(self.labels[position]), "index": index}
-
-    def _seen(
-        self, view: Preprocess, image: np.ndarray, rng_seed: tuple[int, int, int]
-    ) -> torch.Tensor:
-        pixels = view.pixels(image)
-        return view.tensor(self.augment(pixels, rng_seed) if self.augment else pixels)
+PREPROCESS, BALANCE, READING = Preprocess(), Balance(), Reading()
 
 
 class ImageDataModule(LightningDataModule):
@@ -79,7 +59,11 @@ class ImageDataModule(LightningDataModule):
         batch_size: Pictures a batch and process.
         workers: Processes that load; null chooses by the machine's cores.
         seed: Decides the order and the augmentation.
+        balance: What is done about rare classes.
+        reading: How files are read.
         predict_split: The split that ``predict`` goes through.
+        allow_leaks: Whether ``fit`` goes on when the cheap part of the audit finds a leak, which
+            every report will then mention; else it is an error.
     """
 
     manifest: Manifest
@@ -89,33 +73,51 @@ class ImageDataModule(LightningDataModule):
         self,
         source: Source,
         class_names: list[str],
-        preprocess: Preprocess = DEFAULT,
+        preprocess: Preprocess = PREPROCESS,
         augment: str = "none",
         strengths: dict[str, float] | None = None,
         batch_size: int = 32,
         workers: int | None = None,
         seed: int = 0,
+        balance: Balance = BALANCE,
+        reading: Reading = READING,
         predict_split: Literal["train", "val", "test", "predict"] = "test",
+        allow_leaks: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
-        self.augment = Augment(augment, strengths)
+        self.augment = Augment(augment, strengths, preprocess.size if preprocess.margin else None)
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
         self.workers = workers if workers is not None else _fitting_workers()
-        self.class_weights = None
-        self._views = {"": preprocess}
+        self.balance, self.reading, self.class_weights = balance, reading, None
+        self.allow_leaks, self._views = allow_leaks, {"": preprocess}
 
     def prepare_data(self) -> None:
-        """Makes what the source has to make, on one process."""
+        """Makes what the source has to make, and the cache, on one process."""
         self.source.prepare()
+        if self.reading.cache is not None:
+            self._stores(self.source.manifest(self.class_names), self._views)
 
     def setup(self, stage: str) -> None:
         """Reads the manifest, once."""
         if not hasattr(self, "manifest"):
-            self.manifest = self.source.manifest(self.class_names)
+            self.manifest = self._readable(self.source.manifest(self.class_names))
         for split in self._splits(stage):
             if not len(self.rows(split)):
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
+        if stage == "fit":
+            self._refuse_absent_classes()
+        if len(self.rows("train")):
+            labels = self._labels(self.rows("train"))
+            self.class_weights = self.balance.weights(labels, self.class_names)
+        if stage == "fit":
+            self.manifest = self._without_leaks(self.manifest)
+
+    def _refuse_absent_classes(self) -> None:
+        seen = set(self._labels(self.rows("train")))
+        absent = [name for k, name in enumerate(self.class_names) if k not in seen]
+        if absent:
+            raise ValueError(f"the split 'train' has no picture of the classes {absent}")
 
     def view_names(self, views: list[dict[str, Any]]) -> list[str]:
         """The view of each Preprocess given as a dict; from now on batches carry all of them."""
@@ -124,24 +126,28 @@ class ImageDataModule(LightningDataModule):
         return [view.name for view in settings]
 
     def rows(self, split: str) -> np.ndarray:
-        """Positions of a split's samples in the manifest."""
-        return self.manifest.rows(split)
+        """Positions of a split's samples in the manifest; of train no more than the limit."""
+        rows = self.manifest.rows(split)
+        if split != "train":
+            return rows
+        ids = self.manifest.table["id"].iloc[rows].tolist()
+        return self.balance.limited(rows, self._labels(rows), ids)
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> LateLoader:
         """Shuffled and augmented, as a function of seed, epoch and index alone."""
         rows = self.rows("train")
-        pictures = Pictures(self.manifest, rows, {"": self.preprocess}, self.augment, self.seed)
-        return self._loader(pictures, ShuffledSampler(len(rows), self.seed, *self._place()))
+        pictures = self._pictures(rows, {"": self.preprocess}, self.augment)
+        return self._loader(pictures, self._order(rows))
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> LateLoader:
         """Every sample of val once."""
         return self._exact("val")
 
-    def test_dataloader(self) -> DataLoader[Sample]:
+    def test_dataloader(self) -> LateLoader:
         """Every sample of test once."""
         return self._exact("test")
 
-    def predict_dataloader(self) -> DataLoader[Sample]:
+    def predict_dataloader(self) -> LateLoader:
         """Every sample of ``predict_split`` once."""
         return self._exact(self.predict_split)
 
@@ -149,26 +155,72 @@ class ImageDataModule(LightningDataModule):
         by_stage = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
         return by_stage.get(stage, [self.predict_split])
 
+    def _labels(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(self.manifest.table["label"].to_numpy()[rows])
+
+    def _readable(self, manifest: Manifest) -> Manifest:
+        """Without the files that cannot be read, if they are to be skipped; with a note of it."""
+        if self.reading.corrupt == "raise":
+            return manifest
+        paths = manifest.table["path"]
+        stores = self._stores(manifest, {"": self.preprocess})
+        bad = stores[""].failures if stores else unreadable(paths.tolist())
+        if not bad:
+            return manifest
+        lost = manifest.table.loc[paths.isin(set(bad)), "id"].tolist()
+        note = f"{len(lost)} files that cannot be read were skipped: {', '.join(lost[:20])}"
+        kept = manifest.table[~paths.isin(set(bad))]
+        return replace(manifest, table=kept, notes=(*manifest.notes, note))
+
+    def _without_leaks(self, manifest: Manifest) -> Manifest:
+        """The manifest if no leak is found; with a note for each if they are allowed."""
+        found = [finding.message for finding in cheap_leaks(manifest)]
+        if found and not self.allow_leaks:
+            told = "; ".join(found)
+            raise ValueError(f"{told}. Run consilium audit, or set allow_leaks: true")
+        notes = [f"leak that was allowed: {message}" for message in found]
+        fresh = tuple(note for note in notes if note not in manifest.notes)
+        return replace(manifest, notes=(*manifest.notes, *fresh)) if fresh else manifest
+
+    def _stores(self, manifest: Manifest, views: dict[str, Preprocess]) -> dict[str, cache.Store]:
+        if self.reading.cache is None:
+            return {}
+        root, paths = Path(self.reading.cache), manifest.table["path"].tolist()
+        return {name: cache.opened(paths, view, root) for name, view in views.items()}
+
+    def _pictures(
+        self, rows: np.ndarray, views: dict[str, Preprocess], augment: Augment | None = None
+    ) -> Pictures:
+        stores = self._stores(self.manifest, views)
+        return Pictures(self.manifest, rows, views, stores, augment, self.seed)
+
+    def _order(self, rows: np.ndarray) -> ShuffledSampler:
+        if self.balance.sampler == "shuffled":
+            return ShuffledSampler(len(rows), self.seed, *self._place())
+        kind = WeightedSampler if self.balance.sampler == "weighted" else BalancedSampler
+        return kind(self._labels(rows), self.seed, *self._place())
+
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _exact(self, split: str) -> DataLoader[Sample]:
+    def _exact(self, split: str) -> LateLoader:
         rows = self.rows(split)
-        pictures = Pictures(self.manifest, rows, self._views)
-        return self._loader(pictures, ExactSampler(len(rows), *self._place()))
+        return self._loader(
+            self._pictures(rows, self._views), ExactSampler(len(rows), *self._place())
+        )
 
-    def _loader(
-        self, pictures: Pictures, sampler: ShuffledSampler | ExactSampler
-    ) -> DataLoader[Sample]:
-        return DataLoader(
+    def _loader(self, pictures: Pictures, sampler: ShuffledSampler | ExactSampler) -> LateLoader:
+        pin = self.reading.pin
+        return LateLoader(
             pictures,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() if pin is None else pin,
             persistent_workers=self.workers > 0,
+            prefetch_factor=self.reading.prefetch if self.workers > 0 else None,
             worker_init_fn=_alone,
         )
 

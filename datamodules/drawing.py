@@ -6,10 +6,20 @@ whose stream numpy keeps for good, sines are rounded once to twelve bits, all el
 
 import hashlib
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
 UNIT = 1024  # side of a picture in drawing units, whatever its size in pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A picture with the box of its lesions (empty when there are none) and further attributes."""
+
+    pixels: np.ndarray
+    box: str
+    attributes: dict[str, str] = field(default_factory=dict)
 
 
 class Dice:
@@ -29,6 +39,11 @@ class Dice:
     def sign(self) -> int:
         """-1 or 1."""
         return 2 * self.between(0, 1) - 1
+
+    def share(self, *parts: int) -> int:
+        """Which of several parts, each as likely as it is large."""
+        throw = self.between(1, sum(parts))
+        return next(k for k in range(len(parts)) if throw <= sum(parts[: k + 1]))
 
     def noise(self, size: int) -> np.ndarray:
         """(size, size) bell-shaped integers with mean 0 and a standard deviation of about 148."""
@@ -78,3 +93,15 @@ def box_of(mask: np.ndarray) -> str:
     if not len(ys):
         return ""
     return f"{xs.min()},{ys.min()},{xs.max() + 1},{ys.max() + 1}"
+
+
+def blob(x: np.ndarray, y: np.ndarray, at: tuple[int, int], radii: tuple[int, int]) -> np.ndarray:
+    """1024 in the middle of an ellipse, 0 at its rim, negative outside."""
+    across = (x - at[0]).astype(np.int64) ** 2 * 1024 // radii[0] ** 2
+    down = (y - at[1]).astype(np.int64) ** 2 * 1024 // radii[1] ** 2
+    return np.asarray(1024 - across - down)
+
+
+def raised(picture: np.ndarray, where: np.ndarray, by: int) -> np.ndarray:
+    """The picture plus a soft bump of this height over a ``blob``."""
+    return np.asarray(picture + np.clip(where, 0, 1024) * by // 1024)

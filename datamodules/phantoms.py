@@ -12,13 +12,45 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from datamodules import bones
-from datamodules.drawing import Dice
+from datamodules import bones, chests, fundus, limbs
+from datamodules.drawing import Dice, Drawn
 
-Draw = Callable[[int, Dice, Dice, int], tuple[np.ndarray, str]]
+Draw = Callable[[int, Dice, Dice, int], Drawn]
 
-KINDS: dict[str, tuple[list[str], Draw]] = {"fracture": (bones.FRACTURES, bones.fracture)}
-SOURCES = ("phantoms.py", "drawing.py", "bones.py")
+
+@dataclass(frozen=True)
+class Kind:
+    """What is drawn.
+
+    Args:
+        classes: The class names, in the order of the labels.
+        draw: Makes one film from label, the patient's chance, the film's chance and the size.
+        shares: How frequent each class is among the studies.
+        films_a_study: How many films a study has at most.
+    """
+
+    classes: list[str]
+    draw: Draw
+    shares: tuple[int, ...]
+    films_a_study: int = 1_000
+
+
+def _binary(name: str, draw: Draw) -> Kind:
+    return Kind(["normal", name], draw, (1, 1))
+
+
+KINDS: dict[str, Kind] = {
+    "fracture": Kind(bones.FRACTURES, bones.fracture, (1, 1, 1)),
+    "retina": Kind(fundus.GRADES, fundus.retina, (50, 15, 20, 8, 7)),
+    "limbs": Kind(["negative", "positive"], limbs.limb, (3, 2), films_a_study=3),
+    "chest": Kind(chests.DISEASES, chests.chest, (4, 2, 4, 3)),
+    "pneumonia": _binary("pneumonia", chests.pneumonia),
+    "cardiomegaly": _binary("cardiomegaly", chests.cardiomegaly),
+    "osteoporosis": _binary("osteoporosis", limbs.osteoporosis),
+    "osteoarthritis": _binary("osteoarthritis", limbs.osteoarthritis),
+    "limb_abnormality": _binary("limb_abnormality", limbs.limb),
+}
+SOURCES = ("phantoms.py", "drawing.py", "bones.py", "limbs.py", "chests.py", "fundus.py")
 
 
 @dataclass(frozen=True)
@@ -78,16 +110,23 @@ def written(recipe: Recipe, root: Path) -> Path:
 
 def films(recipe: Recipe) -> Iterator[tuple[dict[str, str], np.ndarray]]:
     """Every row of the manifest with its picture, one after another."""
-    names, draw = KINDS[recipe.kind]
+    kind = KINDS[recipe.kind]
     for number in range(recipe.patients):
         patient = f"p{number:05d}"
         text = f"{recipe.kind}/{recipe.seed}/{patient}"
-        choice = Dice(text)
-        label, count = choice.between(0, len(names) - 1), choice.between(1, 2 * recipe.films - 1)
+        count = Dice(text).between(1, 2 * recipe.films - 1)
         for film in range(count):
-            pixels, box = draw(label, Dice(f"{text}/body"), Dice(f"{text}/{film}"), recipe.size)
-            row = {"path": f"{patient}/film{film}.png", "label": names[label], "patient": patient}
-            yield row | {"study": f"{patient}-s1", "box": box}, pixels
+            study = f"{patient}-s{1 + film // kind.films_a_study}"
+            label = Dice(f"{recipe.kind}/{recipe.seed}/{study}/label").share(*kind.shares)
+            body, pose = Dice(f"{text}/body"), Dice(f"{text}/{film}")
+            drawn = kind.draw(label, body, pose, recipe.size)
+            yield _row(patient, study, film, kind.classes[label], drawn), drawn.pixels
+
+
+def _row(patient: str, study: str, film: int, label: str, drawn: Drawn) -> dict[str, str]:
+    path = f"{patient}/{study}-film{film}.png"
+    row = {"path": path, "label": label, "patient": patient, "study": study, "box": drawn.box}
+    return row | drawn.attributes
 
 
 def _write(recipe: Recipe, folder: Path) -> None:
@@ -97,7 +136,7 @@ def _write(recipe: Recipe, folder: Path) -> None:
     for row, pixels in drawn:
         path = folder / row["path"]
         path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), pixels)
+        cv2.imwrite(str(path), pixels if pixels.ndim == 2 else pixels[..., ::-1])
         rows.append(row)
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

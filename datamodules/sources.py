@@ -4,10 +4,11 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from datamodules.manifest import Manifest, split_of
+from datamodules.manifest import COLUMNS, Manifest, split_of
 from datamodules.phantoms import Recipe, written
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
@@ -21,6 +22,11 @@ SPLIT_FOLDERS = {
     "testing": "test",
 }
 NO_PATIENTS = "patients are unknown: a patient's pictures may stand on both sides of a split"
+
+
+_MURA_PATH = re.compile(
+    r"(train|valid)/XR_([A-Z]+)/(patient\d+)/(study\d+)_(negative|positive)/[^/]+"
+)
 
 
 class Source(ABC):
@@ -146,11 +152,20 @@ class Table(Source):
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
-        table["patient"] = raw[given["patient"]].astype(str) if "patient" in given else table["id"]
+        table["patient"], notes = self._patients(raw, table["id"])
         table["split"] = self._splits(raw, table["patient"])
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
-        notes = () if "patient" in given else (NO_PATIENTS,)
         return Manifest(table.join(self._attributes(raw)), class_names, notes)
+
+    def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
+        """The patient of each row; one that is not told is taken as a patient of its own."""
+        column = self.columns["patient"]
+        if column is None:
+            return ids, (NO_PATIENTS,)
+        named = raw[column].fillna("").astype(str)
+        blank = int((named == "").sum())
+        note = f"{blank} pictures name no patient; each is taken as a patient of its own"
+        return named.where(named != "", ids), (note,) * (blank > 0)
 
     def _check_columns(self, raw: pd.DataFrame, wanted: list[str]) -> None:
         missing = [name for name in [*wanted, *(self.attributes or [])] if name not in raw.columns]
@@ -164,7 +179,9 @@ class Table(Source):
         values = raw[column].astype(str)
         if set(values) <= {str(number) for number in range(len(class_names))} - set(class_names):
             return [int(value) for value in values]
-        _check_names(sorted(set(values)), class_names, self.files[0])
+        found = sorted(set(values))
+        if not set(found) <= set(class_names):
+            _check_names(found, class_names, self.files[0])
         return [class_names.index(value) for value in values]
 
     def _splits(self, raw: pd.DataFrame, patients: pd.Series) -> list[str]:
@@ -180,9 +197,65 @@ class Table(Source):
         return self.fractions.split(patients)
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        used = {*self.columns.values(), self.study, "id"}
+        used = {*self.columns.values(), self.study, *COLUMNS}
         kept = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in kept if name not in used]]
+
+
+class Mura(Source):
+    """Stanford's MURA: ``{train,valid}/XR_ELBOW/patient00011/study1_negative/image1.png``.
+
+    40,561 films of 14,863 studies of 12,173 patients, seven body parts, labelled by study as
+    negative or positive (abnormal). Rajpurkar and others 2018, arXiv:1712.06957; to be had on
+    request from Stanford's AIMI centre. Its own test set is hidden: ``valid`` is its public part.
+
+    Args:
+        root: The folder that holds ``train`` and ``valid``.
+        files: MURA's lists of image paths, read instead of the tree; null walks the tree.
+        valid_as: The split that ``valid`` becomes; with ``test``, validation is cut from train.
+        val: Share of the training patients that validation gets when ``valid_as`` is ``test``.
+        seed: Another seed, another cut.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        files: list[str] | None = None,
+        valid_as: Literal["val", "test"] = "test",
+        val: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.root, self.files, self.valid_as = Path(root), files, valid_as
+        self.val, self.seed = val if valid_as == "test" else 0.0, seed
+
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """One row a film with ``body_part``; everything is read from the path."""
+        if len(class_names) != 2:
+            raise ValueError(f"class_names is {class_names}; MURA has two, negative first")
+        rows = [self._row(path) for path in self._paths()]
+        return Manifest(pd.DataFrame(rows), class_names)
+
+    def _paths(self) -> list[str]:
+        if self.files is None:
+            return [path.as_posix() for path in _picture_files(self.root)]
+        lines = [line for file in self.files for line in Path(file).read_text().split()]
+        return [re.sub(r"^MURA-v[\d.]+/", "", line) for line in lines]
+
+    def _row(self, path: str) -> dict[str, str | int]:
+        found = _MURA_PATH.fullmatch(path)
+        if found is None:
+            raise ValueError(f"{self.root / path}: not a path as MURA writes them")
+        folder, part, patient, study, word = found.groups()
+        split = split_of(patient, self.val, 0.0, self.seed) if folder == "train" else self.valid_as
+        return {
+            "id": path,
+            "path": str(self.root / path),
+            "label": int(word == "positive"),
+            "split": split,
+            "patient": patient,
+            "study": f"{part}/{patient}/{study}",
+            "body_part": part.lower(),
+        }
 
 
 class Phantoms(Source):

@@ -15,11 +15,13 @@ FLOOR = 1e-30  # below any probability that float32 logits can tell from 0
 class Voter(Protocol):
     """Members' probabilities (members, n, K) become the council's (n, K), rows summing to 1.
 
-    `kind` is the word by which configs, files and reports call it. A voter whose `attribute`
-    is not empty needs the value of that attribute for each image in `parts` (n,).
+    A voter whose `attribute` is not empty needs the value of that attribute for each image in
+    `parts` (n,).
     """
 
-    kind: ClassVar[str]
+    @property
+    def kind(self) -> str:
+        """The word by which configs, files and reports call it."""
 
     @property
     def attribute(self) -> str:

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,6 +13,7 @@ from evaluation.metrics import nll, quick
 from evaluation.table import PredictionTable, require_ids
 from lightning_modules.batch import Batch, Data
 from lightning_modules.checkpoints import weights_hash
+from lightning_modules.tta import averaged
 
 
 def measured(table: PredictionTable) -> dict[str, float]:
@@ -37,6 +39,8 @@ class ExactModule(L.LightningModule):
         self.tables: dict[str, dict[str, PredictionTable]] = {}
         self.figures: dict[str, dict[str, float]] = {}
         self.measured = ""
+        #: how a picture is looked at once more, outside fit; nothing of it is kept in a checkpoint
+        self.tta: list[str] = []
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -51,6 +55,12 @@ class ExactModule(L.LightningModule):
     def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
         """All tables to keep, given those of the members; the module's own stands under ""."""
         return members
+
+    def tabulate(
+        self, rows: pd.DataFrame, votes: np.ndarray, meta: dict[str, Any]
+    ) -> PredictionTable:
+        """The prediction table of one member's gathered votes."""
+        return PredictionTable(rows, votes, self.class_names, meta)
 
     def ids(self, split: str) -> list[str]:
         """The ids of a split, as the data module has them."""
@@ -101,7 +111,9 @@ class ExactModule(L.LightningModule):
         self._gather(self.data.predict_split, whole=self.trainer.limit_predict_batches == 1.0)
 
     def _collect(self, batch: Batch) -> None:
-        votes = self.votes(batch).detach().float().cpu()
+        names = [] if self.trainer.state.fn == "fit" else self.tta
+        votes = averaged(lambda seen: self.votes({**batch, "image": seen}), batch["image"], names)
+        votes = votes.detach().float().cpu()
         self._seen.append((batch["index"].cpu(), votes))
 
     def _measure(self, split: str) -> None:
@@ -118,7 +130,7 @@ class ExactModule(L.LightningModule):
         meta = self._meta()
         self.measured = meta["weights"]
         members = {
-            name: PredictionTable(rows, votes[order, m], self.class_names, meta)
+            name: self.tabulate(rows, votes[order, m], meta)
             for m, name in enumerate(self.member_names)
         }
         if whole:
@@ -136,5 +148,6 @@ class ExactModule(L.LightningModule):
         return [rows for rows in everyone if rows]
 
     def _meta(self) -> dict[str, Any]:
-        digest = self.data.manifest.digest()
-        return {**self.describe(), "manifest_digest": digest, "tta": None}
+        manifest = self.data.manifest
+        known = {"manifest_digest": manifest.digest(), "notes": list(manifest.notes)}
+        return {**self.describe(), **known, "tta": self.tta}

@@ -1,12 +1,16 @@
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from datamodules.datamodule import ImageDataModule
-from datamodules.images import read
+from datamodules.balance import Balance
+from datamodules.datamodule import ImageDataModule, Reading
+from datamodules.images import ImageError, read
 from datamodules.preprocess import Preprocess
-from datamodules.sources import Phantoms
+from datamodules.sources import Folders, Phantoms
 
 NAMES = ["none", "simple", "comminuted"]
 
@@ -92,10 +96,65 @@ def test_it_can_be_written_as_a_config(root):
             },
             "class_names": NAMES,
             "preprocess": {"size": 64, "mean": [0.5, 0.5, 0.5]},
+            "balance": {"class_weights": [1, 2, 3]},
+            "reading": {"cache": "somewhere"},
         },
     }
     data = parser.instantiate_classes(parser.parse_object({"data": values})).data
     assert data.preprocess == Preprocess(size=64, mean=(0.5, 0.5, 0.5))
+    assert data.balance == Balance([1.0, 2.0, 3.0])
+    assert data.reading.cache == "somewhere"
     dumped = parser.dump(parser.parse_object({"data": values}))
     again = parser.instantiate_classes(parser.parse_string(dumped)).data
     assert again.preprocess == data.preprocess
+
+
+def test_the_cache_changes_no_pixel(root, tmp_path):
+    reading = Reading(cache=str(tmp_path / "cache"))
+    preprocess = Preprocess(size=32, clahe=2.0, margin=4)
+    plain = module(root, preprocess=preprocess, augment="chest")
+    cached = module(root, preprocess=preprocess, augment="chest", reading=reading, workers=2)
+    for one, other in zip(plain.train_dataloader(), cached.train_dataloader(), strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert one["image"].shape[-2:] == (32, 32)
+    views = [Preprocess(size=16).to_dict(), Preprocess(size=24).to_dict()]
+    batches = [next(iter(m.val_dataloader())) for m in (plain, cached) if m.view_names(views)]
+    for name in batches[0]["image"]:
+        assert torch.equal(batches[0]["image"][name], batches[1]["image"][name])
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_corrupt_files_end_the_run_or_are_skipped_with_a_note(tmp_path, cache):
+    broken = broken_folder(tmp_path)
+    reading = Reading(cache=str(tmp_path / "cache") if cache else None)
+    made = ImageDataModule(broken, ["a", "b"], Preprocess(size=8), workers=0, reading=reading)
+    made.setup("fit")
+    with pytest.raises(ImageError, match=r"bad\.png: begins with"):
+        list(made.train_dataloader())
+    skipping = ImageDataModule(
+        broken, ["a", "b"], Preprocess(size=8), workers=0, reading=replace(reading, corrupt="skip")
+    )
+    skipping.setup("fit")
+    assert skipping.manifest.notes[-1].startswith("1 files that cannot be read were skipped: train")
+    assert len(gathered(skipping.train_dataloader())["index"]) == 8
+
+
+def broken_folder(folder):
+    for split in ("train", "val"):
+        for k in range(8):
+            path = folder / "data" / split / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((9, 9), 20 * k, np.uint8))
+    (folder / "data" / "train" / "a" / "bad.png").write_text("<html>")
+    return Folders(str(folder / "data"), patient=None)
+
+
+def test_weights_order_and_limit_come_from_train_alone(root):
+    data = module(root, balance=Balance("inverse", limit=5))
+    labels = data.manifest.table["label"].to_numpy()
+    assert np.bincount(labels[data.rows("train")]).tolist() == [5, 5, 5]
+    assert data.class_weights == [1.0, 1.0, 1.0]
+    assert len(data.rows("val")) == (data.manifest.table["split"] == "val").sum()
+    data = module(root, balance=Balance(sampler="balanced"), batch_size=100)
+    counts = np.bincount(gathered(data.train_dataloader())["label"].numpy())
+    assert counts.max() - counts.min() <= 1

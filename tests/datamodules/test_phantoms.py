@@ -4,16 +4,60 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules.fundus import GRADES
 from datamodules.images import read
-from datamodules.phantoms import Recipe, films, written
+from datamodules.phantoms import KINDS, Recipe, films, written
 from datamodules.sources import Phantoms
 
+PIXELS = {
+    "fracture": "bcea3d507782",
+    "retina": "aa41a58cf5fa",
+    "limbs": "9bc90010dc76",
+    "chest": "57c871a593ea",
+    "pneumonia": "93b7e6a5578b",
+    "cardiomegaly": "8ebb796b5d5c",
+    "osteoporosis": "ba94c9fde85a",
+    "osteoarthritis": "0395ad4e9535",
+    "limb_abnormality": "09812fbf1853",
+}
 SMALL = Recipe("fracture", patients=6, films=2, size=64, seed=5)
 
 
-def test_the_pixels_are_those_of_every_machine():
-    digest = hashlib.sha256(b"".join(pixels.tobytes() for _, pixels in films(SMALL)))
-    assert digest.hexdigest()[:16] == "5dc46064401ac2b9"
+@pytest.mark.parametrize("kind", sorted(PIXELS))
+def test_the_pixels_are_those_of_every_machine(kind):
+    drawn = films(Recipe(kind, patients=6, films=2, size=64, seed=5))
+    digest = hashlib.sha256(b"".join(pixels.tobytes() for _, pixels in drawn))
+    assert digest.hexdigest()[:12] == PIXELS[kind]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_class_is_drawn_and_only_lesions_have_a_box(kind):
+    drawn = list(films(Recipe(kind, 80, 2, 48, 0)))
+    assert {row["label"] for row, _ in drawn} == set(KINDS[kind].classes)
+    for row, pixels in drawn:
+        assert (row["box"] == "") == (row["label"] == KINDS[kind].classes[0])
+        if row["box"]:
+            x0, y0, x1, y1 = map(int, row["box"].split(","))
+            assert 0 <= x0 < x1 <= pixels.shape[1]
+            assert 0 <= y0 < y1 <= pixels.shape[0]
+
+
+def test_retina_counts_its_lesions_and_grades_are_uneven():
+    rows = [row for row, _ in films(Recipe("retina", 300, 2, 32, 0))]
+    counts = {grade: [int(r["lesions"]) for r in rows if r["label"] == grade] for grade in GRADES}
+    assert max(counts["none"]) == 0
+    assert max(counts["mild"]) < min(counts["moderate"])
+    assert max(counts["moderate"]) < min(counts["severe"])
+    assert len(counts["none"]) > 2 * len(counts["moderate"]) > 2 * len(counts["severe"])
+
+
+def test_limbs_have_seven_parts_and_studies_of_several_films():
+    rows = pd.DataFrame([row for row, _ in films(Recipe("limbs", 150, 3, 32, 0))])
+    assert rows["body_part"].nunique() == 7
+    assert rows.groupby("study")["label"].nunique().max() == 1
+    assert rows.groupby("study").size().max() == 3
+    assert rows.groupby("patient")["body_part"].nunique().max() == 1
+    assert rows.groupby("patient")["study"].nunique().max() == 2
 
 
 def test_they_are_written_once_and_whole(tmp_path):
@@ -26,15 +70,6 @@ def test_they_are_written_once_and_whole(tmp_path):
     assert written(SMALL, tmp_path) == folder
     assert (folder / "manifest.csv").stat().st_mtime_ns == before
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-
-
-def test_a_lesion_has_its_box_and_a_whole_bone_has_none():
-    for row, pixels in films(Recipe("fracture", 20, 2, 64, 0)):
-        assert (row["box"] == "") == (row["label"] == "none")
-        if row["box"]:
-            x0, y0, x1, y1 = map(int, row["box"].split(","))
-            assert 0 <= x0 < x1 <= pixels.shape[1]
-            assert 0 <= y0 < y1 <= pixels.shape[0]
 
 
 def test_no_single_number_of_a_picture_gives_the_class_away():

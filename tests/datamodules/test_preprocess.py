@@ -49,3 +49,40 @@ def test_it_travels_as_plain_data_and_its_name_follows_its_values():
 def test_wrong_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Preprocess(**values)
+
+
+def test_margin_is_kept_for_training_and_cut_off_in_evaluation():
+    ramp = np.tile(np.arange(12, dtype=np.uint8) * 20, (12, 1))
+    preprocess = Preprocess(size=8, margin=4, mean=(0, 0, 0), std=(1, 1, 1))
+    assert preprocess.pixels(ramp).shape == (12, 12)
+    seen = preprocess(ramp)
+    assert seen.shape == (3, 8, 8)
+    np.testing.assert_allclose(seen[0, 0] * 255, np.arange(2, 10) * 20, atol=1e-4)
+
+
+def test_shortest_side_then_crop_sees_only_the_middle():
+    picture = np.zeros((128, 256), np.uint8)
+    picture[16:112, 80:176] = 255
+    assert Preprocess(size=96, fit="crop", shortest=128).pixels(picture).min() == 255
+    assert Preprocess(size=96, fit="crop").pixels(picture).min() == 0
+    with pytest.raises(ValueError, match="shortest is 90; it must be at least 96"):
+        Preprocess(size=96, fit="crop", shortest=90)
+
+
+def test_equalisation_raises_local_contrast_and_keeps_hue():
+    dull = np.tile(np.arange(100, 132, dtype=np.uint8).repeat(4), (128, 1))
+    plain, equal = Preprocess(size=128), Preprocess(size=128, clahe=4.0)
+    steps = [np.diff(p.pixels(dull).astype(int)).clip(0).mean() for p in (plain, equal)]
+    assert steps[1] > 1.5 * steps[0]
+    red = np.stack([dull, dull // 4, dull // 4], axis=-1)
+    found = equal.pixels(red)
+    assert np.diff(found[..., 0].astype(int)).clip(0).mean() > 1.5 * steps[0]
+    assert (found[..., 0] > found[..., 1]).all()
+
+
+def test_a_backbone_brings_its_own_size_and_range():
+    preprocess = Preprocess.of_backbone("swinv2_tiny_window8_256", {"clahe": 2.5})
+    assert (preprocess.size, preprocess.clahe) == (256, 2.5)
+    assert Preprocess.of_backbone("vit_tiny_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"'resnet999'; .*no pretrained cfg"):
+        Preprocess.of_backbone("resnet999")

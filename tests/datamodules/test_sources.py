@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.sources import Folders, Fractions, Table
+from datamodules.sources import Folders, Fractions, Mura, Table
 
 
 def picture(path):
@@ -99,3 +99,36 @@ def test_a_table_names_what_it_lacks(tmp_path, rows):
         Table(str(tmp_path / "t.csv"), "who").manifest(["none", "mild"])
     with pytest.raises(ValueError, match="no such file"):
         Table(str(tmp_path / "u.csv"), None).manifest(["none"])
+
+
+MURA = [
+    "train/XR_ELBOW/patient00011/study1_negative/image1.png",
+    "train/XR_ELBOW/patient00011/study1_negative/image2.png",
+    "train/XR_HAND/patient00012/study1_positive/image1.png",
+    "valid/XR_WRIST/patient11185/study1_positive/image1.png",
+]
+
+
+def test_mura_is_read_from_its_tree(tmp_path):
+    for name in MURA:
+        picture(tmp_path / name)
+    table = Mura(str(tmp_path), val=0.0).manifest(["negative", "positive"]).table
+    assert table["id"].tolist() == MURA
+    assert table["label"].tolist() == [0, 0, 1, 1]
+    assert table["split"].tolist() == ["train", "train", "train", "test"]
+    assert table["patient"].tolist() == ["patient00011"] * 2 + ["patient00012", "patient11185"]
+    assert table["body_part"].tolist() == ["elbow", "elbow", "hand", "wrist"]
+    assert table["study"].nunique() == 3
+
+
+def test_mura_is_read_from_its_lists(tmp_path):
+    (tmp_path / "list.csv").write_text("\n".join(f"MURA-v1.1/{name}" for name in MURA) + "\n")
+    source = Mura(str(tmp_path), files=[str(tmp_path / "list.csv")], valid_as="val")
+    table = source.manifest(["negative", "positive"]).table
+    assert table["id"].tolist() == MURA
+    assert table["split"].tolist() == ["train", "train", "train", "val"]
+    (tmp_path / "list.csv").write_text("MURA-v1.1/train/XR_HAND/image1.png\n")
+    with pytest.raises(ValueError, match=r"XR_HAND/image1\.png: not a path as MURA writes"):
+        source.manifest(["negative", "positive"])
+    with pytest.raises(ValueError, match=r"\['a'\]; MURA has two"):
+        source.manifest(["a"])

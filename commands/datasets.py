@@ -1,0 +1,125 @@
+"""Finds the data set that a person names: a config, a table, or a folder of pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jsonargparse import ArgumentParser
+
+from datamodules.datamodule import ImageDataModule
+from datamodules.manifest import Manifest
+from datamodules.sources import SPLIT_FOLDERS, SUFFIXES, Folders, Table
+
+GUESSES = {
+    "path": ["path", "filename", "file", "image", "image_path", "id_code"],
+    "label": ["label", "class", "diagnosis", "dr_grade", "target"],
+    "split": ["split", "fold", "set", "subset"],
+    "patient": ["patient", "patient_id", "subject", "subject_id", "session_group"],
+}
+ONE_SPLIT = "no splits are given: leaks between splits cannot be seen"
+NO_CLASSES = "no classes are given: confounds cannot be judged"
+
+
+def from_configs(paths: list[str]) -> ImageDataModule:
+    """The data module of config files; a later file changes what an earlier one says."""
+    values: dict[str, Any] = {}
+    for path in paths:
+        values = _merged(values, _data_part(Path(path)))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    made = parser.instantiate_classes(parser.parse_object({"data": values})).data
+    if not isinstance(made, ImageDataModule):
+        raise ValueError(f"{paths[-1]}: data is a {type(made).__name__}, not an ImageDataModule")
+    return made
+
+
+def from_table(file: Path, given: dict[str, str | None]) -> Manifest:
+    """A table whose columns are named or have one of the usual names."""
+    raw = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
+    columns = {role: given.get(role) or _guess(raw, role) for role in GUESSES}
+    if columns["path"] is None:
+        raise ValueError(f"{file}: --path must name the column of the pictures: {list(raw)}")
+    names = _class_names(raw, columns["label"])
+    table = raw.rename(columns={c: role for role, c in columns.items() if c is not None})
+    source = Table(
+        str(file),
+        columns["patient"],
+        path=columns["path"],
+        label=columns["label"],
+        split=columns["split"],
+    )
+    if columns["split"] is None:
+        notes: tuple[str, ...] = (ONE_SPLIT,)
+        return _one_split(table, file.parent, names, notes)
+    return source.manifest(names)
+
+
+def from_folder(folder: Path, patient: str | None) -> Manifest:
+    """Split and class folders as far as there are any; a table within the folder comes first."""
+    for name in ("manifest.csv", "manifest.parquet"):
+        if (folder / name).is_file():
+            return from_table(folder / name, {})
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files = [
+        p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES
+    ]
+    has_splits = any(p.parts[0].lower() in SPLIT_FOLDERS for p in files)
+    names = sorted({p.parts[has_splits] for p in files if len(p.parts) > 1 + has_splits})
+    if has_splits and names:
+        return Folders(str(folder), patient).manifest(names)
+    table = pd.DataFrame({"path": [p.as_posix() for p in files]})
+    table["label"] = [p.parts[0] if len(p.parts) > 1 else "" for p in files]
+    if patient is not None:
+        table["patient"] = table["path"].str.extract(f"({patient})", expand=True).iloc[:, 1]
+    return _one_split(table, folder, names, (ONE_SPLIT, *((NO_CLASSES,) * (not names))))
+
+
+def _one_split(
+    table: pd.DataFrame, root: Path, names: list[str], notes: tuple[str, ...]
+) -> Manifest:
+    if table.empty:
+        raise ValueError(f"{root}: no picture files ({' '.join(sorted(SUFFIXES))}) below it")
+    ids = [Path(name).as_posix() for name in table["path"]]
+    rows = pd.DataFrame({"id": ids, "path": [str(root / name) for name in ids]})
+    known = "label" in table and names
+    rows["label"] = [names.index(str(v)) for v in table["label"]] if known else -1
+    rows["split"] = "train" if known else "predict"
+    named = table["patient"].fillna("").astype(str) if "patient" in table else rows["id"]
+    rows["patient"] = named.where(named != "", rows["id"])
+    rows["study"] = rows["patient"]
+    used = {"id", "path", "label", "split", "patient", "study"}
+    rest = table[[name for name in table if name not in used]]
+    return Manifest(rows.join(rest), names or ["unknown"], notes)
+
+
+def _guess(raw: pd.DataFrame, role: str) -> str | None:
+    return next((name for name in GUESSES[role] if name in raw.columns), None)
+
+
+def _class_names(raw: pd.DataFrame, column: str | None) -> list[str]:
+    if column is None:
+        return []
+    values = sorted(set(raw[column].astype(str)))
+    numbers = all(value.isdigit() for value in values)
+    return [str(k) for k in range(int(max(values, key=int)) + 1)] if numbers else values
+
+
+def _data_part(path: Path) -> dict[str, Any]:
+    """The data part of a config; a value that is a path is read from beside the config."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such config")
+    values = yaml.safe_load(path.read_text()) or {}
+    if "class_path" in values:
+        return dict(values)
+    part = values.get("data", {})
+    return _data_part(path.parent / part) if isinstance(part, str) else dict(part)
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    out = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out

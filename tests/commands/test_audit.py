@@ -1,0 +1,96 @@
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from commands.audit import run
+from datamodules.phantoms import Recipe, written
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantoms")
+    return written(Recipe("fracture", 30, 2, 64, 1), root)
+
+
+@pytest.fixture
+def folders(pictures, tmp_path):
+    """Class folders within split folders, with one copy on both sides."""
+    table = pd.read_csv(pictures / "manifest.csv", keep_default_na=False)
+    for k, row in enumerate(table.itertuples()):
+        split = "test" if row.patient < "p00010" else "train"
+        target = tmp_path / "set" / split / row.label / f"{row.patient}_{k}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / row.path, target)
+    original = next((tmp_path / "set/train/none").glob("*.png"))
+    cv2.imwrite(str(tmp_path / "set/test/none/p99_0.png"), cv2.imread(str(original))[:, ::-1])
+    return tmp_path / "set"
+
+
+def test_a_leak_gives_exit_code_1_and_a_page_with_the_pair(folders, tmp_path, capsys):
+    assert run([str(folders), "--patient", r"(p\d+)_", "-o", str(tmp_path / "out")]) == 1
+    told = json.loads((tmp_path / "out/audit.json").read_text())
+    assert told["leaks"] == 1
+    assert told["findings"][0]["kind"] == "near copies"
+    assert told["findings"][0]["matches"][0]["how"] == "mirrored"
+    assert set(told["counts"]) == {"train", "test"}
+    page = (tmp_path / "out/audit.html").read_text()
+    assert "Leak: near copies" in page
+    assert page.count("data:image/png") == 1
+    gone = pd.read_csv(tmp_path / "out/quarantine.csv")
+    assert gone["split"].tolist() == ["train"]
+    assert "LEAK: 1 pairs (near copies) on two sides" in capsys.readouterr().out
+
+
+def test_a_clean_table_gives_exit_code_0(pictures, tmp_path, capsys):
+    table = pd.read_csv(pictures / "manifest.csv", keep_default_na=False)
+    table["set"] = np.where(table["patient"] < "p00010", "test", "train")
+    table["path"] = [str(pictures / name) for name in table["path"]]
+    table.to_csv(tmp_path / "list.csv", index=False)
+    assert run([str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
+    assert "0 kinds of leak" in capsys.readouterr().out
+
+
+def test_a_folder_without_splits_says_what_cannot_be_seen(pictures, tmp_path):
+    assert run([str(pictures), "-o", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out/audit.json").read_text())
+    assert "no splits are given: leaks between splits cannot be seen" in told["notes"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "data.yaml").write_text(
+        "class_path: datamodules.ImageDataModule\n"
+        "init_args:\n"
+        "  source:\n"
+        "    class_path: datamodules.Phantoms\n"
+        f"    init_args: {{patients: 30, films: 2, size: 64, root: {tmp_path}/phantoms}}\n"
+        "  class_names: [none, simple, comminuted]\n"
+        "  preprocess: {size: 64}\n"
+        "  augment: fracture\n"
+    )
+    (tmp_path / "member.yaml").write_text("data: data.yaml\nmodel: {class_path: x}\n")
+    return tmp_path / "member.yaml"
+
+
+def test_a_config_is_audited_and_its_augmentations_shown(config, tmp_path):
+    assert run(["--config", str(config), "-o", str(tmp_path / "out")]) == 0
+    assert run(["--config", str(config), "--augmentations", "-o", str(tmp_path / "out")]) == 0
+    sheet = cv2.imread(str(tmp_path / "out/augmentations.png"))
+    cells = sheet.reshape(6, 168, 8, 168, 3).swapaxes(1, 2)
+    assert len({cell.tobytes() for row in cells for cell in row}) > 40
+
+
+def test_wrong_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match="either a FOLDER or TABLE, or --config"):
+        run([])
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        run([str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match=r"gone\.yaml: no such config"):
+        run(["--config", str(tmp_path / "gone.yaml")])
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"t\.csv: --path must name the column"):
+        run([str(tmp_path / "t.csv")])

@@ -1,0 +1,127 @@
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules import cache
+from datamodules.images import ImageError, read
+from datamodules.preprocess import Preprocess
+
+SMALL = Preprocess(size=16, clahe=2.0)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    dice = np.random.default_rng(0)
+    (tmp_path / "files").mkdir()
+    names = [str(tmp_path / "files" / f"{k}.png") for k in range(6)]
+    for k, name in enumerate(names):
+        shape = (40, 30) if k % 2 else (40, 30, 3)
+        cv2.imwrite(name, dice.integers(0, 255, shape, dtype=np.uint8))
+    return names
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "cache"
+
+
+def test_it_gives_the_very_pixels_and_gray_stays_one_channel(paths, root):
+    store = cache.opened(paths, SMALL, root)
+    for path in paths:
+        assert np.array_equal(store.pixels(path), SMALL.pixels(read(path)))
+    assert store.pixels(paths[1]).shape == (16, 16)
+    assert (store.folder / cache.PIXELS).stat().st_size == 16 * 16 * (3 * 1 + 3 * 3)
+
+
+def test_a_second_opening_finds_it_and_a_worker_opens_its_own_map(paths, root):
+    store = cache.opened(paths, SMALL, root)
+    written = (store.folder / cache.PIXELS).stat().st_mtime_ns
+    again = cache.opened(paths, SMALL, root)
+    assert (again.folder / cache.PIXELS).stat().st_mtime_ns == written
+    again.pixels(paths[0])
+    sent = pickle.dumps(again)
+    assert len(sent) < 4000
+    assert np.array_equal(pickle.loads(sent).pixels(paths[0]), again.pixels(paths[0]))
+
+
+def test_settings_that_make_pixels_miss_and_normalisation_does_not(paths, root):
+    folder = cache.opened(paths, SMALL, root).folder
+    assert cache.opened(paths, Preprocess(size=16, clahe=2.5), root).folder != folder
+    assert cache.opened(paths, Preprocess(16, clahe=2.0, mean=(0, 0, 0)), root).folder == folder
+
+
+def test_a_changed_file_misses_even_when_its_size_and_time_stay(paths, root):
+    old = cache.opened(paths, SMALL, root)
+    stat = Path(paths[0]).stat()
+    data = bytearray(Path(paths[2]).read_bytes())
+    data += bytes(max(0, stat.st_size - len(data)))
+    Path(paths[0]).write_bytes(data[: stat.st_size])
+    os.utime(paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert cache.opened(paths, SMALL, root).folder != old.folder
+
+
+def test_a_changed_code_version_misses(paths, root, monkeypatch):
+    old = cache.opened(paths, SMALL, root)
+    monkeypatch.setattr(cache, "code_version", lambda: "next")
+    assert cache.opened(paths, SMALL, root).folder != old.folder
+
+
+@pytest.mark.parametrize("name", [cache.PIXELS, cache.INDEX])
+def test_a_truncated_store_is_rebuilt(paths, root, name):
+    store = cache.opened(paths, SMALL, root)
+    whole = (store.folder / cache.PIXELS).read_bytes()
+    os.truncate(store.folder / name, 100)
+    again = cache.opened(paths, SMALL, root)
+    assert (again.folder / cache.PIXELS).read_bytes() == whole
+
+
+def test_a_full_disk_leaves_the_old_store_and_nothing_half_written(paths, root, monkeypatch):
+    old = cache.opened(paths, SMALL, root)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        cache.opened(paths, Preprocess(size=8), root)
+    assert [name for name, _, _ in cache.stores(root)] == [old.folder.name]
+    assert not list(root.glob(".making-*"))
+    assert np.array_equal(old.pixels(paths[0]), SMALL.pixels(read(paths[0])))
+
+
+def test_two_processes_at_once_leave_one_valid_store(paths, root):
+    code = (
+        "import sys; from pathlib import Path; from datamodules import cache;"
+        "from datamodules.preprocess import Preprocess;"
+        "cache.opened(sys.argv[2:], Preprocess(size=16, clahe=2.0), Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(root), *paths]
+    running = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    assert len(cache.stores(root)) == 1
+    assert not list(root.glob(".making-*"))
+    store = cache.opened(paths, SMALL, root)
+    assert np.array_equal(store.pixels(paths[3]), SMALL.pixels(read(paths[3])))
+
+
+def test_a_file_that_cannot_be_read_is_remembered_and_named(paths, root):
+    Path(paths[4]).write_text("<html>")
+    store = cache.opened(paths, SMALL, root)
+    assert list(store.failures) == [paths[4]]
+    with pytest.raises(ImageError, match=r"4\.png: begins with b'<html>'"):
+        store.pixels(paths[4])
+
+
+def test_stores_are_listed_and_cleared(paths, root):
+    cache.opened(paths, SMALL, root)
+    cache.opened(paths, Preprocess(size=8), root)
+    assert [(count, size) for _, count, size in cache.stores(root)]
+    assert cache.clear(root) == 2
+    assert list(root.iterdir()) == []
