@@ -1,6 +1,7 @@
 """The front door: training through LightningCLI, and a table of the other verbs."""
 
 import importlib
+import os
 import sys
 import traceback
 
@@ -12,6 +13,9 @@ TRAINING = {
 }
 VERBS = {
     "study": "run members and their council from one file; resume, status, dry run",
+    "council": "fit every voter on val tables, judge it on test tables",
+    "compare": "members side by side: figures, strengths, diversity, paired tests",
+    "backbones": "list backbones with their size, cost, licence and CAM layer",
 }
 
 
@@ -35,6 +39,8 @@ def run(args: list[str]) -> int:
 
 def main(args: list[str] | None = None) -> int:
     """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
+    # threads that spin while they wait slow a busy machine down tenfold; before torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]

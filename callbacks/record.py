@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.history import FILE as HISTORY
+from evaluation import coupling
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
+from evaluation.report import number
 from evaluation.results import Results, write_results
 from evaluation.run_report import write_run_report
 from evaluation.table import PredictionTable
@@ -30,7 +32,7 @@ class SaveConfig(SaveConfigCallback):
             stage != "fit" and (folder / self.config_filename).exists()
         ):
             return
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         config["ckpt_path"] = None
         write_text(folder / self.config_filename, yaml.safe_dump(config, sort_keys=False))
 
@@ -64,7 +66,8 @@ def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Resul
     """Figures of the module's own table, and of its members' beside them."""
     own = said[""]
     others = {member: figures(table) for member, table in said.items() if member}
-    return Results(name, split, own.class_names, figures(own), others, meta=own.meta)
+    said_by_all = figures(own) | coupling.figures(own)
+    return Results(name, split, own.class_names, said_by_all, others, meta=own.meta)
 
 
 def council(results: Results, folder: Path) -> dict[str, Any]:
@@ -83,18 +86,13 @@ def council(results: Results, folder: Path) -> dict[str, Any]:
 
 def summary(results: Results) -> Table:
     """The main figures as a table for the terminal."""
-    table = Table(title=f"{results.name}: {results.split}", title_justify="left")
-    for column in ("", *SHOWN):
-        table.add_column(column, justify="right" if column else "left")
-    for name, metrics in {"": results.metrics, **results.others}.items():
-        table.add_row(name or results.name, *(shown(metrics[key]) for key in SHOWN))
+    first, *rest = SHOWN
+    table = Table(f"{results.split} split", f"{first} (95 % interval)", *rest, box=None)
+    for name, metrics in {results.name: results.metrics, **results.others}.items():
+        table.add_row(name, number(metrics[first]), *(value(metrics[key]) for key in rest))
     return table
 
 
-def shown(figure: Figure) -> str:
-    """A figure with its interval, four digits."""
-    if figure.value is None:
-        return "-"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.4f}"
-    return f"{figure.value:.4f} ({figure.low:.4f} to {figure.high:.4f})"
+def value(figure: Figure) -> str:
+    """The bare figure, four digits."""
+    return "-" if figure.value is None else f"{figure.value:.4f}"

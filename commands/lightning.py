@@ -2,19 +2,32 @@
 
 import logging
 import os
+import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from callbacks.record import SaveConfig
+from commands.memory import OutOfMemory, fitting, watched
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints
 from lightning_modules.exact import ExactModule
+from lightning_modules.tta import ALLOWED, changes
 
+NEVER = 1_000_000  # epochs without gain; a member's early_stopping says fewer
 VERBS = ("fit", "validate", "test", "predict")
+# what jsonargparse says beside the point: the types that it tried, and the whole of what it got
+NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type",
+)
 
 
 class ConsiliumCLI(LightningCLI):
@@ -23,6 +36,11 @@ class ConsiliumCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds --run, and says which fact of the data the model must know: linked on parse."""
         parser.add_argument("--run", type=str, default="runs/default", help="run folder")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults(
+            {"early_stopping.monitor": "val/loss", "early_stopping.patience": NEVER}
+        )
+        parser.add_argument("--tta", type=list[str], default=[], help=f"looked at again: {ALLOWED}")
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
@@ -36,6 +54,25 @@ class ConsiliumCLI(LightningCLI):
             checkpoints.read(config["ckpt_path"])
         elif self.config["subcommand"] == "fit":
             refuse_used(Path(config["run"]))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Carries the verb out; a batch that does not fit into memory is said as such."""
+
+        def sizes() -> tuple[int, int, str]:
+            trainer = self.trainer
+            return (
+                self.datamodule.batch_size,
+                trainer.accumulate_grad_batches,
+                trainer.default_root_dir,
+            )
+
+        with watched(sizes):
+            super()._run_subcommand(subcommand)
+
+    def after_instantiate_classes(self) -> None:
+        """Hands the module what is asked of a test alone."""
+        self.model.tta = self.config[self.config["subcommand"]]["tta"]
+        changes(self.model.tta)  # refuses a wrong name before anything is computed
 
     def after_fit(self) -> None:
         """Measures the best epoch on val and test."""
@@ -59,24 +96,47 @@ def refuse_used(folder: Path) -> None:
         )
 
 
+def quieten() -> None:
+    """Silences what Lightning says of itself; what it says of the run is kept."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's, not ours
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+
+
+def in_short(message: str) -> str:
+    """An error of the parser without the types it tried in vain."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(
+        line for line in lines if line and not line.startswith(NOISE) and len(line) < 400
+    )
+
+
 def run(args: list[str]) -> int:
     """Parses `args` (verb first) and carries the verb out; wrong input is a ValueError."""
-    os.environ.setdefault("WANDB_MODE", "offline")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quieten()
     try:
-        ConsiliumCLI(
-            ExactModule,
-            ImageDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            parser_kwargs={verb: {"exit_on_error": False} for verb in VERBS}
-            | {"exit_on_error": False},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
-    except (ArgumentError, MisconfigurationException) as error:
-        raise ValueError(str(error)) from error
+        fitting(_carry_out, args)
+    except OutOfMemory:
+        raise
+    except (ArgumentError, MisconfigurationException, ValueError) as error:
+        raise ValueError(in_short(str(error))) from error
     return 0
+
+
+def _carry_out(args: list[str]) -> None:
+    ConsiliumCLI(
+        ExactModule,
+        ImageDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        parser_kwargs={verb: {"exit_on_error": False} for verb in VERBS} | {"exit_on_error": False},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=args,
+    )

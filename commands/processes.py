@@ -54,7 +54,8 @@ class Run:
     def state(self) -> State:
         """Read from the folder alone."""
         epoch, figures = _progress(self.folder)
-        return State(self._word(), epoch, _planned(self.folder), figures)
+        epochs = _planned(self.folder) if self.arguments[0] == "fit" else 0
+        return State(self._word(), epoch, epochs, figures)
 
     def done(self) -> bool:
         """Whether the run has its results."""

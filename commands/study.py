@@ -61,13 +61,15 @@ def commands(study: Study, names: list[str], folder: Path) -> list[list[str]]:
     """What a person could type instead."""
     fits = [study.fit(name, folder) for name in names]
     whole = len(names) == len(study.members)
-    return [*fits, study.convene(folder)] if study.council and whole else fits
+    council = [study.elect(folder), study.convene(folder)] if study.council and whole else []
+    return [*fits, *council]
 
 
 def runs_of(study: Study, folder: Path) -> list[Run]:
     """Every run of the study, the council last."""
     runs = [Run(n, folder / "members" / n, study.fit(n, folder)) for n in study.members]
     if study.council:
+        runs.append(Run("voters", folder / "voters", study.elect(folder)))
         runs.append(Run("council", folder / "council", study.convene(folder)))
     return runs
 
@@ -92,9 +94,10 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         runs = {run.name: run for run in runs_of(self.study, self.folder)}
         self._fill([runs[name] for name in names])
-        whole = all(runs[name].done() for name in self.study.members)
-        if whole and "council" in runs:
-            self._fill([runs["council"]])
+        for name in ("voters", "council") if self.study.council else ():
+            before = [run for run in runs.values() if run.name not in ("voters", "council")]
+            if all(run.done() for run in before) and not self.failed:
+                self._fill([runs[name]])
         return self._close(list(runs.values()))
 
     def _fill(self, runs: list[Run]) -> None:

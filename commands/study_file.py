@@ -20,6 +20,8 @@ class Study:
         base: config that every member starts from.
         members: config of each member.
         council: config of the council, or none.
+        voter: the voter that the council goes by; all that can be fitted on val are judged.
+        attribute: attribute with weights of its own, such as body_part.
         gates: least values, `council.METRIC` or `members.METRIC` (of every member).
     """
 
@@ -28,6 +30,8 @@ class Study:
     base: Path
     members: dict[str, Path]
     council: Path | None = None
+    voter: str = "soft"
+    attribute: str = ""
     gates: dict[str, float] = field(default_factory=dict)
 
     def fit(self, member: str, folder: Path) -> list[str]:
@@ -35,12 +39,24 @@ class Study:
         configs = ["--config", str(self.base), "--config", str(self.members[member])]
         return ["fit", *configs, "--run", str(folder / "members" / member)]
 
+    def elect(self, folder: Path) -> list[str]:
+        """Arguments that fit every voter on val and judge them, from the members' tables."""
+        tables = {split: self.tables(folder, split) for split in ("val", "test")}
+        attribute = ["--attribute", self.attribute] if self.attribute else []
+        output = ["-o", str(folder / "voters"), "--voter", self.voter, *attribute]
+        return ["council", "--val", *tables["val"], "--test", *tables["test"], *output]
+
     def convene(self, folder: Path) -> list[str]:
-        """Arguments that test the council of all members."""
+        """Arguments that test the council of all members, by its fitted voter."""
         members = ", ".join(str(folder / "members" / name) for name in self.members)
         configs = ["--config", str(self.base), "--config", str(self.council)]
-        run = ["--run", str(folder / "council")]
+        run = ["--run", str(folder / "council"), "--model.init_args.voter", str(folder / "voters")]
         return ["test", *configs, *run, f"--model.init_args.members=[{members}]"]
+
+    def tables(self, folder: Path, split: str) -> list[str]:
+        """The members' prediction tables of a split."""
+        members = (folder / "members" / name for name in self.members)
+        return [str(member / "predictions" / f"{split}.parquet") for member in members]
 
 
 def command_line(arguments: list[str]) -> str:
@@ -54,7 +70,7 @@ def read_study(path: str | Path) -> Study:
     if not file.is_file():
         raise ValueError(f"study {file}: no such file")
     said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    allowed = {"title", "base", "members", "council", "gates"}
+    allowed = {"title", "base", "members", "council", "voter", "attribute", "gates"}
     if not isinstance(said, dict) or set(said) - allowed or not said.get("members"):
         found = sorted(said) if isinstance(said, dict) else type(said).__name__
         raise ValueError(f"study {file}: keys {found}; allowed {sorted(allowed)}, members needed")
@@ -64,6 +80,8 @@ def read_study(path: str | Path) -> Study:
         base=_config(file, said.get("base", DEFAULT_BASE)),
         members={str(name): _config(file, value) for name, value in said["members"].items()},
         council=_config(file, said["council"]) if said.get("council") else None,
+        voter=str(said.get("voter", "soft")),
+        attribute=str(said.get("attribute", "")),
         gates=_gates(file, said.get("gates") or {}),
     )
 

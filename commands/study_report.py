@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from commands import datasets
+from commands.council import read_tables
 from commands.study_file import Study
+from commands.thumbnails import thumbnail
+from evaluation import council, council_report, report
 from evaluation import figures as drawings
-from evaluation import report
 from evaluation.intervals import Figure
 from evaluation.results import Results, read_results, write_results
 from evaluation.run_report import MAIN, facts, notes, pictures
@@ -15,6 +18,7 @@ from evaluation.table import PredictionTable
 
 Subjects = dict[str, dict[str, Figure]]
 COUNCIL = "council"
+SPLITS = ("val", "test")
 
 
 def write(study: Study, folder: Path) -> bool:
@@ -28,7 +32,7 @@ def write(study: Study, folder: Path) -> bool:
         others={name: run.metrics for name, run in runs.items()},
         gates={gate.name: gate.passed for gate in gates},
     )
-    report.write_report(folder / "report.html", study.title, sections(folder, runs, gates))
+    report.write_report(folder / "report.html", study.title, sections(study, folder, runs, gates))
     write_results(folder / "results.json", results)
     return all(gate.passed for gate in gates)
 
@@ -71,23 +75,48 @@ def lead(runs: dict[str, Results]) -> list[str]:
 
 
 def sections(
-    folder: Path, runs: dict[str, Results], gates: list[report.Gate]
+    study: Study, folder: Path, runs: dict[str, Results], gates: list[report.Gate]
 ) -> list[report.Section]:
     """The page from top to bottom."""
     first = next(iter(runs))
-    tables = read_tables(folder, runs)
-    found: list[report.Section] = [
-        report.Text(" ".join(lead(runs)), lead=True),
+    said = voting(study, folder) if study.council else alone(folder, runs)
+    return [
+        said[0],
         *notes(runs[first]),
-        side_by_side(runs),
         *([report.Gates(gates)] if gates else []),
-        report.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all"),
-        *pictures(tables[first]),
+        *said[1:],
         *learning(folder, runs),
-        report.figures_table(runs[first].metrics, f"All figures: {first}"),
         report.Details(facts(runs[first])),
     ]
-    return found
+
+
+def voting(study: Study, folder: Path) -> list[report.Section]:
+    """Every voter beside the best single member, from the members' tables."""
+    val, test = (read_tables([Path(t) for t in study.tables(folder, s)], s) for s in SPLITS)
+    fitted = council.fit(val, study.attribute)
+    judged = council.judge(fitted, test)
+    shown = disputes(folder, test)
+    return council_report.sections(fitted, judged, test, study.voter, shown)
+
+
+def disputes(folder: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
+    """The images that the members disagree on most, as the council's data module finds them."""
+    data = datasets.from_configs([str(folder / COUNCIL / "config.yaml")])
+    manifest = data.source.manifest(data.class_names).table
+    paths = dict(zip(manifest["id"], manifest["path"], strict=True))
+    found = council.disputed(list(tables.values()))
+    return [(thumbnail(Path(paths[name])), f"{name}\n{said}") for name, said in found]
+
+
+def alone(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
+    """Members without a council."""
+    tables = {
+        name: PredictionTable.read(folder / "members" / name / "predictions" / "test.parquet")
+        for name in runs
+    }
+    roc = report.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all")
+    each = [section for table in tables.values() for section in pictures(table)]
+    return [report.Text(" ".join(lead(runs)), lead=True), side_by_side(runs), roc, *each]
 
 
 def side_by_side(runs: dict[str, Results]) -> report.Table:
@@ -95,20 +124,9 @@ def side_by_side(runs: dict[str, Results]) -> report.Table:
     rows: list[tuple[report.Cell, ...]] = [
         (name, *(run.metrics[key] for key in MAIN)) for name, run in runs.items()
     ]
-    note = (
-        "In brackets: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
-    )
+    note = "In small: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
     strong = [0] if COUNCIL in runs else []
     return report.Table(("", *MAIN), rows, "Council and members", note, strong=strong)
-
-
-def read_tables(folder: Path, runs: dict[str, Results]) -> dict[str, PredictionTable]:
-    """Prediction tables of the split that the results speak of."""
-    folders = {name: folder / (COUNCIL if name == COUNCIL else f"members/{name}") for name in runs}
-    return {
-        name: PredictionTable.read(path / "predictions" / f"{runs[name].split}.parquet")
-        for name, path in folders.items()
-    }
 
 
 def learning(folder: Path, runs: dict[str, Results]) -> list[report.Section]:

@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from datamodules import cache
 from datamodules.audit import cheap_leaks
 from datamodules.augment import Augment
 from datamodules.balance import Balance
 from datamodules.images import unreadable
+from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
-from datamodules.pictures import Pictures, Sample, as_it_is
+from datamodules.pictures import Pictures, as_it_is
 from datamodules.preprocess import Preprocess
 from datamodules.samplers import BalancedSampler, ExactSampler, ShuffledSampler, WeightedSampler
 from datamodules.sources import Source
@@ -105,11 +105,19 @@ class ImageDataModule(LightningDataModule):
         for split in self._splits(stage):
             if not len(self.rows(split)):
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
+        if stage == "fit":
+            self._refuse_absent_classes()
         if len(self.rows("train")):
             labels = self._labels(self.rows("train"))
             self.class_weights = self.balance.weights(labels, self.class_names)
         if stage == "fit":
             self.manifest = self._without_leaks(self.manifest)
+
+    def _refuse_absent_classes(self) -> None:
+        seen = set(self._labels(self.rows("train")))
+        absent = [name for k, name in enumerate(self.class_names) if k not in seen]
+        if absent:
+            raise ValueError(f"the split 'train' has no picture of the classes {absent}")
 
     def view_names(self, views: list[dict[str, Any]]) -> list[str]:
         """The view of each Preprocess given as a dict; from now on batches carry all of them."""
@@ -125,21 +133,21 @@ class ImageDataModule(LightningDataModule):
         ids = self.manifest.table["id"].iloc[rows].tolist()
         return self.balance.limited(rows, self._labels(rows), ids)
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> LateLoader:
         """Shuffled and augmented, as a function of seed, epoch and index alone."""
         rows = self.rows("train")
         pictures = self._pictures(rows, {"": self.preprocess}, self.augment)
         return self._loader(pictures, self._order(rows))
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> LateLoader:
         """Every sample of val once."""
         return self._exact("val")
 
-    def test_dataloader(self) -> DataLoader[Sample]:
+    def test_dataloader(self) -> LateLoader:
         """Every sample of test once."""
         return self._exact("test")
 
-    def predict_dataloader(self) -> DataLoader[Sample]:
+    def predict_dataloader(self) -> LateLoader:
         """Every sample of ``predict_split`` once."""
         return self._exact(self.predict_split)
 
@@ -197,18 +205,16 @@ class ImageDataModule(LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _exact(self, split: str) -> DataLoader[Sample]:
+    def _exact(self, split: str) -> LateLoader:
         rows = self.rows(split)
         return self._loader(
             self._pictures(rows, self._views), ExactSampler(len(rows), *self._place())
         )
 
-    def _loader(
-        self, pictures: Pictures, sampler: ShuffledSampler | ExactSampler
-    ) -> DataLoader[Sample]:
+    def _loader(self, pictures: Pictures, sampler: ShuffledSampler | ExactSampler) -> LateLoader:
         pin = self.reading.pin
         whole: Any = as_it_is  # torch's type for it knows only lists of samples
-        return DataLoader(
+        return LateLoader(
             pictures,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -11,6 +11,7 @@ from datamodules.cache import Store
 from datamodules.images import read
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
+from datamodules.samplers import STAND_IN
 
 Sample = dict[str, Any]
 
@@ -59,7 +60,8 @@ class Pictures(Dataset[Sample]):
             self._write(self.paths[position], rng_seed, into)
         positions = [position for _, position in keys]
         label = torch.from_numpy(self.labels[positions].astype(np.int64))
-        index = torch.from_numpy(self.rows[positions].astype(np.int64))
+        own = np.where(np.equal(positions, STAND_IN), STAND_IN, self.rows[positions])
+        index = torch.from_numpy(own.astype(np.int64))
         return {"image": seen.get("", seen), "label": label, "index": index}
 
     def _write(

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
 
+STAND_IN = -1
+
 
 class _Count(Dataset[int]):
     """What torch's sampler asks of a data set: how many there are."""
@@ -91,6 +93,7 @@ class ExactSampler(DistributedSampler[tuple[int, int]]):
     """Every sample exactly once over all processes: rank r of w sees r, r + w, ... and maybe none.
 
     Yields ``(0, position)``; torch's own sampler would repeat samples to even out the processes.
+    A process that would have none gets the position ``STAND_IN``, of which the index is -1.
 
     Args:
         size: How many samples there are.
@@ -100,7 +103,9 @@ class ExactSampler(DistributedSampler[tuple[int, int]]):
 
     def __init__(self, size: int, rank: int = 0, world: int = 1) -> None:
         super().__init__(_Count(size), num_replicas=world, rank=rank, shuffle=False)
-        self.positions = range(rank, size, world)
+        # Lightning leaves out the end of a loop where a process has no batch, and the others would
+        # wait for it in vain: such a process gets a stand-in that is dropped afterwards
+        self.positions = list(range(rank, size, world)) or [STAND_IN]
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -179,7 +179,9 @@ class Table(Source):
         values = raw[column].astype(str)
         if set(values) <= {str(number) for number in range(len(class_names))} - set(class_names):
             return [int(value) for value in values]
-        _check_names(sorted(set(values)), class_names, self.files[0])
+        found = sorted(set(values))
+        if not set(found) <= set(class_names):
+            _check_names(found, class_names, self.files[0])
         return [class_names.index(value) for value in values]
 
     def _splits(self, raw: pd.DataFrame, patients: pd.Series) -> list[str]:

@@ -1,10 +1,17 @@
 """How far confidence can be taken at its word."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
+
+from evaluation.likelihood import slope
+from evaluation.pooling import logs
+from evaluation.table import PredictionTable, refuse_test
 
 BINS = 15
+BOUNDS = (0.05, 20.0)  # of the temperature
 
 
 @dataclass(frozen=True)
@@ -47,3 +54,45 @@ def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error of the top class."""
     return reliability_bins(probabilities, labels, bins).ece
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Divides log-probabilities by `value`; 1 changes nothing.
+
+    `at_bound` says that the best temperature lies outside the range searched.
+    """
+
+    value: float = 1.0
+    at_bound: bool = False
+
+    def __call__(self, probabilities: np.ndarray) -> np.ndarray:
+        """The probabilities (…, K) at this temperature."""
+        if self.value == 1.0:
+            return probabilities
+        return np.asarray(softmax(logs(probabilities) / self.value, axis=-1))
+
+
+def fit_temperature(table: PredictionTable) -> Temperature:
+    """The temperature of least NLL, by bisection on the derivative in 1 / T.
+
+    The derivative rises with 1 / T, so one crossing is the minimum. Refused on test. A table
+    on which every image is right has no minimum: the bound is taken, with a warning.
+    """
+    refuse_test(table, "a temperature")
+    known = table.labelled
+    classes_first = np.ascontiguousarray(known.log_probabilities.T)
+    own = classes_first[known.labels, np.arange(len(known))]
+    low, high = 1 / BOUNDS[1], 1 / BOUNDS[0]
+    for end, outside in (
+        (low, slope(classes_first, own, low) >= 0),
+        (high, slope(classes_first, own, high) <= 0),
+    ):
+        if outside:
+            said = f"validation cannot tell the temperature: it runs to its bound {1 / end:g}"
+            warnings.warn(said, stacklevel=2)
+            return Temperature(1 / end, at_bound=True)
+    for _ in range(45):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(classes_first, own, middle) < 0 else (low, middle)
+    return Temperature(2 / (low + high))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from evaluation import metrics, style
 from evaluation.auc import auc
 from evaluation.calibration import Bins, reliability_bins
+from evaluation.ranked import average_precision
 from evaluation.table import PredictionTable
 
 Tables = Mapping[str, PredictionTable]
@@ -67,6 +68,32 @@ def roc_compared(tables: Tables, title: str = "macro mean over classes") -> Figu
     style.legend(axes[0], "lower right")
     style.title(axes[0], f"ROC, {title}")
     return figure
+
+
+def precision_recall(tables: Tables) -> Figure:
+    """Precision against recall, mean over classes at each recall, and the area."""
+    figure, axes = style.panels(4.8, 4.2)
+    for at, (name, table) in enumerate(tables.items()):
+        recall, precision, area = macro_precision_recall(table.labelled)
+        _curves(axes, recall, precision, f"{name}  {area:.4f}".strip(), at)
+    style.square(axes[0], "recall", "precision")
+    style.legend(axes[0], "lower left")
+    style.title(axes[0], "precision and recall, mean over classes")
+    return figure
+
+
+def macro_precision_recall(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean precision over classes at each recall on a fine grid, and mean average precision."""
+    points, curves, found = np.linspace(0, 1, 501), [], []
+    for c in np.unique(table.labels):
+        score, own = table.probabilities[:, c], table.labels == c
+        fpr, tpr = roc_curve(score, own)
+        hits, alarms = tpr * own.sum(), fpr * (~own).sum()
+        precision = hits[1:] / (hits[1:] + alarms[1:])
+        reached = np.searchsorted(tpr[1:], points - 1e-12)
+        curves.append(precision[np.minimum(reached, len(precision) - 1)])
+        found.append(average_precision(score, own))
+    return points, np.mean(curves, axis=0), float(np.mean(found))
 
 
 def roc_curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

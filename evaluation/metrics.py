@@ -1,18 +1,19 @@
 """Every figure of a prediction table, with its interval; and the few needed at each epoch."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from evaluation import rates
+from evaluation import rates, summary
 from evaluation.auc import areas, one_vs_rest
-from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, wilson
+from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, wilson
+from evaluation.ranked import ranked_figures
+from evaluation.summary import nll
 from evaluation.table import PredictionTable
 
-__all__ = ["Figure", "confusion", "figures", "nll", "quick"]
+__all__ = ["Figure", "Figures", "by_attribute", "confusion", "figures", "nll", "quick"]
 
 Figures = dict[str, Figure]
-_PROPORTIONS = ("recall", "precision", "specificity")
+Parts = tuple[float, float, float]
+BOOTSTRAP, CENTRED = "patient bootstrap, BCa", "patient bootstrap, centred"
 
 
 def quick(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -31,67 +32,73 @@ def confusion(table: PredictionTable) -> np.ndarray:
     return rates.confusion(known.labels, known.logits.argmax(axis=1), len(table.class_names))
 
 
-def nll(table: PredictionTable) -> np.ndarray:
-    """Negative log-likelihood of each row's label, in nats, (n,)."""
-    return np.asarray(-table.log_probabilities[np.arange(len(table)), table.labels])
-
-
-def brier(table: PredictionTable) -> np.ndarray:
-    """Squared distance of the probabilities from the label's corner, (n,), between 0 and 2."""
-    corner = np.eye(len(table.class_names))[table.labels]
-    return np.asarray(((table.probabilities - corner) ** 2).sum(axis=1))
-
-
 def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Figures:
     """Figures of the labelled rows by name; those of one class are named `recall/<class>`."""
     if (table.labels < 0).all():
         return {"accuracy": Figure(None, None, None, "none", 0, 0, "no row has a known label")}
     known = table.labelled
     clusters = Clusters.make(known.patients, known.labels)
-    return _summed(known, clusters, draws, seed) | _areas(known, clusters)
+    found = _summed(known, clusters, draws, seed) | _areas(known, clusters)
+    ranked = ranked_figures(known, clusters, draws, seed)
+    size = (BOOTSTRAP, len(known), clusters.count, "a class has no image, or it has them all")
+    return found | {name: figure(parts, *size) for name, parts in ranked.items()}
+
+
+def by_attribute(
+    table: PredictionTable, attribute: str, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Figures]:
+    """`figures` of the rows of each value of an attribute, by value."""
+    if attribute not in table.attributes:
+        raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
+    value = table.rows[attribute].astype(str).to_numpy(dtype=object)
+    return {
+        str(part): figures(table.take(np.flatnonzero(value == part)), draws, seed)
+        for part in np.unique(value.astype(str))
+    }
 
 
 def _summed(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Figures:
     """Figures that are functions of sums over patients."""
-    sums = clusters.total(_columns(table))
-    name_all = _named(table.class_names)
-    names = list(name_all(sums.sum(axis=0, keepdims=True)))
-    replicates = bootstrap(
-        sums, lambda s: np.column_stack([*name_all(s).values()]), clusters, draws, seed
-    )
-    found = {n: _redrawn(replicates, at, table, clusters) for at, n in enumerate(names)}
+    sums = clusters.total(summary.columns(table))
+    total = np.ones((1, clusters.count)) @ sums
+    names = list(_named(total, table.class_names))
+    redrawn = bootstrap(sums, lambda s: _stacked(s, table.class_names), clusters, draws, seed)
+    floors = _named(_pessimistic(total, table, clusters), table.class_names)
+    size = (len(table), clusters.count)
+    found = {}
+    for at, name in enumerate(names):
+        value = float(redrawn.value[at])
+        parts, method = (value, *redrawn.interval(at)), BOOTSTRAP
+        if name in summary.CENTRED:
+            low, high = redrawn.centred(at)
+            parts, method = (value, max(0.0, low), high), CENTRED
+        elif np.isnan(parts[1]) and value == 1:
+            parts, method = (1.0, float(floors[name][0]), 1.0), "Wilson, by patients"
+        found[name] = figure(parts, method, *size, "redraws lack it or are all the same")
     return found | (_proportions(table) if clusters.single else {})
 
 
-def _columns(table: PredictionTable) -> np.ndarray:
+def _named(sums: np.ndarray, class_names: list[str]) -> rates.Rates:
+    return summary.overall(sums, len(class_names)) | summary.per_class(sums, class_names)
+
+
+def _stacked(sums: np.ndarray, class_names: list[str]) -> np.ndarray:
+    return np.column_stack(list(_named(sums, class_names).values()))
+
+
+def _pessimistic(total: np.ndarray, table: PredictionTable, clusters: Clusters) -> np.ndarray:
+    """The sums if each class were right only as often as Wilson's bound for a perfect rate.
+
+    A rate of 1 has no spread to redraw; this says how far below 1 it may yet be. Errors are
+    spread evenly over the other classes; a class counts as many trials as it has patients.
+    """
     k = len(table.class_names)
-    cell = table.labels * k + table.logits.argmax(axis=1)
-    return np.column_stack([np.eye(k * k)[cell], nll(table), brier(table)])
-
-
-def _named(class_names: list[str]) -> Callable[[np.ndarray], rates.Rates]:
-    """Summed columns (r, d) -> every figure by name, (r,) each."""
-    k = len(class_names)
-
-    def statistic(sums: np.ndarray) -> rates.Rates:
-        matrix = sums[:, : k * k].reshape(-1, k, k)
-        n = matrix.sum(axis=(1, 2))
-        each = {
-            f"{rate}/{name}": values[:, c]
-            for rate, values in rates.per_class(matrix).items()
-            for c, name in enumerate(class_names)
-        }
-        means = {"nll": sums[:, k * k] / n, "brier": sums[:, k * k + 1] / n}
-        return rates.overall(matrix) | means | each
-
-    return statistic
-
-
-def _redrawn(replicates: Replicates, at: int, table: PredictionTable, clusters: Clusters) -> Figure:
-    value = float(replicates.value[at])
-    low, high = replicates.interval(at)
-    reason = "" if np.isfinite(low) else "too few redraws in which this is defined"
-    return figure(value, low, high, "patient bootstrap, BCa", len(table), clusters.count, reason)
+    held = (clusters.total(np.eye(k)[table.labels]) > 0).sum(axis=0)
+    low = np.array([wilson(n, n)[0] if n else 0.0 for n in held])[:, None]
+    matrix = summary.matrices(total, k)[0]
+    others = (1 - np.eye(k)) / (k - 1) * matrix.sum(axis=1, keepdims=True)
+    mixed = low * matrix + (1 - low) * others
+    return np.column_stack([mixed.reshape(1, -1), total[:, k * k :]])
 
 
 def _proportions(table: PredictionTable) -> Figures:
@@ -113,7 +120,7 @@ def _proportions(table: PredictionTable) -> Figures:
 
 def _wilson(hits: int, n: int) -> Figure:
     if n == 0:
-        return Figure(None, None, None, "Wilson", 0, 0, "nothing to divide by")
+        return Figure(None, None, None, "Wilson", 0, 0, "there is nothing to divide by")
     return Figure(hits / n, *wilson(hits, n), "Wilson", n, n)
 
 
@@ -123,17 +130,12 @@ def _areas(table: PredictionTable, clusters: Clusters) -> Figures:
     found = areas(table.probabilities, positive, clusters)
     groups = {"auroc": np.arange(k)}
     groups |= {f"auroc/{name}": np.array([c]) for c, name in enumerate(table.class_names)}
-    reason = "a class has no image, or there is no other class"
-    return {
-        name: figure(*found.mean(at), method, len(table), clusters.count, reason)
-        for name, at in groups.items()
-    }
+    size = (method, len(table), clusters.count, "a class has no image, or it has them all")
+    return {name: figure(found.mean(at), *size) for name, at in groups.items()}
 
 
-def figure(
-    value: float, low: float, high: float, method: str, n: int, patients: int, reason: str
-) -> Figure:
+def figure(parts: Parts, method: str, n: int, patients: int, reason: str) -> Figure:
     """A Figure whose NaN parts are None; `reason` is kept only where something is None."""
-    parts = [float(x) if np.isfinite(x) else None for x in (value, low, high)]
-    said = reason if None in parts else ""
-    return Figure(parts[0], parts[1], parts[2], method, n, patients, said)
+    plain = [float(x) if np.isfinite(x) else None for x in parts]
+    said = reason if None in plain else ""
+    return Figure(plain[0], plain[1], plain[2], method, n, patients, said)

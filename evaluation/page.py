@@ -33,6 +33,9 @@ th { text-align: left; font-weight: 600; color: var(--soft); vertical-align: bot
 th, td { padding: .28rem 1.1rem .28rem 0; border-bottom: 1px solid #eee; }
 tr:first-child th { border-bottom: 1px solid #999; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td small { display: block; color: var(--soft); font-size: .78rem; font-weight: 400;
+  line-height: 1.3; }
+td { vertical-align: top; }
 tr.strong td { font-weight: 600; }
 td.pass { color: var(--good); font-weight: 600; }
 td.pass::before { content: "\\2713  "; }

@@ -14,7 +14,17 @@ from evaluation.files import write_text
 from evaluation.intervals import Figure
 from evaluation.page import PAGE, STYLE
 
-Cell = str | int | float | Figure | None
+CSS_PER_INCH = 104
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference, shown with its sign."""
+
+    figure: Figure
+
+
+Cell = str | int | float | Figure | Gap | None
 
 
 @dataclass(frozen=True)
@@ -168,17 +178,33 @@ def _cell(cell: Cell, digits: int) -> str:
         return '<td class="number">&ndash;</td>'
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
-    if isinstance(cell, Figure):
-        return f'<td class="number">{number(cell, digits)}</td>'
+    if isinstance(cell, Figure | Gap):
+        return f'<td class="number">{_figure_cell(cell, digits)}</td>'
     shown = f"{cell:,}" if isinstance(cell, int) else f"{cell:.{digits}f}"
     return f'<td class="number">{shown}</td>'
+
+
+def _figure_cell(cell: Figure | Gap, digits: int) -> str:
+    """The value, and under it the interval in small."""
+    figure, sign = (cell.figure, "+") if isinstance(cell, Gap) else (cell, "")
+    if figure.value is None:
+        return "&ndash;"
+    value = f"{figure.value:{sign}.{digits}f}"
+    if figure.low is None or figure.high is None:
+        return value
+    ends = f"{figure.low:{sign}.{digits}f} to {figure.high:{sign}.{digits}f}"
+    return f"{value}<small>{ends}</small>"
 
 
 @_body.register
 def _(picture: Picture) -> str:
     caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
-    png = picture.image if isinstance(picture.image, bytes) else to_png(picture.image)
-    return f"<figure>{_image(png, picture.caption or picture.heading)}{caption}</figure>"
+    drawn, name = picture.image, picture.caption or picture.heading
+    if isinstance(drawn, bytes):
+        return f"<figure>{_image(drawn, name)}{caption}</figure>"
+    # one inch is as wide in every picture, so that letters have one size down the page
+    width = round(drawn.get_figwidth() * CSS_PER_INCH)
+    return f"<figure>{_image(to_png(drawn), name, width)}{caption}</figure>"
 
 
 @_body.register
@@ -218,6 +244,6 @@ def to_png(drawing: Drawing) -> bytes:
     return stream.getvalue()
 
 
-def _image(png: bytes, alternative: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+def _image(png: bytes, alternative: str, width: int | None = None) -> str:
+    data, wide = base64.b64encode(png).decode(), f' width="{width}"' if width else ""
+    return f'<img alt="{html.escape(alternative)}"{wide} src="data:image/png;base64,{data}">'

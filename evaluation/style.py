@@ -10,6 +10,7 @@ from matplotlib.style import context
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 DASHES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#B8B8B8"
 SHADES = "Blues"
 _SETTINGS: dict[str, Any] = {
@@ -60,7 +61,9 @@ def grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def legend(axes: Axes, where: Literal["best", "lower right", "upper left"] = "best") -> None:
+def legend(
+    axes: Axes, where: Literal["best", "lower right", "lower left", "upper left"] = "best"
+) -> None:
     """The legend in the house's size."""
     axes.legend(loc=where, frameon=False, fontsize=8)
 

@@ -203,13 +203,18 @@ def align(tables: Sequence[PredictionTable]) -> list[PredictionTable]:
 
 
 def _aligned(table: PredictionTable, first: PredictionTable, at: int) -> PredictionTable:
-    table = _reclassed(table, first.class_names, at)
+    if sorted(table.class_names) != sorted(first.class_names):
+        raise ValueError(
+            f"table {at} has classes {table.class_names}, the first {first.class_names}"
+        )
+    table = in_class_order(table, first.class_names)
     digests = [t.meta.get("manifest_digest") for t in (first, table)]
     if all(digests) and digests[0] != digests[1]:
         raise ValueError(f"table {at} has manifest digest {digests[1]}, the first {digests[0]}")
-    require_ids(table, first.rows["id"])
-    order = pd.Index(table.rows["id"]).get_indexer(pd.Index(first.rows["id"]))
-    table = table.take(order)
+    if not table.rows["id"].equals(first.rows["id"]):
+        require_ids(table, first.rows["id"])
+        order = pd.Index(table.rows["id"]).get_indexer(pd.Index(first.rows["id"]))
+        table = table.take(order)
     for column in ("label", "split", "patient"):
         differs = (table.rows[column] != first.rows[column]).to_numpy()
         if differs.any():
@@ -218,11 +223,12 @@ def _aligned(table: PredictionTable, first: PredictionTable, at: int) -> Predict
     return table
 
 
-def _reclassed(table: PredictionTable, names: list[str], at: int) -> PredictionTable:
+def in_class_order(table: PredictionTable, names: list[str]) -> PredictionTable:
+    """The table with its classes in the order of `names`, which must be the same classes."""
     if table.class_names == names:
         return table
     if sorted(table.class_names) != sorted(names):
-        raise ValueError(f"table {at} has classes {table.class_names}, the first {names}")
+        raise ValueError(f"the table has classes {table.class_names}, not {names}")
     order = [table.class_names.index(name) for name in names]
     labels = np.append(np.argsort(order), -1)[table.labels]  # -1 stays unknown
     pairs = None if table.pairs is None else _permuted_pairs(table.pairs, order)

@@ -2,5 +2,6 @@
 
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.ensemble import EnsembleModule
+from lightning_modules.one_vs_one import OneVsOneClassifier
 
-__all__ = ["EnsembleModule", "ImageClassifier"]
+__all__ = ["EnsembleModule", "ImageClassifier", "OneVsOneClassifier"]

@@ -6,8 +6,10 @@ import timm
 import torch
 from torch import nn
 
-from lightning_modules import weights
+from lightning_modules import residual_attention, weights
 
+OURS = [residual_attention.ResidualAttention]  # importing them tells timm their names
+COMMERCIAL = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0")
 SIZES = range(32, 513, 32)  # what the message lists when a backbone cannot take a size
 
 
@@ -19,6 +21,7 @@ def build(
     image_size: int | None = None,
     grad_checkpointing: bool = False,
     channels_last: bool = False,
+    commercial_only: bool = False,
     **options: object,
 ) -> nn.Module:
     """The network ``name`` with ``num_classes`` logits, on images of ``image_size`` pixels.
@@ -26,9 +29,12 @@ def build(
     ``pretrained`` is False (no network access), True (timm downloads the weights of the name's
     tag) or the path of a weight file. ``image_size`` None is the size of the published weights;
     a network whose size is fixed is built for the size asked. ``options`` are timm's own
-    (``drop_rate``, ``drop_path_rate``, ``in_chans``, ``pad_type``, ...).
+    (``drop_rate``, ``drop_path_rate``, ``in_chans``, ``pad_type``, ...). ``commercial_only``
+    refuses published weights that may not be used commercially.
     """
     _require_known(name)
+    if commercial_only and pretrained is not False and not is_commercial(licence(name)):
+        raise ValueError(f"commercial_only: the weights of {name} are under {licence(name)!r}")
     if image_size is not None:
         _require_size(name, image_size, options)
     net = _create(name, num_classes, image_size, options, download=pretrained is True)
@@ -52,6 +58,17 @@ def input_size(name: str) -> int:
     _require_known(name)
     found = timm.models.get_pretrained_cfg(name)
     return int(found.input_size[-1]) if found else 224
+
+
+def licence(name: str) -> str:
+    """Licence of the published weights of ``name``, as timm records it, or "unknown"."""
+    _require_known(name)
+    return str(timm.models.get_pretrained_cfg(name).license or "unknown")
+
+
+def is_commercial(licence: str) -> bool:
+    """Whether a licence is known to allow commercial use."""
+    return licence in COMMERCIAL
 
 
 def sizes(name: str, **options: object) -> list[int]:

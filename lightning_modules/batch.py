@@ -22,6 +22,10 @@ class Samples(Protocol):
     def table(self) -> pd.DataFrame:
         """One row a sample; a batch's `index` is a position in it."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings that every report must carry."""
+
     def digest(self) -> str:
         """Hash of who is in which split with which label."""
 

@@ -1,16 +1,17 @@
 """One backbone and its training: K classes, one logit each."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules import backbones, checkpoints
 from lightning_modules.batch import Batch
 from lightning_modules.exact import ExactModule
-from lightning_modules.losses import Loss
+from lightning_modules.losses import Loss, binary_logits
+from lightning_modules.mixing import Mixing
 from lightning_modules.schedules import Optimisation
 from lightning_modules.tuning import FineTuning, rest
 
@@ -30,6 +31,9 @@ class ImageClassifier(ExactModule):
         loss: focal loss, class weights and smoothing.
         optimisation: optimiser and schedule.
         tuning: what is frozen, and how the learning rate falls with depth.
+        head: softmax over K logits, or for two classes one logit z and its sigmoid; the logits
+            are then [0, z].
+        mixing: Mixup and CutMix of training batches.
     """
 
     def __init__(
@@ -42,27 +46,43 @@ class ImageClassifier(ExactModule):
         loss: Loss = Loss(),
         optimisation: Optimisation = Optimisation(),
         tuning: FineTuning = FineTuning(),
+        head: Literal["softmax", "sigmoid"] = "softmax",
+        mixing: Mixing = Mixing(),
     ) -> None:
         init_args = checkpoints.plain(locals())
         super().__init__()
         self.init_args = init_args
         self.class_names = class_names
         self.loss, self.optimisation, self.tuning = loss, optimisation, tuning
+        self.head, self.mixing = head, mixing
         self.class_weights: Tensor | None = None
-        options: dict[str, Any] = backbone_args or {}
-        self.net = backbones.build(
-            backbone, len(class_names), pretrained=pretrained, image_size=image_size, **options
-        )
+        options: dict[str, Any] = dict(backbone_args or {})
+        options |= {"pretrained": pretrained, "image_size": image_size}
+        self.net = self.build_net(backbone, options)
         self.train_accuracy = MulticlassAccuracy(len(class_names), average="micro")
+
+    def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
+        """The network behind `forward`, with as many outputs as `head` needs."""
+        outputs = len(self.class_names)
+        if self.head == "sigmoid" and outputs != 2:
+            raise ValueError(f"head: sigmoid is for two classes, not {self.class_names}")
+        return backbones.build(backbone, 1 if self.head == "sigmoid" else outputs, **options)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K) of normalised images (B, 3, H, W)."""
-        logits: Tensor = self.net(image)
-        return logits
+        return self.logits(self.net(image))
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """One logit a class, (B, K), of the network's outputs."""
+        return binary_logits(outputs) if self.head == "sigmoid" else outputs
+
+    def cost(self, outputs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        """The loss of the network's outputs, given labels (B,) or class shares (B, K)."""
+        return self.loss(self.logits(outputs), target, weights)
 
     def votes(self, batch: Batch) -> Tensor:
         """Its own logits as those of one member, (B, 1, K)."""
-        logits: Tensor = self(batch["image"])
+        logits: Tensor = self(one_view(batch))
         return logits.unsqueeze(1)
 
     def setup(self, stage: str) -> None:
@@ -73,10 +93,11 @@ class ImageClassifier(ExactModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        logits = self.votes(batch)[:, 0]
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        loss: Tensor = self.loss(logits, batch["label"], weights)
-        self.train_accuracy(logits, batch["label"])
+        image, target = self.mixing(one_view(batch), batch["label"], len(self.class_names))
+        outputs: Tensor = self.net(image)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs)
+        loss = self.cost(outputs, target, weights)
+        self.train_accuracy(self.logits(outputs.detach()), batch["label"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
@@ -88,8 +109,16 @@ class ImageClassifier(ExactModule):
             figures = {f"val/{name}": value for name, value in self.figures["val"].items()}
             self.optimisation.observe(self.trainer, figures)
 
+    def on_train_start(self) -> None:
+        """Freezes: after a resume Lightning may leave out the start of the first epoch."""
+        self._freeze()
+
     def on_train_epoch_start(self) -> None:
-        """Freezes and thaws: a function of the epoch alone, so it is the same after a resume."""
+        """Freezes and thaws."""
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """What stands still is a function of the epoch alone, so it is the same after a resume."""
         self.tuning.apply(self.net, self.current_epoch)
         self.train()
 
@@ -107,7 +136,6 @@ class ImageClassifier(ExactModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the block by which the checkpoint describes itself."""
         data = self.data
-        table = data.manifest.table
         checkpoints.write_block(
             checkpoint,
             module=type(self).__name__,
@@ -115,7 +143,7 @@ class ImageClassifier(ExactModule):
             class_names=list(self.class_names),
             preprocess=data.preprocess.to_dict(),
             manifest_digest=data.manifest.digest(),
-            train_ids=checkpoints.id_hashes(table["id"][table["split"] == "train"]),
+            train_ids=checkpoints.id_hashes(self.ids("train")),
             metrics=dict(self.figures.get("val", {})),
             measured_weights=self.measured,
             epoch=self.current_epoch + 1,
@@ -126,5 +154,14 @@ class ImageClassifier(ExactModule):
         block = checkpoints.read_block(checkpoint, "checkpoint")
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
+        self.stated = "" if self.trainer.training else block.weights
         for split in {"validate": ["val"], "test": ["test"]}.get(self.trainer.state.fn or "", []):
             checkpoints.refuse_training_ids(block, self.ids(split), f"split {split!r}")
+
+
+def one_view(batch: Batch) -> Tensor:
+    """The images of a batch for a single model, (B, C, H, W)."""
+    image = batch["image"]
+    if isinstance(image, dict):
+        raise ValueError(f"a single model takes one view, the batch holds {sorted(image)}")
+    return image

@@ -2,16 +2,19 @@
 
 import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from evaluation import pooling
+from evaluation import pooling, voters
 from evaluation.table import PredictionTable
+from evaluation.voters import Council
 from lightning_modules import checkpoints
 from lightning_modules.batch import Batch
 from lightning_modules.exact import ExactModule
+
+UNFITTED = {voter.kind: voter for voter in (pooling.Soft, pooling.Geometric, pooling.Majority)}
 
 
 class EnsembleModule(ExactModule):
@@ -23,19 +26,30 @@ class EnsembleModule(ExactModule):
     Args:
         class_names: the classes in the order of the logits; linked from the data.
         members: checkpoint files, run folders (their best.ckpt), or patterns of either.
-        voter: how the votes are pooled.
+        voter: soft, geometric or majority, or the folder of a fitted voter (voter.json), which is
+            held against the members.
+        one_at_a_time: keep only the member that is looking on the device, and the others in main
+            memory.
     """
 
-    def __init__(self, class_names: list[str], members: list[str], voter: str = "soft") -> None:
+    def __init__(
+        self,
+        class_names: list[str],
+        members: list[str],
+        voter: str = "soft",
+        one_at_a_time: bool = False,
+    ) -> None:
         super().__init__()
         self.class_names = class_names
-        self.voter = voter
         self.paths = paths = find_members(members)
         self.member_names = tuple(member_names(paths))
         loaded = [checkpoints.load(path) for path in paths]
         self.blocks = [block for _, block in loaded]
         self.orders = [self._order(p, b) for p, b in zip(paths, self.blocks, strict=True)]
-        self.members = nn.ModuleList([module for module, _ in loaded])
+        self.council = self._convened(voter)
+        modules = [module for module, _ in loaded]
+        self.apart = modules if one_at_a_time else []
+        self.members = nn.ModuleList([] if one_at_a_time else modules)
         self.views: list[str] = []
 
     def setup(self, stage: str) -> None:
@@ -54,15 +68,16 @@ class EnsembleModule(ExactModule):
         if not isinstance(images, dict):
             raise ValueError("a council needs a batch of views; its data module gave one image")
         said = [
-            member(images[view])[:, order]
-            for member, view, order in zip(self.members, self.views, self.orders, strict=True)
+            self._asked(member, images[view])[:, order].float()
+            for member, view, order in zip(
+                self.apart or self.members, self.views, self.orders, strict=True
+            )
         ]
-        return torch.stack([logits.float() for logits in said], dim=1)
+        return torch.stack(said, dim=1)
 
     def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
         """The members' tables and, under "", the council's."""
-        pooled = pooling.pool(pooling.Soft(), list(members.values()))
-        return {"": pooled, **members}
+        return {"": pooling.pool(self.council, list(members.values())), **members}
 
     def describe(self) -> dict[str, Any]:
         """What the council's prediction table says of the weights behind it."""
@@ -70,7 +85,27 @@ class EnsembleModule(ExactModule):
             name: {"path": str(path), "weights": block.weights}
             for name, path, block in zip(self.member_names, self.paths, self.blocks, strict=True)
         }
-        return {**super().describe(), "voter": self.voter, "members": members}
+        voter = {"kind": self.council.kind, "fitted_on": self.council.fitted_on}
+        return {**super().describe(), "voter": voter, "members": members}
+
+    def _asked(self, member: nn.Module, image: Tensor) -> Tensor:
+        """A member's logits; one that is kept apart comes to the device and leaves again."""
+        if not self.apart:
+            return cast(Tensor, member(image))
+        logits: Tensor = member.to(image.device)(image)
+        member.to("cpu")
+        return logits
+
+    def _convened(self, voter: str) -> Council:
+        hashes = [block.weights for block in self.blocks]
+        if (Path(voter) / "voter.json").is_file():
+            return voters.load(voter, hashes, self.class_names)
+        if voter not in UNFITTED:
+            raise ValueError(
+                f"voter: {voter!r} is neither one of {', '.join(UNFITTED)} nor a folder with "
+                "voter.json"
+            )
+        return Council(UNFITTED[voter](), hashes, list(self.class_names))
 
     def _order(self, path: Path, block: checkpoints.Block) -> list[int]:
         if sorted(block.class_names) != sorted(self.class_names):

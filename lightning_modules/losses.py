@@ -14,12 +14,15 @@ class Loss:
     Of an image with target t: ``alpha * sum_k q_k w_k (1 - p_k)^gamma (-log p_k)``, where q is t
     with the share ``smoothing`` spread over all classes and w the class weights. The batch's loss
     is the sum over its images divided by the sum of the weights of their classes, as in
-    ``torch.nn.functional.cross_entropy``, which ``gamma=0, alpha=1`` equals.
+    ``torch.nn.functional.cross_entropy``, which ``gamma=0, alpha=1`` equals. ``pos_weight``
+    replaces the class weights of a two-class loss by (1, ``pos_weight``) and averages over the
+    images, as torch's binary cross entropy does.
     """
 
     gamma: float = 0.0
     alpha: float = 1.0
     smoothing: float = 0.0
+    pos_weight: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
@@ -27,6 +30,7 @@ class Loss:
             ("gamma", self.gamma, None),
             ("alpha", self.alpha, None),
             ("smoothing", self.smoothing, 1.0),
+            ("pos_weight", self.pos_weight or 0.0, None),
         ):
             if value < 0 or (top is not None and value >= top):
                 raise ValueError(f"loss.{name}: {value} is not in [0, {top or 'infinity'})")
@@ -38,13 +42,22 @@ class Loss:
 
         Shares are averaged over the images, weighted or not: torch's own rule for them.
         """
-        shares = target if target.ndim == 2 else functional.one_hot(target, logits.shape[1])
-        smooth = shares * (1 - self.smoothing) + self.smoothing / logits.shape[1]
-        terms = self._terms(logits)
-        weights = terms.new_ones(logits.shape[1]) if class_weights is None else class_weights
-        losses = (smooth * weights.to(terms) * terms).sum(dim=1)
-        size = logits.shape[0] if target.ndim == 2 else weights[target].sum().to(terms)
-        return self.alpha * losses.sum() / size
+        if self.pos_weight is not None:
+            class_weights = logits.new_tensor([1.0, self.pos_weight])
+        losses, weights = self.rows(logits, target, class_weights)
+        plain_mean = target.ndim == 2 or self.pos_weight is not None
+        return losses.sum() / (len(losses) if plain_mean else weights.sum())
+
+    def rows(
+        self, logits: Tensor, target: Tensor, class_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Each image's weighted loss, and the weight of its class (1 for shares): (B,) each."""
+        terms, classes = self._terms(logits), logits.shape[1]
+        shares = target if target.ndim == 2 else functional.one_hot(target, classes)
+        smooth = shares * (1 - self.smoothing) + self.smoothing / classes
+        weights = terms.new_ones(classes) if class_weights is None else class_weights.to(terms)
+        sizes = terms.new_ones(len(terms)) if target.ndim == 2 else weights[target]
+        return self.alpha * (smooth * weights * terms).sum(dim=1), sizes
 
     def _terms(self, logits: Tensor) -> Tensor:
         """The focal cost of each class being the true one, (B, K), in single precision."""

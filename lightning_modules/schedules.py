@@ -167,8 +167,8 @@ def _level(t: float) -> float:
 
 
 def _ease(start: float, end: float, done: float) -> float:
-    """Half a cosine from ``start`` to ``end``, resting there."""
-    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    """Half a cosine from ``start`` to ``end``, level before and after."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
 
 
 def _steps_an_epoch(trainer: Trainer) -> int:

@@ -52,11 +52,12 @@ class FineTuning:
         return {name for name, stage in stages(net, self.frozen_stages).items() if stage <= left}
 
     def apply(self, net: nn.Module, epoch: int) -> None:
-        """Freeze and thaw ``net`` for ``epoch``, whatever it was before."""
+        """Freeze and thaw ``net`` for training ``epoch``, whatever it was before."""
         first, now = self.frozen(net, -1), self.frozen(net, epoch)
         for name, parameter in net.named_parameters():
             if name in first:
                 parameter.requires_grad_(name not in now)
+        net.train()  # Lightning brings back the modes of before a validation, not of this epoch
         rest(net)
 
     def groups(self, net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:

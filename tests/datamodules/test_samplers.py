@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from datamodules.samplers import (
+    STAND_IN,
     BalancedSampler,
     ExactSampler,
     ShuffledSampler,
@@ -11,12 +12,12 @@ from datamodules.samplers import (
 
 @pytest.mark.parametrize("size", [21, 5, 1])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_exact_sees_each_once_and_maybe_none(size, world):
-    parts = [list(ExactSampler(size, rank, world)) for rank in range(world)]
-    assert sorted(position for part in parts for _, position in part) == list(range(size))
+def test_exact_sees_each_once_and_none_is_a_stand_in(size, world):
+    parts = [[at for _, at in ExactSampler(size, rank, world)] for rank in range(world)]
+    assert sorted(at for part in parts for at in part if at != STAND_IN) == list(range(size))
     for rank, part in enumerate(parts):
         assert len(part) == len(ExactSampler(size, rank, world))
-        assert all(position % world == rank for _, position in part)
+        assert part == [STAND_IN] if rank >= size else all(at % world == rank for at in part)
 
 
 def test_shuffled_is_a_function_of_seed_and_epoch():

@@ -22,14 +22,18 @@ def test_bca_of_a_mean_is_scipys() -> None:
     assert (low, high) == pytest.approx(tuple(expected.confidence_interval), abs=0.012)
 
 
-def test_draws_keep_every_patient_whole_and_every_stratum_full() -> None:
-    patients = np.repeat([f"p{i}" for i in range(30)], 4)
-    labels = np.repeat(np.arange(30) % 3, 4)
+def test_draws_keep_every_patient_whole_and_never_lose_a_rare_class() -> None:
+    of_patient = np.array([0] * 30 + [1] * 20 + [2] * 2)
+    patients = np.repeat([f"p{i:02}" for i in range(52)], 4)
+    labels = np.repeat(of_patient, 4)
     clusters = Clusters.make(patients, labels)
     ones = clusters.total(np.eye(3)[labels])
-    for weights in clusters.draws(50, seed=0):
-        assert np.array_equal(weights.sum(1), np.full(50, 30))
-        assert np.array_equal(weights @ ones, np.full((50, 3), 40))
+    counts = clusters.draws(200, seed=0).astype(int)
+    images = counts.T @ ones
+    assert np.array_equal(counts.sum(0), np.full(200, 52))
+    assert (images[:, 2] == 8).all()
+    assert np.std(images[:, 0] / 4) == pytest.approx(np.sqrt(50 * 0.6 * 0.4), rel=0.2)
+    assert (images % 4 == 0).all()
 
 
 def test_the_same_seed_pairs_two_models() -> None:

@@ -5,6 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from evaluation import metrics, rates
+from evaluation.ranked import average_precision, sensitivity_at
 from tests.evaluation.tables import make
 
 
@@ -95,3 +96,59 @@ def test_figures_say_how_many_images_and_patients() -> None:
     assert found["accuracy"].method == "patient bootstrap, BCa"
     assert found["auroc"].method == "cluster-robust DeLong"
     assert metrics.figures(make(120), draws=50)["accuracy"].method == "Wilson"
+
+
+def test_rankings_of_a_class_are_scikit_learns_with_ties() -> None:
+    table = make(500, 3)
+    table = replace(table, logits=np.round(table.logits, 0))
+    found = metrics.figures(table, draws=20)
+    for c, name in enumerate(table.class_names):
+        own, score = table.labels == c, table.probabilities[:, c]
+        precision = sk.average_precision_score(own, score)
+        assert average_precision(score, own) == pytest.approx(precision)
+        assert found[f"average_precision/{name}"].value == pytest.approx(precision)
+        fpr, tpr, _ = sk.roc_curve(own, score, drop_intermediate=False)
+        assert sensitivity_at(score, own, 0.9) == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max())
+    macro = sk.average_precision_score(np.eye(3)[table.labels], table.probabilities)
+    assert found["average_precision"].value == pytest.approx(macro)
+
+
+def test_blocks_of_scores_leave_the_figures_exact() -> None:
+    table = make(5000, 2)
+    own, score = table.labels == 1, table.probabilities[:, 1]
+    found = metrics.figures(table, draws=200)["average_precision/simple"]
+    assert found.value == pytest.approx(sk.average_precision_score(own, score))
+    assert found.low < found.value < found.high
+
+
+def test_calibration_error_is_that_of_its_definition() -> None:
+    table = make(450)
+    p, right = table.probabilities.max(1), table.logits.argmax(1) == table.labels
+    order = np.argsort(p)
+    parts = np.array_split(order, 15)
+    expected = sum(abs(p[i].mean() - right[i].mean()) * len(i) / 450 for i in parts)
+    found = metrics.figures(table, draws=200)["ece"]
+    assert found.value == pytest.approx(expected)
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize("films", [1, 4])
+def test_a_perfect_table_has_room_below_one(films: int) -> None:
+    table = make(120, films=films)
+    perfect = replace(table, logits=10 * np.eye(3)[table.labels])
+    found = metrics.figures(perfect, draws=50)
+    n = 120 // films
+    for name in ("accuracy", "balanced_accuracy", "kappa", "mcc", "f1_macro", "recall/none"):
+        figure = found[name]
+        assert (figure.value, figure.high) == (1.0, 1.0), name
+        assert 1 - 30 / n < figure.low < 1 - 1 / n, name
+
+
+def test_an_attribute_has_its_own_figures() -> None:
+    table = make(200, films=2)
+    parts = metrics.by_attribute(table, "body_part", draws=20)
+    wrist = table.take(np.flatnonzero(table.rows["body_part"] == "wrist"))
+    assert sorted(parts) == ["elbow", "wrist"]
+    assert parts["wrist"] == metrics.figures(wrist, draws=20)
+    with pytest.raises(ValueError, match="attribute 'bone' is not among"):
+        metrics.by_attribute(table, "bone")

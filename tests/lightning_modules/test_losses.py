@@ -82,6 +82,13 @@ def test_two_logits_of_a_sigmoid_are_binary_cross_entropy() -> None:
     assert torch.allclose(torch.softmax(binary_logits(z), 1)[:, 1], torch.sigmoid(z))
 
 
+def test_pos_weight_is_torchs() -> None:
+    z, label = torch.tensor([-2.0, 0.3, 4.0]), torch.tensor([0, 1, 1])
+    pos = torch.tensor(3.0)
+    expected = functional.binary_cross_entropy_with_logits(z, label.float(), pos_weight=pos)
+    assert torch.allclose(Loss(pos_weight=3.0)(binary_logits(z), label), expected)
+
+
 def test_class_weights_are_pos_weight_up_to_their_sum() -> None:
     z, label = torch.tensor([-2.0, 0.3, 4.0]), torch.tensor([0, 1, 1])
     pos = torch.tensor(3.0)

@@ -1,0 +1,202 @@
+"""Members side by side: figures, who leads where, how they differ, paired tests, learning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from evaluation import council_figures as drawings
+from evaluation import diversity, report
+from evaluation import figures as plain
+from evaluation.comparison import COMPARED, Difference, differences, holm, verdict
+from evaluation.council_report import signed
+from evaluation.intervals import DRAWS
+from evaluation.metrics import Figures, by_attribute, figures
+from evaluation.pooling import stack
+from evaluation.results import Results
+from evaluation.table import PredictionTable, align
+
+MAIN = ("accuracy", "balanced_accuracy", "auroc", "f1_macro", "kappa", "nll", "ece")
+PARTS = ("accuracy", "kappa")
+PAIRED = ("accuracy", "auroc", "nll")
+Tables = Mapping[str, PredictionTable]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Figures of each member; each two members' difference and diversity, by `a & b`.
+
+    `parts` holds each member's figures for each value of an attribute, where one was asked for.
+    """
+
+    members: dict[str, Figures]
+    gaps: dict[str, dict[str, Difference]]
+    pairs: dict[str, diversity.Pair]
+    agreement: float
+    parts: dict[str, dict[str, Figures]] = field(default_factory=dict)
+
+
+def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> Compared:
+    """Every member and every two members; p-values corrected by Holm over the pairs."""
+    aligned = dict(zip(tables, align(list(tables.values())), strict=True))
+    known = [table.labelled for table in aligned.values()]
+    said, names = stack(known), list(aligned)
+    found = diversity.pairs(said, known[0].labels)
+    gaps = {
+        f"{a} & {b}": differences(aligned[a], aligned[b], draws, seed)
+        for a, b in combinations(aligned, 2)
+    }
+    for metric in (*COMPARED, "auroc"):
+        adjusted = holm([gap[metric].p for gap in gaps.values()])
+        for gap, p in zip(gaps.values(), adjusted, strict=True):
+            gap[metric] = replace(gap[metric], p=p, test=f"{gap[metric].test}, Holm")
+    return Compared(
+        members={name: figures(table, draws, seed) for name, table in aligned.items()},
+        gaps=gaps,
+        pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in found.items()},
+        agreement=diversity.agreement(said),
+        parts={n: by_attribute(t, by, draws, seed) for n, t in aligned.items()} if by else {},
+    )
+
+
+def sentence(found: Compared) -> str:
+    """Which member reaches most, and whether the second is beyond doubt worse."""
+    accuracy = {name: each["accuracy"] for name, each in found.members.items()}
+    order = sorted(accuracy, key=lambda name: -(accuracy[name].value or 0.0))
+    first = accuracy[order[0]]
+    many = f"{first.n:,} images of {first.patients:,} patients"
+    said = f"{order[0]} reaches the highest accuracy, {report.number(first)}, on {many}."
+    if len(order) < 2:
+        return said
+    key = next(k for k in found.gaps if set(k.split(" & ")) == set(order[:2]))
+    gap = found.gaps[key]["accuracy"]
+    apart = verdict("accuracy", gap) != "no evidence of gain"
+    word = "more than chance would give" if apart else "no evidence that the two differ"
+    first_named, second = key.split(" & ")
+    return f"{said} {first_named} minus {second}: {signed(gap.figure)}, {word}."
+
+
+def sections(
+    found: Compared, tables: Tables, histories: Mapping[str, pd.DataFrame]
+) -> list[report.Section]:
+    """The page from top to bottom."""
+    rows: list[tuple[report.Cell, ...]] = [
+        (name, *(each[m] for m in MAIN)) for name, each in found.members.items()
+    ]
+    drawn: list[report.Section] = [
+        report.Picture(plain.roc_compared(tables), "Mean over classes.", "ROC"),
+        report.Picture(plain.precision_recall(tables), "", "Precision and recall"),
+        report.Picture(plain.reliability(tables), "Bars are 95 % intervals.", "Confidence"),
+        report.Picture(drawings.risks(tables), "", "Answering only when sure"),
+    ]
+    note = "In small: 95 % intervals. nll and ece: smaller is better."
+    return [
+        report.Text(sentence(found), lead=True),
+        report.Table(("", *MAIN), rows, "Members", note, digits=3),
+        *by_part(found),
+        strengths(found, tables),
+        report.Picture(
+            drawings.strengths(found.members, _classes(tables)), "The leader is ringed."
+        ),
+        *_pairwise(found, tables),
+        *drawn,
+        *[report.Picture(plain.confusion(t), heading=f"Confusion: {n}") for n, t in tables.items()],
+        *[
+            report.Picture(plain.learning_curves(history), heading=f"Learning: {name}")
+            for name, history in histories.items()
+        ],
+    ]
+
+
+def _pairwise(found: Compared, tables: Tables) -> list[report.Section]:
+    if len(tables) < 2:
+        return []
+    return [
+        paired(found),
+        report.Picture(drawings.agreement(tables), "% of the images.", "Agreement"),
+        diverse(found),
+    ]
+
+
+def by_part(found: Compared) -> list[report.Section]:
+    """Accuracy and kappa of each member for each value of the attribute."""
+    if not found.parts:
+        return []
+    members = list(found.parts)
+    columns = ("", "images", *(f"{m} {metric}" for m in members for metric in PARTS))
+    rows: list[tuple[report.Cell, ...]] = []
+    for value in found.parts[members[0]]:
+        each = [found.parts[m][value].get(metric) for m in members for metric in PARTS]
+        rows.append((value, found.parts[members[0]][value]["accuracy"].n, *each))
+    return [report.Table(columns, rows, "By attribute", digits=3)]
+
+
+def strengths(found: Compared, tables: Tables) -> report.Table:
+    """Recall of each member on each class, and who leads."""
+    names = _classes(tables)
+    rows: list[tuple[report.Cell, ...]] = []
+    for c in names:
+        each = [member[f"recall/{c}"] for member in found.members.values()]
+        values = [f.value if f.value is not None else -1.0 for f in each]
+        leader = list(found.members)[int(np.argmax(values))] if max(values) >= 0 else "none"
+        rows.append((c, *each, leader))
+    note = "Recall. Which member leads is what this split says; intervals that overlap say little."
+    columns = ("class", *found.members, "leads")
+    return report.Table(columns, rows, "Strengths per class", note, digits=3)
+
+
+def paired(found: Compared) -> report.Table:
+    """First minus second of each two members, with corrected p-values."""
+    rows: list[tuple[report.Cell, ...]] = [
+        (name, *(cell for m in PAIRED for cell in (report.Gap(gap[m].figure), f"{gap[m].p:.3g}")))
+        for name, gap in found.gaps.items()
+    ]
+    columns = ("first & second", *(cell for m in PAIRED for cell in (m, "p")))
+    first = next(iter(found.gaps.values()))
+    note = f"First minus second. p for accuracy: {first['accuracy'].test}."
+    return report.Table(columns, rows, "Paired differences", note)
+
+
+def diverse(found: Compared) -> report.Table:
+    """Diversity of each two members."""
+    rows: list[tuple[report.Cell, ...]] = [
+        (name, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
+        for name, p in found.pairs.items()
+    ]
+    columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
+    note = f"All members agree on {100 * found.agreement:.1f} % of the images."
+    return report.Table(columns, rows, "Diversity", note)
+
+
+def results(name: str, found: Compared, tables: Tables) -> Results:
+    """The members' figures and the paired differences as results.json holds them."""
+    first = next(iter(tables.values()))
+    others = {f"member/{n}": each for n, each in found.members.items()}
+    for pair, gap in found.gaps.items():
+        others[f"difference/{pair}"] = {metric: each.figure for metric, each in gap.items()}
+    for member, values in found.parts.items():
+        others |= {f"member/{member}/{value}": each for value, each in values.items()}
+    meta = {
+        "agreement": found.agreement,
+        "p_values": {pair: {m: gap[m].p for m in gap} for pair, gap in found.gaps.items()},
+    }
+    best = max(found.members, key=lambda n: found.members[n]["accuracy"].value or 0.0)
+    metrics = found.members[best]
+    split = "+".join(first.splits)
+    return Results(name, split, first.class_names, metrics, others, meta={**meta, "first": best})
+
+
+def frame(found: Compared) -> pd.DataFrame:
+    """One row a member and figure: for a CSV."""
+    rows = [
+        {"member": name, "figure": metric, **vars(figure)}
+        for name, each in found.members.items()
+        for metric, figure in each.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _classes(tables: Tables) -> list[str]:
+    return next(iter(tables.values())).class_names

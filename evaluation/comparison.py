@@ -1,0 +1,179 @@
+"""Two models on the same images: paired differences, their tests, and what may be said."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse import hstack
+from scipy.stats import binomtest
+
+from evaluation import summary
+from evaluation.auc import areas
+from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, wilson
+from evaluation.table import PredictionTable, align
+
+COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "mcc", "nll", "brier", "ece")
+ROUNDING = 1e-6  # what float32 logits in a table can move a figure by
+LOWER_IS_BETTER = ("nll", "brier", "ece", "ece_classwise")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second, with its interval and the p-value of no difference.
+
+    `p` is not yet corrected for how many comparisons are made: see `holm`.
+    """
+
+    figure: Figure
+    p: float
+    test: str
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
+    """Exact two-sided p-value of McNemar's test; 1 where the two never differ."""
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
+    differing = only_first + only_second
+    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(steps, 1.0)
+    return [float(x) for x in adjusted]
+
+
+def differences(
+    first: PredictionTable, second: PredictionTable, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Difference]:
+    """Paired differences of the figures in COMPARED and of the macro AUC, by name."""
+    return _all({"": first}, second, draws, seed)[""]
+
+
+def against(
+    tables: Mapping[str, PredictionTable],
+    baseline: PredictionTable,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, dict[str, Difference]]:
+    """`differences` of each table to the baseline, p-values corrected by Holm over the tables."""
+    found = _all(tables, baseline, draws, seed)
+    for metric in (*COMPARED, "auroc"):
+        adjusted = holm([each[metric].p for each in found.values()])
+        for each, p in zip(found.values(), adjusted, strict=True):
+            each[metric] = replace(each[metric], p=p, test=f"{each[metric].test}, Holm")
+    return found
+
+
+def _all(
+    tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int, seed: int
+) -> dict[str, dict[str, Difference]]:
+    """Baseline and tables are redrawn together, so each draw is shared by all."""
+    base, *others = (table.labelled for table in align([baseline, *tables.values()]))
+    clusters = Clusters.make(base.patients, base.labels)
+    redrawn = _redrawn(base, others, clusters, draws, seed)
+    gaps = _auroc_gaps(base, others, clusters)
+    found = {}
+    for at, (name, other) in enumerate(zip(tables, others, strict=True)):
+        first = at * len(COMPARED)
+        each = {
+            metric: _difference(redrawn, first + m, metric, (other, base), clusters)
+            for m, metric in enumerate(COMPARED)
+        }
+        if clusters.single:
+            right = [t.logits.argmax(axis=1) == t.labels for t in (other, base)]
+            p = mcnemar(right[0], right[1])
+            each["accuracy"] = replace(each["accuracy"], p=p, test="McNemar, exact")
+        found[name] = {**each, "auroc": gaps[at]}
+    return found
+
+
+def _redrawn(
+    base: PredictionTable,
+    others: Sequence[PredictionTable],
+    clusters: Clusters,
+    draws: int,
+    seed: int,
+) -> Replicates:
+    """Table after table, the differences of COMPARED to the baseline."""
+    k = len(base.class_names)
+    parts = [clusters.total(summary.columns(table, classwise=False)) for table in (base, *others)]
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        each = [summary.overall(part, k) for part in np.split(sums, len(parts), axis=1)]
+        gaps = [one[name] - each[0][name] for one in each[1:] for name in COMPARED]
+        return np.column_stack(gaps)
+
+    return bootstrap(hstack(parts).tocsr(), statistic, clusters, draws, seed)
+
+
+def _difference(
+    redrawn: Replicates,
+    at: int,
+    metric: str,
+    both: tuple[PredictionTable, PredictionTable],
+    clusters: Clusters,
+) -> Difference:
+    value = float(redrawn.value[at])
+    low, high = (redrawn.centred if metric in summary.CENTRED else redrawn.interval)(at)
+    if np.isnan(low) and value == 0:
+        p, q = (table.probabilities for table in both)
+        same = bool(np.allclose(p, q, rtol=0, atol=ROUNDING))
+        low, high = _unvaried(metric, same, clusters.count)
+    figure = _figure(value, low, high, "paired patient bootstrap, BCa", both[0], clusters)
+    return Difference(figure, _sign_p(redrawn.redrawn[:, at]), "paired bootstrap")
+
+
+def _unvaried(name: str, same: bool, patients: int) -> tuple[float, float]:
+    """The interval where no redraw differs: nothing if the two are one, else Wilson's bound."""
+    if same:
+        return 0.0, 0.0
+    bound = wilson(0, patients)[1] if name == "accuracy" else np.nan
+    return -bound, bound
+
+
+def _sign_p(redrawn: np.ndarray) -> float:
+    """Two-sided p-value: how rarely the redraws fall on the far side of no difference."""
+    usable = redrawn[np.isfinite(redrawn)]
+    if len(usable) == 0:
+        return 1.0
+    tail = min((usable <= 0).sum(), (usable >= 0).sum()) + 1
+    return float(min(1.0, 2 * tail / (len(usable) + 1)))
+
+
+def _auroc_gaps(
+    base: PredictionTable, others: Sequence[PredictionTable], clusters: Clusters
+) -> list[Difference]:
+    """Difference of each table's macro AUC to the baseline's."""
+    k, every = len(base.class_names), (base, *others)
+    positive = np.tile(base.labels[:, None] == np.arange(k), len(every))
+    found = areas(np.hstack([table.probabilities for table in every]), positive, clusters)
+    method = "paired DeLong" if clusters.single else "paired cluster-robust DeLong"
+    gaps = []
+    for at in range(1, len(every)):
+        value, low, high, p = found.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
+        gaps.append(Difference(_figure(value, low, high, method, base, clusters), p, method))
+    return gaps
+
+
+def _figure(
+    value: float, low: float, high: float, method: str, table: PredictionTable, clusters: Clusters
+) -> Figure:
+    parts = [float(x) if np.isfinite(x) else None for x in (value, low, high)]
+    reason = "a class is absent, or no redraw differs" if None in parts else ""
+    return Figure(parts[0], parts[1], parts[2], method, len(table), clusters.count, reason)
+
+
+def verdict(name: str, difference: Difference, adjusted_p: float | None = None) -> str:
+    """`gain`, `loss` or `no evidence of gain`: what interval and corrected p together allow."""
+    figure = difference.figure
+    p = difference.p if adjusted_p is None else adjusted_p
+    if figure.low is None or figure.high is None or p >= 0.05:
+        return "no evidence of gain"
+    if figure.low <= ROUNDING and figure.high >= -ROUNDING:
+        return "no evidence of gain"
+    return "gain" if (figure.low > 0) != (name in LOWER_IS_BETTER) else "loss"

@@ -1,0 +1,240 @@
+"""The council's report: every voter beside the best single member, and what may be said."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evaluation import council_figures as drawings
+from evaluation import figures as plain
+from evaluation import report
+from evaluation.comparison import COMPARED, Difference, verdict
+from evaluation.council import Fitted, Judged, calibrated, disputed, vote
+from evaluation.intervals import Figure
+from evaluation.metrics import Figures, by_attribute
+from evaluation.pooling import pool
+from evaluation.results import Results
+from evaluation.selective import fit_conformal, fit_referral, risk_coverage
+from evaluation.table import PredictionTable
+
+MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll", "ece")
+PAIRED = ("accuracy", "auroc", "nll")
+PARTS = ("accuracy", "balanced_accuracy", "kappa", "auroc", "nll")
+Tables = Mapping[str, PredictionTable]
+Thumbnail = tuple[bytes, str]
+
+
+def sections(
+    fitted: Fitted,
+    judged: Judged,
+    tables: Tables,
+    chosen: str,
+    thumbnails: Sequence[Thumbnail] = (),
+) -> list[report.Section]:
+    """The page from top to bottom; `chosen` is the voter that the council goes by."""
+    voted = vote(fitted.councils[chosen], list(tables.values()))
+    return [
+        report.Text(sentence(fitted, judged, chosen), lead=True),
+        *[report.Text(warning) for warning in fitted.warned],
+        voters(fitted, judged, chosen),
+        paired(fitted, judged),
+        *_left_out(fitted),
+        *_pictures(fitted, judged, tables, chosen, voted),
+        report.figures_table(judged.voters[chosen], f"All figures of the council ({chosen})"),
+        _pairs(judged),
+        *_disputes(tables, thumbnails),
+    ]
+
+
+def sentence(fitted: Fitted, judged: Judged, chosen: str) -> str:
+    """What was found, on how much, and whether it is more than the best single member gives."""
+    found, gap = judged.voters[chosen]["accuracy"], judged.gains[chosen]["accuracy"]
+    said = verdict("accuracy", gap)
+    many = f"{found.n:,} images of {found.patients:,} patients"
+    word = {"gain": "a gain", "loss": "a loss"}.get(said, said)
+    return (
+        f"The council ({chosen}) reaches accuracy {report.number(found)} on {many}. "
+        f"Against {fitted.best}, the best single member on validation, that is "
+        f"{signed(gap.figure)}: {word}."
+    )
+
+
+def signed(figure: Figure, digits: int = 4) -> str:
+    """`+0.0121 (-0.0040 to +0.0282)`."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return "not measured"
+    value, low, high = (f"{x:+.{digits}f}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} ({low} to {high})"
+
+
+def voters(fitted: Fitted, judged: Judged, chosen: str) -> report.Table:
+    """Main figures of every voter, of every member and of the mean member."""
+    rows: list[tuple[report.Cell, ...]] = [
+        (f"voter: {kind}", *(each[metric] for metric in MAIN))
+        for kind, each in judged.voters.items()
+    ]
+    for name, each in judged.members.items():
+        best = " (best on val)" if name == fitted.best else ""
+        rows.append((f"member: {name}{best}", *(each[metric] for metric in MAIN)))
+    rows.append(("mean member", *(mean_member(judged, metric) for metric in MAIN)))
+    note = (
+        "In small: 95 % intervals. Voters are calibrated by a temperature fitted on validation; "
+        "members stand as they are. nll and ece: smaller is better."
+    )
+    at = list(judged.voters).index(chosen)
+    return report.Table(("", *MAIN), rows, "Voters and members", note, strong=[at])
+
+
+def by_part(
+    fitted: Fitted, judged_tables: Tables, chosen: str, attribute: str, draws: int
+) -> report.Table:
+    """The council's main figures for each value of an attribute."""
+    voted = vote(fitted.councils[chosen], list(judged_tables.values()))
+    parts = by_attribute(voted, attribute, draws)
+    rows: list[tuple[report.Cell, ...]] = [
+        (value, each["accuracy"].n, *(each.get(metric) for metric in PARTS))
+        for value, each in parts.items()
+    ]
+    columns = (attribute, "images", *PARTS)
+    return report.Table(columns, rows, f"The council ({chosen}) by {attribute}")
+
+
+def mean_member(judged: Judged, metric: str) -> float | None:
+    """Mean of a figure over the members; None where a member lacks it."""
+    values = [each[metric].value for each in judged.members.values()]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def paired(fitted: Fitted, judged: Judged) -> report.Table:
+    """Each voter minus the best single member, and the verdict on its accuracy and NLL."""
+    rows: list[tuple[report.Cell, ...]] = []
+    for kind, gaps in judged.gains.items():
+        cells = [report.Gap(gaps[metric].figure) for metric in PAIRED]
+        said = [f"{metric}: {verdict(metric, gaps[metric])}" for metric in ("accuracy", "nll")]
+        rows.append((kind, *cells, f"{gaps['accuracy'].p:.3g}", "; ".join(said)))
+    some: Difference = next(iter(judged.gains.values()))["accuracy"]
+    note = (
+        f"Each voter minus {fitted.best} at its own temperature, on the same images. p: "
+        f"{some.test}. A gain is claimed only where the interval leaves out 0 and the "
+        "corrected p is below 0.05."
+    )
+    columns = ("", *PAIRED, "p (accuracy)", "verdict")
+    return report.Table(columns, rows, f"Difference to the best single member: {fitted.best}", note)
+
+
+def _left_out(fitted: Fitted) -> list[report.Section]:
+    if not fitted.left_out:
+        return []
+    rows = [(kind, reason) for kind, reason in fitted.left_out.items()]
+    return [report.Table(("voter", "why it was not fitted"), rows, "Voters left out")]
+
+
+def _pictures(
+    fitted: Fitted, judged: Judged, tables: Tables, chosen: str, voted: PredictionTable
+) -> list[report.Section]:
+    council, names = {f"council ({chosen})": voted}, list(tables)
+    before = pool(fitted.councils[chosen].voter, list(tables.values()))
+    voters = {kind: each.voter for kind, each in fitted.councils.items()}
+    drawn = drawings.weights(voters, names, voted.class_names)
+    found = [
+        report.Picture(drawings.gains(judged.gains), "Right of the line is better.", "Gains"),
+        report.Picture(plain.confusion(voted), "Rows are the true classes.", "Confusion"),
+        report.Picture(plain.roc_compared({**council, **tables}), "Mean over classes.", "ROC"),
+        report.Picture(plain.precision_recall({**council, **tables}), "", "Precision and recall"),
+        report.Picture(
+            plain.reliability({"pooled": before, "and calibrated": voted}),
+            f"Temperature {fitted.councils[chosen].temperature.value:.3f}, fitted on validation. "
+            "Bars are 95 % intervals of a bin's accuracy.",
+            "Confidence before and after calibration",
+        ),
+        report.Picture(drawings.risks({**council, **tables}), "", "Answering only when sure"),
+        report.Picture(drawings.agreement(tables), "% of the images.", "Agreement of members"),
+        report.Picture(
+            drawings.strengths(judged.members, voted.class_names),
+            "The member that leads on a class is ringed; intervals stand in results.json.",
+            "Who leads on which class",
+        ),
+    ]
+    if drawn is not None:
+        found.append(report.Picture(drawn, "% of the vote.", "Weights"))
+    if judged.pairs:
+        found.append(report.Picture(drawings.diversity(judged), "", "Diversity and accuracy"))
+    return list(found)
+
+
+def _pairs(judged: Judged) -> report.Table:
+    rows: list[tuple[report.Cell, ...]] = [
+        (name, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
+        for name, p in judged.pairs.items()
+    ]
+    split = judged.split
+    note = (
+        f"All members agree on {100 * judged.agreement:.1f} % of the images. NLL of the geometric "
+        f"pool {split.pool:.4f} = mean member {split.mean_member:.4f} - diversity "
+        f"{split.diversity:.4f}."
+    )
+    columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
+    return report.Table(columns, rows, "Diversity", note)
+
+
+def _disputes(tables: Tables, thumbnails: Sequence[Thumbnail]) -> list[report.Section]:
+    heading = "Images the members disagree on most"
+    if thumbnails:
+        pictures, captions = zip(*thumbnails, strict=True)
+        return [report.Thumbnails(pictures, captions, heading)]
+    rows = disputed(list(tables.values()))
+    note = f"Members in the order {', '.join(tables)}."
+    return [report.Table(("image", "what is true and what each member says"), rows, heading, note)]
+
+
+def selective(fitted: Fitted, val: Tables, test: Tables, chosen: str) -> report.Table:
+    """Referral thresholds and conformal sets chosen on validation, and what they do on test."""
+    council = fitted.councils[chosen]
+    before, after = (vote(council, list(t.values())).labelled for t in (val, test))
+    right = after.logits.argmax(axis=1) == after.labels
+    rows: list[tuple[report.Cell, ...]] = []
+    for risk in (0.01, 0.02, 0.05):
+        answered = fit_referral(before, risk).answered(after.probabilities)
+        error = float((~right[answered]).mean()) if answered.any() else None
+        rows.append((f"refer above risk {risk:g}", float(answered.mean()), error, None))
+    for alpha in (0.05, 0.1):
+        limit = fit_conformal(before, alpha)
+        sets = limit.sets(after.probabilities)
+        held = sets[np.arange(len(after)), after.labels].mean()
+        said = f"sets at {1 - alpha:.0%}" + (
+            " (validation too small: whole sets)" if limit.whole else ""
+        )
+        rows.append((said, 1.0, float(1 - held), float(sets.sum(axis=1).mean())))
+    curve = risk_coverage(after.probabilities, after.labels)
+    note = (
+        f"Area under risk and coverage on test: {curve.aurc:.4f}. Thresholds come from validation."
+    )
+    columns = ("", "images answered", "error rate", "classes in a set")
+    return report.Table(columns, rows, "Referral and sets of classes", note)
+
+
+def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: str) -> Results:
+    """The council's figures, those of every voter and member, and the paired differences."""
+    first = next(iter(tables.values()))
+    others: dict[str, Figures] = {f"member/{n}": f for n, f in judged.members.items()}
+    others |= {f"voter/{kind}": each for kind, each in judged.voters.items()}
+    for kind, gaps in judged.gains.items():
+        others[f"gain/{kind}"] = {metric: gap.figure for metric, gap in gaps.items()}
+    meta = {
+        "voter": chosen,
+        "best_member_on_val": fitted.best,
+        "temperatures": {k: c.temperature.value for k, c in fitted.councils.items()},
+        "left_out": fitted.left_out,
+        "notes": fitted.warned,
+        "p_values": {k: {m: g[m].p for m in (*COMPARED, "auroc")} for k, g in judged.gains.items()},
+        "verdict": verdict("accuracy", judged.gains[chosen]["accuracy"]),
+        "agreement": judged.agreement,
+        "manifest_digest": first.meta.get("manifest_digest"),
+    }
+    split = "+".join(first.splits)
+    return Results(name, split, first.class_names, judged.voters[chosen], others, meta=meta)
+
+
+def at_temperatures(fitted: Fitted, tables: Tables) -> dict[str, PredictionTable]:
+    """The members' tables, each at the temperature that suits it on validation."""
+    return {name: calibrated(t, fitted.temperatures[name]) for name, t in tables.items()}

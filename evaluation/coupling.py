@@ -1,0 +1,102 @@
+"""From one-versus-one logits to class probabilities, and what the pairs are worth by themselves."""
+
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap
+from evaluation.metrics import figure
+from evaluation.table import PredictionTable
+
+SURE = 1e-9  # a pair is never surer than this: the coupling's equations stay solvable
+
+
+def pairs(classes: int) -> list[tuple[int, int]]:
+    """The pairs of classes in the order of their logits: (0, 1), (0, 2), ..., (1, 2), ..."""
+    return list(combinations(range(classes), 2))
+
+
+def couple(pair_logits: Tensor, classes: int) -> Tensor:
+    """Class probabilities (n, K) in double precision from pair logits (n, K(K-1)/2).
+
+    A pair's logit is that of its first class against its second. The probabilities minimise
+    ``sum_ij (r_ji p_i - r_ij p_j)^2`` and sum to 1 (Wu, Lin and Weng 2004, their second method);
+    where the pairs agree with some p, ``r_ij = p_i / (p_i + p_j)``, they are that p.
+    """
+    r = _shares(pair_logits.double(), classes)
+    q: Tensor = torch.diag_embed(r.square().sum(dim=1)) - r.transpose(1, 2) * r
+    edge = torch.ones_like(q[:, :, :1])
+    corner = torch.zeros_like(q[:, :1, :1])
+    system = torch.cat(
+        [torch.cat([q, edge], dim=2), torch.cat([edge.transpose(1, 2), corner], dim=2)], dim=1
+    )
+    right = torch.zeros_like(system[:, :, 0])
+    right[:, -1] = 1
+    solved: Tensor = torch.linalg.solve(system, right)[:, :classes].clamp_min(0)
+    return solved / solved.sum(dim=1, keepdim=True)
+
+
+def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[str, Figure]:
+    """Accuracy of each pair on the images of its two classes, their mean, and the gap.
+
+    The gap is the pairs' mean accuracy minus the accuracy of the coupled probabilities. A table
+    without pair logits gives nothing.
+    """
+    if table.pairs is None or (table.labels < 0).all():
+        return {}
+    known = table.labelled
+    clusters = Clusters.make(known.patients, known.labels)
+    hits, asked = _answers(known)
+    right = (known.logits.argmax(axis=1) == known.labels)[:, None]
+    sums = clusters.total(np.concatenate([hits, asked, right, np.ones_like(right)], axis=1))
+    values = bootstrap(sums, _accuracies, clusters, draws, seed)
+    k = len(known.class_names)
+    names = [f"pair/{known.class_names[i]}/{known.class_names[j]}" for i, j in pairs(k)]
+    sizes = [*map(int, asked.sum(axis=0)), len(known), len(known)]
+    found = zip([*names, "pairs", "pairs_gap"], sizes, strict=True)
+    reason = "neither class has an image, or too few redraws have one"
+    return {
+        name: figure(_parts(values, at), "patient bootstrap, BCa", size, clusters.count, reason)
+        for at, (name, size) in enumerate(found)
+    }
+
+
+def _parts(values: Replicates, at: int) -> tuple[float, float, float]:
+    return (float(values.value[at]), *values.interval(at))
+
+
+def _shares(pair_logits: Tensor, classes: int) -> Tensor:
+    """Matrices r (n, K, K): r[:, i, j] is the probability of i against j, r[:, i, i] is 0."""
+    first, second = zip(*pairs(classes), strict=True)
+    if pair_logits.ndim != 2 or pair_logits.shape[1] != len(first):
+        shape = tuple(pair_logits.shape)
+        raise ValueError(
+            f"pair_logits have shape {shape}, not (n, {len(first)}): {classes} classes"
+        )
+    of_first = torch.sigmoid(pair_logits).clamp(SURE, 1 - SURE)
+    r = pair_logits.new_zeros(len(pair_logits), classes, classes)
+    r[:, first, second] = of_first
+    r[:, second, first] = 1 - of_first
+    return r
+
+
+def _answers(table: PredictionTable) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row and pair (n, P): whether the pair was right, and whether it was asked."""
+    assert table.pairs is not None
+    first, second = np.array(pairs(len(table.class_names))).T
+    label = table.labels[:, None]
+    asked = (label == first) | (label == second)
+    hits = asked & (np.where(table.pairs > 0, first, second) == label)
+    return hits, asked
+
+
+def _accuracies(sums: np.ndarray) -> np.ndarray:
+    """Summed (hits, asked, coupled hits, rows) of r draws -> (r, P + 2)."""
+    count = sums.shape[1] // 2 - 1
+    hits, asked = sums[:, :count], sums[:, count : 2 * count]
+    with np.errstate(invalid="ignore"):
+        each = np.where(asked > 0, hits / asked, np.nan)
+    mean = each.mean(axis=1, keepdims=True)
+    return np.concatenate([each, mean, mean - sums[:, -2:-1] / sums[:, -1:]], axis=1)

@@ -1,0 +1,149 @@
+"""A residual CNN that weighs places by a spatial attention map; timm knows it by its name."""
+
+import timm
+import torch
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+)
+from torch import Tensor, nn
+
+NORMAL = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
+default_cfgs = generate_default_cfgs(
+    {
+        "residual_attention.untrained": {
+            "input_size": (3, 224, 224),
+            "num_classes": 1000,
+            "first_conv": "stem.0",
+            "classifier": "head",
+            "license": "mit",
+            **NORMAL,
+        }
+    }
+)
+
+
+class ResidualBlock(nn.Module):
+    """Twice convolution, batch norm and ReLU, with dropout between, added to what came in."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int, drop_rate: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_chans)
+        self.drop = nn.Dropout2d(drop_rate)
+        self.conv2 = nn.Conv2d(out_chans, out_chans, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_chans)
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or in_chans != out_chans:
+            conv = nn.Conv2d(in_chans, out_chans, 1, stride, bias=False)
+            self.skip = nn.Sequential(conv, nn.BatchNorm2d(out_chans))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H / stride, W / stride)."""
+        y = self.drop(torch.relu(self.bn1(self.conv1(x))))
+        return torch.relu(self.bn2(self.conv2(y)) + self.skip(x))
+
+
+class SpatialAttention(nn.Module):
+    """Multiplies each place by a weight in (0, 1) seen from its channels' mean and maximum."""
+
+    def __init__(self, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the same shape (B, C, H, W)."""
+        return x * self.map(x)
+
+    def map(self, x: Tensor) -> Tensor:
+        """The weights, (B, 1, H, W)."""
+        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+        return torch.sigmoid(self.conv(seen))
+
+
+class ResidualAttention(nn.Module):
+    """Three stages of residual blocks, a spatial attention map, the mean over places, a head.
+
+    Takes pictures of any size from 8 pixels on.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.1,
+        widths: tuple[int, ...] = (64, 128, 256),
+        depths: tuple[int, ...] = (2, 2, 2),
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.drop_rate, self.num_features = num_classes, drop_rate, widths[-1]
+        self.grad_checkpointing = False
+        conv = nn.Conv2d(in_chans, widths[0], 3, 2, 1, bias=False)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(widths[0]), nn.ReLU())
+        sizes = zip((widths[0], *widths), widths, depths, strict=False)
+        self.stages = nn.Sequential(
+            *(_stage(*size, 2 if i else 1, drop_rate) for i, size in enumerate(sizes))
+        )
+        self.attention = SpatialAttention()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head: nn.Module = nn.Linear(widths[-1], num_classes)
+        self.feature_info = [
+            {"module": f"stages.{i}", "num_chs": width, "reduction": 2 ** (i + 1)}
+            for i, width in enumerate(widths)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last stage's features, weighed by the attention map, (B, C, H / 8, W / 8)."""
+        x = self.stem(x)
+        recompute = self.grad_checkpointing and self.training
+        x = checkpoint_seq(self.stages, x, use_reentrant=False) if recompute else self.stages(x)
+        weighed: Tensor = self.attention(x)
+        return weighed
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of features, or with ``pre_logits`` what the head sees, (B, C)."""
+        pooled: Tensor = self.pool(x).flatten(1)
+        return pooled if pre_logits else self.head(pooled)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Stem and stages, or stem and blocks; what is not matched is the head."""
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" + ("" if coarse else r"\.(\d+)")}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the stages in the backward pass instead of keeping what they gave."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head; 0 classes leave the pooled features."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+
+def _stage(before: int, width: int, depth: int, stride: int, drop_rate: float) -> nn.Sequential:
+    first = ResidualBlock(before, width, stride, drop_rate)
+    return nn.Sequential(first, *(_block(width, drop_rate) for _ in range(depth - 1)))
+
+
+def _block(width: int, drop_rate: float) -> ResidualBlock:
+    return ResidualBlock(width, width, 1, drop_rate)
+
+
+def residual_attention(pretrained: bool = False, **kwargs: object) -> ResidualAttention:
+    """Three stages of 64, 128 and 256 channels, two blocks each."""
+    net: ResidualAttention = build_model_with_cfg(
+        ResidualAttention, "residual_attention", pretrained, **kwargs
+    )
+    return net
+
+
+register_model(residual_attention)

@@ -1,0 +1,156 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from commands.study_file import read_study
+from evaluation.results import read_results
+from evaluation.table import PredictionTable
+from lightning_modules import checkpoints
+from main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def study_file(tiny):
+    tiny.member("small", **{"trainer.max_epochs": 3, "data.init_args.workers": 2})
+    tiny.member("large", **{"data.init_args.preprocess": {"size": 48, "clahe": 2.0}})
+    members = "lightning_modules.EnsembleModule"
+    tiny.member("council", model={"class_path": members, "init_args": {"members": []}})
+    study = {"base": str(ROOT / "configs/base.yaml"), "council": "council.yaml",
+             "members": {"small": "small.yaml", "large": "large.yaml"},
+             "gates": {"council.accuracy": 0.0, "members.auroc": 1.1}}  # fmt: skip
+    file = tiny.root / "study.yaml"
+    file.write_text(yaml.safe_dump(study))
+    return file
+
+
+@pytest.fixture(scope="session")
+def study(study_file, tiny):
+    """Folder of the study, run from nothing; one of its gates cannot pass."""
+    folder = tiny.root / "study"
+    assert main(["study", "run", str(study_file), "--output", str(folder)]) == 1
+    return folder
+
+
+def test_the_folder_is_complete(study):
+    for name in ("report.html", "results.json", "study.log", "council/council.json",
+                 "council/results.json", "members/small/best.ckpt"):  # fmt: skip
+        assert (study / name).is_file(), name
+    results = read_results(study / "results.json")
+    assert results.gates == {"council.accuracy": True, "members.auroc": False}
+    assert set(results.others) == {"council", "small", "large"}
+
+
+@pytest.mark.parametrize("member", ["small", "large"])
+def test_a_members_figures_in_the_council_are_its_own(study, member):
+    own = PredictionTable.read(study / "members" / member / "predictions" / "test.parquet")
+    inside = PredictionTable.read(study / "council" / "predictions" / "test" / f"{member}.parquet")
+    assert own.rows["id"].tolist() == inside.rows["id"].tolist()
+    np.testing.assert_allclose(own.logits, inside.logits, atol=1e-6)
+    figures = [read_results(study / "members" / member / "results.json").metrics,
+               read_results(study / "council" / "results.json").others[member]]  # fmt: skip
+    assert figures[0]["accuracy"] == figures[1]["accuracy"]
+    assert figures[0]["auroc"].value == pytest.approx(figures[1]["auroc"].value, abs=1e-6)
+
+
+def test_the_council_says_what_was_voted_offline(study):
+    tables = [PredictionTable.read(study / "council" / "predictions" / name)
+              for name in ("test/small.parquet", "test/large.parquet", "test.parquet")]  # fmt: skip
+    temperature = yaml.safe_load((study / "voters" / "voter.json").read_text())["temperature"]
+    mean = (tables[0].probabilities + tables[1].probabilities) / 2
+    warmed = mean ** (1 / temperature["value"])
+    expected = warmed / warmed.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(tables[2].probabilities, expected, atol=1e-6)
+    offline = PredictionTable.read(study / "voters" / "predictions" / "test.parquet")
+    np.testing.assert_allclose(tables[2].logits, offline.logits, atol=1e-5)
+
+
+def test_the_council_stands_on_members_by_relative_paths(study):
+    council = yaml.safe_load((study / "council" / "council.json").read_text())
+    for member in council["members"].values():
+        block, _ = checkpoints.read(study / "council" / member["path"])
+        assert block.weights == member["weights"]
+
+
+def test_a_finished_study_is_left_as_it_is(study, study_file, capsys):
+    before = (study / "study.log").read_text()
+    assert main(["study", "run", str(study_file), "--output", str(study)]) == 1
+    assert (study / "study.log").read_text() == before
+    said = capsys.readouterr().out
+    assert "gate members.auroc: FAIL" in said
+    assert f"Report: {study / 'report.html'}" in said
+
+
+def test_status_and_dry_run(study, study_file, capsys):
+    assert main(["study", "status", str(study_file), "--output", str(study)]) == 0
+    assert capsys.readouterr().out.count("done") == 4
+    assert main(["study", "run", str(study_file), "--output", "elsewhere", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split()[:2] for line in lines] == [["consilium", "fit"]] * 2 + [
+        ["consilium", "council"],
+        ["consilium", "test"],
+    ]
+    assert not Path("elsewhere").exists()
+
+
+def test_killed_and_run_again_gives_the_same_weights(study, study_file, tmp_path):
+    args = ["study", "run", str(study_file), "--output", str(tmp_path), "--only", "small"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "main", *args], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    member = tmp_path / "members" / "small"
+    while not (member / "last.ckpt").exists():
+        time.sleep(0.02)
+        assert run.poll() is None
+    os.killpg(run.pid, signal.SIGKILL)
+    assert not (member / "results.json").exists()
+    assert main(args) == 0
+    whole, resumed = (
+        checkpoints.read(folder / "last.ckpt")[1] for folder in (study / "members/small", member)
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert "--ckpt_path" in (tmp_path / "study.log").read_text()
+    history = pd.read_csv(member / "history.csv")
+    assert history["epoch"].tolist() == [0, 1, 2]
+
+
+def test_a_failed_member_is_named_and_does_not_stop_the_rest(tiny, tmp_path, capsys):
+    tiny.member("broken", **{"model.init_args.backbone": "resnet51"})
+    tiny.member("quick", **{"trainer.max_epochs": 1})
+    file = tiny.root / "broken_study.yaml"
+    file.write_text(yaml.safe_dump({"base": str(ROOT / "configs/base.yaml"),
+                    "members": {"broken": "broken.yaml", "quick": "quick.yaml"}}))  # fmt: skip
+    assert main(["study", "run", str(file), "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "broken failed: consilium fit: backbone: unknown name 'resnet51'" in said
+    assert (tmp_path / "members" / "quick" / "results.json").is_file()
+    assert main(["study", "status", str(file), "--output", str(tmp_path)]) == 0
+    assert "broken           failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"memebrs": {}}, "allowed"),
+        ({"members": {"a": "nowhere.yaml"}}, "config 'nowhere.yaml' is not a file"),
+        ({"members": {"a": "a.yaml"}, "gates": {"accuracy": 1}}, "a gate is council.METRIC"),
+    ],
+)
+def test_a_wrong_study_is_refused(tmp_path, content, words):
+    (tmp_path / "a.yaml").touch()
+    (tmp_path / "base.yaml").touch()
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump({"base": "base.yaml", **content}))
+    with pytest.raises(ValueError, match=words):
+        read_study(file)

@@ -1,0 +1,105 @@
+"""What every test shares: no network, one thread, and a small study of trained members."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+
+from main import main
+
+ROOT = Path(__file__).parents[1]
+LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this machine can be reached."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in LOCAL:
+            raise OSError(f"a test asked for the network: {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+class Tiny(NamedTuple):
+    """Config files for members that train in seconds."""
+
+    root: Path
+
+    def member(self, name: str, **changes: object) -> Path:
+        """Writes `name`.yaml: test_resnet on small phantoms, with dotted changes."""
+        config = yaml.safe_load(TINY.format(root=self.root))
+        for key, value in changes.items():
+            *path, last = key.split(".")
+            at = config
+            for part in path:
+                at = at.setdefault(part, {})
+            at[last] = value
+        file = self.root / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return file
+
+    def fit(self, name: str, run: Path, *more: str, **changes: object) -> Path:
+        """Fits a member in this process and returns its run folder."""
+        code = main(["fit", *self.configs(name, **changes), "--run", str(run), *more])
+        assert code == 0
+        return run
+
+    def configs(self, name: str, **changes: object) -> list[str]:
+        """The two config files of a member as arguments."""
+        return ["--config", str(ROOT / "configs/base.yaml"),
+                "--config", str(self.member(name, **changes))]  # fmt: skip
+
+
+TINY = """
+data:
+  class_path: datamodules.ImageDataModule
+  init_args:
+    source:
+      class_path: datamodules.Phantoms
+      init_args: {{kind: fracture, patients: 30, films: 2, size: 64, root: {root}/phantoms,
+                   val: 0.25, test: 0.3}}
+    class_names: [none, simple, comminuted]
+    preprocess: {{size: 32}}
+    augment: fracture
+    batch_size: 8
+    workers: 0
+model:
+  class_path: lightning_modules.ImageClassifier
+  init_args:
+    backbone: test_resnet
+    backbone_args: {{drop_rate: 0.2}}
+    optimisation: {{lr: 0.002, schedule: cosine}}
+trainer: {{accelerator: cpu, devices: 1, max_epochs: 2}}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Where tiny members come from."""
+    return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def resnet(tiny: Tiny) -> Path:
+    """Run folder of a trained test_resnet at 32 px."""
+    return tiny.fit("resnet", tiny.root / "runs" / "resnet")
+
+
+@pytest.fixture(scope="session")
+def larger(tiny: Tiny) -> Path:
+    """Run folder of a trained test_resnet at 48 px: another view of the same pictures."""
+    return tiny.fit("larger", tiny.root / "runs" / "larger",
+                    **{"data.init_args.preprocess": {"size": 48, "clahe": 2.0}})  # fmt: skip

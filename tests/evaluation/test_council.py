@@ -1,0 +1,113 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.comparison import verdict
+from evaluation.council import disputed, fit, judge, vote
+from evaluation.council_report import MAIN, mean_member, results, sections, selective, sentence
+from evaluation.metrics import figures
+from evaluation.report import write_report
+from evaluation.results import read_results, write_results
+from evaluation.table import PredictionTable
+from tests.evaluation.tables import experts, make
+
+
+def _tables(split: str, seed: int) -> dict[str, PredictionTable]:
+    found = experts(900, split, seed)
+    return {
+        name: replace(table, meta={"weights": f"hash of {name}"})
+        for name, table in zip(("first", "second", "third"), found, strict=True)
+    }
+
+
+def _copies(split: str) -> dict[str, PredictionTable]:
+    table = make(900, films=3, split=split, seed=1)
+    return {f"copy{i}": replace(table, meta={"weights": f"hash{i}"}) for i in range(5)}
+
+
+def test_a_council_of_experts_gains_and_says_so() -> None:
+    val, test = _tables("val", 0), _tables("test", 1)
+    fitted = fit(val, "body_part", ["elbow"])
+    judged = judge(fitted, test, draws=300)
+    assert fitted.best in ("first", "second")
+    assert fitted.left_out == {}
+    assert verdict("accuracy", judged.gains["per_part"]["accuracy"]) == "gain"
+    assert sentence(fitted, judged, "per_part").endswith(": a gain.")
+    assert judged.members["first"] == figures(test["first"], draws=300)
+
+
+def test_five_copies_gain_nothing_and_have_no_diversity() -> None:
+    fitted = fit(_copies("val"))
+    judged = judge(fitted, _copies("test"), draws=300)
+    for kind, gaps in judged.gains.items():
+        if kind != "stacked":  # it recalibrates class by class
+            assert verdict("accuracy", gaps["accuracy"]) == "no evidence of gain", kind
+            assert gaps["accuracy"].figure.value == 0, kind
+    for kind in ("soft", "geometric", "learned", "greedy", "per_class"):
+        assert verdict("nll", judged.gains[kind]["nll"]) == "no evidence of gain", kind
+    assert judged.agreement == 1.0
+    assert all(pair.disagreement == 0 for pair in judged.pairs.values())
+    assert "no evidence of gain" in sentence(fitted, judged, "soft")
+
+
+def test_a_planted_overconfidence_is_halved_by_pooling_and_temperature() -> None:
+    val, test = (
+        {n: replace(t, logits=3 * t.logits) for n, t in _tables(s, i).items()}
+        for i, s in enumerate(("val", "test"))
+    )
+    judged = judge(fit(val), test, draws=50)
+    mean = mean_member(judged, "ece")
+    assert mean is not None
+    assert judged.voters["soft"]["ece"].value <= mean / 2
+
+
+def test_what_may_not_be_fitted_is_refused_or_named() -> None:
+    with pytest.raises(ValueError, match="a council may not be fitted on split 'test'"):
+        fit(_tables("test", 0))
+    small = {name: table.take(np.arange(200)) for name, table in _tables("val", 0).items()}
+    assert "a stack needs 50 x 3 members x 3 classes" in fit(small).left_out["stacked"]
+
+
+def test_tables_of_other_weights_are_refused() -> None:
+    fitted, test = fit(_tables("val", 0)), _tables("test", 1)
+    test["second"] = replace(test["second"], meta={"weights": "another"})
+    with pytest.raises(ValueError, match="table 2 comes from weights another"):
+        vote(fitted.councils["soft"], list(test.values()))
+
+
+def test_the_order_of_rows_and_classes_does_not_matter() -> None:
+    fitted, test = fit(_tables("val", 0), "body_part"), list(_tables("test", 1).values())
+    order = np.random.default_rng(0).permutation(900)
+    moved = [table.take(order) if i else table for i, table in enumerate(test)]
+    for council in fitted.councils.values():
+        assert np.array_equal(vote(council, moved).logits, vote(council, test).logits)
+
+
+def test_the_image_that_members_differ_on_most_comes_first() -> None:
+    tables = list(_tables("test", 1).values())
+    sure = np.full((900, 3), [5.0, 4.9, 4.8])
+    sure[17] = [30, 0, 0]
+    other = sure.copy()
+    other[17] = [0, 0, 30]
+    first, second = (replace(tables[0], logits=x) for x in (sure, other))
+    name, said = disputed([first, second], 3)[0]
+    assert name == tables[0].rows["id"].iloc[17]
+    assert "none 1.00, comminuted 1.00" in said
+
+
+def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
+    val, test = _tables("val", 0), _tables("test", 1)
+    fitted = fit(val, "body_part", weights=[1, 1, 0])
+    judged = judge(fitted, test, draws=100)
+    page = [*sections(fitted, judged, test, "soft"), selective(fitted, val, test, "soft")]
+    write_report(tmp_path / "report.html", "A council", page)
+    write_results(tmp_path / "results.json", results("council", fitted, judged, test, "soft"))
+    text, read = (tmp_path / "report.html").read_text(), read_results(tmp_path / "results.json")
+    assert set(fitted.councils) == set(judged.voters) >= {"weighted", "per_part", "learned"}
+    for kind in fitted.councils:
+        assert f"voter: {kind}" in text
+        assert read.others[f"voter/{kind}"]["nll"] == judged.voters[kind]["nll"]
+    assert {metric for metric in MAIN} <= set(read.metrics)
+    assert read.meta["verdict"] == verdict("accuracy", judged.gains["soft"]["accuracy"])

@@ -1,0 +1,56 @@
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from evaluation.results import read_results
+from evaluation.table import PredictionTable
+from lightning_modules import checkpoints
+from main import main
+
+
+def test_run_folder_is_complete(resnet):
+    for name in ("config.yaml", "best.ckpt", "last.ckpt", "history.csv", "results.json",
+                 "report.html", "predictions/val.parquet", "predictions/test.parquet"):  # fmt: skip
+        assert (resnet / name).is_file(), name
+    history = pd.read_csv(resnet / "history.csv")
+    assert history["epoch"].tolist() == [0, 1]
+    assert {"lr", "train/loss", "val/loss", "val/accuracy", "val/auroc"} <= set(history)
+
+
+def test_test_gives_the_figures_that_fit_printed(resnet, tmp_path, capsys):
+    args = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(resnet / "best.ckpt")]
+    assert main(["test", *args, "--run", str(tmp_path / "again")]) == 0
+    first, again = (read_results(run / "results.json") for run in (resnet, tmp_path / "again"))
+    assert first.metrics == again.metrics
+    assert f"{again.metrics['accuracy'].value:.4f}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_read_without_yaml(resnet, tmp_path):
+    alone = shutil.copy(resnet / "best.ckpt", tmp_path / "alone.ckpt")
+    module, block = checkpoints.load(alone)
+    table = PredictionTable.read(resnet / "predictions" / "test.parquet")
+    assert block.class_names == ["none", "simple", "comminuted"]
+    assert block.preprocess["size"] == 32
+    assert block.weights == block.measured_weights == table.meta["weights"]
+    assert module(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_changed_weights_are_found_out(resnet, tmp_path):
+    content = torch.load(resnet / "best.ckpt", weights_only=True)
+    next(iter(content["state_dict"].values())).view(-1)[0] += 1e-3
+    torch.save(content, tmp_path / "changed.ckpt")
+    with pytest.raises(checkpoints.CheckpointError, match="do not have the hash"):
+        checkpoints.load(tmp_path / "changed.ckpt")
+
+
+def test_nobody_is_tested_on_training_images(tiny, resnet, tmp_path, capsys):
+    """Another split of the same pictures puts training pictures into test."""
+    moved = {"class_path": "datamodules.Phantoms", "init_args": {
+        "kind": "fracture", "patients": 30, "films": 2, "size": 64,
+        "root": str(tiny.root / "phantoms"), "val": 0.1, "test": 0.8}}  # fmt: skip
+    configs = tiny.configs("moved", **{"data.init_args.source": moved})
+    args = ["test", *configs, "--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path)]
+    assert main(args) != 0
+    assert "training samples of this checkpoint" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from main import TRAINING, VERBS, main
+
+
+class Code:
+    """A pickle that runs code when it is read."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def complaint(capsys, args):
+    """The one line that a wrong input leads to."""
+    code = main(args)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code != 0
+    said = [line for line in lines if line.startswith("consilium ")]
+    assert len(said) == 1
+    return said[0]
+
+
+def test_help_lists_every_verb(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for verb, what in {**TRAINING, **VERBS}.items():
+        assert f"  {verb} " in said
+        assert what in said
+
+
+def test_an_unknown_verb_names_the_known(capsys):
+    assert "study" in complaint(capsys, ["fti"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model.init_args.backbone": "resnet51"}, "'resnet51'; the nearest are: resnet51q"),
+        ({"model.init_args.bakbone": "resnet18"}, "'bakbone' is not accepted"),
+        ({"trainer.max_epoch": 3}, "max_epoch"),
+        ({"data.init_args.class_names": ["a", "b"]}, "class_names says ['a', 'b']"),
+        ({"data.init_args.augment": "frature"}, "augment is 'frature'; allowed are"),
+        ({"model.init_args.loss": {"gamma": -1}}, "gamma: -1"),
+        (
+            {"data.init_args.source": {"class_path": "datamodules.Folders",
+                                       "init_args": {"root": "no/where", "patient": None}}},
+            "no/where: no such folder",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_line_and_leave_nothing(tiny, tmp_path, capsys, changes, words):
+    run = tmp_path / "run"
+    args = ["fit", *tiny.configs("wrong", **changes), "--run", str(run)]
+    assert words in complaint(capsys, args)
+    assert not run.exists()
+
+
+def test_a_missing_config_is_named(capsys):
+    assert "nowhere.yaml" in complaint(capsys, ["fit", "--config", "nowhere.yaml"])
+
+
+def wrong_checkpoints(folder, good):
+    content = torch.load(good, weights_only=True)
+    whole = good.read_bytes()
+    (folder / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.ckpt").write_bytes(b"")
+    (folder / "pickle.ckpt").write_bytes(pickle.dumps(Code(folder / "ran")))
+    torch.save({"state_dict": Code(folder / "ran")}, folder / "code.ckpt")
+    hidden = {**content, "hyper_parameters": {"_instantiator": Code(folder / "ran")}}
+    torch.save(hidden, folder / "hidden.ckpt")
+    torch.save({"state_dict": content["state_dict"]}, folder / "foreign.ckpt")
+    other = {**content["consilium"], "module": "os.system"}
+    torch.save({**content, "consilium": other}, folder / "module.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("truncated.ckpt", "truncated"),
+        ("empty.ckpt", "truncated, or not a checkpoint"),
+        ("pickle.ckpt", "not a checkpoint"),
+        ("code.ckpt", "holds code"),
+        ("hidden.ckpt", "holds code"),
+        ("foreign.ckpt", "not a Consilium checkpoint"),
+        ("module.ckpt", "'os.system' is not one of"),
+        ("absent.ckpt", "no such checkpoint"),
+    ],
+)
+def test_wrong_checkpoints_run_nothing_and_are_one_line(resnet, tmp_path, capsys, file, words):
+    wrong_checkpoints(tmp_path, resnet / "best.ckpt")
+    args = ["test", "--config", str(resnet / "config.yaml"), "--ckpt_path", str(tmp_path / file)]
+    said = complaint(capsys, [*args, "--run", str(tmp_path / "run")])
+    assert words in said
+    assert file in said
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_written_over(tiny, resnet, capsys):
+    said = complaint(capsys, ["fit", *tiny.configs("again"), "--run", str(resnet)])
+    assert "holds a finished run" in said
