@@ -8,7 +8,6 @@ The floor is the bare OpenCV calls in a loop on one core, times the cores.
 import argparse
 import json
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,20 +31,32 @@ POLICY = "fracture"
 
 
 def main() -> None:
-    """Prints one line a loader and, last, everything as JSON."""
+    """Prints one line a contender and, last, everything as JSON."""
     asked = parser().parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         files = make_files(root / "set", asked.pictures, asked.side)
-        found = dict(figures(root, files, asked.workers))
-    found["ratio_uncached_to_floor"] = found["ours_uncached"] / found["floor_uncached"]
-    found["ratio_warm_to_floor"] = found["ours_warm"] / found["floor_warm"]
-    best = max(found["torchvision_clahe_first"], found["torchvision_resize_first"])
-    found["ratio_warm_to_torchvision"] = found["ours_warm"] / best
-    for line, value in found.items():
-        print(f"{line:<28} {value:9.2f}")
-    print(json.dumps({"cores": cores(), "workers": asked.workers, **found}))
+        found = dict(contenders(root, files, asked.workers))
+    for line, (rate, ms) in found.items():
+        print(f"{line:<28} {rate:8.1f} images/s  {ms:7.2f} processor ms an image")
+    ratios = compared(found, min(cores(), max(1, asked.workers)))
+    for line, value in ratios.items():
+        print(f"{line:<44} {value:6.2f}")
+    print(json.dumps({"cores": cores(), "load": os.getloadavg()[0], **found, **ratios}))
+
+
+def compared(found: dict[str, tuple[float, float]], used: int) -> dict[str, float]:
+    """Our loader against its floors and against torchvision, by the clock and by the processor."""
+    peers = [found["torchvision_clahe_first"], found["torchvision_resize_first"]]
+    return {
+        "uncached to floor, by the clock": found["ours_uncached"][0] / found["floor"][0] / used,
+        "uncached to floor, by the processor": found["floor"][1] / found["ours_uncached"][1],
+        "warm to its floor, by the clock": found["ours_warm"][0] / found["floor_warm"][0] / used,
+        "warm to its floor, by the processor": found["floor_warm"][1] / found["ours_warm"][1],
+        "warm to torchvision, by the clock": found["ours_warm"][0] / max(p[0] for p in peers),
+        "warm to torchvision, by the processor": min(p[1] for p in peers) / found["ours_warm"][1],
+    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,18 +80,19 @@ def make_files(folder: Path, count: int, side: int) -> list[str]:
     return paths
 
 
-def figures(root: Path, files: list[str], workers: int) -> Iterator[tuple[str, float]]:
-    """Name and images per second of each contender; memory in MB at the end."""
-    used = min(cores(), max(1, workers))
-    yield "floor_uncached", used * per_second(lambda: floor_uncached(files), len(files))
+def contenders(
+    root: Path, files: list[str], workers: int
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Name, images per second, processor ms an image; the floors are of one core."""
+    yield "floor", alone(lambda: floor_uncached(files), len(files))
     kept = [VIEW.pixels(cv2.imread(path, cv2.IMREAD_GRAYSCALE)) for path in files[:200]]
-    yield "floor_warm", used * per_second(lambda: floor_warm(kept), len(kept))
+    yield "floor_warm", alone(lambda: floor_warm(kept), len(kept))
     yield "ours_uncached", epochs(ours(root, workers, None))
     loader = ours(root, workers, str(root / "cache"))
     yield "ours_warm", epochs(loader)
-    before = memory()
-    epochs(loader, 4)
-    yield "memory_growth_mb", memory() - before
+    before = memory(loader)
+    epochs(loader, 6)
+    print(f"memory after 4 epochs {before:.0f} MB, after 11 epochs {memory(loader):.0f} MB")
     yield "torchvision_clahe_first", epochs(torchvision_loader(root, workers, True))
     yield "torchvision_resize_first", epochs(torchvision_loader(root, workers, False))
     yield "timm_without_clahe", epochs(timm_loader(root, workers))
@@ -152,31 +164,45 @@ def timm_loader(root: Path, workers: int) -> DataLoader[object]:
     )  # fmt: skip
 
 
-def epochs(loader: DataLoader[object], count: int = 3) -> float:
-    """Images per second of the best epoch after a first one that starts the workers."""
-    rates = []
+def epochs(loader: DataLoader[object], count: int = 3) -> tuple[float, float]:
+    """Images per second and processor ms an image, of the best of some epochs after a first one."""
+    found = []
     for _ in range(count + 1):
-        start, seen = time.perf_counter(), 0
+        start, busy, seen = time.perf_counter(), processor(loader), 0
         for batch in loader:
             seen += len(batch["label"] if isinstance(batch, dict) else batch[1])
-        rates.append(seen / (time.perf_counter() - start))
-    return max(rates[1:])
+        rate = seen / (time.perf_counter() - start)
+        found.append((rate, 1000 * (processor(loader) - busy) / seen))
+    return max(rate for rate, _ in found[1:]), min(ms for _, ms in found[1:])
 
 
-def per_second(work: Callable[[], None], count: int) -> float:
-    """Images per second of the best of three runs."""
-    best = 1e9
+def processor(loader: DataLoader[object]) -> float:
+    """Processor seconds of this process and of the loader's workers so far."""
+    workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
+    total = time.process_time()
+    for worker in workers:
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def alone(work: Callable[[], None], count: int) -> tuple[float, float]:
+    """Images per second and processor ms an image on one core, of the best of three runs."""
+    found = []
     for _ in range(3):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         work()
-        best = min(best, time.perf_counter() - start)
-    return count / best
+        found.append((time.perf_counter() - start, time.process_time() - busy))
+    return count / min(wall for wall, _ in found), 1000 * min(cpu for _, cpu in found) / count
 
 
-def memory() -> float:
-    """Largest resident memory of this process and of its largest child so far, in MB."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024
+def memory(loader: DataLoader[object]) -> float:
+    """Resident memory of the loader's workers that no other process shares, in MB."""
+    total = 0
+    for worker in getattr(getattr(loader, "_iterator", None), "_workers", []):
+        lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Private"))
+    return total / 1024
 
 
 def cores() -> int:

@@ -35,7 +35,14 @@ def build(configs: list[str], root: str) -> int:
     for reason in store.failures.values():
         print(f"cannot be read: {reason}")
     print(f"{len(store.entries):,} pictures in {store.folder}")
+    train = manifest.table["path"].iloc[manifest.rows("train")]
+    mean, std = store.statistics([path for path in train if path in store.entries])
+    print(f"training split: mean {_short(mean)}, std {_short(std)}")
     return 0
+
+
+def _short(values: list[float]) -> str:
+    return "[" + ", ".join(f"{value:.4f}" for value in values) + "]"
 
 
 def parser() -> argparse.ArgumentParser:

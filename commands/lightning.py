@@ -5,7 +5,7 @@ import os
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
@@ -73,6 +73,14 @@ class ConsiliumCLI(LightningCLI):
         """Hands the module what is asked of a test alone."""
         self.model.tta = self.config[self.config["subcommand"]]["tta"]
         changes(self.model.tta)  # refuses a wrong name before anything is computed
+
+    def test(self, **options: Any) -> None:
+        """Tests; `Record` prints the figures with their intervals, so Lightning need not."""
+        self.trainer.test(**{**options, "verbose": False})
+
+    def validate(self, **options: Any) -> None:
+        """Validates, likewise."""
+        self.trainer.validate(**{**options, "verbose": False})
 
     def after_fit(self) -> None:
         """Measures the best epoch on val and test."""

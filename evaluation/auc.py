@@ -60,7 +60,8 @@ class Areas:
         value = float(self.value[first].mean() - self.value[second].mean())
         error, both = self._error(weights), np.concatenate([first, second])
         half = self.quantile(both) * error
-        p = float(2 * stdtr(self._freedom(both), -abs(value) / error)) if error > 0 else 1.0
+        known = error > 0 and np.isfinite(value)
+        p = float(2 * stdtr(self._freedom(both), -abs(value) / error)) if known else 1.0
         return value, value - half, value + half, p
 
     def quantile(self, at: np.ndarray) -> float:

@@ -47,7 +47,8 @@ class ExactModule(L.LightningModule):
     @property
     def data(self) -> Data:
         """The trainer's data module, of which only these public attributes are used."""
-        return cast(Any, self.trainer).datamodule  # type: ignore[no-any-return]
+        data: Data = cast(Any, self.trainer).datamodule
+        return data
 
     def votes(self, batch: Batch) -> Tensor:
         """Logits of every member, (B, M, K)."""

@@ -20,7 +20,9 @@ def config(tmp_path):
 def test_a_store_is_built_listed_and_cleared(config, tmp_path, capsys):
     root = ["--root", str(tmp_path / "cache")]
     assert run(["build", "--config", config, *root]) == 0
-    assert "20 pictures in" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "20 pictures in" in told
+    assert "training split: mean [0." in told
     assert run(["info", *root]) == 0
     assert "1 stores" in capsys.readouterr().out
     assert run(["clear", *root]) == 0
