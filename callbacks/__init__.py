@@ -7,5 +7,15 @@ from callbacks.history import History
 from callbacks.predictions import Predictions
 from callbacks.record import Record
 from callbacks.reseed import Reseed
+from callbacks.what_trains import WhatTrains
 
-__all__ = ["AverageWeights", "Bar", "BestAndLast", "History", "Predictions", "Record", "Reseed"]
+__all__ = [
+    "AverageWeights",
+    "Bar",
+    "BestAndLast",
+    "History",
+    "Predictions",
+    "Record",
+    "Reseed",
+    "WhatTrains",
+]
