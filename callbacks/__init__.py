@@ -1,5 +1,6 @@
 """What happens around training."""
 
+from callbacks.averaging import AverageWeights
 from callbacks.bar import Bar
 from callbacks.checkpointing import BestAndLast
 from callbacks.history import History
@@ -7,4 +8,4 @@ from callbacks.predictions import Predictions
 from callbacks.record import Record
 from callbacks.reseed import Reseed
 
-__all__ = ["Bar", "BestAndLast", "History", "Predictions", "Record", "Reseed"]
+__all__ = ["AverageWeights", "Bar", "BestAndLast", "History", "Predictions", "Record", "Reseed"]

@@ -34,7 +34,7 @@ def sections(
     voted = vote(fitted.councils[chosen], list(tables.values()))
     return [
         report.Text(sentence(fitted, judged, chosen), lead=True),
-        *[report.Text(warning) for warning in fitted.warned],
+        *[report.Text(f"Note: {warning}.") for warning in fitted.warned],
         voters(fitted, judged, chosen),
         paired(fitted, judged),
         *_left_out(fitted),

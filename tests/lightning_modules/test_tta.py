@@ -26,7 +26,8 @@ def test_a_quarter_turn_and_a_zoom_by_two_land_where_geometry_says():
     torch.testing.assert_close(turned, torch.rot90(image, 1, (2, 3)), atol=1e-5, rtol=0)
     middle = torch.zeros(1, 1, 16, 16)
     middle[0, 0, 6:10, 6:10] = 1
-    assert change("zoom:2")(middle).sum() == pytest.approx(4 * middle.sum(), rel=0.15)
+    enlarged = change("zoom:2")(middle).sum().item()
+    assert enlarged == pytest.approx(4 * middle.sum().item(), rel=0.15)
 
 
 def test_logits_are_averaged_and_views_change_together():
