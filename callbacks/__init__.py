@@ -2,9 +2,11 @@
 
 from callbacks.bar import Bar
 from callbacks.checkpointing import BestAndLast
+from callbacks.heatmaps import Heatmaps
 from callbacks.history import History
 from callbacks.predictions import Predictions
+from callbacks.readme import Readme
 from callbacks.record import Record
 from callbacks.reseed import Reseed
 
-__all__ = ["Bar", "BestAndLast", "History", "Predictions", "Record", "Reseed"]
+__all__ = ["Bar", "BestAndLast", "Heatmaps", "History", "Predictions", "Readme", "Record", "Reseed"]

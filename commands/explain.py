@@ -9,16 +9,17 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from rich.progress import track
 
-from commands import datasets
+from commands import datasets, faithful
 from commands.looking import Looked, Model, load
 from datamodules.images import read
 from evaluation import heat
 from evaluation.files import write_bytes, write_json
 from evaluation.heat import Shown
-from evaluation.report import to_png
+from evaluation.report import number, to_png
 from lightning_modules.cam import CLASSLESS, METHODS
 
 VERSION = 1
@@ -30,6 +31,8 @@ def run(argv: list[str]) -> int:
     asked = parser().parse_args(argv)
     if bool(asked.images) == bool(asked.split):
         raise ValueError("name either IMAGE..., or --split and, if need be, --config")
+    if asked.measure is not None:
+        return measured(asked)
     model = load(asked.model, asked.method, torch.device(asked.device))
     wanted = _class(asked.wanted, model.class_names)
     todo = list(pictures(asked, model))
@@ -59,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     add("--split", choices=["train", "val", "test", "predict"], help="explain a whole split")
     help_ = "its data (config.yaml beside the model)"
     add("--config", action="append", default=[], metavar="FILE", help=help_)
+    help_ = "measure these methods on the split instead: pointing, energy, deletion, insertion"
+    add("--measure", nargs="*", metavar="METHOD", help=help_)
     add("--limit", type=int, metavar="N", help="only the first N of the split")
     add("--part", default="", help="the attribute's value, for a voter that needs one")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
@@ -70,15 +75,38 @@ def pictures(asked: argparse.Namespace, model: Model) -> Iterator[Picture]:
     if not asked.split:
         yield from ((Path(path).name, path, asked.part) for path in asked.images)
         return
-    data = datasets.from_configs(asked.config or [str(beside(asked.model))])
-    data.prepare_data()
-    table = data.source.manifest(data.class_names).table
-    table = table[table["split"] == asked.split].head(asked.limit or len(table))
-    if table.empty:
-        raise ValueError(f"--split {asked.split}: no pictures")
+    table = rows_of(asked, model.class_names)
     attribute = model.attribute
     parts = table[attribute] if attribute in table else [asked.part] * len(table)
     yield from zip(table["id"], table["path"], map(str, parts), strict=True)
+
+
+def rows_of(asked: argparse.Namespace, class_names: list[str]) -> pd.DataFrame:
+    """The manifest's rows of the split, labels in the order of `class_names`."""
+    data = datasets.from_configs(asked.config or [str(beside(asked.model))])
+    if data.class_names != class_names:
+        raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
+    data.prepare_data()
+    table: pd.DataFrame = data.source.manifest(data.class_names).table
+    table = table[table["split"] == asked.split].head(asked.limit or len(table))
+    if table.empty:
+        raise ValueError(f"--split {asked.split}: no pictures")
+    return table
+
+
+def measured(asked: argparse.Namespace) -> int:
+    """Measures maps instead of drawing them."""
+    if asked.split not in ("val", "test"):
+        raise ValueError(f"--measure needs --split val or test, not {asked.split}")
+    methods = asked.measure or [asked.method]
+    table = rows_of(asked, load(asked.model).class_names)
+    rows = faithful.measure(asked.model, methods, table)
+    faithful.write(asked.output, rows)
+    for member, method, found in rows:
+        cells = [f"{name} {number(figure, 3)}" for name, figure in found.items()]
+        print(f"{member}, {method}: {'; '.join(cells)}")
+    print(f"Report: {asked.output / 'report.html'}")
+    return 0
 
 
 def beside(model: Path) -> Path:

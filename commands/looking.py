@@ -46,22 +46,22 @@ class Member:
     order: list[int]
     explain: Explainer
 
-    def vote(self, image: torch.Tensor) -> np.ndarray:
-        """Probabilities (K,) of what its Preprocess made of a picture."""
+    def votes(self, images: torch.Tensor) -> np.ndarray:
+        """Probabilities (n, K) of what its Preprocess made of n pictures."""
         module: Any = self.explain.module
         with torch.inference_mode():
-            return self._ordered(module(image[None]).float().cpu().numpy())
+            return self._ordered(module(images).float().cpu().numpy())
 
     def look(self, image: torch.Tensor, asked: int | None) -> tuple[np.ndarray, np.ndarray]:
         """A map (size, size) of the class, or of its own answer, and its vote (K,)."""
         classes = None if asked is None else [self.order[asked]]
         found = self.explain(image[None], classes)
-        return found.maps[0], self._ordered(found.logits)
+        return found.maps[0], self._ordered(found.logits)[0]
 
     def _ordered(self, logits: np.ndarray) -> np.ndarray:
-        logits = logits[0, self.order].astype(np.float64)
-        odds = np.exp(logits - logits.max())
-        return np.asarray(odds / odds.sum())
+        logits = logits[:, self.order].astype(np.float64)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,23 @@ class Model:
         """What must be known of a picture beside its pixels, or ''."""
         return self.council.attribute
 
+    def ask(self, picture: np.ndarray, part: str = "") -> np.ndarray:
+        """Probabilities of each member and, last, of the council, (M + 1, K)."""
+        seen = zip(self.members, self._seen(picture), strict=True)
+        votes = np.stack([member.votes(image[None])[0] for member, image in seen])
+        return np.concatenate([votes, self.council(votes[:, None], self._parts(part))])
+
+    def _seen(self, picture: np.ndarray) -> list[torch.Tensor]:
+        return [one.preprocess(picture).to(self.device) for one in self.members]
+
+    def _parts(self, part: str) -> np.ndarray | None:
+        return np.array([part], dtype=object) if self.attribute else None
+
     def look(self, picture: np.ndarray, asked: int | None = None, part: str = "") -> Looked:
         """Votes, and maps of the class asked for, or of the common answer, over the picture."""
-        seen = [one.preprocess(picture).to(self.device) for one in self.members]
-        parts = np.array([part], dtype=object) if self.attribute else None
         if asked is None and len(self.members) > 1:
-            votes = np.stack([m.vote(x) for m, x in zip(self.members, seen, strict=True)])
-            asked = int(self.council(votes[:, None], parts)[0].argmax())
+            asked = int(self.ask(picture, part)[-1].argmax())
+        seen, parts = self._seen(picture), self._parts(part)
         looked = [m.look(x, asked) for m, x in zip(self.members, seen, strict=True)]
         votes = np.stack([vote for _, vote in looked])
         answer = self.council(votes[:, None], parts)[0]

@@ -47,13 +47,18 @@ def rgb(picture: np.ndarray) -> np.ndarray:
 
 
 def panel(picture: np.ndarray, shown: Sequence[Shown], columns: int = 4) -> Drawing:
-    """The picture alone or under a map, once for each of `shown`, with titles and captions."""
+    """One picture, alone or under a map, once for each of `shown`, with titles and captions."""
+    return gallery([picture] * len(shown), shown, columns)
+
+
+def gallery(pictures: Sequence[np.ndarray], shown: Sequence[Shown], columns: int = 4) -> Drawing:
+    """Pictures of one shape, alone or under their maps, with titles and captions."""
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
-    height = SIDE * np.clip(picture.shape[0] / picture.shape[1], 0.4, 1.8)
+    height = SIDE * np.clip(pictures[0].shape[0] / pictures[0].shape[1], 0.4, 1.8)
     most = max(len(_lines(each.caption)) for each in shown)
     figure, axes = panels(SIDE * columns, (height + 0.35 + 0.17 * most) * rows, rows, columns)
-    for at, one in zip(axes, shown, strict=False):
+    for at, picture, one in zip(axes, pictures, shown, strict=False):
         _draw(at, picture, one)
     for spare in axes[len(shown) :]:
         spare.set_axis_off()
