@@ -15,6 +15,7 @@ VERBS = {
     "study": "run members and their council from one file; resume, status, dry run",
     "council": "fit every voter on val tables, judge it on test tables",
     "compare": "members side by side: figures, strengths, diversity, paired tests",
+    "explain": "where a model, or each member of a council, sees what it says",
     "backbones": "list backbones with their size, cost, licence and CAM layer",
 }
 
@@ -33,8 +34,7 @@ def run(args: list[str]) -> int:
     module = "commands.lightning" if verb in TRAINING else f"commands.{verb}"
     if verb not in TRAINING | VERBS:
         raise ValueError(f"verb {verb!r} is not one of {', '.join(TRAINING | VERBS)}")
-    code: int = importlib.import_module(module).run(args if verb in TRAINING else rest)
-    return code
+    return int(importlib.import_module(module).run(args if verb in TRAINING else rest))
 
 
 def main(args: list[str] | None = None) -> int:

@@ -3,8 +3,10 @@
 from callbacks.averaging import AverageWeights
 from callbacks.bar import Bar
 from callbacks.checkpointing import BestAndLast
+from callbacks.heatmaps import Heatmaps
 from callbacks.history import History
 from callbacks.predictions import Predictions
+from callbacks.readme import Readme
 from callbacks.record import Record
 from callbacks.reseed import Reseed
 from callbacks.what_trains import WhatTrains
@@ -13,8 +15,10 @@ __all__ = [
     "AverageWeights",
     "Bar",
     "BestAndLast",
+    "Heatmaps",
     "History",
     "Predictions",
+    "Readme",
     "Record",
     "Reseed",
     "WhatTrains",

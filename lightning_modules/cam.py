@@ -105,18 +105,18 @@ class _Asked(nn.Module):
     def __init__(self, module: Explained) -> None:
         super().__init__()
         self.net, self.head = module.net, module.logits
-        self.odds = getattr(module, "head", "") == "sigmoid" or hasattr(module, "pairs")
         self.logits = np.empty((0, 0))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores (B, K): a softmax head's logits; of a sigmoid or of coupled pairs the log-odds.
+        """Log-odds of each class, (B, K).
 
-        The logit of a class is constant there ([0, z]), or stands still once it is sure.
+        A logit alone may rise where all classes' logits rise, is constant for a sigmoid's first
+        class, and stands still once coupled pairs are sure; against its rivals it does not.
         """
         logits = self.head(self.net(image))
         if not len(self.logits):  # methods that try masked images come here again
             self.logits = logits.detach().float().cpu().numpy()
-        return log_odds(logits) if self.odds else logits
+        return log_odds(logits)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Leaves gradients alone: parameters at rest get none, and training may be underway."""

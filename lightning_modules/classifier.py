@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules import backbones, checkpoints
 from lightning_modules.batch import Batch
+from lightning_modules.cam import Explainer
 from lightning_modules.exact import ExactModule
 from lightning_modules.losses import Loss, binary_logits
 from lightning_modules.mixing import Mixing
@@ -84,6 +85,10 @@ class ImageClassifier(ExactModule):
         """Its own logits as those of one member, (B, 1, K)."""
         logits: Tensor = self(one_view(batch))
         return logits.unsqueeze(1)
+
+    def explainer(self, size: int, method: str = "GradCAM") -> Explainer:
+        """What says where in images of `size` pixels its answers come from."""
+        return Explainer(self, size, method)
 
     def setup(self, stage: str) -> None:
         """Takes the class weights of the training split, and answers for what it is tested on."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import pooling, voters
+from evaluation.files import read_json
 from evaluation.table import PredictionTable
 from evaluation.voters import Council
 from lightning_modules import checkpoints
@@ -137,3 +138,41 @@ def _matches(pattern: str) -> list[str]:
     if not hits:
         raise ValueError(f"members: nothing matches {pattern!r}")
     return hits
+
+
+def load_council(path: str | Path) -> EnsembleModule:
+    """The council of a council.json, or of the run folder that holds it.
+
+    Members are found from the file's folder and must have the hashes that it states; a fitted
+    voter is read from voter.json in that folder, in its `voters`, or in that of its study.
+    """
+    file = Path(path) / "council.json" if Path(path).is_dir() else Path(path)
+    said = read_json(file)
+    if said.get("format") != 1:
+        raise ValueError(f"{file}: format {said.get('format')!r}, this reads 1")
+    members = {name: file.parent / one["path"] for name, one in said["members"].items()}
+    council = EnsembleModule(
+        said["class_names"], [str(p) for p in members.values()], _voter(file, said["voter"]["kind"])
+    )
+    for block, (name, one) in zip(council.blocks, said["members"].items(), strict=True):
+        if block.weights != one["weights"]:
+            raise ValueError(f"{file}: member {name!r} has other weights than the council's")
+    council.member_names = tuple(members)
+    return council.eval()
+
+
+def _voter(file: Path, kind: str) -> str:
+    folder = file.parent
+    places = [folder, folder / "voters", folder / "voters" / kind, folder.parent / "voters"]
+    for place in places:
+        if (place / "voter.json").is_file() and _kind(place) == kind:
+            return str(place)
+    if kind not in UNFITTED:
+        looked = ", ".join(str(place) for place in places)
+        raise ValueError(f"{file}: no voter.json of its voter {kind!r} in {looked}")
+    return kind
+
+
+def _kind(folder: Path) -> str:
+    voter = read_json(folder / "voter.json").get("voter", {})
+    return str(voter.get("kind", ""))

@@ -26,8 +26,8 @@ def hooks_of(net: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in net.modules())
 
 
-def by_hand(module: ImageClassifier, image: Tensor, odds: bool, at: int) -> np.ndarray:
-    """Grad-CAM as its authors wrote it, of one image, through the whole network."""
+def by_hand(module: ImageClassifier, image: Tensor, at: int) -> np.ndarray:
+    """Grad-CAM as defined, of the log-odds in one image, through the whole network."""
     (layer,) = cam_layers(module.net, image.shape[-1])
     kept: list[Tensor] = []
     hook = module.net.get_submodule(layer.name).register_forward_hook(
@@ -35,7 +35,7 @@ def by_hand(module: ImageClassifier, image: Tensor, odds: bool, at: int) -> np.n
     )
     scores = module(image)
     hook.remove()
-    (log_odds(scores) if odds else scores)[0, at].backward()
+    log_odds(scores)[0, at].backward()
     maps, gradient = layer.maps(kept[0])[0], layer.maps(kept[0].grad)[0]
     found = (gradient.mean(dim=(1, 2))[:, None, None] * maps).sum(dim=0).clamp_min(0)
     side = image.shape[-1]
@@ -85,7 +85,7 @@ def test_gradcam_is_what_its_definition_says(name: str, size: int) -> None:
     lit = [k for k in range(6) if maps[k].any()]
     assert lit
     for k in lit:
-        np.testing.assert_allclose(maps[k], by_hand(module, image, False, k), atol=1e-3)
+        np.testing.assert_allclose(maps[k], by_hand(module, image, k), atol=1e-3)
 
 
 def test_swin_is_read_with_its_channels_last() -> None:
@@ -94,7 +94,7 @@ def test_swin_is_read_with_its_channels_last() -> None:
     module = ImageClassifier(CLASSES, SWIN, image_size=128, backbone_args=small).eval()
     image = torch.randn(1, 3, 128, 128)
     found = Explainer(module, 128)(image)
-    by_definition = by_hand(module, image, False, int(found.classes[0]))
+    by_definition = by_hand(module, image, int(found.classes[0]))
     np.testing.assert_allclose(found.maps[0], by_definition, atol=1e-3)
 
 
@@ -119,7 +119,7 @@ def test_a_sigmoid_speaks_for_both_of_its_classes() -> None:
     assert maps.any(axis=(1, 2)).any()
     for k in (0, 1):
         if maps[k].any():
-            np.testing.assert_allclose(maps[k], by_hand(module, image, True, k), atol=1e-3)
+            np.testing.assert_allclose(maps[k], by_hand(module, image, k), atol=1e-3)
     assert np.abs(maps[0] - maps[1]).max() > 0.5
 
 
@@ -134,7 +134,7 @@ def test_pairs_are_explained_by_the_coupled_class(sure: float) -> None:
     assert found.logits[0].argmax() == 0
     assert found.maps.any(axis=(1, 2)).sum() >= 2
     for k in np.flatnonzero(found.maps.any(axis=(1, 2))):
-        np.testing.assert_allclose(found.maps[k], by_hand(module, image, True, k), atol=0.02)
+        np.testing.assert_allclose(found.maps[k], by_hand(module, image, k), atol=0.02)
 
 
 def test_a_trunk_for_each_pair_is_explained_by_all_of_them() -> None:

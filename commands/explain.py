@@ -1,0 +1,239 @@
+"""consilium explain: where a model, or each member of a council, sees what it says."""
+
+import argparse
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+
+from commands import datasets, faithful
+from commands.looking import Looked, Model, load
+from datamodules.images import read
+from evaluation import heat
+from evaluation.files import write_bytes, write_json
+from evaluation.heat import Shown
+from evaluation.report import number, to_png
+from lightning_modules.cam import CLASSLESS, METHODS
+
+VERSION = 1
+Picture = tuple[str, str, str]  # what it is called, its file, its part
+
+
+def run(argv: list[str]) -> int:
+    """Explains every picture that is named, or those of a split."""
+    asked = parser().parse_args(argv)
+    if bool(asked.images) == bool(asked.split):
+        raise ValueError("name either IMAGE..., or --split and, if need be, --config")
+    if asked.measure is not None:
+        return measured(asked)
+    model = load(asked.model, asked.method, torch.device(asked.device))
+    wanted = _class(asked.wanted, model.class_names)
+    todo = list(pictures(asked, model))
+    names = file_names([name for name, _, _ in todo])
+    rows = []
+    for (_, path, part), name in track(
+        list(zip(todo, names, strict=True)), "explaining", disable=len(todo) < 2
+    ):
+        picture = read(path)
+        looked = model.look(picture, wanted, part)
+        rows.append(_row(path, name, picture, looked, model))
+        write(asked.output, name, picture, looked, model)
+    write_json(asked.output / "explain.json", {**_about(asked, model), "images": rows})
+    print(f"{len(rows)} images explained: {asked.output}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the verb."""
+    main = argparse.ArgumentParser("consilium explain", description=__doc__)
+    add = main.add_argument
+    add("model", type=Path, metavar="CKPT|COUNCIL", help="checkpoint, run folder or council.json")
+    add("images", nargs="*", metavar="IMAGE", help="picture files, DICOM among them")
+    add("-o", "--output", type=Path, default=Path("runs/explain"), help="folder (runs/explain)")
+    add("--class", dest="wanted", metavar="NAME", help="explain this class, not the answer")
+    add("--method", default="GradCAM", help=f"{', '.join(METHODS)} (GradCAM)")
+    add("--split", choices=["train", "val", "test", "predict"], help="explain a whole split")
+    help_ = "its data (config.yaml beside the model)"
+    add("--config", action="append", default=[], metavar="FILE", help=help_)
+    help_ = "measure these methods on the split instead: pointing, energy, deletion, insertion"
+    add("--measure", nargs="*", metavar="METHOD", help=help_)
+    add("--limit", type=int, metavar="N", help="only the first N of the split")
+    add("--part", default="", help="the attribute's value, for a voter that needs one")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    return main
+
+
+def pictures(asked: argparse.Namespace, model: Model) -> Iterator[Picture]:
+    """Name, file and part of every picture to explain."""
+    if not asked.split:
+        yield from ((Path(path).name, path, asked.part) for path in asked.images)
+        return
+    table = rows_of(asked, model.class_names)
+    attribute = model.attribute
+    parts = table[attribute] if attribute in table else [asked.part] * len(table)
+    yield from zip(table["id"], table["path"], map(str, parts), strict=True)
+
+
+def rows_of(asked: argparse.Namespace, class_names: list[str]) -> pd.DataFrame:
+    """The manifest's rows of the split, labels in the order of `class_names`."""
+    data = datasets.from_configs(asked.config or [str(beside(asked.model))])
+    if data.class_names != class_names:
+        raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
+    data.prepare_data()
+    table: pd.DataFrame = data.source.manifest(data.class_names).table
+    table = table[table["split"] == asked.split].head(asked.limit or len(table))
+    if table.empty:
+        raise ValueError(f"--split {asked.split}: no pictures")
+    return table
+
+
+def measured(asked: argparse.Namespace) -> int:
+    """Measures maps instead of drawing them."""
+    if asked.split not in ("val", "test"):
+        raise ValueError(f"--measure needs --split val or test, not {asked.split}")
+    methods = asked.measure or [asked.method]
+    table = rows_of(asked, load(asked.model).class_names)
+    rows = faithful.measure(asked.model, methods, table)
+    faithful.write(asked.output, rows)
+    for member, method, found in rows:
+        cells = [f"{name} {number(figure, 3)}" for name, figure in found.items()]
+        print(f"{member}, {method}: {'; '.join(cells)}")
+    print(f"Report: {asked.output / 'report.html'}")
+    return 0
+
+
+def beside(model: Path) -> Path:
+    """The resolved config of the run folder that a model lies in."""
+    folder = model if model.is_dir() else model.parent
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"--config: {folder} holds no config.yaml, so name the data's config")
+    return folder / "config.yaml"
+
+
+def file_names(names: list[str]) -> list[str]:
+    """A distinct file name for each picture: its own without suffix, numbered where two agree."""
+    plain = [re.sub(r"[^\w-]+", "-", re.sub(r"\.\w+(?=(#\d+)?$)", "", name)) for name in names]
+    seen: dict[str, int] = {}
+    found = []
+    for name in plain:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return found
+
+
+def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: Model) -> None:
+    """Overlay, raw maps and panel of one picture."""
+    overlaid = heat.overlay(picture, looked.heat)
+    write_bytes(folder / f"{name}.png", png(overlaid))
+    write_bytes(folder / f"{name}.npy", _npy(looked.heat))
+    if len(model.members) > 1:
+        write_bytes(folder / f"{name}.members.npy", _npy(looked.maps))
+    drawn = heat.panel(picture, shown(name, looked, model))
+    write_bytes(folder / f"{name}-panel.png", to_png(drawn))
+
+
+def shown(name: str, looked: Looked, model: Model) -> list[Shown]:
+    """The panel: the picture, each member, the council."""
+    names, about = model.class_names, model.class_names[looked.asked]
+    found = [Shown("Original", name)]
+    for at, member in enumerate(model.members):
+        vote = looked.votes[at]
+        lines = [said(vote, names)]
+        if vote.argmax() != looked.asked:
+            lines.append(f"map: {about} {vote[looked.asked]:.3f}")
+        if len(model.members) > 1:
+            lines.append(f"weight {looked.weights[at]:.2f}")
+        if not looked.maps[at].any():
+            lines.append(f"sees nothing for {about}")
+        found.append(Shown(member.name, "\n".join(lines), looked.maps[at]))
+    if len(model.members) > 1:
+        lines = [said(looked.probabilities, names), f"map: {about}", _poll(looked, names)]
+        found.append(Shown(f"Council ({model.kind})", "\n".join(lines), looked.heat))
+    return found
+
+
+def said(probabilities: np.ndarray, names: list[str]) -> str:
+    """The answer and its confidence."""
+    return f"{names[int(probabilities.argmax())]} {probabilities.max():.3f}"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """RGB pixels as PNG."""
+    return np.asarray(cv2.imencode(".png", pixels[..., ::-1])[1]).tobytes()
+
+
+def _poll(looked: Looked, names: list[str]) -> str:
+    votes = np.bincount(looked.votes.argmax(axis=1), minlength=len(names))
+    return "votes: " + ", ".join(f"{names[k]} {votes[k]}" for k in np.flatnonzero(votes))
+
+
+def _class(wanted: str | None, names: list[str]) -> int | None:
+    if wanted is not None and wanted not in names:
+        raise ValueError(f"--class {wanted!r} is not one of {', '.join(names)}")
+    return None if wanted is None else names.index(wanted)
+
+
+def _npy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _about(asked: argparse.Namespace, model: Model) -> dict[str, Any]:
+    members = {
+        one.name: {"weights": one.weights, "layers": [layer.name for layer in one.explain.layers]}
+        for one in model.members
+    }
+    return {
+        "version": VERSION,
+        "model": str(asked.model),
+        "method": asked.method,
+        "depends_on_class": asked.method not in CLASSLESS,
+        "class_names": model.class_names,
+        "voter": model.kind,
+        "members": members,
+    }
+
+
+def _row(
+    path: str, name: str, picture: np.ndarray, looked: Looked, model: Model
+) -> dict[str, object]:
+    names = model.class_names
+    members = {
+        one.name: {
+            "class": names[int(vote.argmax())],
+            "probabilities": vote.tolist(),
+            "weight": float(weight),
+            "peak": _peak(found),
+        }
+        for one, vote, weight, found in zip(
+            model.members, looked.votes, looked.weights, looked.maps, strict=True
+        )
+    }
+    return {
+        "path": path,
+        "name": name,
+        "height": picture.shape[0],
+        "width": picture.shape[1],
+        "class": names[int(looked.probabilities.argmax())],
+        "confidence": float(looked.probabilities.max()),
+        "probabilities": looked.probabilities.tolist(),
+        "explained": names[looked.asked],
+        "peak": _peak(looked.heat),
+        "members": members,
+    }
+
+
+def _peak(found: np.ndarray) -> list[int] | None:
+    """Where the map is highest, x and y in the picture's pixels; None for an empty map."""
+    if not found.any():
+        return None
+    y, x = np.unravel_index(int(found.argmax()), found.shape)
+    return [int(x), int(y)]

@@ -1,0 +1,141 @@
+"""Measures heat maps: do they point at the lesion, and do the places they name carry the answer."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+from torch import nn
+
+from commands.looking import Looked, Model, load
+from datamodules.images import read
+from evaluation import faithfulness, report
+from evaluation.faithfulness import Measured
+from evaluation.files import write_json
+from evaluation.intervals import Figure
+
+NAMES = ("pointing", "energy_in_box", "deletion", "insertion")
+RANDOM = "weights randomised"
+NOTE = (
+    "Pictures that were rightly classified by all; the map is of their class. pointing: the peak "
+    "lies in the lesion's box grown by 5 % of the long side. energy_in_box: share of the map in "
+    "that box. deletion: area under the probability while the best places are blurred away (low "
+    "is good); insertion: while they are put into the blurred picture (high is good). With "
+    "randomised weights pointing must be lost. In brackets: 95 % intervals over patients."
+)
+Row = tuple[str, str, dict[str, Figure]]
+
+
+def measure(path: Path, methods: Sequence[str], table: pd.DataFrame, seed: int = 0) -> list[Row]:
+    """Figures of every member, and of the council, by method; then with weights randomised."""
+    rows = []
+    right = correct(load(path), table)
+    for method in methods:
+        rows += _measured(load(path, method), method, right, f"measuring {method}")
+    strange = randomised(load(path, methods[0]), seed)
+    rows += _measured(strange, f"{methods[0]}, {RANDOM}", right, "with random weights")
+    return rows
+
+
+def correct(model: Model, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that every member and the council classify rightly, those with a box if any has."""
+    boxed = table["box"].fillna("").astype(str) != "" if "box" in table else table["label"] >= 0
+    rows = table[boxed & (table["label"] >= 0)]
+    seen = zip(rows["path"], rows["label"], _parts(model, rows), strict=True)
+    kept = [
+        all(vote.argmax() == label for vote in model.ask(read(path), part))
+        for path, label, part in track(list(seen), "asking")
+    ]
+    if not any(kept):
+        raise ValueError(f"none of {len(rows)} labelled pictures is rightly classified by all")
+    return rows[kept]
+
+
+def randomised(model: Model, seed: int = 0) -> Model:
+    """The model with the entries of each of its weights shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    for member in model.members:
+        net: nn.Module = member.explain.module.net
+        for weight in net.parameters():
+            order = torch.randperm(weight.numel(), generator=generator)
+            weight.data = weight.data.flatten()[order.to(weight.device)].view_as(weight)
+    return model
+
+
+def write(folder: Path, rows: Sequence[Row]) -> None:
+    """faithfulness.json and report.html."""
+    plain: list[dict[str, Any]] = [
+        {"member": member, "method": method, "figures": {k: asdict(f) for k, f in found.items()}}
+        for member, method, found in rows
+    ]
+    write_json(folder / "faithfulness.json", {"version": 1, "rows": plain})
+    many = rows[0][2]["deletion"]
+    lead = f"Heat maps of {many.n:,} pictures of {many.patients:,} patients, measured."
+    sections: list[report.Section] = [report.Text(lead, lead=True), section(rows)]
+    report.write_report(folder / "report.html", "Are the heat maps faithful?", sections)
+
+
+def section(rows: Sequence[Row]) -> report.Table:
+    """The table of members and methods."""
+    cells: list[tuple[report.Cell, ...]] = [
+        (member, method, *(found[name] for name in NAMES)) for member, method, found in rows
+    ]
+    return report.Table(("member", "method", *NAMES), cells, "Faithfulness", NOTE, digits=3)
+
+
+def _measured(model: Model, method: str, rows: pd.DataFrame, what: str) -> list[Row]:
+    found: dict[str, list[Measured]] = {}
+    boxes = rows["box"].fillna("").astype(str) if "box" in rows else [""] * len(rows)
+    parts = _parts(model, rows)
+    todo = zip(rows["path"], rows["label"], rows["patient"], boxes, parts, strict=True)
+    for path, label, patient, box, part in track(list(todo), what):
+        picture = read(path)
+        looked = model.look(picture, int(label), part)
+        for at, (name, heat) in enumerate(_maps(model, looked)):
+            said = Asked(model, at, int(label), part)
+            found.setdefault(name, []).append(_one(said, picture, heat, str(patient), box))
+    return [(name, method, faithfulness.figures(each)) for name, each in found.items()]
+
+
+def _maps(model: Model, looked: Looked) -> list[tuple[str, np.ndarray]]:
+    names = [member.name for member in model.members]
+    found = list(zip(names, looked.maps, strict=True))
+    return [*found, (f"council ({model.kind})", looked.heat)] if len(names) > 1 else found
+
+
+def _one(said: "Asked", picture: np.ndarray, heat: np.ndarray, patient: str, box: str) -> Measured:
+    lesion = faithfulness.box_of(box)
+    inside = None if lesion is None else faithfulness.grown(lesion, heat.shape)
+    blank = cv2.GaussianBlur(picture, (0, 0), max(picture.shape[:2]) / 20)
+    return Measured(
+        patient,
+        None if inside is None else faithfulness.points_into(heat, inside),
+        None if inside is None else faithfulness.energy_inside(heat, inside),
+        faithfulness.deletion(said, picture, blank, heat),
+        faithfulness.insertion(said, picture, blank, heat),
+    )
+
+
+class Asked:
+    """The probability of one class that a member, or after all members the council, gives."""
+
+    def __init__(self, model: Model, at: int, label: int, part: str) -> None:
+        self.model, self.at, self.label, self.part = model, at, label, part
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """Probabilities (n,) of pictures (n, H, W, ...)."""
+        if self.at < len(self.model.members):
+            member = self.model.members[self.at]
+            seen = [member.preprocess(picture).to(self.model.device) for picture in pictures]
+            return member.votes(torch.stack(seen))[:, self.label]
+        return np.array([self.model.ask(p, self.part)[-1][self.label] for p in pictures])
+
+
+def _parts(model: Model, rows: pd.DataFrame) -> list[str]:
+    attribute = model.attribute
+    return [str(part) for part in rows[attribute]] if attribute in rows else [""] * len(rows)

@@ -1,0 +1,140 @@
+"""A checkpoint or a council that looks at one picture: votes, weights and maps over the picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.preprocess import Preprocess
+from evaluation.shares import shares
+from evaluation.voters import Council
+from lightning_modules import checkpoints
+from lightning_modules.cam import Explainer
+from lightning_modules.ensemble import EnsembleModule, load_council
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen in one picture of H x W pixels by M members, with K classes.
+
+    Args:
+        heat: (H, W) float32 from 0 to 1, the members' maps under their weights.
+        maps: (M, H, W), each member's.
+        votes: (M, K) probabilities.
+        weights: (M,) each member's share in the score of the class.
+        probabilities: (K,) the answer.
+        asked: the class that the maps are of.
+    """
+
+    heat: np.ndarray
+    maps: np.ndarray
+    votes: np.ndarray
+    weights: np.ndarray
+    probabilities: np.ndarray
+    asked: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network: its own view of a picture, and its classes in the council's order."""
+
+    name: str
+    weights: str
+    preprocess: Preprocess
+    order: list[int]
+    explain: Explainer
+
+    def votes(self, images: torch.Tensor) -> np.ndarray:
+        """Probabilities (n, K) of what its Preprocess made of n pictures."""
+        module: Any = self.explain.module
+        with torch.inference_mode():
+            return self._ordered(module(images).float().cpu().numpy())
+
+    def look(self, image: torch.Tensor, asked: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """A map (size, size) of the class, or of its own answer, and its vote (K,)."""
+        classes = None if asked is None else [self.order[asked]]
+        found = self.explain(image[None], classes)
+        return found.maps[0], self._ordered(found.logits)[0]
+
+    def _ordered(self, logits: np.ndarray) -> np.ndarray:
+        logits = logits[:, self.order].astype(np.float64)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Model:
+    """Members and how they vote; a single checkpoint is a council of one."""
+
+    members: list[Member]
+    council: Council
+    device: torch.device
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes in the order of the probabilities."""
+        return self.council.class_names
+
+    @property
+    def kind(self) -> str:
+        """The voter's kind."""
+        return self.council.kind
+
+    @property
+    def attribute(self) -> str:
+        """What must be known of a picture beside its pixels, or ''."""
+        return self.council.attribute
+
+    def ask(self, picture: np.ndarray, part: str = "") -> np.ndarray:
+        """Probabilities of each member and, last, of the council, (M + 1, K)."""
+        seen = zip(self.members, self._seen(picture), strict=True)
+        votes = np.stack([member.votes(image[None])[0] for member, image in seen])
+        return np.concatenate([votes, self.council(votes[:, None], self._parts(part))])
+
+    def _seen(self, picture: np.ndarray) -> list[torch.Tensor]:
+        return [one.preprocess(picture).to(self.device) for one in self.members]
+
+    def _parts(self, part: str) -> np.ndarray | None:
+        return np.array([part], dtype=object) if self.attribute else None
+
+    def look(self, picture: np.ndarray, asked: int | None = None, part: str = "") -> Looked:
+        """Votes, and maps of the class asked for, or of the common answer, over the picture."""
+        if asked is None and len(self.members) > 1:
+            asked = int(self.ask(picture, part)[-1].argmax())
+        seen, parts = self._seen(picture), self._parts(part)
+        looked = [m.look(x, asked) for m, x in zip(self.members, seen, strict=True)]
+        votes = np.stack([vote for _, vote in looked])
+        answer = self.council(votes[:, None], parts)[0]
+        asked = int(answer.argmax()) if asked is None else asked
+        weights = shares(self.council.voter, votes[:, None], np.array([asked]), parts)[0]
+        views = zip(self.members, looked, strict=True)
+        maps = np.stack([m.preprocess.back(found, picture) for m, (found, _) in views])
+        common = np.einsum("m,mhw->hw", weights, maps).astype(np.float32)
+        return Looked(common, maps, votes, weights, answer, asked)
+
+
+def load(path: Path, method: str = "GradCAM", device: torch.device | None = None) -> Model:
+    """The model of a checkpoint, a run folder or a council.json."""
+    device = device or torch.device("cpu")
+    folder = path if path.is_dir() else path.parent
+    if path.name == "council.json" or (path.is_dir() and (folder / "council.json").is_file()):
+        ensemble = load_council(path)
+    else:
+        ensemble = alone(path)
+    ensemble.to(device)
+    modules: Any = ensemble.members
+    blocks = zip(ensemble.member_names, ensemble.blocks, ensemble.orders, modules, strict=True)
+    members = [
+        Member(name, block.weights, view, order, Explainer(module, view.size, method))
+        for name, block, order, module in blocks
+        for view in [Preprocess.from_dict(block.preprocess)]
+    ]
+    return Model(members, ensemble.council, device)
+
+
+def alone(path: Path) -> EnsembleModule:
+    """A council of one checkpoint, or of the best of a run folder."""
+    file = path / "best.ckpt" if path.is_dir() else path
+    return EnsembleModule(checkpoints.read(file)[0].class_names, [str(file)])

@@ -1,0 +1,101 @@
+"""The measures of heat maps, against maps that are planted."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from commands import faithful
+from commands.looking import Member, Model, load
+from datamodules.preprocess import Preprocess
+from evaluation.pooling import Soft
+from evaluation.voters import Council
+from lightning_modules.cam import Maps
+from main import main
+
+
+class Spot(torch.nn.Module):
+    """Says "bright" when the pixel at (8, 20) of a 32 x 32 picture is."""
+
+    def forward(self, images):
+        z = 10 * (images[:, 0, 8, 20] - 0.5)
+        return torch.stack([-z, z], dim=1)
+
+
+class Told:
+    """An explainer that points at one place."""
+
+    def __init__(self, y, x):
+        self.module, self.place = Spot(), (y, x)
+
+    def __call__(self, images, classes=None):
+        maps = np.zeros((1, 32, 32), np.float32)
+        maps[(0, *self.place)] = 1
+        return Maps(maps, np.array(classes), self.module(images).numpy())
+
+
+@pytest.fixture
+def films(tmp_path):
+    rows = []
+    for i in range(6):
+        picture = np.zeros((32, 32), np.uint8)
+        picture[6:11, 18:23] = 255 if i % 2 else 0
+        path = tmp_path / f"{i}.png"
+        cv2.imwrite(str(path), picture)
+        box = "18,6,23,11" if i % 2 else ""
+        rows.append({"path": str(path), "label": i % 2, "patient": f"p{i}", "box": box})
+    return pd.DataFrame(rows)
+
+
+def model_that_points_at(y, x):
+    view = Preprocess(size=32, mean=(0, 0, 0), std=(1, 1, 1))
+    member = Member("spot", "w", view, [0, 1], Told(y, x))
+    council = Council(Soft(), ["w"], ["dark", "bright"])
+    return Model([member], council, torch.device("cpu"))
+
+
+def test_the_right_place_is_told_from_a_wrong_one(films):
+    right = faithful.correct(model_that_points_at(8, 20), films)
+    assert len(right) == 3  # those with a box
+    found = {
+        place: faithful._measured(model_that_points_at(*place), "Told", right, "")[0][2]
+        for place in ((8, 20), (25, 3))
+    }
+    good, bad = found.values()
+    assert (good["pointing"].value, bad["pointing"].value) == (1, 0)
+    assert (good["energy_in_box"].value, bad["energy_in_box"].value) == (1, 0)
+    assert good["deletion"].value < bad["deletion"].value
+    assert good["insertion"].value > bad["insertion"].value
+
+
+def test_shuffled_weights_keep_their_entries_and_lose_their_order(resnet):
+    model, strange = load(resnet), faithful.randomised(load(resnet))
+    for before, after in zip(
+        *(m.members[0].explain.module.net.parameters() for m in (model, strange)), strict=True
+    ):
+        assert torch.equal(before.flatten().sort()[0], after.flatten().sort()[0])
+    first = next(iter(model.members[0].explain.module.net.parameters()))
+    assert not torch.equal(first, next(iter(strange.members[0].explain.module.net.parameters())))
+
+
+def test_the_verb_measures_members_and_methods(resnet, tmp_path, capsys):
+    args = ["--split", "test", "--measure", "GradCAM", "EigenCAM", "-o", str(tmp_path)]
+    code = main(["explain", str(resnet), *args])
+    said = capsys.readouterr()
+    if code:  # two epochs may leave no fracture rightly classified
+        assert "rightly classified by all" in said.err
+        return
+    rows = json.loads((tmp_path / "faithfulness.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["GradCAM", "EigenCAM", "GradCAM, weights randomised"]
+    assert rows[0]["figures"]["pointing"]["n"] > 0
+    assert "weights randomised" in (tmp_path / "report.html").read_text()
+    assert "resnet, EigenCAM: pointing" in said.out
+
+
+def test_training_pictures_are_not_measured(resnet, tmp_path, capsys):
+    args = ["--split", "train", "--measure", "-o", str(tmp_path / "no")]
+    assert main(["explain", str(resnet), *args]) == 2
+    assert "--measure needs --split val or test, not train" in capsys.readouterr().err
