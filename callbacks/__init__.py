@@ -6,5 +6,14 @@ from callbacks.history import History
 from callbacks.predictions import Predictions
 from callbacks.record import Record
 from callbacks.reseed import Reseed
+from callbacks.sparse_training import TwoStageSparseTraining
 
-__all__ = ["Bar", "BestAndLast", "History", "Predictions", "Record", "Reseed"]
+__all__ = [
+    "Bar",
+    "BestAndLast",
+    "History",
+    "Predictions",
+    "Record",
+    "Reseed",
+    "TwoStageSparseTraining",
+]
