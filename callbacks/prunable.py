@@ -44,7 +44,7 @@ def prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> P
         seen.reason = seen.reason or _reason(seen, exclude)
     named = {id(seen.weight) for seen in found}
     others = {
-        name: "not a weight of a convolution or linear layer that the images go through"
+        name: "a norm, a bias or a table, or never multiplied by an image"
         for name, parameter in module.named_parameters()
         if id(parameter) not in named
     }
