@@ -1,5 +1,6 @@
 """What happens around training."""
 
+from callbacks.averaging import AverageWeights
 from callbacks.bar import Bar
 from callbacks.checkpointing import BestAndLast
 from callbacks.history import History
@@ -9,6 +10,7 @@ from callbacks.reseed import Reseed
 from callbacks.sparse_training import TwoStageSparseTraining
 
 __all__ = [
+    "AverageWeights",
     "Bar",
     "BestAndLast",
     "History",

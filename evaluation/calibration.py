@@ -89,7 +89,8 @@ def fit_temperature(table: PredictionTable) -> Temperature:
         (high, slope(classes_first, own, high) <= 0),
     ):
         if outside:
-            warnings.warn(f"the temperature runs to its bound {1 / end:g}", stacklevel=2)
+            said = f"validation cannot tell the temperature: it runs to its bound {1 / end:g}"
+            warnings.warn(said, stacklevel=2)
             return Temperature(1 / end, at_bound=True)
     for _ in range(45):
         middle = (low + high) / 2
