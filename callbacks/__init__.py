@@ -9,6 +9,7 @@ from callbacks.predictions import Predictions
 from callbacks.readme import Readme
 from callbacks.record import Record
 from callbacks.reseed import Reseed
+from callbacks.sparse_training import TwoStageSparseTraining
 from callbacks.what_trains import WhatTrains
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Readme",
     "Record",
     "Reseed",
+    "TwoStageSparseTraining",
     "WhatTrains",
 ]
