@@ -54,9 +54,15 @@ class ExactModule(L.LightningModule):
         """Logits of every member, (B, M, K)."""
         raise NotImplementedError
 
-    def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
+    def combine(
+        self, members: dict[str, PredictionTable], meta: dict[str, Any]
+    ) -> dict[str, PredictionTable]:
         """All tables to keep, given those of the members; the module's own stands under ""."""
         return members
+
+    def member_meta(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """What a member's table says of itself; `meta` is what the module's own says."""
+        return meta
 
     def tabulate(
         self, rows: pd.DataFrame, votes: np.ndarray, meta: dict[str, Any]
@@ -140,12 +146,12 @@ class ExactModule(L.LightningModule):
         rows = self.data.manifest.table.iloc[index[order]].drop(columns="path")
         meta = self._meta()
         members = {
-            name: self.tabulate(rows, votes[order, m], meta)
+            name: self.tabulate(rows, votes[order, m], self.member_meta(name, meta))
             for m, name in enumerate(self.member_names)
         }
         if whole:
             require_ids(members[self.member_names[0]], self.ids(split))
-        self.tables[split] = self.combine(members)
+        self.tables[split] = self.combine(members, meta)
 
     def _everyone(self) -> list[tuple[np.ndarray, ...]]:
         """This process's rows, and those of all others, in the order of their ranks."""
