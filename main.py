@@ -39,6 +39,13 @@ def run(args: list[str]) -> int:
     return int(importlib.import_module(module).run(args if verb in TRAINING else rest))
 
 
+def in_one_line(error: Exception) -> str:
+    """What is wrong; of an error in a loader's worker only its last line, after torch's words."""
+    said = str(error).strip()
+    told = said.splitlines()[-1].split(": ", 1)[-1] if said.startswith("Caught ") else said
+    return " ".join(told.split())
+
+
 def main(args: list[str] | None = None) -> int:
     """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
     # threads that spin while they wait slow a busy machine down tenfold; before torch is loaded
@@ -54,7 +61,7 @@ def main(args: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             traceback.print_exc()
-        print(f"consilium {args[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"consilium {args[0]}: {in_one_line(error)}", file=sys.stderr)
         return 2
 
 

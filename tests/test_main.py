@@ -106,3 +106,18 @@ def test_wrong_checkpoints_run_nothing_and_are_one_line(resnet, tmp_path, capsys
 def test_a_finished_run_is_not_written_over(tiny, resnet, capsys):
     said = complaint(capsys, ["fit", *tiny.configs("again"), "--run", str(resnet)])
     assert "holds a finished run" in said
+
+
+def test_a_broken_picture_in_a_worker_is_one_line(tiny, tmp_path, capsys):
+    configs = tiny.configs("broken", **{
+        "data.init_args.source": {"class_path": "datamodules.Table", "init_args": {
+            "files": str(tmp_path / "t.csv"), "patient": "patient"}},
+        "data.init_args.workers": 1})  # fmt: skip
+    rows = [f"p{i}.png,{name},{split},{i}" for i, (name, split) in enumerate(
+        (n, s) for n in ("none", "simple", "comminuted") for s in ("train", "val"))]  # fmt: skip
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split,patient", *rows]))
+    for i in range(6):
+        (tmp_path / f"p{i}.png").write_bytes(b"not a picture %d" % i)
+    said = complaint(capsys, ["fit", *configs, "--run", str(tmp_path / "run")])
+    assert "p0.png" in said or "p2.png" in said or "p4.png" in said
+    assert "Traceback" not in said
