@@ -53,8 +53,8 @@ def panel(picture: np.ndarray, shown: Sequence[Shown], columns: int = 4) -> Draw
 
 def gallery(pictures: Sequence[np.ndarray], shown: Sequence[Shown], columns: int = 4) -> Drawing:
     """Pictures of one shape, alone or under their maps, with titles and captions."""
-    columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
+    columns = -(-len(shown) // rows)
     height = SIDE * np.clip(pictures[0].shape[0] / pictures[0].shape[1], 0.4, 1.8)
     most = max(len(_lines(each.caption)) for each in shown)
     figure, axes = panels(SIDE * columns, (height + 0.35 + 0.17 * most) * rows, rows, columns)
@@ -62,6 +62,7 @@ def gallery(pictures: Sequence[np.ndarray], shown: Sequence[Shown], columns: int
         _draw(at, picture, one)
     for spare in axes[len(shown) :]:
         spare.set_axis_off()
+    figure.supxlabel("White line: half of the map's peak.", x=0.005, ha="left", fontsize=7)
     return figure
 
 
