@@ -4,6 +4,7 @@ Run: python -m benchmarks.sparse [--backbone NAME] [--size PX] [--batch N] [--pa
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 
@@ -106,7 +107,8 @@ def main() -> None:
     image = torch.randn(asked.batch, 3, asked.size, asked.size, device=device)
     label = torch.randint(4, (asked.batch,), device=device)
     held = masked(nets[0], image)
-    with_masks, without = step(nets[0], image, label, held), step(nets[1], image, label, None)
+    twin = copy.deepcopy(nets[0])  # the same numbers, so that only the holding differs
+    with_masks, without = step(nets[0], image, label, held), step(twin, image, label, None)
     print(f"training step with masks / without: {ratio(with_masks, without, asked.pairs)}")
     held_for = [seconds(lambda: (held.hold_gradients(), held.hold_weights())) for _ in range(10)]
     share = np.median(held_for) / np.median([seconds(with_masks) for _ in range(3)])
