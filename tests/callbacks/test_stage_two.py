@@ -1,0 +1,47 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from callbacks import stage_two
+from lightning_modules.schedules import Optimisation
+
+
+def trainer_with(*callbacks):
+    return SimpleNamespace(callbacks=list(callbacks))
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_nobody_stops_or_chooses_before_the_final_density(mode):
+    stopper, chooser = (
+        EarlyStopping("val/x", mode=mode),
+        ModelCheckpoint(monitor="val/x", mode=mode),
+    )
+    every = ModelCheckpoint(save_top_k=-1)
+    trainer, sleep = trainer_with(stopper, chooser, every), stage_two.Sleep()
+    stopper.wait_count, stopper.best_score = 5, torch.tensor(0.1)
+    sleep.sleep(trainer, dense=True)
+    assert chooser.save_top_k == 1
+    sleep.sleep(trainer, dense=False)
+    assert (stopper.wait_count, chooser.save_top_k, every.save_top_k) == (0, 0, -1)
+    assert stopper.best_score == (torch.inf if mode == "min" else -torch.inf)
+    sleep.wake(trainer)
+    assert chooser.save_top_k == 1
+
+
+def test_the_dense_schedule_ends_with_its_stage():
+    way = Optimisation(lr=1e-2, schedule="onecycle", warmup_epochs=1)
+    assert stage_two.dense_optimisation(way, 60).epochs == 60
+    assert stage_two.dense_optimisation(way, 0) is way
+    other = Optimisation(lr=1e-2, schedule="cosine", epochs=40)
+    with pytest.raises(ValueError, match=r"optimisation\.epochs: 40 is not dense_epochs 60"):
+        stage_two.dense_optimisation(other, 60)
+
+
+def test_the_sparse_schedule_is_the_modules_with_its_own_rates():
+    way = Optimisation(lr=1e-2, schedule="onecycle", weight_decay=0.3, warmup_epochs=1)
+    found = stage_two.sparse_optimisation(way, stage_two.Recovery(), 20)
+    assert (found.lr, found.schedule, found.weight_decay) == (5e-5, "cosine", 0.3)
+    with pytest.raises(ValueError, match=r"warmup_epochs: 3 is not below sparse_epochs 2"):
+        stage_two.sparse_optimisation(way, stage_two.Recovery(warmup_epochs=3), 2)
