@@ -5,6 +5,8 @@ import os
 import sys
 import traceback
 
+from commands.words import in_one_line, usage
+
 TRAINING = {
     "fit": "train one member, then measure its best epoch on val and test",
     "validate": "measure a checkpoint on the val split",
@@ -22,14 +24,6 @@ VERBS = {
 }
 
 
-def usage() -> str:
-    """Every verb with one line."""
-    lines = [f"  {verb:<10} {what}" for verb, what in {**TRAINING, **VERBS}.items()]
-    head = "usage: consilium VERB [ARGUMENTS]\n\nVision backbones look at one image and vote.\n"
-    tail = "consilium VERB --help explains a verb; --debug anywhere shows where an error arose."
-    return "\n".join([head, *lines, "", tail])
-
-
 def run(args: list[str]) -> int:
     """Carries out one verb and returns its exit code; errors are raised."""
     verb, rest = args[0], args[1:]
@@ -37,13 +31,6 @@ def run(args: list[str]) -> int:
     if verb not in TRAINING | VERBS:
         raise ValueError(f"verb {verb!r} is not one of {', '.join(TRAINING | VERBS)}")
     return int(importlib.import_module(module).run(args if verb in TRAINING else rest))
-
-
-def in_one_line(error: Exception) -> str:
-    """What is wrong; of an error in a loader's worker only its last line, after torch's words."""
-    said = str(error).strip()
-    told = said.splitlines()[-1].split(": ", 1)[-1] if said.startswith("Caught ") else said
-    return " ".join(told.split())
 
 
 def main(args: list[str] | None = None) -> int:
@@ -54,7 +41,7 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage(TRAINING | VERBS))
         return 0
     try:
         return run(args)

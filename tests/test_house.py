@@ -7,7 +7,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 ROOMS = ("main", "commands", "lightning_modules", "callbacks", "evaluation", "datamodules")
 ARROWS = {
-    "main": set(),  # by name, when a verb is asked for
+    "main": {"commands"},  # the verbs themselves by name, when one is asked for
     "commands": {"commands", "lightning_modules", "callbacks", "evaluation", "datamodules"},
     "lightning_modules": {"lightning_modules", "evaluation"},
     "callbacks": {"callbacks", "evaluation"},
@@ -32,7 +32,7 @@ def test_imports_run_down_the_floors(room):
 
 
 def test_front_door_is_small():
-    assert len((ROOT / "main.py").read_text().splitlines()) <= 60
+    assert len((ROOT / "main.py").read_text().splitlines()) < 60
 
 
 def test_each_class_path_stands_in_one_config_of_a_kind():

@@ -1,0 +1,16 @@
+"""What the front door says to a person: its help, and one line for an error."""
+
+
+def usage(verbs: dict[str, str]) -> str:
+    """Every verb with one line."""
+    lines = [f"  {verb:<10} {what}" for verb, what in verbs.items()]
+    head = "usage: consilium VERB [ARGUMENTS]\n\nVision backbones look at one image and vote.\n"
+    tail = "consilium VERB --help explains a verb; --debug anywhere shows where an error arose."
+    return "\n".join([head, *lines, "", tail])
+
+
+def in_one_line(error: Exception) -> str:
+    """What is wrong; of an error in a loader's worker only its last line, after torch's words."""
+    said = str(error).strip()
+    told = said.splitlines()[-1].split(": ", 1)[-1] if said.startswith("Caught ") else said
+    return " ".join(told.split())
