@@ -23,10 +23,11 @@ class Padded(ImageDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """The exact loader's data set behind torch's sampler."""
-        data = super().test_dataloader().dataset
+        exact = super().test_dataloader()
+        data = exact.dataset
         place = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
         pairs = [(0, i) for i in DistributedSampler(range(len(data)), shuffle=False, **place)]
-        return DataLoader(data, batch_size=4, sampler=pairs)
+        return DataLoader(data, batch_size=4, sampler=pairs, collate_fn=exact.collate_fn)
 
 
 def main(world: int, folder: Path, mutation: str) -> None:
