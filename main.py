@@ -15,6 +15,8 @@ VERBS = {
     "study": "run members and their council from one file; resume, status, dry run",
     "council": "fit every voter on val tables, judge it on test tables",
     "compare": "members side by side: figures, strengths, diversity, paired tests",
+    "audit": "find leaks, copies, broken files and confounds before training",
+    "cache": "list, build or clear stores of prepared pixels",
     "explain": "where a model, or each member of a council, sees what it says",
     "backbones": "list backbones with their size, cost, licence and CAM layer",
 }
@@ -23,9 +25,8 @@ VERBS = {
 def usage() -> str:
     """Every verb with one line."""
     lines = [f"  {verb:<10} {what}" for verb, what in {**TRAINING, **VERBS}.items()]
-    head = "usage: consilium VERB [ARGUMENTS]\n\nVision backbones look at one image and vote.\n"
     tail = "consilium VERB --help explains a verb; --debug anywhere shows where an error arose."
-    return "\n".join([head, *lines, "", tail])
+    return "\n".join(["usage: consilium VERB [ARGUMENTS]\n", *lines, "", tail])
 
 
 def run(args: list[str]) -> int:
@@ -41,16 +42,15 @@ def main(args: list[str] | None = None) -> int:
     """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
     # threads that spin while they wait slow a busy machine down tenfold; before torch is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
+    given = sys.argv[1:] if args is None else args
+    args = [a for a in given if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     try:
         return run(args)
     except (ValueError, OSError, ImportError) as error:
-        if debug:
+        if "--debug" in given:
             traceback.print_exc()
         print(f"consilium {args[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

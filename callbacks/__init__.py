@@ -1,5 +1,6 @@
 """What happens around training."""
 
+from callbacks.averaging import AverageWeights
 from callbacks.bar import Bar
 from callbacks.checkpointing import BestAndLast
 from callbacks.heatmaps import Heatmaps
@@ -8,5 +9,19 @@ from callbacks.predictions import Predictions
 from callbacks.readme import Readme
 from callbacks.record import Record
 from callbacks.reseed import Reseed
+from callbacks.sparse_training import TwoStageSparseTraining
+from callbacks.what_trains import WhatTrains
 
-__all__ = ["Bar", "BestAndLast", "Heatmaps", "History", "Predictions", "Readme", "Record", "Reseed"]
+__all__ = [
+    "AverageWeights",
+    "Bar",
+    "BestAndLast",
+    "Heatmaps",
+    "History",
+    "Predictions",
+    "Readme",
+    "Record",
+    "Reseed",
+    "TwoStageSparseTraining",
+    "WhatTrains",
+]

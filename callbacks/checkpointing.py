@@ -29,3 +29,9 @@ class BestAndLast(ModelCheckpoint):
         """Puts the files into the run folder itself."""
         self.dirpath = str(Path(trainer.default_root_dir))
         super().setup(trainer, pl_module, stage)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes last.ckpt after epochs that are not the best as well; Lightning would not."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.history import FILE as HISTORY
+from evaluation import coupling
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
 from evaluation.report import number
@@ -65,7 +66,8 @@ def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Resul
     """Figures of the module's own table, and of its members' beside them."""
     own = said[""]
     others = {member: figures(table) for member, table in said.items() if member}
-    return Results(name, split, own.class_names, figures(own), others, meta=own.meta)
+    said_by_all = figures(own) | coupling.figures(own)
+    return Results(name, split, own.class_names, said_by_all, others, meta=own.meta)
 
 
 def council(results: Results, folder: Path) -> dict[str, Any]:

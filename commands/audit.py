@@ -121,7 +121,8 @@ def _counts_table(manifest: Manifest) -> Table:
 
 def _pairs(finding: Finding, paths: dict[str, str]) -> Thumbnails:
     chosen = _spread(finding.matches)
-    captions = [f"{m.first} | {m.second}: {m.how} ({m.likeness:.2f})" for m in chosen]
+    alike = [f" ({m.likeness:.2f})" if m.likeness < 1 else "" for m in chosen]
+    captions = [f"{m.first} | {m.second}: {m.how}{a}" for m, a in zip(chosen, alike, strict=True)]
     images = [_side_by_side(paths[m.first], paths[m.second]) for m in chosen]
     note = f"{len(chosen)} of {len(finding.matches)} pairs. {finding.message}"
     kind = f"Leak: {finding.kind}" if finding.leak else finding.kind.capitalize()

@@ -7,9 +7,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from commands.council import LEVEL, level
 from evaluation import comparing, report
 from evaluation.comparing import MAIN, Compared
 from evaluation.files import write_text
+from evaluation.grouping import by_level
 from evaluation.results import write_results
 from evaluation.table import PredictionTable
 
@@ -21,7 +23,8 @@ def run(args: list[str]) -> int:
     if len(files) < len(asked.runs):
         raise ValueError(f"RUN: two of {[str(p) for p in asked.runs]} have one name")
     tables = {name: PredictionTable.read(table_of(p, asked.split)) for name, p in files.items()}
-    found = comparing.compare(tables, asked.draws, asked.seed)
+    tables = {name: by_level(table, *asked.level) for name, table in tables.items()}
+    found = comparing.compare(tables, asked.draws, asked.seed, asked.by)
     write(asked, found, tables, histories(files))
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(summary(found))
@@ -36,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add = main.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder or prediction table")
     add("--split", default="test", help="split whose tables are read from run folders (test)")
+    add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL)
+    add("--by", default="", metavar="ATTRIBUTE", help="also measure each value of an attribute")
     add("-o", "--output", type=Path, default=Path("runs/compare"), help="folder (runs/compare)")
     add("--title", default="Members side by side", help="what stands above the report")
     add("--draws", type=int, default=2000, help="bootstrap draws (2000)")

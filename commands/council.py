@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from rich.console import Console
@@ -12,26 +13,28 @@ from commands.thumbnails import thumbnail
 from evaluation import report, voters
 from evaluation.comparison import verdict
 from evaluation.council import Fitted, Judged, disputed, fit, judge, member_hash, vote
-from evaluation.council_report import MAIN, results, sections, selective, sentence, signed
+from evaluation.council_report import MAIN, by_part, results, sections, selective, sentence, signed
+from evaluation.grouping import LEVELS, RULES, Level, Rule, by_level
 from evaluation.results import write_results
 from evaluation.table import PredictionTable
 
 Tables = Mapping[str, PredictionTable]
+LEVEL = "judge by image, study or patient, its films pooled by mean, max or noisy_or (image:mean)"
 
 
 def run(args: list[str]) -> int:
     """Carries out `council --val TABLE... --test TABLE...`."""
     asked = parser().parse_args(args)
+    refuse_voter(asked)
     val, test = read_tables(asked.val, "--val"), read_tables(asked.test, "--test")
     refuse_strangers(val, test)
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(f"fitting voters on {len(next(iter(val.values()))):,} validation images")
     fitted = fit(val, asked.attribute, asked.attend, asked.weights)
     if asked.voter not in fitted.councils:
-        reason = fitted.left_out.get(asked.voter, "it needs --attribute, --attend or --weights")
-        raise ValueError(f"--voter {asked.voter}: {reason}")
+        raise ValueError(f"--voter {asked.voter}: {fitted.left_out[asked.voter]}")
     console.print(f"judging {len(fitted.councils)} voters and {len(test)} members on test")
-    judged = judge(fitted, test, asked.draws, asked.seed)
+    judged = judge(fitted, test, asked.draws, asked.seed, lambda t: by_level(t, *asked.level))
     write(asked, fitted, judged, val, test)
     console.print(summary(fitted, judged))
     console.print(sentence(fitted, judged, asked.voter))
@@ -46,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     for split, what in (("--val", "val tables, one a member"), ("--test", "their test tables")):
         add(split, nargs="+", required=True, metavar="TABLE", type=Path, help=what)
     add("-o", "--output", type=Path, default=Path("runs/council"), help="folder (runs/council)")
+    add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL)
     add("--voter", default="soft", choices=list(voters.VOTERS), help="what it goes by (soft)")
     add("--attribute", default="", help="attribute with weights of its own, such as body_part")
     add("--attend", nargs="+", default=[], metavar="VALUE", help="its values for attention")
@@ -57,6 +61,18 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+NEEDS = {"per_part": "attribute", "part_attention": "attend", "weighted": "weights"}
+
+
+def refuse_voter(asked: argparse.Namespace) -> None:
+    """A voter that cannot be without an option asks for it before anything is fitted."""
+    option = NEEDS.get(asked.voter)
+    if option and not getattr(asked, option):
+        raise ValueError(f"--voter {asked.voter}: it needs --{option}")
+    if asked.attend and not asked.attribute:
+        raise ValueError("--attend names values of an attribute: it needs --attribute")
+
+
 def read_tables(paths: list[Path], option: str) -> dict[str, PredictionTable]:
     """Tables by member: the run folder's name where there is one, else the file's."""
     names = [member_name(path) for path in paths]
@@ -64,6 +80,14 @@ def read_tables(paths: list[Path], option: str) -> dict[str, PredictionTable]:
     if doubled:
         raise ValueError(f"{option}: two tables are of member {doubled[0]!r}")
     return {n: PredictionTable.read(path) for n, path in zip(names, paths, strict=True)}
+
+
+def level(text: str) -> tuple[Level, Rule]:
+    """`study:max` as level and rule; the rule is the mean where none is named."""
+    wanted, _, rule = text.partition(":")
+    if wanted not in LEVELS or (rule or "mean") not in RULES:
+        raise argparse.ArgumentTypeError(f"{text!r}: levels are {LEVELS}, rules {RULES}")
+    return wanted, cast(Rule, rule or "mean")
 
 
 def member_name(path: Path) -> str:
@@ -97,6 +121,8 @@ def write(
     write_results(folder / "results.json", results(folder.name, fitted, judged, test, chosen))
     shown = pictures(asked.images, test)
     page = [*sections(fitted, judged, test, chosen, shown), selective(fitted, val, test, chosen)]
+    if asked.attribute:
+        page.insert(3, by_part(fitted, test, chosen, asked.attribute, asked.draws))
     report.write_report(folder / "report.html", asked.title, page)
 
 

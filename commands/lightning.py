@@ -5,16 +5,18 @@ import os
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from callbacks.record import SaveConfig
+from commands.memory import OutOfMemory, fitting, watched
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints
 from lightning_modules.exact import ExactModule
+from lightning_modules.tta import ALLOWED, changes
 
 NEVER = 1_000_000  # epochs without gain; a member's early_stopping says fewer
 VERBS = ("fit", "validate", "test", "predict")
@@ -38,6 +40,7 @@ class ConsiliumCLI(LightningCLI):
         parser.set_defaults(
             {"early_stopping.monitor": "val/loss", "early_stopping.patience": NEVER}
         )
+        parser.add_argument("--tta", type=list[str], default=[], help=f"looked at again: {ALLOWED}")
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
@@ -51,6 +54,33 @@ class ConsiliumCLI(LightningCLI):
             checkpoints.read(config["ckpt_path"])
         elif self.config["subcommand"] == "fit":
             refuse_used(Path(config["run"]))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Carries the verb out; a batch that does not fit into memory is said as such."""
+
+        def sizes() -> tuple[int, int, str]:
+            trainer = self.trainer
+            return (
+                self.datamodule.batch_size,
+                trainer.accumulate_grad_batches,
+                trainer.default_root_dir,
+            )
+
+        with watched(sizes):
+            super()._run_subcommand(subcommand)
+
+    def after_instantiate_classes(self) -> None:
+        """Hands the module what is asked of a test alone."""
+        self.model.tta = self.config[self.config["subcommand"]]["tta"]
+        changes(self.model.tta)  # refuses a wrong name before anything is computed
+
+    def test(self, **options: Any) -> None:
+        """Tests; `Record` prints the figures with their intervals, so Lightning need not."""
+        self.trainer.test(**{**options, "verbose": False})
+
+    def validate(self, **options: Any) -> None:
+        """Validates, likewise."""
+        self.trainer.validate(**{**options, "verbose": False})
 
     def after_fit(self) -> None:
         """Measures the best epoch on val and test."""
@@ -97,19 +127,24 @@ def run(args: list[str]) -> int:
     """Parses `args` (verb first) and carries the verb out; wrong input is a ValueError."""
     quieten()
     try:
-        ConsiliumCLI(
-            ExactModule,
-            ImageDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            parser_kwargs={verb: {"exit_on_error": False} for verb in VERBS}
-            | {"exit_on_error": False},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
+        fitting(_carry_out, args)
+    except OutOfMemory:
+        raise
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise ValueError(in_short(str(error))) from error
     return 0
+
+
+def _carry_out(args: list[str]) -> None:
+    ConsiliumCLI(
+        ExactModule,
+        ImageDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        parser_kwargs={verb: {"exit_on_error": False} for verb in VERBS} | {"exit_on_error": False},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=args,
+    )

@@ -3,7 +3,6 @@
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -86,7 +85,7 @@ def read_study(path: str | Path) -> Study:
     )
 
 
-def _config(file: Path, value: Any) -> Path:  # noqa: ANN401
+def _config(file: Path, value: object) -> Path:
     path = Path(*_collapsed(file.parent / str(value)))
     if not path.is_file():
         raise ValueError(f"study {file}: config {value!r} is not a file ({path})")

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from commands import datasets
 from commands.council import read_tables
 from commands.study_file import Study
+from commands.thumbnails import thumbnail
 from evaluation import council, council_report, report
 from evaluation import figures as drawings
 from evaluation.intervals import Figure
@@ -77,16 +79,15 @@ def sections(
 ) -> list[report.Section]:
     """The page from top to bottom."""
     first = next(iter(runs))
-    found: list[report.Section] = [
-        report.Text(" ".join(lead(runs)), lead=True),
+    said = voting(study, folder) if study.council else alone(folder, runs)
+    return [
+        said[0],
         *notes(runs[first]),
-        side_by_side(runs),
         *([report.Gates(gates)] if gates else []),
-        *(voting(study, folder) if study.council else alone(folder, runs)),
+        *said[1:],
         *learning(folder, runs),
         report.Details(facts(runs[first])),
     ]
-    return found
 
 
 def voting(study: Study, folder: Path) -> list[report.Section]:
@@ -94,7 +95,17 @@ def voting(study: Study, folder: Path) -> list[report.Section]:
     val, test = (read_tables([Path(t) for t in study.tables(folder, s)], s) for s in SPLITS)
     fitted = council.fit(val, study.attribute)
     judged = council.judge(fitted, test)
-    return council_report.sections(fitted, judged, test, study.voter)
+    shown = disputes(folder, test)
+    return council_report.sections(fitted, judged, test, study.voter, shown)
+
+
+def disputes(folder: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
+    """The images that the members disagree on most, as the council's data module finds them."""
+    data = datasets.from_configs([str(folder / COUNCIL / "config.yaml")])
+    manifest = data.source.manifest(data.class_names).table
+    paths = dict(zip(manifest["id"], manifest["path"], strict=True))
+    found = council.disputed(list(tables.values()))
+    return [(thumbnail(Path(paths[name])), f"{name}\n{said}") for name, said in found]
 
 
 def alone(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
@@ -104,7 +115,8 @@ def alone(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
         for name in runs
     }
     roc = report.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all")
-    return [roc, *(section for table in tables.values() for section in pictures(table))]
+    each = [section for table in tables.values() for section in pictures(table)]
+    return [report.Text(" ".join(lead(runs)), lead=True), side_by_side(runs), roc, *each]
 
 
 def side_by_side(runs: dict[str, Results]) -> report.Table:
@@ -112,9 +124,7 @@ def side_by_side(runs: dict[str, Results]) -> report.Table:
     rows: list[tuple[report.Cell, ...]] = [
         (name, *(run.metrics[key] for key in MAIN)) for name, run in runs.items()
     ]
-    note = (
-        "In brackets: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
-    )
+    note = "In small: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
     strong = [0] if COUNCIL in runs else []
     return report.Table(("", *MAIN), rows, "Council and members", note, strong=strong)
 

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -181,7 +181,7 @@ def near_copies(manifest: Manifest, seen: Survey) -> list[Finding]:
     """Pictures that show the same, though their bytes differ."""
     rows = _distinct(seen.table)
     table = manifest.table.iloc[rows]
-    keys = table["patient"] + "\n" + table["split"]
+    keys = table["patient"] + "\n" + table["split"] + "\n" + table["label"].astype(str)
     groups = pd.factorize(keys)[0]
     repeated = seen.table["digest"].duplicated(keep=False).to_numpy()[rows]
     groups[repeated] = -1  # stands for copies that may be of other patients and splits
@@ -201,7 +201,7 @@ def conflicts(manifest: Manifest, findings: list[Finding]) -> list[Finding]:
     label = dict(zip(manifest.table["id"], manifest.table["label"], strict=True))
     names = manifest.class_names
     found = [
-        Match(m.first, m.second, f"{m.how}; {names[label[m.first]]}, {names[label[m.second]]}")
+        replace(m, how=f"{m.how}; {names[label[m.first]]} and {names[label[m.second]]}")
         for finding in findings
         if finding.kind in (SAME, NEAR)
         for m in finding.matches

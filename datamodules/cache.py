@@ -58,6 +58,17 @@ class Store:
         part = self._map[offset : offset + int(np.prod(shape))]
         return part.reshape(shape)
 
+    def statistics(self, paths: list[str]) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel from 0 to 1; give the training files."""
+        total, squares, count = np.zeros(3), np.zeros(3), 0
+        for path in paths:
+            pixels = self.pixels(path).reshape(self.side**2, -1) / 255.0
+            total += pixels.mean(axis=0)
+            squares += (pixels**2).mean(axis=0)
+            count += 1
+        mean = total / count
+        return mean.tolist(), np.sqrt(squares / count - mean**2).tolist()
+
     @cached_property
     def _map(self) -> np.ndarray:
         if not (self.folder / PIXELS).stat().st_size:

@@ -17,7 +17,7 @@ from datamodules.balance import Balance
 from datamodules.images import unreadable
 from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
-from datamodules.pictures import Pictures
+from datamodules.pictures import Pictures, as_it_is
 from datamodules.preprocess import Preprocess
 from datamodules.samplers import BalancedSampler, ExactSampler, ShuffledSampler, WeightedSampler
 from datamodules.sources import Source
@@ -213,6 +213,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, pictures: Pictures, sampler: ShuffledSampler | ExactSampler) -> LateLoader:
         pin = self.reading.pin
+        whole: Any = as_it_is  # torch's type for it knows only lists of samples
         return LateLoader(
             pictures,
             batch_size=self.batch_size,
@@ -221,6 +222,7 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available() if pin is None else pin,
             persistent_workers=self.workers > 0,
             prefetch_factor=self.reading.prefetch if self.workers > 0 else None,
+            collate_fn=whole,
             worker_init_fn=_alone,
         )
 

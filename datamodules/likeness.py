@@ -27,6 +27,7 @@ _RINGS, _ANGLES, _WAVES = 28, 128, 9
 _DIMENSIONS = 16
 _NEIGHBOURS, _CHECKED = 9, 2
 _COARSE = 0.55
+_AT_ONCE = 4096
 _LEAST, _MOST = 0.72, 0.88  # of the likeness from which on a pair counts
 
 
@@ -110,7 +111,9 @@ def search(looks: Looks, groups: np.ndarray) -> list[Pair]:
     spectra, descriptors = _described(looks)
     candidates = _candidates(_learned(descriptors, looks), groups)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        alike = [found for found in pool.map(partial(_coarse, looks, spectra), candidates) if found]
+        some = np.array_split(candidates, len(candidates) // _AT_ONCE + 1)  # few futures at a time
+        step = partial(_coarse, looks, spectra)
+        alike = [found for part in some for found in pool.map(step, part) if found]
         scored = list(pool.map(partial(_fine, looks), _best(alike, len(looks))))
     limit = _limit(np.array([pair.likeness for pair in scored]))
     return [pair for pair in scored if pair.likeness >= max(limit, _floor(looks, pair))]
@@ -137,13 +140,14 @@ def _descriptor(spectrum: np.ndarray) -> np.ndarray:
 
 
 def _described(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
-    """(m, 2, rings / 2, 33) spectra for the alignment, (m, d) descriptors."""
-    spectra = np.empty((len(looks), 2, _RINGS // 2, 33), dtype=np.complex64)
+    """(m, views, rings / 2, 33) spectra for the alignment, (m, d) descriptors."""
+    views = (0,) if looks.square[looks.rows].all() else (0, 1)
+    spectra = np.empty((len(looks), len(views), _RINGS // 2, 33), dtype=np.complex64)
     descriptors = np.empty((len(looks), _RINGS * _WAVES), dtype=np.float32)
     for k in track(range(len(looks)), "describing every picture"):
-        both = [_rings(looks.small(k, which)) for which in (0, 1)]
+        both = [_rings(looks.small(k, which)) for which in views]
         spectra[k] = np.stack([spectrum[::2, :33] for spectrum in both])
-        descriptors[k] = _descriptor(both[1])
+        descriptors[k] = _descriptor(both[-1])
     return spectra, descriptors
 
 
@@ -155,8 +159,8 @@ def _learned(descriptors: np.ndarray, looks: Looks) -> np.ndarray:
         for k in some
         for copy in _copies(looks.view(k, 1))
     ]
-    scaled = descriptors / (np.std(np.array(noise), axis=0) + 0.05)
-    centred = scaled - scaled.mean(axis=0)
+    centred = descriptors / (np.std(np.array(noise), axis=0) + 0.05)
+    centred -= centred.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)
     return np.asarray(centred @ axes[:, -_DIMENSIONS:], dtype=np.float32)
 

@@ -6,7 +6,8 @@ from datamodules.drawing import Dice, Drawn, blob, box_of, exposed, grid, soften
 
 PARTS = ["elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist"]
 # for each part the middle lines of its shafts, their half width, and the radius of a joint's disc
-_SHAFTS: dict[str, tuple[tuple[int, ...], int, int]] = {
+Shafts = tuple[tuple[int, ...], int, int]
+_SHAFTS: dict[str, Shafts] = {
     "elbow": ((-70, 90), 70, 170),
     "finger": ((0,), 75, 0),
     "forearm": ((-110, 110), 75, 0),
@@ -24,8 +25,8 @@ def limb(label: int, patient: Dice, film: Dice, size: int) -> Drawn:
     across, along = turned(
         x - film.between(-40, 40), y - film.between(-40, 40), film.between(-40, 40)
     )
-    density = _bones(part, across, along, patient)
-    lines, half, _ = _SHAFTS[part]
+    lines, half, joint = _own(part, patient)
+    density = _bones(part, across, along, (lines, half, joint), patient)
     middle = lines[film.between(0, len(lines) - 1)]
     lesion = np.zeros(x.shape, dtype=bool)
     if label == 1:
@@ -68,8 +69,17 @@ def osteoarthritis(label: int, patient: Dice, film: Dice, size: int) -> Drawn:
     return Drawn(exposed(softened(density), film, noise=10), box_of(lesion))
 
 
-def _bones(part: str, across: np.ndarray, along: np.ndarray, patient: Dice) -> np.ndarray:
+def _own(part: str, patient: Dice) -> Shafts:
+    """The shafts of one patient: each of its own place, thickness and joint."""
     lines, half, joint = _SHAFTS[part]
+    placed = tuple(line + patient.between(-22, 22) for line in lines)
+    return placed, half * patient.between(80, 120) // 100, joint * patient.between(80, 120) // 100
+
+
+def _bones(
+    part: str, across: np.ndarray, along: np.ndarray, shafts: Shafts, patient: Dice
+) -> np.ndarray:
+    lines, half, joint = shafts
     flesh = max(abs(line) for line in lines) + half + patient.between(60, 140)
     density = np.where(np.abs(across) < flesh, 70, 12)
     for line in lines:
@@ -77,9 +87,12 @@ def _bones(part: str, across: np.ndarray, along: np.ndarray, patient: Dice) -> n
         density = np.where(depth > 0, 185, density)
         density = np.where(depth > patient.between(18, 28), 140, density)
     if joint:
-        density = np.where(blob(across, along, (0, -280), (joint, joint)) > 0, 160, density)
+        density = np.where(
+            blob(across, along, (patient.between(-60, 60), -280), (joint, joint)) > 0, 160, density
+        )
     if part in ("finger", "hand"):
-        density = np.where((along + 700) % 330 < 22, 74, density)
+        period, start = patient.between(280, 380), patient.between(0, 300)
+        density = np.where((along + 700 + start) % period < 22, 74, density)
     return density.astype(np.int64)
 
 

@@ -89,20 +89,19 @@ class Preprocess:
         square[middle, middle] = resized(seen.astype(np.float32), self.size, self.size)
         return self.placement(image).backward(square, *image.shape[:2])
 
-    def tensor(self, pixels: np.ndarray) -> torch.Tensor:
+    def tensor(self, pixels: np.ndarray, out: torch.Tensor | None = None) -> torch.Tensor:
         """The last part: float32 (3, size, size), normalised, gray repeated three times.
 
-        Of pixels that still have their margin it takes the middle.
+        Of pixels that still have their margin it takes the middle. ``out`` is written if given.
         """
         pixels = _middle(pixels, self.size)
-        scale = 1.0 / (255.0 * np.asarray(self.std, dtype=np.float32))
-        shift = np.asarray(self.mean, dtype=np.float32) / np.asarray(self.std, dtype=np.float32)
-        out = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-        for c in range(3):
+        out = torch.empty(3, *pixels.shape[:2]) if out is None else out
+        planes = out.numpy()
+        for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             channel = pixels if pixels.ndim == 2 else pixels[..., c]
-            np.multiply(channel, scale[c], out=out[c])
-            out[c] -= shift[c]
-        return torch.from_numpy(out)
+            np.multiply(channel, np.float32(1 / (255 * std)), out=planes[c])
+            planes[c] -= np.float32(mean / std)
+        return out
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that ``from_dict`` reads back."""

@@ -33,11 +33,11 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
 
     def __init__(self, size: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         super().__init__(_Count(size), num_replicas=world, rank=rank, shuffle=True, seed=seed)
+        self.size = size
 
     def order(self) -> np.ndarray:
         """The positions of this epoch, the same in every process."""
-        size = len(self.dataset)  # type: ignore[arg-type]
-        return np.random.default_rng((self.seed, self.epoch)).permutation(size)
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.resize(self.order(), self.total_size)

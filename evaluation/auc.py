@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit, logit, ndtri
+from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 from scipy.stats import rankdata
 
 from evaluation.intervals import LEVEL, Clusters
@@ -44,20 +44,35 @@ class Areas:
         value = float(self.value[at].mean())
         error = self._error(weights)
         if error > 0 and 0 < value < 1:
-            half = ndtri(0.5 + LEVEL / 2) * error / (value * (1 - value))
+            half = self.quantile(at) * error / (value * (1 - value))
             return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
         exact = [newcombe(self.value[j], self.positives[j], self.negatives[j]) for j in at]
         low, high = np.mean(exact, axis=0)
         return value, float(low), float(high)
 
-    def difference(self, first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-        """Mean area at `first` minus mean area at `second`, paired, with its interval."""
+    def difference(
+        self, first: np.ndarray, second: np.ndarray
+    ) -> tuple[float, float, float, float]:
+        """Mean area at `first` minus mean area at `second`, paired: value, low, high, p-value."""
         weights = np.zeros(len(self.value))
         weights[first] += 1 / len(first)
         weights[second] -= 1 / len(second)
         value = float(self.value[first].mean() - self.value[second].mean())
-        half = float(ndtri(0.5 + LEVEL / 2)) * self._error(weights)
-        return value, value - half, value + half
+        error, both = self._error(weights), np.concatenate([first, second])
+        half = self.quantile(both) * error
+        known = error > 0 and np.isfinite(value)
+        p = float(2 * stdtr(self._freedom(both), -abs(value) / error)) if known else 1.0
+        return value, value - half, value + half, p
+
+    def quantile(self, at: np.ndarray) -> float:
+        """Student's, one degree of freedom fewer than there are patients of the scarcer kind.
+
+        With 30 positive patients of 4 images the normal quantile covers 92.5 %, this 93.7 %.
+        """
+        return float(stdtrit(self._freedom(at), 0.5 + LEVEL / 2))
+
+    def _freedom(self, at: np.ndarray) -> int:
+        return max(1, int(min(self.positives[at].min(), self.negatives[at].min())) - 1)
 
     def _error(self, weights: np.ndarray) -> float:
         return float(np.sqrt(max(0.0, weights @ self.covariance @ weights)))

@@ -1,7 +1,7 @@
 """Members side by side: figures, who leads where, how they differ, paired tests, learning."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -13,27 +13,32 @@ from evaluation import figures as plain
 from evaluation.comparison import COMPARED, Difference, differences, holm, verdict
 from evaluation.council_report import signed
 from evaluation.intervals import DRAWS
-from evaluation.metrics import Figures, figures
+from evaluation.metrics import Figures, by_attribute, figures
 from evaluation.pooling import stack
 from evaluation.results import Results
 from evaluation.table import PredictionTable, align
 
 MAIN = ("accuracy", "balanced_accuracy", "auroc", "f1_macro", "kappa", "nll", "ece")
+PARTS = ("accuracy", "kappa")
 PAIRED = ("accuracy", "auroc", "nll")
 Tables = Mapping[str, PredictionTable]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Figures of each member; each two members' difference and diversity, by `a & b`."""
+    """Figures of each member; each two members' difference and diversity, by `a & b`.
+
+    `parts` holds each member's figures for each value of an attribute, where one was asked for.
+    """
 
     members: dict[str, Figures]
     gaps: dict[str, dict[str, Difference]]
     pairs: dict[str, diversity.Pair]
     agreement: float
+    parts: dict[str, dict[str, Figures]] = field(default_factory=dict)
 
 
-def compare(tables: Tables, draws: int = DRAWS, seed: int = 0) -> Compared:
+def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> Compared:
     """Every member and every two members; p-values corrected by Holm over the pairs."""
     aligned = dict(zip(tables, align(list(tables.values())), strict=True))
     known = [table.labelled for table in aligned.values()]
@@ -52,6 +57,7 @@ def compare(tables: Tables, draws: int = DRAWS, seed: int = 0) -> Compared:
         gaps=gaps,
         pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in found.items()},
         agreement=diversity.agreement(said),
+        parts={n: by_attribute(t, by, draws, seed) for n, t in aligned.items()} if by else {},
     )
 
 
@@ -89,6 +95,7 @@ def sections(
     return [
         report.Text(sentence(found), lead=True),
         report.Table(("", *MAIN), rows, "Members", note, digits=3),
+        *by_part(found),
         strengths(found, tables),
         report.Picture(
             drawings.strengths(found.members, _classes(tables)), "The leader is ringed."
@@ -111,6 +118,19 @@ def _pairwise(found: Compared, tables: Tables) -> list[report.Section]:
         report.Picture(drawings.agreement(tables), "% of the images.", "Agreement"),
         diverse(found),
     ]
+
+
+def by_part(found: Compared) -> list[report.Section]:
+    """Accuracy and kappa of each member for each value of the attribute."""
+    if not found.parts:
+        return []
+    members = list(found.parts)
+    columns = ("", "images", *(f"{m} {metric}" for m in members for metric in PARTS))
+    rows: list[tuple[report.Cell, ...]] = []
+    for value in found.parts[members[0]]:
+        each = [found.parts[m][value].get(metric) for m in members for metric in PARTS]
+        rows.append((value, found.parts[members[0]][value]["accuracy"].n, *each))
+    return [report.Table(columns, rows, "By attribute", digits=3)]
 
 
 def strengths(found: Compared, tables: Tables) -> report.Table:
@@ -156,6 +176,8 @@ def results(name: str, found: Compared, tables: Tables) -> Results:
     others = {f"member/{n}": each for n, each in found.members.items()}
     for pair, gap in found.gaps.items():
         others[f"difference/{pair}"] = {metric: each.figure for metric, each in gap.items()}
+    for member, values in found.parts.items():
+        others |= {f"member/{member}/{value}": each for value, each in values.items()}
     meta = {
         "agreement": found.agreement,
         "p_values": {pair: {m: gap[m].p for m in gap} for pair, gap in found.gaps.items()},

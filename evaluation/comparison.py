@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import hstack
-from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest
 
 from evaluation import summary
 from evaluation.auc import areas
-from evaluation.intervals import DRAWS, LEVEL, Clusters, Figure, Replicates, bootstrap, wilson
+from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, wilson
 from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "mcc", "nll", "brier", "ece")
@@ -156,9 +155,7 @@ def _auroc_gaps(
     method = "paired DeLong" if clusters.single else "paired cluster-robust DeLong"
     gaps = []
     for at in range(1, len(every)):
-        value, low, high = found.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
-        error = (high - low) / (2 * float(ndtri(0.5 + LEVEL / 2)))
-        p = float(2 * ndtr(-abs(value) / error)) if error > 0 else 1.0
+        value, low, high, p = found.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
         gaps.append(Difference(_figure(value, low, high, method, base, clusters), p, method))
     return gaps
 

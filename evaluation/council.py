@@ -135,13 +135,23 @@ def vote(council: Council, tables: Sequence[PredictionTable]) -> PredictionTable
     return first.with_probabilities(council(stack(tables), parts_of(council.voter, first)))
 
 
-def judge(fitted: Fitted, test: Tables, draws: int = DRAWS, seed: int = 0) -> Judged:
-    """Every figure of members and voters on test, and each voter against the best member."""
+def judge(
+    fitted: Fitted,
+    test: Tables,
+    draws: int = DRAWS,
+    seed: int = 0,
+    view: Callable[[PredictionTable], PredictionTable] = lambda table: table,
+) -> Judged:
+    """Every figure of members and voters on test, and each voter against the best member.
+
+    `view` makes of each image table the one that is measured, for instance one row a study.
+    """
     tables = align(list(test.values()))
-    members = dict(zip(test, tables, strict=True))
-    voted = {kind: vote(council, tables) for kind, council in fitted.councils.items()}
-    best = calibrated(members[fitted.best], fitted.temperatures[fitted.best])
-    known = [table.labelled for table in tables]
+    members = {name: view(table) for name, table in zip(test, tables, strict=True)}
+    voted = {kind: view(vote(council, tables)) for kind, council in fitted.councils.items()}
+    alone = tables[list(test).index(fitted.best)]
+    best = view(calibrated(alone, fitted.temperatures[fitted.best]))
+    known = [table.labelled for table in members.values()]
     said, labels = stack(known), known[0].labels
     names = list(test)
     pairs = diversity.pairs(said, labels)

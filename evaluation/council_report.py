@@ -10,7 +10,7 @@ from evaluation import report
 from evaluation.comparison import COMPARED, Difference, verdict
 from evaluation.council import Fitted, Judged, calibrated, disputed, vote
 from evaluation.intervals import Figure
-from evaluation.metrics import Figures
+from evaluation.metrics import Figures, by_attribute
 from evaluation.pooling import pool
 from evaluation.results import Results
 from evaluation.selective import fit_conformal, fit_referral, risk_coverage
@@ -18,6 +18,7 @@ from evaluation.table import PredictionTable
 
 MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll", "ece")
 PAIRED = ("accuracy", "auroc", "nll")
+PARTS = ("accuracy", "balanced_accuracy", "kappa", "auroc", "nll")
 Tables = Mapping[str, PredictionTable]
 Thumbnail = tuple[bytes, str]
 
@@ -33,7 +34,7 @@ def sections(
     voted = vote(fitted.councils[chosen], list(tables.values()))
     return [
         report.Text(sentence(fitted, judged, chosen), lead=True),
-        *[report.Text(warning) for warning in fitted.warned],
+        *[report.Text(f"Note: {warning}.") for warning in fitted.warned],
         voters(fitted, judged, chosen),
         paired(fitted, judged),
         *_left_out(fitted),
@@ -81,6 +82,20 @@ def voters(fitted: Fitted, judged: Judged, chosen: str) -> report.Table:
     )
     at = list(judged.voters).index(chosen)
     return report.Table(("", *MAIN), rows, "Voters and members", note, strong=[at])
+
+
+def by_part(
+    fitted: Fitted, judged_tables: Tables, chosen: str, attribute: str, draws: int
+) -> report.Table:
+    """The council's main figures for each value of an attribute."""
+    voted = vote(fitted.councils[chosen], list(judged_tables.values()))
+    parts = by_attribute(voted, attribute, draws)
+    rows: list[tuple[report.Cell, ...]] = [
+        (value, each["accuracy"].n, *(each.get(metric) for metric in PARTS))
+        for value, each in parts.items()
+    ]
+    columns = (attribute, "images", *PARTS)
+    return report.Table(columns, rows, f"The council ({chosen}) by {attribute}")
 
 
 def mean_member(judged: Judged, metric: str) -> float | None:

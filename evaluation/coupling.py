@@ -54,7 +54,7 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
     values = bootstrap(sums, _accuracies, clusters, draws, seed)
     k = len(known.class_names)
     names = [f"pair/{known.class_names[i]}/{known.class_names[j]}" for i, j in pairs(k)]
-    sizes = [*asked.sum(axis=0).astype(int), len(known), len(known)]
+    sizes = [*map(int, asked.sum(axis=0)), len(known), len(known)]
     found = zip([*names, "pairs", "pairs_gap"], sizes, strict=True)
     reason = "neither class has an image, or too few redraws have one"
     return {

@@ -7,13 +7,16 @@ import pandas as pd
 
 from evaluation.table import PredictionTable
 
-Level = Literal["study", "patient"]
+Level = Literal["image", "study", "patient"]
 Rule = Literal["mean", "max", "noisy_or"]
+LEVELS: tuple[Level, ...] = ("image", "study", "patient")
 RULES: tuple[Rule, ...] = ("mean", "max", "noisy_or")
 
 
 def by_level(table: PredictionTable, level: Level, rule: Rule = "mean") -> PredictionTable:
-    """One row a study or patient, its id the row's id; films must agree on the label.
+    """One row a study or patient, named by its id; `image` gives the table itself.
+
+    Films must agree on the label.
 
     `mean` averages probabilities. `max` and `noisy_or` take the first class for "none" and
     raise the others by their surest film, or by the chance that any film shows them; the
@@ -21,6 +24,8 @@ def by_level(table: PredictionTable, level: Level, rule: Rule = "mean") -> Predi
     """
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is not among {RULES}")
+    if level == "image":
+        return table
     names = _names(table, level)
     keys, at = np.unique(names, return_inverse=True)
     rows = _rows(table, keys, at, level)

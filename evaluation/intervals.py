@@ -160,7 +160,7 @@ def bootstrap(
     """
     total = np.ones((1, clusters.count)) @ sums
     counts, rounded = clusters.draws(draws, seed), sums.astype(np.float32).T
-    step = max(1, _CHUNK // max(sums.shape))
+    step = max(1, min(5 * _CHUNK // sums.shape[0], _CHUNK // sums.shape[1]))
 
     def some(start: int) -> np.ndarray:
         # float32 halves the time, and counts below 2 ** 24 are exact in it

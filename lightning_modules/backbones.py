@@ -21,6 +21,7 @@ def build(
     image_size: int | None = None,
     grad_checkpointing: bool = False,
     channels_last: bool = False,
+    compile: bool = False,
     commercial_only: bool = False,
     **options: object,
 ) -> nn.Module:
@@ -30,7 +31,8 @@ def build(
     tag) or the path of a weight file. ``image_size`` None is the size of the published weights;
     a network whose size is fixed is built for the size asked. ``options`` are timm's own
     (``drop_rate``, ``drop_path_rate``, ``in_chans``, ``pad_type``, ...). ``commercial_only``
-    refuses published weights that may not be used commercially.
+    refuses published weights that may not be used commercially. ``compile`` compiles at the first
+    call and leaves the names of the weights as they are.
     """
     _require_known(name)
     if commercial_only and pretrained is not False and not is_commercial(licence(name)):
@@ -42,6 +44,8 @@ def build(
         weights.load(net, pretrained)
     if grad_checkpointing:
         _recompute(name, net)
+    if compile:
+        net.compile()
     return net.to(memory_format=torch.channels_last) if channels_last else net
 
 

@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def write_block(checkpoint: dict[str, Any], **facts: Any) -> None:  # noqa: ANN401
+def write_block(checkpoint: dict[str, Any], **facts: Any) -> None:
     """Adds the block to a checkpoint that is being saved, once its weights are in it."""
     weights = weights_hash(checkpoint["state_dict"])
     checkpoint[KEY] = asdict(Block(weights=weights, versions=versions(), **facts))

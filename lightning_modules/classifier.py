@@ -159,6 +159,7 @@ class ImageClassifier(ExactModule):
         block = checkpoints.read_block(checkpoint, "checkpoint")
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
+        self.stated = "" if self.trainer.training else block.weights
         for split in {"validate": ["val"], "test": ["test"]}.get(self.trainer.state.fn or "", []):
             checkpoints.refuse_training_ids(block, self.ids(split), f"split {split!r}")
 

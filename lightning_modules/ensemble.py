@@ -1,6 +1,7 @@
 """The council: trained checkpoints look at one image and vote."""
 
 import glob
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,9 +77,18 @@ class EnsembleModule(ExactModule):
         ]
         return torch.stack(said, dim=1)
 
-    def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
+    def combine(
+        self, members: dict[str, PredictionTable], meta: dict[str, Any]
+    ) -> dict[str, PredictionTable]:
         """The members' tables and, under "", the council's."""
-        return {"": pooling.pool(self.council, list(members.values())), **members}
+        pooled = pooling.pool(self.council, list(members.values()))
+        return {"": replace(pooled, meta=meta), **members}
+
+    def member_meta(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """A member's table states the member's own weights."""
+        block = self.blocks[self.member_names.index(name)]
+        kept = {key: value for key, value in meta.items() if key not in ("members", "voter")}
+        return {**kept, "module": block.module, "weights": block.weights}
 
     def describe(self) -> dict[str, Any]:
         """What the council's prediction table says of the weights behind it."""

@@ -13,6 +13,7 @@ from evaluation.metrics import nll, quick
 from evaluation.table import PredictionTable, require_ids
 from lightning_modules.batch import Batch, Data
 from lightning_modules.checkpoints import weights_hash
+from lightning_modules.tta import averaged
 
 
 def measured(table: PredictionTable) -> dict[str, float]:
@@ -38,20 +39,30 @@ class ExactModule(L.LightningModule):
         self.tables: dict[str, dict[str, PredictionTable]] = {}
         self.figures: dict[str, dict[str, float]] = {}
         self.measured = ""
+        self.stated = ""  # the weights that a checkpoint said it gave; "" while they may change
+        #: how a picture is looked at once more, outside fit; nothing of it is kept in a checkpoint
+        self.tta: list[str] = []
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
     def data(self) -> Data:
         """The trainer's data module, of which only these public attributes are used."""
-        return cast(Any, self.trainer).datamodule  # type: ignore[no-any-return]
+        data: Data = cast(Any, self.trainer).datamodule
+        return data
 
     def votes(self, batch: Batch) -> Tensor:
         """Logits of every member, (B, M, K)."""
         raise NotImplementedError
 
-    def combine(self, members: dict[str, PredictionTable]) -> dict[str, PredictionTable]:
+    def combine(
+        self, members: dict[str, PredictionTable], meta: dict[str, Any]
+    ) -> dict[str, PredictionTable]:
         """All tables to keep, given those of the members; the module's own stands under ""."""
         return members
+
+    def member_meta(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """What a member's table says of itself; `meta` is what the module's own says."""
+        return meta
 
     def tabulate(
         self, rows: pd.DataFrame, votes: np.ndarray, meta: dict[str, Any]
@@ -65,7 +76,7 @@ class ExactModule(L.LightningModule):
 
     def describe(self) -> dict[str, Any]:
         """What a prediction table says of the weights behind it."""
-        return {"module": type(self).__name__, "weights": weights_hash(self.state_dict())}
+        return {"module": type(self).__name__, "weights": self.measured}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects one batch of the val split."""
@@ -80,16 +91,16 @@ class ExactModule(L.LightningModule):
         self._collect(batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets what an interrupted loop may have left."""
-        self._seen.clear()
+        """Starts with the weights as they are now, and with no votes."""
+        self._start()
 
     def on_test_epoch_start(self) -> None:
-        """Forgets what an interrupted loop may have left."""
-        self._seen.clear()
+        """Starts with the weights as they are now, and with no votes."""
+        self._start()
 
     def on_predict_epoch_start(self) -> None:
-        """Forgets what an interrupted loop may have left."""
-        self._seen.clear()
+        """Starts with the weights as they are now, and with no votes."""
+        self._start()
 
     def on_validation_epoch_end(self) -> None:
         """Measures the whole val split."""
@@ -107,8 +118,19 @@ class ExactModule(L.LightningModule):
         """Gathers the predicted split; labels may be unknown, so nothing is measured."""
         self._gather(self.data.predict_split, whole=self.trainer.limit_predict_batches == 1.0)
 
+    def _start(self) -> None:
+        self._seen.clear()  # an interrupted loop may have left some
+        self.measured = weights_hash(self.state_dict())  # averaged weights are gone after the loop
+        if self.stated and self.measured != self.stated:
+            raise ValueError(
+                "the weights in use are not those of the checkpoint: a callback changed them; "
+                "average weights with callbacks.AverageWeights"
+            )
+
     def _collect(self, batch: Batch) -> None:
-        votes = self.votes(batch).detach().float().cpu()
+        names = [] if self.trainer.state.fn == "fit" else self.tta
+        votes = averaged(lambda seen: self.votes({**batch, "image": seen}), batch["image"], names)
+        votes = votes.detach().float().cpu()
         self._seen.append((batch["index"].cpu(), votes))
 
     def _measure(self, split: str) -> None:
@@ -123,14 +145,13 @@ class ExactModule(L.LightningModule):
         order = order[index[order] >= 0]  # -1: the stand-in of a process that has no sample
         rows = self.data.manifest.table.iloc[index[order]].drop(columns="path")
         meta = self._meta()
-        self.measured = meta["weights"]
         members = {
-            name: self.tabulate(rows, votes[order, m], meta)
+            name: self.tabulate(rows, votes[order, m], self.member_meta(name, meta))
             for m, name in enumerate(self.member_names)
         }
         if whole:
             require_ids(members[self.member_names[0]], self.ids(split))
-        self.tables[split] = self.combine(members)
+        self.tables[split] = self.combine(members, meta)
 
     def _everyone(self) -> list[tuple[np.ndarray, ...]]:
         """This process's rows, and those of all others, in the order of their ranks."""
@@ -145,4 +166,4 @@ class ExactModule(L.LightningModule):
     def _meta(self) -> dict[str, Any]:
         manifest = self.data.manifest
         known = {"manifest_digest": manifest.digest(), "notes": list(manifest.notes)}
-        return {**self.describe(), **known, "tta": None}
+        return {**self.describe(), **known, "tta": self.tta}

@@ -71,17 +71,18 @@ class FineTuning:
                 found.setdefault((shares[name] * lr, decay), []).append(parameter)
         return [{"params": p, "lr": r, "weight_decay": d} for (r, d), p in found.items()]
 
-    def table(self, net: nn.Module, lr: float, epoch: int = 0) -> list[tuple[str, int, int, float]]:
-        """Rows (group of layers, weights, weights that train in ``epoch``, largest rate)."""
-        frozen, shares = self.frozen(net, epoch), self._shares(net)
-        rows: dict[str, tuple[int, int, float]] = {}
+    def table(self, net: nn.Module, lr: float) -> list[tuple[str, int, int | None, float]]:
+        """Rows (part, weights, epoch from which it trains, largest rate); None: it never trains."""
+        shares, rows = self._shares(net), dict[str, tuple[int, int | None, float]]()
+        parts, thaws = _parts(net), [0, *sorted(self.thaw_epochs)]
+        frozen = {epoch: self.frozen(net, epoch) for epoch in thaws}
         for name, parameter in net.named_parameters():
-            group, size = ".".join(name.split(".")[:2]), parameter.numel()
-            moving = 0 if name in frozen else size
-            total, trains, rate = rows.get(group, (0, 0, 0.0))
-            rate = max(rate, shares[name] * lr if moving else 0.0)
-            rows[group] = (total + size, trains + moving, rate)
-        return [(group, *row) for group, row in rows.items()]
+            starts = [epoch for epoch in thaws if name not in frozen[epoch]]
+            part = parts[name] if starts else f"{parts[name]} (frozen)"
+            size, start, rate = rows.get(part, (0, None, 0.0))
+            rate = max(rate, shares[name] * lr if starts else 0.0)
+            rows[part] = (size + parameter.numel(), starts[0] if starts else start, rate)
+        return [(part, *row) for part, row in rows.items()]
 
     def _shares(self, net: nn.Module) -> dict[str, float]:
         heads = tuple(f"{name}." for name in weights.head_names(net))
@@ -125,6 +126,15 @@ def _grouped(net: nn.Module, *, coarse: bool) -> dict[str, int]:
         raise ValueError(f"tuning: {type(net).__name__} does not say its stages (group_matcher)")
     found: dict[str, int] = group_parameters(net, matcher(coarse=coarse), reverse=True)
     return found
+
+
+def _parts(net: nn.Module) -> dict[str, str]:
+    """Which stage each parameter belongs to, in words; its first name where there are none."""
+    if not hasattr(net, "group_matcher"):
+        return {name: name.split(".")[0] for name, _ in net.named_parameters()}
+    of = _grouped(net, coarse=True)
+    words = {0: "stem", max(of.values()): "head"}
+    return {name: words.get(stage, f"stage {stage}") for name, stage in of.items()}
 
 
 def _all_but_last(net: nn.Module, layers: int) -> set[str]:

@@ -60,7 +60,10 @@ def test_fracture_members(
     assert data["preprocess"]["size"] == 224
 
 
-@pytest.mark.parametrize("file", sorted((CONFIGS / "fundus").glob("*.yaml")), ids=lambda f: f.stem)
+FUNDUS_MEMBERS = [file for file in MEMBERS if file.parent.name == "fundus"]
+
+
+@pytest.mark.parametrize("file", FUNDUS_MEMBERS, ids=lambda file: file.stem)
 def test_fundus_members(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = resolved(file, capsys)
     model, data = said["model"]["init_args"], said["data"]["init_args"]
@@ -104,3 +107,15 @@ def test_gradcam_members(kind: str, epochs: int, capsys: pytest.CaptureFixture[s
     assert said["trainer"]["max_epochs"] == epochs
     assert (model["head"], model["tuning"]["trainable_layers"]) == ("sigmoid", 20)
     assert model["optimisation"]["optimizer"] == "adam"
+
+
+@pytest.mark.parametrize(
+    ("study", "members"),
+    [("fracture", 4), ("fundus", 7), ("fundus_4", 4), ("mura", 3), ("gradcam", 10)],
+)
+def test_each_study_prints_a_fit_a_member(
+    study: str, members: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "run", str(CONFIGS / f"studies/{study}.yaml"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("consilium fit") for line in lines) == members

@@ -57,6 +57,7 @@ def test_a_members_figures_in_the_council_are_its_own(study, member):
     inside = PredictionTable.read(study / "council" / "predictions" / "test" / f"{member}.parquet")
     assert own.rows["id"].tolist() == inside.rows["id"].tolist()
     np.testing.assert_allclose(own.logits, inside.logits, atol=1e-6)
+    assert own.meta["weights"] == inside.meta["weights"]
     figures = [read_results(study / "members" / member / "results.json").metrics,
                read_results(study / "council" / "results.json").others[member]]  # fmt: skip
     assert figures[0]["accuracy"] == figures[1]["accuracy"]

@@ -125,3 +125,11 @@ def test_stores_are_listed_and_cleared(paths, root):
     assert [(count, size) for _, count, size in cache.stores(root)]
     assert cache.clear(root) == 2
     assert list(root.iterdir()) == []
+
+
+def test_statistics_are_those_of_all_pixels(paths, root):
+    store = cache.opened(paths, SMALL, root)
+    pixels = np.stack([np.atleast_3d(store.pixels(p)) * np.ones(3) for p in paths]) / 255
+    mean, std = store.statistics(paths)
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)))

@@ -77,7 +77,7 @@ def test_augmented_pixels_are_a_function_of_seed_epoch_and_index(root):
 
 
 def test_an_empty_split_is_refused(root):
-    source = Phantoms(patients=5, films=1, root=root, val=0.0, test=0.0)
+    source = Phantoms(patients=20, films=1, root=root, val=0.0, test=0.0)
     data = ImageDataModule(source, NAMES, workers=0)
     data.prepare_data()
     with pytest.raises(ValueError, match="'val' that 'fit' needs has no pictures"):
@@ -144,7 +144,7 @@ def broken_folder(folder):
         for k in range(8):
             path = folder / "data" / split / "ab"[k % 2] / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), np.full((9, 9), 20 * k, np.uint8))
+            cv2.imwrite(str(path), np.full((9, 9), 20 * k + len(split), np.uint8))
     (folder / "data" / "train" / "a" / "bad.png").write_text("<html>")
     return Folders(str(folder / "data"), patient=None)
 

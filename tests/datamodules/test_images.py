@@ -99,7 +99,8 @@ def test_a_page_is_named_or_the_file_is_refused(tmp_path, colour):
 def bomb():
     size = (60_000).to_bytes(4, "big")
     head = b"IHDR" + size + size + bytes([8, 0, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + zlib.crc32(head).to_bytes(4, "big")
+    end = b"\0\0\0\0IEND\xaeB`\x82"
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + zlib.crc32(head).to_bytes(4, "big") + end
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,14 @@ def bomb():
 def test_what_is_no_picture_is_refused_by_name(tmp_path, data, message):
     with pytest.raises(ImageError, match=rf"film.png: .*{message}"):
         read(put(tmp_path, data, "film.png"))
+
+
+def test_a_chunk_that_lies_about_its_length_is_refused_before_room_is_made(tmp_path, colour):
+    data = bytearray(encoded(colour, "PNG"))
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = (2**31 - 9).to_bytes(4, "big")
+    with pytest.raises(ImageError, match="png header is cut or damaged"):
+        read(put(tmp_path, bytes(data)))
 
 
 def test_a_missing_file_and_too_many_bytes_are_refused(tmp_path, colour, monkeypatch):

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from leaky import NAMES, clean, planted
 
 from datamodules.audit import (
     BROKEN,
@@ -23,6 +22,7 @@ from datamodules.confounds import auc, confounds, cramers_v
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
 from datamodules.sources import Folders
+from tests.datamodules.leaky import NAMES, clean, planted
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from datamodules.sources import Phantoms
 PIXELS = {
     "fracture": "bcea3d507782",
     "retina": "aa41a58cf5fa",
-    "limbs": "9bc90010dc76",
+    "limbs": "51272623ba34",
     "chest": "57c871a593ea",
     "pneumonia": "93b7e6a5578b",
     "cardiomegaly": "8ebb796b5d5c",
     "osteoporosis": "ba94c9fde85a",
     "osteoarthritis": "0395ad4e9535",
-    "limb_abnormality": "09812fbf1853",
+    "limb_abnormality": "4df9beb4d902",
 }
 SMALL = Recipe("fracture", patients=6, films=2, size=64, seed=5)
 

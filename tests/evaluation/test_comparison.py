@@ -49,7 +49,9 @@ def test_a_paired_area_difference_is_delongs_test() -> None:
     c = tens / positive.sum() + ones / (~positive).sum()
     error = np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
     found = differences(one, other, draws=20)["auroc"]
-    assert found.p == pytest.approx(2 * stats.norm.sf(abs(found.figure.value) / error), rel=1e-6)
+    freedom = min(positive.sum(), (~positive).sum()) - 1
+    expected = 2 * stats.t.sf(abs(found.figure.value) / error, freedom)
+    assert found.p == pytest.approx(expected, rel=1e-6)
 
 
 def test_pairing_narrows_the_difference_of_like_models() -> None:

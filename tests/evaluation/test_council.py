@@ -11,6 +11,7 @@ from evaluation.metrics import figures
 from evaluation.report import write_report
 from evaluation.results import read_results, write_results
 from evaluation.table import PredictionTable
+from evaluation.voters import save
 from tests.evaluation.tables import experts, make
 
 
@@ -111,3 +112,22 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
         assert read.others[f"voter/{kind}"]["nll"] == judged.voters[kind]["nll"]
     assert {metric for metric in MAIN} <= set(read.metrics)
     assert read.meta["verdict"] == verdict("accuracy", judged.gains["soft"]["accuracy"])
+
+
+@pytest.mark.parametrize("n", [4, 12])
+def test_a_handful_of_images_and_an_absent_class_still_give_a_report(
+    tmp_path: Path, n: int
+) -> None:
+    val, test = (
+        {name: table.take(np.flatnonzero(table.labels != 2)[:n]) for name, table in made.items()}
+        for made in (_tables("val", 0), _tables("test", 1))
+    )
+    fitted = fit(val, "body_part")
+    judged = judge(fitted, test, draws=50)
+    for kind in fitted.councils:
+        save(tmp_path / kind, fitted.councils[kind])
+    write_results(tmp_path / "r.json", results("council", fitted, judged, test, "soft"))
+    page = [*sections(fitted, judged, test, "soft"), selective(fitted, val, test, "soft")]
+    write_report(tmp_path / "report.html", "A council", page)
+    assert judged.voters["soft"]["auroc"].value is None
+    assert "stacked" in fitted.left_out

@@ -164,3 +164,14 @@ def test_channels_last_gives_the_same_logits() -> None:
     last = backbones.build("resnet10t", 3, channels_last=True)
     assert last.get_submodule("conv1.0").weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(logits(plain, 64), logits(last, 64), atol=1e-5)
+
+
+def test_compiling_leaves_the_weights_names() -> None:
+    plain, compiled = (backbones.build("test_resnet", 2, compile=c) for c in (False, True))
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    assert compiled._compiled_call_impl is not None
+
+
+def test_convolutions_follow_any_size_and_swin_v2_its_windows() -> None:
+    assert 192 in backbones.sizes("resnet50")
+    assert {192, 224, 256} <= set(backbones.sizes("swinv2_tiny_window8_256"))

@@ -141,13 +141,23 @@ def test_the_neutral_setting_is_one_group() -> None:
     assert (group["lr"], group["weight_decay"]) == (0.1, 0.0)
 
 
-def test_table_says_what_trains_at_which_rate() -> None:
-    net = family("densenet")
-    rows = FineTuning(frozen_stages=2, head_lr=3).table(net, 0.1)
-    by_name = {row[0]: row[1:] for row in rows}
-    assert by_name["features.conv0"][1:] == (0, 0.0)
-    assert by_name["classifier.weight"][2] == pytest.approx(0.3)
+def test_table_says_what_trains_from_when_at_which_rate() -> None:
+    net = family("convnext")
+    rows = FineTuning(frozen_stages=2, thaw_epochs=[3], head_lr=3).table(net, 0.1)
+    said = {row[0]: row[2:] for row in rows}
+    assert said["stem (frozen)"] == said["stage 1 (frozen)"] == (None, 0.0)
+    assert said["stage 2"] == (3, 0.1)
+    assert said["stage 3"] == said["stage 4"] == (0, 0.1)
+    assert said["head"] == (0, pytest.approx(0.3))
     assert sum(row[1] for row in rows) == sum(p.numel() for p in net.parameters())
+
+
+def test_table_of_last_layers() -> None:
+    net = family("densenet")
+    said = {row[0]: row[1:] for row in FineTuning(trainable_layers=3).table(net, 0.1)}
+    assert said["stage 4 (frozen)"][1] is None
+    assert said["stage 4"][1] == 0
+    assert said["head"][2] == 0.1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""A council of four mixed members beside its bare forward passes and beside four separate tests.
+
+python benchmarks/council.py [--images 192] [--rounds 5] [--device cpu]
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from datamodules import ImageDataModule, Phantoms
+from datamodules.images import read
+from datamodules.preprocess import Preprocess
+from lightning_modules import EnsembleModule, ImageClassifier, checkpoints
+
+CLASSES = ["none", "simple", "comminuted"]
+MEMBERS = {  # backbone -> its own view
+    "resnet18": Preprocess(size=224),
+    "mobilenetv3_small_100": Preprocess(size=192, clahe=2.0),
+    "convnext_atto": Preprocess(size=224),
+    "efficientnet_b0": Preprocess(size=160),
+}
+
+
+def main() -> None:
+    """Prints the ratios, each the median over rounds with its range."""
+    asked = arguments()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        data = source(Path(folder), asked.images)
+        files = [member(name, view, data, Path(folder)) for name, view in MEMBERS.items()]
+        council = EnsembleModule(CLASSES, [str(file) for file in files])
+        bare = Bare(files, data(Preprocess()), asked.device)
+        tasks: dict[str, Callable[[], object]] = {
+            "council": lambda: tested(council, data(Preprocess()), asked.device),
+            "bare": bare,
+            "separate": lambda: [
+                tested(checkpoints.load(file)[0], data(view), asked.device)
+                for file, view in zip(files, MEMBERS.values(), strict=True)
+            ],
+        }
+        seconds = alternated(tasks, asked.rounds)
+    for name, others in (("bare", "decode + bare forwards"), ("separate", "four separate tests")):
+        ratios = [a / b for a, b in zip(seconds["council"], seconds[name], strict=True)]
+        print(f"council / {others}: {statistics.median(ratios):.3f} "
+              f"({min(ratios):.3f} to {max(ratios):.3f}), {asked.images} images")  # fmt: skip
+    if asked.device == "cuda":
+        memory(files, data)
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    return parser.parse_args()
+
+
+def source(folder: Path, images: int) -> Callable[[Preprocess], ImageDataModule]:
+    """A data module for a view: generated 512 px pictures, nearly all of them in test."""
+    pictures = Phantoms(
+        "fracture", patients=images, films=1, size=512, root=str(folder / "p"), val=0.1, test=0.8
+    )
+    return lambda view: ImageDataModule(pictures, CLASSES, view, batch_size=16, workers=0)
+
+
+def trainer(device: str, **more: object) -> L.Trainer:
+    """A trainer that only works."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    accelerator = "gpu" if device == "cuda" else "cpu"
+    options = {**quiet, "accelerator": accelerator, "devices": 1, "barebones": False, **more}
+    return L.Trainer(use_distributed_sampler=False, enable_checkpointing=False, **options)
+
+
+def member(
+    name: str, view: Preprocess, data: Callable[[Preprocess], ImageDataModule], folder: Path
+) -> Path:
+    """A checkpoint of a member that has seen one batch."""
+    fitting = trainer("cpu", max_steps=1, limit_val_batches=0, num_sanity_val_steps=0)
+    fitting.fit(ImageClassifier(CLASSES, name, image_size=view.size), data(view))
+    fitting.save_checkpoint(folder / f"{name}.ckpt")
+    return folder / f"{name}.ckpt"
+
+
+def tested(module: torch.nn.Module, data: ImageDataModule, device: str) -> None:
+    """One `test` run."""
+    trainer(device).test(module, data, verbose=False)
+
+
+class Bare:
+    """Decode, preprocess and forward in a plain loop, without anything of ours around it."""
+
+    def __init__(self, files: list[Path], data: ImageDataModule, device: str) -> None:
+        data.prepare_data()
+        data.setup("test")
+        self.paths = data.manifest.table["path"].iloc[data.rows("test")].tolist()
+        loaded = [checkpoints.load(file) for file in files]
+        self.nets = [module.to(device) for module, _ in loaded]
+        self.views = [Preprocess.from_dict(block.preprocess) for _, block in loaded]
+        self.device = device
+
+    def __call__(self) -> None:
+        """Goes through the split once."""
+        with torch.inference_mode():
+            for start in range(0, len(self.paths), 16):
+                pictures = [read(path) for path in self.paths[start : start + 16]]
+                for view in dict.fromkeys(self.views):
+                    seen = torch.stack([view(p) for p in pictures]).to(self.device)
+                    for net, own in zip(self.nets, self.views, strict=True):
+                        if own == view:
+                            net(seen).float().cpu()
+
+
+def alternated(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each task, the tasks taking turns; a first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for at in range(rounds + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if at:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def memory(files: list[Path], data: Callable[[Preprocess], ImageDataModule]) -> None:
+    """Peak device memory of the council, one member at a time, beside that of each member."""
+    peaks = []
+    for chosen in ([str(file)] for file in files):
+        peaks.append(peak(EnsembleModule(CLASSES, chosen), data(Preprocess())))
+    apart = EnsembleModule(CLASSES, [str(file) for file in files], one_at_a_time=True)
+    ratio = peak(apart, data(Preprocess())) / max(peaks)
+    print(f"peak memory, one at a time / largest member alone: {ratio:.2f}")
+
+
+def peak(module: torch.nn.Module, data: ImageDataModule) -> int:
+    """Peak bytes on the device during a test."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    tested(module, data, "cuda")
+    module.to("cpu")
+    return torch.cuda.max_memory_allocated()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Going from the dense stage to the sparse one: weights, rates, and who sleeps meanwhile."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+DENSE = "dense.ckpt"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Rates of stage 2: the peak, the schedule's name and its rise, all counted from its start.
+
+    Whatever else the schedule needs is taken from the module's own `optimisation`.
+    """
+
+    lr: float = 5e-5
+    schedule: Literal["none", "cosine", "onecycle", "step", "cyclic", "plateau"] = "cosine"
+    warmup_epochs: float = 1.0
+
+
+class Rates(Protocol):
+    """What is asked of a module's `optimisation`."""
+
+    lr: float
+
+    def curve(self, epochs: float) -> Callable[[float], float]:
+        """Share of `lr` at each moment, in epochs, of a training of `epochs`."""
+
+
+def steps_an_epoch(trainer: L.Trainer) -> int:
+    """Optimizer steps of one epoch."""
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
+
+def dense_optimisation(asked: object, dense_epochs: int) -> Rates:
+    """The module's `optimisation` with its schedule ending where stage 1 ends."""
+    settings = cast(Any, asked)
+    if dense_epochs and settings.epochs not in (None, dense_epochs):
+        raise ValueError(
+            f"optimisation.epochs: {settings.epochs} is not dense_epochs {dense_epochs}"
+        )
+    return cast(Rates, replace(settings, epochs=dense_epochs) if dense_epochs else settings)
+
+
+def sparse_optimisation(asked: object, recovery: Recovery, epochs: int) -> Rates:
+    """The module's `optimisation` with the rates of stage 2."""
+    if recovery.warmup_epochs >= epochs:
+        raise ValueError(
+            f"recovery.warmup_epochs: {recovery.warmup_epochs} is not below sparse_epochs {epochs}"
+        )
+    return cast(Rates, replace(cast(Any, asked), **asdict(recovery), epochs=epochs))
+
+
+def join_schedules(
+    trainer: L.Trainer, start: int, ratio: float, curve: Callable[[float], float]
+) -> None:
+    """From optimizer step `start` on, rates follow `curve` (of epochs since) times `ratio`.
+
+    Rates stay a closed form of the step count, so that a resume needs no further state.
+    """
+    steps = steps_an_epoch(trainer)
+    for config in trainer.lr_scheduler_configs:
+        schedule = config.scheduler
+        if not isinstance(schedule, LambdaLR):
+            raise ValueError(f"schedule: {type(schedule).__name__} is not a function of the step")
+        schedule.lr_lambdas = [
+            _joined(schedule, before, start, steps, ratio, curve) for before in schedule.lr_lambdas
+        ]
+        _write_rates(schedule)
+
+
+def begin_schedules(trainer: L.Trainer) -> None:
+    """A plateau of stage 1 says nothing of stage 2."""
+    for config in trainer.lr_scheduler_configs:
+        if hasattr(config.scheduler, "plateau_share"):
+            vars(config.scheduler).update(plateau_share=1.0, best=math.inf, waited=0)
+
+
+def keep_dense(trainer: L.Trainer) -> Path:
+    """Moves the best checkpoint of stage 1 to dense.ckpt; after a resume it may be there already.
+
+    best.ckpt is from then on what it says: the best at the final density.
+    """
+    dense = Path(trainer.default_root_dir) / DENSE
+    best = [Path(c.best_model_path) for c in _choosers(trainer) if c.best_model_path]
+    if trainer.is_global_zero and best and best[0].is_file():
+        best[0].replace(dense)
+    trainer.strategy.barrier()
+    if not dense.is_file():
+        raise ValueError(f"{dense}: missing; stage 1 needs a ModelCheckpoint that keeps its best")
+    for chooser in _choosers(trainer):
+        _forget(chooser)
+    return dense
+
+
+def load_weights(path: Path, trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Weights of a checkpoint of the same data into the module and its averages."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    _require_same_data(path, content.get("consilium", {}), trainer, module)
+    try:
+        module.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    for average in averages(trainer):
+        average.load_state_dict(content["state_dict"])
+
+
+def averages(trainer: L.Trainer) -> list[nn.Module]:
+    """The averaged copies of the module that Lightning's callbacks keep."""
+    kept = [vars(c)["_average_model"] for c in _callbacks(trainer, WeightAveraging)]
+    return [model.module for model in kept if model is not None]
+
+
+def forget_averages(trainer: L.Trainer) -> None:
+    """Averages begin anew with the weights of stage 2."""
+    for callback in _callbacks(trainer, WeightAveraging):
+        model = vars(callback)["_average_model"]
+        if model is not None:
+            model.n_averaged.zero_()
+
+
+class Sleep:
+    """Lets nobody choose a best epoch or stop the training before the final density."""
+
+    def __init__(self) -> None:
+        self.asked: dict[int, int] = {}
+
+    def sleep(self, trainer: L.Trainer, *, dense: bool) -> None:
+        """Early stopping forgets; the best is chosen in the dense stage alone."""
+        for stopper in _callbacks(trainer, EarlyStopping):
+            worst = math.inf if stopper.mode == "min" else -math.inf
+            stopper.wait_count, stopper.best_score = 0, torch.tensor(worst)
+        for chooser in _choosers(trainer):
+            asked = self.asked.setdefault(id(chooser), chooser.save_top_k)
+            chooser.save_top_k = asked if dense else 0
+
+    def wake(self, trainer: L.Trainer) -> None:
+        """Back to what was asked for."""
+        for chooser in _choosers(trainer):
+            chooser.save_top_k = self.asked.get(id(chooser), chooser.save_top_k)
+
+
+def _joined(
+    schedule: LambdaLR,
+    before: Callable[[int], float],
+    start: int,
+    steps: int,
+    ratio: float,
+    curve: Callable[[float], float],
+) -> Callable[[int], float]:
+    def share(step: int) -> float:
+        if step < start:
+            return before(step)
+        left: float = getattr(schedule, "plateau_share", 1.0)
+        return ratio * (curve((step - start) / steps) * left)
+
+    return share
+
+
+def _write_rates(schedule: LambdaLR) -> None:
+    shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+    rates = [base * share for base, share in zip(schedule.base_lrs, shares, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    vars(schedule)["_last_lr"] = rates
+
+
+def _callbacks(trainer: L.Trainer, kind: type[Any]) -> list[Any]:
+    callbacks: list[L.Callback] = vars(trainer)["callbacks"]
+    return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def _choosers(trainer: L.Trainer) -> list[ModelCheckpoint]:
+    return [c for c in _callbacks(trainer, ModelCheckpoint) if c.monitor is not None]
+
+
+def _forget(chooser: ModelCheckpoint) -> None:
+    worst = torch.tensor(math.inf if chooser.mode == "min" else -math.inf)
+    chooser.best_k_models, chooser.best_model_path, chooser.best_model_score = {}, "", None
+    chooser.kth_best_model_path, chooser.kth_value = "", worst
+
+
+def _require_same_data(
+    path: Path, block: dict[str, Any], trainer: L.Trainer, module: L.LightningModule
+) -> None:
+    """Nobody goes on from weights that may have seen what is now held out."""
+    data = vars(trainer).get("datamodule")
+    if data is None or not hasattr(data, "manifest"):
+        return
+    digest = data.manifest.digest()
+    if block.get("manifest_digest") != digest:
+        raise ValueError(f"{path}: was trained on another manifest; its splits may leak into these")
+    names = list(getattr(module, "class_names", []))
+    if block.get("class_names") != names:
+        raise ValueError(f"{path}: has classes {block.get('class_names')}, not {names}")
+
+
+def zeros(module: nn.Module) -> float:
+    """Share of all numbers of the module's parameters that are 0."""
+    parameters: list[Tensor] = [p.detach() for p in module.parameters()]
+    none = sum(p.numel() - int(p.count_nonzero()) for p in parameters)
+    return none / sum(p.numel() for p in parameters)
