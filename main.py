@@ -37,16 +37,15 @@ def main(args: list[str] | None = None) -> int:
     """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
     # threads that spin while they wait slow a busy machine down tenfold; before torch is loaded
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args
-    args = [a for a in args if a != "--debug"]
+    given = sys.argv[1:] if args is None else args
+    args = [a for a in given if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(TRAINING | VERBS))
         return 0
     try:
         return run(args)
     except (ValueError, OSError, ImportError) as error:
-        if debug:
+        if "--debug" in given:
             traceback.print_exc()
         print(f"consilium {args[0]}: {in_one_line(error)}", file=sys.stderr)
         return 2

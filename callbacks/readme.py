@@ -80,7 +80,6 @@ def describe(module: Model, preprocess: dict[str, Any]) -> dict[str, Any]:
     options = dict(arguments["backbone_args"] or {})
     size, name = preprocess["size"], arguments["backbone"]
     fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
-    layer = module.explainer(size).layers[0]
     return {
         "format": 1,
         "module": type(module).__name__,
@@ -91,13 +90,22 @@ def describe(module: Model, preprocess: dict[str, Any]) -> dict[str, Any]:
         "class_names": list(module.class_names),
         "head": arguments.get("head", "one versus one"),
         "preprocess": preprocess,
-        "cam_layer": {"name": layer.name, "layout": layer.layout, "side": layer.height},
+        "cam_layer": _layer(module, size),
     }
+
+
+def _layer(module: Model, size: int) -> dict[str, Any] | None:
+    """The recommended layer; None for a network without maps."""
+    try:
+        layer = module.explainer(size).layers[0]
+    except ValueError:
+        return None
+    return {"name": layer.name, "layout": layer.layout, "side": layer.height}
 
 
 def text(folder: Path, about: dict[str, Any], results: Results | None) -> str:
     """The README: what it is, figures, files, how to load it, where to look."""
-    layer, names = about["cam_layer"], ", ".join(about["class_names"])
+    names = ", ".join(about["class_names"])
     parts = [
         f"# {folder.name}",
         f"{about['backbone']} ({about['module']}, {about['head']} head) that tells apart: {names}. "
@@ -111,11 +119,7 @@ def text(folder: Path, about: dict[str, Any], results: Results | None) -> str:
         "From this folder, in the environment of Consilium, with a picture as argument:",
         f"```python\n{EXAMPLE}```",
         *(_bare(about) if about["timm"] and about["outputs"] else []),
-        "## Where it looks",
-        f"Recommended layer for class activation maps: `{layer['name']}` ({layer['layout']}, "
-        f"{layer['side']} x {layer['side']} at {about['preprocess']['size']} pixels), the deepest "
-        "stage whose map is at least 7 x 7. Maps over the original picture:",
-        "```bash\nconsilium explain . IMAGE... -o maps\n```",
+        *_where(about),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -158,6 +162,19 @@ def _bare(about: dict[str, Any]) -> list[str]:
     outputs = {"sigmoid": "the output is the logit of the second class"}
     said = f"{said}; {outputs.get(about['head'], 'outputs are logits')}:"
     return [said, f"```python\n{BARE}```"]
+
+
+def _where(about: dict[str, Any]) -> list[str]:
+    layer, side = about["cam_layer"], about["preprocess"]["size"]
+    if layer is None:
+        return ["## Where it looks", "This network has no layer with maps."]
+    return [
+        "## Where it looks",
+        f"Recommended layer for class activation maps: `{layer['name']}` ({layer['layout']}, "
+        f"{layer['side']} x {layer['side']} at {side} pixels), the deepest stage whose map is at "
+        "least 7 x 7. Maps over the original picture:",
+        "```bash\nconsilium explain . IMAGE... -o maps\n```",
+    ]
 
 
 def _figures(results: Results | None) -> list[str]:
