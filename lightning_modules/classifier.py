@@ -110,7 +110,7 @@ class ImageClassifier(ExactModule):
     def on_validation_epoch_end(self) -> None:
         """Measures val, and tells a plateau schedule before checkpoints are written."""
         super().on_validation_epoch_end()
-        if self.trainer.training and not self.trainer.sanity_checking:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             figures = {f"val/{name}": value for name, value in self.figures["val"].items()}
             self.optimisation.observe(self.trainer, figures)
 

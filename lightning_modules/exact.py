@@ -21,6 +21,11 @@ def measured(table: PredictionTable) -> dict[str, float]:
     return {"loss": float(nll(table).mean()), **quick(table.probabilities, table.labels)}
 
 
+def is_all(limit: float) -> bool:
+    """Whether a limit of batches is none: 1.0 are all of them, the number 1 is one batch."""
+    return isinstance(limit, float) and limit == 1.0
+
+
 class ExactModule(L.LightningModule):
     """A module whose validate, test and predict count every sample once on any number of processes.
 
@@ -106,17 +111,17 @@ class ExactModule(L.LightningModule):
         """Measures the whole val split."""
         if self.trainer.sanity_checking:
             return
-        self._gather("val", whole=self.trainer.limit_val_batches == 1.0)
+        self._gather("val", whole=is_all(self.trainer.limit_val_batches))
         self._measure("val")
 
     def on_test_epoch_end(self) -> None:
         """Measures the whole test split."""
-        self._gather("test", whole=self.trainer.limit_test_batches == 1.0)
+        self._gather("test", whole=is_all(self.trainer.limit_test_batches))
         self._measure("test")
 
     def on_predict_epoch_end(self) -> None:
         """Gathers the predicted split; labels may be unknown, so nothing is measured."""
-        self._gather(self.data.predict_split, whole=self.trainer.limit_predict_batches == 1.0)
+        self._gather(self.data.predict_split, whole=is_all(self.trainer.limit_predict_batches))
 
     def _start(self) -> None:
         self._seen.clear()  # an interrupted loop may have left some

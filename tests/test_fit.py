@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -54,3 +55,18 @@ def test_nobody_is_tested_on_training_images(tiny, resnet, tmp_path, capsys):
     args = ["test", *configs, "--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path)]
     assert main(args) != 0
     assert "training samples of this checkpoint" in capsys.readouterr().err
+
+
+def test_a_plateau_lowers_the_rate(tiny, tmp_path):
+    """A figure that cannot improve: the rate falls after each validation that is waited for."""
+    stuck = {"schedule": "plateau", "every": 1, "factor": 0.1, "lr": 1e-12, "optimizer": "sgd"}
+    run = tiny.fit("plateau", tmp_path / "run", **{
+        "trainer.max_epochs": 6, "model.init_args.optimisation": stuck})  # fmt: skip
+    rates = pd.read_csv(run / "history.csv")["lr"]
+    assert rates.iloc[-1] < 0.2 * rates.iloc[0]
+
+
+def test_the_debug_recipe_goes_through_one_batch_of_everything(tiny, tmp_path):
+    recipe = Path(__file__).parents[1] / "configs/recipe/debug.yaml"
+    tiny.fit("debug", tmp_path / "run", "--config", str(recipe))
+    assert not (tmp_path / "run" / "best.ckpt").exists()
