@@ -1,0 +1,52 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from main import main
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
+ELSEWHERE = {  # what the demo study would have made, as the commands before have made it
+    "[runs/demo/members/*]": "[runs/resnet10t]",
+    "runs/demo/council": "runs/council",
+    "runs/demo/members/resnet10t": "runs/resnet10t",
+    "-o runs/faithful": "-o runs/faithful --limit 4",
+}
+
+
+def commands() -> list[str]:
+    """Every consilium line of the README's code blocks but the whole demo and what needs a PATH."""
+    lines = re.findall(r"^\s*\.venv/bin/consilium (.*)$", (ROOT / "README.md").read_text(), re.M)
+    return [line for line in lines if "PATH/" not in line]
+
+
+def as_typed(line: str) -> list[str]:
+    for name, instead in ELSEWHERE.items():
+        line = line.replace(name, instead)
+    words = [w for word in shlex.split(line) for w in (sorted(map(str, Path().glob(word)))[:1]
+             if "*" in word and "/" in word else [word])]  # fmt: skip
+    return words + (SHORT if words[0] == "fit" else [])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_commands_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    verbs = []
+    for line in commands():
+        words = as_typed(line)
+        assert main(words) == 0, (words, capsys.readouterr().err)
+        verbs.append(words[0])
+    assert verbs == ["fit", "test", "test", "study", "study", "explain", "explain"]
+    assert (tmp_path / "runs" / "council" / "council.json").is_file()
+    assert list((tmp_path / "runs" / "maps").glob("*.png"))
+
+
+def test_ci_runs_the_readmes_own_test_command():
+    line = re.search(r"^python3 -m venv .*pytest$", (ROOT / "README.md").read_text(), re.M)
+    assert line
+    script = (ROOT / ".ci/run").read_text()
+    assert "README.md" in script
+    assert 'eval "$command"' in script
