@@ -120,13 +120,12 @@ def alone(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
 
 
 def side_by_side(runs: dict[str, Results]) -> report.Table:
-    """Main figures of council and members."""
+    """Main figures of members that have no council."""
     rows: list[tuple[report.Cell, ...]] = [
         (name, *(run.metrics[key] for key in MAIN)) for name, run in runs.items()
     ]
     note = "In small: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
-    strong = [0] if COUNCIL in runs else []
-    return report.Table(("", *MAIN), rows, "Council and members", note, strong=strong)
+    return report.Table(("", *MAIN), rows, "Members", note)
 
 
 def learning(folder: Path, runs: dict[str, Results]) -> list[report.Section]:

@@ -14,5 +14,6 @@ class LateLoader(DataLoader[Sample]):
     once would go through the order of epoch 0 again.
     """
 
+    # torch's own type of it is a private class
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
         yield from super().__iter__()

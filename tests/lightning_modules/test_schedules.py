@@ -126,7 +126,7 @@ class Learner(lightning.LightningModule):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def validation_step(self, batch: list[Tensor]) -> None:
-        pass
+        """Only has to exist, for Lightning to validate at all."""
 
     def on_validation_epoch_end(self) -> None:
         told = [1.0, 1.1, 1.2, 1.3][self.current_epoch]
