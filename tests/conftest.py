@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# in processes of their own as well: equal bits are promised for equal numbers of threads
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import socket
 from pathlib import Path
