@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser
 
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
-from datamodules.sources import SPLIT_FOLDERS, SUFFIXES, Folders, Table
+from datamodules.sources import SUFFIXES, Folders, Table
+from datamodules.splits import SPLIT_FOLDERS
 
 GUESSES = {
     "path": ["path", "filename", "file", "image", "image_path", "id_code"],

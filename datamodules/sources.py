@@ -2,7 +2,6 @@
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,17 +9,9 @@ import pandas as pd
 
 from datamodules.manifest import COLUMNS, Manifest, split_of
 from datamodules.phantoms import Recipe, written
+from datamodules.splits import SPLIT_FOLDERS, Fractions
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 NO_PATIENTS = "patients are unknown: a patient's pictures may stand on both sides of a split"
 
 
@@ -41,25 +32,6 @@ class Source(ABC):
         """All samples; class names that differ from what the files say are refused."""
 
 
-@dataclass(frozen=True)
-class Fractions:
-    """A split by patient, each patient's side being a function of its name and the seed.
-
-    Args:
-        val: Share of the patients that validation gets.
-        test: Share of the patients that test gets.
-        seed: Another seed, another split.
-    """
-
-    val: float = 0.15
-    test: float = 0.15
-    seed: int = 0
-
-    def split(self, patients: pd.Series) -> list[str]:
-        """One split a row; rows of one patient get the same."""
-        return [split_of(patient, self.val, self.test, self.seed) for patient in patients]
-
-
 class Folders(Source):
     """A folder for each class, in ``train``, ``val``, ``test`` folders or in none.
 
@@ -67,7 +39,8 @@ class Folders(Source):
         root: The folder that holds the split folders or the class folders.
         patient: A regular expression whose first group, searched in the path below ``root``, is
             the patient; null when the files do not say it, which every report will then mention.
-        fractions: How to split by patient when there are no split folders.
+        fractions: How to split by patient when there are no split folders; when there is none of
+            val, or none of test, its share is cut from train.
     """
 
     def __init__(self, root: str, patient: str | None, fractions: Fractions | None = None) -> None:
@@ -105,7 +78,8 @@ class Folders(Source):
 
     def _splits(self, files: list[Path], patients: pd.Series, has_splits: bool) -> list[str]:
         if has_splits:
-            return [_split_folder(path, self.root) for path in files]
+            given = [_split_folder(path, self.root) for path in files]
+            return self.fractions.cut(given, patients) if self.fractions else given
         if self.fractions is None:
             raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
         return self.fractions.split(patients)
@@ -116,21 +90,22 @@ class Table(Source):
 
     Args:
         files: Path of the table, or of several that are read one after another.
-        patient: The column that says the patient; null when there is none, which every report
-            will then mention.
+        patient: The column that says the patient, or several that say it together; null when
+            there is none, which every report will then mention.
         root: The folder below which the paths lie; the table's own folder when null.
         path: The column with the picture's path.
         label: The column with the class, as a name or as a number; null when labels are unknown.
         split: The column that says the split; null when there is none.
         study: The column that says the study; null takes the patient.
         attributes: Further columns to keep; null keeps all.
-        fractions: How to split by patient when there is no split column.
+        fractions: How to split by patient when there is no split column; when it has no val, or
+            no test, its share is cut from train.
     """
 
     def __init__(
         self,
         files: str | list[str],
-        patient: str | None,
+        patient: str | list[str] | None,
         root: str | None = None,
         path: str = "path",
         label: str | None = "label",
@@ -141,14 +116,16 @@ class Table(Source):
     ) -> None:
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
         self.root = Path(root) if root is not None else self.files[0].parent
-        self.columns = {"path": path, "label": label, "split": split, "patient": patient}
+        self.columns = {"path": path, "label": label, "split": split}
+        self.persons = [patient] if isinstance(patient, str) else patient or []
         self.study, self.attributes, self.fractions = study, attributes, fractions
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row a row of the files; its id is the path as the table writes it."""
         raw = pd.concat([_read_table(path) for path in self.files], ignore_index=True)
         given = {ours: name for ours, name in self.columns.items() if name is not None}
-        self._check_columns(raw, [*given.values(), *([self.study] if self.study else [])])
+        study = [self.study] if self.study else []
+        self._check_columns(raw, [*given.values(), *self.persons, *study])
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
@@ -159,10 +136,10 @@ class Table(Source):
 
     def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
         """The patient of each row; one that is not told is taken as a patient of its own."""
-        column = self.columns["patient"]
-        if column is None:
+        if not self.persons:
             return ids, (NO_PATIENTS,)
-        named = raw[column].fillna("").astype(str)
+        parts = raw[self.persons].fillna("").astype(str)
+        named = parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
         blank = int((named == "").sum())
         note = f"{blank} pictures name no patient; each is taken as a patient of its own"
         return named.where(named != "", ids), (note,) * (blank > 0)
@@ -187,7 +164,8 @@ class Table(Source):
     def _splits(self, raw: pd.DataFrame, patients: pd.Series) -> list[str]:
         column = self.columns["split"]
         if column is not None:
-            return [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
+            given = [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
+            return self.fractions.cut(given, patients) if self.fractions else given
         if self.columns["label"] is None:
             return ["predict"] * len(raw)
         if self.fractions is None:
@@ -197,7 +175,8 @@ class Table(Source):
         return self.fractions.split(patients)
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        used = {*self.columns.values(), self.study, *COLUMNS}
+        alone = self.persons if len(self.persons) == 1 else []
+        used = {*self.columns.values(), *alone, self.study, *COLUMNS}
         kept = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in kept if name not in used]]
 
