@@ -197,11 +197,12 @@ def alone(work: Callable[[], None], count: int) -> tuple[float, float]:
 
 
 def memory(loader: DataLoader[object]) -> float:
-    """Resident memory of the loader's workers that no other process shares, in MB."""
+    """Resident memory of this process and of the loader's workers, shared pages once, in MB."""
+    workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
     total = 0
-    for worker in getattr(getattr(loader, "_iterator", None), "_workers", []):
-        lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Private"))
+    for process in ("self", *(worker.pid for worker in workers)):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
 
 

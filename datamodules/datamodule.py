@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from datamodules.balance import Balance
 from datamodules.images import unreadable
 from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
-from datamodules.pictures import Pictures, as_it_is
+from datamodules.pictures import Pictures, Sample, as_it_is, finished
 from datamodules.preprocess import Preprocess
 from datamodules.samplers import BalancedSampler, ExactSampler, ShuffledSampler, WeightedSampler
 from datamodules.sources import Source
@@ -47,7 +48,8 @@ PREPROCESS, BALANCE, READING = Preprocess(), Balance(), Reading()
 class ImageDataModule(LightningDataModule):
     """Batches ``{"image": float32 (B,3,H,W), "label": int64 (B,), "index": int64 (B,)}``.
 
-    ``index`` is the row in ``manifest.table``. After ``view_names`` was called, evaluation batches
+    Under a trainer the loaders hand over bytes, which are normalised on the device. ``index`` is
+    the row in ``manifest.table``. After ``view_names`` was called, evaluation batches
     carry a dict of images, one entry a view, from one decoded picture.
 
     Args:
@@ -151,6 +153,10 @@ class ImageDataModule(LightningDataModule):
         """Every sample of ``predict_split`` once."""
         return self._exact(self.predict_split)
 
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Bytes to floats, on the device that the batch is on by now."""
+        return finished(batch, {"": self.preprocess, **self._views})
+
     def _splits(self, stage: str) -> list[str]:
         by_stage = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
         return by_stage.get(stage, [self.predict_split])
@@ -224,6 +230,7 @@ class ImageDataModule(LightningDataModule):
             prefetch_factor=self.reading.prefetch if self.workers > 0 else None,
             collate_fn=whole,
             worker_init_fn=_alone,
+            finish=None if self.trainer else partial(finished, views=pictures.views),
         )
 
 
