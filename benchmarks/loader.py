@@ -1,6 +1,6 @@
 """Images per second of our loader, of two peers and of the floor, on the same files in one run.
 
-    python benchmarks/loader.py --pictures 400 --workers 2
+    python -m benchmarks.loader
 
 The floor is the bare OpenCV calls in a loop on one core, times the cores.
 """
@@ -62,7 +62,7 @@ def compared(found: dict[str, tuple[float, float]], used: int) -> dict[str, floa
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--pictures", type=int, default=400)
+    made.add_argument("--pictures", type=int, default=640)
     made.add_argument("--side", type=int, default=1024)
     made.add_argument("--workers", type=int, default=2)
     return made

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 
@@ -33,12 +34,15 @@ class Reading:
         corrupt: ``raise`` ends the run at a file that cannot be read; ``skip`` tries all files
             first and leaves those out, which every report will then mention.
         prefetch: Batches that each worker prepares ahead.
+        leave_out: A table with a column ``id`` of samples to leave out, such as the quarantine.csv
+            of an audit, which every report will then mention.
         pin: Whether batches lie in page-locked memory; null means when there is a GPU.
     """
 
     cache: str | None = None
     corrupt: Literal["raise", "skip"] = "raise"
     prefetch: int = 2
+    leave_out: str | None = None
     pin: bool | None = None
 
 
@@ -98,12 +102,22 @@ class ImageDataModule(LightningDataModule):
         """Makes what the source has to make, and the cache, on one process."""
         self.source.prepare()
         if self.reading.cache is not None:
-            self._stores(self.source.manifest(self.class_names), self._views)
+            self._stores(self.listed(), self._views)
+
+    def listed(self) -> Manifest:
+        """The source's samples but for those to leave out."""
+        manifest, file = self.source.manifest(self.class_names), self.reading.leave_out
+        if file is None:
+            return manifest
+        named = pd.read_csv(file, dtype=str)
+        if "id" not in named:
+            raise ValueError(f"leave_out: {file} has no column 'id'; it has {list(named)}")
+        return manifest.without(set(named["id"]), f"left out by {Path(file).name}")
 
     def setup(self, stage: str) -> None:
         """Reads the manifest, once."""
         if not hasattr(self, "manifest"):
-            self.manifest = self._readable(self.source.manifest(self.class_names))
+            self.manifest = self._readable(self.listed())
         for split in self._splits(stage):
             if not len(self.rows(split)):
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
@@ -173,10 +187,8 @@ class ImageDataModule(LightningDataModule):
         bad = stores[""].failures if stores else unreadable(paths.tolist())
         if not bad:
             return manifest
-        lost = manifest.table.loc[paths.isin(set(bad)), "id"].tolist()
-        note = f"{len(lost)} files that cannot be read were skipped: {', '.join(lost[:20])}"
-        kept = manifest.table[~paths.isin(set(bad))]
-        return replace(manifest, table=kept, notes=(*manifest.notes, note))
+        lost = set(manifest.table.loc[paths.isin(set(bad)), "id"])
+        return manifest.without(lost, "skipped: they cannot be read")
 
     def _without_leaks(self, manifest: Manifest) -> Manifest:
         """The manifest if no leak is found; with a note for each if they are allowed."""
