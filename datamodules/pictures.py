@@ -54,7 +54,7 @@ class Pictures(Dataset[Sample]):
         return {"image": alone, "label": int(batch["label"]), "index": int(batch["index"])}
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Sample:
-        """A whole batch of bytes, yet to be ``finished``: a quarter of what floats would weigh, or less."""
+        """A whole batch of bytes, a quarter of the weight of floats, yet to be ``finished``."""
         seen: dict[str, list[np.ndarray]] = {name: [] for name in self.views}
         for epoch, position in keys:
             rng_seed = (self.seed, epoch, int(self.rows[position]))
