@@ -188,7 +188,7 @@ def _npy(values: np.ndarray) -> bytes:
 
 def _about(asked: argparse.Namespace, model: Model) -> dict[str, Any]:
     members = {
-        one.name: {"weights": one.weights, "layers": [layer.name for layer in one.explain.layers]}
+        one.name: {"weights": one.weights, "layers": [layer.name for layer in one.maps.layers]}
         for one in model.members
     }
     return {
