@@ -9,8 +9,7 @@ from jsonargparse import ArgumentParser
 
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
-from datamodules.sources import SUFFIXES, Folders, Table
-from datamodules.splits import SPLIT_FOLDERS
+from datamodules.sources import SPLIT_FOLDERS, SUFFIXES, Folders, Table
 
 GUESSES = {
     "path": ["path", "filename", "file", "image", "image_path", "id_code"],

@@ -102,7 +102,7 @@ def voting(study: Study, folder: Path) -> list[report.Section]:
 def disputes(folder: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
     """The images that the members disagree on most, as the council's data module finds them."""
     data = datasets.from_configs([str(folder / COUNCIL / "config.yaml")])
-    manifest = data.source.manifest(data.class_names).table
+    manifest = data.listed().table
     paths = dict(zip(manifest["id"], manifest["path"], strict=True))
     found = council.disputed(list(tables.values()))
     return [(thumbnail(Path(paths[name])), f"{name}\n{said}") for name, said in found]

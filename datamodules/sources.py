@@ -9,9 +9,18 @@ import pandas as pd
 
 from datamodules.manifest import COLUMNS, Manifest, split_of
 from datamodules.phantoms import Recipe, written
-from datamodules.splits import SPLIT_FOLDERS, Fractions
+from datamodules.splits import Fractions
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 NO_PATIENTS = "patients are unknown: a patient's pictures may stand on both sides of a split"
 
 
@@ -39,8 +48,7 @@ class Folders(Source):
         root: The folder that holds the split folders or the class folders.
         patient: A regular expression whose first group, searched in the path below ``root``, is
             the patient; null when the files do not say it, which every report will then mention.
-        fractions: How to split by patient when there are no split folders; when there is none of
-            val, or none of test, its share is cut from train.
+        fractions: How to split by patient when there are no split folders, or not all three.
     """
 
     def __init__(self, root: str, patient: str | None, fractions: Fractions | None = None) -> None:
@@ -54,7 +62,7 @@ class Folders(Source):
         table["path"] = [str(self.root / path) for path in files]
         table["label"] = self._labels(files, int(has_splits), class_names)
         table["patient"] = self._patients(table["id"])
-        table["split"] = self._splits(files, table["patient"], has_splits)
+        table["split"] = self._splits(files, table, has_splits)
         table["study"] = table["patient"]
         notes = () if self.patient else (NO_PATIENTS,)
         return Manifest(table, class_names, notes)
@@ -76,13 +84,11 @@ class Folders(Source):
             raise ValueError(f"patient is {self.patient!r}, which does not match {lost[:3]}")
         return [match.group(1) for match in found if match is not None]
 
-    def _splits(self, files: list[Path], patients: pd.Series, has_splits: bool) -> list[str]:
-        if has_splits:
-            given = [_split_folder(path, self.root) for path in files]
-            return self.fractions.cut(given, patients) if self.fractions else given
-        if self.fractions is None:
+    def _splits(self, files: list[Path], table: pd.DataFrame, has_splits: bool) -> list[str]:
+        said = [_split_folder(path, self.root) for path in files] if has_splits else None
+        if said is None and self.fractions is None:
             raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
-        return self.fractions.split(patients)
+        return _completed(said, table, self.fractions)
 
 
 class Table(Source):
@@ -98,8 +104,7 @@ class Table(Source):
         split: The column that says the split; null when there is none.
         study: The column that says the study; null takes the patient.
         attributes: Further columns to keep; null keeps all.
-        fractions: How to split by patient when there is no split column; when it has no val, or
-            no test, its share is cut from train.
+        fractions: How to split by patient when there is no split column, or not all three splits.
     """
 
     def __init__(
@@ -117,28 +122,28 @@ class Table(Source):
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
         self.root = Path(root) if root is not None else self.files[0].parent
         self.columns = {"path": path, "label": label, "split": split}
-        self.persons = [patient] if isinstance(patient, str) else patient or []
+        self.patient = [patient] if isinstance(patient, str) else patient
         self.study, self.attributes, self.fractions = study, attributes, fractions
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row a row of the files; its id is the path as the table writes it."""
         raw = pd.concat([_read_table(path) for path in self.files], ignore_index=True)
         given = {ours: name for ours, name in self.columns.items() if name is not None}
-        study = [self.study] if self.study else []
-        self._check_columns(raw, [*given.values(), *self.persons, *study])
+        more = [*(self.patient or []), *([self.study] if self.study else [])]
+        self._check_columns(raw, [*given.values(), *more])
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
         table["patient"], notes = self._patients(raw, table["id"])
-        table["split"] = self._splits(raw, table["patient"])
+        table["split"] = self._splits(raw, table)
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
         return Manifest(table.join(self._attributes(raw)), class_names, notes)
 
     def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
         """The patient of each row; one that is not told is taken as a patient of its own."""
-        if not self.persons:
+        if self.patient is None:
             return ids, (NO_PATIENTS,)
-        parts = raw[self.persons].fillna("").astype(str)
+        parts = raw[self.patient].fillna("").astype(str)
         named = parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
         blank = int((named == "").sum())
         note = f"{blank} pictures name no patient; each is taken as a patient of its own"
@@ -161,21 +166,21 @@ class Table(Source):
             _check_names(found, class_names, self.files[0])
         return [class_names.index(value) for value in values]
 
-    def _splits(self, raw: pd.DataFrame, patients: pd.Series) -> list[str]:
+    def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         column = self.columns["split"]
         if column is not None:
-            given = [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
-            return self.fractions.cut(given, patients) if self.fractions else given
+            said = [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
+            return _completed(said, table, self.fractions)
         if self.columns["label"] is None:
             return ["predict"] * len(raw)
         if self.fractions is None:
             raise ValueError(
                 f"{self.files[0]}: no split column; give fractions to split by patient"
             )
-        return self.fractions.split(patients)
+        return _completed(None, table, self.fractions)
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        alone = self.persons if len(self.persons) == 1 else []
+        alone = self.patient if self.patient and len(self.patient) == 1 else []
         used = {*self.columns.values(), *alone, self.study, *COLUMNS}
         kept = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in kept if name not in used]]
@@ -284,6 +289,15 @@ def _picture_files(root: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{root}: no picture files ({' '.join(sorted(SUFFIXES))}) below it")
     return files
+
+
+def _completed(
+    said: list[str] | None, table: pd.DataFrame, fractions: Fractions | None
+) -> list[str]:
+    """The splits that the files say, completed from train if that is asked for."""
+    if fractions is None:
+        return said or []
+    return fractions.split(table["patient"], table["label"].tolist(), said)
 
 
 def _split_folder(path: Path, root: Path) -> str:

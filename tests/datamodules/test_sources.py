@@ -102,57 +102,6 @@ def test_a_table_names_what_it_lacks(tmp_path, rows):
         Table(str(tmp_path / "u.csv"), None).manifest(["none"])
 
 
-def test_a_patient_may_need_several_columns(tmp_path, rows):
-    rows["person"] = ["1", "1", ""]
-    rows.to_csv(tmp_path / "t.csv", index=False)
-    source = Table(str(tmp_path / "t.csv"), ["site", "person"], path="file", label="grade",
-                   split="fold")  # fmt: skip
-    manifest = source.manifest(["none", "mild"])
-    assert manifest.table["patient"].tolist() == ["x/1", "y/1", "c.png"]
-    assert "1 pictures name no patient" in manifest.notes[0]
-    assert "site" in manifest.attributes
-
-
-def sided(splits):
-    """Rows of 200 patients, two each, with splits in turn; what Fractions makes of them."""
-    patients = pd.Series([f"p{n // 2}" for n in range(400)])
-    given = [splits[n // 2 % len(splits)] for n in range(400)]
-    return patients, given, Fractions(0.3, 0.2, seed=5).cut(given, patients)
-
-
-def test_a_split_that_is_not_there_is_cut_from_train_by_patient():
-    patients, given, found = sided(["train", "train", "test"])
-    assert [s for s, g in zip(found, given, strict=True) if g == "test"] == ["test"] * 132
-    cut = [s for s, g in zip(found, given, strict=True) if g == "train"]
-    assert set(cut) == {"train", "val"}
-    assert 0.2 < cut.count("val") / len(cut) < 0.4
-    assert pd.Series(found).groupby(patients).nunique().max() == 1
-    assert set(sided(["train"])[2]) == {"train", "val", "test"}
-
-
-def test_splits_that_are_all_there_stay():
-    _, given, found = sided(["train", "val", "test"])
-    assert found == given
-
-
-def test_a_source_cuts_the_validation_it_lacks(tmp_path, rows):
-    many = pd.concat([rows.assign(file=rows["file"] + str(n), person=rows["person"] + str(n))
-                      for n in range(40)])  # fmt: skip
-    many["fold"] = many["fold"].replace("valid", "train")
-    many.to_csv(tmp_path / "t.csv", index=False)
-    columns = {"path": "file", "label": "grade", "split": "fold"}
-    source = Table(str(tmp_path / "t.csv"), "person", **columns, fractions=Fractions())
-    found = source.manifest(["none", "mild"]).table["split"]
-    assert set(found) == {"train", "val", "test"}
-    assert (found == "test").tolist() == (many["fold"] == "test").tolist()
-    for n in range(20):
-        picture(tmp_path / "tree/train/no" / f"p{n}.png")
-        picture(tmp_path / "tree/test/no" / f"q{n}.png")
-    tree = Folders(str(tmp_path / "tree"), r"([pq]\d+)", Fractions()).manifest(["no"]).table
-    assert set(tree["split"]) == {"train", "val", "test"}
-    assert (tree["split"] == "test").tolist() == tree["id"].str.startswith("test").tolist()
-
-
 MURA = [
     "train/XR_ELBOW/patient00011/study1_negative/image1.png",
     "train/XR_ELBOW/patient00011/study1_negative/image2.png",
