@@ -14,6 +14,7 @@ from datamodules import cache
 from datamodules.audit import cheap_leaks
 from datamodules.augment import Augment
 from datamodules.balance import Balance
+from datamodules.folds import Fold
 from datamodules.images import unreadable
 from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
@@ -41,7 +42,7 @@ class Reading:
     pin: bool | None = None
 
 
-PREPROCESS, BALANCE, READING = Preprocess(), Balance(), Reading()
+PREPROCESS, BALANCE, READING, FOLD = Preprocess(), Balance(), Reading(), Fold()
 
 
 class ImageDataModule(LightningDataModule):
@@ -64,6 +65,7 @@ class ImageDataModule(LightningDataModule):
         predict_split: The split that ``predict`` goes through.
         allow_leaks: Whether ``fit`` goes on when the cheap part of the audit finds a leak, which
             every report will then mention; else it is an error.
+        fold: Which part of the patients is tested, when they are tested in turn.
     """
 
     manifest: Manifest
@@ -83,6 +85,7 @@ class ImageDataModule(LightningDataModule):
         reading: Reading = READING,
         predict_split: Literal["train", "val", "test", "predict"] = "test",
         allow_leaks: bool = False,
+        fold: Fold = FOLD,
     ) -> None:
         super().__init__()
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
@@ -90,18 +93,22 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
         self.workers = workers if workers is not None else _fitting_workers()
         self.balance, self.reading, self.class_weights = balance, reading, None
-        self.allow_leaks, self._views = allow_leaks, {"": preprocess}
+        self.allow_leaks, self.fold, self._views = allow_leaks, fold, {"": preprocess}
 
     def prepare_data(self) -> None:
         """Makes what the source has to make, and the cache, on one process."""
         self.source.prepare()
         if self.reading.cache is not None:
-            self._stores(self.source.manifest(self.class_names), self._views)
+            self._stores(self.samples(), self._views)
+
+    def samples(self) -> Manifest:
+        """All samples of the source, in the splits of the fold; nothing is read but names."""
+        return self.fold.applied(self.source.manifest(self.class_names))
 
     def setup(self, stage: str) -> None:
         """Reads the manifest, once."""
         if not hasattr(self, "manifest"):
-            self.manifest = self._readable(self.source.manifest(self.class_names))
+            self.manifest = self._readable(self.samples())
         for split in self._splits(stage):
             if not len(self.rows(split)):
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
