@@ -87,7 +87,7 @@ def rows_of(asked: argparse.Namespace, class_names: list[str]) -> pd.DataFrame:
     if data.class_names != class_names:
         raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
     data.prepare_data()
-    table: pd.DataFrame = data.samples().table
+    table: pd.DataFrame = data.listed().table
     table = table[table["split"] == asked.split].head(asked.limit or len(table))
     if table.empty:
         raise ValueError(f"--split {asked.split}: no pictures")
@@ -188,7 +188,7 @@ def _npy(values: np.ndarray) -> bytes:
 
 def _about(asked: argparse.Namespace, model: Model) -> dict[str, Any]:
     members = {
-        one.name: {"weights": one.weights, "layers": [layer.name for layer in one.explain.layers]}
+        one.name: {"weights": one.weights, "layers": [layer.name for layer in one.maps.layers]}
         for one in model.members
     }
     return {

@@ -60,7 +60,7 @@ def randomised(model: Model, seed: int = 0) -> Model:
     """The model with the entries of each of its weights shuffled."""
     generator = torch.Generator().manual_seed(seed)
     for member in model.members:
-        net: nn.Module = member.explain.module.net
+        net: nn.Module = member.module.net
         for weight in net.parameters():
             order = torch.randperm(weight.numel(), generator=generator)
             weight.data = weight.data.flatten()[order.to(weight.device)].view_as(weight)

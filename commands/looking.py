@@ -1,8 +1,9 @@
 """A checkpoint or a council that looks at one picture: votes, weights and maps over the picture."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from datamodules.preprocess import Preprocess
 from evaluation.shares import shares
 from evaluation.voters import Council
-from lightning_modules import checkpoints
+from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.cam import Explainer
 from lightning_modules.ensemble import EnsembleModule, load_council
 
@@ -36,26 +37,56 @@ class Looked:
     asked: int
 
 
+Runtime = Callable[[torch.Tensor], np.ndarray]
+
+
 @dataclass(frozen=True)
 class Member:
-    """One network: its own view of a picture, and its classes in the council's order."""
+    """One network: its own view of a picture, and its classes in the council's order.
+
+    Args:
+        name: what it is called in the council.
+        weights: hash of its weights.
+        preprocess: what it sees of a picture.
+        order: where the council's classes stand in its own order.
+        explain: what makes its maps; None where its file has none to make them with.
+        runtime: what gives its logits (n, K) instead of the module that `explain` holds.
+    """
 
     name: str
     weights: str
     preprocess: Preprocess
     order: list[int]
-    explain: Explainer
+    explain: Explainer | None = None
+    runtime: Runtime | None = None
+
+    @property
+    def maps(self) -> Explainer:
+        """What makes its maps."""
+        if self.explain is None:
+            raise ValueError(f"{self.name}: this export has no maps; explain its checkpoint")
+        return self.explain
+
+    @property
+    def module(self) -> ImageClassifier:
+        """The module behind its votes and maps."""
+        return cast(ImageClassifier, self.maps.module)
+
+    def logits(self, images: torch.Tensor) -> np.ndarray:
+        """Logits (n, K), in its own order of classes."""
+        if self.runtime is not None:
+            return self.runtime(images)
+        with torch.inference_mode():
+            return np.asarray(self.module(images).float().cpu().numpy())
 
     def votes(self, images: torch.Tensor) -> np.ndarray:
         """Probabilities (n, K) of what its Preprocess made of n pictures."""
-        module: Any = self.explain.module
-        with torch.inference_mode():
-            return self._ordered(module(images).float().cpu().numpy())
+        return self._ordered(self.logits(images))
 
     def look(self, image: torch.Tensor, asked: int | None) -> tuple[np.ndarray, np.ndarray]:
         """A map (size, size) of the class, or of its own answer, and its vote (K,)."""
         classes = None if asked is None else [self.order[asked]]
-        found = self.explain(image[None], classes)
+        found = self.maps(image[None], classes)
         return found.maps[0], self._ordered(found.logits)[0]
 
     def _ordered(self, logits: np.ndarray) -> np.ndarray:
@@ -89,22 +120,29 @@ class Model:
 
     def ask(self, picture: np.ndarray, part: str = "") -> np.ndarray:
         """Probabilities of each member and, last, of the council, (M + 1, K)."""
-        seen = zip(self.members, self._seen(picture), strict=True)
-        votes = np.stack([member.votes(image[None])[0] for member, image in seen])
-        return np.concatenate([votes, self.council(votes[:, None], self._parts(part))])
+        return self.answer([self.prepare(picture)], [part])[:, 0]
 
-    def _seen(self, picture: np.ndarray) -> list[torch.Tensor]:
-        return [one.preprocess(picture).to(self.device) for one in self.members]
+    def prepare(self, picture: np.ndarray) -> dict[str, torch.Tensor]:
+        """What the members see of a picture, by the name of their Preprocess."""
+        views = {one.preprocess.name: one.preprocess for one in self.members}
+        return {name: view(picture) for name, view in views.items()}
 
-    def _parts(self, part: str) -> np.ndarray | None:
-        return np.array([part], dtype=object) if self.attribute else None
+    def answer(self, seen: Sequence[dict[str, torch.Tensor]], parts: Sequence[str]) -> np.ndarray:
+        """Probabilities of each member and, last, of the council for n pictures, (M + 1, n, K)."""
+        names = {one.preprocess.name for one in self.members}
+        views = {n: torch.stack([one[n] for one in seen]).to(self.device) for n in names}
+        votes = np.stack([one.votes(views[one.preprocess.name]) for one in self.members])
+        return np.concatenate([votes, self.council(votes, self._parts(parts))[None]])
+
+    def _parts(self, parts: Sequence[str]) -> np.ndarray | None:
+        return np.array(parts, dtype=object) if self.attribute else None
 
     def look(self, picture: np.ndarray, asked: int | None = None, part: str = "") -> Looked:
         """Votes, and maps of the class asked for, or of the common answer, over the picture."""
         if asked is None and len(self.members) > 1:
             asked = int(self.ask(picture, part)[-1].argmax())
-        seen, parts = self._seen(picture), self._parts(part)
-        looked = [m.look(x, asked) for m, x in zip(self.members, seen, strict=True)]
+        seen, parts = self.prepare(picture), self._parts([part])
+        looked = [m.look(seen[m.preprocess.name].to(self.device), asked) for m in self.members]
         votes = np.stack([vote for _, vote in looked])
         answer = self.council(votes[:, None], parts)[0]
         asked = int(answer.argmax()) if asked is None else asked

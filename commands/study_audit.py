@@ -22,7 +22,7 @@ def audits(runs: Runs, folder: Path) -> dict[str, Path]:
         kept = folder / FOLDER / digest
         if not (kept / "audit.json").is_file():
             data = datasets.from_configs([str(config)])
-            write(audit(data.samples()), kept, f"the data of {name}")
+            write(audit(data.listed()), kept, f"the data of {name}")
         found[digest] = kept / "audit.json"
     return found
 

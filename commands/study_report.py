@@ -164,7 +164,7 @@ def judged_anew(
 
 def disputes(run: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
     """The images that the members disagree on most, as the council's data module finds them."""
-    manifest = datasets.from_configs([str(run / "config.yaml")]).samples().table
+    manifest = datasets.from_configs([str(run / "config.yaml")]).listed().table
     paths = dict(zip(manifest["id"], manifest["path"], strict=True))
     found = council.disputed(list(tables.values()))
     return [(thumbnail(Path(paths[name])), f"{name}\n{said}") for name, said in found]

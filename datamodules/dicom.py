@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 # What pydicom is known to raise on damaged files; anything else would be a fault of ours.
 DAMAGE = (
     ValueError,
@@ -24,6 +26,7 @@ DAMAGE = (
     EOFError,
     OverflowError,
     struct.error,
+    zlib.error,
 )
 
 
@@ -38,11 +41,26 @@ def pixels(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:
     except ImportError as error:
         raise ValueError("DICOM needs the extra: pip install 'consilium[dicom]'") from error
     try:
+        _refuse_bomb(data, 8 * max_pixels)
         dataset = dcmread(io.BytesIO(data))
         _check(dataset, frame, max_pixels)
         return _picture(dataset, frame or 0)
     except (*DAMAGE, errors.BytesLengthException, errors.InvalidDicomError) as error:
         raise ValueError(f"DICOM that cannot be read ({error})") from error
+
+
+def _refuse_bomb(data: bytes, most: int) -> None:
+    """Unpacks a file that is deflated as a whole and lets it go, before pydicom keeps it all."""
+    start = data[132:144]
+    ends = 144 + int.from_bytes(start[8:], "little") if start[:4] == b"\2\0\0\0" else len(data)
+    if DEFLATED not in data[132 : min(ends, 132 + (1 << 16))]:
+        return
+    unpacked, rest, inflate = 0, data[ends:], zlib.decompressobj(-zlib.MAX_WBITS)
+    while rest and not inflate.eof:
+        unpacked += len(inflate.decompress(rest, 1 << 20))
+        rest = inflate.unconsumed_tail
+        if unpacked > most:
+            raise ValueError(f"unpacks to more than {most} bytes")
 
 
 def _check(dataset: "Dataset", frame: int | None, max_pixels: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PARTS = 100_000  # chunks, markers or tags: far more than a picture has, soon gone through
 FORMATS = ("png", "jpeg", "tiff", "bmp", "webp", "dicom")
 
 
@@ -26,7 +27,12 @@ class Header:
 
 
 def format_of(data: bytes) -> str | None:
-    """One of ``FORMATS`` by the first bytes, whatever the file is called."""
+    """One of ``FORMATS`` by the first bytes, whatever the file is called.
+
+    DICOM comes first: its preamble may hold the header of a TIFF file.
+    """
+    if data[128:132] == b"DICM":
+        return "dicom"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:3] == b"\xff\xd8\xff":
@@ -35,8 +41,6 @@ def format_of(data: bytes) -> str | None:
         return "tiff"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[128:132] == b"DICM":
-        return "dicom"
     return "bmp" if data[:2] == b"BM" else None
 
 
@@ -54,13 +58,15 @@ def header(kind: str, data: np.ndarray) -> Header:
 def _png(data: np.ndarray) -> Header:
     """Goes from chunk to chunk: a decoder would first make room for a length that is a lie."""
     width, height, _, colour = struct.unpack(">IIBB", data[16:26].tobytes())
-    at, kind = 8, b""
-    while kind != b"IEND":
+    at = 8
+    for _ in range(PARTS):
         length, kind = struct.unpack(">I4s", data[at : at + 8].tobytes())
         at += 12 + length
         if at > len(data):
             raise IndexError("a chunk is longer than the file")
-    return Header(width, height, gray=colour in (0, 4))
+        if kind == b"IEND":
+            return Header(width, height, gray=colour in (0, 4))
+    raise IndexError("no end")
 
 
 def _bmp(data: np.ndarray) -> Header:
@@ -84,7 +90,7 @@ def _webp(data: np.ndarray) -> Header:
 def _jpeg(data: np.ndarray) -> Header:
     """Goes from marker to marker up to the frame; the file must also have an end after it."""
     at, size = 2, None
-    while True:
+    for _ in range(PARTS):
         marker, length = int(data[at + 1]), int(data[at + 2]) << 8 | int(data[at + 3])
         if data[at] != 0xFF or length < 2:
             raise IndexError("no marker where one must be")
@@ -100,20 +106,24 @@ def _jpeg(data: np.ndarray) -> Header:
 
 
 def _tiff(data: np.ndarray) -> Header:
-    """Counts the pages that are not thumbnails, and gives the size of the largest."""
+    """Counts the pages that are not thumbnails, and gives the size of the largest of all."""
     order = "<" if data[0] == ord("I") else ">"
     (at,) = struct.unpack(order + "I", data[4:8].tobytes())
-    sizes, seen = [], set()
+    sizes, seen, parts, thumbnails = [(0, 0)], set(), 0, 0
     while at and at not in seen:
         seen.add(at)
         (count,) = struct.unpack(order + "H", data[at : at + 2].tobytes())
+        parts += count
+        if parts > PARTS:
+            raise IndexError("more tags than a picture has")
         entries = data[at + 2 : at + 2 + 12 * count].tobytes()
         tags = dict(_tiff_tag(order, entries[k : k + 12]) for k in range(0, 12 * count, 12))
-        if not tags.get(254, 0) & 1:
-            sizes.append((tags.get(256, 0), tags.get(257, 0)))
+        thumbnails += tags.get(254, 0) & 1
+        sizes.append((tags.get(256, 0), tags.get(257, 0)))
         (at,) = struct.unpack(order + "I", data[at + 2 + 12 * count :][:4].tobytes())
-    width, height = max(sizes, key=lambda size: size[0] * size[1]) if sizes else (0, 0)
-    return Header(width, height, pages=len(sizes) or 1)
+    # a thumbnail's size counts as well: the first page is decoded whatever it calls itself
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return Header(width, height, pages=len(seen) - thumbnails or 1)
 
 
 def _tiff_tag(order: str, entry: bytes) -> tuple[int, int]:

@@ -64,20 +64,31 @@ def content(path: str | Path) -> np.ndarray:
 def decoded(data: np.ndarray, path: str | Path) -> np.ndarray:
     """The pixels that these bytes hold; ``path`` gives the frame and the name for messages."""
     file, frame = _without_frame(path)
+    try:
+        return pixels(data, frame)
+    except ValueError as error:
+        raise ImageError(f"{file}: {error}") from error
+
+
+def pixels(data: np.ndarray, frame: int | None = None, max_pixels: int | None = None) -> np.ndarray:
+    """The pixels that bytes without a name hold, at most ``max_pixels`` (``MAX_PIXELS``).
+
+    Raises:
+        ValueError: With the reason, without any file's name.
+    """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     kind = format_of(data[:132].tobytes())
     if kind is None:
         start = data[:12].tobytes()
-        raise ImageError(f"{file}: begins with {start!r}, which is none of {', '.join(FORMATS)}")
+        raise ValueError(f"begins with {start!r}, which is none of {', '.join(FORMATS)}")
+    if kind == "dicom":
+        return dicom.pixels(data.tobytes(), frame, most)
+    found = header(kind, data)
+    _check(found, frame, most)
     try:
-        if kind == "dicom":
-            return dicom.pixels(data.tobytes(), frame, MAX_PIXELS)
-        found = header(kind, data)
-        _check(found, frame)
         return _eight_bits(_decode(data, found, frame))
     except cv2.error as error:
-        raise ImageError(f"{file}: OpenCV cannot decode it ({error.err})") from error
-    except ValueError as error:
-        raise ImageError(f"{file}: {error}") from error
+        raise ValueError(f"OpenCV cannot decode it ({error.err})") from error
 
 
 def _without_frame(path: str | Path) -> tuple[Path, int | None]:
@@ -87,9 +98,9 @@ def _without_frame(path: str | Path) -> tuple[Path, int | None]:
     return Path(path), None
 
 
-def _check(found: Header, frame: int | None) -> None:
-    if found.width * found.height > MAX_PIXELS:
-        raise ValueError(f"{found.width} x {found.height} pixels; allowed are {MAX_PIXELS}")
+def _check(found: Header, frame: int | None, max_pixels: int) -> None:
+    if found.width * found.height > max_pixels:
+        raise ValueError(f"{found.width} x {found.height} pixels; allowed are {max_pixels}")
     if frame is None and found.pages > 1:
         raise ValueError(f"{found.pages} frames; name one by its number, as in 'file.tif#0'")
     if frame is not None and frame >= found.pages:

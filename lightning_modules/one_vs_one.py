@@ -69,7 +69,7 @@ class OneVsOneClassifier(ImageClassifier):
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Logarithms of the coupled class probabilities, (B, K), of pair logits (B, P)."""
-        return _log_coupled(outputs, len(self.class_names))
+        return log_coupled(outputs, len(self.class_names))
 
     def cost(self, outputs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
         """Mean of the pairs' losses over all (image, pair) whose image is of the pair.
@@ -94,7 +94,7 @@ class OneVsOneClassifier(ImageClassifier):
         self, rows: pd.DataFrame, votes: np.ndarray, meta: dict[str, Any]
     ) -> PredictionTable:
         """The table of coupled logits, the pair logits beside them."""
-        logits = _log_coupled(torch.from_numpy(votes), len(self.class_names)).numpy()
+        logits = log_coupled(torch.from_numpy(votes), len(self.class_names)).numpy()
         return PredictionTable(rows, logits, self.class_names, meta, pairs=votes)
 
 
@@ -128,6 +128,7 @@ def _rows_of(
     return torch.stack([z, torch.zeros_like(z)], dim=1), (label[rows] == pair[1]).long()
 
 
-def _log_coupled(pair_logits: Tensor, classes: int) -> Tensor:
+def log_coupled(pair_logits: Tensor, classes: int) -> Tensor:
+    """Logarithms of the coupled class probabilities, (n, K), of pair logits (n, K(K-1)/2)."""
     coupled = coupling.couple(pair_logits, classes).clamp_min(SMALLEST)
     return coupled.log().float()

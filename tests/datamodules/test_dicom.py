@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datamodules.images import ImageError, read
+from datamodules.images import ImageError, pixels, read
 
 pydicom = pytest.importorskip("pydicom")
 RAMP = np.arange(0, 4096, 273, dtype=np.uint16).reshape(4, 4)
@@ -9,7 +9,7 @@ RAMP = np.arange(0, 4096, 273, dtype=np.uint16).reshape(4, 4)
 
 def written(path, array=RAMP, **tags):
     meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = tags.pop("syntax", pydicom.uid.ExplicitVRLittleEndian)
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     data = pydicom.Dataset()
@@ -55,6 +55,16 @@ def test_a_voi_table_is_used(tmp_path):
     assert np.array_equal(found, np.rint((65535 - 16.0 * RAMP) / 65535 * 255))
 
 
+def test_a_preamble_of_another_format_does_not_deceive(tmp_path):
+    file = written(tmp_path / "a.dcm")
+    data = file.read_bytes()
+    for preamble in (b"II*\0", b"MM\0*", b"BM"):
+        file.write_bytes(preamble + data[len(preamble) :])
+        assert np.array_equal(read(file), np.rint(RAMP / RAMP.max() * 255))
+    ct = pydicom.data.get_testdata_file("CT_small.dcm", download=False)
+    assert read(ct).shape == (128, 128)
+
+
 def test_frames_are_named_or_refused(tmp_path):
     path = written(tmp_path / "a.dcm", np.stack([RAMP, RAMP[::-1]]), NumberOfFrames=2)
     with pytest.raises(ImageError, match=r"a.dcm: .*2 frames; name one"):
@@ -69,3 +79,14 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ImageError, match=r"a.dcm: DICOM that cannot be read"):
         read(path)
+
+
+def test_a_deflated_file_is_read_unless_it_unpacks_to_far_more_than_its_picture(tmp_path):
+    syntax = pydicom.uid.DeflatedExplicitVRLittleEndian
+    path = written(tmp_path / "a.dcm", syntax=syntax)
+    assert np.array_equal(read(path), np.rint(RAMP / RAMP.max() * 255))
+    bomb = written(tmp_path / "b.dcm", syntax=syntax, EncapsulatedDocument=bytes(20_000_000))
+    data = np.fromfile(bomb, np.uint8)
+    assert len(data) < 40_000
+    with pytest.raises(ValueError, match="unpacks to more than 800000 bytes"):
+        pixels(data, max_pixels=100_000)

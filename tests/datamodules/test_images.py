@@ -1,4 +1,5 @@
 import io
+import struct
 import zlib
 
 import cv2
@@ -103,10 +104,28 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + zlib.crc32(head).to_bytes(4, "big") + end
 
 
+def thumbnail_bomb():
+    """A TIFF whose first page is huge and says that it is a thumbnail."""
+    tags = [(254, 1), (256, 60_000), (257, 60_000)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    second = struct.pack("<HHHIIHHIII", 2, 256, 4, 1, 8, 257, 4, 1, 8, 0)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 3) + entries + struct.pack("<I", 50) + second
+
+
+def crumbs():
+    """A TIFF whose pages lie over one another, each with as many tags as can be."""
+    pages = b"\xff\xff" * 40_000
+    nexts = b"".join(struct.pack("<I", 8 + 4 * (k + 1)) for k in range(190_000))
+    return b"II*\0\x08\0\0\0" + pages + nexts
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "the file is empty"),
+        (thumbnail_bomb(), "60000 x 60000 pixels"),
+        (crumbs(), "tiff header is cut or damaged"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0tEXt\0\0\0\0" * 200_000, "png header is cut"),
         (b"<html>not found</html>", r"begins with b'<html>not fo', which is none of png"),
         (b"\0" * 500, "which is none of"),
         (bomb(), "60000 x 60000 pixels; allowed are 100000000"),

@@ -1,0 +1,92 @@
+"""Exports of every known backbone beside torch: largest difference, file, time of both runtimes.
+
+Run: python -m benchmarks.export [NAME...] [--format onnx] [--repeats N]
+Weights are random, the head scaled so that logits spread like those of a trained network; pictures
+are generated and go through the Preprocess of the published weights. The runtimes take turns.
+"""
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from commands import export, exported
+from commands.formats import FORMATS
+from commands.looking import Member, Model
+from datamodules.preprocess import Preprocess
+from evaluation.pooling import Soft
+from evaluation.voters import Council
+from lightning_modules import ImageClassifier
+from lightning_modules.cam import Explainer
+from lightning_modules.catalogue import KNOWN
+
+CLASSES = ["a", "b", "c", "d"]
+SPREAD = 3.0  # standard deviation of the logits
+BATCHES = (1, 8)
+
+
+def main() -> None:
+    """Prints one row a backbone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=KNOWN, help="backbones (all known)")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
+    parser.add_argument("--repeats", type=int, default=7, help="of each timing (7)")
+    asked = parser.parse_args()
+    print(f"{asked.format}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
+          f"{asked.repeats} repeats; ms are of torch, ratios torch / {asked.format}\n")  # fmt: skip
+    print("| backbone | px | MB | logit | probability | ms, batch 1 | ratio | ms an image, batch 8 "
+          "| ratio |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for name in asked.names:
+        try:
+            row(name, asked.format, asked.repeats)
+        except ValueError as error:
+            print(f"| {name} | cannot: {error} |", flush=True)
+        gc.collect()
+
+
+def row(name: str, kind: str, repeats: int) -> None:
+    """Exports one backbone, compares and times it."""
+    model = one(name)
+    pictures = export.generated(max(BATCHES))
+    with tempfile.TemporaryDirectory() as folder:
+        found = export.export(model, kind, Path(folder) / "out", pictures)[name]
+        other = exported.load(Path(folder) / "out")
+        seen = torch.stack([model.members[0].preprocess(picture) for picture in pictures])
+        cells = [timed(model.members[0], other.members[0], seen[:n], repeats) for n in BATCHES]
+    numbers = " | ".join(f"{ms:.1f} | {ratio:.2f}" for ms, ratio in cells)
+    print(f"| {name} | {seen.shape[-1]} | {found.bytes / 1e6:.1f} | {found.logit:.1e} "
+          f"| {found.probability:.1e} | {numbers} |", flush=True)  # fmt: skip
+
+
+def one(name: str) -> Model:
+    """A council of one untrained backbone, sure of some answers."""
+    torch.manual_seed(0)
+    view = Preprocess() if name == "residual_attention" else Preprocess.of_backbone(name)
+    module = ImageClassifier(CLASSES, name, image_size=view.size).eval()
+    seen = torch.stack([view(picture) for picture in export.generated(4)])
+    with torch.inference_mode():
+        module.net.get_classifier().weight.normal_()
+        module.net.get_classifier().weight.mul_(SPREAD / module(seen).std())
+    member = Member(name, "w", view, list(range(len(CLASSES))), Explainer(module, view.size))
+    return Model([member], Council(Soft(), ["w"], CLASSES), torch.device("cpu"))
+
+
+def timed(ours: Member, theirs: Member, seen: torch.Tensor, repeats: int) -> tuple[float, float]:
+    """Milliseconds an image by torch, and the median ratio of torch to the other, in turns."""
+    seconds: list[list[float]] = [[], []]
+    for at in range(repeats + 1):
+        for member, spent in zip((ours, theirs), seconds, strict=True):
+            start = time.perf_counter()
+            member.logits(seen)
+            if at:
+                spent.append(time.perf_counter() - start)
+    ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
+    return 1000 * statistics.median(seconds[0]) / len(seen), ratio
+
+
+if __name__ == "__main__":
+    main()
