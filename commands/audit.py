@@ -9,17 +9,15 @@ import cv2
 import numpy as np
 
 from commands import datasets
+from commands.samples import HEIGHT, png, sheet
 from datamodules.audit import Audit, Finding, Match, audit
-from datamodules.augment import Augment, policies
 from datamodules.images import ImageError, read
 from datamodules.manifest import Manifest
-from datamodules.preprocess import Preprocess
 from evaluation.files import write_bytes, write_json, write_text
 from evaluation.report import Section, Table, Text, Thumbnails, write_report
 
 VERSION = 1
 SHOWN = 24  # pairs of a finding in the page
-HEIGHT = 168
 
 
 def run(args: list[str]) -> int:
@@ -30,7 +28,8 @@ def run(args: list[str]) -> int:
     manifest, name = _manifest(asked)
     folder = Path(asked.output or Path("runs") / f"audit-{name}")
     if asked.augmentations:
-        write_bytes(folder / "augmentations.png", _sheet(manifest, asked.config))
+        data = datasets.from_configs(asked.config) if asked.config else None
+        write_bytes(folder / "augmentations.png", sheet(manifest, data))
         print(f"augmentations: {folder / 'augmentations.png'}")
         return 0
     found = audit(manifest)
@@ -83,7 +82,7 @@ def sections(found: Audit) -> list[Section]:
     lead += f" and {len(found.findings) - len(found.leaks)} other findings."
     lines = [*(f.message for f in found.findings), *found.manifest.notes]
     parts: list[Section] = [Text(lead, lead=True), Text("\n\n".join(lines))]
-    parts.append(_counts_table(found.manifest))
+    parts.append(counts_table(found.manifest))
     paths = dict(zip(found.manifest.table["id"], found.manifest.table["path"], strict=True))
     parts += [_pairs(finding, paths) for finding in found.findings if finding.matches]
     rows = [(c.name, c.measure, c.value, c.about, "suspect" * c.suspect) for c in found.confounds]
@@ -113,7 +112,8 @@ def _counts(manifest: Manifest) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _counts_table(manifest: Manifest) -> Table:
+def counts_table(manifest: Manifest) -> Table:
+    """For each split the pictures of each class, and the patients."""
     counts = _counts(manifest)
     columns = ("split", *manifest.class_names, "patients")
     return Table(columns, [(split, *each.values()) for split, each in counts.items()], "Counts")
@@ -137,7 +137,7 @@ def _spread(matches: Sequence[Match]) -> list[Match]:
 
 
 def _side_by_side(first: str, second: str) -> bytes:
-    return _png(np.hstack([_shown(first), np.full((HEIGHT, 4, 3), 255, np.uint8), _shown(second)]))
+    return png(np.hstack([_shown(first), np.full((HEIGHT, 4, 3), 255, np.uint8), _shown(second)]))
 
 
 def _shown(path: str) -> np.ndarray:
@@ -149,32 +149,6 @@ def _shown(path: str) -> np.ndarray:
     width = max(1, min(3 * HEIGHT, round(image.shape[1] * HEIGHT / image.shape[0])))
     small = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(small if small.ndim == 3 else cv2.cvtColor(small, cv2.COLOR_GRAY2RGB))
-
-
-def _sheet(manifest: Manifest, configs: list[str]) -> bytes:
-    """A row a picture: as it is, then seven times augmented; without a config, a row a policy."""
-    if configs:
-        data = datasets.from_configs(configs)
-        view, rules = data.preprocess, [data.augment] * 6
-    else:
-        view, rules = Preprocess(), [Augment(name) for name in policies() if name != "none"]
-    paths = manifest.table["path"]
-    chosen = np.linspace(0, len(paths) - 1, len(rules)).astype(int)
-    rows = [
-        _sheet_row(view, rule, paths.iloc[k], int(k)) for k, rule in zip(chosen, rules, strict=True)
-    ]
-    return _png(np.vstack(rows))
-
-
-def _sheet_row(view: Preprocess, rule: Augment, path: str, index: int) -> np.ndarray:
-    pixels = view.pixels(read(path))
-    cells = [pixels, *(rule(pixels, (0, epoch, index)) for epoch in range(7))]
-    small = [cv2.resize(cell, (HEIGHT, HEIGHT), interpolation=cv2.INTER_AREA) for cell in cells]
-    return np.hstack([c if c.ndim == 3 else cv2.cvtColor(c, cv2.COLOR_GRAY2RGB) for c in small])
-
-
-def _png(image: np.ndarray) -> bytes:
-    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
 def _print(found: Audit, folder: Path) -> None:
