@@ -1,6 +1,7 @@
 """The run folder's account of itself: config.yaml, results.json, council.json, report.html."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.history import FILE as HISTORY
-from evaluation import coupling
+from evaluation import coupling, pruned
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
 from evaluation.report import number
@@ -54,7 +55,7 @@ class Record(L.Callback):
         if not trainer.is_global_zero or not said:
             return
         folder = Path(trainer.default_root_dir)
-        results = results_of(folder.name, split, said)
+        results = replace(results_of(folder.name, split, said), measures=pruned.measures(folder))
         if results.meta.get("members"):
             write_json(folder / "council.json", council(results, folder))
         write_run_report(folder, results, said, folder / HISTORY)
