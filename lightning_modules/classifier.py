@@ -93,10 +93,11 @@ class ImageClassifier(ExactModule):
         return Explainer(self, size, method)
 
     def setup(self, stage: str) -> None:
-        """Takes the class weights of the training split, and answers for what it is tested on."""
+        """Takes the class weights of the training split and freezes what never trains."""
         if stage == "fit":
             weights = self.data.class_weights
             self.class_weights = None if weights is None else torch.tensor(weights)
+            self.tuning.hold(self.net, getattr(self.trainer.strategy, "_ddp_kwargs", None))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
