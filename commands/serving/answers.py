@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from commands.explain import png
 from commands.looking import Model
 from datamodules import images
 from evaluation.heat import coloured, rgb
@@ -131,15 +130,19 @@ def mapped(model: Model, asked: Asked, answer: Answer) -> Answer:
 
 
 def veil(heat: np.ndarray) -> np.ndarray:
-    """A map as colour and opacity, RGBA; a white line at half of its peak needs no colour."""
+    """A map as colour and opacity, RGBA; a white line at half of its peak needs no colour.
+
+    Over a small picture it is drawn larger than the picture, so that the line is fine.
+    """
+    scale = max(1, round(SIDE / max(heat.shape) - 0.5))
+    heat = cv2.resize(heat, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     levels = np.rint(np.clip(heat, 0.0, 1.0) * LEVELS) / LEVELS
     opacity = np.rint(levels[..., None] * 255).astype(np.uint8)
     found = np.ascontiguousarray(np.concatenate([coloured(levels), opacity], axis=2))
     if heat.max() > 0:
         inside = (heat >= 0.5 * heat.max()).astype(np.uint8)
         lines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        thick = max(1, round(max(heat.shape) / 320))
-        cv2.drawContours(found, lines, -1, (255, 255, 255, 255), thick)
+        cv2.drawContours(found, lines, -1, (255, 255, 255, 255), 2)
     return found
 
 
@@ -155,4 +158,6 @@ def smaller(picture: np.ndarray) -> np.ndarray:
 
 def url(pixels: np.ndarray) -> str:
     """RGB or RGBA pixels as the data URL of a PNG."""
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+    turn = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+    data = cv2.imencode(".png", cv2.cvtColor(pixels, turn))[1].tobytes()
+    return "data:image/png;base64," + base64.b64encode(data).decode()

@@ -72,6 +72,7 @@ class ModelFacts(BaseModel):
     voter: str
     calibrated: bool
     temperature: float
+    at_bound: bool
     refer_below: float | None
     body_parts: list[str] | None
     maps: bool
@@ -162,6 +163,7 @@ class Service:
             voter=model.kind,
             calibrated=council.temperature.value != 1.0,
             temperature=council.temperature.value,
+            at_bound=council.temperature.at_bound,
             refer_below=settings.refer_below,
             body_parts=parts_of(model),
             maps=model.has_maps,
