@@ -17,6 +17,7 @@ VERBS = {
     "study": "run members and their council from one file; resume, status, dry run",
     "council": "fit every voter on val tables, judge it on test tables",
     "compare": "members side by side: figures, strengths, diversity, paired tests",
+    "inspect": "what a checkpoint is, what it was measured at, whether its weights are its own",
     "audit": "find leaks, copies, broken files and confounds before training",
     "cache": "list, build or clear stores of prepared pixels",
     "explain": "where a model, or each member of a council, sees what it says",
