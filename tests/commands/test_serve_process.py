@@ -20,15 +20,15 @@ from lightning_modules import ImageClassifier
 from tests.commands.saved import CLASSES, saved
 
 ROOT = Path(__file__).parents[2]
-CALLERS, PICTURES = 4, 16
+CALLERS, PICTURES = 4, 8
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 @pytest.fixture
 def server(tmp_path):
     """A process that serves an untrained network, and its port."""
-    module = ImageClassifier(CLASSES, "resnet10t", image_size=160)
-    file = saved(module, Preprocess(size=160), tmp_path / "runs" / "net" / "best.ckpt")
+    module = ImageClassifier(CLASSES, "resnet10t", image_size=128)
+    file = saved(module, Preprocess(size=128), tmp_path / "runs" / "net" / "best.ckpt")
     words = [sys.executable, str(ROOT / "main.py"), "serve", str(file), "--port", "0"]
     torch.manual_seed(0)
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
