@@ -124,7 +124,8 @@ class ImageDataModule(LightningDataModule):
             self.manifest = self._readable(self.listed())
         for split in self._splits(stage):
             if not len(self.rows(split)):
-                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
+                hint = "; the source's fractions cut it from train" if split != "train" else ""
+                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures{hint}")
         if stage == "fit":
             self._refuse_absent_classes()
         if len(self.rows("train")):
