@@ -21,6 +21,7 @@ VERBS = {
     "audit": "find leaks, copies, broken files and confounds before training",
     "cache": "list, build or clear stores of prepared pixels",
     "explain": "where a model, or each member of a council, sees what it says",
+    "serve": "a web page and an API that answer with the evaluation's numbers",
     "export": "write members as ONNX, torch.export or safetensors, held to torch",
     "backbones": "list backbones with their size, cost, licence and CAM layer",
 }

@@ -16,6 +16,7 @@ from datamodules import cache
 from datamodules.audit import cheap_leaks
 from datamodules.augment import Augment
 from datamodules.balance import Balance
+from datamodules.folds import Fold
 from datamodules.images import unreadable
 from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
@@ -46,7 +47,7 @@ class Reading:
     pin: bool | None = None
 
 
-PREPROCESS, BALANCE, READING = Preprocess(), Balance(), Reading()
+PREPROCESS, BALANCE, READING, FOLD = Preprocess(), Balance(), Reading(), Fold()
 
 
 class ImageDataModule(LightningDataModule):
@@ -70,6 +71,7 @@ class ImageDataModule(LightningDataModule):
         predict_split: The split that ``predict`` goes through.
         allow_leaks: Whether ``fit`` goes on when the cheap part of the audit finds a leak, which
             every report will then mention; else it is an error.
+        fold: Which part of the patients is tested, when they are tested in turn.
     """
 
     manifest: Manifest
@@ -89,6 +91,7 @@ class ImageDataModule(LightningDataModule):
         reading: Reading = READING,
         predict_split: Literal["train", "val", "test", "predict"] = "test",
         allow_leaks: bool = False,
+        fold: Fold = FOLD,
     ) -> None:
         super().__init__()
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
@@ -96,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
         self.workers = workers if workers is not None else _fitting_workers()
         self.balance, self.reading, self.class_weights = balance, reading, None
-        self.allow_leaks, self._views = allow_leaks, {"": preprocess}
+        self.allow_leaks, self.fold, self._views = allow_leaks, fold, {"": preprocess}
 
     def prepare_data(self) -> None:
         """Makes what the source has to make, and the cache, on one process."""
@@ -105,8 +108,9 @@ class ImageDataModule(LightningDataModule):
             self._stores(self.listed(), self._views)
 
     def listed(self) -> Manifest:
-        """The source's samples but for those to leave out."""
+        """The source's samples but for those to leave out, in the splits of the fold."""
         manifest, file = self.source.manifest(self.class_names), self.reading.leave_out
+        manifest = self.fold.applied(manifest)
         if file is None:
             return manifest
         named = pd.read_csv(file, dtype=str)
@@ -120,7 +124,8 @@ class ImageDataModule(LightningDataModule):
             self.manifest = self._readable(self.listed())
         for split in self._splits(stage):
             if not len(self.rows(split)):
-                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
+                hint = "; the source's fractions cut it from train" if split != "train" else ""
+                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures{hint}")
         if stage == "fit":
             self._refuse_absent_classes()
         if len(self.rows("train")):

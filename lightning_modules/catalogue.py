@@ -22,6 +22,7 @@ KNOWN = (  # those that the shipped configs train, with the tags of their weight
     "coatnet_0_rw_224.sw_in1k",
     "convnext_tiny.in12k_ft_in1k",
     "densenet121.ra_in1k",
+    "densenet169.tv_in1k",
     "efficientnet_b0.ra_in1k",
     "efficientnet_b1.ft_in1k",
     "efficientnet_b2.ra_in1k",
