@@ -122,7 +122,8 @@ def size(count: int) -> None:
 def one(folder: Path) -> None:
     """Audits a folder of phantoms and prints what it took."""
     from datamodules.audit import audit
-    from datamodules.sources import Fractions, Table
+    from datamodules.sources import Table
+    from datamodules.splits import Fractions
 
     source = Table(str(folder / "manifest.csv"), "patient", split=None, fractions=Fractions())
     manifest = source.manifest(KINDS["fracture"].classes)

@@ -1,6 +1,6 @@
 """Images per second of our loader, of two peers and of the floor, on the same files in one run.
 
-    python benchmarks/loader.py --pictures 400 --workers 2
+    python -m benchmarks.loader
 
 The floor is the bare OpenCV calls in a loop on one core, times the cores.
 """
@@ -62,7 +62,7 @@ def compared(found: dict[str, tuple[float, float]], used: int) -> dict[str, floa
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--pictures", type=int, default=400)
+    made.add_argument("--pictures", type=int, default=640)
     made.add_argument("--side", type=int, default=1024)
     made.add_argument("--workers", type=int, default=2)
     return made
@@ -197,11 +197,12 @@ def alone(work: Callable[[], None], count: int) -> tuple[float, float]:
 
 
 def memory(loader: DataLoader[object]) -> float:
-    """Resident memory of the loader's workers that no other process shares, in MB."""
+    """Resident memory of this process and of the loader's workers, shared pages once, in MB."""
+    workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
     total = 0
-    for worker in getattr(getattr(loader, "_iterator", None), "_workers", []):
-        lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Private"))
+    for process in ("self", *(worker.pid for worker in workers)):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
 
 

@@ -2,6 +2,7 @@
 
 from callbacks.averaging import AverageWeights
 from callbacks.bar import Bar
+from callbacks.board import Board
 from callbacks.checkpointing import BestAndLast
 from callbacks.heatmaps import Heatmaps
 from callbacks.history import History
@@ -16,6 +17,7 @@ from callbacks.what_trains import WhatTrains
 __all__ = [
     "AverageWeights",
     "Bar",
+    "Board",
     "BestAndLast",
     "Heatmaps",
     "History",

@@ -95,7 +95,7 @@ def _manifest(asked: argparse.Namespace) -> tuple[Manifest, str]:
     if asked.config:
         data = datasets.from_configs(asked.config)
         data.source.prepare()
-        return data.source.manifest(data.class_names), Path(asked.config[-1]).stem
+        return data.listed(), Path(asked.config[-1]).stem
     target = Path(asked.target)
     if target.is_file():
         columns = {role: getattr(asked, role) for role in datasets.GUESSES}

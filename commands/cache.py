@@ -29,7 +29,7 @@ def build(configs: list[str], root: str) -> int:
     """Makes the store of a config's data, in the folder that the config names or else the root."""
     data = datasets.from_configs(configs)
     data.source.prepare()
-    manifest = data.source.manifest(data.class_names)
+    manifest = data.listed()
     folder = Path(data.reading.cache or root)
     store = cache.opened(manifest.table["path"].tolist(), data.preprocess, folder)
     for reason in store.failures.values():

@@ -87,7 +87,7 @@ def rows_of(asked: argparse.Namespace, class_names: list[str]) -> pd.DataFrame:
     if data.class_names != class_names:
         raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
     data.prepare_data()
-    table: pd.DataFrame = data.source.manifest(data.class_names).table
+    table: pd.DataFrame = data.listed().table
     table = table[table["split"] == asked.split].head(asked.limit or len(table))
     if table.empty:
         raise ValueError(f"--split {asked.split}: no pictures")

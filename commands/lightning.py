@@ -13,10 +13,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from callbacks.board import closed, settle
 from callbacks.record import SaveConfig
 from commands.memory import OutOfMemory, fitting, watched
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
+from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.exact import ExactModule
 from lightning_modules.tta import ALLOWED, changes
 
@@ -81,13 +83,15 @@ class ConsiliumCLI(LightningCLI):
                 trainer.default_root_dir,
             )
 
-        with watched(sizes):
+        with watched(sizes), closed(self.trainer.loggers):
             super()._run_subcommand(subcommand)
 
     def after_instantiate_classes(self) -> None:
         """Hands the module what is asked of a test alone."""
         self.model.tta = self.config[self.config["subcommand"]]["tta"]
         changes(self.model.tta)  # refuses a wrong name before anything is computed
+        job = "council" if isinstance(self.model, EnsembleModule) else "member"
+        settle(self.trainer.loggers, self.trainer.default_root_dir, job)
 
     def test(self, **options: Any) -> None:
         """Tests; `Record` prints the figures with their intervals, so Lightning need not."""

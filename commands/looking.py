@@ -120,6 +120,11 @@ class Model:
         """What must be known of a picture beside its pixels, or ''."""
         return self.council.attribute
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether every member can say where it looked."""
+        return all(member.explain is not None for member in self.members)
+
     def ask(self, picture: np.ndarray, part: str = "") -> np.ndarray:
         """Probabilities of each member and, last, of the council, (M + 1, K)."""
         return self.answer([self.prepare(picture)], [part])[:, 0]
@@ -143,7 +148,13 @@ class Model:
         """Votes, and maps of the class asked for, or of the common answer, over the picture."""
         if asked is None and len(self.members) > 1:
             asked = int(self.ask(picture, part)[-1].argmax())
-        seen, parts = self.prepare(picture), self._parts([part])
+        return self.over(picture, self.prepare(picture), asked, part)
+
+    def over(
+        self, picture: np.ndarray, seen: dict[str, torch.Tensor], asked: int | None, part: str = ""
+    ) -> Looked:
+        """The same of what was prepared before; `picture` may be a smaller copy to lay maps on."""
+        parts = self._parts([part])
         looked = [m.look(seen[m.preprocess.name].to(self.device), asked) for m in self.members]
         votes = np.stack([vote for _, vote in looked])
         answer = self.council(votes[:, None], parts)[0]

@@ -54,7 +54,7 @@ class Progress:
 
     def _table(self, states: dict[str, State]) -> Table:
         table = Table(box=None, pad_edge=False)
-        for column in ("run", "", "", "epoch", *SHOWN, "left"):
+        for column in ("run", "", "", "epoch", *SHOWN, "best loss", "left"):
             table.add_column(column, justify="left" if column in ("run", "") else "right")
         for name, state in states.items():
             spin = f" {SPIN[self.ticks % len(SPIN)]}" if state.word == "running" else ""
@@ -69,17 +69,27 @@ def done(state: State) -> int:
 
 
 def numbers(state: State) -> list[str]:
-    """Epoch, figures of the last epoch, and seconds left, as text."""
+    """Epoch, figures of the last epoch, the best loss so far and the time left, as text."""
     epoch = f"{state.epoch}/{state.epochs}" if state.epochs else ""
     figures = state.figures or {}
     shown = [f"{figures[key]:.4f}" if key in figures else "" for key in SHOWN]
+    best = "" if state.best is None else f"{state.best:.4f}"
     left = (state.epochs - state.epoch) * figures.get("seconds", 0.0)
-    return [epoch, *shown, f"{left:.0f} s" if left and state.word == "running" else ""]
+    return [epoch, *shown, best, time(left) if left and state.word == "running" else ""]
+
+
+def time(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def line(name: str, state: State) -> str:
     """One line that says where a run stands."""
-    epoch, loss, accuracy, left = numbers(state)
+    epoch, loss, accuracy, best, left = numbers(state)
     parts = [f"epoch {epoch}" if epoch else "", f"val loss {loss}" if loss else ""]
-    parts += [f"val accuracy {accuracy}" if accuracy else "", f"{left} left" if left else ""]
+    parts += [f"val accuracy {accuracy}" if accuracy else "", f"best loss {best}" if best else ""]
+    parts += [f"{left} left" if left else ""]
     return f"{name:<16} {state.word:<8} {'  '.join(filter(None, parts))}".rstrip()

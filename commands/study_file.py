@@ -1,113 +1,175 @@
-"""A study: a list of members and what to do with them, read from YAML."""
+"""A study: members, councils and what is asked of them."""
 
-import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import yaml
+from commands.study_layers import Layer, Said, layers
+from commands.study_told import told
+from evaluation.grouping import LEVELS, Level
 
-DEFAULT_BASE = "../base.yaml"
+COUNCIL = "council"
+MEMBERS = "members"
+CONTROL: Layer = {"trainer.callbacks.init_args.density": 1.0}  # of the last callback: the sparse
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure that the original states, and what is believable.
+
+    Args:
+        claimed: what was stated, None where nothing was.
+        believable: from where to where an honest figure is expected.
+        why: what that rests on.
+    """
+
+    claimed: float | None
+    believable: tuple[float, float]
+    why: str
 
 
 @dataclass(frozen=True)
 class Study:
-    """Members by name, their council and the gates; paths lead to config files.
+    """Members by name, their councils, the gates and the claims.
 
     Args:
         name: the file's stem; names the output folder.
         title: what stands above the report.
         base: config that every member starts from.
-        members: config of each member.
-        council: config of the council, or none.
-        voter: the voter that the council goes by; all that can be fitted on val are judged.
+        members: config files and settings of each member; later ones win.
+        council: the same of the councils.
+        councils: the members of each council; an only one is called council.
+        controls: members trained with all weights, and those that each is the control of.
+        voter: the voter that the councils go by; all that can be fitted on val are judged.
         attribute: attribute with weights of its own, such as body_part.
-        gates: least values, `council.METRIC` or `members.METRIC` (of every member).
+        attend: its values that an attention layer weighs.
+        level: what is judged beside images: study or patient; image for nothing else.
+        seeds: each member is trained once with each; none leaves the members' own.
+        folds: parts of the patients, each of which is tested once; 0 keeps the data's splits.
+        gates: least values by `council.METRIC`, `members.METRIC` or `NAME.METRIC`.
+        claims: what others state of figures, named in the same way.
     """
 
     name: str
     title: str
     base: Path
-    members: dict[str, Path]
-    council: Path | None = None
+    members: dict[str, tuple[Layer, ...]]
+    council: tuple[Layer, ...] = ()
+    councils: dict[str, list[str]] = field(default_factory=dict)
+    controls: dict[str, list[str]] = field(default_factory=dict)
     voter: str = "soft"
     attribute: str = ""
+    attend: list[str] = field(default_factory=list)
+    level: Level = "image"
+    seeds: list[int] = field(default_factory=list)
+    folds: int = 0
     gates: dict[str, float] = field(default_factory=dict)
-
-    def fit(self, member: str, folder: Path) -> list[str]:
-        """Arguments that fit a member into its run folder."""
-        configs = ["--config", str(self.base), "--config", str(self.members[member])]
-        return ["fit", *configs, "--run", str(folder / "members" / member)]
-
-    def elect(self, folder: Path) -> list[str]:
-        """Arguments that fit every voter on val and judge them, from the members' tables."""
-        tables = {split: self.tables(folder, split) for split in ("val", "test")}
-        attribute = ["--attribute", self.attribute] if self.attribute else []
-        output = ["-o", str(folder / "voters"), "--voter", self.voter, *attribute]
-        return ["council", "--val", *tables["val"], "--test", *tables["test"], *output]
-
-    def convene(self, folder: Path) -> list[str]:
-        """Arguments that test the council of all members, by its fitted voter."""
-        members = ", ".join(str(folder / "members" / name) for name in self.members)
-        configs = ["--config", str(self.base), "--config", str(self.council)]
-        run = ["--run", str(folder / "council"), "--model.init_args.voter", str(folder / "voters")]
-        return ["test", *configs, *run, f"--model.init_args.members=[{members}]"]
-
-    def tables(self, folder: Path, split: str) -> list[str]:
-        """The members' prediction tables of a split."""
-        members = (folder / "members" / name for name in self.members)
-        return [str(member / "predictions" / f"{split}.parquet") for member in members]
-
-
-def command_line(arguments: list[str]) -> str:
-    """The arguments as a person would type them."""
-    return shlex.join(["consilium", *arguments])
+    claims: dict[str, Claim] = field(default_factory=dict)
 
 
 def read_study(path: str | Path) -> Study:
-    """The study of a YAML file; unknown keys and missing files are refused."""
+    """The study of a YAML file; unknown keys, names and missing files are refused."""
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"study {file}: no such file")
-    said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    allowed = {"title", "base", "members", "council", "voter", "attribute", "gates"}
-    if not isinstance(said, dict) or set(said) - allowed or not said.get("members"):
-        found = sorted(said) if isinstance(said, dict) else type(said).__name__
-        raise ValueError(f"study {file}: keys {found}; allowed {sorted(allowed)}, members needed")
+    said, where = told(file), f"study {file}"
+    members = {name: layers(f"{where}: {name}", each) for name, each in said["members"].items()}
+    controls = _controls(f"{where}: control", said.get("control"), members)
+    members |= {name: (*members[of[0]], CONTROL) for name, of in controls.items()}
+    councils = _councils(where, said, members)
+    subjects = {MEMBERS, *members, *councils} | ({COUNCIL} if councils else set())
     return Study(
         name=file.stem,
-        title=said.get("title", file.stem),
-        base=_config(file, said.get("base", DEFAULT_BASE)),
-        members={str(name): _config(file, value) for name, value in said["members"].items()},
-        council=_config(file, said["council"]) if said.get("council") else None,
+        title=str(said.get("title", file.stem)),
+        base=_base(where, said["base"]),
+        members=members,
+        council=layers(f"{where}: council", said["council"]) if councils else (),
+        councils=councils,
+        controls=controls,
         voter=str(said.get("voter", "soft")),
         attribute=str(said.get("attribute", "")),
-        gates=_gates(file, said.get("gates") or {}),
+        attend=[str(value) for value in said.get("attend", [])],
+        level=_level(where, said.get("level", "image")),
+        seeds=[int(seed) for seed in said.get("seeds", [])],
+        folds=_folds(where, said.get("folds", 0)),
+        gates=_gates(where, said.get("gates") or {}, subjects),
+        claims=_claims(where, said.get("claims") or {}, subjects),
     )
 
 
-def _config(file: Path, value: object) -> Path:
-    path = Path(*_collapsed(file.parent / str(value)))
-    if not path.is_file():
-        raise ValueError(f"study {file}: config {value!r} is not a file ({path})")
-    return path
+def _base(where: str, said: str) -> Path:
+    if not Path(said).is_file():
+        raise ValueError(f"{where}: base {said!r} is not a file")
+    return Path(said)
 
 
-def _collapsed(path: Path) -> list[str]:
-    """The path's parts without `folder/..`, so that commands stay readable."""
-    parts: list[str] = []
-    for part in path.parts:
-        if part == ".." and parts and parts[-1] != "..":
-            parts.pop()
-        else:
-            parts.append(part)
-    return parts
+def _controls(where: str, said: Said, members: Mapping[str, object]) -> dict[str, list[str]]:
+    """The members of each control; `true` gives each member one of its own."""
+    if not said:
+        return {}
+    given = said if isinstance(said, dict) else {f"{name}_control": [name] for name in members}
+    for name in given.keys() & members.keys():
+        raise ValueError(f"{where}: {name!r} is a member already")
+    return _of_members(where, given, members)
 
 
-def _gates(file: Path, gates: dict[str, float]) -> dict[str, float]:
+def _councils(where: str, said: dict[str, Any], members: Iterable[str]) -> dict[str, list[str]]:
+    """The members of each council; `all` means all of them."""
+    given = said.get("councils")
+    if given and not said.get("council"):
+        raise ValueError(f"{where}: councils need council, the config of all of them")
+    if not said.get("council"):
+        return {}
+    if not given:
+        return {COUNCIL: list(members)}
+    whole = {f"{COUNCIL}-{n}": list(members) if of == "all" else of for n, of in given.items()}
+    return _of_members(f"{where}: councils", whole, members)
+
+
+def _of_members(
+    where: str, given: Mapping[str, Any], members: Iterable[str]
+) -> dict[str, list[str]]:
+    """The lists with members that are there; names that no study knows were refused before."""
+    known = list(members)
+    for name, of in given.items():
+        if not isinstance(of, list) or not of or set(of) - set(known):
+            raise ValueError(f"{where}: {name}: {of!r}; members are {', '.join(known)}")
+    return {name: list(of) for name, of in given.items()}
+
+
+def _level(where: str, said: str) -> Level:
+    found = [level for level in LEVELS if level == said]
+    if not found:
+        raise ValueError(f"{where}: level {said!r}; allowed are {', '.join(LEVELS)}")
+    return found[0]
+
+
+def _folds(where: str, said: int) -> int:
+    if said in (1, 2) or said < 0:
+        raise ValueError(f"{where}: folds {said}; at least 3 (train, val, test), or 0 for none")
+    return said
+
+
+def _gates(where: str, gates: dict[str, Any], subjects: set[str]) -> dict[str, float]:
     for name, least in gates.items():
-        if name.split(".")[0] not in ("council", "members") or not isinstance(least, int | float):
+        if name.split(".")[0] not in subjects or not isinstance(least, int | float):
             raise ValueError(
-                f"study {file}: gate {name}: {least!r}; a gate is council.METRIC or "
-                "members.METRIC and the least value allowed"
+                f"{where}: gate {name}: {least!r}; a gate is council.METRIC, members.METRIC or "
+                "NAME.METRIC of a member or council, and the least value allowed"
             )
     return gates
+
+
+def _claims(where: str, claims: dict[str, Any], subjects: set[str]) -> dict[str, Claim]:
+    found = {}
+    for name, said in claims.items():
+        try:
+            low, high = said["believable"]
+            found[name] = Claim(said.get("claimed"), (float(low), float(high)), str(said["why"]))
+        except (TypeError, KeyError, ValueError):
+            low, high = 1.0, 0.0
+        if low > high or name.split(".")[0] not in subjects:
+            raise ValueError(
+                f"{where}: claim {name}: {said!r}; a claim is named like a gate and says claimed, "
+                "believable (from, to) and why"
+            )
+    return found

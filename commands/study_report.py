@@ -1,136 +1,195 @@
-"""A study's report: members and council side by side, the gates, and what it all says."""
+"""A study's page: gates and claims, members, councils, cost, data, and how it all was made."""
 
+import platform
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from commands import datasets
+from commands import datasets, study_audit, study_costs, study_rounds, study_sparse, study_tables
 from commands.council import read_tables
-from commands.study_file import Study
+from commands.study_file import COUNCIL, MEMBERS, Study
+from commands.study_results import Runs, claims, gates, read_runs, subjects, table_of
+from commands.study_runs import member_folders, rounds
 from commands.thumbnails import thumbnail
-from evaluation import council, council_report, report
+from evaluation import comparing, council, council_report, report
 from evaluation import figures as drawings
-from evaluation.intervals import Figure
-from evaluation.results import Results, read_results, write_results
+from evaluation.council import Fitted, Judged
+from evaluation.results import write_results
 from evaluation.run_report import MAIN, facts, notes, pictures
 from evaluation.table import PredictionTable
 
-Subjects = dict[str, dict[str, Figure]]
-COUNCIL = "council"
 SPLITS = ("val", "test")
+LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
+MOST = 4  # members without a council that get pictures of their own
 
 
 def write(study: Study, folder: Path) -> bool:
-    """Writes report.html and results.json of the study; whether every gate passed."""
+    """Writes report.html, results.json and results/; whether every gate passed."""
     runs = read_runs(study, folder)
-    gates = [gate(name, least, runs) for name, least in study.gates.items()]
+    asked = gates(study, runs)
     first = next(iter(runs.values()))
-    results = replace(
-        first,
-        name=study.name,
-        others={name: run.metrics for name, run in runs.items()},
-        gates={gate.name: gate.passed for gate in gates},
-    )
-    report.write_report(folder / "report.html", study.title, sections(study, folder, runs, gates))
+    others = {name: run.metrics for name, run in runs.items()}
+    passed = {gate.name: gate.passed for gate in asked}
+    results = replace(first, name=study.name, others=others, gates=passed)
+    report.write_report(folder / "report.html", study.title, sections(study, folder, runs))
+    study_tables.write(study, folder, runs)
     write_results(folder / "results.json", results)
-    return all(gate.passed for gate in gates)
+    return all(passed.values())
 
 
-def read_runs(study: Study, folder: Path) -> dict[str, Results]:
-    """Results of the council (first, where there is one) and of every member."""
-    council = {COUNCIL: folder / COUNCIL} if study.council else {}
-    folders = council | {name: folder / "members" / name for name in study.members}
-    return {name: read_results(path / "results.json") for name, path in folders.items()}
-
-
-def gate(name: str, least: float, runs: dict[str, Results]) -> report.Gate:
-    """One gate; `members.METRIC` asks it of the weakest member."""
-    who, metric = name.split(".", 1)
-    asked = [run for run in runs if (run == COUNCIL) == (who == COUNCIL)]
-    for run in asked:
-        if metric not in runs[run].metrics:
-            raise ValueError(f"gate {name}: no figure {metric!r} in the results of {run}")
-    values = {run: runs[run].metrics[metric].value for run in asked}
-    found = [value for value in values.values() if value is not None]
-    lowest = min(found, default=None)
-    passed = lowest is not None and len(found) == len(values) > 0 and lowest >= least
-    said = "not measured" if lowest is None else f"{lowest:.4f}"
-    return report.Gate(name, f"at least {least}", said, passed)
-
-
-def lead(runs: dict[str, Results]) -> list[str]:
-    """What the study found, in one or two sentences."""
-    members = {name: run.metrics["accuracy"] for name, run in runs.items() if name != COUNCIL}
-    best = max(members, key=lambda name: members[name].value or 0.0)
-    single = f"{best}, the best of {len(members)} members, {report.number(members[best])}"
-    if COUNCIL not in runs:
-        return [f"Accuracy of {single} on the {runs[best].split} split."]
-    council = runs[COUNCIL].metrics["accuracy"]
-    many = f"{council.n:,} images of {council.patients:,} patients"
-    return [
-        f"The council of {len(members)} reaches accuracy {report.number(council)} on {many} of the "
-        f"{runs[COUNCIL].split} split; {single}."
+def last_words(study: Study, folder: Path) -> list[str]:
+    """What the study found and where it stands, for the terminal."""
+    runs = read_runs(study, folder)
+    verdicts = [
+        f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.asked}, found {g.found})"
+        for g in gates(study, runs)
     ]
+    return [lead(study, runs), *verdicts, f"Report: {folder / 'report.html'}"]
 
 
-def sections(
-    study: Study, folder: Path, runs: dict[str, Results], gates: list[report.Gate]
-) -> list[report.Section]:
+def lead(study: Study, runs: Runs) -> str:
+    """What the study found, in one or two sentences."""
+    members = {n: runs[n].metrics["accuracy"] for n in subjects(study, MEMBERS) if n in runs}
+    councils = [name for name in subjects(study, COUNCIL) if name in runs]
+    said = []
+    for name in councils:
+        found = runs[name].metrics["accuracy"]
+        many = f"{found.n:,} images of {found.patients:,} patients"
+        said.append(f"{name}: accuracy {report.number(found)} on {many}.")
+    if members:
+        best = max(members, key=lambda name: members[name].value or 0.0)
+        which = f"{best}, the best of {len(members)} members on this split"
+        said.append(f"{which}: {report.number(members[best])}.")
+    return " ".join(said)
+
+
+def sections(study: Study, folder: Path, runs: Runs) -> list[report.Section]:
     """The page from top to bottom."""
     first = next(iter(runs))
-    said = voting(study, folder) if study.council else alone(folder, runs)
+    asked = gates(study, runs)
     return [
-        said[0],
+        report.Text(lead(study, runs), lead=True),
         *notes(runs[first]),
-        *([report.Gates(gates)] if gates else []),
-        *said[1:],
+        *missing(study, runs),
+        *([report.Gates(asked)] if asked else []),
+        *claims(study, runs),
+        side_by_side(runs),
+        *study_rounds.sections(study, runs, folder),
+        *by_level(study, runs),
+        *voting(study, folder, runs),
+        *study_sparse.sections(study_sparse.pairs(study, runs), folder),
         *learning(folder, runs),
-        report.Details(facts(runs[first])),
+        *study_costs.table(study_costs.costs(runs, folder / MEMBERS)),
+        *study_audit.sections(study_audit.audits(runs, folder), runs),
+        report.Details({**facts(runs[first]), **environment()}),
     ]
 
 
-def voting(study: Study, folder: Path) -> list[report.Section]:
-    """Every voter beside the best single member, from the members' tables."""
-    val, test = (read_tables([Path(t) for t in study.tables(folder, s)], s) for s in SPLITS)
-    fitted = council.fit(val, study.attribute)
-    judged = council.judge(fitted, test)
-    shown = disputes(folder, test)
-    return council_report.sections(fitted, judged, test, study.voter, shown)
+def missing(study: Study, runs: Runs) -> list[report.Section]:
+    """Which runs the page does without."""
+    every = [*subjects(study, COUNCIL), *subjects(study, MEMBERS)]
+    lost = [name for name in every if name not in runs]
+    return [report.Text(f"Not done yet, and not in this report: {', '.join(lost)}.")] * bool(lost)
 
 
-def disputes(folder: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
+def side_by_side(runs: Runs) -> report.Table:
+    """Main figures of all councils and members."""
+    rows: list[tuple[report.Cell, ...]] = [
+        (name, *(run.metrics[key] for key in MAIN)) for name, run in runs.items()
+    ]
+    note = "In small: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
+    strong = [at for at, name in enumerate(runs) if name.startswith(COUNCIL)]
+    heading = "Councils and members" if strong else "Members"
+    return report.Table(("", *MAIN), rows, heading, note, strong=strong)
+
+
+def by_level(study: Study, runs: Runs) -> list[report.Section]:
+    """The same by study or patient, where the study asks for it."""
+    if study.level == "image":
+        return []
+    names = ("accuracy", "kappa", "auroc", "nll")
+    rows: list[tuple[report.Cell, ...]] = [
+        (
+            name,
+            run.metrics[f"{study.level}/accuracy"].n,
+            *(run.metrics[f"{study.level}/{key}"] for key in names),
+        )
+        for name, run in runs.items()
+    ]
+    note = f"Of the images of a {study.level} the probabilities are averaged."
+    columns = ("", "n", *names)
+    return [report.Table(columns, rows, f"By {study.level}", note)]
+
+
+def voting(study: Study, folder: Path, runs: Runs) -> list[report.Section]:
+    """Every voter of every council in the first round; members alone where there is no council."""
+    first = rounds(study)[0]
+    there = [name for name in study.councils if name + first.suffix in runs]
+    if not there:
+        return alone(folder, [name for name in subjects(study, MEMBERS) if name in runs])
+    page: list[report.Section] = []
+    for name in there:
+        fitted, judged, test = judged_anew(study, folder, name)
+        said = council_report.sections(
+            fitted, judged, test, study.voter, disputes(folder / (name + first.suffix), test)
+        )
+        heading = f"{name}{first.suffix}: every voter of {', '.join(test)}"
+        page += [report.Text(said[0].body if isinstance(said[0], report.Text) else "", heading)]
+        # the page of each further council would repeat the pictures of its members
+        page += said[1:] if name == there[-1] else [s for s in said[1:] if tabular(s)]
+        if study.attribute:
+            part = (fitted, test, study.voter, study.attribute, 2000)
+            page.append(council_report.by_part(*part))
+    return page
+
+
+def tabular(section: report.Section) -> bool:
+    """Whether it is a table of voters or of differences."""
+    return isinstance(section, report.Table) and section.heading.startswith(("Voters", "Diff"))
+
+
+def judged_anew(
+    study: Study, folder: Path, name: str
+) -> tuple[Fitted, Judged, dict[str, PredictionTable]]:
+    """Every voter fitted on val and judged on test, in the first round."""
+    members = member_folders(study, folder, name, rounds(study)[0])
+    val, test = (read_tables([m / "predictions" / f"{s}.parquet" for m in members], s)
+                 for s in SPLITS)  # fmt: skip
+    fitted = council.fit(val, study.attribute, study.attend)
+    return fitted, council.judge(fitted, test), test
+
+
+def disputes(run: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
     """The images that the members disagree on most, as the council's data module finds them."""
-    data = datasets.from_configs([str(folder / COUNCIL / "config.yaml")])
-    manifest = data.source.manifest(data.class_names).table
+    manifest = datasets.from_configs([str(run / "config.yaml")]).listed().table
     paths = dict(zip(manifest["id"], manifest["path"], strict=True))
     found = council.disputed(list(tables.values()))
     return [(thumbnail(Path(paths[name])), f"{name}\n{said}") for name, said in found]
 
 
-def alone(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
-    """Members without a council."""
-    tables = {
-        name: PredictionTable.read(folder / "members" / name / "predictions" / "test.parquet")
-        for name in runs
-    }
-    roc = report.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all")
-    each = [section for table in tables.values() for section in pictures(table)]
-    return [report.Text(" ".join(lead(runs)), lead=True), side_by_side(runs), roc, *each]
+def alone(folder: Path, names: list[str]) -> list[report.Section]:
+    """Members without a council; side by side where they answer the same question."""
+    tables = {name: table_of(folder / MEMBERS / name) for name in names}
+    first = next(iter(tables.values()))
+    same = [t for t in tables.values() if t.class_names == first.class_names
+            and set(t.rows["id"]) == set(first.rows["id"])]  # fmt: skip
+    page: list[report.Section] = []
+    if 1 < len(tables) == len(same):
+        found = comparing.compare(tables)
+        page += [comparing.strengths(found, tables), comparing.diverse(found)]
+    page.append(report.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all"))
+    for name, table in list(tables.items())[:MOST]:
+        drawn = pictures(table)
+        page += [replace(p, heading=f"{name}: {p.heading}") for p in drawn]
+    return page
 
 
-def side_by_side(runs: dict[str, Results]) -> report.Table:
-    """Main figures of members that have no council."""
-    rows: list[tuple[report.Cell, ...]] = [
-        (name, *(run.metrics[key] for key in MAIN)) for name, run in runs.items()
-    ]
-    note = "In small: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
-    return report.Table(("", *MAIN), rows, "Members", note)
-
-
-def learning(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
+def learning(folder: Path, runs: Runs) -> list[report.Section]:
     """Learning curves of every member."""
-    files = {name: folder / "members" / name / "history.csv" for name in runs if name != COUNCIL}
+    files = {name: folder / MEMBERS / name / "history.csv" for name in runs}
     return [
         report.Picture(drawings.learning_curves(pd.read_csv(file)), heading=f"Learning: {name}")
         for name, file in files.items()
@@ -138,12 +197,13 @@ def learning(folder: Path, runs: dict[str, Results]) -> list[report.Section]:
     ]
 
 
-def last_words(study: Study, folder: Path) -> list[str]:
-    """What the study found and where it stands, for the terminal."""
-    runs = read_runs(study, folder)
-    gates = [gate(name, least, runs) for name, least in study.gates.items()]
-    verdicts = [
-        f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.asked}, found {g.found})"
-        for g in gates
-    ]
-    return [*lead(runs), *verdicts, f"Report: {folder / 'report.html'}"]
+def environment() -> dict[str, object]:
+    """What wrote this page, and on what."""
+    known = {name: version(name) for name in LIBRARIES}
+    gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "libraries": ", ".join(f"{name} {number}" for name, number in known.items()),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "GPUs": ", ".join(gpus) or "none",
+    }

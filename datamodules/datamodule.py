@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 
@@ -14,10 +16,11 @@ from datamodules import cache
 from datamodules.audit import cheap_leaks
 from datamodules.augment import Augment
 from datamodules.balance import Balance
+from datamodules.folds import Fold
 from datamodules.images import unreadable
 from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
-from datamodules.pictures import Pictures, as_it_is
+from datamodules.pictures import Pictures, Sample, as_it_is, finished
 from datamodules.preprocess import Preprocess
 from datamodules.samplers import BalancedSampler, ExactSampler, ShuffledSampler, WeightedSampler
 from datamodules.sources import Source
@@ -32,22 +35,26 @@ class Reading:
         corrupt: ``raise`` ends the run at a file that cannot be read; ``skip`` tries all files
             first and leaves those out, which every report will then mention.
         prefetch: Batches that each worker prepares ahead.
+        leave_out: A table with a column ``id`` of samples to leave out, such as the quarantine.csv
+            of an audit, which every report will then mention.
         pin: Whether batches lie in page-locked memory; null means when there is a GPU.
     """
 
     cache: str | None = None
     corrupt: Literal["raise", "skip"] = "raise"
     prefetch: int = 2
+    leave_out: str | None = None
     pin: bool | None = None
 
 
-PREPROCESS, BALANCE, READING = Preprocess(), Balance(), Reading()
+PREPROCESS, BALANCE, READING, FOLD = Preprocess(), Balance(), Reading(), Fold()
 
 
 class ImageDataModule(LightningDataModule):
     """Batches ``{"image": float32 (B,3,H,W), "label": int64 (B,), "index": int64 (B,)}``.
 
-    ``index`` is the row in ``manifest.table``. After ``view_names`` was called, evaluation batches
+    Under a trainer the loaders hand over bytes, which are normalised on the device. ``index`` is
+    the row in ``manifest.table``. After ``view_names`` was called, evaluation batches
     carry a dict of images, one entry a view, from one decoded picture.
 
     Args:
@@ -64,6 +71,7 @@ class ImageDataModule(LightningDataModule):
         predict_split: The split that ``predict`` goes through.
         allow_leaks: Whether ``fit`` goes on when the cheap part of the audit finds a leak, which
             every report will then mention; else it is an error.
+        fold: Which part of the patients is tested, when they are tested in turn.
     """
 
     manifest: Manifest
@@ -83,6 +91,7 @@ class ImageDataModule(LightningDataModule):
         reading: Reading = READING,
         predict_split: Literal["train", "val", "test", "predict"] = "test",
         allow_leaks: bool = False,
+        fold: Fold = FOLD,
     ) -> None:
         super().__init__()
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
@@ -90,21 +99,33 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
         self.workers = workers if workers is not None else _fitting_workers()
         self.balance, self.reading, self.class_weights = balance, reading, None
-        self.allow_leaks, self._views = allow_leaks, {"": preprocess}
+        self.allow_leaks, self.fold, self._views = allow_leaks, fold, {"": preprocess}
 
     def prepare_data(self) -> None:
         """Makes what the source has to make, and the cache, on one process."""
         self.source.prepare()
         if self.reading.cache is not None:
-            self._stores(self.source.manifest(self.class_names), self._views)
+            self._stores(self.listed(), self._views)
+
+    def listed(self) -> Manifest:
+        """The source's samples but for those to leave out, in the splits of the fold."""
+        manifest, file = self.source.manifest(self.class_names), self.reading.leave_out
+        manifest = self.fold.applied(manifest)
+        if file is None:
+            return manifest
+        named = pd.read_csv(file, dtype=str)
+        if "id" not in named:
+            raise ValueError(f"leave_out: {file} has no column 'id'; it has {list(named)}")
+        return manifest.without(set(named["id"]), f"left out by {Path(file).name}")
 
     def setup(self, stage: str) -> None:
         """Reads the manifest, once."""
         if not hasattr(self, "manifest"):
-            self.manifest = self._readable(self.source.manifest(self.class_names))
+            self.manifest = self._readable(self.listed())
         for split in self._splits(stage):
             if not len(self.rows(split)):
-                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
+                hint = "; the source's fractions cut it from train" if split != "train" else ""
+                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures{hint}")
         if stage == "fit":
             self._refuse_absent_classes()
         if len(self.rows("train")):
@@ -134,10 +155,15 @@ class ImageDataModule(LightningDataModule):
         return self.balance.limited(rows, self._labels(rows), ids)
 
     def train_dataloader(self) -> LateLoader:
-        """Shuffled and augmented, as a function of seed, epoch and index alone."""
+        """Shuffled and augmented, as a function of seed, epoch and index alone.
+
+        A last batch of one picture, of which no batch norm could learn, is left out of the epoch.
+        """
         rows = self.rows("train")
         pictures = self._pictures(rows, {"": self.preprocess}, self.augment)
-        return self._loader(pictures, self._order(rows))
+        order = self._order(rows)
+        single = len(order) % self.batch_size == 1 and len(order) > 1
+        return self._loader(pictures, order, drop_last=single and self.batch_size > 1)
 
     def val_dataloader(self) -> LateLoader:
         """Every sample of val once."""
@@ -150,6 +176,10 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> LateLoader:
         """Every sample of ``predict_split`` once."""
         return self._exact(self.predict_split)
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Bytes to floats, on the device that the batch is on by now."""
+        return finished(batch, {"": self.preprocess, **self._views})
 
     def _splits(self, stage: str) -> list[str]:
         by_stage = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
@@ -167,10 +197,8 @@ class ImageDataModule(LightningDataModule):
         bad = stores[""].failures if stores else unreadable(paths.tolist())
         if not bad:
             return manifest
-        lost = manifest.table.loc[paths.isin(set(bad)), "id"].tolist()
-        note = f"{len(lost)} files that cannot be read were skipped: {', '.join(lost[:20])}"
-        kept = manifest.table[~paths.isin(set(bad))]
-        return replace(manifest, table=kept, notes=(*manifest.notes, note))
+        lost = set(manifest.table.loc[paths.isin(set(bad)), "id"])
+        return manifest.without(lost, "skipped: they cannot be read")
 
     def _without_leaks(self, manifest: Manifest) -> Manifest:
         """The manifest if no leak is found; with a note for each if they are allowed."""
@@ -211,19 +239,26 @@ class ImageDataModule(LightningDataModule):
             self._pictures(rows, self._views), ExactSampler(len(rows), *self._place())
         )
 
-    def _loader(self, pictures: Pictures, sampler: ShuffledSampler | ExactSampler) -> LateLoader:
+    def _loader(
+        self,
+        pictures: Pictures,
+        sampler: ShuffledSampler | ExactSampler,
+        drop_last: bool = False,
+    ) -> LateLoader:
         pin = self.reading.pin
         whole: Any = as_it_is  # torch's type for it knows only lists of samples
         return LateLoader(
             pictures,
             batch_size=self.batch_size,
             sampler=sampler,
+            drop_last=drop_last,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available() if pin is None else pin,
             persistent_workers=self.workers > 0,
             prefetch_factor=self.reading.prefetch if self.workers > 0 else None,
             collate_fn=whole,
             worker_init_fn=_alone,
+            finish=None if self.trainer else partial(finished, views=pictures.views),
         )
 
 

@@ -27,7 +27,12 @@ class Header:
 
 
 def format_of(data: bytes) -> str | None:
-    """One of ``FORMATS`` by the first bytes, whatever the file is called."""
+    """One of ``FORMATS`` by the first bytes, whatever the file is called.
+
+    DICOM comes first: its preamble may hold the header of a TIFF file.
+    """
+    if data[128:132] == b"DICM":
+        return "dicom"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:3] == b"\xff\xd8\xff":
@@ -36,8 +41,6 @@ def format_of(data: bytes) -> str | None:
         return "tiff"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[128:132] == b"DICM":
-        return "dicom"
     return "bmp" if data[:2] == b"BM" else None
 
 

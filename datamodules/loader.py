@@ -1,10 +1,11 @@
 """A loader that asks its sampler for an order only when the first batch is wanted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch.utils.data import DataLoader
 
-from datamodules.pictures import Sample
+from datamodules.pictures import Sample, as_it_is
 
 
 class LateLoader(DataLoader[Sample]):
@@ -12,8 +13,16 @@ class LateLoader(DataLoader[Sample]):
 
     Lightning calls ``iter`` before it has read the epoch from a checkpoint; workers that began at
     once would go through the order of epoch 0 again.
+
+    Args:
+        finish: What is done to each batch before it is handed on; null leaves it as bytes.
+        rest: As torch's loader has it.
     """
+
+    def __init__(self, *rest: Any, finish: Callable[[Sample], Sample] | None, **more: Any) -> None:
+        super().__init__(*rest, **more)
+        self.finish = finish or as_it_is
 
     # torch's own type of it is a private class
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        yield from super().__iter__()
+        yield from map(self.finish, super().__iter__())

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,13 @@ class Manifest:
             raise ValueError(f"split is {split!r}; allowed are {list(SPLITS)}")
         return np.flatnonzero((self.table["split"] == split).to_numpy())
 
+    def without(self, ids: set[str], why: str) -> Self:
+        """The manifest without some samples, with a note that says how many, why and which."""
+        lost = self.table["id"].isin(ids)
+        names = ", ".join(self.table.loc[lost, "id"].head(20))
+        note = f"{int(lost.sum())} files were {why}: {names}" if lost.any() else ""
+        return replace(self, table=self.table[~lost], notes=(*self.notes, *filter(None, [note])))
+
     def digest(self) -> str:
         """Hash of every (id, label, split, patient); the order of the rows does not matter."""
         columns = (self.table[name].tolist() for name in ("id", "label", "split", "patient"))
@@ -57,8 +65,13 @@ def split_of(patient: str, val: float, test: float, seed: int = 0) -> str:
     """The split of a patient: a rule that each answers alone, whatever rows come and go."""
     if val < 0 or test < 0 or val + test > 1:
         raise ValueError(f"val is {val} and test is {test}; both from 0, their sum at most 1")
-    u = int.from_bytes(hashlib.sha256(f"{seed}/{patient}".encode()).digest()[:8], "big") / 2**64
+    u = rank_of(patient, seed)
     return "test" if u < test else "val" if u < test + val else "train"
+
+
+def rank_of(patient: str, seed: int) -> float:
+    """A number from 0 up to 1 that only the name and the seed decide."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{patient}".encode()).digest()[:8], "big") / 2**64
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -89,19 +89,24 @@ class Preprocess:
         square[middle, middle] = resized(seen.astype(np.float32), self.size, self.size)
         return self.placement(image).backward(square, *image.shape[:2])
 
-    def tensor(self, pixels: np.ndarray, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The last part: float32 (3, size, size), normalised, gray repeated three times.
+    def tensor(self, pixels: np.ndarray) -> torch.Tensor:
+        """The last part: float32 (3, size, size), normalised, gray repeated three times."""
+        return self.normalised(torch.from_numpy(np.ascontiguousarray(self.planes(pixels))))
 
-        Of pixels that still have their margin it takes the middle. ``out`` is written if given.
+    def planes(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels as (1 or 3, size, size); of those that still have their margin the middle."""
+        middle = _middle(pixels, self.size)
+        return middle[None] if middle.ndim == 2 else middle.transpose(2, 0, 1)
+
+    def normalised(self, planes: torch.Tensor) -> torch.Tensor:
+        """Float32 (…, 3, size, size) of uint8 (…, 1 or 3, size, size), on the device it is on.
+
+        Two steps that round once each, so every device gives the same bits.
         """
-        pixels = _middle(pixels, self.size)
-        out = torch.empty(3, *pixels.shape[:2]) if out is None else out
-        planes = out.numpy()
-        for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            channel = pixels if pixels.ndim == 2 else pixels[..., c]
-            np.multiply(channel, np.float32(1 / (255 * std)), out=planes[c])
-            planes[c] -= np.float32(mean / std)
-        return out
+        scale = [1 / (255 * std) for std in self.std]
+        shift = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        by, off = (torch.tensor(v, device=planes.device).view(3, 1, 1) for v in (scale, shift))
+        return (planes * by).sub_(off)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that ``from_dict`` reads back."""

@@ -2,7 +2,6 @@
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from datamodules.manifest import COLUMNS, Manifest, split_of
 from datamodules.phantoms import Recipe, written
+from datamodules.splits import Fractions
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
 SPLIT_FOLDERS = {
@@ -41,25 +41,6 @@ class Source(ABC):
         """All samples; class names that differ from what the files say are refused."""
 
 
-@dataclass(frozen=True)
-class Fractions:
-    """A split by patient, each patient's side being a function of its name and the seed.
-
-    Args:
-        val: Share of the patients that validation gets.
-        test: Share of the patients that test gets.
-        seed: Another seed, another split.
-    """
-
-    val: float = 0.15
-    test: float = 0.15
-    seed: int = 0
-
-    def split(self, patients: pd.Series) -> list[str]:
-        """One split a row; rows of one patient get the same."""
-        return [split_of(patient, self.val, self.test, self.seed) for patient in patients]
-
-
 class Folders(Source):
     """A folder for each class, in ``train``, ``val``, ``test`` folders or in none.
 
@@ -67,7 +48,7 @@ class Folders(Source):
         root: The folder that holds the split folders or the class folders.
         patient: A regular expression whose first group, searched in the path below ``root``, is
             the patient; null when the files do not say it, which every report will then mention.
-        fractions: How to split by patient when there are no split folders.
+        fractions: How to split by patient when there are no split folders, or not all three.
     """
 
     def __init__(self, root: str, patient: str | None, fractions: Fractions | None = None) -> None:
@@ -81,7 +62,7 @@ class Folders(Source):
         table["path"] = [str(self.root / path) for path in files]
         table["label"] = self._labels(files, int(has_splits), class_names)
         table["patient"] = self._patients(table["id"])
-        table["split"] = self._splits(files, table["patient"], has_splits)
+        table["split"] = self._splits(files, table, has_splits)
         table["study"] = table["patient"]
         notes = () if self.patient else (NO_PATIENTS,)
         return Manifest(table, class_names, notes)
@@ -103,12 +84,11 @@ class Folders(Source):
             raise ValueError(f"patient is {self.patient!r}, which does not match {lost[:3]}")
         return [match.group(1) for match in found if match is not None]
 
-    def _splits(self, files: list[Path], patients: pd.Series, has_splits: bool) -> list[str]:
-        if has_splits:
-            return [_split_folder(path, self.root) for path in files]
-        if self.fractions is None:
+    def _splits(self, files: list[Path], table: pd.DataFrame, has_splits: bool) -> list[str]:
+        said = [_split_folder(path, self.root) for path in files] if has_splits else None
+        if said is None and self.fractions is None:
             raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
-        return self.fractions.split(patients)
+        return _completed(said, table, self.fractions)
 
 
 class Table(Source):
@@ -116,21 +96,21 @@ class Table(Source):
 
     Args:
         files: Path of the table, or of several that are read one after another.
-        patient: The column that says the patient; null when there is none, which every report
-            will then mention.
+        patient: The column that says the patient, or several that say it together; null when
+            there is none, which every report will then mention.
         root: The folder below which the paths lie; the table's own folder when null.
         path: The column with the picture's path.
         label: The column with the class, as a name or as a number; null when labels are unknown.
         split: The column that says the split; null when there is none.
         study: The column that says the study; null takes the patient.
         attributes: Further columns to keep; null keeps all.
-        fractions: How to split by patient when there is no split column.
+        fractions: How to split by patient when there is no split column, or not all three splits.
     """
 
     def __init__(
         self,
         files: str | list[str],
-        patient: str | None,
+        patient: str | list[str] | None,
         root: str | None = None,
         path: str = "path",
         label: str | None = "label",
@@ -141,28 +121,30 @@ class Table(Source):
     ) -> None:
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
         self.root = Path(root) if root is not None else self.files[0].parent
-        self.columns = {"path": path, "label": label, "split": split, "patient": patient}
+        self.columns = {"path": path, "label": label, "split": split}
+        self.patient = [patient] if isinstance(patient, str) else patient
         self.study, self.attributes, self.fractions = study, attributes, fractions
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row a row of the files; its id is the path as the table writes it."""
         raw = pd.concat([_read_table(path) for path in self.files], ignore_index=True)
         given = {ours: name for ours, name in self.columns.items() if name is not None}
-        self._check_columns(raw, [*given.values(), *([self.study] if self.study else [])])
+        more = [*(self.patient or []), *([self.study] if self.study else [])]
+        self._check_columns(raw, [*given.values(), *more])
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
         table["patient"], notes = self._patients(raw, table["id"])
-        table["split"] = self._splits(raw, table["patient"])
+        table["split"] = self._splits(raw, table)
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
         return Manifest(table.join(self._attributes(raw)), class_names, notes)
 
     def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
         """The patient of each row; one that is not told is taken as a patient of its own."""
-        column = self.columns["patient"]
-        if column is None:
+        if self.patient is None:
             return ids, (NO_PATIENTS,)
-        named = raw[column].fillna("").astype(str)
+        parts = raw[self.patient].fillna("").astype(str)
+        named = parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
         blank = int((named == "").sum())
         note = f"{blank} pictures name no patient; each is taken as a patient of its own"
         return named.where(named != "", ids), (note,) * (blank > 0)
@@ -184,20 +166,22 @@ class Table(Source):
             _check_names(found, class_names, self.files[0])
         return [class_names.index(value) for value in values]
 
-    def _splits(self, raw: pd.DataFrame, patients: pd.Series) -> list[str]:
+    def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         column = self.columns["split"]
         if column is not None:
-            return [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
+            said = [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
+            return _completed(said, table, self.fractions)
         if self.columns["label"] is None:
             return ["predict"] * len(raw)
         if self.fractions is None:
             raise ValueError(
                 f"{self.files[0]}: no split column; give fractions to split by patient"
             )
-        return self.fractions.split(patients)
+        return _completed(None, table, self.fractions)
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        used = {*self.columns.values(), self.study, *COLUMNS}
+        alone = self.patient if self.patient and len(self.patient) == 1 else []
+        used = {*self.columns.values(), *alone, self.study, *COLUMNS}
         kept = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in kept if name not in used]]
 
@@ -305,6 +289,15 @@ def _picture_files(root: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{root}: no picture files ({' '.join(sorted(SUFFIXES))}) below it")
     return files
+
+
+def _completed(
+    said: list[str] | None, table: pd.DataFrame, fractions: Fractions | None
+) -> list[str]:
+    """The splits that the files say, completed from train if that is asked for."""
+    if fractions is None:
+        return said or []
+    return fractions.split(table["patient"], table["label"].tolist(), said)
 
 
 def _split_folder(path: Path, root: Path) -> str:

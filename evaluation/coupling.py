@@ -52,8 +52,7 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
     right = (known.logits.argmax(axis=1) == known.labels)[:, None]
     sums = clusters.total(np.concatenate([hits, asked, right, np.ones_like(right)], axis=1))
     values = bootstrap(sums, _accuracies, clusters, draws, seed)
-    k = len(known.class_names)
-    names = [f"pair/{known.class_names[i]}/{known.class_names[j]}" for i, j in pairs(k)]
+    names = pair_names(known.class_names)
     sizes = [*map(int, asked.sum(axis=0)), len(known), len(known)]
     found = zip([*names, "pairs", "pairs_gap"], sizes, strict=True)
     reason = "neither class has an image, or too few redraws have one"
@@ -61,6 +60,20 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
         name: figure(_parts(values, at), "patient bootstrap, BCa", size, clusters.count, reason)
         for at, (name, size) in enumerate(found)
     }
+
+
+def accuracies(table: PredictionTable) -> dict[str, float]:
+    """Accuracy of each pair that has images, as in `figures`, without intervals."""
+    if table.pairs is None:
+        return {}
+    hits, asked = (part.sum(axis=0) for part in _answers(table.labelled))
+    found = zip(pair_names(table.class_names), hits, asked, strict=True)
+    return {name: float(hit / count) for name, hit, count in found if count}
+
+
+def pair_names(class_names: list[str]) -> list[str]:
+    """The names of the pairs' figures, in the order of the pair logits."""
+    return [f"pair/{class_names[i]}/{class_names[j]}" for i, j in pairs(len(class_names))]
 
 
 def _parts(values: Replicates, at: int) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from evaluation.ranked import ranked_figures
 from evaluation.summary import nll
 from evaluation.table import PredictionTable
 
-__all__ = ["Figure", "Figures", "by_attribute", "confusion", "figures", "nll", "quick"]
+__all__ = ["Figure", "Figures", "by_attribute", "by_class", "confusion", "figures", "nll", "quick"]
 
 Figures = dict[str, Figure]
 Parts = tuple[float, float, float]
@@ -24,6 +24,17 @@ def quick(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "balanced_accuracy": float(rates.recall(matrix).mean()),
         "auroc": float(one_vs_rest(probabilities, labels).mean()),
     }
+
+
+def by_class(table: PredictionTable) -> dict[str, float]:
+    """Recall and precision of each class that has them, named as in `figures`, no intervals."""
+    found = rates.per_class(confusion(table))
+    named = {
+        f"{rate}/{name}": float(value)
+        for rate in ("recall", "precision")
+        for name, value in zip(table.class_names, found[rate], strict=True)
+    }
+    return {name: value for name, value in named.items() if np.isfinite(value)}
 
 
 def confusion(table: PredictionTable) -> np.ndarray:

@@ -56,7 +56,7 @@ def beside(
     split = str(table.rows["split"].iloc[0])
     file = folder / control / "predictions" / f"{split}.parquet"
     try:
-        return against_control(table, PredictionTable.read(file), name, other)
+        return against_control(table, PredictionTable.read(file), name=name, other=other)
     except (OSError, ValueError) as error:
         return [report.Text(f"Not set beside {other} {control}: {error}", "Decisions")]
 
@@ -83,7 +83,11 @@ def sections(said: Mapping[str, Any]) -> list[report.Section]:
 
 
 def against_control(
-    sparse: PredictionTable, control: PredictionTable, name: str = "sparse", other: str = "control"
+    sparse: PredictionTable,
+    control: PredictionTable,
+    *,
+    name: str = "sparse",
+    other: str = "control",
 ) -> list[report.Section]:
     """What sparsity cost: accuracy, sensitivity of each class, and every changed decision.
 

@@ -22,6 +22,7 @@ KNOWN = (  # those that the shipped configs train, with the tags of their weight
     "coatnet_0_rw_224.sw_in1k",
     "convnext_tiny.in12k_ft_in1k",
     "densenet121.ra_in1k",
+    "densenet169.tv_in1k",
     "efficientnet_b0.ra_in1k",
     "efficientnet_b1.ft_in1k",
     "efficientnet_b2.ra_in1k",
@@ -79,12 +80,17 @@ def facts(name: str, image_size: int | None = None) -> Facts:
     size = image_size or backbones.input_size(name)
     with torch.device("meta"):
         net = backbones.build(name, 2, image_size=image_size)
-    image = torch.zeros(1, 3, size, size, device="meta")
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    licence, cam = backbones.licence(name), cam_layer(net, (3, size, size))
+    return Facts(name, parameters, macs(net, size), size, licence, cam)
+
+
+def macs(net: nn.Module, size: int) -> int:
+    """Multiply-accumulates of one square image, on the device of the network."""
+    image = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()(image)
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    macs, licence = counter.get_total_flops() // 2, backbones.licence(name)
-    return Facts(name, parameters, macs, size, licence, cam_layer(net, (3, size, size)))
+    return int(counter.get_total_flops()) // 2
 
 
 def cam_layer(net: nn.Module, image_shape: tuple[int, int, int]) -> CamLayer | None:

@@ -7,6 +7,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from evaluation import coupling
+from evaluation.metrics import by_class
 from lightning_modules import backbones, checkpoints, structure
 from lightning_modules.batch import Batch
 from lightning_modules.cam import Explainer
@@ -101,10 +103,11 @@ class ImageClassifier(ExactModule):
         return Explainer(self, size, method)
 
     def setup(self, stage: str) -> None:
-        """Takes the class weights of the training split, and answers for what it is tested on."""
+        """Takes the class weights of the training split and freezes what never trains."""
         if stage == "fit":
             weights = self.data.class_weights
             self.class_weights = None if weights is None else torch.tensor(weights)
+            self.tuning.hold(self.net, getattr(self.trainer.strategy, "_ddp_kwargs", None))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -159,11 +162,18 @@ class ImageClassifier(ExactModule):
             preprocess=data.preprocess.to_dict(),
             manifest_digest=data.manifest.digest(),
             train_ids=checkpoints.id_hashes(self.ids("train")),
-            metrics=dict(self.figures.get("val", {})),
+            metrics=self.figures.get("val", {}) | self._details(),
             measured_weights=self.measured,
             epoch=self.current_epoch + 1,
             structure=self.structure,
         )
+
+    def _details(self) -> dict[str, float]:
+        """Figures of each class and of each pair of heads on val."""
+        if "val" not in self.tables:
+            return {}
+        table = self.tables["val"][""]
+        return by_class(table) | coupling.accuracies(table)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another's classes, and to be tested on what it was trained on."""

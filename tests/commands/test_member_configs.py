@@ -1,4 +1,4 @@
-"""The members of the five systems: short files that say what the systems' authors set."""
+"""The members of the five systems, as their studies train them: what the systems' authors set."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,13 @@ from typing import Any
 import pytest
 import yaml
 
+from commands.processes import Run
+from commands.study_file import read_study
+from commands.study_runs import plan
 from main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-MEMBERS = [
-    file
-    for system in ("fracture", "fundus", "mura", "chest", "gradcam")
-    for file in sorted((CONFIGS / system).glob("*.yaml"))
-    if "council" not in file.stem
-]
+FIVE = ("fracture", "fundus", "mura", "mura_pretrained", "chest_sparse", "gradcam")
 FRACTURE = {"optimizer": "adam", "lr": 1e-4, "schedule": "plateau"}
 FUNDUS = {
     **{"optimizer": "adamw", "lr": 5e-5, "weight_decay": 2.5e-4},
@@ -22,22 +20,30 @@ FUNDUS = {
 }
 
 
-def resolved(file: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    base = ["--config", str(CONFIGS / "base.yaml"), "--config", str(file)]
+def members(study: str) -> dict[str, Run]:
+    """The runs that fit a member, by name."""
+    runs = plan(read_study(CONFIGS / f"studies/{study}.yaml"), Path("runs"))
+    return {run.name: run for run in runs if run.arguments[0] == "fit"}
+
+
+EVERY = [(study, name) for study in FIVE for name in members(study)]
+
+
+def resolved(study: str, name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     with pytest.raises(SystemExit):
-        main(["fit", *base, "--print_config"])
+        main([*members(study)[name].arguments, "--print_config"])
     found: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     return found
 
 
-@pytest.mark.parametrize("file", MEMBERS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize(("study", "name"), EVERY, ids=map("/".join, EVERY))
 def test_member_resolves_and_keeps_the_callbacks(
-    file: Path, capsys: pytest.CaptureFixture[str]
+    study: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = resolved(file, capsys)
+    said = resolved(study, name, capsys)
     names = {callback["class_path"] for callback in said["trainer"]["callbacks"]}
     assert {"callbacks.Record", "callbacks.Predictions"} <= names
-    assert len(file.read_text().splitlines()) <= 12
+    assert said["model"]["init_args"]["pretrained"] is ("residual" not in str(said["model"]))
 
 
 @pytest.mark.parametrize(
@@ -52,20 +58,17 @@ def test_member_resolves_and_keeps_the_callbacks(
 def test_fracture_members(
     name: str, backbone: str, batch: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = resolved(CONFIGS / f"fracture/{name}.yaml", capsys)
+    said = resolved("fracture", name, capsys)
     model, data = said["model"]["init_args"], said["data"]["init_args"]
     assert (model["backbone"], model["pretrained"], data["batch_size"]) == (backbone, True, batch)
     assert model["optimisation"].items() >= FRACTURE.items()
     assert (said["trainer"]["max_epochs"], said["early_stopping"]["patience"]) == (30, 5)
-    assert data["preprocess"]["size"] == 224
+    assert (data["preprocess"]["size"], data["augment"]) == (224, "fracture")
 
 
-FUNDUS_MEMBERS = [file for file in MEMBERS if file.parent.name == "fundus"]
-
-
-@pytest.mark.parametrize("file", FUNDUS_MEMBERS, ids=lambda file: file.stem)
-def test_fundus_members(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = resolved(file, capsys)
+@pytest.mark.parametrize("name", members("fundus"))
+def test_fundus_members(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = resolved("fundus", name, capsys)
     model, data = said["model"]["init_args"], said["data"]["init_args"]
     assert said["model"]["class_path"] == "lightning_modules.OneVsOneClassifier"
     assert model["loss"].items() >= {"gamma": 3.0, "alpha": 2.5, "smoothing": 0.1}.items()
@@ -75,47 +78,82 @@ def test_fundus_members(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (data["batch_size"], said["trainer"]["accumulate_grad_batches"]) == (2, 4)
     assert (said["trainer"]["max_epochs"], said["early_stopping"]["patience"]) == (100, 28)
     assert data["preprocess"]["clahe"] == 2.5
-    assert data["preprocess"]["size"] == (256 if "swinv2" in file.stem else 224)
+    assert data["balance"]["class_weights"] == "inverse"
+    assert data["preprocess"]["size"] == (256 if "swinv2" in name else 224)
 
 
 def test_mura_members_differ_in_how_they_are_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    said = [resolved(CONFIGS / f"mura/{name}.yaml", capsys) for name in "abc"]
+    said = [resolved("mura", name, capsys) for name in "abc"]
     ways = [one["model"]["init_args"]["optimisation"] for one in said]
     assert [way["optimizer"] for way in ways] == ["adam", "sgd", "rmsprop"]
     assert [way["schedule"] for way in ways] == ["cosine", "step", "cyclic"]
     assert [one["data"]["init_args"]["batch_size"] for one in said] == [16, 32, 64]
 
 
+def sparse(said: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the sparse training."""
+    last = said["trainer"]["callbacks"][-1]
+    assert last["class_path"] == "callbacks.TwoStageSparseTraining"
+    settings: dict[str, Any] = last["init_args"]
+    return settings
+
+
 @pytest.mark.parametrize("variant", ["b0", "b1", "b2", "b3"])
 def test_chest_members(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    said = resolved(CONFIGS / f"chest/{variant}_dense.yaml", capsys)
+    said = resolved("chest_sparse", f"{variant}_ast25", capsys)
     model, preprocess = said["model"]["init_args"], said["data"]["init_args"]["preprocess"]
     assert model["backbone"].startswith(f"efficientnet_{variant}.")
     assert model["backbone_args"] == {"drop_rate": 0.3}
     way = {"optimizer": "adamw", "lr": 3e-4, "schedule": "onecycle", "warmup_epochs": 6.0}
     assert model["optimisation"].items() >= way.items()
-    assert said["trainer"]["max_epochs"] == 60
+    assert said["trainer"]["max_epochs"] == 80
     assert (preprocess["size"], preprocess["margin"]) == (260, 28)
+    stages = {"density": 0.25, "dense_epochs": 60, "sparse_epochs": 20}
+    assert sparse(said).items() >= stages.items()
+    assert (sparse(said)["recovery"]["lr"], sparse(said)["recovery"]["schedule"]) == (
+        5e-5,
+        "cosine",
+    )
+
+
+def test_a_control_differs_from_its_member_in_density_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    member, control = (resolved("chest_sparse", f"b2_{n}", capsys) for n in ("ast25", "control"))
+    assert (sparse(member).pop("density"), sparse(control).pop("density")) == (0.25, 1.0)
+    member.pop("run"), control.pop("run")
+    assert member == control
+
+
+def test_the_old_recipe_has_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    said = sparse(resolved("chest_sparse", "b2_single10", capsys))
+    assert said.items() >= {"density": 0.1, "dense_epochs": 0, "sparse_epochs": 60}.items()
 
 
 @pytest.mark.parametrize(("kind", "epochs"), [("standard", 10), ("intensive", 15)])
 def test_gradcam_members(kind: str, epochs: int, capsys: pytest.CaptureFixture[str]) -> None:
-    files = sorted((CONFIGS / "gradcam").glob(f"*_{kind}.yaml"))
-    assert len(files) == 5
-    said = resolved(files[0], capsys)
-    model = said["model"]["init_args"]
+    names = [name for name in members("gradcam") if name.endswith(kind)]
+    assert len(names) == 5
+    said = resolved("gradcam", names[1], capsys)
+    model, data = said["model"]["init_args"], said["data"]["init_args"]
     assert said["trainer"]["max_epochs"] == epochs
+    assert model["backbone"].startswith("densenet121.")
     assert (model["head"], model["tuning"]["trainable_layers"]) == ("sigmoid", 20)
     assert model["optimisation"]["optimizer"] == "adam"
+    assert data["class_names"] == ["normal", "cardiomegaly"]
+    assert data["source"]["init_args"]["root"] == "data/gradcam/cardiomegaly"
 
 
 @pytest.mark.parametrize(
-    ("study", "members"),
-    [("fracture", 4), ("fundus", 7), ("fundus_4", 4), ("mura", 3), ("gradcam", 10)],
-)
-def test_each_study_prints_a_fit_a_member(
-    study: str, members: int, capsys: pytest.CaptureFixture[str]
+    ("study", "runs"),
+    [("fracture", 4 + 2), ("fundus", 7 + 4), ("mura", 3 + 2), ("mura_pretrained", 3 + 2),
+     ("chest_sparse", 6 + 4), ("gradcam", 10), ("demo", 3 + 2)],
+)  # fmt: skip
+def test_each_study_prints_a_line_a_run(
+    study: str, runs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["study", "run", str(CONFIGS / f"studies/{study}.yaml"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("consilium fit") for line in lines) == members
+    assert len(lines) == runs
+    assert all(line.startswith(("consilium fit", "consilium council", "consilium test"))
+               for line in lines)  # fmt: skip

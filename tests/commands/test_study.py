@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from commands.study_file import read_study
 from evaluation.results import read_results
 from evaluation.table import PredictionTable
 from lightning_modules import checkpoints
@@ -138,20 +137,3 @@ def test_a_failed_member_is_named_and_does_not_stop_the_rest(tiny, tmp_path, cap
     assert (tmp_path / "members" / "quick" / "results.json").is_file()
     assert main(["study", "status", str(file), "--output", str(tmp_path)]) == 0
     assert "broken           failed" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({"memebrs": {}}, "allowed"),
-        ({"members": {"a": "nowhere.yaml"}}, "config 'nowhere.yaml' is not a file"),
-        ({"members": {"a": "a.yaml"}, "gates": {"accuracy": 1}}, "a gate is council.METRIC"),
-    ],
-)
-def test_a_wrong_study_is_refused(tmp_path, content, words):
-    (tmp_path / "a.yaml").touch()
-    (tmp_path / "base.yaml").touch()
-    file = tmp_path / "s.yaml"
-    file.write_text(yaml.safe_dump({"base": "base.yaml", **content}))
-    with pytest.raises(ValueError, match=words):
-        read_study(file)

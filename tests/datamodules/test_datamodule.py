@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import cv2
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,55 @@ def test_augmented_pixels_are_a_function_of_seed_epoch_and_index(root):
     assert not torch.equal(first, epoch(0, seed=1))
 
 
+def test_under_a_trainer_batches_stay_bytes_until_they_are_on_the_device(root):
+    data = module(root)
+    floats = next(iter(data.val_dataloader()))
+    data.trainer = L.Trainer(logger=False, accelerator="cpu")
+    raw = next(iter(data.val_dataloader()))
+    assert raw["image"].dtype == torch.uint8
+    assert raw["image"].shape == (8, 1, 32, 32)  # gray stays one channel
+    done = data.on_after_batch_transfer(raw, 0)
+    assert torch.equal(done["image"], floats["image"])
+    assert torch.equal(data.on_after_batch_transfer(done, 0)["image"], floats["image"])
+
+
+def test_gray_and_colour_pictures_share_a_batch(root, tmp_path):
+    gray = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
+    colour = np.dstack([gray, gray // 2, gray // 3])
+    for name, image in (("train/none/a", gray), ("val/none/b", gray), ("val/none/c", colour)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    data = ImageDataModule(Folders(str(tmp_path), None), ["none"], Preprocess(size=32), workers=0)
+    data.setup("validate")
+    seen = next(iter(data.val_dataloader()))["image"]
+    for k, image in enumerate((gray, cv2.cvtColor(colour, cv2.COLOR_BGR2RGB))):
+        assert torch.equal(seen[k], data.preprocess(image))
+
+
+def test_a_quarantine_is_left_out_with_a_note(root, tmp_path):
+    whole = module(root).manifest.table
+    gone = whole["id"][:3].tolist()
+    whole[:3].to_csv(tmp_path / "quarantine.csv", index=False)
+    kept = module(root, reading=Reading(leave_out=str(tmp_path / "quarantine.csv"))).manifest
+    assert kept.table["id"].tolist() == [name for name in whole["id"] if name not in gone]
+    assert kept.notes[-1].startswith(f"3 files were left out by quarantine.csv: {gone[0]}")
+    (tmp_path / "other.csv").write_text("name\nx\n")
+    with pytest.raises(ValueError, match=r"other.csv has no column 'id'; it has \['name'\]"):
+        module(root, reading=Reading(leave_out=str(tmp_path / "other.csv")))
+
+
+def test_a_last_training_batch_of_one_picture_is_left_out(root):
+    count = len(module(root).rows("train"))
+    sizes = {
+        size: [len(batch["label"]) for batch in module(root, batch_size=size).train_dataloader()]
+        for size in (count - 1, count - 2, count, 1)
+    }
+    assert sizes[count - 1] == [count - 1]
+    assert sizes[count - 2] == [count - 2, 2]
+    assert sizes[count] == [count]
+    assert sizes[1] == [1] * count
+
+
 def test_an_empty_split_is_refused(root):
     source = Phantoms(patients=20, films=1, root=root, val=0.0, test=0.0)
     data = ImageDataModule(source, NAMES, workers=0)
@@ -135,7 +185,7 @@ def test_corrupt_files_end_the_run_or_are_skipped_with_a_note(tmp_path, cache):
         broken, ["a", "b"], Preprocess(size=8), workers=0, reading=replace(reading, corrupt="skip")
     )
     skipping.setup("fit")
-    assert skipping.manifest.notes[-1].startswith("1 files that cannot be read were skipped: train")
+    assert skipping.manifest.notes[-1].startswith("1 files were skipped: they cannot be read")
     assert len(gathered(skipping.train_dataloader())["index"]) == 8
 
 

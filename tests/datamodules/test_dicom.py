@@ -55,6 +55,16 @@ def test_a_voi_table_is_used(tmp_path):
     assert np.array_equal(found, np.rint((65535 - 16.0 * RAMP) / 65535 * 255))
 
 
+def test_a_preamble_of_another_format_does_not_deceive(tmp_path):
+    file = written(tmp_path / "a.dcm")
+    data = file.read_bytes()
+    for preamble in (b"II*\0", b"MM\0*", b"BM"):
+        file.write_bytes(preamble + data[len(preamble) :])
+        assert np.array_equal(read(file), np.rint(RAMP / RAMP.max() * 255))
+    ct = pydicom.data.get_testdata_file("CT_small.dcm", download=False)
+    assert read(ct).shape == (128, 128)
+
+
 def test_frames_are_named_or_refused(tmp_path):
     path = written(tmp_path / "a.dcm", np.stack([RAMP, RAMP[::-1]]), NumberOfFrames=2)
     with pytest.raises(ImageError, match=r"a.dcm: .*2 frames; name one"):

@@ -3,7 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.sources import Folders, Fractions, Mura, Table
+from datamodules.sources import Folders, Mura, Table
+from datamodules.splits import Fractions
 
 
 def picture(path):

@@ -1,0 +1,88 @@
+"""Carries a study out: starts what is not done when what it needs is, and reports at the end."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from commands.engines import Engine
+from commands.processes import Run
+from commands.progress import Progress
+from commands.study_file import Study
+from commands.study_runs import command_line
+
+LOG = "study.log"
+POLL = 0.25
+
+
+class Runner:
+    """Fills the run folders of a study; whatever is done already is left as it is."""
+
+    def __init__(self, study: Study, folder: Path, engine: Engine) -> None:
+        self.study, self.folder, self.engine = study, folder, engine
+        self.failed: dict[str, str] = {}
+
+    def run(self, chosen: list[Run], runs: list[Run]) -> int:
+        """Runs what is chosen, then reports; 0 when nothing failed and every gate passed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fill(chosen, {run.name: run for run in runs})
+        return self._close(runs)
+
+    def _fill(self, chosen: list[Run], runs: dict[str, Run]) -> None:
+        """As many at a time as the engine takes; a failure stops only what needs the failed."""
+        waiting, active = [run for run in chosen if not run.done()], list[Run]()
+        with Progress(chosen) as progress:
+            try:
+                while waiting or active:
+                    waiting = [run for run in waiting if not self._in_vain(run)]
+                    ready = [r for r in waiting if all(runs[n].done() for n in r.needs)]
+                    for run in ready[: self.engine.slots - len(active)]:
+                        waiting.remove(run)
+                        active.append(self._start(run))
+                    if waiting and not active:
+                        break  # what is missing was not chosen
+                    time.sleep(POLL)
+                    active = [run for run in active if not self._ended(run)]
+                    progress.update()
+            finally:
+                self.engine.stop(active)
+
+    def _in_vain(self, run: Run) -> bool:
+        lost = [name for name in run.needs if name in self.failed]
+        if lost:
+            self.failed[run.name] = f"it needs {', '.join(lost)}"
+            self._note(f"{run.name}: not run: {self.failed[run.name]}")
+        return bool(lost)
+
+    def _start(self, run: Run) -> Run:
+        self._note(f"{run.name}: {command_line(self.engine.start(run))}")
+        return run
+
+    def _ended(self, run: Run) -> bool:
+        if not self.engine.ended(run):
+            return False
+        if run.done():
+            self._note(f"{run.name}: done")
+        else:
+            self.failed[run.name] = f"{run.complaint()} ({run.folder}/log.txt)"
+            self._note(f"{run.name}: failed: {run.complaint()}")
+        return True
+
+    def _note(self, text: str) -> None:
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def _close(self, runs: list[Run]) -> int:
+        """Reports what there is and says the last words."""
+        console = Console(soft_wrap=True)
+        for name, why in self.failed.items():
+            console.print(f"{name} failed: {why}", markup=False)
+        if not all(run.done() for run in runs):
+            console.print(f"consilium study status shows what is left in {self.folder}")
+            return 1 if self.failed else 0
+        from commands import study_report  # torch and all: not before there is something to say
+
+        passed = study_report.write(self.study, self.folder)
+        for line in study_report.last_words(self.study, self.folder):
+            console.print(line, markup=False)
+        return 0 if passed else 1

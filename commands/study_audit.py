@@ -1,0 +1,49 @@
+"""The audit of a study's data, made once and kept beside its report."""
+
+from pathlib import Path
+
+from commands import datasets
+from commands.audit import write
+from commands.study_results import Runs
+from datamodules.audit import audit
+from evaluation import report
+from evaluation.files import read_json
+
+FOLDER = "audit"
+
+
+def audits(runs: Runs, folder: Path) -> dict[str, Path]:
+    """audit.json of each data set that members were trained on, by its digest; made if missing."""
+    found: dict[str, Path] = {}
+    for name in runs:
+        config, digest = folder / "members" / name / "config.yaml", _digest(runs, name)
+        if not config.is_file() or digest in found:
+            continue
+        kept = folder / FOLDER / digest
+        if not (kept / "audit.json").is_file():
+            data = datasets.from_configs([str(config)])
+            write(audit(data.listed()), kept, f"the data of {name}")
+        found[digest] = kept / "audit.json"
+    return found
+
+
+def _digest(runs: Runs, name: str) -> str:
+    return str(runs[name].meta.get("manifest_digest", ""))[:12] or name
+
+
+def sections(kept: dict[str, Path], runs: Runs) -> list[report.Section]:
+    """One row a data set: how much there is, and what is wrong with it."""
+    rows: list[tuple[report.Cell, ...]] = []
+    for digest, file in kept.items():
+        said = read_json(file)
+        names = [name for name in runs if _digest(runs, name) == digest]
+        suspects = [fact["name"] for fact in said["confounds"] if fact["suspect"]]
+        words = [finding["message"] for finding in said["findings"]] + said["notes"]
+        words += [f"predicts the class by itself: {', '.join(suspects)}"] if suspects else []
+        used = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        rows.append((used, said["files"], said["patients"], said["leaks"], "; ".join(words)))
+    if not rows:
+        return []
+    columns = ("data of", "files", "patients", "kinds of leak", "findings")
+    note = f"The pairs and all numbers stand in {FOLDER}/ beside this report."
+    return [report.Table(columns, rows, "Audit", note)]

@@ -1,0 +1,100 @@
+"""Seeds and folds: what chance in training moves, apart from what the choice of patients does."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from commands.study_file import Study
+from commands.study_results import Runs, table_of
+from commands.study_runs import Round, rounds
+from evaluation import report
+from evaluation.metrics import Figures, figures
+from evaluation.table import PredictionTable
+
+Pooled = dict[tuple[str, int | None], Figures]
+SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
+WITHIN = ("auroc",)  # scores of models trained apart do not stand on one scale
+SEEDS = (
+    "Mean over seeds, and the standard deviation between them: what chance in training moves. The "
+    "intervals of the other tables are what the choice of test patients moves; neither holds the "
+    "other."
+)
+FOLDS = (
+    "Each image was tested once, by a model whose training and validation held nothing of its "
+    "patient; intervals are over patients and take the models as they are. auroc is the mean "
+    "over folds, as the scores of models trained apart do not stand on one scale."
+)
+
+
+def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:
+    """Folds pooled, seeds with their spread; nothing for a study of neither."""
+    pooled = over_folds(study, runs, folder)
+    shown = [_folds(pooled)] if study.folds and pooled else []
+    return [*shown, *([_seeds(over_seeds(study, pooled))] if len(study.seeds) > 1 else [])]
+
+
+def over_folds(study: Study, runs: Runs, folder: Path) -> Pooled:
+    """Figures of each member and council at each seed, over all its folds together."""
+    found: Pooled = {}
+    seeds: list[int] | list[None] = study.seeds or [None]
+    for name in (*study.councils, *study.members):
+        for seed in seeds:
+            names = [name + each.suffix for each in rounds(study) if each.seed == seed]
+            if all(run in runs for run in names):
+                found[name, seed] = _pooled(study, names, runs, folder)
+    return found
+
+
+def _pooled(study: Study, names: list[str], runs: Runs, folder: Path) -> Figures:
+    if not study.folds:
+        return runs[names[0]].metrics
+    where = {run: folder / "members" / run for run in names}
+    tables = [table_of(path if path.is_dir() else folder / run) for run, path in where.items()]
+    found = figures(together(tables))
+    for metric in WITHIN:
+        values = [runs[run].metrics[metric].value for run in names]
+        known = [value for value in values if value is not None]
+        mean = float(np.mean(known)) if len(known) == len(names) else None
+        why = "mean over folds" if mean is not None else "not measured in every fold"
+        found[metric] = replace(found[metric], value=mean, low=None, high=None, reason=why)
+    return found
+
+
+def together(tables: Sequence[PredictionTable]) -> PredictionTable:
+    """The rows of several tables in one; a sample in two of them is refused."""
+    rows = pd.concat([table.rows for table in tables], ignore_index=True)
+    logits = np.concatenate([table.logits for table in tables])
+    return PredictionTable(rows, logits, tables[0].class_names)
+
+
+def over_seeds(study: Study, pooled: Pooled) -> pd.DataFrame:
+    """Mean, standard deviation, least and greatest of each figure over the seeds."""
+    rows = []
+    for name in (*study.councils, *study.members):
+        each = [found for (subject, _), found in pooled.items() if subject == name]
+        for metric in SHOWN if len(each) > 1 else ():
+            values = np.array([found[metric].value or np.nan for found in each])
+            spread = {"mean": values.mean(), "sd": values.std(ddof=1)}
+            ends = {"least": values.min(), "greatest": values.max()}
+            rows.append({"run": name, "figure": metric, "seeds": len(each), **spread, **ends})
+    return pd.DataFrame(rows)
+
+
+def _seeds(found: pd.DataFrame) -> report.Section:
+    rows: list[tuple[report.Cell, ...]] = []
+    for name, each in found.groupby("run", sort=False) if len(found) else ():
+        cells = [value for _, one in each.iterrows() for value in (one["mean"], one["sd"])]
+        rows.append((str(name), int(each["seeds"].iloc[0]), *map(float, cells)))
+    columns = ("", "seeds", *(word for metric in SHOWN for word in (metric, "sd")))
+    return report.Table(columns, rows, "Over seeds", SEEDS)
+
+
+def _folds(pooled: Pooled) -> report.Section:
+    rows: list[tuple[report.Cell, ...]] = [
+        (name + Round(seed).suffix, each["accuracy"].n, *(each[metric] for metric in SHOWN))
+        for (name, seed), each in pooled.items()
+    ]
+    return report.Table(("", "images", *SHOWN), rows, "Over folds", FOLDS)

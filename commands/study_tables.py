@@ -1,0 +1,87 @@
+"""results/ of a study: every figure of its page as CSV, and all of them in one JSON file."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from commands import study_costs, study_rounds, study_sparse
+from commands.study_file import COUNCIL, Study
+from commands.study_results import Runs, figures_of, gates, subjects, verdict
+from commands.study_runs import VOTERS
+from evaluation.files import write_json, write_text
+from evaluation.intervals import Figure
+from evaluation.results import read_results
+
+FOLDER = "results"
+
+
+def write(study: Study, folder: Path, runs: Runs) -> None:
+    """One CSV a table that has rows, and tables.json with all of them."""
+    found = {name: table for name, table in tables(study, folder, runs).items() if len(table)}
+    for name, table in found.items():
+        write_text(folder / FOLDER / f"{name}.csv", table.to_csv(index=False))
+    plain = {name: json.loads(table.to_json(orient="records")) for name, table in found.items()}
+    write_json(folder / FOLDER / "tables.json", plain)
+
+
+def tables(study: Study, folder: Path, runs: Runs) -> dict[str, pd.DataFrame]:
+    """Every table by name."""
+    councils = set(subjects(study, COUNCIL))
+    pooled = study_rounds.over_folds(study, runs, folder) if study.folds else {}
+    return {
+        "members": _figures({n: r.metrics for n, r in runs.items() if n not in councils}),
+        "councils": _figures({n: r.metrics for n, r in runs.items() if n in councils}),
+        "voters": voters(folder, [name for name in subjects(study, COUNCIL) if name in runs]),
+        "gates": pd.DataFrame([asdict(gate) for gate in gates(study, runs)]),
+        "claims": claims(study, runs),
+        "folds": _figures({f"{n} {s}" if s is not None else n: f for (n, s), f in pooled.items()}),
+        "seeds": study_rounds.over_seeds(study, study_rounds.over_folds(study, runs, folder)),
+        "sparse": sparse(study, runs, folder),
+        "cost": study_costs.costs(runs, folder / "members").rename(columns={"": "member"}),
+    }
+
+
+def _figures(groups: dict[str, dict[str, Figure]]) -> pd.DataFrame:
+    """One row a run and figure."""
+    rows = [
+        {"run": run, "figure": name, **asdict(figure)}
+        for run, found in groups.items()
+        for name, figure in found.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def voters(folder: Path, councils: list[str]) -> pd.DataFrame:
+    """Figures of every voter, and its gain over the best single member."""
+    parts = []
+    for council in councils:
+        kept = folder / council.replace(COUNCIL, VOTERS, 1) / "results.json"
+        others = read_results(kept).others
+        shown = {name: each for name, each in others.items() if not name.startswith("member/")}
+        parts.append(_figures(shown).rename(columns={"run": "voter"}).assign(council=council))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def claims(study: Study, runs: Runs) -> pd.DataFrame:
+    """One row a claim and run."""
+    rows = []
+    for name, claim in study.claims.items():
+        for at, figure in figures_of(study, name, runs).items():
+            low, high = claim.believable
+            said = {"claim": name, "figure": at, "claimed": claim.claimed, "from": low, "to": high}
+            found = None if figure is None else figure.value
+            rows.append({**said, "found": found, "verdict": verdict(claim.believable, figure)})
+    return pd.DataFrame(rows)
+
+
+def sparse(study: Study, runs: Runs, folder: Path) -> pd.DataFrame:
+    """Paired differences of sparse members to their controls, a column each end."""
+    found = study_sparse.gaps(study_sparse.pairs(study, runs), folder)
+    for metric in study_sparse.COMPARED if len(found) else ():
+        ends = pd.DataFrame([asdict(figure) for figure in found.pop(metric)])[
+            ["value", "low", "high"]
+        ]
+        found = found.join(ends.add_prefix(f"{metric}_"))
+    return found

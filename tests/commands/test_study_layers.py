@@ -1,0 +1,135 @@
+"""Studies as they are written: matrices, layers, overrides, twins, councils, rounds."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.study_file import Study, read_study
+from commands.study_layers import expanded, filled, flat
+from commands.study_runs import Round, chosen, plan
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes a study beside its configs and reads it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "a", "b", "council"):
+        Path(f"{name}.yaml").touch()
+
+    def written(said: dict, name: str = "s") -> Study:
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
+        return read_study(f"{name}.yaml")
+
+    return written
+
+
+def commands(study: Study) -> dict[str, list[str]]:
+    return {run.name: run.arguments for run in plan(study, Path("out"))}
+
+
+def test_layers_become_files_and_flags_in_their_order(write):
+    member = [
+        "a.yaml",
+        {"trainer": {"max_epochs": 3}, "model.init_args.pretrained": None},
+        "b.yaml",
+    ]
+    study = write({"base": "base.yaml", "members": {"m": member}, "overrides": {"tta": ["hflip"]}})
+    assert commands(study)["m"] == [
+        *("fit", "--config", "base.yaml", "--config", "a.yaml"),
+        *("--trainer.max_epochs", "3", "--model.init_args.pretrained", "null"),
+        *("--config", "b.yaml", "--tta", '["hflip"]', "--run", "out/members/m"),
+    ]
+
+
+def test_a_class_stays_in_one_piece_and_all_else_is_changed_one_by_one():
+    source = {"class_path": "X", "init_args": {"root": "r"}}
+    said = {"data.init_args": {"source": source, "preprocess": {"size": 64}}, "empty": {}}
+    assert dict(flat(said)) == {
+        "data.init_args.source": source, "data.init_args.preprocess.size": 64, "empty": {},
+    }  # fmt: skip
+
+
+def test_a_matrix_is_every_combination():
+    axes = {"x": ["p", "q"], "y": {"one": 1, "two": {"deep": [2]}}}
+    cells = expanded(axes)
+    assert list(cells) == ["p_one", "p_two", "q_one", "q_two"]
+    template = {"a": "{y}", "b": ["at {x}/{y}", "{z}"]}
+    assert filled(template, cells["q_two"])["a"] == {"deep": [2]}
+    assert filled(template, cells["q_one"]) == {"a": 1, "b": ["at q/1", "{z}"]}
+
+
+def test_a_twin_changes_what_it_names(write):
+    Path("twin").mkdir()
+    matrix = {"n": ["1", "2"]}
+    write({"base": "base.yaml", "matrix": matrix, "member": ["a.yaml", {"k": "{n}"}],
+           "gates": {"members.accuracy": 0.9}, "seeds": [4]})  # fmt: skip
+    Path("twin/t.yaml").write_text(yaml.safe_dump(
+        {"like": "../s.yaml", "members": {"1": {"only": 1}, "2": None}, "overrides": {"o": "<{n}>"}}
+    ))  # fmt: skip
+    twin = read_study("twin/t.yaml")
+    assert list(twin.members) == ["1"]
+    assert twin.members["1"] == (Path("a.yaml"), {"k": "1"}, {"only": 1}, {"o": "<1>"})
+    assert (twin.gates, twin.seeds, twin.name) == ({}, [4], "t")
+    with pytest.raises(ValueError, match="member '3'; members are 1, 2"):
+        write({"like": "s.yaml", "members": {"3": "a.yaml"}}, "wrong")
+
+
+def test_councils_get_what_overrides_say_of_the_data(write):
+    over = {"data.init_args.workers": 0, "model.init_args.backbone": "x", "trainer.devices": 1,
+            "trainer.callbacks+": [{"class_path": "Y"}]}  # fmt: skip
+    members, councils = {"m": "a.yaml", "n": "b.yaml"}, {"one": ["m"], "both": "all"}
+    study = write({"base": "base.yaml", "members": members, "overrides": over,
+                   "council": "council.yaml", "councils": councils})  # fmt: skip
+    runs = {run.name: run for run in plan(study, Path("out"))}
+    assert list(runs) == ["m", "n", "voters-one", "council-one", "voters-both", "council-both"]
+    assert runs["council-both"].needs == ("voters-both", "m", "n")
+    words = runs["council-one"].arguments
+    assert words[words.index("council.yaml") + 1 :][:4] == [
+        "--data.init_args.workers", "0", "--trainer.devices", "1"]  # fmt: skip
+    assert words[-1] == "--model.init_args.members=[out/members/m]"
+    assert "x" not in words
+
+
+def test_rounds_are_seeds_times_folds(write):
+    study = write({"base": "base.yaml", "members": {"m": "a.yaml"}, "council": "council.yaml",
+                   "seeds": [0, 7], "folds": 3})  # fmt: skip
+    runs = plan(study, Path("out"))
+    assert [run.name for run in runs[:3]] == ["m-seed0-fold0", "voters-seed0-fold0",
+                                              "council-seed0-fold0"]  # fmt: skip
+    assert len(runs) == 2 * 3 * 3
+    flags = "--seed_everything 7 --data.init_args.fold.part 2 --data.init_args.fold.of 3"
+    assert flags in " ".join(runs[-1].arguments)
+    assert flags in " ".join(runs[-3].arguments)
+    only = [run.name for run in chosen(study, runs, ["m-seed7-fold1"])]
+    assert only == ["m-seed7-fold1", "voters-seed7-fold1", "council-seed7-fold1"]
+    assert Round().suffix == ""
+
+
+def test_a_control_is_the_member_at_density_one(write):
+    said = {"base": "base.yaml", "members": {"s": "a.yaml", "t": "b.yaml"}}
+    study = write({**said, "control": {"c": ["t", "s"]}})
+    assert study.members["c"] == (Path("b.yaml"), {"trainer.callbacks.init_args.density": 1.0})
+    assert write({**said, "control": True}).controls == {"s_control": ["s"], "t_control": ["t"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"memebrs": {}}, r"keys \['base', 'members', 'memebrs'\]; allowed"),
+        ({"matrix": {"x": [1]}}, "matrix and member"),
+        ({"members": {"a": "nowhere.yaml"}}, "nowhere.yaml' is neither a config file nor"),
+        ({"base": "nowhere.yaml"}, "base 'nowhere.yaml' is not a file"),
+        ({"gates": {"accuracy": 1}}, "gate accuracy: 1; a gate is"),
+        ({"gates": {"council.accuracy": 1}}, "gate council.accuracy"),
+        ({"claims": {"members.accuracy": {"believable": [1, 0], "why": "?"}}}, "claim members.acc"),
+        ({"councils": {"x": "all"}}, "councils need council"),
+        ({"council": "council.yaml", "councils": {"x": ["b"]}}, "x: .'b'.; members are a"),
+        ({"control": {"a": ["a"]}}, "control: 'a' is a member already"),
+        ({"folds": 2}, "folds 2; at least 3"),
+        ({"level": "film"}, "level 'film'; allowed are image, study, patient"),
+    ],
+)
+def test_a_wrong_study_is_refused(write, more, words):
+    with pytest.raises(ValueError, match=words):
+        write({"base": "base.yaml", "members": {"a": "a.yaml"}, **more})
