@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from commands import datasets
+from commands import datasets, starting
 from commands.samples import HEIGHT, png, sheet
 from datamodules.audit import Audit, Finding, Match, audit
 from datamodules.images import ImageError, read
@@ -17,6 +17,7 @@ from evaluation.files import write_bytes, write_json, write_text
 from evaluation.report import Section, Table, Text, Thumbnails, write_report
 
 VERSION = 1
+QUARANTINE = "quarantine.csv"
 SHOWN = 24  # pairs of a finding in the page
 
 
@@ -25,6 +26,8 @@ def run(args: list[str]) -> int:
     asked = parser().parse_args(args)
     if (asked.target is None) == (not asked.config):
         raise ValueError("name either a FOLDER or TABLE, or --config FILE")
+    if asked.start and asked.config:
+        raise ValueError("--start: the data has a config already; it is for a FOLDER or TABLE")
     manifest, name = _manifest(asked)
     folder = Path(asked.output or Path("runs") / f"audit-{name}")
     if asked.augmentations:
@@ -35,6 +38,8 @@ def run(args: list[str]) -> int:
     found = audit(manifest)
     write(found, folder, name)
     _print(found, folder)
+    if asked.start:
+        print(f"study: consilium study run {_started(asked, found, folder)}")
     return 1 if found.leaks else 0
 
 
@@ -47,8 +52,13 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--path", metavar="COLUMN", help="the table's column of paths")
     main.add_argument("--label", metavar="COLUMN", help="the table's column of classes")
     main.add_argument("--split", metavar="COLUMN", help="the table's column of splits")
-    help_ = "the table's column of patients; of a folder, an expression with one group"
+    help_ = "the table's column of patients, or several with commas that say it together; of a "
+    help_ += "folder, an expression with one group"
     main.add_argument("--patient", metavar="COLUMN|REGEX", help=help_)
+    help_ = "write a study of these pictures into DIR: its data, three small members, a council"
+    main.add_argument("--start", metavar="DIR", help=help_)
+    help_ = "side in pixels of what the study's networks see (224)"
+    main.add_argument("--size", type=int, default=224, metavar="N", help=help_)
     help_ = "write a sheet of augmented training pictures instead, to look at"
     main.add_argument("--augmentations", action="store_true", help=help_)
     return main
@@ -57,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 def write(found: Audit, folder: Path, name: str) -> None:
     """Writes audit.json, quarantine.csv and audit.html."""
     write_json(folder / "audit.json", as_dict(found))
-    write_text(folder / "quarantine.csv", found.quarantine().to_csv(index=False))
+    write_text(folder / QUARANTINE, found.quarantine().to_csv(index=False))
     write_report(folder / "audit.html", f"Audit of {name}", sections(found))
 
 
@@ -97,9 +107,19 @@ def _manifest(asked: argparse.Namespace) -> tuple[Manifest, str]:
         return data.listed(), Path(asked.config[-1]).stem
     target = Path(asked.target)
     if target.is_file():
-        columns = {role: getattr(asked, role) for role in datasets.GUESSES}
-        return datasets.from_table(target, columns), target.resolve().parent.name
+        return datasets.from_table(target, _columns(asked)), target.resolve().parent.name
     return datasets.from_folder(target, asked.patient), target.resolve().name
+
+
+def _columns(asked: argparse.Namespace) -> dict[str, str | None]:
+    return {role: getattr(asked, role) for role in datasets.GUESSES}
+
+
+def _started(asked: argparse.Namespace, found: Audit, folder: Path) -> Path:
+    """The study's file; what the audit put into quarantine is left out of it."""
+    source = starting.source_of(Path(asked.target), _columns(asked))
+    left = str((folder / QUARANTINE).resolve()) if len(found.quarantine()) else ""
+    return starting.write(Path(asked.start), source, found.manifest, asked.size, left)
 
 
 def _counts(manifest: Manifest) -> dict[str, dict[str, int]]:

@@ -37,7 +37,7 @@ tables, histories = study.tables("test"), study.histories()
 # Said honestly: zeros in dense kernels are multiplied like any other number.
 
 # %%
-look(*sparsity.of_run(study.run(SPARSE)))
+look(*sparsity.of_run(study.run(SPARSE), tables[SPARSE]))
 
 # %% [markdown]
 # ## What did it cost, on which class, and which decisions changed?
