@@ -53,7 +53,7 @@ def test_the_commands_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, cap
             assert main(words) == 0, (words, capsys.readouterr().err)
         verbs.append(words[0])
     before = ["fit", "test", "test", "study", "study", "explain", "serve", "export"]
-    assert verbs == [*before, "audit", "study", "fit", "study", "fit"]
+    assert verbs == [*before, "audit", "study", "fit", "study", "fit", "prune"]
     assert (tmp_path / "runs" / "council" / "council.json").is_file()
     assert list((tmp_path / "runs" / "maps").glob("*.png"))
     assert len(list((tmp_path / "runs" / "board").glob("wandb/offline-run-*/*.wandb"))) == 1
