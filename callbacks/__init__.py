@@ -11,6 +11,7 @@ from callbacks.readme import Readme
 from callbacks.record import Record
 from callbacks.reseed import Reseed
 from callbacks.sparse_training import TwoStageSparseTraining
+from callbacks.start_from import StartFrom
 from callbacks.what_trains import WhatTrains
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Readme",
     "Record",
     "Reseed",
+    "StartFrom",
     "TwoStageSparseTraining",
     "WhatTrains",
 ]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from callbacks.board import Board, show, tell
 from callbacks.history import FILE as HISTORY
-from evaluation import coupling, run_report
+from evaluation import coupling, pruned, run_report
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
 from evaluation.report import Picture, Section, number, png_of
@@ -59,7 +59,7 @@ class Record(L.Callback):
         if not trainer.is_global_zero or not said:
             return
         folder = Path(trainer.default_root_dir)
-        results = results_of(folder.name, split, said)
+        results = replace(results_of(folder.name, split, said), measures=pruned.measures(folder))
         if results.meta.get("members"):
             write_json(folder / "council.json", council(results, folder))
         page = run_report.sections(folder, results, said, folder / HISTORY)

@@ -34,7 +34,7 @@ def save(
     for member, name in zip(model.members, names, strict=True):
         done(member.name)
         about = metadata(member)
-        data = write(kind, member.module, about)
+        data = write(kind, member.module, about, member.block)
         file = f"{name}{FORMATS[kind].suffix}"
         write_bytes(folder / file, data)
         members[member.name] = {"file": file, "sha256": _sha(data), "about": about}

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import tempfile
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -15,7 +17,7 @@ from callbacks.board import closed, settle
 from callbacks.record import SaveConfig
 from commands.memory import OutOfMemory, fitting, watched
 from datamodules.datamodule import ImageDataModule
-from lightning_modules import checkpoints
+from lightning_modules import checkpoints, packing
 from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.exact import ExactModule
 from lightning_modules.tta import ALLOWED, changes
@@ -53,9 +55,22 @@ class ConsiliumCLI(LightningCLI):
         self.config = parser.parse_args(cast(list[str], args))
         config = self.config[self.config["subcommand"]]
         if config.get("ckpt_path"):
-            checkpoints.read(config["ckpt_path"])
+            config["ckpt_path"] = self._readable(Path(config["ckpt_path"]))
         elif self.config["subcommand"] == "fit":
             refuse_used(Path(config["run"]))
+
+    def _readable(self, path: Path) -> str:
+        """A checkpoint as Lightning reads it: a packed one unpacked, for as long as this lives."""
+        block, state = checkpoints.read(path)
+        if not packing.is_packed(path):
+            return str(path)
+        if self.config["subcommand"] == "fit":
+            raise ValueError(f"--ckpt_path {path}: a packed checkpoint holds no training to "
+                             "go on from")  # fmt: skip
+        self.unpacked = tempfile.TemporaryDirectory()
+        file = Path(self.unpacked.name) / "unpacked.ckpt"
+        torch.save(checkpoints.content(block, state), file)
+        return str(file)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Carries the verb out; a batch that does not fit into memory is said as such."""

@@ -51,6 +51,7 @@ class Member:
         order: where the council's classes stand in its own order.
         explain: what makes its maps; None where its file has none to make them with.
         runtime: what gives its logits (n, K) instead of the module that `explain` holds.
+        block: what its checkpoint says, where it comes from one.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Member:
     order: list[int]
     explain: Explainer | None = None
     runtime: Runtime | None = None
+    block: checkpoints.Block | None = None
 
     @property
     def maps(self) -> Explainer:
@@ -176,7 +178,7 @@ def load(path: Path, method: str = "GradCAM", device: torch.device | None = None
     modules: Any = ensemble.members
     blocks = zip(ensemble.member_names, ensemble.blocks, ensemble.orders, modules, strict=True)
     members = [
-        Member(name, block.weights, view, order, Explainer(module, view.size, method))
+        Member(name, block.weights, view, order, Explainer(module, view.size, method), block=block)
         for name, block, order, module in blocks
         for view in [Preprocess.from_dict(block.preprocess)]
     ]

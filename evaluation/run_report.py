@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation import figures as drawings
-from evaluation import report, sparsity
+from evaluation import pruned, report, sparsity
 from evaluation.results import Results
 from evaluation.table import PredictionTable
 
@@ -28,7 +28,8 @@ def sections(
         *notes(results),
         *_members(results),
         report.figures_table({k: f for k, f in results.metrics.items() if k in MAIN}),
-        *sparsity.of_run(folder),
+        *sparsity.of_run(folder, tables[""]),
+        *pruned.of_run(folder, tables[""]),
         *pictures(tables[""]),
         *_curves(history),
         report.figures_table(results.metrics, "All figures"),

@@ -49,6 +49,6 @@ def test_every_changed_decision_is_listed_and_counted_by_class():
 
 
 def test_the_run_report_shows_it(tmp_path):
-    assert sparsity.of_run(tmp_path) == []
+    assert sparsity.of_run(tmp_path, table([0], [0])) == []
     report.write_report(tmp_path / "r.html", "x", sparsity.sections(SAID))
     assert "Pruned layers" in (tmp_path / "r.html").read_text()
