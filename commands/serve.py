@@ -18,6 +18,7 @@ import torch
 from commands import exported
 from commands.looking import Model, load
 from datamodules.images import ImageError, read
+from evaluation.files import read_json
 from evaluation.selective import fit_referral
 from evaluation.table import PredictionTable
 
@@ -57,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     refer.add_argument("--refer-below", type=share, metavar="P", help=help_)
     help_ = "the same, at the confidence where val errs no more often than this"
     refer.add_argument("--refer-risk", type=share, metavar="RISK", help=help_)
-    add("--backend", choices=BACKENDS, default="torch", help="what computes the votes (torch)")
+    help_ = "what computes a checkpoint's votes (torch); an export brings its own"
+    add("--backend", choices=BACKENDS, help=help_)
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add("--title", default="", help="what the page calls the model (its folder's name)")
     add("--queue", type=positive, default=64, metavar="N", help="pictures that may wait (64)")
@@ -77,12 +79,14 @@ def extra() -> Callable[[argparse.Namespace, Model, socket.socket], None]:
     return serve
 
 
-def model_of(path: Path, backend: str, device: torch.device) -> Model:
+def model_of(path: Path, backend: str | None, device: torch.device) -> Model:
     """The model that answers; with onnxruntime its votes come from there, its maps from torch."""
+    if device.type != "cpu" and (backend == "onnxruntime" or (path / exported.FILE).is_file()):
+        raise ValueError(f"--device {device}: exports and onnxruntime answer on the cpu")
     if (path / exported.FILE).is_file():
-        return exported.load(path)
+        return export_of(path, backend)
     model = load(path, device=device)
-    if backend == "torch":
+    if backend != "onnxruntime":
         return model
     with tempfile.TemporaryDirectory() as name:
         exported.save(Path(name), "onnx", model)
@@ -91,13 +95,25 @@ def model_of(path: Path, backend: str, device: torch.device) -> Model:
     return replace(model, members=members)
 
 
+def export_of(folder: Path, backend: str | None) -> Model:
+    """The model of an export, which is answered by what its format needs."""
+    kind = str(read_json(folder / exported.FILE).get("format"))
+    own = "onnxruntime" if kind == "onnx" else "torch"
+    if backend not in (None, own):
+        raise ValueError(f"--backend {backend}: {folder} is an export to {kind}, so {own} answers")
+    return exported.load(folder)
+
+
 def refer_below(asked: argparse.Namespace, model: Model) -> float | None:
     """The referral threshold asked for; one for a risk is chosen on val."""
     if asked.refer_risk is None:
         return None if asked.refer_below is None else float(asked.refer_below)
-    table = PredictionTable.read(val_table(asked.model, model))
-    if table.class_names != model.class_names:
-        raise ValueError(f"--refer-risk: val has classes {table.class_names}, the model others")
+    file = val_table(asked.model, model)
+    table = PredictionTable.read(file)
+    stated = table.meta.get("weights", "")
+    alone = model.members[0].weights if len(model.members) == 1 else stated
+    if table.class_names != model.class_names or stated != alone:
+        raise ValueError(f"--refer-risk: {file} is not of this model's classes and weights")
     return fit_referral(table, asked.refer_risk).threshold
 
 

@@ -42,7 +42,8 @@ def test_the_commands_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, cap
         else:
             assert main(words) == 0, (words, capsys.readouterr().err)
         verbs.append(words[0])
-    assert verbs == ["fit", "test", "test", "study", "study", "explain", "serve", "export"]
+    assert verbs == ["fit", "test", "test", "study", "study", "explain", "serve", "export",
+                     "prune"]  # fmt: skip
     assert (tmp_path / "runs" / "council" / "council.json").is_file()
     assert list((tmp_path / "runs" / "maps").glob("*.png"))
 

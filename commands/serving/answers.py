@@ -14,16 +14,17 @@ from datamodules import images
 from evaluation.heat import coloured, rgb
 
 SIDE = 640  # of the picture and the maps that are sent back, at most
+LINE = 12  # pixels; a shorter line is a speck
 LEVELS = 64  # of a map; more cannot be told apart and take more bytes
 
 
 class Vote(BaseModel):
     """What one member says."""
 
-    name: str
-    label: str = Field(serialization_alias="class", description="the member's own answer")
-    confidence: float
-    probabilities: dict[str, float]
+    name: str = Field(description="the member's")
+    label: str = Field(serialization_alias="class", description="its own answer")
+    confidence: float = Field(description="its probability of that class, as it says it")
+    probabilities: dict[str, float] = Field(description="of each class; they sum to 1")
     agrees: bool = Field(description="whether it names the council's class")
 
 
@@ -39,16 +40,16 @@ class Maps(BaseModel):
 class Answer(BaseModel):
     """What is said of one picture."""
 
-    name: str
-    width: int
-    height: int
-    label: str = Field(serialization_alias="class")
+    name: str = Field(description="the file's, without folders")
+    width: int = Field(description="of the picture in pixels")
+    height: int = Field(description="of the picture in pixels")
+    label: str = Field(serialization_alias="class", description="the council's answer")
     confidence: float = Field(description="the probability of the class, calibrated if fitted so")
-    probabilities: dict[str, float]
+    probabilities: dict[str, float] = Field(description="of each class; they sum to 1")
     referred: bool | None = Field(description="below the referral threshold; null without one")
     agreement: float = Field(description="share of the members that name the class")
-    members: list[Vote]
-    maps: Maps | None = None
+    members: list[Vote] = Field(description="what each member says")
+    maps: Maps | None = Field(default=None, description="where it was seen, if asked for")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def veil(heat: np.ndarray) -> np.ndarray:
     if heat.max() > 0:
         inside = (heat >= 0.5 * heat.max()).astype(np.uint8)
         lines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(found, lines, -1, (255, 255, 255, 255), 2)
+        long = [line for line in lines if len(line) >= LINE]
+        cv2.drawContours(found, long, -1, (255, 255, 255, 255), 2)
     return found
 
 

@@ -41,7 +41,11 @@ FORM: dict[str, Any] = {
                             "type": "integer",
                             "description": "which frame of files with several",
                         },
-                        "maps": {"type": "boolean", "default": False},
+                        "maps": {
+                            "type": "boolean",
+                            "default": False,
+                            "description": "Grad-CAM of the council and of each member as PNGs",
+                        },
                     },
                 }
             }
@@ -75,11 +79,14 @@ def page(title: str) -> str:
 
 def docs(schema: dict[str, Any]) -> str:
     """The API for a reader: every path with its fields and statuses, and how to call it."""
-    body = "\n".join([EXAMPLE, *(_path(path, how) for path, how in schema["paths"].items())])
+    paths = [_path(path, how) for path, how in schema["paths"].items()]
+    parts = [_part(name, schema["components"]["schemas"][name]) for name in ("Answer", "Vote")]
+    body = "\n".join([EXAMPLE, *paths, *parts])
     return PAGE.format(title="Consilium: the API", style=STYLE + DOCS, body=body)
 
 
 DOCS = """
+table { margin-bottom: 1rem; }
 pre { background: #f5f5f5; padding: .8rem 1rem; overflow-x: auto; font-size: .86rem; }
 """
 EXAMPLE = """
@@ -95,6 +102,12 @@ print(said["answers"][0]["class"], said["answers"][0]["confidence"])</pre>
 <a href="/openapi.json">/openapi.json</a>. The page for people: <a href="/">/</a>.
 Research use only. Not a medical device.</p>
 """
+
+
+def _part(name: str, said: dict[str, Any]) -> str:
+    rows = ((field, how.get("description", "")) for field, how in said["properties"].items())
+    about = f"<h2>{name}</h2><p>{html.escape(said.get('description', ''))}</p>"
+    return f"<section>{about}{_table('field', rows)}</section>"
 
 
 def _path(path: str, methods: dict[str, Any]) -> str:
@@ -113,7 +126,7 @@ def _fields(said: dict[str, Any]) -> Iterator[tuple[str, str]]:
     content = said.get("requestBody", {}).get("content", {})
     for kind in content.values():
         for name, field in kind["schema"].get("properties", {}).items():
-            yield name, f"{field['type']}. {field.get('description', '')}"
+            yield name, f"{field['type']}: {field['description']}"
 
 
 def _statuses(said: dict[str, Any]) -> Iterator[tuple[str, str]]:

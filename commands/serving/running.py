@@ -9,7 +9,8 @@ import uvicorn
 
 from commands import serve as verb
 from commands.looking import Model
-from commands.serving.app import LOCAL, NOTICE, Settings, make
+from commands.serving.app import make
+from commands.serving.service import LOCAL, NOTICE, Settings
 from commands.serving.upload import Limits
 
 STOPS = (signal.SIGTERM, signal.SIGINT)

@@ -13,7 +13,8 @@ from playwright.sync_api import sync_playwright
 from commands import serve
 from commands.export import generated
 from commands.looking import load
-from commands.serving.app import Settings, make
+from commands.serving.app import make
+from commands.serving.service import Settings
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
 from tests.commands.saved import CLASSES, council_of, saved

@@ -17,7 +17,8 @@ import torch
 from starlette.testclient import TestClient
 
 from commands.looking import load
-from commands.serving.app import Settings, make
+from commands.serving.app import make
+from commands.serving.service import Settings
 from commands.serving.upload import Limits
 from datamodules import images
 from datamodules.preprocess import Preprocess
