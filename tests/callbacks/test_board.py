@@ -127,6 +127,8 @@ def test_a_council_is_on_the_board_too(tiny, member, larger, tmp_path):
                "init_args": {"members": [str(member), str(larger)]}}  # fmt: skip
     folder = tiny.root / "boarded" / "council"
     args = ["test", *tiny.configs("board_council", model=members), *LOGGER]
+    folder.mkdir()
+    (folder / "config.yaml").write_text("# of a test before\n")
     assert main([*args, "--run", str(folder)]) == 0
     said = wandb_file.records(folder)
     run = wandb_file.run(said)
