@@ -46,6 +46,8 @@ class Board(Logger):
         folder: str | None = None,
     ) -> None:
         super().__init__()
+        # before wandb is imported: nobody asked for that network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self.project, self.group, self.checkpoints = project, group, checkpoints
         self.mode = mode or os.environ.get("WANDB_MODE") or "offline"
         self.given, self.folder, self.job = folder, Path(folder or "."), "member"
@@ -125,7 +127,6 @@ class Board(Logger):
     def _begun(self) -> "Run":
         import wandb
 
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nobody asked for that network
         os.environ["WANDB_DATA_DIR"] = str((self.folder / FOLDER).absolute())  # not in the home
         group, name = place(self.folder)
         try:
