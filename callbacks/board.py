@@ -155,13 +155,10 @@ class Board(Logger):
 def place(folder: Path) -> tuple[str | None, str]:
     """The study that a run folder is in, if any, and the run's name within it."""
     whole = folder.absolute()
-    for above in whole.parents:
-        inside = whole.relative_to(above).parts
-        if inside[0] == "members" and len(inside) > 1:
-            return above.name, "/".join(inside[1:])
-        if (above / "members").is_dir():
-            return above.name, "/".join(inside)
-    return None, whole.name
+    above = whole.parent
+    if above.name == "members":
+        return above.parent.name, whole.name
+    return (above.name if (above / "members").is_dir() else None), whole.name
 
 
 def settle(loggers: Iterable[object], folder: str, job: str) -> None:

@@ -174,9 +174,10 @@ def test_online_without_an_account_is_one_line(tmp_path, monkeypatch):
     ("folder", "group", "name"),
     [
         ("runs/demo/members/a", "demo", "a"),
-        ("runs/demo/members/a/seed1", "demo", "a/seed1"),
+        ("runs/demo/members/a-seed1", "demo", "a-seed1"),
         ("runs/demo/council", "demo", "council"),
         ("runs/alone", None, "alone"),
+        ("runs/demo/members/a/elsewhere", None, "elsewhere"),
     ],
 )
 def test_a_run_folder_tells_its_place(tmp_path, folder, group, name):
