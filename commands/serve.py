@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add("--title", default="", help="what the page calls the model (its folder's name)")
     add("--queue", type=positive, default=64, metavar="N", help="pictures that may wait (64)")
+    add("--batch", type=positive, default=8, metavar="N", help="pictures that the models are given "
+        "together, when so many wait (8); on a GPU more")  # fmt: skip
     add("--max-mb", type=positive, default=64, metavar="MB", help="of a request (64)")
     add("--max-files", type=positive, default=16, metavar="N", help="pictures in a request (16)")
     add("--max-pixels", type=positive, default=50_000_000, metavar="N", help="of one (50 million)")

@@ -63,8 +63,9 @@ def add_api(app: FastAPI, service: Service) -> None:
     async def metrics() -> str:
         """Counts and durations for Prometheus."""
         room = service.room
-        gauges = {"places_taken": float(room.taken), "places": float(room.places)}
-        return service.meter.text({f"consilium_{name}": value for name, value in gauges.items()})
+        others = {"places_taken": float(room.taken), "places": float(room.places),
+                  "models_seconds_total": service.desk.busy}  # fmt: skip
+        return service.meter.text({f"consilium_{name}": value for name, value in others.items()})
 
 
 def add_pages(app: FastAPI, service: Service) -> None:

@@ -25,6 +25,7 @@ def settings(asked: argparse.Namespace, model: Model) -> Settings:
         refer_below=verb.refer_below(asked, model),
         limits=limits,
         places=asked.queue,
+        together=asked.batch,
         token=asked.token,
         hosts=list(LOCAL) if asked.host in verb.LOOPBACK else [],
         examples=verb.examples(asked.examples),

@@ -77,6 +77,7 @@ def test_metrics_count_requests_pictures_and_batches(served_model):
     assert values["consilium_pictures_total"] == values["consilium_batch_pictures_sum"] == "3"
     assert values['consilium_request_seconds_bucket{le="+Inf"}'] == "2"
     assert values["consilium_request_seconds_count"] == "2"
+    assert 0 < float(values["consilium_models_seconds_total"]) < 600
 
 
 @dataclass
