@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from commands import exported
+from commands import export, exported
 from commands.looking import Model, load
 from datamodules.images import ImageError, read
 from evaluation.files import read_json
@@ -91,9 +91,11 @@ def model_of(path: Path, backend: str | None, device: torch.device) -> Model:
     if backend != "onnxruntime":
         return model
     with tempfile.TemporaryDirectory() as name:
-        exported.save(Path(name), "onnx", model)
-        pairs = zip(model.members, exported.load(Path(name)).members, strict=True)
-        members = [replace(ours, runtime=theirs.runtime) for ours, theirs in pairs]
+        files = exported.save(Path(name), "onnx", model)
+        other = exported.load(Path(name))
+        export.refuse("onnx", export.compare(model, other, export.generated(4), files))
+    pairs = zip(model.members, other.members, strict=True)
+    members = [replace(ours, runtime=theirs.runtime) for ours, theirs in pairs]
     return replace(model, members=members)
 
 
