@@ -129,6 +129,8 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    # the figures of val are the same on every process, which Lightning cannot know
+    warnings.filterwarnings("ignore", r".*recommended to use `self.log\('val/.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")

@@ -92,7 +92,7 @@ def account(
     layers = [
         {"name": name, "in": before[name].into, "in_left": after[name].into,
          "out": before[name].out, "out_left": after[name].out}
-        for name in before if name in kept
+        for name, cost in before.items() if name in kept and cost.macs
     ]  # fmt: skip
     return {
         "weights_zero_fraction": 0.0,
@@ -115,7 +115,7 @@ def machine(device: str) -> str:
     """Where it was measured."""
     if device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} processor threads, torch {torch.__version__}"
+    return f"threads on the processor: {torch.get_num_threads()}, torch {torch.__version__}"
 
 
 def _energy(

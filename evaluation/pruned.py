@@ -47,12 +47,12 @@ def sections(said: Mapping[str, Any]) -> list[report.Section]:
 
 def sentence(said: Mapping[str, Any]) -> str:
     """What got faster, in plain words."""
-    times = [f"{size}: {1 / f['value']:.2f} times as fast ({1 / f['high']:.2f} to "
-             f"{1 / f['low']:.2f})" for size, f in said["latency"].items()]  # fmt: skip
+    times = [f"{1 / f['value']:.2f} times as fast ({1 / f['high']:.2f} to {1 / f['low']:.2f}) on a "
+             f"batch of {size}" for size, f in said["latency"].items()]  # fmt: skip
     return (
         f"{100 * said['macs_theoretical_ratio']:.1f} % of the dense model's multiply-accumulates "
         f"and {100 * said['parameters'] / said['parameters_dense']:.1f} % of its parameters are "
-        f"left. Measured beside it, by batch size: {'; '.join(times)}."
+        f"left. Measured beside it, it is {' and '.join(times)}."
     )
 
 

@@ -102,7 +102,7 @@ def against_control(
     columns = ("class", "images", other, name, "change", "lost", "gained")
     return [
         report.Table(("", f"accuracy, {name} minus {other}"), [("all", report.Gap(gap))],
-                     f"Beside the {other}"),
+                     f"Beside the {other} model"),
         report.Table(columns, rows, "Sensitivity of each class",
                      "Lost and gained are images of the class."),
         changed(sparse, now, then, name, other),
