@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from commands import datasets
-from datamodules.audit import Audit, Finding, Match, audit
+from datamodules.audit import Audit, audit
 from datamodules.augment import Augment, policies
+from datamodules.findings import Finding, Match
 from datamodules.images import ImageError, read
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
