@@ -22,7 +22,7 @@ init_args:
     init_args: {source}
   class_names: {names}
   preprocess: {{size: {size}}}  # more pixels show more and take longer
-  augment: gradcam  # others: consilium audit {where} --augmentations
+  augment: gradcam  # a mild one; all: consilium audit {where} --augmentations
   balance: {{class_weights: sqrt}}
 """
 LEFT_OUT = "  reading: {{leave_out: {file}}}  # what the audit put into quarantine\n"
