@@ -73,7 +73,7 @@ def strengths(members: Mapping[str, Figures], class_names: Sequence[str]) -> Fig
                          markeredgecolor=style.INK, markeredgewidth=0.9)  # fmt: skip
     axes[0].set_xticks(range(len(class_names)), [style.short(c) for c in class_names])
     axes[0].set_ylabel("recall")
-    axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    style.legend_beside(axes[0])
     return figure
 
 
@@ -105,7 +105,7 @@ def diversity(judged: Judged) -> Figure:
             label=name,
         )
     axes[0].set(xlabel="images on which the two differ, %", ylabel="mean accuracy of the two")
-    axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=7.5)
+    style.legend_beside(axes[0])
     axes[0].margins(0.12)
     return figure
 
@@ -138,7 +138,7 @@ def _rows(kind: str, voter: Voter, class_names: Sequence[str]) -> dict[str, np.n
 
 def risks(tables: Mapping[str, PredictionTable]) -> Figure:
     """Error rate among the images answered, against the share answered."""
-    figure, axes = style.panels(5.4, 3.6)
+    figure, axes = style.panels(7.2, 3.6)
     style.grid(axes[0])
     for at, (name, table) in enumerate(tables.items()):
         known = table.labelled
@@ -149,7 +149,7 @@ def risks(tables: Mapping[str, PredictionTable]) -> Figure:
         axes[0].axvline(coverage, color=style.FAINT, linewidth=0.7, linestyle=":")
     axes[0].set(xlabel="share of images answered", ylabel="error rate among them", xlim=(0, 1.01))
     style.title(axes[0], "risk and coverage, with area")
-    style.legend(axes[0], "upper left")
+    style.legend_beside(axes[0])
     return figure
 
 

@@ -68,6 +68,11 @@ def legend(
     axes.legend(loc=where, frameon=False, fontsize=8)
 
 
+def legend_beside(axes: Axes) -> None:
+    """The legend to the right of the axes, where it covers nothing."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+
+
 def square(axes: Axes, x: str, y: str) -> None:
     """Unit square with a faint diagonal-free frame, both axes from 0 to 1."""
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
