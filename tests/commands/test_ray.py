@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a head and a second node, one core each, that reports to nobody."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 1, "include_dashboard": False}
