@@ -18,9 +18,11 @@ VERBS = {
     "council": "fit every voter on val tables, judge it on test tables",
     "compare": "members side by side: figures, strengths, diversity, paired tests",
     "inspect": "what a checkpoint is, what it was measured at, whether its weights are its own",
+    "prune": "take channels out of a member, train it on, measure it beside the dense one",
     "audit": "find leaks, copies, broken files and confounds before training",
     "cache": "list, build or clear stores of prepared pixels",
     "explain": "where a model, or each member of a council, sees what it says",
+    "serve": "a web page and an API that answer with the evaluation's numbers",
     "export": "write members as ONNX, torch.export or safetensors, held to torch",
     "backbones": "list backbones with their size, cost, licence and CAM layer",
 }

@@ -1,14 +1,19 @@
-"""What masks cost and what they save: exact top-k, a training step, inference, packed size.
+"""What masks cost and what they save, and what taking channels out saves instead.
 
-Run: python -m benchmarks.sparse [--backbone NAME] [--size PX] [--batch N] [--pairs N] [--numbers N]
+Run: python -m benchmarks.sparse [--only step|masked|channels|packed|top_k|energy ...]
+     [--backbone NAME] [--size PX] [--batch N] [--pairs N] [--numbers N] [--threads N]
+
+Everything is measured in alternating pairs. Steps and masks are timed in the process's own time on
+a processor, which other processes do not share; channels by the clock as well.
 """
 
 import argparse
-import copy
+import itertools
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -17,37 +22,38 @@ from torch.nn.functional import cross_entropy
 from callbacks import masks
 from callbacks.held import Held
 from callbacks.prunable import prunable
+from commands import channels, dependencies, narrower, timing
+from evaluation import ratios
+from evaluation.files import write_bytes
+from evaluation.intervals import Figure
+from lightning_modules import ImageClassifier, checkpoints, packing
 
 DENSITY = 0.25
+CLASSES = ["normal", "tuberculosis", "pneumonia", "covid"]
+Asked = argparse.Namespace
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes; on a CPU in the process's own time, which others do not share."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = clock()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
+def clock() -> Callable[[], float]:
+    """The process's own time where it computes, the clock where a GPU does."""
+    return time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
-def ratio(one: Callable[[], object], other: Callable[[], object], pairs: int) -> str:
-    """Median of time(one) / time(other) over alternating pairs, with a bootstrap 95 % interval."""
-    one(), other()
-    found = []
-    for i in range(pairs):
-        turn = [one, other] if i % 2 else [other, one]
-        spent = {id(work): seconds(work) for work in turn}
-        found.append(spent[id(one)] / spent[id(other)])
-    draws = np.random.default_rng(0).choice(found, (2000, pairs))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return f"{np.median(found):.3f} ({low:.3f} to {high:.3f}), {pairs} pairs"
+def said(figure: Figure) -> str:
+    """A ratio with its interval."""
+    if figure.value is None:
+        return f"null ({figure.reason})"
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}), {figure.n} pairs"
+
+
+def dense(asked: Asked) -> tuple[nn.Module, Tensor]:
+    """The network with drawn weights, and a batch."""
+    torch.manual_seed(0)
+    net = timm.create_model(asked.backbone, num_classes=len(CLASSES)).to(asked.device)
+    return net, torch.randn(asked.batch, 3, asked.size, asked.size, device=asked.device)
 
 
 def masked(net: nn.Module, image: Tensor) -> Held:
-    """Masks at 25 % over what may be pruned of a network."""
+    """Masks at 25 % over what may be pruned of a network, held once."""
     layers = prunable(net, image[:1]).layers
     held = Held(net, layers)
     keep = masks.counts(layers, DENSITY, "uniform")
@@ -56,72 +62,141 @@ def masked(net: nn.Module, image: Tensor) -> Held:
     return held
 
 
-def step(net: nn.Module, image: Tensor, label: Tensor, held: Held | None) -> Callable[[], object]:
-    """One training step, with masks or without."""
+def step(asked: Asked) -> None:
+    """Training steps of one network, its masks held or not held in turns."""
+    net, image = dense(asked)
+    held, label = masked(net, image), torch.randint(4, (asked.batch,), device=asked.device)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
 
-    def work() -> None:
+    def train(hold: bool) -> None:
         optimizer.zero_grad()
         cross_entropy(net(image), label).backward()
-        if held is not None:
+        if hold:
             held.hold_gradients()
         optimizer.step()
-        if held is not None:
+        if hold:
             held.hold_weights()
 
-    return work
+    pairs = timing.in_turns(
+        lambda: train(True), lambda: train(False), asked.pairs, image.device, clock()
+    )
+    print(f"training step, masks held / not held: {said(ratios.paired(pairs))}")
+    alone = timing.in_turns(
+        lambda: (held.hold_gradients(), held.hold_weights()), lambda: train(False), 8,
+        image.device, clock(),
+    )  # fmt: skip
+    print(f"holding alone / a step without: {said(ratios.paired(alone))}")
 
 
-def exactness(numbers: int) -> str:
-    """Seconds of a choice among so many numbers, all equal and normal; both exact to the number."""
-    found = []
-    for weight in (torch.full((numbers,), 0.1), torch.randn(numbers)):
+def masked_inference(asked: Asked) -> None:
+    """The masked network beside the same one without masks."""
+    (net, image), (twin, _) = dense(asked), dense(asked)
+    masked(net, image)
+    net.eval(), twin.eval()
+    with torch.inference_mode():
+        pairs = timing.in_turns(
+            lambda: net(image), lambda: twin(image), asked.pairs, image.device, clock()
+        )
+    print(f"inference, masked dense model / dense model: {said(ratios.paired(pairs))}")
+
+
+def narrow(asked: Asked) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The dense network, the same at 0.6 of the multiply-accumulates, and a batch."""
+    net, image = dense(asked)
+    net, small = net.cpu().eval(), image[:2].cpu()
+    wanted = argparse.Namespace(macs=0.6, latency=None, round_to=asked.round_to)
+    kept = narrower.choose(net, small, asked.backbone, wanted)
+    thin = channels.narrowed(net, kept)
+    left, whole = (
+        sum(cost.macs for cost in dependencies.costs(each, small).values()) for each in (thin, net)
+    )
+    print(f"channels rounded to {asked.round_to}: {left / whole:.3f} of the MACs are left")
+    return net.to(asked.device), thin.to(asked.device), image
+
+
+def faster(asked: Asked) -> None:
+    """How much faster the network with fewer channels is."""
+    net, thin, image = narrow(asked)
+    clocks = {"by the clock": time.perf_counter, "in the process's own time": clock()}
+    for batch, (name, each) in itertools.product((1, asked.batch), clocks.items()):
+        with torch.inference_mode():
+            pairs = timing.in_turns(
+                lambda n=batch: thin(image[:n]), lambda n=batch: net(image[:n]), asked.pairs,
+                image.device, each,
+            )  # fmt: skip
+        found = ratios.paired([(second, first) for first, second in pairs])
+        print(f"channels, batch {batch}: {said(found)} times as fast {name}")
+
+
+def energy(asked: Asked) -> None:
+    """Joules of the network with fewer channels over those of the dense one."""
+    net, thin, image = narrow(asked)
+    figure, joules = timing.energy_ratio(thin, net, image)
+    print(f"channels, energy an image: {said(figure)}")
+    for first, second in joules:
+        print(f"  joules per 1,000 images: {1000 * first:.1f} pruned, {1000 * second:.1f} dense")
+
+
+def packed(asked: Asked) -> None:
+    """The size of a real packed file of a masked member, and that it comes back."""
+    module = ImageClassifier(CLASSES, asked.backbone, image_size=asked.size).eval()
+    masked(module.net, torch.zeros(1, 3, asked.size, asked.size))
+    block = checkpoints.Block(
+        "ImageClassifier", module.init_args, CLASSES, {"size": asked.size}, "",
+        checkpoints.id_hashes([]), {}, "", "", 0, checkpoints.versions(),
+    )  # fmt: skip
+    state = module.state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"b2{packing.SUFFIX}"
+        write_bytes(file, checkpoints.packed(block, state))
+        megabytes = file.stat().st_size / 1e6
+        again = checkpoints.load(file)[0].state_dict()
+    kept = packing.stored(state)
+    exact = all(torch.equal(again[k], kept[k].to(v.dtype)) for k, v in state.items())
+    half = sum(2 * tensor.numel() for tensor in state.values()) / 1e6
+    print(f"packed: {megabytes:.3f} MB, beside {half:.3f} MB in fp16; "
+          f"{'comes back bit for bit' if exact else 'DIFFERS'}")  # fmt: skip
+
+
+def top_k(asked: Asked) -> None:
+    """Seconds of a choice among so many numbers, all equal and normal; exact to the number."""
+    many = asked.numbers
+    for name, weight in (("all equal", torch.full((many,), 0.1)), ("normal", torch.randn(many))):
         start = time.process_time()
-        kept = masks.top_k(masks.magnitudes(weight), numbers // 4)
-        found.append(time.process_time() - start)
-        if int(kept.sum()) != numbers // 4:
-            raise ValueError(f"top_k kept {int(kept.sum())} of {numbers}, not {numbers // 4}")
-    return f"{found[0]:.2f} s all equal, {found[1]:.2f} s normal, exact"
+        kept = masks.top_k(masks.magnitudes(weight), many // 4)
+        spent = time.process_time() - start
+        if int(kept.sum()) != many // 4:
+            raise ValueError(f"top_k kept {int(kept.sum())} of {many}, not {many // 4}")
+        print(f"top-k of {many:,}, {name}: {spent:.2f} s, exact")
 
 
-def packed_megabytes(net: nn.Module, held: Held) -> tuple[float, float]:
-    """Megabytes of bitmaps and fp16 numbers, and of fp16 alone."""
-    every = sum(p.numel() for p in net.state_dict().values())
-    pruned = sum(int((~mask).sum()) for mask in held.kept)
-    bitmap = sum(mask.numel() for mask in held.kept) / 8
-    return (2 * (every - pruned) + bitmap) / 1e6, 2 * every / 1e6
+ROWS = {
+    "step": step,
+    "masked": masked_inference,
+    "channels": faster,
+    "packed": packed,
+    "top_k": top_k,
+    "energy": energy,
+}
 
 
 def main() -> None:
     """Prints one row a measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--backbone", default="efficientnet_b2")
     parser.add_argument("--size", type=int, default=260)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--round_to", type=int, default=16)
     parser.add_argument("--numbers", type=int, default=100_000_000)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"{asked.backbone}, {asked.size} px, {device}, {torch.get_num_threads()} threads")
-    nets = [timm.create_model(asked.backbone, num_classes=4).to(device) for _ in range(2)]
-    image = torch.randn(asked.batch, 3, asked.size, asked.size, device=device)
-    label = torch.randint(4, (asked.batch,), device=device)
-    held = masked(nets[0], image)
-    twin = copy.deepcopy(nets[0])  # the same numbers, so that only the holding differs
-    with_masks, without = step(nets[0], image, label, held), step(twin, image, label, None)
-    print(f"training step with masks / without: {ratio(with_masks, without, asked.pairs)}")
-    held_for = [seconds(lambda: (held.hold_gradients(), held.hold_weights())) for _ in range(10)]
-    share = np.median(held_for) / np.median([seconds(with_masks) for _ in range(3)])
-    print(f"holding the masks alone: {1000 * np.median(held_for):.1f} ms, {share:.4f} of a step")
-    print(f"pruned numbers that are not 0 after it: {len(held.strays(held.weights))}")
-    for net in nets:
-        net.eval()
-    with torch.inference_mode():
-        timed = ratio(lambda: nets[0](image), lambda: nets[1](image), asked.pairs)
-    print(f"inference, masked dense model / dense model: {timed}")
-    small, half = packed_megabytes(nets[0], held)
-    print(f"packed: {small:.3f} MB as bitmap and fp16, beside {half:.3f} MB in fp16 (computed)")
-    print(f"top-k of {asked.numbers:,}: {exactness(asked.numbers)}")
+    torch.set_num_threads(asked.threads)
+    asked.device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{asked.backbone}, {asked.size} px, {narrower.machine(asked.device)}")
+    for row in asked.only:
+        ROWS[row](asked)
 
 
 if __name__ == "__main__":

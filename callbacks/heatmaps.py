@@ -1,6 +1,5 @@
 """The same few validation pictures with their heat maps, every few epochs."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -8,8 +7,8 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image
 
+from callbacks.board import show
 from evaluation import heat
 from evaluation.files import write_bytes
 from evaluation.heat import Shown
@@ -63,8 +62,7 @@ class Heatmaps(L.Callback):
             return
         png = self.draw(cast(Any, pl_module).class_names, pl_module.device)
         write_bytes(Path(trainer.default_root_dir) / FOLDER / f"epoch-{epoch + 1:03d}.png", png)
-        for logger in trainer.loggers:
-            log(logger, png, trainer.global_step)
+        show(trainer.loggers, "val/heatmaps", png)
 
     def draw(self, names: Sequence[str], device: torch.device) -> bytes:
         """The handful with its maps as PNG."""
@@ -91,10 +89,3 @@ def visible(image: np.ndarray) -> np.ndarray:
     low, high = float(image.min()), float(image.max())
     stretched = (image - low) / (high - low if high > low else 1.0)
     return np.asarray(np.rint(stretched.transpose(1, 2, 0) * 255), dtype=np.uint8)
-
-
-def log(logger: object, png: bytes, step: int) -> None:
-    """Hands the picture to a logger that takes pictures; others are left alone."""
-    if not hasattr(logger, "log_image"):
-        return
-    cast(Any, logger).log_image("val/heatmaps", [Image.open(io.BytesIO(png))], step=step)

@@ -40,7 +40,10 @@ class History(L.Callback):
         ]
         figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": max(rates)}
-        self.rows.append({**row, "seconds": round(time.monotonic() - self.started, 3), **figures})
+        own = {"lr": row["lr"], "seconds": round(time.monotonic() - self.started, 3)}
+        self.rows.append({**row, **own, **figures})
+        for logger in trainer.loggers:  # which get the figures from Lightning
+            logger.log_metrics({"epoch": trainer.current_epoch, **own}, step=trainer.global_step)
         write_text(
             Path(trainer.default_root_dir) / FILE, pd.DataFrame(self.rows).to_csv(index=False)
         )

@@ -38,6 +38,7 @@ class Model(Protocol):
     init_args: dict[str, Any]
     class_names: list[str]
     net: nn.Module
+    structure: dict[str, Any]
     explainer: Callable[[int], Any]
 
 
@@ -91,6 +92,7 @@ def describe(module: Model, preprocess: dict[str, Any]) -> dict[str, Any]:
         "head": arguments.get("head", "one versus one"),
         "preprocess": preprocess,
         "cam_layer": _layer(module, size),
+        "structure": module.structure,
     }
 
 
@@ -110,6 +112,7 @@ def text(folder: Path, about: dict[str, Any], results: Results | None) -> str:
         f"# {folder.name}",
         f"{about['backbone']} ({about['module']}, {about['head']} head) that tells apart: {names}. "
         "For research only; it is not a medical device.",
+        *(["Channels were pruned: `structure` says which are left."] if about["structure"] else []),
         *_figures(results),
         "## Files\n",
         "\n".join(f"- `{name}`: {what}" for name, what in FILES.items() if _there(folder, name)),
@@ -118,7 +121,7 @@ def text(folder: Path, about: dict[str, Any], results: Results | None) -> str:
         "## Use it",
         "From this folder, in the environment of Consilium, with a picture as argument:",
         f"```python\n{EXAMPLE}```",
-        *(_bare(about) if about["timm"] and about["outputs"] else []),
+        *(_bare(about) if about["timm"] and about["outputs"] and not about["structure"] else []),
         *_where(about),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"

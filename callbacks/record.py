@@ -1,23 +1,26 @@
 """The run folder's account of itself: config.yaml, results.json, council.json, report.html."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.board import Board, show, tell
 from callbacks.history import FILE as HISTORY
-from evaluation import coupling
+from evaluation import coupling, pruned, run_report
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
-from evaluation.report import number
+from evaluation.report import Picture, Section, number, png_of
 from evaluation.results import Results, write_results
-from evaluation.run_report import write_run_report
-from evaluation.table import PredictionTable
+from evaluation.table import PredictionTable, answers
 
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
 
@@ -34,6 +37,8 @@ class SaveConfig(SaveConfigCallback):
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         config["ckpt_path"] = None
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
         write_text(folder / self.config_filename, yaml.safe_dump(config, sort_keys=False))
 
 
@@ -54,12 +59,33 @@ class Record(L.Callback):
         if not trainer.is_global_zero or not said:
             return
         folder = Path(trainer.default_root_dir)
-        results = results_of(folder.name, split, said)
+        results = replace(results_of(folder.name, split, said), measures=pruned.measures(folder))
         if results.meta.get("members"):
             write_json(folder / "council.json", council(results, folder))
-        write_run_report(folder, results, said, folder / HISTORY)
+        page = run_report.sections(folder, results, said, folder / HISTORY)
+        run_report.write_run_report(folder, results, page)
         write_results(folder / name, results)
+        mirror(trainer.loggers, results, said[""], page)
         Console().print(summary(results))
+
+
+def mirror(
+    loggers: Sequence[Logger], results: Results, table: PredictionTable, page: Sequence[Section]
+) -> None:
+    """Hands figures, predictions and the report's pictures to whatever logger takes them."""
+    for section in page if loggers else ():
+        if isinstance(section, Picture):
+            show(loggers, f"{results.split}/{section.heading or section.caption}", png_of(section))
+    tell(loggers, f"{results.split}/predictions", answers(table))
+    for board in loggers:
+        if isinstance(board, Board):
+            board.log_facts(results.split, facts(results))
+
+
+def facts(results: Results) -> dict[str, Any]:
+    """Figures with their intervals, and what the report says of the run."""
+    figures = {name: asdict(figure) for name, figure in results.metrics.items()}
+    return {"figures": figures, "about": run_report.facts(results), "notes": results.meta["notes"]}
 
 
 def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Results:

@@ -43,6 +43,7 @@ class TwoStageSparseTraining(L.Callback):
         choice: the largest numbers stay, or random ones (to see what choosing is worth).
         ramp: when the masks shrink.
         recovery: rates of stage 2.
+        control: run folder of the control, which the report sets this run's decisions beside.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TwoStageSparseTraining(L.Callback):
         choice: Literal["magnitude", "random"] = "magnitude",
         ramp: Ramp = Ramp(),
         recovery: Recovery = Recovery(),
+        control: str | None = None,
     ) -> None:
         if not 0 < density <= 1:
             raise ValueError(f"density: {density} is not above 0 and at most 1")
@@ -72,6 +74,7 @@ class TwoStageSparseTraining(L.Callback):
         self.density, self.split, self.start, self.choice = density, split, start, choice
         self.dense_epochs, self.sparse_epochs = dense_epochs, sparse_epochs
         self.exclude, self.ramp, self.recovery = list(exclude or []), ramp, recovery
+        self.control = control  # no setting of the training, so a resume may name another
         self.found: Prunable | None = None
         self.held: Held | None = None
         self.begun, self.updates, self.churned, self.settled = False, 0, 0.0, False
@@ -158,7 +161,9 @@ class TwoStageSparseTraining(L.Callback):
         self._release()
         if trainer.is_global_zero and self.held is not None and self.begun:
             self._held.verify(trainer.optimizers)
-            write_json(Path(trainer.default_root_dir) / sparsity.FILE, self._file(pl_module))
+            folder = Path(trainer.default_root_dir)
+            said = self._file(pl_module) | {"control": self._control(folder)}
+            write_json(folder / sparsity.FILE, said)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -301,7 +306,7 @@ class TwoStageSparseTraining(L.Callback):
             raise ValueError("masks: the checkpoint is from stage 2 and holds none")
         if state is None:
             return
-        _require_settings(state["settings"], self.settings)
+        stage_two.require_settings(state["settings"], self.settings)
         if state["layers"]:
             self._take(state, module)
             self._held.verify(trainer.optimizers)
@@ -332,13 +337,11 @@ class TwoStageSparseTraining(L.Callback):
                 "latency_ratio_measured": None, "energy_ratio_measured": None,
                 "masks": digest, "layers": layers, "left_out": self._found.left_out}  # fmt: skip
 
+    def _control(self, folder: Path) -> str | None:
+        """The control's folder as seen from the run's."""
+        return None if self.control is None else os.path.relpath(self.control, folder)
+
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-def _require_settings(then: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in now:
-        if then.get(name) != now[name]:
-            raise ValueError(f"{name}: {now[name]} is not the {then.get(name)} of the checkpoint")

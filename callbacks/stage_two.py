@@ -36,6 +36,13 @@ class Rates(Protocol):
         """Share of `lr` at each moment, in epochs, of a training of `epochs`."""
 
 
+def require_settings(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with other settings than those of the checkpoint."""
+    for name in now:
+        if then.get(name) != now[name]:
+            raise ValueError(f"{name}: {now[name]} is not the {then.get(name)} of the checkpoint")
+
+
 def steps_an_epoch(trainer: L.Trainer) -> int:
     """Optimizer steps of one epoch."""
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

@@ -22,7 +22,9 @@ from lightning_modules.one_vs_one import log_coupled
 FILE, VERSION = "export.json", 1
 
 
-def save(folder: Path, kind: str, model: Model, done: Callable[[str], None]) -> list[Path]:
+def save(
+    folder: Path, kind: str, model: Model, done: Callable[[str], None] = lambda name: None
+) -> list[Path]:
     """One file a member, whose paths are given back, voter.json and export.json.
 
     `done` is told each member's name before its turn.
@@ -32,7 +34,7 @@ def save(folder: Path, kind: str, model: Model, done: Callable[[str], None]) -> 
     for member, name in zip(model.members, names, strict=True):
         done(member.name)
         about = metadata(member)
-        data = write(kind, member.module, about)
+        data = write(kind, member.module, about, member.block)
         file = f"{name}{FORMATS[kind].suffix}"
         write_bytes(folder / file, data)
         members[member.name] = {"file": file, "sha256": _sha(data), "about": about}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints
+from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints, packing
 from lightning_modules.cam import at_rest
 
 KEY = "consilium"  # the name of the metadata in every format
@@ -31,8 +31,9 @@ class Network(nn.Module):
     Pairs are coupled outside, since no runtime but torch solves the linear systems.
     """
 
-    def __init__(self, module: ImageClassifier) -> None:
+    def __init__(self, module: ImageClassifier, block: checkpoints.Block | None = None) -> None:
         super().__init__()
+        self.block = block  # of the checkpoint that it was loaded from
         self.held = (module,)  # for its maps; not a submodule, whose weights would stand twice
         self.net: nn.Module = module.net
         self.head: Outputs | None = None if outputs_of(module) == "pair_logits" else module.logits
@@ -119,10 +120,23 @@ def from_safetensors(file: Path, about: About) -> Outputs:
 def rebuilt(about: About, state: dict[str, Tensor]) -> Network:
     """The network that metadata and the weights of `net` describe."""
     said = {name: about[name] for name in ("module", "init_args", "class_names", "preprocess")}
+    said["structure"] = about.get("structure")
     absent: dict[str, Any] = {f.name: None for f in fields(checkpoints.Block)}
     module = cast(ImageClassifier, checkpoints.build(checkpoints.Block(**{**absent, **said})))
     module.net.load_state_dict(state)
     return Network(module.eval().requires_grad_(False))
+
+
+def to_packed(network: Network, about: About) -> bytes:
+    """A checkpoint again, in float16 and with bitmaps where there are zeros."""
+    if network.block is None:
+        raise ValueError("packed: only a checkpoint can be packed")
+    return checkpoints.packed(network.block, network.held[0].state_dict())
+
+
+def from_packed(file: Path, about: About) -> Outputs:
+    """The member that the file holds."""
+    return Network(cast(ImageClassifier, checkpoints.load(file)[0]).requires_grad_(False))
 
 
 FORMATS: dict[str, Format] = {
@@ -133,13 +147,18 @@ FORMATS: dict[str, Format] = {
     "safetensors": Format(
         ".safetensors", to_safetensors, from_safetensors, 1e-5, "the weights alone, by timm's names"
     ),
+    "packed": Format(
+        packing.SUFFIX, to_packed, from_packed, 1e-2, "float16 and a bitmap of zeros; a checkpoint"
+    ),
 }
 
 
-def write(kind: str, module: ImageClassifier, about: About) -> bytes:
+def write(
+    kind: str, module: ImageClassifier, about: About, block: checkpoints.Block | None = None
+) -> bytes:
     """The file of a module in eval mode; what its format cannot hold is one line."""
     with at_rest(module.net):  # recomputed stages cannot be exported
-        network = Network(module).eval()
+        network = Network(module, block).eval()
         try:
             return FORMATS[kind].write(network, about)
         except ImportError:

@@ -142,13 +142,14 @@ def facts(one: Inspected) -> dict[str, str]:
     whole = {name: value for name, value in block["metrics"].items() if "/" not in name}
     state = "as stated" if one.intact else f"NOT those stated ({block['weights'][:SHORT]})"
     on = "on these weights" if one.measured else "on OTHER weights than these"
+    fewer = f", {len(block['structure'])} layers with fewer channels" if block["structure"] else ""
     figures = "  ".join(f"{name} {value:.4f}" for name, value in whole.items())
     return {
         "model": f"{block['module']} on {arguments.get('backbone')}",
         "classes": ", ".join(block["class_names"]),
         "weights": f"{one.weights[:SHORT]}, {state}",
         "network": f"{one.parameters:,} parameters ({size:.1f} MB as float32), "
-        f"{one.macs / 1e9:.3f} G MACs, {one.zeros:.1%} of the kernels' weights are 0",
+        f"{one.macs / 1e9:.3f} G MACs, {one.zeros:.1%} of the kernels' weights are 0{fewer}",
         "input": seen(block["preprocess"]),
         "data": f"manifest {block['manifest_digest'][:SHORT]}, {one.training_ids:,} samples "
         "trained on",

@@ -2,19 +2,23 @@
 
 import logging
 import os
+import tempfile
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from callbacks.board import closed, settle
 from callbacks.record import SaveConfig
 from callbacks.stopping import Stopping
 from commands.memory import OutOfMemory, fitting, watched
 from datamodules.datamodule import ImageDataModule
-from lightning_modules import checkpoints
+from lightning_modules import checkpoints, packing
+from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.exact import ExactModule
 from lightning_modules.tta import ALLOWED, changes
 
@@ -51,9 +55,22 @@ class ConsiliumCLI(LightningCLI):
         self.config = parser.parse_args(cast(list[str], args))
         config = self.config[self.config["subcommand"]]
         if config.get("ckpt_path"):
-            checkpoints.read(config["ckpt_path"])
+            config["ckpt_path"] = self._readable(Path(config["ckpt_path"]))
         elif self.config["subcommand"] == "fit":
             refuse_used(Path(config["run"]))
+
+    def _readable(self, path: Path) -> str:
+        """A checkpoint as Lightning reads it: a packed one unpacked, for as long as this lives."""
+        block, state = checkpoints.read(path)
+        if not packing.is_packed(path):
+            return str(path)
+        if self.config["subcommand"] == "fit":
+            raise ValueError(f"--ckpt_path {path}: a packed checkpoint holds no training to "
+                             "go on from")  # fmt: skip
+        self.unpacked = tempfile.TemporaryDirectory()
+        file = Path(self.unpacked.name) / "unpacked.ckpt"
+        torch.save(checkpoints.content(block, state), file)
+        return str(file)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Carries the verb out; a batch that does not fit into memory is said as such."""
@@ -66,13 +83,15 @@ class ConsiliumCLI(LightningCLI):
                 trainer.default_root_dir,
             )
 
-        with watched(sizes):
+        with watched(sizes), closed(self.trainer.loggers):
             super()._run_subcommand(subcommand)
 
     def after_instantiate_classes(self) -> None:
         """Hands the module what is asked of a test alone."""
         self.model.tta = self.config[self.config["subcommand"]]["tta"]
         changes(self.model.tta)  # refuses a wrong name before anything is computed
+        job = "council" if isinstance(self.model, EnsembleModule) else "member"
+        settle(self.trainer.loggers, self.trainer.default_root_dir, job)
 
     def test(self, **options: Any) -> None:
         """Tests; `Record` prints the figures with their intervals, so Lightning need not."""
@@ -110,6 +129,8 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    # the figures of val are the same on every process, which Lightning cannot know
+    warnings.filterwarnings("ignore", r".*recommended to use `self.log\('val/.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")

@@ -51,6 +51,7 @@ class Member:
         order: where the council's classes stand in its own order.
         explain: what makes its maps; None where its file has none to make them with.
         runtime: what gives its logits (n, K) instead of the module that `explain` holds.
+        block: what its checkpoint says, where it comes from one.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Member:
     order: list[int]
     explain: Explainer | None = None
     runtime: Runtime | None = None
+    block: checkpoints.Block | None = None
 
     @property
     def maps(self) -> Explainer:
@@ -118,6 +120,11 @@ class Model:
         """What must be known of a picture beside its pixels, or ''."""
         return self.council.attribute
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether every member can say where it looked."""
+        return all(member.explain is not None for member in self.members)
+
     def ask(self, picture: np.ndarray, part: str = "") -> np.ndarray:
         """Probabilities of each member and, last, of the council, (M + 1, K)."""
         return self.answer([self.prepare(picture)], [part])[:, 0]
@@ -141,7 +148,13 @@ class Model:
         """Votes, and maps of the class asked for, or of the common answer, over the picture."""
         if asked is None and len(self.members) > 1:
             asked = int(self.ask(picture, part)[-1].argmax())
-        seen, parts = self.prepare(picture), self._parts([part])
+        return self.over(picture, self.prepare(picture), asked, part)
+
+    def over(
+        self, picture: np.ndarray, seen: dict[str, torch.Tensor], asked: int | None, part: str = ""
+    ) -> Looked:
+        """The same of what was prepared before; `picture` may be a smaller copy to lay maps on."""
+        parts = self._parts([part])
         looked = [m.look(seen[m.preprocess.name].to(self.device), asked) for m in self.members]
         votes = np.stack([vote for _, vote in looked])
         answer = self.council(votes[:, None], parts)[0]
@@ -165,7 +178,7 @@ def load(path: Path, method: str = "GradCAM", device: torch.device | None = None
     modules: Any = ensemble.members
     blocks = zip(ensemble.member_names, ensemble.blocks, ensemble.orders, modules, strict=True)
     members = [
-        Member(name, block.weights, view, order, Explainer(module, view.size, method))
+        Member(name, block.weights, view, order, Explainer(module, view.size, method), block=block)
         for name, block, order, module in blocks
         for view in [Preprocess.from_dict(block.preprocess)]
     ]

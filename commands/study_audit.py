@@ -42,7 +42,9 @@ def sections(kept: dict[str, Path], runs: Runs) -> list[report.Section]:
         words = [finding["message"] for finding in said["findings"]] + said["notes"]
         words += [f"predicts the class by itself: {', '.join(suspects)}"] if suspects else []
         used = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        rows.append((used, said["files"], said["patients"], said["leaks"], "; ".join(words) or "none"))
+        rows.append(
+            (used, said["files"], said["patients"], said["leaks"], "; ".join(words) or "none")
+        )
     if not rows:
         return []
     columns = ("data of", "files", "patients", "kinds of leak", "findings")

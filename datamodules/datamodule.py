@@ -124,7 +124,8 @@ class ImageDataModule(LightningDataModule):
             self.manifest = self._readable(self.listed())
         for split in self._splits(stage):
             if not len(self.rows(split)):
-                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures")
+                hint = "; the source's fractions cut it from train" if split != "train" else ""
+                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures{hint}")
         if stage == "fit":
             self._refuse_absent_classes()
         if len(self.rows("train")):
@@ -154,10 +155,15 @@ class ImageDataModule(LightningDataModule):
         return self.balance.limited(rows, self._labels(rows), ids)
 
     def train_dataloader(self) -> LateLoader:
-        """Shuffled and augmented, as a function of seed, epoch and index alone."""
+        """Shuffled and augmented, as a function of seed, epoch and index alone.
+
+        A last batch of one picture, of which no batch norm could learn, is left out of the epoch.
+        """
         rows = self.rows("train")
         pictures = self._pictures(rows, {"": self.preprocess}, self.augment)
-        return self._loader(pictures, self._order(rows))
+        order = self._order(rows)
+        single = len(order) % self.batch_size == 1 and len(order) > 1
+        return self._loader(pictures, order, drop_last=single and self.batch_size > 1)
 
     def val_dataloader(self) -> LateLoader:
         """Every sample of val once."""
@@ -233,13 +239,19 @@ class ImageDataModule(LightningDataModule):
             self._pictures(rows, self._views), ExactSampler(len(rows), *self._place())
         )
 
-    def _loader(self, pictures: Pictures, sampler: ShuffledSampler | ExactSampler) -> LateLoader:
+    def _loader(
+        self,
+        pictures: Pictures,
+        sampler: ShuffledSampler | ExactSampler,
+        drop_last: bool = False,
+    ) -> LateLoader:
         pin = self.reading.pin
         whole: Any = as_it_is  # torch's type for it knows only lists of samples
         return LateLoader(
             pictures,
             batch_size=self.batch_size,
             sampler=sampler,
+            drop_last=drop_last,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available() if pin is None else pin,
             persistent_workers=self.workers > 0,

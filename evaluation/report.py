@@ -200,11 +200,9 @@ def _figure_cell(cell: Figure | Gap, digits: int) -> str:
 def _(picture: Picture) -> str:
     caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
     drawn, name = picture.image, picture.caption or picture.heading
-    if isinstance(drawn, bytes):
-        return f"<figure>{_image(drawn, name)}{caption}</figure>"
     # one inch is as wide in every picture, so that letters have one size down the page
-    width = round(drawn.get_figwidth() * CSS_PER_INCH)
-    return f"<figure>{_image(to_png(drawn), name, width)}{caption}</figure>"
+    width = None if isinstance(drawn, bytes) else round(drawn.get_figwidth() * CSS_PER_INCH)
+    return f"<figure>{_image(png_of(picture), name, width)}{caption}</figure>"
 
 
 @_body.register
@@ -235,6 +233,11 @@ def _(details: Details) -> str:
         for name, value in details.facts.items()
     ]
     return f'<table class="facts">{"".join(rows)}</table>'
+
+
+def png_of(picture: Picture) -> bytes:
+    """The picture as PNG, drawn or ready."""
+    return picture.image if isinstance(picture.image, bytes) else to_png(picture.image)
 
 
 def to_png(drawing: Drawing) -> bytes:

@@ -1,12 +1,12 @@
 """The report of one run: what it reached, how it learned, where it errs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from evaluation import figures as drawings
-from evaluation import report, sparsity
+from evaluation import pruned, report, sparsity
 from evaluation.results import Results
 from evaluation.table import PredictionTable
 
@@ -14,23 +14,27 @@ FILE = "report.html"
 MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll")
 
 
-def write_run_report(
+def write_run_report(folder: Path, results: Results, page: Sequence[report.Section]) -> None:
+    """Writes report.html for a member or a council."""
+    report.write_report(folder / FILE, f"{results.name}: {results.split} split", page)
+
+
+def sections(
     folder: Path, results: Results, tables: Mapping[str, PredictionTable], history: Path
-) -> None:
-    """Writes report.html for a member or a council; `tables` holds its own under ""."""
-    sections = [
+) -> list[report.Section]:
+    """The page from top to bottom; `tables` holds the run's own under ""."""
+    return [
         report.lead(results.name, "accuracy", results.metrics["accuracy"]),
         *notes(results),
         *_members(results),
         report.figures_table({k: f for k, f in results.metrics.items() if k in MAIN}),
-        *sparsity.of_run(folder),
+        *sparsity.of_run(folder, tables[""]),
+        *pruned.of_run(folder, tables[""]),
         *pictures(tables[""]),
         *_curves(history),
         report.figures_table(results.metrics, "All figures"),
         report.Details(facts(results)),
     ]
-    write_title = f"{results.name}: {results.split} split"
-    report.write_report(folder / FILE, write_title, sections)
 
 
 def pictures(table: PredictionTable) -> list[report.Section]:

@@ -38,9 +38,27 @@ def sentence(said: Mapping[str, Any]) -> str:
     )
 
 
-def of_run(folder: Path) -> list[report.Section]:
+def of_run(folder: Path, table: PredictionTable) -> list[report.Section]:
     """The sections of a run folder, none when the run was not sparse."""
-    return sections(read_json(folder / FILE)) if (folder / FILE).is_file() else []
+    if not (folder / FILE).is_file():
+        return []
+    said = read_json(folder / FILE)
+    return [*sections(said), *beside(folder, said.get("control"), table)]
+
+
+def beside(
+    folder: Path, control: str | None, table: PredictionTable, name: str = "sparse",
+    other: str = "control",
+) -> list[report.Section]:  # fmt: skip
+    """The table of a run beside that of its control, a run folder as seen from `folder`."""
+    if control is None:
+        return []
+    split = str(table.rows["split"].iloc[0])
+    file = folder / control / "predictions" / f"{split}.parquet"
+    try:
+        return against_control(table, PredictionTable.read(file), name=name, other=other)
+    except (OSError, ValueError) as error:
+        return [report.Text(f"Not set beside {other} {control}: {error}", "Decisions")]
 
 
 def sections(said: Mapping[str, Any]) -> list[report.Section]:
@@ -64,26 +82,36 @@ def sections(said: Mapping[str, Any]) -> list[report.Section]:
     ]
 
 
-def against_control(sparse: PredictionTable, control: PredictionTable) -> list[report.Section]:
+def against_control(
+    sparse: PredictionTable,
+    control: PredictionTable,
+    *,
+    name: str = "sparse",
+    other: str = "control",
+) -> list[report.Section]:
     """What sparsity cost: accuracy, sensitivity of each class, and every changed decision.
 
     The control is trained the same way at density 1. Both tables must hold the same images.
+    `name` and `other` are what the two are called.
     """
     sparse, control = align([sparse, control])
     gap = comparison.differences(sparse, control)["accuracy"].figure
     now, then = (t.probabilities.argmax(1) for t in (sparse, control))
-    rows = [_sensitivity(k, name, sparse.labels, now, then) for k, name in
+    rows = [_sensitivity(k, label, sparse.labels, now, then) for k, label in
             enumerate(sparse.class_names)]  # fmt: skip
-    columns = ("class", "images", "control", "sparse", "change", "lost", "gained")
+    columns = ("class", "images", other, name, "change", "lost", "gained")
     return [
-        report.Table(("", "accuracy, sparse minus control"), [("all", report.Gap(gap))]),
+        report.Table(("", f"accuracy, {name} minus {other}"), [("all", report.Gap(gap))],
+                     f"Beside the {other} model"),
         report.Table(columns, rows, "Sensitivity of each class",
                      "Lost and gained are images of the class."),
-        changed(sparse, now, then),
+        changed(sparse, now, then, name, other),
     ]  # fmt: skip
 
 
-def changed(table: PredictionTable, now: np.ndarray, then: np.ndarray) -> report.Table:
+def changed(
+    table: PredictionTable, now: np.ndarray, then: np.ndarray, name: str, other: str
+) -> report.Table:
     """The images whose decision the control and the sparse model do not share."""
     where, names = np.flatnonzero(now != then), table.class_names
     rows = [
@@ -98,7 +126,7 @@ def changed(table: PredictionTable, now: np.ndarray, then: np.ndarray) -> report
     note = f"{len(where)} of {len(now)} decisions changed" + (
         f"; the first {LISTED} are listed." if len(where) > LISTED else "."
     )
-    return report.Table(("image", "label", "control", "sparse"), rows, "Changed decisions", note)
+    return report.Table(("image", "label", other, name), rows, "Changed decisions", note)
 
 
 def _sensitivity(

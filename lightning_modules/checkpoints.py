@@ -5,13 +5,15 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
+
+from lightning_modules import packing
 
 FORMAT = 1
 KEY = "consilium"
@@ -42,6 +44,7 @@ class Block:
         epoch: epochs completed.
         versions: package versions at the time of writing.
         format: version of this block.
+        structure: the channels that pruning has left (`structure.Kept`); empty: all.
     """
 
     module: str
@@ -56,6 +59,7 @@ class Block:
     epoch: int
     versions: dict[str, str]
     format: int = FORMAT
+    structure: dict[str, Any] = field(default_factory=dict)
 
 
 def register(cls: Module) -> Module:
@@ -104,7 +108,7 @@ def write_block(checkpoint: dict[str, Any], **facts: Any) -> None:
 
 def read(path: str | Path) -> tuple[Block, dict[str, Tensor]]:
     """The block and the weights of a checkpoint file; no code in the file is run."""
-    content = _content(Path(path))
+    content = content_of(Path(path))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a Consilium checkpoint (it holds no dictionary)")
     return read_block(content, str(path)), content["state_dict"]
@@ -118,7 +122,7 @@ def read_block(content: dict[str, Any], path: str) -> Block:
         raise CheckpointError(f"{path}: not a Consilium checkpoint (it has no {KEY!r} block)")
     if said.get("format") != FORMAT:
         raise CheckpointError(f"{path}: block format {said.get('format')!r}, this reads {FORMAT}")
-    if set(said) != known:
+    if set(said) | {"structure"} != known:  # files from before there was any have none
         raise CheckpointError(f"{path}: block fields {sorted(set(said) ^ known)} are off")
     if said["module"] not in REGISTRY:
         raise CheckpointError(
@@ -148,7 +152,25 @@ def build(block: Block) -> nn.Module:
         name: hints[name](**value) if is_dataclass(hints[name]) else value
         for name, value in block.init_args.items()
     }
-    return cls(**{**groups, "pretrained": False})
+    module = cls(**{**groups, "pretrained": False})
+    if block.structure:
+        cast(Any, module).restructure(block.structure)
+    return module
+
+
+def packed(block: Block, state: dict[str, Tensor]) -> bytes:
+    """A packed checkpoint: its weights are those of `packing.stored`, as is its hash."""
+    kept = {name: t.to(state[name].dtype) for name, t in packing.stored(state).items()}
+    said = asdict(replace(block, weights=weights_hash(kept)))
+    return packing.dump(state, said, said.pop("train_ids"))
+
+
+def content(block: Block, state: dict[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint without a training's state, as Lightning's test and predict take it."""
+    block = replace(block, weights=weights_hash(state))
+    loops = {"epoch": block.epoch, "global_step": 0}
+    known = {"pytorch-lightning_version": version("lightning"), **loops}
+    return {KEY: asdict(block), "state_dict": state, **known}
 
 
 def refuse_training_ids(block: Block, ids: Iterable[str], where: str) -> None:
@@ -160,9 +182,13 @@ def refuse_training_ids(block: Block, ids: Iterable[str], where: str) -> None:
         )
 
 
-def _content(path: Path) -> object:
+def content_of(path: Path) -> object:
+    """What a checkpoint file holds, an ordinary or a packed one; no code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    if packing.is_packed(path):
+        said, state = packing.read(path)
+        return {KEY: said, "state_dict": state}
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: truncated, or not a checkpoint (no zip archive of torch)")
     try:

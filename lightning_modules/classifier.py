@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from evaluation import coupling
 from evaluation.metrics import by_class
-from lightning_modules import backbones, checkpoints
+from lightning_modules import backbones, checkpoints, structure
 from lightning_modules.batch import Batch
 from lightning_modules.cam import Explainer
 from lightning_modules.exact import ExactModule
@@ -59,6 +59,7 @@ class ImageClassifier(ExactModule):
         self.loss, self.optimisation, self.tuning = loss, optimisation, tuning
         self.head, self.mixing = head, mixing
         self.class_weights: Tensor | None = None
+        self.structure: structure.Kept = {}
         options: dict[str, Any] = dict(backbone_args or {})
         options |= {"pretrained": pretrained, "image_size": image_size}
         self.net = self.build_net(backbone, options)
@@ -70,6 +71,15 @@ class ImageClassifier(ExactModule):
         if self.head == "sigmoid" and outputs != 2:
             raise ValueError(f"head: sigmoid is for two classes, not {self.class_names}")
         return backbones.build(backbone, 1 if self.head == "sigmoid" else outputs, **options)
+
+    def restructure(self, kept: structure.Kept) -> None:
+        """Leaves of each layer the channels that `kept` names; once, for good."""
+        if kept == self.structure:
+            return
+        if self.structure:
+            raise ValueError("structure: other channels of this network are pruned already")
+        structure.narrow(self.net, kept)
+        self.structure = kept
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K) of normalised images (B, 3, H, W)."""
@@ -93,10 +103,11 @@ class ImageClassifier(ExactModule):
         return Explainer(self, size, method)
 
     def setup(self, stage: str) -> None:
-        """Takes the class weights of the training split, and answers for what it is tested on."""
+        """Takes the class weights of the training split and freezes what never trains."""
         if stage == "fit":
             weights = self.data.class_weights
             self.class_weights = None if weights is None else torch.tensor(weights)
+            self.tuning.hold(self.net, getattr(self.trainer.strategy, "_ddp_kwargs", None))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -105,7 +116,7 @@ class ImageClassifier(ExactModule):
         weights = None if self.class_weights is None else self.class_weights.to(outputs)
         loss = self.cost(outputs, target, weights)
         self.train_accuracy(self.logits(outputs.detach()), batch["label"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
 
@@ -154,6 +165,7 @@ class ImageClassifier(ExactModule):
             metrics=self.figures.get("val", {}) | self._details(),
             measured_weights=self.measured,
             epoch=self.current_epoch + 1,
+            structure=self.structure,
         )
 
     def _details(self) -> dict[str, float]:
@@ -168,6 +180,7 @@ class ImageClassifier(ExactModule):
         block = checkpoints.read_block(checkpoint, "checkpoint")
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
+        self.restructure(block.structure)
         self.stated = "" if self.trainer.training else block.weights
         for split in {"validate": ["val"], "test": ["test"]}.get(self.trainer.state.fn or "", []):
             checkpoints.refuse_training_ids(block, self.ids(split), f"split {split!r}")

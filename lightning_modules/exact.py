@@ -142,7 +142,10 @@ class ExactModule(L.LightningModule):
         """Figures are computed once, on the first process, so that all act on the same."""
         figures = measured(self.tables[split][""]) if self.trainer.is_global_zero else {}
         self.figures[split] = self.trainer.strategy.broadcast(figures)
-        self.log_dict({f"{split}/{k}": v for k, v in self.figures[split].items()}, prog_bar=True)
+        logged = {f"{split}/{k}": v for k, v in self.figures[split].items()}
+        # after a fit they are of the best epoch and no part of the history
+        kept = None if self.trainer.state.fn == "fit" else False
+        self.log_dict(logged, prog_bar=True, logger=kept)
 
     def _gather(self, split: str, whole: bool) -> None:
         index, votes = (np.concatenate(part) for part in zip(*self._everyone(), strict=True))

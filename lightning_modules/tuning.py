@@ -51,6 +51,25 @@ class FineTuning:
             return set()
         return {name for name, stage in stages(net, self.frozen_stages).items() if stage <= left}
 
+    def never(self, net: nn.Module) -> set[str]:
+        """Names of the parameters that stand still in every epoch."""
+        return self.frozen(net, max([0, *self.thaw_epochs]))
+
+    def hold(self, net: nn.Module, ddp: dict[str, object] | None) -> None:
+        """Before training: what never trains needs no gradient, so no process waits for one.
+
+        ``ddp`` are the arguments of DistributedDataParallel, None without it. It has to look for
+        what is unused when some of the network trains only later.
+        """
+        if self.thaw_epochs and ddp is not None and not ddp.get("find_unused_parameters"):
+            raise ValueError(
+                f"tuning.thaw_epochs: {self.thaw_epochs} on several processes needs "
+                "--trainer.strategy ddp_find_unused_parameters_true"
+            )
+        never = self.never(net)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in never)
+
     def apply(self, net: nn.Module, epoch: int) -> None:
         """Freeze and thaw ``net`` for training ``epoch``, whatever it was before."""
         first, now = self.frozen(net, -1), self.frozen(net, epoch)
@@ -62,7 +81,7 @@ class FineTuning:
 
     def groups(self, net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
         """Optimiser groups of all that ever trains; norms and biases are not decayed."""
-        never = self.frozen(net, max([0, *self.thaw_epochs]))
+        never = self.never(net)
         shares, undecayed = self._shares(net), _undecayed(net)
         found: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in net.named_parameters():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import serve
 from main import main
 
 ROOT = Path(__file__).parents[1]
@@ -36,9 +37,13 @@ def test_the_commands_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, cap
     verbs = []
     for line in commands():
         words = as_typed(line)
-        assert main(words) == 0, (words, capsys.readouterr().err)
+        if words[0] == "serve":  # it answers until it is stopped; test_serve_process does that
+            assert serve.parser().parse_args(words[1:])
+        else:
+            assert main(words) == 0, (words, capsys.readouterr().err)
         verbs.append(words[0])
-    assert verbs == ["fit", "test", "test", "study", "study", "explain"]
+    assert verbs == ["fit", "test", "test", "study", "study", "explain", "serve", "export",
+                     "prune"]  # fmt: skip
     assert (tmp_path / "runs" / "council" / "council.json").is_file()
     assert list((tmp_path / "runs" / "maps").glob("*.png"))
 

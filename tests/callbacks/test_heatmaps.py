@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.heatmaps import Heatmaps, handful, log, visible
+from callbacks.heatmaps import Heatmaps, handful, visible
 from lightning_modules import checkpoints
 
 ADDED = ["--trainer.callbacks+", "callbacks.Heatmaps", "--trainer.callbacks.every", "2"]
@@ -24,18 +24,6 @@ def test_the_fit_is_the_same_with_heatmaps(tiny, resnet, tmp_path):
     assert (first != last).any()
     plain, watched = (checkpoints.read(r / "last.ckpt")[1] for r in (resnet, run))
     assert all(torch.equal(plain[key], watched[key]) for key in plain)
-
-
-def test_a_logger_that_takes_pictures_gets_them():
-    class Logger:
-        def log_image(self, key, images, step):
-            self.got = key, images[0].size, step
-
-    logger = Logger()
-    png = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))[1].tobytes()
-    log(logger, png, 7)
-    assert logger.got == ("val/heatmaps", (6, 4), 7)
-    log(object(), png, 7)
 
 
 def test_what_the_network_sees_is_made_visible():

@@ -1,11 +1,16 @@
-"""A study of two tiny members, run once from nothing."""
+"""A study of two tiny members, run once; and an untrained council, for what needs no training."""
 
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from commands.looking import load
+from datamodules.preprocess import Preprocess
+from lightning_modules import ImageClassifier
 from main import main
+from tests.commands.saved import CLASSES, council_of, saved
 from tests.conftest import ROOT, Tiny
 
 
@@ -30,3 +35,25 @@ def study(study_file: Path, tiny: Tiny) -> Path:
     folder = tiny.root / "study"
     assert main(["study", "run", str(study_file), "--output", str(folder)]) == 1
     return folder
+
+
+@pytest.fixture(scope="session")
+def served_files(tmp_path_factory):
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("members")
+    made = {"small": ("test_resnet", 32), "large": ("test_efficientnet", 48)}
+    return [
+        saved(ImageClassifier(CLASSES, name, image_size=size), Preprocess(size=size),
+              folder / f"{file}.ckpt")
+        for file, (name, size) in made.items()
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def served_council(served_files):
+    return council_of(served_files[0].parent / "council", served_files)
+
+
+@pytest.fixture(scope="session")
+def served_model(served_council):
+    return load(served_council)

@@ -54,8 +54,9 @@ def test_an_export_answers_like_the_council(kind, council, exports):
     parts = [""] * len(pictures)
     said = [m.answer([m.prepare(p) for p in pictures], parts) for m in (ours, theirs)]
     assert said[0].std() > 0.05
-    np.testing.assert_allclose(said[1], said[0], atol=1e-5)
-    np.testing.assert_allclose(theirs.ask(pictures[2]), said[0][:, 2], atol=1e-5)
+    near = 1e-3 if kind == "packed" else 1e-5  # float16
+    np.testing.assert_allclose(said[1], said[0], atol=near)
+    np.testing.assert_allclose(theirs.ask(pictures[2]), said[0][:, 2], atol=near)
 
 
 def test_an_onnx_file_describes_itself_and_takes_any_batch(council, exports):

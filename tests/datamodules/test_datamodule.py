@@ -114,6 +114,18 @@ def test_a_quarantine_is_left_out_with_a_note(root, tmp_path):
         module(root, reading=Reading(leave_out=str(tmp_path / "other.csv")))
 
 
+def test_a_last_training_batch_of_one_picture_is_left_out(root):
+    count = len(module(root).rows("train"))
+    sizes = {
+        size: [len(batch["label"]) for batch in module(root, batch_size=size).train_dataloader()]
+        for size in (count - 1, count - 2, count, 1)
+    }
+    assert sizes[count - 1] == [count - 1]
+    assert sizes[count - 2] == [count - 2, 2]
+    assert sizes[count] == [count]
+    assert sizes[1] == [1] * count
+
+
 def test_an_empty_split_is_refused(root):
     source = Phantoms(patients=20, films=1, root=root, val=0.0, test=0.0)
     data = ImageDataModule(source, NAMES, workers=0)

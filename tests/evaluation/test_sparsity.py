@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import report, sparsity
+from evaluation import pruned, ratios, report, sparsity
+from evaluation.files import write_json
 from evaluation.table import PredictionTable
 
 SAID = {
@@ -49,6 +50,57 @@ def test_every_changed_decision_is_listed_and_counted_by_class():
 
 
 def test_the_run_report_shows_it(tmp_path):
-    assert sparsity.of_run(tmp_path) == []
+    assert sparsity.of_run(tmp_path, table([0], [0])) == []
     report.write_report(tmp_path / "r.html", "x", sparsity.sections(SAID))
     assert "Pruned layers" in (tmp_path / "r.html").read_text()
+
+
+def test_a_run_stands_beside_the_control_that_it_names(tmp_path):
+    run, control = tmp_path / "run", tmp_path / "control"
+    labels = [0, 0, 1, 1]
+    write_json(run / "sparsity.json", SAID | {"control": "../control"})
+    sparse = table([0, 1, 1, 0], labels)
+    missing = sparsity.of_run(run, sparse)[-1]
+    assert "Not set beside control ../control" in missing.body
+    table([0, 0, 1, 1], labels).write(control / "predictions/test.parquet")
+    *_, gap, classes, changed = sparsity.of_run(run, sparse)
+    assert gap.rows[0][1].figure.value == -0.5
+    assert classes.columns[2:4] == ("control", "sparse")
+    assert [row[0] for row in changed.rows] == ["i1", "i3"]
+    write_json(run / "sparsity.json", SAID)
+    assert len(sparsity.of_run(run, sparse)) == 2
+
+
+PRUNED = {
+    "macs_theoretical_ratio": 0.58, "weights_zero_fraction": 0.0, "latency_ratio_measured": 0.625,
+    "energy_ratio_measured": None, "parameters": 6, "parameters_dense": 8, "dense": "../dense",
+    "latency": {"1": {"value": 0.625, "low": 0.5, "high": 0.8, "method": "m", "n": 3,
+                      "patients": 0, "reason": ""}},
+    "energy": {"value": None, "low": None, "high": None, "method": "m", "n": 0, "patients": 0,
+               "reason": "energy: no counter"},
+    "machine": "2 threads", "layers": [{"name": "c", "in": 3, "in_left": 3, "out": 64,
+                                        "out_left": 48}],
+}  # fmt: skip
+
+
+def test_a_pruned_run_says_what_got_faster_and_what_was_not_measured(tmp_path):
+    assert "1.60 times as fast (1.25 to 2.00)" in pruned.sentence(PRUNED)
+    _, measured, layers = pruned.sections(PRUNED)
+    assert measured.rows[-1][1].value is None
+    assert "energy: no counter" in measured.note
+    assert layers.rows == [("c", 3, 3, 64, 48)]
+    assert pruned.measures(tmp_path) == {}
+    write_json(tmp_path / "run/pruning.json", PRUNED)
+    assert pruned.measures(tmp_path / "run")["latency_ratio_measured"] == 0.625
+    table([1, 1], [1, 1]).write(tmp_path / "dense/predictions/test.parquet")
+    *_, gap, _, changed = pruned.of_run(tmp_path / "run", table([0, 1], [1, 1]))
+    assert gap.columns[1] == "accuracy, pruned minus dense"
+    assert changed.columns[2:] == ("dense", "pruned")
+
+
+def test_a_ratio_is_a_median_of_pairs_with_its_interval():
+    figure = ratios.paired([(2.0, 4.0)] * 7)
+    assert (figure.value, figure.low, figure.high, figure.n) == (0.5, 0.5, 0.5, 7)
+    figure = ratios.paired([(1.0, 1.0), (3.0, 1.0), (2.0, 1.0)])
+    assert (figure.low, figure.value, figure.high) == (1.0, 2.0, 3.0)
+    assert ratios.paired([]).reason == "no pair was measured"

@@ -44,7 +44,7 @@ def place(tmp_path_factory, tiny, resnet, larger):
     return folder
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_any_number_of_processes_says_the_same(place, world):
     done = processes(world, place / f"w{world}")
     assert done.returncode == 0, done.stderr

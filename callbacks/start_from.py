@@ -1,0 +1,36 @@
+"""A fit that begins with the weights, and the channels, of a checkpoint."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+
+from callbacks.stage_two import load_weights
+
+
+class StartFrom(L.Callback):
+    """Before a fit: the checkpoint's structure and weights into the module.
+
+    The checkpoint must be of the same data (its manifest's digest) and classes. It belongs in
+    front of callbacks that copy the module. A resumed fit goes on from its own checkpoint.
+
+    Args:
+        start: the checkpoint file.
+    """
+
+    def __init__(self, start: str) -> None:
+        self.start = start
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Loads, before there is an optimizer."""
+        if stage != "fit":
+            return
+        path = Path(self.start)
+        if not path.is_file():
+            raise ValueError(f"start: no checkpoint at {self.start}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        structure = content.get("consilium", {}).get("structure")
+        if structure:
+            cast(Any, pl_module).restructure(structure)
+        load_weights(path, trainer, pl_module)

@@ -1,0 +1,128 @@
+"""consilium prune: take whole channels out of a trained member, and train what is left."""
+
+import argparse
+import io
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from torch import nn
+
+from commands import channels, lightning
+from commands.narrower import account, choose
+from evaluation import comparison, pruned
+from evaluation.files import read_json, write_bytes, write_json
+from evaluation.report import number
+from evaluation.table import PredictionTable
+from lightning_modules import checkpoints, structure
+from lightning_modules.structure import Kept
+
+START = "start.ckpt"
+REPLACED = ("callbacks.TwoStageSparseTraining", "callbacks.StartFrom")
+EXAMPLE = """\
+example: consilium prune runs/b2 --macs 0.6 --epochs 10
+reads runs/b2/best.ckpt, takes channels out until 60 % of its multiply-accumulates are left,
+trains on for 10 epochs with runs/b2/config.yaml, and measures it beside runs/b2. The run folder
+(runs/b2-pruned) is a member like any other. Masks (configs/recipe/ast25.yaml) save no time;
+this does."""
+
+
+def run(argv: list[str]) -> int:
+    """Prunes, measures, fine-tunes, compares."""
+    asked = parser().parse_args(argv)
+    require(asked)
+    out = asked.output or asked.run.with_name(f"{asked.run.name}-pruned")
+    lightning.refuse_used(out)
+    module, block = checkpoints.load(asked.run / "best.ckpt")
+    net, side = cast(Any, module).net, block.preprocess["size"]
+    image = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    kept = choose(net, image, block.init_args["backbone"], asked)
+    small = channels.narrowed(net, kept)
+    said = account(net, small, image, kept, asked)
+    write_json(out / pruned.FILE, said | {"dense": os.path.relpath(asked.run, out)})
+    _start(out, block, small, kept)
+    print(pruned.sentence(said))
+    fine_tune(asked, out)
+    print(verdict(asked.run, out))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the verb."""
+    main = argparse.ArgumentParser(
+        "consilium prune",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = main.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder of a member (best.ckpt, config.yaml)")
+    goal = main.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--macs", type=float, help="share of the multiply-accumulates to keep")
+    goal.add_argument("--latency", type=float, help="share of the time of one image to keep")
+    add("--round_to", type=int, default=16, help="channels are multiples of it: 16 CPU, 8 GPU (16)")
+    add("--epochs", type=int, default=10, help="epochs of fine-tuning (10)")
+    add("--lr", type=float, help="its peak rate, cosine after one epoch of rise (run's / 10)")
+    add("-o", "--output", type=Path, help="run folder to fill (RUN-pruned)")
+    add("--pairs", type=int, default=20, help="pairs of timed passes, dense and pruned (20)")
+    add("--energy", action="store_true", help="count joules as well: four minutes or more")
+    add("--device", default="cpu", help="where time is measured: cpu, cuda or cuda:N (cpu)")
+    return main
+
+
+def require(asked: argparse.Namespace) -> None:
+    """Refuses what cannot work, before anything is computed."""
+    for name in ("macs", "latency"):
+        value = getattr(asked, name)
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"--{name}: {value} is not between 0 and 1")
+    for name in ("round_to", "epochs", "pairs"):
+        if getattr(asked, name) < 1:
+            raise ValueError(f"--{name}: {getattr(asked, name)} is not at least 1")
+    for file in ("best.ckpt", "config.yaml"):
+        if not (asked.run / file).is_file():
+            raise ValueError(f"RUN: {asked.run} holds no {file}; it is the folder of a fit")
+
+
+def fine_tune(asked: argparse.Namespace, out: Path) -> None:
+    """A fit with the run's own config, from the narrower network, at a lower rate."""
+    said = yaml.safe_load((asked.run / "config.yaml").read_text(encoding="utf-8"))
+    model, trainer = said["model"]["init_args"], said["trainer"]
+    model["pretrained"] = False
+    rate = {"lr": asked.lr or model["optimisation"]["lr"] / 10, "epochs": None}
+    rise = {"schedule": "cosine", "warmup_epochs": min(1.0, asked.epochs / 2)}
+    model["optimisation"] |= rate | rise
+    model["tuning"] = {}  # nothing stands still: every layer has to make do with what is left
+    trainer["max_epochs"] = asked.epochs
+    others = [c for c in trainer["callbacks"] if not c["class_path"].startswith(REPLACED)]
+    start = {"class_path": "callbacks.StartFrom", "init_args": {"start": str(out / START)}}
+    trainer["callbacks"] = [start, *others]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(said), encoding="utf-8")
+        lightning.run(["fit", "--config", str(file), "--run", str(out)])
+
+
+def verdict(run: Path, out: Path) -> str:
+    """What was saved and what it cost, in two or three lines."""
+    said = [pruned.sentence(read_json(out / pruned.FILE))]
+    tables = [folder / "predictions" / "test.parquet" for folder in (out, run)]
+    if all(table.is_file() for table in tables):
+        small, dense = (PredictionTable.read(table) for table in tables)
+        gap = comparison.differences(small, dense)["accuracy"].figure
+        said.append(f"Accuracy, pruned minus dense: {number(gap)} on {gap.n:,} images.")
+    return "\n".join([*said, f"Report: {out / 'report.html'}"])
+
+
+def _start(out: Path, block: checkpoints.Block, small: nn.Module, kept: Kept) -> None:
+    """start.ckpt: the narrower network before any fine-tuning, a checkpoint like any other."""
+    state = {f"net.{name}": tensor.cpu() for name, tensor in small.state_dict().items()}
+    kept = structure.composed(cast(Kept, block.structure), kept)
+    said = replace(block, structure=kept, metrics={}, measured_weights="")
+    stream = io.BytesIO()
+    torch.save(checkpoints.content(said, state), stream)
+    write_bytes(out / START, stream.getvalue())

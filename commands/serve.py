@@ -1,0 +1,175 @@
+"""consilium serve: a web page and an API that answer with the numbers of the evaluation.
+
+Open the address it prints, drop a film on the page: class, calibrated confidence, each member's
+vote, and where they looked. Programs ask POST /v1/predict; /docs says how. Nothing is fetched from
+the internet, and no picture is kept. Research use only; not a medical device.
+"""
+
+import argparse
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from commands import exported
+from commands.looking import Model, load
+from datamodules.images import ImageError, read
+from evaluation.files import read_json
+from evaluation.selective import fit_referral
+from evaluation.table import PredictionTable
+
+BACKENDS = ("torch", "onnxruntime")
+TOKEN = "CONSILIUM_TOKEN"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def run(argv: list[str]) -> int:
+    """Serves until it is told to stop; what was begun is answered first."""
+    asked = parser().parse_args(argv)
+    serve = extra()
+    model = model_of(asked.model, asked.backend, torch.device(asked.device))
+    with listening(asked.host, asked.port) as server:
+        serve(asked, model, server)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the verb."""
+    main = argparse.ArgumentParser(
+        "consilium serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = main.add_argument
+    help_ = "checkpoint, run folder, council.json or a folder of `consilium export`"
+    add("model", type=Path, metavar="COUNCIL|CKPT", help=help_)
+    add("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    add("--host", default="127.0.0.1", help="address to listen on; others reach it by 0.0.0.0 "
+        "(127.0.0.1: this machine only)")  # fmt: skip
+    add("--token", default=os.environ.get(TOKEN, ""), help=f"what callers must know; better given "
+        f"as {TOKEN}, which other users of the machine cannot see")  # fmt: skip
+    add("--examples", type=Path, metavar="FOLDER", help="pictures that the page offers to click")
+    refer = main.add_mutually_exclusive_group()
+    help_ = "refer a picture to a person when its confidence is below this"
+    refer.add_argument("--refer-below", type=share, metavar="P", help=help_)
+    help_ = "the same, at the confidence where val errs no more often than this"
+    refer.add_argument("--refer-risk", type=share, metavar="RISK", help=help_)
+    help_ = "what computes a checkpoint's votes (torch); an export brings its own"
+    add("--backend", choices=BACKENDS, help=help_)
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    add("--title", default="", help="what the page calls the model (its folder's name)")
+    add("--queue", type=positive, default=64, metavar="N", help="pictures that may wait (64)")
+    add("--max-mb", type=positive, default=64, metavar="MB", help="of a request (64)")
+    add("--max-files", type=positive, default=16, metavar="N", help="pictures in a request (16)")
+    add("--max-pixels", type=positive, default=50_000_000, metavar="N", help="of one (50 million)")
+    add("--timeout", type=positive, default=30, metavar="S", help="for a body, for an answer (30)")
+    return main
+
+
+def extra() -> Callable[[argparse.Namespace, Model, socket.socket], None]:
+    """What needs the extra `serve`, or one line that says how to get it."""
+    try:
+        from commands.serving.running import serve
+    except ImportError as error:
+        raise ImportError(f"{error.name}: pip install 'consilium[serve]'") from error
+    return serve
+
+
+def model_of(path: Path, backend: str | None, device: torch.device) -> Model:
+    """The model that answers; with onnxruntime its votes come from there, its maps from torch."""
+    if device.type != "cpu" and (backend == "onnxruntime" or (path / exported.FILE).is_file()):
+        raise ValueError(f"--device {device}: exports and onnxruntime answer on the cpu")
+    if (path / exported.FILE).is_file():
+        return export_of(path, backend)
+    model = load(path, device=device)
+    if backend != "onnxruntime":
+        return model
+    with tempfile.TemporaryDirectory() as name:
+        exported.save(Path(name), "onnx", model)
+        pairs = zip(model.members, exported.load(Path(name)).members, strict=True)
+        members = [replace(ours, runtime=theirs.runtime) for ours, theirs in pairs]
+    return replace(model, members=members)
+
+
+def export_of(folder: Path, backend: str | None) -> Model:
+    """The model of an export, which is answered by what its format needs."""
+    kind = str(read_json(folder / exported.FILE).get("format"))
+    own = "onnxruntime" if kind == "onnx" else "torch"
+    if backend not in (None, own):
+        raise ValueError(f"--backend {backend}: {folder} is an export to {kind}, so {own} answers")
+    return exported.load(folder)
+
+
+def refer_below(asked: argparse.Namespace, model: Model) -> float | None:
+    """The referral threshold asked for; one for a risk is chosen on val."""
+    if asked.refer_risk is None:
+        return None if asked.refer_below is None else float(asked.refer_below)
+    file = val_table(asked.model, model)
+    table = PredictionTable.read(file)
+    stated = table.meta.get("weights", "")
+    alone = model.members[0].weights if len(model.members) == 1 else stated
+    if table.class_names != model.class_names or stated != alone:
+        raise ValueError(f"--refer-risk: {file} is not of this model's classes and weights")
+    return fit_referral(table, asked.refer_risk).threshold
+
+
+def val_table(path: Path, model: Model) -> Path:
+    """What the model said of val: in its run folder, or in its study's folder of voters."""
+    folder = path if path.is_dir() else path.parent
+    voters = folder.parent / "voters"
+    own = [folder / "predictions" / "val.parquet"]
+    if len(model.members) > 1 and (voters / "voter.json").is_file():
+        own.append(voters / "predictions" / "val.parquet")
+    found = [file for file in own if file.is_file()]
+    if not found:
+        raise ValueError(f"--refer-risk: no val table in {', '.join(map(str, own))}")
+    return found[0]
+
+
+def examples(folder: Path | None) -> list[Path]:
+    """The first twelve pictures of a folder; files that are none are left out."""
+    if folder is None:
+        return []
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [path for path in files[:200] if _reads(path)][:12]
+    if not found:
+        raise ValueError(f"--examples {folder}: no pictures in it")
+    return found
+
+
+def _reads(path: Path) -> bool:
+    try:
+        read(path)
+    except ImageError:
+        return False
+    return True
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; an address that is taken is one line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=256)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", "") or error
+        raise ValueError(f"--host {host} --port {port}: {why}") from None
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value

@@ -1,0 +1,73 @@
+"""Seconds of one piece of work beside another's, measured in turns."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from commands import energy
+from evaluation import ratios
+from evaluation.intervals import Figure
+
+Work = Callable[[], object]
+
+
+def seconds(work: Work, device: torch.device, clock: Callable[[], float]) -> float:
+    """How long one call takes, what it started on a GPU included."""
+    _finish(device)
+    start = clock()
+    work()
+    _finish(device)
+    return clock() - start
+
+
+def in_turns(
+    one: Work, other: Work, pairs: int, device: torch.device | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[tuple[float, float]]:  # fmt: skip
+    """Seconds of both, pair after pair, each first every other time; after one unmeasured call."""
+    device = device or torch.device("cpu")
+    seconds(one, device, clock), seconds(other, device, clock)
+    found = []
+    for i in range(pairs):
+        turn = [one, other] if i % 2 == 0 else [other, one]
+        each = [seconds(work, device, clock) for work in turn]
+        found.append((each[0], each[1]) if i % 2 == 0 else (each[1], each[0]))
+    return found
+
+
+def latency(one: nn.Module, other: nn.Module, image: Tensor, pairs: int) -> Figure:
+    """Time of the first network over that of the second, on the same batch, by the clock."""
+    with torch.inference_mode():
+        both = in_turns(lambda: one(image), lambda: other(image), pairs, image.device)
+    return ratios.paired(both)
+
+
+def energy_ratio(
+    one: nn.Module, other: nn.Module, image: Tensor,
+    pairs: int = energy.PAIRS, window: float = energy.SECONDS,
+) -> tuple[Figure, list[tuple[float, float]]]:  # fmt: skip
+    """Joules an image of the first network over those of the second, and the joules themselves."""
+    try:
+        meter = energy.counter(image.device)
+    except energy.Unmeasured as error:
+        return ratios.unmeasured(str(error)), []
+    with torch.inference_mode():
+        works = [_images(net, image) for net in (one, other)]
+        joules = energy.ratios(works[0], works[1], meter, pairs, window)
+    return ratios.paired(joules), joules
+
+
+def _images(net: nn.Module, image: Tensor) -> Callable[[], int]:
+    def work() -> int:
+        net(image)
+        _finish(image.device)
+        return len(image)
+
+    return work
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,77 @@
+"""What taking channels out of a model cost and saved, beside the dense model it comes from.
+
+pruning.json is written before the fine-tuning; this turns it into sections of the run's report.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation import report, sparsity
+from evaluation.files import read_json
+from evaluation.intervals import Figure
+from evaluation.table import PredictionTable
+
+FILE = "pruning.json"
+
+
+def of_run(folder: Path, table: PredictionTable) -> list[report.Section]:
+    """The sections of a run folder, none when no channels were pruned."""
+    if not (folder / FILE).is_file():
+        return []
+    said = read_json(folder / FILE)
+    return [*sections(said), *sparsity.beside(folder, said["dense"], table, "pruned", "dense")]
+
+
+def sections(said: Mapping[str, Any]) -> list[report.Section]:
+    """The sentence, what was measured, and one row a layer with fewer channels."""
+    rows: list[tuple[report.Cell, ...]] = [
+        ("multiply-accumulates, theoretical", said["macs_theoretical_ratio"]),
+        ("parameters", said["parameters"] / said["parameters_dense"]),
+        *((f"time of a batch of {size}", _figure(f)) for size, f in said["latency"].items()),
+        ("energy an image", _figure(said["energy"])),
+    ]
+    layers: list[tuple[report.Cell, ...]] = [
+        (layer["name"], layer["in"], layer["in_left"], layer["out"], layer["out_left"])
+        for layer in said["layers"]
+    ]
+    columns = ("layer", "inputs", "left", "outputs", "left")
+    reason = said["energy"]["reason"]
+    note = f"Medians of pairs in turns, {said['machine']}." + (f" {reason}." if reason else "")
+    return [
+        report.Text(sentence(said), "Channels"),
+        report.Table(("pruned / dense", ""), rows, "", note),
+        report.Table(columns, layers, "Layers with fewer channels"),
+    ]
+
+
+def sentence(said: Mapping[str, Any]) -> str:
+    """What got faster, in plain words."""
+    times = [f"{1 / f['value']:.2f} times as fast ({1 / f['high']:.2f} to {1 / f['low']:.2f}) on a "
+             f"batch of {size}" for size, f in said["latency"].items()]  # fmt: skip
+    return (
+        f"{100 * said['macs_theoretical_ratio']:.1f} % of the dense model's multiply-accumulates "
+        f"and {100 * said['parameters'] / said['parameters_dense']:.1f} % of its parameters are "
+        f"left. Measured beside it, it is {' and '.join(times)}."
+    )
+
+
+def measures(folder: Path) -> dict[str, float | None]:
+    """The ratios that results.json states of a sparse or pruned run; null is not measured."""
+    for name in (FILE, sparsity.FILE):
+        if (folder / name).is_file():
+            said = read_json(folder / name)
+            return {key: said[key] for key in NAMES}
+    return {}
+
+
+NAMES = (
+    "weights_zero_fraction",
+    "macs_theoretical_ratio",
+    "latency_ratio_measured",
+    "energy_ratio_measured",
+)
+
+
+def _figure(said: Mapping[str, Any]) -> Figure:
+    return Figure(**said)

@@ -1,0 +1,179 @@
+"""The page in a browser: a phantom is dropped, and class, votes and map appear."""
+
+import contextlib
+import shutil
+import threading
+
+import cv2
+import pytest
+import torch
+import uvicorn
+from playwright.sync_api import sync_playwright
+
+from commands import serve
+from commands.export import generated
+from commands.looking import load
+from commands.serving.app import make
+from commands.serving.service import Settings
+from datamodules.preprocess import Preprocess
+from lightning_modules import ImageClassifier
+from tests.commands.saved import CLASSES, council_of, saved
+
+DROP = """([name, bytes]) => {
+    const held = new DataTransfer();
+    held.items.add(new File([new Uint8Array(bytes)], name));
+    for (const kind of ["dragover", "drop"]) {
+        document.getElementById("drop").dispatchEvent(
+            new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer: held }));
+    }
+}"""
+PASTE = """(bytes) => {
+    const held = new DataTransfer();
+    held.items.add(new File([new Uint8Array(bytes)], "pasted.png", { type: "image/png" }));
+    document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: held }));
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Three unlike members."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("members")
+    names = {"resnet": "test_resnet", "efficientnet": "test_efficientnet", "tiny": "resnet10t"}
+    files = [
+        saved(ImageClassifier(CLASSES, name, image_size=64), Preprocess(size=64),
+              folder / f"{file}.ckpt")
+        for file, name in names.items()
+    ]  # fmt: skip
+    return load(council_of(folder / "council", files))
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    for at, picture in enumerate(generated(3)):
+        cv2.imwrite(str(folder / f"phantom{at}.png"), picture)
+    return folder
+
+
+@contextlib.contextmanager
+def serving(model, **settings):
+    """The address of a server in a thread."""
+    with serve.listening("127.0.0.1", 0) as listener:
+        app = make(model, Settings(**settings))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert program, "the page's test needs a browser: apt-get install chromium"
+    with sync_playwright() as tools:
+        opened = tools.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, model, films):
+    """The page on a desktop, with what it asked for and what went wrong on it."""
+    settings = {"refer_below": 1.0, "title": "three <b>members</b>"}
+    with serving(model, examples=serve.examples(films), **settings) as url:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.asked, page.faults = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("pageerror", lambda error: page.faults.append(str(error)))
+        page.goto(url)
+        page.locator("#ask").wait_for()
+        yield page
+        assert page.faults == []
+        assert {u for u in page.asked if not u.startswith((url, "data:", "blob:"))} == set()
+        page.close()
+
+
+def card(page, place=0):
+    """An answer that has come."""
+    found = page.locator("article").nth(place)
+    found.and_(page.locator(":not([aria-busy])")).wait_for()
+    return found
+
+
+def test_a_phantom_is_dropped_and_class_votes_and_map_appear(page, model, films, tmp_path):
+    file = films / "phantom0.png"
+    page.evaluate(DROP, [file.name, list(file.read_bytes())])
+    answer = card(page)
+    said = model.ask(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE))
+    top = CLASSES[int(said[-1].argmax())]
+    assert answer.locator(".answer").inner_text() == top
+    assert f"{100 * said[-1].max():.1f} %" in answer.locator(".confidence").inner_text()
+    assert "Refer to a person" in answer.locator(".refer").inner_text()
+    votes = dict(text.split("\n") for text in answer.locator(".vote .who").all_inner_texts())
+    assert list(votes) == ["Council", "resnet", "efficientnet", "tiny"]
+    for name, vote in zip(list(votes)[1:], said, strict=False):
+        assert f"{CLASSES[int(vote.argmax())]} {100 * vote.max():.1f} %" in votes[name]
+    agree = int((said[:-1].argmax(axis=1) == said[-1].argmax()).sum())
+    assert f"{agree} of 3 members agree" in page.locator("#said").inner_text()
+    map_ = answer.locator("img.map")
+    assert map_.evaluate("image => image.complete && image.naturalWidth") >= 256
+    assert page.locator("h1").inner_text() == "three <b>members</b>"
+    page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+    assert cv2.imread(str(tmp_path / "page.png")).shape[1] == 1280
+
+
+def test_the_map_fades_with_the_slider_and_is_each_members_own(page, films):
+    page.set_input_files("#file", films / "phantom1.png")
+    map_ = card(page).locator("img.map")
+    page.get_by_label("Opacity").fill("20")
+    assert float(map_.evaluate("image => image.style.opacity")) == 0.2
+    council = map_.get_attribute("src")
+    page.get_by_label("efficientnet", exact=True).check()
+    assert map_.get_attribute("src") != council
+
+
+def test_everything_can_be_done_by_keyboard(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.title") == "phantom0.png"
+    page.keyboard.press("Enter")
+    assert card(page).locator("h2").inner_text() == "phantom0.png"
+    page.get_by_role("button", name="Remove all answers").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("article").count() == 0
+
+
+def test_several_files_paste_and_a_file_that_is_none(page, films, tmp_path):
+    (tmp_path / "evil.svg").write_text("<svg onload=alert(1)><script>alert(1)</script></svg>")
+    names = [films / "phantom0.png", tmp_path / "evil.svg", films / "phantom2.png"]
+    page.set_input_files("#file", names)
+    page.evaluate(PASTE, list((films / "phantom1.png").read_bytes()))
+    heads = [card(page, at).locator("h2").inner_text() for at in range(4)]
+    assert heads == ["pasted.png", "phantom2.png", "evil.svg", "phantom0.png"]
+    assert "none of png, jpeg, tiff" in card(page, 2).locator(".error").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_the_systems_colours(page, films, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.set_input_files("#file", films / "phantom0.png")
+    card(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_a_token_is_asked_for(browser, model):
+    with serving(model, token="s3cret") as url:
+        page = browser.new_page()
+        page.goto(url)
+        for token in ("wrong", "s3cret"):
+            page.locator("#token").fill(token)
+            page.keyboard.press("Enter")
+        page.locator("#ask").wait_for()
+        page.close()
