@@ -16,11 +16,12 @@ from rich.table import Table
 from callbacks.board import Board, show, tell
 from callbacks.history import FILE as HISTORY
 from evaluation import coupling, pruned, run_report
+from evaluation.answers import answers
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
 from evaluation.report import Picture, Section, number, png_of
 from evaluation.results import Results, write_results
-from evaluation.table import PredictionTable, answers
+from evaluation.table import PredictionTable
 
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
 
