@@ -10,7 +10,8 @@ import numpy as np
 
 from commands import datasets, starting
 from commands.samples import HEIGHT, png, sheet
-from datamodules.audit import Audit, Finding, Match, audit
+from datamodules.audit import Audit, audit
+from datamodules.findings import Finding, Match
 from datamodules.images import ImageError, read
 from datamodules.manifest import Manifest
 from evaluation.files import write_bytes, write_json, write_text
