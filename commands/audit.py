@@ -8,18 +8,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from commands import datasets
-from datamodules.audit import Audit, Finding, Match, audit
-from datamodules.augment import Augment, policies
+from commands import datasets, starting
+from commands.samples import HEIGHT, png, sheet
+from datamodules.audit import Audit, audit
+from datamodules.findings import Finding, Match
 from datamodules.images import ImageError, read
 from datamodules.manifest import Manifest
-from datamodules.preprocess import Preprocess
 from evaluation.files import write_bytes, write_json, write_text
 from evaluation.report import Section, Table, Text, Thumbnails, write_report
 
 VERSION = 1
+QUARANTINE = "quarantine.csv"
 SHOWN = 24  # pairs of a finding in the page
-HEIGHT = 168
 
 
 def run(args: list[str]) -> int:
@@ -27,15 +27,20 @@ def run(args: list[str]) -> int:
     asked = parser().parse_args(args)
     if (asked.target is None) == (not asked.config):
         raise ValueError("name either a FOLDER or TABLE, or --config FILE")
+    if asked.start and asked.config:
+        raise ValueError("--start: the data has a config already; it is for a FOLDER or TABLE")
     manifest, name = _manifest(asked)
     folder = Path(asked.output or Path("runs") / f"audit-{name}")
     if asked.augmentations:
-        write_bytes(folder / "augmentations.png", _sheet(manifest, asked.config))
+        data = datasets.from_configs(asked.config) if asked.config else None
+        write_bytes(folder / "augmentations.png", sheet(manifest, data))
         print(f"augmentations: {folder / 'augmentations.png'}")
         return 0
     found = audit(manifest)
     write(found, folder, name)
     _print(found, folder)
+    if asked.start:
+        print(f"study: consilium study run {_started(asked, found, folder)}")
     return 1 if found.leaks else 0
 
 
@@ -48,8 +53,13 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--path", metavar="COLUMN", help="the table's column of paths")
     main.add_argument("--label", metavar="COLUMN", help="the table's column of classes")
     main.add_argument("--split", metavar="COLUMN", help="the table's column of splits")
-    help_ = "the table's column of patients; of a folder, an expression with one group"
+    help_ = "the table's column of patients, or several with commas that say it together; of a "
+    help_ += "folder, an expression with one group"
     main.add_argument("--patient", metavar="COLUMN|REGEX", help=help_)
+    help_ = "write a study of these pictures into DIR: its data, three small members, a council"
+    main.add_argument("--start", metavar="DIR", help=help_)
+    help_ = "side in pixels of what the study's networks see (224)"
+    main.add_argument("--size", type=int, default=224, metavar="N", help=help_)
     help_ = "write a sheet of augmented training pictures instead, to look at"
     main.add_argument("--augmentations", action="store_true", help=help_)
     return main
@@ -58,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 def write(found: Audit, folder: Path, name: str) -> None:
     """Writes audit.json, quarantine.csv and audit.html."""
     write_json(folder / "audit.json", as_dict(found))
-    write_text(folder / "quarantine.csv", found.quarantine().to_csv(index=False))
+    write_text(folder / QUARANTINE, found.quarantine().to_csv(index=False))
     write_report(folder / "audit.html", f"Audit of {name}", sections(found))
 
 
@@ -83,7 +93,7 @@ def sections(found: Audit) -> list[Section]:
     lead += f" and {len(found.findings) - len(found.leaks)} other findings."
     lines = [*(f.message for f in found.findings), *found.manifest.notes]
     parts: list[Section] = [Text(lead, lead=True), Text("\n\n".join(lines))]
-    parts.append(_counts_table(found.manifest))
+    parts.append(counts_table(found.manifest))
     paths = dict(zip(found.manifest.table["id"], found.manifest.table["path"], strict=True))
     parts += [_pairs(finding, paths) for finding in found.findings if finding.matches]
     rows = [(c.name, c.measure, c.value, c.about, "suspect" * c.suspect) for c in found.confounds]
@@ -98,9 +108,19 @@ def _manifest(asked: argparse.Namespace) -> tuple[Manifest, str]:
         return data.listed(), Path(asked.config[-1]).stem
     target = Path(asked.target)
     if target.is_file():
-        columns = {role: getattr(asked, role) for role in datasets.GUESSES}
-        return datasets.from_table(target, columns), target.resolve().parent.name
+        return datasets.from_table(target, _columns(asked)), target.resolve().parent.name
     return datasets.from_folder(target, asked.patient), target.resolve().name
+
+
+def _columns(asked: argparse.Namespace) -> dict[str, str | None]:
+    return {role: getattr(asked, role) for role in datasets.GUESSES}
+
+
+def _started(asked: argparse.Namespace, found: Audit, folder: Path) -> Path:
+    """The study's file; what the audit put into quarantine is left out of it."""
+    source = starting.source_of(Path(asked.target), _columns(asked))
+    left = str((folder / QUARANTINE).resolve()) if len(found.quarantine()) else ""
+    return starting.write(Path(asked.start), source, found.manifest, asked.size, left)
 
 
 def _counts(manifest: Manifest) -> dict[str, dict[str, int]]:
@@ -113,7 +133,8 @@ def _counts(manifest: Manifest) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _counts_table(manifest: Manifest) -> Table:
+def counts_table(manifest: Manifest) -> Table:
+    """For each split the pictures of each class, and the patients."""
     counts = _counts(manifest)
     columns = ("split", *manifest.class_names, "patients")
     return Table(columns, [(split, *each.values()) for split, each in counts.items()], "Counts")
@@ -137,7 +158,7 @@ def _spread(matches: Sequence[Match]) -> list[Match]:
 
 
 def _side_by_side(first: str, second: str) -> bytes:
-    return _png(np.hstack([_shown(first), np.full((HEIGHT, 4, 3), 255, np.uint8), _shown(second)]))
+    return png(np.hstack([_shown(first), np.full((HEIGHT, 4, 3), 255, np.uint8), _shown(second)]))
 
 
 def _shown(path: str) -> np.ndarray:
@@ -149,32 +170,6 @@ def _shown(path: str) -> np.ndarray:
     width = max(1, min(3 * HEIGHT, round(image.shape[1] * HEIGHT / image.shape[0])))
     small = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(small if small.ndim == 3 else cv2.cvtColor(small, cv2.COLOR_GRAY2RGB))
-
-
-def _sheet(manifest: Manifest, configs: list[str]) -> bytes:
-    """A row a picture: as it is, then seven times augmented; without a config, a row a policy."""
-    if configs:
-        data = datasets.from_configs(configs)
-        view, rules = data.preprocess, [data.augment] * 6
-    else:
-        view, rules = Preprocess(), [Augment(name) for name in policies() if name != "none"]
-    paths = manifest.table["path"]
-    chosen = np.linspace(0, len(paths) - 1, len(rules)).astype(int)
-    rows = [
-        _sheet_row(view, rule, paths.iloc[k], int(k)) for k, rule in zip(chosen, rules, strict=True)
-    ]
-    return _png(np.vstack(rows))
-
-
-def _sheet_row(view: Preprocess, rule: Augment, path: str, index: int) -> np.ndarray:
-    pixels = view.pixels(read(path))
-    cells = [pixels, *(rule(pixels, (0, epoch, index)) for epoch in range(7))]
-    small = [cv2.resize(cell, (HEIGHT, HEIGHT), interpolation=cv2.INTER_AREA) for cell in cells]
-    return np.hstack([c if c.ndim == 3 else cv2.cvtColor(c, cv2.COLOR_GRAY2RGB) for c in small])
-
-
-def _png(image: np.ndarray) -> bytes:
-    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
 def _print(found: Audit, folder: Path) -> None:

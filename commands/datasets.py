@@ -17,6 +17,7 @@ GUESSES = {
     "split": ["split", "fold", "set", "subset"],
     "patient": ["patient", "patient_id", "subject", "subject_id", "session_group"],
 }
+TABLES = ("manifest.csv", "manifest.parquet")  # in a folder, they say it all
 ONE_SPLIT = "no splits are given: leaks between splits cannot be seen"
 NO_CLASSES = "no classes are given: confounds cannot be judged"
 
@@ -36,44 +37,75 @@ def from_configs(paths: list[str]) -> ImageDataModule:
 
 def from_table(file: Path, given: dict[str, str | None]) -> Manifest:
     """A table whose columns are named or have one of the usual names."""
-    raw = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
-    columns = {role: given.get(role) or _guess(raw, role) for role in GUESSES}
+    raw = read(file)
+    columns = columns_of(raw, given)
     if columns["path"] is None:
         raise ValueError(f"{file}: --path must name the column of the pictures: {list(raw)}")
     names = _class_names(raw, columns["label"])
-    table = raw.rename(columns={c: role for role, c in columns.items() if c is not None})
-    source = Table(
-        str(file),
-        columns["patient"],
-        path=columns["path"],
-        label=columns["label"],
-        split=columns["split"],
-    )
     if columns["split"] is None:
+        table = pd.DataFrame({role: _joined(raw, c) for role, c in columns.items() if c})
+        table = table.join(raw[[name for name in raw if name not in table]])
         notes: tuple[str, ...] = (ONE_SPLIT,)
         return _one_split(table, file.parent, names, notes)
-    return source.manifest(names)
+    if columns["label"] is None:
+        raise ValueError(f"{file}: --label must name the column of the classes: {list(raw)}")
+    return Table(str(file), **columns).manifest(names)
+
+
+def read(file: Path) -> pd.DataFrame:
+    """A table as text."""
+    return pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
+
+
+def columns_of(raw: pd.DataFrame, given: dict[str, str | None]) -> dict[str, Any]:
+    """The column of each role, as given or by one of the usual names, else None.
+
+    Several columns, told with commas, name a patient together.
+    """
+    columns: dict[str, Any] = {role: given.get(role) or _guess(raw, role) for role in GUESSES}
+    patient = columns["patient"]
+    if patient is not None and patient not in raw and "," in patient:
+        columns["patient"] = patient.split(",")
+    wrong = [name for role in columns.values() for name in _listed(role) if name not in raw]
+    if wrong:
+        raise ValueError(f"no columns {wrong}; the table has {list(raw)}")
+    return columns
+
+
+def _listed(column: str | list[str] | None) -> list[str]:
+    return column if isinstance(column, list) else [column] if column else []
+
+
+def _joined(raw: pd.DataFrame, column: str | list[str]) -> pd.Series:
+    return raw[_listed(column)].fillna("").astype(str).agg("/".join, axis=1)
 
 
 def from_folder(folder: Path, patient: str | None) -> Manifest:
     """Split and class folders as far as there are any; a table within the folder comes first."""
-    for name in ("manifest.csv", "manifest.parquet"):
+    for name in TABLES:
         if (folder / name).is_file():
             return from_table(folder / name, {})
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    files = [
-        p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES
-    ]
-    has_splits = any(p.parts[0].lower() in SPLIT_FOLDERS for p in files)
-    names = sorted({p.parts[has_splits] for p in files if len(p.parts) > 1 + has_splits})
-    if has_splits and names:
+    files, splits = _pictures(folder), has_splits(folder)
+    names = sorted({p.parts[splits] for p in files if len(p.parts) > 1 + splits})
+    if splits and names:
         return Folders(str(folder), patient).manifest(names)
     table = pd.DataFrame({"path": [p.as_posix() for p in files]})
     table["label"] = [p.parts[0] if len(p.parts) > 1 else "" for p in files]
     if patient is not None:
         table["patient"] = table["path"].str.extract(f"({patient})", expand=True).iloc[:, 1]
     return _one_split(table, folder, names, (ONE_SPLIT, *((NO_CLASSES,) * (not names))))
+
+
+def has_splits(folder: Path) -> bool:
+    """Whether pictures lie in folders named like splits."""
+    return any(path.parts[0].lower() in SPLIT_FOLDERS for path in _pictures(folder))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    return [path.relative_to(folder) for path in found]
 
 
 def _one_split(

@@ -3,7 +3,7 @@
 import argparse
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure as Drawing
 from rich.progress import track
 
 from commands import datasets, faithful
 from commands.looking import Looked, Model, load
 from datamodules.images import read
+from datamodules.manifest import Manifest
 from evaluation import heat
 from evaluation.files import write_bytes, write_json
 from evaluation.heat import Shown
@@ -137,6 +139,18 @@ def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: M
         write_bytes(folder / f"{name}.members.npy", _npy(looked.maps))
     drawn = heat.panel(picture, shown(name, looked, model))
     write_bytes(folder / f"{name}-panel.png", to_png(drawn))
+
+
+def explained(model: Model, manifest: Manifest, ids: Sequence[str]) -> list[Drawing]:
+    """A panel of each of these samples: what every member says, and where it looks."""
+    rows = manifest.table.set_index("id").loc[list(ids)]
+    parts = rows[model.attribute] if model.attribute in rows else [""] * len(rows)
+    drawn = []
+    for name, path, part in zip(ids, rows["path"], parts, strict=True):
+        picture = read(path)
+        looked = model.look(picture, part=str(part))
+        drawn.append(heat.panel(picture, shown(name, looked, model)))
+    return drawn
 
 
 def shown(name: str, looked: Looked, model: Model) -> list[Shown]:

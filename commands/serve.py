@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from commands import exported
+from commands import export, exported
 from commands.looking import Model, load
 from datamodules.images import ImageError, read
 from evaluation.files import read_json
@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add("--title", default="", help="what the page calls the model (its folder's name)")
     add("--queue", type=positive, default=64, metavar="N", help="pictures that may wait (64)")
+    add("--batch", type=positive, default=8, metavar="N", help="pictures that the models are given "
+        "together, when so many wait (8); on a GPU more")  # fmt: skip
     add("--max-mb", type=positive, default=64, metavar="MB", help="of a request (64)")
     add("--max-files", type=positive, default=16, metavar="N", help="pictures in a request (16)")
     add("--max-pixels", type=positive, default=50_000_000, metavar="N", help="of one (50 million)")
@@ -89,9 +91,11 @@ def model_of(path: Path, backend: str | None, device: torch.device) -> Model:
     if backend != "onnxruntime":
         return model
     with tempfile.TemporaryDirectory() as name:
-        exported.save(Path(name), "onnx", model)
-        pairs = zip(model.members, exported.load(Path(name)).members, strict=True)
-        members = [replace(ours, runtime=theirs.runtime) for ours, theirs in pairs]
+        files = exported.save(Path(name), "onnx", model)
+        other = exported.load(Path(name))
+        export.refuse("onnx", export.compare(model, other, export.generated(4), files))
+    pairs = zip(model.members, other.members, strict=True)
+    members = [replace(ours, runtime=theirs.runtime) for ours, theirs in pairs]
     return replace(model, members=members)
 
 

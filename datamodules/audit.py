@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -11,9 +10,22 @@ import numpy as np
 import pandas as pd
 
 from datamodules.confounds import Confound, confounds
+from datamodules.findings import (
+    BROKEN,
+    CONFLICT,
+    CONSTANT,
+    HUGE,
+    NAMES,
+    NEAR,
+    PATIENT,
+    SAME,
+    Finding,
+    Match,
+    quarantine,
+)
 from datamodules.images import ImageError, content
 from datamodules.likeness import Looks, search
-from datamodules.manifest import SPLITS, Manifest
+from datamodules.manifest import Manifest
 from datamodules.survey import NUMBERS, Survey, survey
 
 _WORDS = "aug|augmented|flip|flipped|hflip|vflip|rot|rotated|rotate|mirror|mirrored|bright|dark"
@@ -21,42 +33,6 @@ _WORDS += "|brightness|contrast|gamma|blur|noise|crop|cropped|zoom|shift|shear|j
 _DERIVED = re.compile(rf"([ _.-]+({_WORDS})[ _.-]*\(?-?\d*\)?| ?\(\d+\))+$", re.IGNORECASE)
 _SIDES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _HUGE_PIXELS, _HUGE_BYTES = 50_000_000, 100_000_000
-
-
-@dataclass(frozen=True)
-class Match:
-    """Two samples that belong together.
-
-    Args:
-        first: Id of one.
-        second: Id of the other.
-        how: In which way they are the same.
-        likeness: 1 for equal bytes, else the correlation of aligned detail.
-    """
-
-    first: str
-    second: str
-    how: str
-    likeness: float = 1.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault of the data set.
-
-    Args:
-        kind: What it is, in the words of the report.
-        leak: Whether it lets training see what is measured.
-        message: One sentence.
-        ids: The samples that it is about.
-        matches: The pairs that show it.
-    """
-
-    kind: str
-    leak: bool
-    message: str
-    ids: list[str]
-    matches: tuple[Match, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,35 +49,8 @@ class Audit:
         return [finding for finding in self.findings if finding.leak]
 
     def quarantine(self) -> pd.DataFrame:
-        """Samples to leave out so that no finding remains: id, path, split, reason.
-
-        Of two sides of a leak the training side goes, else the validation side, so that what is
-        measured stays as it was.
-        """
-        reasons: dict[str, str] = {}
-        for finding in self.findings:
-            for name in self._expendable(finding):
-                reasons.setdefault(name, finding.kind)
-        table = self.manifest.table[["id", "path", "split"]]
-        chosen = table[table["id"].isin(set(reasons))]
-        return chosen.assign(reason=[reasons[name] for name in chosen["id"]])
-
-    def _expendable(self, finding: Finding) -> Iterable[str]:
-        split = dict(zip(self.manifest.table["id"], self.manifest.table["split"], strict=True))
-        if not finding.leak:
-            return finding.ids if finding.kind in (BROKEN, CONSTANT, CONFLICT) else []
-        if not finding.matches:
-            last = max(SPLITS.index(split[name]) for name in finding.ids)
-            return [name for name in finding.ids if SPLITS.index(split[name]) < last]
-        return [
-            min((m.first, m.second), key=lambda name: SPLITS.index(split[name]))
-            for m in finding.matches
-        ]
-
-
-PATIENT, SAME, NEAR = "patient on two sides", "same bytes", "near copies"
-NAMES, CONFLICT = "names of derived files", "label conflict between copies"
-BROKEN, CONSTANT, HUGE = "files that cannot be read", "constant pictures", "huge files"
+        """Samples to leave out so that no leak remains: id, path, split, reason."""
+        return quarantine(self.manifest.table, self.findings)
 
 
 def cheap_leaks(manifest: Manifest) -> list[Finding]:
@@ -143,7 +92,8 @@ def patients(manifest: Manifest) -> list[Finding]:
     rows = table[table["patient"].isin(set(shared))]
     matches = [_across(part) for _, part in rows.groupby("patient")]
     message = f"{len(shared)} patients stand in more than one split: {_some(shared)}"
-    return [Finding(PATIENT, True, message, rows["id"].tolist(), tuple(matches))]
+    groups = tuple(tuple(part["id"]) for _, part in rows.groupby("patient"))
+    return [Finding(PATIENT, True, message, rows["id"].tolist(), tuple(matches), groups)]
 
 
 def derived(manifest: Manifest) -> list[Finding]:
@@ -161,7 +111,8 @@ def derived(manifest: Manifest) -> list[Finding]:
             where = "on both sides of a split" if leak else "within one split"
             message = f"{len(chosen)} originals have derived files {where}: {_some(ids)}"
             matches = tuple(_across(table.iloc[rows], "name") for rows in chosen)
-            found.append(Finding(NAMES, leak, message, ids, matches))
+            named = tuple(tuple(table["id"].iloc[rows]) for rows in chosen)
+            found.append(Finding(NAMES, leak, message, ids, matches, named))
     return found
 
 
@@ -174,7 +125,7 @@ def same_bytes(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
         for rows in groups
         for k in _one_a_side(table, rows)
     ]
-    return _by_side(manifest, SAME, matches)
+    return _by_side(manifest, SAME, matches, _copies(manifest, digests))
 
 
 def near_copies(manifest: Manifest, seen: Survey) -> list[Finding]:
@@ -193,7 +144,8 @@ def near_copies(manifest: Manifest, seen: Survey) -> list[Finding]:
         how = _how(seen.table.iloc[one], seen.table.iloc[other], pair.mirrored, pair.degrees)
         first, second = manifest.table["id"].iloc[[one, other]]
         matches.append(Match(first, second, how, round(pair.likeness, 3)))
-    return _by_side(manifest, NEAR, matches)
+    copies = _copies(manifest, seen.table["digest"].to_numpy(dtype=object))
+    return _by_side(manifest, NEAR, matches, copies)
 
 
 def conflicts(manifest: Manifest, findings: list[Finding]) -> list[Finding]:
@@ -228,7 +180,16 @@ def files(manifest: Manifest, seen: Survey) -> list[Finding]:
     return found
 
 
-def _by_side(manifest: Manifest, kind: str, matches: list[Match]) -> list[Finding]:
+def _copies(manifest: Manifest, digests: np.ndarray) -> dict[str, tuple[str, ...]]:
+    """Of each sample that has copies to the last byte all of them, by id."""
+    ids = manifest.table["id"]
+    groups = [tuple(ids.iloc[rows]) for digest, rows in _grouped(digests).items() if digest]
+    return {name: group for group in groups for name in group}
+
+
+def _by_side(
+    manifest: Manifest, kind: str, matches: list[Match], copies: dict[str, tuple[str, ...]]
+) -> list[Finding]:
     split = dict(zip(manifest.table["id"], manifest.table["split"], strict=True))
     found = []
     for leak in (True, False):
@@ -237,7 +198,12 @@ def _by_side(manifest: Manifest, kind: str, matches: list[Match]) -> list[Findin
             ids = list(dict.fromkeys(name for m in chosen for name in (m.first, m.second)))
             where = "on two sides of a split" if leak else "within one split"
             message = f"{len(chosen)} pairs ({kind}) {where}: {_some(ids)}"
-            found.append(Finding(kind, leak, message, ids, chosen))
+            groups = tuple(
+                tuple(dict.fromkeys([*copies.get(m.first, ()), *copies.get(m.second, ()),
+                                     m.first, m.second]))
+                for m in chosen
+            )  # fmt: skip
+            found.append(Finding(kind, leak, message, ids, chosen, groups))
     return found
 
 

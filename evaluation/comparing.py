@@ -82,25 +82,21 @@ def sections(
     found: Compared, tables: Tables, histories: Mapping[str, pd.DataFrame]
 ) -> list[report.Section]:
     """The page from top to bottom."""
-    rows: list[tuple[report.Cell, ...]] = [
-        (name, *(each[m] for m in MAIN)) for name, each in found.members.items()
-    ]
     drawn: list[report.Section] = [
         report.Picture(plain.roc_compared(tables), "Mean over classes.", "ROC"),
         report.Picture(plain.precision_recall(tables), "", "Precision and recall"),
         report.Picture(plain.reliability(tables), "Bars are 95 % intervals.", "Confidence"),
         report.Picture(drawings.risks(tables), "", "Answering only when sure"),
     ]
-    note = "In small: 95 % intervals. nll and ece: smaller is better."
     return [
         report.Text(sentence(found), lead=True),
-        report.Table(("", *MAIN), rows, "Members", note, digits=3),
+        standings(found),
         *by_part(found),
         strengths(found, tables),
         report.Picture(
             drawings.strengths(found.members, _classes(tables)), "The leader is ringed."
         ),
-        *_pairwise(found, tables),
+        *pairwise(found, tables),
         *drawn,
         *[report.Picture(plain.confusion(t), heading=f"Confusion: {n}") for n, t in tables.items()],
         *[
@@ -110,7 +106,17 @@ def sections(
     ]
 
 
-def _pairwise(found: Compared, tables: Tables) -> list[report.Section]:
+def standings(found: Compared) -> report.Table:
+    """Main figures of each member."""
+    rows: list[tuple[report.Cell, ...]] = [
+        (name, *(each[m] for m in MAIN)) for name, each in found.members.items()
+    ]
+    note = "In small: 95 % intervals. nll and ece: smaller is better."
+    return report.Table(("", *MAIN), rows, "Members", note, digits=3)
+
+
+def pairwise(found: Compared, tables: Tables) -> list[report.Section]:
+    """How each two members differ; nothing for one alone."""
     if len(tables) < 2:
         return []
     return [

@@ -40,8 +40,8 @@ def sections(
         *_left_out(fitted),
         *_pictures(fitted, judged, tables, chosen, voted),
         report.figures_table(judged.voters[chosen], f"All figures of the council ({chosen})"),
-        _pairs(judged),
-        *_disputes(tables, thumbnails),
+        pairs(judged),
+        *disputes(tables, thumbnails),
     ]
 
 
@@ -132,10 +132,8 @@ def _left_out(fitted: Fitted) -> list[report.Section]:
 def _pictures(
     fitted: Fitted, judged: Judged, tables: Tables, chosen: str, voted: PredictionTable
 ) -> list[report.Section]:
-    council, names = {f"council ({chosen})": voted}, list(tables)
+    council = {f"council ({chosen})": voted}
     before = pool(fitted.councils[chosen].voter, list(tables.values()))
-    voters = {kind: each.voter for kind, each in fitted.councils.items()}
-    drawn = drawings.weights(voters, names, voted.class_names)
     found = [
         report.Picture(drawings.gains(judged.gains), "Right of the line is better.", "Gains"),
         report.Picture(plain.confusion(voted), "Rows are the true classes.", "Confusion"),
@@ -155,14 +153,22 @@ def _pictures(
             "Who leads on which class",
         ),
     ]
-    if drawn is not None:
-        found.append(report.Picture(drawn, "% of the vote.", "Weights"))
+    found += weights(fitted, tables)
     if judged.pairs:
         found.append(report.Picture(drawings.diversity(judged), "", "Diversity and accuracy"))
     return list(found)
 
 
-def _pairs(judged: Judged) -> report.Table:
+def weights(fitted: Fitted, tables: Tables) -> list[report.Picture]:
+    """What share of the vote each member gets; nothing where no voter weighs them."""
+    voters = {kind: each.voter for kind, each in fitted.councils.items()}
+    names = next(iter(tables.values())).class_names
+    drawn = drawings.weights(voters, list(tables), names)
+    return [] if drawn is None else [report.Picture(drawn, "% of the vote.", "Weights")]
+
+
+def pairs(judged: Judged) -> report.Table:
+    """Diversity of each two members, and what it is worth."""
     rows: list[tuple[report.Cell, ...]] = [
         (name, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
         for name, p in judged.pairs.items()
@@ -177,7 +183,8 @@ def _pairs(judged: Judged) -> report.Table:
     return report.Table(columns, rows, "Diversity", note)
 
 
-def _disputes(tables: Tables, thumbnails: Sequence[Thumbnail]) -> list[report.Section]:
+def disputes(tables: Tables, thumbnails: Sequence[Thumbnail] = ()) -> list[report.Section]:
+    """The images that members differ on most, as pictures where there are any."""
     heading = "Images the members disagree on most"
     if thumbnails:
         pictures, captions = zip(*thumbnails, strict=True)

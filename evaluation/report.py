@@ -101,7 +101,7 @@ Section = Text | Table | Picture | Thumbnails | Gates | Details
 
 def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> None:
     """Writes one self-contained page, whole or not at all."""
-    body = "\n".join(_section(section) for section in sections)
+    body = "\n".join(html_of(section) for section in sections)
     write_text(path, PAGE.format(title=html.escape(title), style=STYLE, body=body))
 
 
@@ -136,7 +136,8 @@ def figures_table(figures: Mapping[str, Figure], heading: str = "Figures") -> Ta
     return Table(columns, rows, heading, "Intervals are at 95 %.")
 
 
-def _section(section: Section) -> str:
+def html_of(section: Section) -> str:
+    """One section as HTML."""
     heading = "" if section.heading == "" else f"<h2>{html.escape(section.heading)}</h2>"
     return f"<section>{heading}{_body(section)}</section>"
 

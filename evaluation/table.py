@@ -176,19 +176,6 @@ def _matrix(arrow: pa.Table, name: str) -> np.ndarray:
     return np.asarray(flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 1))
 
 
-def answers(table: PredictionTable) -> pd.DataFrame:
-    """One row an image for a person to look through: truth, answer, confidence, probabilities.
-
-    Patient, study and attributes are left out: this is what may be shown elsewhere.
-    """
-    names, odds = np.array([*table.class_names, "unknown"]), table.probabilities
-    said = odds.argmax(axis=1)
-    columns = {"id": table.rows["id"], "true": names[table.labels], "says": names[said]}
-    shares = {f"p({name})": odds[:, k] for k, name in enumerate(table.class_names)}
-    right = np.where(table.labels < 0, "unknown", np.where(said == table.labels, "yes", "no"))
-    return pd.DataFrame({**columns, "right": right, "confidence": odds.max(axis=1), **shares})
-
-
 def require_ids(table: PredictionTable, ids: Iterable[str]) -> None:
     """Refuses a table whose ids are not exactly `ids`."""
     wanted, found = set(ids), set(table.rows["id"])

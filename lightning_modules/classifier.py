@@ -116,7 +116,7 @@ class ImageClassifier(ExactModule):
         weights = None if self.class_weights is None else self.class_weights.to(outputs)
         loss = self.cost(outputs, target, weights)
         self.train_accuracy(self.logits(outputs.detach()), batch["label"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
 

@@ -32,6 +32,8 @@ class EnsembleModule(ExactModule):
             held against the members.
         one_at_a_time: keep only the member that is looking on the device, and the others in main
             memory.
+        channels_last: keep weights in the layout that GPUs with tensor cores prefer.
+        compile: compile each member at its first batch.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class EnsembleModule(ExactModule):
         members: list[str],
         voter: str = "soft",
         one_at_a_time: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.class_names = class_names
@@ -49,7 +53,7 @@ class EnsembleModule(ExactModule):
         self.blocks = [block for _, block in loaded]
         self.orders = [self._order(p, b) for p, b in zip(paths, self.blocks, strict=True)]
         self.council = self._convened(voter)
-        modules = [module for module, _ in loaded]
+        modules = [_prepared(module, channels_last, compile) for module, _ in loaded]
         self.apart = modules if one_at_a_time else []
         self.members = nn.ModuleList([] if one_at_a_time else modules)
         self.views: list[str] = []
@@ -124,6 +128,12 @@ class EnsembleModule(ExactModule):
                 f"{path}: its classes are {block.class_names}, the council's {self.class_names}"
             )
         return [block.class_names.index(name) for name in self.class_names]
+
+
+def _prepared(module: nn.Module, channels_last: bool, compile: bool) -> nn.Module:
+    if compile:
+        module.compile()
+    return module.to(memory_format=torch.channels_last) if channels_last else module
 
 
 def find_members(patterns: list[str]) -> list[Path]:

@@ -4,6 +4,7 @@ import hmac
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -30,14 +31,14 @@ def make(model: Model, settings: Settings) -> FastAPI:
     if settings.hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts)
     app.add_exception_handler(Full, full)
-    add_api(app, service)
-    add_pages(app, service)
+    locked = [Depends(gate(settings.token))] if settings.token else []
+    add_api(app, service, locked)
+    add_pages(app, service, locked)
     return app
 
 
-def add_api(app: FastAPI, service: Service) -> None:
+def add_api(app: FastAPI, service: Service, locked: list[Any]) -> None:
     """What programs ask."""
-    locked = [Depends(gate(service.settings.token))] if service.settings.token else []
 
     @app.post("/v1/predict", dependencies=locked, openapi_extra=pages.FORM, responses=pages.ERRORS)
     async def predict(request: Request) -> Predicted:
@@ -63,11 +64,12 @@ def add_api(app: FastAPI, service: Service) -> None:
     async def metrics() -> str:
         """Counts and durations for Prometheus."""
         room = service.room
-        gauges = {"places_taken": float(room.taken), "places": float(room.places)}
-        return service.meter.text({f"consilium_{name}": value for name, value in gauges.items()})
+        others = {"places_taken": float(room.taken), "places": float(room.places),
+                  "models_seconds_total": service.desk.busy}  # fmt: skip
+        return service.meter.text({f"consilium_{name}": value for name, value in others.items()})
 
 
-def add_pages(app: FastAPI, service: Service) -> None:
+def add_pages(app: FastAPI, service: Service, locked: list[Any]) -> None:
     """What people see; every byte of it comes from here."""
     examples = service.settings.examples
 
@@ -79,11 +81,11 @@ def add_pages(app: FastAPI, service: Service) -> None:
     async def docs() -> Response:
         return pages.answer(pages.docs(app.openapi()))
 
-    @app.get("/examples/{at}", include_in_schema=False)
+    @app.get("/examples/{at}", include_in_schema=False, dependencies=locked)
     def example(at: int) -> Response:
         return Response(_chosen(examples, at).read_bytes(), media_type="application/octet-stream")
 
-    @app.get("/examples/{at}/thumbnail", include_in_schema=False)
+    @app.get("/examples/{at}/thumbnail", include_in_schema=False, dependencies=locked)
     def small(at: int) -> Response:
         return Response(thumbnail(_chosen(examples, at), 160), media_type="image/png")
 

@@ -10,6 +10,7 @@ HELP = {
     "consilium_pictures_total": ("counter", "pictures answered"),
     "consilium_request_seconds": ("histogram", "from a request's head to its answer"),
     "consilium_batch_pictures": ("histogram", "pictures that went through the models together"),
+    "consilium_models_seconds_total": ("counter", "seconds in which the models worked"),
     "consilium_places_taken": ("gauge", "pictures inside, waiting or looked at"),
     "consilium_places": ("gauge", "pictures that may be inside"),
 }
@@ -35,10 +36,10 @@ class Meter:
         self.add(f"{name}_sum", value)
         self.add(f"{name}_count")
 
-    def text(self, gauges: dict[str, float]) -> str:
+    def text(self, others: dict[str, float]) -> str:
         """Everything, one family after another."""
         with self._lock:
-            values = [*self._values.items(), *(((name, ""), v) for name, v in gauges.items())]
+            values = [*self._values.items(), *(((name, ""), v) for name, v in others.items())]
         lines = []
         for family, (kind, about) in HELP.items():
             lines += [f"# HELP {family} {about}", f"# TYPE {family} {kind}"]

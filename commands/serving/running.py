@@ -19,12 +19,14 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 def settings(asked: argparse.Namespace, model: Model) -> Settings:
     """How the model is served."""
     folder = asked.model if asked.model.is_dir() else asked.model.parent
-    limits = Limits(asked.max_mb << 20, asked.max_files, asked.max_pixels, float(asked.timeout))
+    files = min(asked.max_files, asked.queue)  # more would never find places
+    limits = Limits(asked.max_mb << 20, files, asked.max_pixels, float(asked.timeout))
     return Settings(
         title=asked.title or _named(folder),
         refer_below=verb.refer_below(asked, model),
         limits=limits,
         places=asked.queue,
+        together=asked.batch,
         token=asked.token,
         hosts=list(LOCAL) if asked.host in verb.LOOPBACK else [],
         examples=verb.examples(asked.examples),

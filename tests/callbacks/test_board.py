@@ -127,6 +127,8 @@ def test_a_council_is_on_the_board_too(tiny, member, larger, tmp_path):
                "init_args": {"members": [str(member), str(larger)]}}  # fmt: skip
     folder = tiny.root / "boarded" / "council"
     args = ["test", *tiny.configs("board_council", model=members), *LOGGER]
+    folder.mkdir()
+    (folder / "config.yaml").write_text("# of a test before\n")
     assert main([*args, "--run", str(folder)]) == 0
     said = wandb_file.records(folder)
     run = wandb_file.run(said)
@@ -172,9 +174,10 @@ def test_online_without_an_account_is_one_line(tmp_path, monkeypatch):
     ("folder", "group", "name"),
     [
         ("runs/demo/members/a", "demo", "a"),
-        ("runs/demo/members/a/seed1", "demo", "a/seed1"),
+        ("runs/demo/members/a-seed1", "demo", "a-seed1"),
         ("runs/demo/council", "demo", "council"),
         ("runs/alone", None, "alone"),
+        ("runs/demo/members/a/elsewhere", None, "elsewhere"),
     ],
 )
 def test_a_run_folder_tells_its_place(tmp_path, folder, group, name):
@@ -184,3 +187,28 @@ def test_a_run_folder_tells_its_place(tmp_path, folder, group, name):
 
 def test_loggers_without_pictures_are_left_alone():
     show([object()], "a", b"")
+
+
+def test_one_line_in_a_study_puts_every_member_and_the_council_on_the_board(tmp_path, capsys):
+    studies = HERE.parents[1] / "configs/studies"
+    lines = [f"like: {studies}/demo.yaml", f"overrides: [{LOGGER[1]}]"]
+    (tmp_path / "watched.yaml").write_text("\n".join(lines))
+    assert main(["study", "run", str(tmp_path / "watched.yaml"), "--dry-run"]) == 0
+    typed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    trained = [words for words in typed if words[1] in ("fit", "test")]
+    assert len(trained) == 4
+    assert all(LOGGER[1] in words for words in trained)
+
+
+def test_it_composes_with_recipes_and_trainers(capsys):
+    configs = HERE.parents[1] / "configs"
+    files = ["base.yaml", "demo/resnet10t.yaml", "logger/wandb.yaml", "recipe/ast25.yaml",
+             "recipe/focal.yaml"]  # fmt: skip
+    args = [word for file in files for word in ("--config", str(configs / file))]
+    with pytest.raises(SystemExit):
+        main(["fit", *args, "--trainer", str(configs / "trainer/ddp.yaml"), "--print_config"])
+    said = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert said["logger"]["class_path"] == "callbacks.Board"
+    assert said["strategy"] == "ddp"
+    names = {each["class_path"] for each in said["callbacks"]}
+    assert {"callbacks.Record", "callbacks.TwoStageSparseTraining"} <= names

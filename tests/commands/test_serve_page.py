@@ -168,12 +168,14 @@ def test_it_fits_a_phone_and_the_systems_colours(page, films, scheme):
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_a_token_is_asked_for(browser, model):
-    with serving(model, token="s3cret") as url:
+def test_a_token_is_asked_for_and_opens_the_examples_too(browser, model, films):
+    with serving(model, token="s3cret", examples=serve.examples(films)) as url:
         page = browser.new_page()
         page.goto(url)
         for token in ("wrong", "s3cret"):
             page.locator("#token").fill(token)
             page.keyboard.press("Enter")
-        page.locator("#ask").wait_for()
+        page.locator("#examples img[src^=blob]").nth(2).wait_for()
+        page.locator("#examples button").first.click()
+        assert card(page).locator(".answer").inner_text() in CLASSES
         page.close()

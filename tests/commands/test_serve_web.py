@@ -28,10 +28,12 @@ def test_fields_are_checked(served_model, data, status, words):
     assert (reply.status_code, words in reply.json()["detail"]) == (status, True)
 
 
-def test_a_token_locks_everything_but_health_and_the_bare_page(served_model):
-    with client(served_model, token="s3cret") as asked:
-        locked = ["/v1/model", "/metrics"]
-        assert [asked.get(path).status_code for path in locked] == [401, 401]
+def test_a_token_locks_everything_but_health_and_the_bare_page(served_model, tmp_path):
+    (tmp_path / "film.png").write_bytes(film()[1])
+    examples = [tmp_path / "film.png"]
+    with client(served_model, token="s3cret", examples=examples) as asked:
+        locked = ["/v1/model", "/metrics", "/examples/0", "/examples/0/thumbnail"]
+        assert [asked.get(path).status_code for path in locked] == [401] * 4
         assert post(asked, [film()]).status_code == 401
         assert [asked.get(path).status_code for path in ("/", "/healthz")] == [200, 200]
         for given, status in (("s3cret", 200), ("s3cre", 401), ("s3cretx", 401), ("é", 401)):
@@ -77,6 +79,7 @@ def test_metrics_count_requests_pictures_and_batches(served_model):
     assert values["consilium_pictures_total"] == values["consilium_batch_pictures_sum"] == "3"
     assert values['consilium_request_seconds_bucket{le="+Inf"}'] == "2"
     assert values["consilium_request_seconds_count"] == "2"
+    assert 0 < float(values["consilium_models_seconds_total"]) < 600
 
 
 @dataclass

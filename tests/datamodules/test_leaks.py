@@ -91,6 +91,36 @@ def test_what_quarantine_leaves_is_clean(leaky):
     assert audit(kept).leaks == []
 
 
+def test_quarantine_takes_every_earlier_sample_that_belongs_to_a_later_one(tmp_path):
+    dice = np.random.default_rng(0)
+    shown = [cv2.resize(dice.integers(0, 255, (9, 9), np.uint8), (96, 96)) for _ in range(14)]
+    rows = []
+
+    def kept(name, split, picture, patient=None, quality=95):
+        cv2.imwrite(str(tmp_path / name), picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        path = str(tmp_path / name)
+        rows.append((name, path, 0, split, patient or name, patient or name))
+
+    for k in range(3):  # one patient with several films on each side
+        kept(f"train{k}.jpg", "train", shown[k], "p")
+        kept(f"val{k}.jpg", "val", shown[3 + k], "p")
+    kept("test.jpg", "test", shown[6], "p")
+    for name, split in (("a", "train"), ("b", "train"), ("c", "test")):  # three equal files
+        kept(f"same-{name}.jpg", split, shown[7])
+    for name, split, quality in (("a", "train", 95), ("b", "train", 95), ("c", "test", 60)):
+        kept(f"near-{name}.jpg", split, shown[8], quality=quality)  # two equal, one like them
+    kept("x.jpg", "test", shown[9])
+    kept("x_aug1.jpg", "train", shown[10])
+    kept("x_aug2.jpg", "train", shown[11])
+    kept("y.jpg", "train", shown[12])
+    columns = ["id", "path", "label", "split", "patient", "study"]
+    manifest = Manifest(pd.DataFrame(rows, columns=columns), ["one"])
+    gone = set(audit(manifest).quarantine()["id"])
+    last = {"test.jpg", "same-c.jpg", "near-c.jpg", "x.jpg", "y.jpg"}
+    assert gone == set(manifest.table["id"]) - last
+    assert audit(manifest.without(gone, "left out")).leaks == []
+
+
 def test_the_cheap_part_finds_patients_names_and_bytes(leaky, manifest):
     report, _ = leaky
     assert {f.kind for f in cheap_leaks(report.manifest)} == {PATIENT, DERIVED, SAME}

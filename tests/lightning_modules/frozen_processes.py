@@ -45,6 +45,7 @@ def main(strategy: str, thaw: list[int], root: str, out: Path) -> None:
         use_distributed_sampler=False, enable_checkpointing=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(module, data)
+    watch.seen.append([str(float(trainer.callback_metrics["train/loss"])), "loss of all processes"])
     (out / f"{trainer.global_rank}.json").write_text(json.dumps(watch.seen))
 
 

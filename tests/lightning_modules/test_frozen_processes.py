@@ -31,9 +31,9 @@ def test_frozen_stages_stand_still_and_processes_agree(strategy, thaw, still, tm
     done, (one, other) = fitted(strategy, thaw, tmp_path)
     assert done.returncode == 0, done.stderr
     assert one == other
-    first = [stage for stage, _ in one]
+    first = [stage for stage, _ in one[:3]]
     assert len({first[epoch] for epoch in still}) == 1
-    assert len({whole for _, whole in one}) == 3
+    assert len({whole for _, whole in one[:3]}) == 3
     if thaw:
         assert first[2] != first[1]
 

@@ -1,0 +1,70 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The council and its diversity
+# Is the council worth more than its best member, by which vote, and why?
+
+# %% tags=["parameters"]
+STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
+VOTER = "soft"
+
+# %%
+import os
+from pathlib import Path
+
+from commands.processes import ROOT
+from evaluation import council, council_figures, council_report
+from evaluation.inline import look
+from evaluation.report import Text
+from evaluation.study_folder import StudyFolder
+
+os.chdir(ROOT)
+study = StudyFolder(Path(STUDY))
+val, test = study.tables("val"), study.tables("test")
+fitted = council.fit(val)
+judged = council.judge(fitted, test)
+
+# %% [markdown]
+# ## Is the council worth more than its best member?
+
+# %%
+look(Text(council_report.sentence(fitted, judged, VOTER)), council_figures.gains(judged.gains))
+
+# %% [markdown]
+# ## Which vote is best, and how do the members stand beside it?
+# Voters are fitted on val and judged once on test.
+
+# %%
+look(council_report.voters(fitted, judged, VOTER), council_report.paired(fitted, judged))
+
+# %% [markdown]
+# ## How much of the vote does each member get?
+
+# %%
+look(*council_report.weights(fitted, test))
+
+# %% [markdown]
+# ## Do the members err on different images?
+# Members that agree on everything gain nothing from each other.
+
+# %%
+look(council_figures.agreement(test), council_figures.diversity(judged))
+
+# %%
+look(council_report.pairs(judged))
+
+# %% [markdown]
+# ## Which images divide them?
+
+# %%
+look(*council_report.disputes(test))

@@ -1,0 +1,70 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Calibration and referral
+# Can the council's confidence be taken at its word, and which images should a person look at?
+
+# %% tags=["parameters"]
+STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
+VOTER = "soft"
+
+# %%
+import os
+from pathlib import Path
+
+from commands.processes import ROOT
+from evaluation import council, council_figures, council_report, figures
+from evaluation.answers import answers
+from evaluation.inline import look
+from evaluation.pooling import pool
+from evaluation.study_folder import StudyFolder
+
+os.chdir(ROOT)
+study = StudyFolder(Path(STUDY))
+val, test = study.tables("val"), study.tables("test")
+fitted = council.fit(val)
+chosen = fitted.councils[VOTER]
+pooled = pool(chosen.voter, list(test.values()))
+calibrated = council.vote(chosen, list(test.values()))
+
+# %% [markdown]
+# ## Is an answer given with 90 % right nine times in ten?
+# The temperature is fitted on val; on the line, confidence and accuracy agree.
+
+# %%
+look(figures.reliability({"pooled": pooled, "and calibrated": calibrated}))
+
+# %% [markdown]
+# ## And the members by themselves?
+
+# %%
+look(figures.reliability(test))
+
+# %% [markdown]
+# ## How much safer is it to answer only when sure?
+
+# %%
+look(council_figures.risks({f"council ({VOTER})": calibrated, **test}))
+
+# %% [markdown]
+# ## How many images would a person have to see, for which error rate?
+# Thresholds and sets are chosen on val; the table says what they do on test.
+
+# %%
+look(council_report.selective(fitted, val, test, VOTER))
+
+# %% [markdown]
+# ## Which answers were least sure?
+
+# %%
+answers(calibrated).sort_values("confidence").head(10)

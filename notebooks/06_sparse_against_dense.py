@@ -1,0 +1,60 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sparse against dense
+# What did training with a quarter of the weights cost, and what did it save?
+
+# %% tags=["parameters"]
+STUDY = "runs/chest_sparse_phantom"  # a study's folder; told from the project's own folder
+SPARSE, CONTROL = "ast25", "control"  # the control is trained alike with all weights
+
+# %%
+import os
+from pathlib import Path
+
+from commands.processes import ROOT
+from evaluation import comparing, figures, sparsity
+from evaluation.inline import look
+from evaluation.report import Picture, Text
+from evaluation.study_folder import StudyFolder
+
+os.chdir(ROOT)
+study = StudyFolder(Path(STUDY))
+tables, histories = study.tables("test"), study.histories()
+
+# %% [markdown]
+# ## What was saved?
+# Said honestly: zeros in dense kernels are multiplied like any other number.
+
+# %%
+look(*sparsity.of_run(study.run(SPARSE), tables[SPARSE]))
+
+# %% [markdown]
+# ## What did it cost, on which class, and which decisions changed?
+
+# %%
+look(*sparsity.against_control(tables[SPARSE], tables[CONTROL]))
+
+# %% [markdown]
+# ## How did density, loss and accuracy go over the epochs?
+
+# %%
+each = {name: histories[name] for name in (SPARSE, CONTROL)}
+look(*[Picture(figures.learning_curves(rows), heading=name) for name, rows in each.items()])
+
+# %% [markdown]
+# ## How do all arms of the study stand side by side?
+
+# %%
+found = comparing.compare(tables)
+look(Text(comparing.sentence(found)), comparing.standings(found), figures.roc_compared(tables))

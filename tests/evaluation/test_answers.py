@@ -1,0 +1,61 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.answers import answers, surest
+from evaluation.inline import look
+from evaluation.report import Text
+from evaluation.study_folder import StudyFolder
+from evaluation.style import panels
+from evaluation.table import PredictionTable
+
+
+@pytest.fixture
+def table():
+    """Five images of two classes; c and d are mistaken, e is of an unknown class."""
+    odds = np.array([0.9, 0.6, 0.8, 0.7, 0.5001])
+    rows = pd.DataFrame({"id": list("abcde"), "label": [0, 0, 1, 1, -1], "split": "test",
+                         "patient": "secret", "study": "s", "site": "here"})  # fmt: skip
+    return PredictionTable(rows, np.log(np.stack([odds, 1 - odds], axis=1)), ["well", "ill"])
+
+
+def test_answers_say_truth_answer_and_confidence_and_no_patient(table):
+    found = answers(table)
+    assert found["true"].tolist() == ["well", "well", "ill", "ill", "unknown"]
+    assert found["says"].tolist() == ["well"] * 5
+    assert found["right"].tolist() == ["yes", "yes", "no", "no", "unknown"]
+    assert found["confidence"].tolist() == pytest.approx([0.9, 0.6, 0.8, 0.7, 0.5001], abs=1e-6)
+    assert found["p(ill)"].tolist() == pytest.approx([0.1, 0.4, 0.2, 0.3, 0.4999], abs=1e-6)
+    assert "secret" not in found.to_string()
+    assert "here" not in found.to_string()
+
+
+def test_the_surest_take_turns_among_the_classes(table):
+    assert surest(table, right=True) == ["a", "b"]
+    assert surest(table, right=False, count=1) == ["c"]
+    odds = np.array([0.9, 0.8, 0.3, 0.2, 0.6])
+    both = PredictionTable(table.rows.assign(label=[0, 0, 1, 1, 0]),
+                           np.log(np.stack([odds, 1 - odds], axis=1)), ["well", "ill"])  # fmt: skip
+    assert surest(both, right=True, count=4) == ["a", "d", "b", "c"]
+
+
+def test_a_study_folder_knows_its_runs(tmp_path):
+    for name in ("members/b", "members/a", "council"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").touch()
+    (tmp_path / "council/council.json").touch()
+    (tmp_path / "members/unfinished").mkdir()
+    study = StudyFolder(tmp_path)
+    assert (study.members, study.councils) == (["a", "b"], ["council"])
+    assert study.first == study.run("council") == tmp_path / "council"
+    assert study.config("a") == str(tmp_path / "members/a/config.yaml")
+    with pytest.raises(ValueError, match="no run 'c'; there are a, b, council"):
+        study.run("c")
+    with pytest.raises(ValueError, match="no finished member"):
+        StudyFolder(tmp_path / "nowhere")
+
+
+def test_sections_and_drawings_are_shown_in_a_notebook():
+    shown = look(Text("A < B"), panels(2, 2)[0])._repr_html_()
+    assert "<p>A &lt; B</p>" in shown
+    assert 'src="data:image/png;base64,' in shown

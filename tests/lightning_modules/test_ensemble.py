@@ -1,0 +1,63 @@
+"""A council's module by itself: order of classes, ways to keep members, what is refused."""
+
+import pytest
+import torch
+
+from lightning_modules import EnsembleModule, checkpoints
+
+CLASSES = ["none", "simple", "comminuted"]
+
+
+@pytest.fixture(scope="module")
+def runs(resnet, larger):
+    return [str(resnet), str(larger)]
+
+
+def asked(council):
+    """Votes of one fixed batch; two views, one for each size."""
+    torch.manual_seed(0)
+    council.views = ["small", "large"]
+    images = {"small": torch.randn(3, 3, 32, 32), "large": torch.randn(3, 3, 48, 48)}
+    with torch.inference_mode():
+        return council.eval().votes({"image": images, "label": None, "index": None})
+
+
+def test_votes_are_the_members_own_logits_in_the_councils_order(runs):
+    votes = asked(EnsembleModule(CLASSES, runs))
+    turned = asked(EnsembleModule(CLASSES[::-1], runs))
+    assert torch.equal(votes.flip(-1), turned)
+    torch.manual_seed(0)
+    small = torch.randn(3, 3, 32, 32)
+    module, _ = checkpoints.load(f"{runs[0]}/best.ckpt")
+    with torch.inference_mode():
+        assert torch.equal(votes[:, 0], module(small))
+
+
+def test_members_kept_apart_say_the_same_and_are_no_part_of_the_module(runs):
+    together, apart = EnsembleModule(CLASSES, runs), EnsembleModule(CLASSES, runs, "soft", True)
+    assert torch.equal(asked(together), asked(apart))
+    assert not list(apart.parameters())  # what a device is given
+    assert list(together.parameters())
+
+
+def test_another_layout_of_the_weights_says_the_same(runs):
+    plain, other = EnsembleModule(CLASSES, runs), EnsembleModule(CLASSES, runs, channels_last=True)
+    kernels = [p for p in other.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    torch.testing.assert_close(asked(plain), asked(other), rtol=0, atol=1e-5)
+
+
+def test_members_of_other_classes_are_refused(runs):
+    with pytest.raises(ValueError, match=r"best\.ckpt: its classes are \['none', 'simple'"):
+        EnsembleModule(["none", "simple", "open"], runs)
+
+
+def test_a_council_is_not_fitted(runs):
+    with pytest.raises(ValueError, match="a council is not trained: fit its members"):
+        EnsembleModule(CLASSES, runs).setup("fit")
+
+
+def test_a_voter_that_is_neither_known_nor_fitted_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"voter: '.*' is neither one of soft, geometric"):
+        EnsembleModule(CLASSES, runs, str(tmp_path))
