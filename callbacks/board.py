@@ -46,6 +46,8 @@ class Board(Logger):
         folder: str | None = None,
     ) -> None:
         super().__init__()
+        # before wandb is imported: nobody asked for that network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self.project, self.group, self.checkpoints = project, group, checkpoints
         self.mode = mode or os.environ.get("WANDB_MODE") or "offline"
         self.given, self.folder, self.job = folder, Path(folder or "."), "member"
@@ -125,7 +127,6 @@ class Board(Logger):
     def _begun(self) -> "Run":
         import wandb
 
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nobody asked for that network
         os.environ["WANDB_DATA_DIR"] = str((self.folder / FOLDER).absolute())  # not in the home
         group, name = place(self.folder)
         try:
@@ -154,13 +155,10 @@ class Board(Logger):
 def place(folder: Path) -> tuple[str | None, str]:
     """The study that a run folder is in, if any, and the run's name within it."""
     whole = folder.absolute()
-    for above in whole.parents:
-        inside = whole.relative_to(above).parts
-        if inside[0] == "members" and len(inside) > 1:
-            return above.name, "/".join(inside[1:])
-        if (above / "members").is_dir():
-            return above.name, "/".join(inside)
-    return None, whole.name
+    above = whole.parent
+    if above.name == "members":
+        return above.parent.name, whole.name
+    return (above.name if (above / "members").is_dir() else None), whole.name
 
 
 def settle(loggers: Iterable[object], folder: str, job: str) -> None:

@@ -30,17 +30,17 @@ class SaveConfig(SaveConfigCallback):
     """Writes the resolved config of a fit, without the checkpoint it resumed from."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes config.yaml once, at the start of a fit or of a council's test."""
-        folder = Path(trainer.default_root_dir)
-        if not trainer.is_global_zero or (
-            stage != "fit" and (folder / self.config_filename).exists()
-        ):
+        """Writes config.yaml once, at the start of a fit or of a council's test; tells loggers."""
+        file = Path(trainer.default_root_dir) / self.config_filename
+        wanted = stage == "fit" or not file.exists()
+        if not trainer.is_global_zero or not (wanted or trainer.loggers):
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         config["ckpt_path"] = None
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
-        write_text(folder / self.config_filename, yaml.safe_dump(config, sort_keys=False))
+        if wanted:
+            write_text(file, yaml.safe_dump(config, sort_keys=False))
 
 
 class Record(L.Callback):

@@ -127,6 +127,8 @@ def test_a_council_is_on_the_board_too(tiny, member, larger, tmp_path):
                "init_args": {"members": [str(member), str(larger)]}}  # fmt: skip
     folder = tiny.root / "boarded" / "council"
     args = ["test", *tiny.configs("board_council", model=members), *LOGGER]
+    folder.mkdir()
+    (folder / "config.yaml").write_text("# of a test before\n")
     assert main([*args, "--run", str(folder)]) == 0
     said = wandb_file.records(folder)
     run = wandb_file.run(said)
@@ -172,9 +174,10 @@ def test_online_without_an_account_is_one_line(tmp_path, monkeypatch):
     ("folder", "group", "name"),
     [
         ("runs/demo/members/a", "demo", "a"),
-        ("runs/demo/members/a/seed1", "demo", "a/seed1"),
+        ("runs/demo/members/a-seed1", "demo", "a-seed1"),
         ("runs/demo/council", "demo", "council"),
         ("runs/alone", None, "alone"),
+        ("runs/demo/members/a/elsewhere", None, "elsewhere"),
     ],
 )
 def test_a_run_folder_tells_its_place(tmp_path, folder, group, name):
