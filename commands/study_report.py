@@ -75,8 +75,10 @@ def lead(study: Study, runs: Runs) -> str:
         said.append(f"{name}: accuracy {report.number(found)} on {many}.")
     if members:
         best = max(members, key=lambda name: members[name].value or 0.0)
-        which = f"{best}, the best of {len(members)} members on this split"
-        said.append(f"{which}: {report.number(members[best])}.")
+        found = members[best]
+        many = "" if councils else f" on {found.n:,} images of {found.patients:,} patients"
+        which = f"{best}, the best of {len(members)} members here"
+        said.append(f"{which}: accuracy {report.number(found)}{many}.")
     return " ".join(said)
 
 
