@@ -10,6 +10,7 @@ network is small (0.4 M parameters), the pictures 64 px. SHARED holds `data/pneu
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ def pneumonia(shared: Path, folder: Path) -> dict[str, object]:
     table = pd.read_csv(root / "labels.csv", dtype=str)
     table["patient"] = table["split"] + table["subtype"] + table["patient_id"]
     table["path"] = [str(root / name) for name in table["filename"]]
+    same = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in table["path"]]
+    table = table[~pd.Series(same).duplicated()].copy()  # 32 pictures are there twice
     table["split"] = [split_of(patient, 0.1, 0.5) for patient in table["patient"]]
     folder.mkdir(parents=True, exist_ok=True)
     table.drop(columns="filename").to_csv(folder / "set.csv", index=False)

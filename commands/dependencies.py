@@ -47,7 +47,10 @@ def groups(net: nn.Module, image: Tensor, price: dict[str, Cost]) -> Iterator[Gr
     Left out are groups that go through a layer that `structure.narrow` does not know (norms over
     channels, grouped convolutions, free parameters) or through the heads of an attention, and
     those whose layers cost one multiply-accumulate a weight: squeeze-excite, and the logits.
+    torch-pruning finds no end of the groups of convolutions beside attention, so there are none.
     """
+    if _is_mixed(net):
+        return
     torch_pruning = _torch_pruning()
     net = copy.deepcopy(net).eval().requires_grad_(True)
     names = {layer: name for name, layer in net.named_modules()}
@@ -92,6 +95,13 @@ def costs(net: nn.Module, image: Tensor) -> dict[str, Cost]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _is_mixed(net: nn.Module) -> bool:
+    """Whether there are convolutions beside attention, other than the one that sees the image."""
+    layers = list(net.modules())
+    attention = any(hasattr(layer, "num_heads") for layer in layers)
+    return attention and sum(isinstance(layer, nn.Conv2d) for layer in layers) > 1
 
 
 def _torch_pruning() -> ModuleType:

@@ -56,7 +56,8 @@ class Ray:
     RETRIES = 3
 
     def __init__(self, address: str | None, gpus: float | None) -> None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
+        os.environ.setdefault("RAY_worker_niceness", "0")  # a cluster begun here is not nice
         try:
             import ray
         except ImportError:

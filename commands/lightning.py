@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from callbacks.board import closed, settle
 from callbacks.record import SaveConfig
+from callbacks.stopping import Stopping
 from commands.memory import OutOfMemory, fitting, watched
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
@@ -40,7 +40,7 @@ class ConsiliumCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds --run, and says which fact of the data the model must know: linked on parse."""
         parser.add_argument("--run", type=str, default="runs/default", help="run folder")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(Stopping, "early_stopping")
         parser.set_defaults(
             {"early_stopping.monitor": "val/loss", "early_stopping.patience": NEVER}
         )

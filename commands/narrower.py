@@ -54,9 +54,11 @@ def choose(net: nn.Module, image: Tensor, name: str, asked: argparse.Namespace) 
     groups = list(dependencies.groups(net, image[:1], price))
     found = channels.candidates(groups, price, asked.round_to)
     if not found:
-        raise ValueError(f"{name} cannot be pruned by channels: none can go alone (norms over "
-                         "channels, attention heads, grouped or split layers), or all are fewer "
-                         f"than --round_to {asked.round_to}")  # fmt: skip
+        raise ValueError(
+            f"{name} cannot be pruned by channels: none can go alone (norms over channels, "
+            "attention beside convolutions, grouped or split layers), or all are fewer than "
+            f"--round_to {asked.round_to}"
+        )
 
     def structure(one: Candidate) -> Kept:
         return channels.kept(groups, one.staying, price)

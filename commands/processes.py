@@ -23,6 +23,7 @@ LOCK = ".lock"
 FAILED = ".failed"
 DONE = ".done"
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+PATIENCE = 10  # seconds that a process gets to end by itself
 CHOSEN = "val/loss"  # the best epoch is chosen by it
 
 
@@ -124,10 +125,15 @@ class Run:
         write_text(self.folder / FAILED, why)
 
     def stop(self) -> None:
-        """Ends the process."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(timeout=30)
+        """Ends the process; what it has not written by then is made again by the next run."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def complaint(self) -> str:
         """The last line of the log, which says what went wrong."""

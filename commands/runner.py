@@ -25,7 +25,11 @@ class Runner:
     def run(self, chosen: list[Run], runs: list[Run]) -> int:
         """Runs what is chosen, then reports; 0 when nothing failed and every gate passed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._fill(chosen, {run.name: run for run in runs})
+        try:
+            self._fill(chosen, {run.name: run for run in runs})
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here")
+            return 130
         return self._close(runs)
 
     def _fill(self, chosen: list[Run], runs: dict[str, Run]) -> None:
@@ -77,12 +81,14 @@ class Runner:
         console = Console(soft_wrap=True)
         for name, why in self.failed.items():
             console.print(f"{name} failed: {why}", markup=False)
-        if not all(run.done() for run in runs):
-            console.print(f"consilium study status shows what is left in {self.folder}")
+        left = [run.name for run in runs if not run.done()]
+        if left:
+            console.print(f"Not done: {', '.join(left)}.", markup=False)
+        if len(left) == len(runs) or (left and not self.failed):
             return 1 if self.failed else 0
         from commands import study_report  # torch and all: not before there is something to say
 
         passed = study_report.write(self.study, self.folder)
         for line in study_report.last_words(self.study, self.folder):
             console.print(line, markup=False)
-        return 0 if passed else 1
+        return 0 if passed and not self.failed else 1

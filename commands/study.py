@@ -15,6 +15,21 @@ VERBS = {
     "status": "say what is done, running, waiting or failed",
     "report": "write report, results.json and results/ anew from what is there",
 }
+KEYS = """\
+what a study's file says (configs/studies holds examples):
+  members    NAME: a config file, settings by dotted name, or a list of both; later ones win
+  matrix     axes whose combinations are members, each made of the template `member`
+  overrides  the same as a member's, for all of them
+  like       another study, whose members are taken over; null leaves one out
+  council    config of the council of all; councils: {NAME: [MEMBER, ...]} where there are several
+  voter      what councils go by (soft); attribute, attend: for weights of each body part
+  control    {NAME: [MEMBER, ...]}: the first, trained the same way with all weights; or true
+  seeds      [0, 1, 2]: every member with each of them
+  folds      5: as many parts of the patients, each tested once, by models that never saw it
+  level      study or patient: judged beside images
+  gates      {council.METRIC: LEAST}; also members.METRIC, NAME.METRIC, and * within METRIC
+  claims     named like gates: {claimed: VALUE, believable: [FROM, TO], why: TEXT}
+"""
 
 
 def run(args: list[str]) -> int:
@@ -40,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser("consilium study", description=__doc__)
     verbs = main.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))
     for verb, what in VERBS.items():
-        sub = verbs.add_parser(verb, help=what, description=what)
+        sub = verbs.add_parser(
+            verb, help=what, description=what, epilog=KEYS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         sub.add_argument("file", help="the study, a YAML file such as configs/studies/demo.yaml")
         sub.add_argument("--output", metavar="DIR", help="folder of the study (runs/STUDY)")
     add = verbs.choices["run"].add_argument

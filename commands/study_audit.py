@@ -4,6 +4,7 @@ from pathlib import Path
 
 from commands import datasets
 from commands.audit import write
+from commands.study_file import COUNCIL
 from commands.study_results import Runs
 from datamodules.audit import audit
 from evaluation import report
@@ -36,12 +37,14 @@ def sections(kept: dict[str, Path], runs: Runs) -> list[report.Section]:
     rows: list[tuple[report.Cell, ...]] = []
     for digest, file in kept.items():
         said = read_json(file)
-        names = [name for name in runs if _digest(runs, name) == digest]
+        names = [n for n in runs if _digest(runs, n) == digest and not n.startswith(COUNCIL)]
         suspects = [fact["name"] for fact in said["confounds"] if fact["suspect"]]
         words = [finding["message"] for finding in said["findings"]] + said["notes"]
         words += [f"predicts the class by itself: {', '.join(suspects)}"] if suspects else []
         used = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        rows.append((used, said["files"], said["patients"], said["leaks"], "; ".join(words)))
+        rows.append(
+            (used, said["files"], said["patients"], said["leaks"], "; ".join(words) or "none")
+        )
     if not rows:
         return []
     columns = ("data of", "files", "patients", "kinds of leak", "findings")

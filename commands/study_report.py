@@ -1,9 +1,11 @@
 """A study's page: gates and claims, members, councils, cost, data, and how it all was made."""
 
+import os
 import platform
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -33,11 +35,23 @@ def write(study: Study, folder: Path) -> bool:
     first = next(iter(runs.values()))
     others = {name: run.metrics for name, run in runs.items()}
     passed = {gate.name: gate.passed for gate in asked}
-    results = replace(first, name=study.name, others=others, gates=passed)
+    meta = _relative(first.meta, folder)
+    results = replace(first, name=study.name, others=others, gates=passed, meta=meta)
     report.write_report(folder / "report.html", study.title, sections(study, folder, runs))
     study_tables.write(study, folder, runs)
     write_results(folder / "results.json", results)
     return all(passed.values())
+
+
+def _relative(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A council's members by paths from the study's folder, which may be moved."""
+    if "members" not in meta:
+        return meta
+    members = {
+        name: {**member, "path": os.path.relpath(member["path"], folder)}
+        for name, member in meta["members"].items()
+    }
+    return {**meta, "members": members}
 
 
 def last_words(study: Study, folder: Path) -> list[str]:
@@ -61,8 +75,10 @@ def lead(study: Study, runs: Runs) -> str:
         said.append(f"{name}: accuracy {report.number(found)} on {many}.")
     if members:
         best = max(members, key=lambda name: members[name].value or 0.0)
-        which = f"{best}, the best of {len(members)} members on this split"
-        said.append(f"{which}: {report.number(members[best])}.")
+        found = members[best]
+        many = "" if councils else f" on {found.n:,} images of {found.patients:,} patients"
+        which = f"{best}, the best of {len(members)} members here"
+        said.append(f"{which}: accuracy {report.number(found)}{many}.")
     return " ".join(said)
 
 

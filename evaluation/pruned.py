@@ -13,6 +13,7 @@ from evaluation.intervals import Figure
 from evaluation.table import PredictionTable
 
 FILE = "pruning.json"
+BESIDE = "The dense model beside it has not had the epochs of fine-tuning."
 
 
 def of_run(folder: Path, table: PredictionTable) -> list[report.Section]:
@@ -41,7 +42,7 @@ def sections(said: Mapping[str, Any]) -> list[report.Section]:
     return [
         report.Text(sentence(said), "Channels"),
         report.Table(("pruned / dense", ""), rows, "", note),
-        report.Table(columns, layers, "Layers with fewer channels"),
+        report.Table(columns, layers, "Layers with fewer channels", BESIDE),
     ]
 
 

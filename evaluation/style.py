@@ -52,7 +52,7 @@ def colour(at: int) -> str:
 
 def dash(at: int) -> str:
     """The line style of series `at`, so that a grey print can still be read."""
-    return DASHES[at % len(DASHES)]
+    return DASHES[(at + at // len(COLOURS)) % len(DASHES)]
 
 
 def grid(axes: Axes) -> None:

@@ -124,6 +124,8 @@ def read_block(content: dict[str, Any], path: str) -> Block:
         raise CheckpointError(f"{path}: block format {said.get('format')!r}, this reads {FORMAT}")
     if set(said) | {"structure"} != known:  # files from before there was any have none
         raise CheckpointError(f"{path}: block fields {sorted(set(said) ^ known)} are off")
+    if not isinstance(said.get("structure", {}), dict):
+        raise CheckpointError(f"{path}: structure is a {type(said['structure']).__name__}")
     if said["module"] not in REGISTRY:
         raise CheckpointError(
             f"{path}: module {said['module']!r} is not one of {', '.join(sorted(REGISTRY))}"

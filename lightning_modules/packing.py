@@ -59,9 +59,11 @@ def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
     state, read = {}, 0
     for name, was, shape, kind, how in entries:
         size = int(np.prod(shape))
+        length = -(-size // 8) if how == BITMAP else 0
+        if read + length > len(bits) or (not length and size > len(packed[kind])):
+            raise ValueError(f"{name} has {size} numbers, the file has not")  # before making room
         there = np.ones(size, bool)
         if how == BITMAP:
-            length = -(-size // 8)
             there = np.unpackbits(bits[read : read + length], count=size).astype(bool)
             read += length
         start, count = at.get(kind, 0), int(there.sum())

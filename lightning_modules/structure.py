@@ -21,8 +21,8 @@ def narrow(net: nn.Module, kept: Kept) -> None:
         layer = layers.get(name)
         if layer is None:
             raise ValueError(f"structure: the network has no layer {name!r}")
-        if not sides or not set(sides) <= {"out", "in"}:
-            raise ValueError(f"structure: {name} says {sorted(sides)}; a side is 'out' or 'in'")
+        if not isinstance(sides, dict) or not sides or not set(sides) <= {"out", "in"}:
+            raise ValueError(f"structure: {name} says {list(sides)}; a side is 'out' or 'in'")
         for side, left in sides.items():
             _require(f"{name}, {side}", left, _width(name, layer, side))
             _narrowed(layer, side, left)
@@ -77,7 +77,8 @@ def _width(name: str, layer: nn.Module, side: str) -> int:
 
 
 def _require(where: str, left: Sequence[int], width: int) -> None:
-    if not left or sorted(set(left)) != list(left) or not 0 <= left[0] <= left[-1] < width:
+    whole = isinstance(left, list) and all(type(i) is int for i in left)
+    if not whole or not left or sorted(set(left)) != left or not 0 <= left[0] <= left[-1] < width:
         raise ValueError(f"structure: {where} keeps {left[:5]}..., not some of 0..{width - 1}")
 
 

@@ -66,6 +66,18 @@ def test_a_plateau_lowers_the_rate(tiny, tmp_path):
     assert rates.iloc[-1] < 0.2 * rates.iloc[0]
 
 
+def test_a_run_that_had_stopped_early_stays_stopped_when_it_goes_on(tiny, tmp_path):
+    """No epoch gains 10, so two are trained; a resume must not add a third."""
+    stopping = {"early_stopping": {"patience": 1, "min_delta": 10.0}, "trainer.max_epochs": 4}
+    run = tiny.fit("stopped", tmp_path / "run", **stopping)
+    results = (run / "results.json").read_text()
+    (run / "results.json").unlink()
+    resume = ["--run", str(run), "--ckpt_path", str(run / "last.ckpt")]
+    assert main(["fit", *tiny.configs("stopped", **stopping), *resume]) == 0
+    assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [0, 1]
+    assert (run / "results.json").read_text() == results
+
+
 def test_the_debug_recipe_goes_through_one_batch_of_everything(tiny, tmp_path):
     recipe = Path(__file__).parents[1] / "configs/recipe/debug.yaml"
     tiny.fit("debug", tmp_path / "run", "--config", str(recipe))

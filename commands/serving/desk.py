@@ -37,11 +37,6 @@ class Desk:
         self._thread.start()
 
     @property
-    def waiting(self) -> int:
-        """Pictures that nobody looks at yet."""
-        return self._waiting.qsize()
-
-    @property
     def alive(self) -> bool:
         """Whether it still answers."""
         return self._thread.is_alive()

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 class Full(Exception):
-    """There is no room now; `retry` says in how many seconds there may be."""
+    """There is no room or no time now; `retry` says in how many seconds there may be."""
 
-    def __init__(self, retry: int) -> None:
+    def __init__(self, retry: int, why: str = "all places are taken") -> None:
         self.retry = retry
-        super().__init__(f"all places are taken; try again in {retry} s")
+        super().__init__(f"{why}; try again in {retry} s")
 
 
 class Room:

@@ -114,13 +114,14 @@ class Service:
             return await self._answered(form)
 
     async def _answered(self, form: Form) -> Predicted:
+        most = self.settings.limits.seconds
         try:
-            async with asyncio.timeout(self.settings.limits.seconds):
+            async with asyncio.timeout(most):
                 asked = await asyncio.gather(*(self._prepared(form, *file) for file in form.files))
                 futures = [asyncio.wrap_future(self.desk.submit(one)) for one in asked]
                 answers = await asyncio.gather(*futures)
         except TimeoutError:
-            raise Full(self.room.retry) from None
+            raise Full(self.room.retry, f"no answer within {most:g} s") from None
         self.meter.add("consilium_pictures_total", len(answers))
         return Predicted(answers=answers)
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from commands import channels, dependencies, prune
+from commands.channels import Candidate
 from commands.looking import load
-from commands.narrower import choose
+from commands.narrower import by_macs, by_time, choose
 from evaluation.results import read_results
 from evaluation.table import PredictionTable
 from lightning_modules import EnsembleModule, backbones, checkpoints
@@ -110,6 +111,10 @@ def test_the_report_stands_beside_the_dense_run(resnet, slim):
     now, then = (table.probabilities.argmax(1) for table in tables)
     assert f"{int((now != then).sum())} of {len(now)} decisions changed" in text
     assert len(pd.read_csv(slim / "history.csv")) == 1
+    said = (slim / "README.md").read_text()
+    assert "Channels were pruned" in said
+    assert "timm.create_model" not in said
+    assert "timm.create_model" in (resnet / "README.md").read_text()
 
 
 def test_pruning_again_composes(slim, tmp_path):
@@ -131,6 +136,15 @@ def test_what_cannot_be_reached_is_one_line(arguments, message, resnet, tmp_path
     assert main(["prune", str(resnet), *arguments, "-o", str(tmp_path / "x")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.95, 0.9), (0.5, 0.5), (0.31, 0.3), (0.11, 0.1)])
+def test_the_largest_choice_that_is_fast_enough_is_taken(share, found):
+    choices = [Candidate(i / 10, []) for i in range(9, 0, -1)]
+    asked = prune.parser().parse_args(["run", "--latency", str(share)])
+    assert by_time(choices, asked, lambda one: one.macs).macs == found
+    asked = prune.parser().parse_args(["run", "--macs", str(share)])
+    assert by_macs(choices, asked).macs == found
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
@@ -164,9 +178,11 @@ def test_what_would_compute_otherwise_is_noticed():
     asked = prune.parser().parse_args(["run", "--macs", "0.6"])
     with pytest.raises(ValueError, match="twisted cannot be pruned by channels: what is left"):
         choose(net, image, "twisted", asked)
-    split, image = backbones.build("test_mambaout", 3), torch.randn(2, 3, 64, 64)
-    with pytest.raises(ValueError, match="test_mambaout cannot be pruned by channels: none can go"):
-        choose(split.eval(), image, "test_mambaout", asked)
+    image = torch.randn(2, 3, 64, 64)
+    for name in ("test_mambaout", "test_coatnet"):
+        net = backbones.build(name, 3, image_size=64).eval()
+        with pytest.raises(ValueError, match=f"{name} cannot be pruned by channels: none can go"):
+            choose(net, image, name, asked)
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit", "densenet121",

@@ -76,7 +76,9 @@ def test_who_finds_no_place_is_told_when_to_come_again(held):
 
 def test_an_answer_that_does_not_come_in_time_is_a_503_and_the_next_is_answered(held):
     with client(held, limits=Limits(seconds=0.3)) as asked:
-        assert post(asked, [film()]).status_code == 503
+        late = post(asked, [film()])
+        assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+        assert late.json()["detail"] == "no answer within 0.3 s; try again in 1 s"
         held.let.set()
         until(lambda: post(asked, [film()]).status_code == 200)
 

@@ -19,28 +19,6 @@ from main import main
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def study_file(tiny):
-    tiny.member("small", **{"trainer.max_epochs": 3, "data.init_args.workers": 2})
-    tiny.member("large", **{"data.init_args.preprocess": {"size": 48, "clahe": 2.0}})
-    members = "lightning_modules.EnsembleModule"
-    tiny.member("council", model={"class_path": members, "init_args": {"members": []}})
-    study = {"base": str(ROOT / "configs/base.yaml"), "council": "council.yaml",
-             "members": {"small": "small.yaml", "large": "large.yaml"},
-             "gates": {"council.accuracy": 0.0, "members.auroc": 1.1}}  # fmt: skip
-    file = tiny.root / "study.yaml"
-    file.write_text(yaml.safe_dump(study))
-    return file
-
-
-@pytest.fixture(scope="session")
-def study(study_file, tiny):
-    """Folder of the study, run from nothing; one of its gates cannot pass."""
-    folder = tiny.root / "study"
-    assert main(["study", "run", str(study_file), "--output", str(folder)]) == 1
-    return folder
-
-
 def test_the_folder_is_complete(study):
     for name in ("report.html", "results.json", "study.log", "council/council.json",
                  "council/results.json", "members/small/best.ckpt"):  # fmt: skip
@@ -137,3 +115,56 @@ def test_a_failed_member_is_named_and_does_not_stop_the_rest(tiny, tmp_path, cap
     assert (tmp_path / "members" / "quick" / "results.json").is_file()
     assert main(["study", "status", str(file), "--output", str(tmp_path)]) == 0
     assert "broken           failed" in capsys.readouterr().out
+
+
+def test_a_printed_command_typed_by_hand_fills_the_same_run_folder(
+    study, study_file, tmp_path, capsys
+):
+    """The very line, through a shell; only the word consilium is this interpreter's."""
+    args = ["study", "run", str(study_file), "--output", str(tmp_path), "--only", "large"]
+    assert main([*args, "--dry-run"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    consilium = f'consilium() {{ {sys.executable} -m main "$@"; }}'
+    shell = ["bash", "-c", f"{consilium}; {line}"]
+    subprocess.run(shell, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    run, own = tmp_path / "members/large", study / "members/large"
+    assert files(run) == files(own) - {"log.txt", ".lock", ".done"}
+    typed, kept = (checkpoints.read(folder / "best.ckpt")[1] for folder in (run, own))
+    assert all(torch.equal(kept[name], typed[name]) for name in kept)
+    assert read_results(run / "results.json").metrics == read_results(own / "results.json").metrics
+    assert main(args) == 0  # the study takes it for what it is: nothing is trained again
+    assert not (tmp_path / "study.log").exists()
+
+
+def files(folder):
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def progress(folder):
+    """How far a study is, whatever the machine's speed: files, and ten for each epoch."""
+    rows = [len(file.read_text().splitlines()) - 1 for file in folder.rglob("history.csv")]
+    return len(files(folder)) + 10 * sum(rows)
+
+
+def test_killed_at_five_moments_the_study_ends_as_if_nothing_had_happened(
+    study, study_file, tmp_path
+):
+    """Five kills of runner and runs, at random moments between nothing and the last files."""
+    moments = sorted(np.random.default_rng(2).choice(progress(study) - 10, 5, replace=False) + 1)
+    args = ["study", "run", str(study_file), "--output", str(tmp_path), "--jobs", "2"]
+    for moment in moments:
+        run = subprocess.Popen([sys.executable, "-m", "main", *args], cwd=ROOT,
+                               start_new_session=True, stdout=subprocess.DEVNULL)  # fmt: skip
+        while progress(tmp_path) < moment:
+            time.sleep(0.01)
+            assert run.poll() is None
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert main(args) == 1  # one of its gates cannot pass
+    for name in ("small", "large"):
+        whole, killed = (checkpoints.read(folder / "members" / name / "best.ckpt")[1]
+                         for folder in (study, tmp_path))  # fmt: skip
+        assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    assert files(tmp_path) >= files(study)
+    found, wanted = (read_results(folder / "results.json") for folder in (tmp_path, study))
+    assert found == wanted

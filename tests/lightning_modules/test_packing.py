@@ -111,6 +111,16 @@ def test_training_does_not_go_on_from_packed_weights(resnet, packed, tmp_path, c
     assert "a packed checkpoint holds no training to go on from" in capsys.readouterr().err
 
 
+def test_no_room_is_made_for_numbers_that_are_not_there():
+    packed, entries = packing.pack({"w": thinned(torch.randn(64))})
+    for name, shape in (("w", [10**13]), ("w", [65])):
+        with pytest.raises(ValueError, match="numbers, the file has not"):
+            packing.unpack(packed, [[name, *entries[0][1:2], shape, *entries[0][3:]]])
+    packed, entries = packing.pack({"w": torch.randn(64)})
+    with pytest.raises(ValueError, match="w has 10000000000000 numbers"):
+        packing.unpack(packed, [["w", *entries[0][1:2], [10**13], *entries[0][3:]]])
+
+
 def test_what_is_not_packed_is_refused_by_name(packed, tmp_path):
     damaged = tmp_path / "damaged.packed.safetensors"
     damaged.write_bytes(packed.read_bytes()[:-100])

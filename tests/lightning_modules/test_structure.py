@@ -63,6 +63,9 @@ def test_two_structures_are_one():
     ({"0": {"out": [1, 0]}}, "0, out keeps"),
     ({"0": {"out": [0, 6]}}, r"0, out keeps \[0, 6\]..., not some of 0..5"),
     ({"0": {"out": [-1, 0]}}, "0, out keeps"),
+    ({"0": {"out": [0.0, 1.0]}}, "0, out keeps"),
+    ({"0": {"out": "01"}}, "0, out keeps"),
+    ({"0": ["out"]}, r"0 says \['out'\]"),
 ])  # fmt: skip
 def test_a_structure_that_does_not_fit_is_refused(kept, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,156 @@
+"""The page and the tables of a study, from run folders whose figures are known."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from commands.study_file import Study, read_study
+from commands.study_results import figures_of, gates, read_runs, subjects
+from commands.study_runs import plan
+from evaluation.files import write_json
+from evaluation.metrics import figures
+from evaluation.results import Results, read_results, write_results
+from evaluation.table import PredictionTable
+from main import main
+
+NAMES = ["none", "simple", "comminuted"]
+
+
+def told(rng: np.random.Generator, ids: range, right: float) -> PredictionTable:
+    """Three classes, of which a share is named rightly."""
+    label = np.array(ids) % 3
+    said = np.where(rng.random(len(ids)) < right, label, (label + 1) % 3)
+    logits = np.eye(3)[said] * 2 + rng.normal(0, 0.1, (len(ids), 3))
+    names = [f"p{n:05d}" for n in ids]
+    rows = pd.DataFrame({"id": names, "label": label, "split": "test", "patient": names,
+                         "study": names})  # fmt: skip
+    return PredictionTable(rows, logits, NAMES, {"manifest_digest": "same"})
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes a study and the folders of all its members, and returns its command's arguments."""
+    monkeypatch.chdir(tmp_path)
+    data = {"class_path": "datamodules.ImageDataModule", "init_args": {
+        "source": {"class_path": "datamodules.Phantoms", "init_args": {
+            "patients": 12, "films": 1, "size": 32}},
+        "class_names": NAMES, "preprocess": {"size": 32}}}  # fmt: skip
+    config = {"data": data, "model": {"init_args": {"backbone": "test_resnet"}}}
+    for name in ("base", "a", "b"):
+        Path(f"{name}.yaml").touch()
+
+    def written(said: dict, leave: int = 0) -> tuple[Study, list[str]]:
+        said = {"base": "base.yaml", "members": {"a": "a.yaml", "b": "b.yaml"}, **said}
+        Path("s.yaml").write_text(yaml.safe_dump(said))
+        study, rng = read_study("s.yaml"), np.random.default_rng(0)
+        runs = plan(study, Path("out"))
+        for at, run in enumerate(runs[: len(runs) - leave]):
+            fold = at // len(study.members) % study.folds if study.folds else 0
+            table = told(rng, range(200 * fold, 200 * fold + 200), 0.6 + 0.02 * at)
+            table.write(run.folder / "predictions/test.parquet")
+            found = Results(run.name, "test", NAMES, figures(table, 200), meta=table.meta)
+            write_results(run.folder / "results.json", found)
+            history = pd.DataFrame({"epoch": [0, 1], "seconds": [2.0, 3.0], "train/loss": [1, 0.5]})
+            history.to_csv(run.folder / "history.csv", index=False)
+            (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        return study, ["study", "report", "s.yaml", "--output", "out"]
+
+    return written
+
+
+def accuracy(run: str) -> tuple[int, int]:
+    table = PredictionTable.read(Path("out/members") / run / "predictions/test.parquet")
+    return int((table.logits.argmax(1) == table.labels).sum()), len(table)
+
+
+def test_seeds_are_told_apart_from_test_intervals(write):
+    _, args = write({"seeds": [3, 4, 5]})
+    assert main(args) == 0
+    seeds = pd.read_csv("out/results/seeds.csv")
+    one = seeds[(seeds["run"] == "a") & (seeds["figure"] == "accuracy")].iloc[0]
+    values = [np.divide(*accuracy(f"a-seed{seed}")) for seed in (3, 4, 5)]
+    assert one[["mean", "sd", "least", "greatest", "seeds"]].tolist() == pytest.approx(
+        [np.mean(values), np.std(values, ddof=1), min(values), max(values), 3])  # fmt: skip
+    page = Path("out/report.html").read_text()
+    assert "Over seeds" in page
+    assert "neither holds the other" in page
+    assert "Over folds" not in page
+
+
+def test_folds_are_pooled_over_images_and_not_averaged(write):
+    _, args = write({"folds": 3})
+    assert main(args) == 0
+    folds = pd.read_csv("out/results/folds.csv").set_index(["run", "figure"])
+    hits, images = np.sum([accuracy(f"b-fold{fold}") for fold in range(3)], axis=0)
+    assert images == 200 + 200 + 200
+    found = folds.loc[("b", "accuracy")]
+    assert found["value"] == pytest.approx(hits / images)
+    assert found["n"] == images
+    areas = [read_results(f"out/members/b-fold{k}/results.json").metrics["auroc"] for k in range(3)]
+    assert folds.loc[("b", "auroc"), "value"] == pytest.approx(np.mean([a.value for a in areas]))
+    assert np.isnan(folds.loc[("b", "auroc"), "low"])
+    assert "Over folds" in Path("out/report.html").read_text()
+
+
+def test_a_gate_asks_the_weakest_and_a_missing_run_does_not_pass(write):
+    asked = {"members.accuracy": 0.1, "a.recall/*": 0.99, "b.accuracy": 0.0}
+    study, args = write({"gates": asked}, leave=1)
+    runs = read_runs(study, Path("out"))
+    assert subjects(study, "members") == ["a", "b"]
+    found = {gate.name: gate for gate in gates(study, runs)}
+    assert [gate.passed for gate in found.values()] == [False, False, False]
+    assert "1 not measured" in found["members.accuracy"].found
+    recalls = figures_of(study, "a.recall/*", runs)
+    assert set(recalls) == {f"a.recall/{name}" for name in NAMES}
+    weakest = min(recalls, key=lambda at: recalls[at].value)
+    assert weakest in found["a.recall/*"].found
+    assert main(args) == 1
+    assert "Not done yet, and not in this report: b." in Path("out/report.html").read_text()
+
+
+def test_claims_cost_and_audit_stand_in_page_and_tables(write):
+    claim = {"claimed": 0.99, "believable": [0.2, 0.3], "why": "it has been seen"}
+    _, args = write({"claims": {"members.accuracy": claim}})
+    assert main(args) == 0
+    claims = pd.read_csv("out/results/claims.csv")
+    assert claims["verdict"].tolist() == ["above", "above"]
+    cost = pd.read_csv("out/results/cost.csv")
+    assert cost["seconds"].tolist() == [5.0, 5.0]
+    assert cost["parameters"].iloc[0] == pytest.approx(373_000, rel=0.05)
+    page = Path("out/report.html").read_text()
+    for words in ("Claims", "it has been seen", "0.2 to 0.3", "Cost", "test_resnet", "Audit",
+                  "libraries"):  # fmt: skip
+        assert words in page, words
+    assert len(list(Path("out/audit").glob("*/audit.html"))) == 1
+    tables = yaml.safe_load(Path("out/results/tables.json").read_text())
+    assert set(tables) == {"members", "claims", "cost"}
+
+
+def test_sparse_members_are_held_against_their_controls(write):
+    study, args = write({"control": {"whole": ["a", "b"]}})
+    del study
+    rows = PredictionTable.read(Path("out/members/a/predictions/test.parquet"))
+    for name in ("b", "whole"):
+        path = Path("out/members") / name / "predictions/test.parquet"
+        PredictionTable(rows.rows, PredictionTable.read(path).logits, NAMES, rows.meta).write(path)
+    known = {"weights_zero_fraction": 0.7, "macs_theoretical_ratio": 0.4,
+             "latency_ratio_measured": None}  # fmt: skip
+    write_json(Path("out/members/a/sparsity.json"), known)
+    assert main(args) == 0
+    found = pd.read_csv("out/results/sparse.csv")
+    assert found["sparse"].tolist() == ["a", "b"]
+    hits = {name: accuracy(name)[0] for name in ("a", "b", "whole")}
+    assert found["accuracy_value"].tolist() == pytest.approx(
+        [(hits[name] - hits["whole"]) / 200 for name in ("a", "b")])  # fmt: skip
+    page = Path("out/report.html").read_text()
+    assert "Sparse against dense" in page
+    assert "b against whole" in page
+
+
+def test_a_study_of_which_nothing_is_done_says_so(write, capsys):
+    _, args = write({}, leave=2)
+    assert main(args) == 2
+    assert "no run of the study s is done" in capsys.readouterr().err
