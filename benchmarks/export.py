@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from commands import export, exported
-from commands.formats import FORMATS
+from commands import export
+from commands.exporting import exported
+from commands.exporting.formats import FORMATS
 from commands.looking import Member, Model
 from datamodules.preprocess import Preprocess
 from evaluation.pooling import Soft

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from callbacks import masks
 from callbacks.held import Held
 from callbacks.prunable import prunable
-from commands import channels, dependencies, narrower, timing
+from commands.pruning import channels, dependencies, narrower, timing
 from evaluation import ratios
 from evaluation.files import write_bytes
 from evaluation.intervals import Figure

@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from commands import exported
-from commands.formats import FORMATS
+from commands.exporting import exported
+from commands.exporting.formats import FORMATS
 from commands.looking import Model, load
 from datamodules.images import read
 from datamodules.phantoms import Recipe, films

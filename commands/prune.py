@@ -12,8 +12,9 @@ import torch
 import yaml
 from torch import nn
 
-from commands import channels, lightning
-from commands.narrower import account, choose
+from commands import lightning
+from commands.pruning import channels
+from commands.pruning.narrower import account, choose
 from evaluation import comparison, pruned
 from evaluation.files import read_json, write_bytes, write_json
 from evaluation.report import number

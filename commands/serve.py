@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from commands import export, exported
+from commands import export
+from commands.exporting import exported
 from commands.looking import Model, load
 from datamodules.images import ImageError, read
 from evaluation.files import read_json

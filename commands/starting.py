@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from commands import datasets
-from commands.processes import ROOT
+from commands.studies.processes import ROOT
 from datamodules.manifest import Manifest
 from evaluation.files import write_text
 

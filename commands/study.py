@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from commands.engines import Engine, Local, Ray
-from commands.processes import Run
-from commands.progress import Progress
-from commands.runner import Runner
-from commands.study_file import Study, read_study
-from commands.study_runs import chosen, command_line, plan
+from commands.studies.engines import Engine, Local, Ray
+from commands.studies.file import Study, read_study
+from commands.studies.processes import Run
+from commands.studies.progress import Progress
+from commands.studies.runner import Runner
+from commands.studies.runs import chosen, command_line, plan
 
 VERBS = {
     "run": "fit what is not yet fitted, then elect, test, compare, report",
@@ -90,9 +90,10 @@ def status(runs: list[Run]) -> int:
 
 def report(study: Study, folder: Path) -> int:
     """Writes the report of the runs that are done; 0 when every gate passed."""
-    from commands import study_report  # torch and all: seconds that a dry run does not need
+    # torch and all: seconds that a dry run does not need
+    from commands.studies import report as page
 
-    passed = study_report.write(study, folder)
-    for line in study_report.last_words(study, folder):
+    passed = page.write(study, folder)
+    for line in page.last_words(study, folder):
         print(line)
     return 0 if passed else 1

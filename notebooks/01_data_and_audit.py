@@ -23,8 +23,8 @@ from pathlib import Path
 
 from commands.audit import counts_table, sections
 from commands.datasets import from_configs
-from commands.processes import ROOT
 from commands.samples import examples, sheet
+from commands.studies.processes import ROOT
 from datamodules.audit import audit
 from evaluation.inline import look
 from evaluation.report import Picture

@@ -27,8 +27,8 @@ from commands.datasets import from_configs
 from commands.explain import explained
 from commands.faithful import measure, section
 from commands.looking import load
-from commands.processes import ROOT
 from commands.samples import some
+from commands.studies.processes import ROOT
 from evaluation.answers import surest
 from evaluation.inline import look
 from evaluation.study_folder import StudyFolder

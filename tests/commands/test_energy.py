@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from commands import energy, timing
+from commands.pruning import energy, timing
 
 
 def package(root, name, joules, most=2**32, kind="package-0"):

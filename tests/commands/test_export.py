@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from commands import export, exported
-from commands.formats import FORMATS
+from commands import export
+from commands.exporting import exported
+from commands.exporting.formats import FORMATS
 from commands.looking import load
 from datamodules.preprocess import Preprocess
 from evaluation.calibration import Temperature

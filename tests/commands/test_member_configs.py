@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from commands.processes import Run
-from commands.study_file import read_study
-from commands.study_runs import plan
+from commands.studies.file import read_study
+from commands.studies.processes import Run
+from commands.studies.runs import plan
 from main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"

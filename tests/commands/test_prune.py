@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from commands import channels, dependencies, prune
-from commands.channels import Candidate
+from commands import prune
 from commands.looking import load
-from commands.narrower import by_macs, by_time, choose
+from commands.pruning import channels, dependencies
+from commands.pruning.channels import Candidate
+from commands.pruning.narrower import by_macs, by_time, choose
 from evaluation.results import read_results
 from evaluation.table import PredictionTable
 from lightning_modules import EnsembleModule, backbones, checkpoints

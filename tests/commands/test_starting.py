@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from commands import datasets
-from commands.study_file import read_study
+from commands.studies.file import read_study
 from main import main
 
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands.study_file import Study, read_study
-from commands.study_layers import expanded, filled, flat
-from commands.study_runs import Round, chosen, plan
+from commands.studies.file import Study, read_study
+from commands.studies.layers import expanded, filled, flat
+from commands.studies.runs import Round, chosen, plan
 
 
 @pytest.fixture

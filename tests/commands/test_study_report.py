@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from commands.study_file import Study, read_study
-from commands.study_results import figures_of, gates, read_runs, subjects
-from commands.study_runs import plan
+from commands.studies.file import Study, read_study
+from commands.studies.results import figures_of, gates, read_runs, subjects
+from commands.studies.runs import plan
 from evaluation.files import write_json
 from evaluation.metrics import figures
 from evaluation.results import Results, read_results, write_results

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from commands.study_file import read_study
+from commands.studies.file import read_study
 from evaluation.results import read_results
 from main import main
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from commands import study_costs, study_rounds, study_sparse
-from commands.study_file import COUNCIL, Study
-from commands.study_results import Runs, figures_of, gates, subjects, verdict
-from commands.study_runs import VOTERS
+from commands.studies import controls, costs, repeats
+from commands.studies.file import COUNCIL, Study
+from commands.studies.results import Runs, figures_of, gates, subjects, verdict
+from commands.studies.runs import VOTERS
 from evaluation.files import write_json, write_text
 from evaluation.intervals import Figure
 from evaluation.results import read_results
@@ -29,7 +29,7 @@ def write(study: Study, folder: Path, runs: Runs) -> None:
 def tables(study: Study, folder: Path, runs: Runs) -> dict[str, pd.DataFrame]:
     """Every table by name."""
     councils = set(subjects(study, COUNCIL))
-    pooled = study_rounds.over_folds(study, runs, folder) if study.folds else {}
+    pooled = repeats.over_folds(study, runs, folder) if study.folds else {}
     return {
         "members": _figures({n: r.metrics for n, r in runs.items() if n not in councils}),
         "councils": _figures({n: r.metrics for n, r in runs.items() if n in councils}),
@@ -37,9 +37,9 @@ def tables(study: Study, folder: Path, runs: Runs) -> dict[str, pd.DataFrame]:
         "gates": pd.DataFrame([asdict(gate) for gate in gates(study, runs)]),
         "claims": claims(study, runs),
         "folds": _figures({f"{n} {s}" if s is not None else n: f for (n, s), f in pooled.items()}),
-        "seeds": study_rounds.over_seeds(study, study_rounds.over_folds(study, runs, folder)),
+        "seeds": repeats.over_seeds(study, repeats.over_folds(study, runs, folder)),
         "sparse": sparse(study, runs, folder),
-        "cost": study_costs.costs(runs, folder / "members").rename(columns={"": "member"}),
+        "cost": costs.costs(runs, folder / "members").rename(columns={"": "member"}),
     }
 
 
@@ -78,8 +78,8 @@ def claims(study: Study, runs: Runs) -> pd.DataFrame:
 
 def sparse(study: Study, runs: Runs, folder: Path) -> pd.DataFrame:
     """Paired differences of sparse members to their controls, a column each end."""
-    found = study_sparse.gaps(study_sparse.pairs(study, runs), folder)
-    for metric in study_sparse.COMPARED if len(found) else ():
+    found = controls.gaps(controls.pairs(study, runs), folder)
+    for metric in controls.COMPARED if len(found) else ():
         ends = pd.DataFrame([asdict(figure) for figure in found.pop(metric)])[
             ["value", "low", "high"]
         ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from commands.study_layers import Said, beside, expanded, filled, flat
+from commands.studies.layers import Said, beside, expanded, filled, flat
 
 DEFAULT_BASE = "../base.yaml"
 KEYS = {

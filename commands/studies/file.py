@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from commands.study_layers import Layer, Said, layers
-from commands.study_told import told
+from commands.studies.layers import Layer, Said, layers
+from commands.studies.told import told
 from evaluation.grouping import LEVELS, Level
 
 COUNCIL = "council"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from commands import datasets
 from commands.audit import write
-from commands.study_file import COUNCIL
-from commands.study_results import Runs
+from commands.studies.file import COUNCIL
+from commands.studies.results import Runs
 from datamodules.audit import audit
 from evaluation import report
 from evaluation.files import read_json

@@ -5,8 +5,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from commands.study_file import COUNCIL, MEMBERS, Study
-from commands.study_runs import plan, rounds
+from commands.studies.file import COUNCIL, MEMBERS, Study
+from commands.studies.runs import plan, rounds
 from evaluation import report
 from evaluation.grouping import by_level
 from evaluation.intervals import Figure

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from commands import channels, dependencies, timing
-from commands.channels import Candidate
+from commands.pruning import channels, dependencies, timing
+from commands.pruning.channels import Candidate
 from evaluation import ratios
 from evaluation.intervals import Figure
 from lightning_modules.structure import Kept

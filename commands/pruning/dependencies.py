@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from commands.channels import Cost, Cut, Group
+from commands.pruning.channels import Cost, Cut, Group
 from lightning_modules.structure import depthwise, narrows
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from commands.study_file import Study
-from commands.study_results import Runs, table_of
-from commands.study_runs import Round, rounds
+from commands.studies.file import Study
+from commands.studies.results import Runs, table_of
+from commands.studies.runs import Round, rounds
 from evaluation import report
 from evaluation.metrics import Figures, figures
 from evaluation.table import PredictionTable

@@ -3,7 +3,7 @@
 import os
 from typing import Any, Protocol
 
-from commands.processes import Run, wait_for_lock
+from commands.studies.processes import Run, wait_for_lock
 
 
 class Engine(Protocol):

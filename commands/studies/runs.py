@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from commands.processes import Run
-from commands.study_file import COUNCIL, Study
-from commands.study_layers import arguments
+from commands.studies.file import COUNCIL, Study
+from commands.studies.layers import arguments
+from commands.studies.processes import Run
 
 MEMBERS = "members"
 VOTERS = "voters"

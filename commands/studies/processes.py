@@ -17,7 +17,7 @@ import yaml
 
 from evaluation.files import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LOG = "log.txt"
 LOCK = ".lock"
 FAILED = ".failed"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.engines import Engine
-from commands.processes import Run
-from commands.progress import Progress
-from commands.study_file import Study
-from commands.study_runs import command_line
+from commands.studies.engines import Engine
+from commands.studies.file import Study
+from commands.studies.processes import Run
+from commands.studies.progress import Progress
+from commands.studies.runs import command_line
 
 LOG = "study.log"
 POLL = 0.25
@@ -86,9 +86,9 @@ class Runner:
             console.print(f"Not done: {', '.join(left)}.", markup=False)
         if len(left) == len(runs) or (left and not self.failed):
             return 1 if self.failed else 0
-        from commands import study_report  # torch and all: not before there is something to say
+        from commands.studies import report  # torch and all: not before there is something to say
 
-        passed = study_report.write(self.study, self.folder)
-        for line in study_report.last_words(self.study, self.folder):
+        passed = report.write(self.study, self.folder)
+        for line in report.last_words(self.study, self.folder):
             console.print(line, markup=False)
         return 0 if passed and not self.failed else 1

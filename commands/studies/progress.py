@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from commands.processes import Run, State
+from commands.studies.processes import Run, State
 
 SHOWN = ("val/loss", "val/accuracy")
 SPIN = "|/-\\"

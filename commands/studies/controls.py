@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from commands.study_file import MEMBERS, Study
-from commands.study_results import Runs, table_of
-from commands.study_runs import rounds
+from commands.studies.file import MEMBERS, Study
+from commands.studies.results import Runs, table_of
+from commands.studies.runs import rounds
 from evaluation import report, sparsity
 from evaluation.comparison import differences
 from evaluation.files import read_json

@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from commands import datasets, study_audit, study_costs, study_rounds, study_sparse, study_tables
+from commands import datasets
 from commands.council import read_tables
-from commands.study_file import COUNCIL, MEMBERS, Study
-from commands.study_results import Runs, claims, gates, read_runs, subjects, table_of
-from commands.study_runs import member_folders, rounds
+from commands.studies import audit, controls, costs, repeats, tables
+from commands.studies.file import COUNCIL, MEMBERS, Study
+from commands.studies.results import Runs, claims, gates, read_runs, subjects, table_of
+from commands.studies.runs import member_folders, rounds
 from commands.thumbnails import thumbnail
 from evaluation import comparing, council, council_report, report
 from evaluation import figures as drawings
@@ -38,7 +39,7 @@ def write(study: Study, folder: Path) -> bool:
     meta = _relative(first.meta, folder)
     results = replace(first, name=study.name, others=others, gates=passed, meta=meta)
     report.write_report(folder / "report.html", study.title, sections(study, folder, runs))
-    study_tables.write(study, folder, runs)
+    tables.write(study, folder, runs)
     write_results(folder / "results.json", results)
     return all(passed.values())
 
@@ -93,13 +94,13 @@ def sections(study: Study, folder: Path, runs: Runs) -> list[report.Section]:
         *([report.Gates(asked)] if asked else []),
         *claims(study, runs),
         side_by_side(runs),
-        *study_rounds.sections(study, runs, folder),
+        *repeats.sections(study, runs, folder),
         *by_level(study, runs),
         *voting(study, folder, runs),
-        *study_sparse.sections(study_sparse.pairs(study, runs), folder),
+        *controls.sections(controls.pairs(study, runs), folder),
         *learning(folder, runs),
-        *study_costs.table(study_costs.costs(runs, folder / MEMBERS)),
-        *study_audit.sections(study_audit.audits(runs, folder), runs),
+        *costs.table(costs.costs(runs, folder / MEMBERS)),
+        *audit.sections(audit.audits(runs, folder), runs),
         report.Details({**facts(runs[first]), **environment()}),
     ]
 

@@ -10,7 +10,7 @@ import torch
 
 from callbacks.readme import describe
 from commands.explain import file_names
-from commands.formats import FORMATS, Format, Network, outputs_of, write
+from commands.exporting.formats import FORMATS, Format, Network, outputs_of, write
 from commands.looking import Member, Model, Runtime
 from datamodules.preprocess import Preprocess
 from evaluation import voters

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from commands import energy
+from commands.pruning import energy
 from evaluation import ratios
 from evaluation.intervals import Figure
 

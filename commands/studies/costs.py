@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from commands.study_results import Runs
+from commands.studies.results import Runs
 from evaluation import report, sparsity
 from evaluation.files import read_json
 from lightning_modules.catalogue import Facts, facts

@@ -1,0 +1,1 @@
+"""Narrower networks: which channels go, and what that is measured to save."""

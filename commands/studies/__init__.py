@@ -1,0 +1,1 @@
+"""Members, councils and reports of a study: its file, its runs, its page."""
