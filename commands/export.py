@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from commands import words
 from commands.exporting import exported
 from commands.exporting.formats import FORMATS
 from commands.looking import Model, load
@@ -54,11 +55,7 @@ def run(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser(
-        "consilium export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    main = words.parser("export", __doc__)
     add = main.add_argument
     add("model", type=Path, metavar="CKPT|COUNCIL", help="checkpoint, run folder or council.json")
     add("--format", choices=list(FORMATS), default="onnx", help=f"{HELP} (onnx)")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from commands import words
 from evaluation.files import read_json
 from lightning_modules import catalogue, checkpoints
 from lightning_modules.checkpoints import Block
@@ -64,11 +65,7 @@ def run(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser(
-        "consilium inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    main = words.parser("inspect", __doc__)
     main.add_argument(
         "model", type=Path, metavar="CKPT|COUNCIL", help="checkpoint, run folder or council.json"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from commands import export
+from commands import export, words
 from commands.exporting import exported
 from commands.looking import Model, load
 from datamodules.images import ImageError, read
@@ -40,11 +40,7 @@ def run(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser(
-        "consilium serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    main = words.parser("serve", __doc__)
     add = main.add_argument
     help_ = "checkpoint, run folder, council.json or a folder of `consilium export`"
     add("model", type=Path, metavar="COUNCIL|CKPT", help=help_)

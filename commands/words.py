@@ -1,5 +1,16 @@
 """What the front door says to a person: its help, and one line for an error."""
 
+import argparse
+
+
+def parser(verb: str, about: str | None) -> argparse.ArgumentParser:
+    """The parser of a verb, which keeps the lines of what is said about it."""
+    return argparse.ArgumentParser(
+        f"consilium {verb}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
 
 def usage(verbs: dict[str, str]) -> str:
     """Every verb with one line."""
