@@ -16,6 +16,7 @@ from callbacks.board import closed, settle
 from callbacks.record import SaveConfig
 from callbacks.stopping import Stopping
 from commands.memory import OutOfMemory, fitting, watched
+from commands.words import told
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
 from lightning_modules.ensemble import EnsembleModule
@@ -152,7 +153,7 @@ def run(args: list[str]) -> int:
     except OutOfMemory:
         raise
     except (ArgumentError, MisconfigurationException, ValueError) as error:
-        raise ValueError(in_short(str(error))) from error
+        raise ValueError(in_short(told(str(error)))) from error
     return 0
 
 

@@ -21,7 +21,11 @@ def usage(verbs: dict[str, str]) -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """What is wrong; of an error in a loader's worker only its last line, after torch's words."""
-    said = str(error).strip()
-    told = said.splitlines()[-1].split(": ", 1)[-1] if said.startswith("Caught ") else said
-    return " ".join(told.split())
+    """What is wrong, on one line."""
+    return " ".join(told(str(error)).split())
+
+
+def told(said: str) -> str:
+    """Of an error in a loader's worker only its last line, without torch's words around it."""
+    caught = said.strip().startswith("Caught ")
+    return said.strip().splitlines()[-1].split(": ", 1)[-1] if caught else said
