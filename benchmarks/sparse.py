@@ -77,11 +77,11 @@ def step(asked: Asked) -> None:
         if hold:
             held.hold_weights()
 
-    pairs = timing.in_turns(
+    pairs = timing.alternating(
         lambda: train(True), lambda: train(False), asked.pairs, image.device, clock()
     )
     print(f"training step, masks held / not held: {said(ratios.paired(pairs))}")
-    alone = timing.in_turns(
+    alone = timing.alternating(
         lambda: (held.hold_gradients(), held.hold_weights()), lambda: train(False), 8,
         image.device, clock(),
     )  # fmt: skip
@@ -94,7 +94,7 @@ def masked_inference(asked: Asked) -> None:
     masked(net, image)
     net.eval(), twin.eval()
     with torch.inference_mode():
-        pairs = timing.in_turns(
+        pairs = timing.alternating(
             lambda: net(image), lambda: twin(image), asked.pairs, image.device, clock()
         )
     print(f"inference, masked dense model / dense model: {said(ratios.paired(pairs))}")
@@ -120,7 +120,7 @@ def faster(asked: Asked) -> None:
     clocks = {"by the clock": time.perf_counter, "in the process's own time": clock()}
     for batch, (name, each) in itertools.product((1, asked.batch), clocks.items()):
         with torch.inference_mode():
-            pairs = timing.in_turns(
+            pairs = timing.alternating(
                 lambda n=batch: thin(image[:n]), lambda n=batch: net(image[:n]), asked.pairs,
                 image.device, each,
             )  # fmt: skip

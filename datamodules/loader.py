@@ -1,11 +1,13 @@
 """A loader that asks its sampler for an order only when the first batch is wanted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from datamodules.pictures import Sample, as_it_is
+
+AnyIterator = Any  # an Iterator[Sample]; the type torch declares for it is a private class
 
 
 class LateLoader(DataLoader[Sample]):
@@ -23,6 +25,5 @@ class LateLoader(DataLoader[Sample]):
         super().__init__(*rest, **more)
         self.finish = finish or as_it_is
 
-    # torch's own type of it is a private class
-    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+    def __iter__(self) -> AnyIterator:
         yield from map(self.finish, super().__iter__())

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from commands.pruning.turns import in_turns
+
+Work = Callable[[], int]  # says how many images it did
 POWERCAP = Path("/sys/class/powercap")
 SECONDS = 30.0  # a shorter window says more of what ran before it than of the work
 PAIRS = 4
@@ -104,10 +107,10 @@ def nvml(index: int) -> Nvml:
 
 
 def spent(
-    work: Callable[[], int], meter: Counter, seconds: float = SECONDS,
+    work: Work, meter: Counter, seconds: float = SECONDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> float:  # fmt: skip
-    """Joules an image, of `work` (which returns how many it did) repeated for `seconds`."""
+    """Joules an image, of `work` repeated for `seconds`."""
     before, start, images = meter.read(), clock(), 0
     while clock() - start < seconds:
         images += work()
@@ -115,16 +118,11 @@ def spent(
 
 
 def ratios(
-    one: Callable[[], int], other: Callable[[], int], meter: Counter, pairs: int = PAIRS,
-    seconds: float = SECONDS,
+    one: Work, other: Work, meter: Counter, pairs: int = PAIRS, seconds: float = SECONDS,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Joules an image of both, in `pairs` windows each that take turns in going first."""
-    found = []
-    for i in range(pairs):
-        turn = [one, other] if i % 2 == 0 else [other, one]
-        each = [spent(work, meter, seconds) for work in turn]
-        found.append((each[0], each[1]) if i % 2 == 0 else (each[1], each[0]))
-    return found
+    return in_turns(one, other, lambda work: spent(work, meter, seconds, clock), pairs)
 
 
 def _kind(zone: Path) -> str:

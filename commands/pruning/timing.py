@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from commands.pruning import energy
+from commands.pruning.turns import in_turns
 from evaluation import ratios
 from evaluation.intervals import Figure
 
@@ -22,35 +24,30 @@ def seconds(work: Work, device: torch.device, clock: Callable[[], float]) -> flo
     return clock() - start
 
 
-def in_turns(
+def alternating(
     one: Work, other: Work, pairs: int, device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """Seconds of both, pair after pair, each first every other time; after one unmeasured call."""
+    """Seconds of both in turns, after one unmeasured call of each."""
     device = device or torch.device("cpu")
     seconds(one, device, clock), seconds(other, device, clock)
-    found = []
-    for i in range(pairs):
-        turn = [one, other] if i % 2 == 0 else [other, one]
-        each = [seconds(work, device, clock) for work in turn]
-        found.append((each[0], each[1]) if i % 2 == 0 else (each[1], each[0]))
-    return found
+    return in_turns(one, other, lambda work: seconds(work, device, clock), pairs)
 
 
 def latency(one: nn.Module, other: nn.Module, image: Tensor, pairs: int) -> Figure:
     """Time of the first network over that of the second, on the same batch, by the clock."""
     with torch.inference_mode():
-        both = in_turns(lambda: one(image), lambda: other(image), pairs, image.device)
+        both = alternating(lambda: one(image), lambda: other(image), pairs, image.device)
     return ratios.paired(both)
 
 
 def energy_ratio(
     one: nn.Module, other: nn.Module, image: Tensor,
-    pairs: int = energy.PAIRS, window: float = energy.SECONDS,
+    pairs: int = energy.PAIRS, window: float = energy.SECONDS, powercap: Path = energy.POWERCAP,
 ) -> tuple[Figure, list[tuple[float, float]]]:  # fmt: skip
     """Joules an image of the first network over those of the second, and the joules themselves."""
     try:
-        meter = energy.counter(image.device)
+        meter = energy.counter(image.device, powercap)
     except energy.Unmeasured as error:
         return ratios.unmeasured(str(error)), []
     with torch.inference_mode():

@@ -87,29 +87,28 @@ def test_a_window_lasts_until_its_seconds_are_over():
     assert meter.at == 35.0
 
 
-def test_pairs_take_turns_and_keep_their_order(monkeypatch):
+def test_pairs_take_turns_and_keep_their_order():
     meter, order = Meter(), []
 
     def noted(name, work):
         return lambda: (order.append(name), work())[1]
 
-    monkeypatch.setattr(energy.spent, "__defaults__", (30.0, lambda: meter.at))
     one, other = (noted(n, meter.work(4, j, 31.0)) for n, j in (("one", 1), ("other", 2)))
-    assert energy.ratios(one, other, meter, pairs=3) == [(1.0, 2.0)] * 3
+    found = energy.ratios(one, other, meter, pairs=3, clock=lambda: meter.at)
+    assert found == [(1.0, 2.0)] * 3
     assert order == ["one", "other", "other", "one", "one", "other"]
 
 
-def test_a_machine_without_a_counter_gives_null_and_the_reason(monkeypatch, tmp_path):
-    monkeypatch.setattr(energy.counter, "__defaults__", (tmp_path,))
+def test_a_machine_without_a_counter_gives_null_and_the_reason(tmp_path):
     net = torch.nn.Linear(2, 2)
-    figure, joules = timing.energy_ratio(net, net, torch.zeros(1, 2))
+    figure, joules = timing.energy_ratio(net, net, torch.zeros(1, 2), powercap=tmp_path)
     assert (figure.value, joules) == (None, [])
     assert "has no RAPL packages" in figure.reason
 
 
 def test_a_gpu_is_asked_in_millijoules_and_refusals_are_said(monkeypatch):
     class NVMLError(Exception):
-        pass
+        """What the library raises."""
 
     def count(device):
         if device == 1:
