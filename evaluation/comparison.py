@@ -15,6 +15,7 @@ from evaluation.table import PredictionTable, align
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "mcc", "nll", "brier", "ece")
 ROUNDING = 1e-6  # what float32 logits in a table can move a figure by
 LOWER_IS_BETTER = ("nll", "brier", "ece", "ece_classwise")
+Pair = tuple[PredictionTable, PredictionTable]
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,36 @@ def against(
     return found
 
 
+def mean_differences(
+    pairs: Sequence[Pair], draws: int = DRAWS, seed: int = 0
+) -> dict[str, Difference]:
+    """Mean over pairs of first minus second: the same images seen by models of several seeds.
+
+    Patients are redrawn for all pairs at once; the models are taken as they are, so what chance
+    in training moves is in no interval.
+    """
+    tables = [table.labelled for table in align([table for pair in pairs for table in pair])]
+    clusters = Clusters.make(tables[0].patients, tables[0].labels)
+    every = range(len(tables))
+    redrawn = _redrawn(tables, [(every[::2], every[1::2])], clusters, draws, seed)
+    aligned = list(zip(tables[::2], tables[1::2], strict=True))
+    return {m: _difference(redrawn, at, m, aligned, clusters) for at, m in enumerate(COMPARED)}
+
+
 def _all(
     tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int, seed: int
 ) -> dict[str, dict[str, Difference]]:
     """Baseline and tables are redrawn together, so each draw is shared by all."""
     base, *others = (table.labelled for table in align([baseline, *tables.values()]))
     clusters = Clusters.make(base.patients, base.labels)
-    redrawn = _redrawn(base, others, clusters, draws, seed)
+    asked = [([at], [0]) for at in range(1, len(others) + 1)]
+    redrawn = _redrawn([base, *others], asked, clusters, draws, seed)
     gaps = _auroc_gaps(base, others, clusters)
     found = {}
     for at, (name, other) in enumerate(zip(tables, others, strict=True)):
         first = at * len(COMPARED)
         each = {
-            metric: _difference(redrawn, first + m, metric, (other, base), clusters)
+            metric: _difference(redrawn, first + m, metric, [(other, base)], clusters)
             for m, metric in enumerate(COMPARED)
         }
         if clusters.single:
@@ -93,39 +111,42 @@ def _all(
 
 
 def _redrawn(
-    base: PredictionTable,
-    others: Sequence[PredictionTable],
+    tables: Sequence[PredictionTable],
+    asked: Sequence[tuple[Sequence[int], Sequence[int]]],
     clusters: Clusters,
     draws: int,
     seed: int,
 ) -> Replicates:
-    """Table after table, the differences of COMPARED to the baseline."""
-    k = len(base.class_names)
-    parts = [clusters.total(summary.columns(table, classwise=False)) for table in (base, *others)]
+    """For each of `asked`, COMPARED of the tables at its first places minus the second's, means."""
+    k = len(tables[0].class_names)
+    parts = [clusters.total(summary.columns(table, classwise=False)) for table in tables]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         each = [summary.overall(part, k) for part in np.split(sums, len(parts), axis=1)]
-        gaps = [one[name] - each[0][name] for one in each[1:] for name in COMPARED]
+        gaps = [
+            np.mean([each[at][name] for at in first], axis=0)
+            - np.mean([each[at][name] for at in second], axis=0)
+            for first, second in asked
+            for name in COMPARED
+        ]
         return np.column_stack(gaps)
 
     return bootstrap(hstack(parts).tocsr(), statistic, clusters, draws, seed)
 
 
 def _difference(
-    redrawn: Replicates,
-    at: int,
-    metric: str,
-    both: tuple[PredictionTable, PredictionTable],
-    clusters: Clusters,
+    redrawn: Replicates, at: int, metric: str, pairs: Sequence[Pair], clusters: Clusters
 ) -> Difference:
     value = float(redrawn.value[at])
     low, high = (redrawn.centred if metric in summary.CENTRED else redrawn.interval)(at)
     if np.isnan(low) and value == 0:
-        p, q = (table.probabilities for table in both)
-        same = bool(np.allclose(p, q, rtol=0, atol=ROUNDING))
-        low, high = _unvaried(metric, same, clusters.count)
-    figure = _figure(value, low, high, "paired patient bootstrap, BCa", both[0], clusters)
+        low, high = _unvaried(metric, all(_same(*pair) for pair in pairs), clusters.count)
+    figure = _figure(value, low, high, "paired patient bootstrap, BCa", pairs[0][0], clusters)
     return Difference(figure, _sign_p(redrawn.redrawn[:, at]), "paired bootstrap")
+
+
+def _same(first: PredictionTable, second: PredictionTable) -> bool:
+    return bool(np.allclose(first.probabilities, second.probabilities, rtol=0, atol=ROUNDING))
 
 
 def _unvaried(name: str, same: bool, patients: int) -> tuple[float, float]:

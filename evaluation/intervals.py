@@ -12,6 +12,7 @@ from scipy.special import ndtr, ndtri
 
 LEVEL = 0.95
 DRAWS = 2000
+TIE = 1e-12  # rounding in sums and means must not tell equal figures apart
 RARE = 10  # patients below which a class is redrawn by itself
 _CHUNK = 2_000_000  # numbers held at a time
 _GROUPS = 1000  # the jackknife leaves out at most so many groups of patients
@@ -192,7 +193,8 @@ def bca(
     value: float, redrawn: np.ndarray, left_out: np.ndarray, level: float = LEVEL
 ) -> tuple[float, float]:
     """Efron's bias-corrected and accelerated interval from draws and a jackknife."""
-    below = np.mean(redrawn < value) + np.mean(redrawn == value) / 2
+    gap = redrawn - value
+    below = np.mean(gap < -TIE) + np.mean(np.abs(gap) <= TIE) / 2
     bias = ndtri(np.clip(below, 1 / (len(redrawn) + 1), len(redrawn) / (len(redrawn) + 1)))
     gaps = left_out.mean() - left_out
     spread = np.sum(gaps**2) ** 1.5

@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 
 from commands.studies.file import MEMBERS, Study
+from commands.studies.repeats import together
 from commands.studies.results import Runs, table_of
 from commands.studies.runs import rounds
 from evaluation import report, sparsity
-from evaluation.comparison import differences
+from evaluation.comparison import differences, mean_differences
 from evaluation.files import read_json
-from evaluation.table import align
+from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "nll")
 NOTE = (
@@ -18,6 +19,10 @@ NOTE = (
     "baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of the "
     "multiply-accumulates that are not by a zero, on paper; time beside the dense model is null "
     "unless it was measured."
+)
+SEEDS = (
+    "Sparse minus control, the mean over seeds of the paired difference. Intervals: test patients, "
+    "redrawn for all seeds at once; the trained models are taken as they are."
 )
 
 
@@ -47,8 +52,32 @@ def gaps(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sections(found: list[tuple[str, str]], folder: Path) -> list[report.Section]:
-    """All pairs in one table, then what each changed."""
+def over_seeds(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
+    """One row a sparse member of which all seeds are done: the mean of its paired differences."""
+    rows = []
+    for control, of in study.controls.items() if len(study.seeds) > 1 else ():
+        for name in of:
+            names = [[(name + r.suffix, control + r.suffix) for r in rounds(study) if r.seed == s]
+                     for s in study.seeds]  # fmt: skip
+            if not {pair for each in names for pair in each} <= set(found):
+                continue
+            gap = mean_differences([_whole(each, folder) for each in names])
+            figures = {metric: gap[metric].figure for metric in COMPARED}
+            rows.append({"sparse": name, "control": control, "seeds": len(names), **figures})
+    return pd.DataFrame(rows)
+
+
+def _whole(names: list[tuple[str, str]], folder: Path) -> tuple[PredictionTable, PredictionTable]:
+    """What the sparse runs and their controls said of all folds."""
+    first, second = zip(*names, strict=True)
+    sparse, control = ([table_of(folder / MEMBERS / run) for run in runs]
+                       for runs in (first, second))  # fmt: skip
+    return together(sparse), together(control)
+
+
+def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:
+    """All pairs in one table, their means over seeds, then what each changed."""
+    found = pairs(study, runs)
     if not found:
         return []
     rows: list[tuple[report.Cell, ...]] = [
@@ -63,6 +92,12 @@ def sections(found: list[tuple[str, str]], folder: Path) -> list[report.Section]
     ]
     columns = ("sparse", "control", "zeros", "MACs", "time, measured", *COMPARED)
     page: list[report.Section] = [report.Table(columns, rows, "Sparse against dense", NOTE)]
+    means: list[tuple[report.Cell, ...]] = [
+        (row["sparse"], row["control"], row["seeds"], *(report.Gap(row[m]) for m in COMPARED))
+        for row in over_seeds(study, found, folder).to_dict("records")
+    ]
+    if means:
+        page.append(report.Table(("sparse", "control", "seeds", *COMPARED), means, "", SEEDS))
     for sparse, control in found:
         tables = [table_of(folder / MEMBERS / name) for name in (sparse, control)]
         page.append(report.Text("", f"{sparse} against {control}"))

@@ -97,7 +97,7 @@ def sections(study: Study, folder: Path, runs: Runs) -> list[report.Section]:
         *repeats.sections(study, runs, folder),
         *by_level(study, runs),
         *voting(study, folder, runs),
-        *controls.sections(controls.pairs(study, runs), folder),
+        *controls.sections(study, runs, folder),
         *learning(folder, runs),
         *costs.table(costs.costs(runs, folder / MEMBERS)),
         *audit.sections(audit.audits(runs, folder), runs),

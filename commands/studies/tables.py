@@ -30,6 +30,7 @@ def tables(study: Study, folder: Path, runs: Runs) -> dict[str, pd.DataFrame]:
     """Every table by name."""
     councils = set(subjects(study, COUNCIL))
     pooled = repeats.over_folds(study, runs, folder) if study.folds else {}
+    pairs = controls.pairs(study, runs)
     return {
         "members": _figures({n: r.metrics for n, r in runs.items() if n not in councils}),
         "councils": _figures({n: r.metrics for n, r in runs.items() if n in councils}),
@@ -38,7 +39,8 @@ def tables(study: Study, folder: Path, runs: Runs) -> dict[str, pd.DataFrame]:
         "claims": claims(study, runs),
         "folds": _figures({f"{n} {s}" if s is not None else n: f for (n, s), f in pooled.items()}),
         "seeds": repeats.over_seeds(study, repeats.over_folds(study, runs, folder)),
-        "sparse": sparse(study, runs, folder),
+        "sparse": _ends(controls.gaps(pairs, folder)),
+        "sparse_seeds": _ends(controls.over_seeds(study, pairs, folder)),
         "cost": costs.costs(runs, folder / "members").rename(columns={"": "member"}),
     }
 
@@ -76,9 +78,8 @@ def claims(study: Study, runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sparse(study: Study, runs: Runs, folder: Path) -> pd.DataFrame:
-    """Paired differences of sparse members to their controls, a column each end."""
-    found = controls.gaps(controls.pairs(study, runs), folder)
+def _ends(found: pd.DataFrame) -> pd.DataFrame:
+    """Differences to the controls with a column each end."""
     for metric in controls.COMPARED if len(found) else ():
         ends = pd.DataFrame([asdict(figure) for figure in found.pop(metric)])[
             ["value", "low", "high"]

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from commands.studies import controls
 from commands.studies.file import Study, read_study
 from commands.studies.results import figures_of, gates, read_runs, subjects
 from commands.studies.runs import plan
@@ -148,6 +149,21 @@ def test_sparse_members_are_held_against_their_controls(write):
     page = Path("out/report.html").read_text()
     assert "Sparse against dense" in page
     assert "b against whole" in page
+
+
+def test_sparse_members_of_several_seeds_have_one_mean(write):
+    study, args = write({"control": {"whole": ["b"]}, "seeds": [3, 4]})
+    assert main(args) == 0
+    found = pd.read_csv("out/results/sparse_seeds.csv")
+    gaps = [(accuracy(f"b-seed{s}")[0] - accuracy(f"whole-seed{s}")[0]) / 200 for s in (3, 4)]
+    assert found[["sparse", "control", "seeds"]].values.tolist() == [["b", "whole", 2]]
+    assert found["accuracy_value"].tolist() == pytest.approx([np.mean(gaps)])
+    assert found["accuracy_low"][0] < np.mean(gaps) < found["accuracy_high"][0]
+    assert "the mean over seeds of the paired difference" in Path("out/report.html").read_text()
+    (Path("out/members/whole-seed4/results.json")).unlink()  # a seed is missing: no mean of one
+    assert main(args) == 0
+    assert controls.over_seeds(study, controls.pairs(study, read_runs(study, Path("out"))),
+                               Path("out")).empty  # fmt: skip
 
 
 def test_a_study_of_which_nothing_is_done_says_so(write, capsys):

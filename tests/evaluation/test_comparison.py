@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 
 from evaluation import metrics
-from evaluation.comparison import against, differences, holm, mcnemar, verdict
+from evaluation.comparison import (
+    against,
+    differences,
+    holm,
+    mcnemar,
+    mean_differences,
+    verdict,
+)
 from evaluation.pooling import Soft, pool
 from tests.evaluation.tables import make
 
@@ -35,6 +42,26 @@ def test_differences_are_those_of_the_figures(films: int) -> None:
     assert verdict("nll", found["nll"]) == "gain"
     back = differences(other, one, draws=400)
     assert verdict("accuracy", back["accuracy"]) == "loss"
+
+
+def test_three_copies_of_a_pair_say_what_one_says() -> None:
+    one, other = make(300, seed=1, films=3), make(300, seed=2, films=3)
+    known = differences(one, other, draws=300)
+    for name, found in mean_differences([(one, other)] * 3, draws=300).items():
+        for end in ("value", "low", "high"):
+            expected = getattr(known[name].figure, end)
+            assert getattr(found.figure, end) == pytest.approx(expected, abs=1e-9), (name, end)
+
+
+def test_seeds_share_their_patients_and_average_their_chance() -> None:
+    control, seeds = make(300, seed=9), [make(300, seed=s) for s in range(4)]
+    each = [differences(one, control, draws=300)["accuracy"].figure for one in seeds]
+    found = mean_differences([(one, control) for one in seeds], draws=300)["accuracy"].figure
+    assert found.value == pytest.approx(np.mean([figure.value for figure in each]))
+    assert (found.n, found.patients) == (each[0].n, each[0].patients)
+    widths = [figure.high - figure.low for figure in each]
+    # the control's share of the error is in every pair, so it does not shrink by half
+    assert 0.55 * np.mean(widths) < found.high - found.low < np.mean(widths)
 
 
 def test_a_paired_area_difference_is_delongs_test() -> None:
