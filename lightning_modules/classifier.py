@@ -176,13 +176,17 @@ class ImageClassifier(ExactModule):
         return by_class(table) | coupling.accuracies(table)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another's classes, and to be tested on what it was trained on."""
+        """Refuses another's classes and splits, and to be tested on what it was trained on."""
         block = checkpoints.read_block(checkpoint, "checkpoint")
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
+        if self.trainer.training and block.manifest_digest != self.data.manifest.digest():
+            raise ValueError(
+                "checkpoint: was trained on another manifest; its splits may leak into these"
+            )
         self.restructure(block.structure)
         self.stated = "" if self.trainer.training else block.weights
-        for split in {"validate": ["val"], "test": ["test"]}.get(self.trainer.state.fn or "", []):
+        if split := self.held_out(self.trainer.state.fn or ""):
             checkpoints.refuse_training_ids(block, self.ids(split), f"split {split!r}")
 
 

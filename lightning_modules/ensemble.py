@@ -63,7 +63,7 @@ class EnsembleModule(ExactModule):
         if stage == "fit":
             raise ValueError("a council is not trained: fit its members, then test it")
         self.views = self.data.view_names([block.preprocess for block in self.blocks])
-        split = {"validate": "val", "test": "test"}.get(stage)
+        split = self.held_out(stage)
         for name, block in zip(self.member_names, self.blocks, strict=True):
             if split:
                 checkpoints.refuse_training_ids(block, self.ids(split), f"member {name!r}")

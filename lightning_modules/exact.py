@@ -79,6 +79,12 @@ class ExactModule(L.LightningModule):
         """The ids of a split, as the data module has them."""
         return list(self.data.manifest.table["id"].iloc[self.data.rows(split)])
 
+    def held_out(self, stage: str) -> str | None:
+        """The split of a stage that nobody may have learnt from; None of the others."""
+        splits = {"validate": "val", "test": "test", "predict": self.data.predict_split}
+        split = splits.get(stage)
+        return split if split in ("val", "test") else None
+
     def describe(self) -> dict[str, Any]:
         """What a prediction table says of the weights behind it."""
         return {"module": type(self).__name__, "weights": self.measured}

@@ -46,15 +46,42 @@ def test_changed_weights_are_found_out(resnet, tmp_path):
         checkpoints.load(tmp_path / "changed.ckpt")
 
 
-def test_nobody_is_tested_on_training_images(tiny, resnet, tmp_path, capsys):
-    """Another split of the same pictures puts training pictures into test."""
-    moved = {"class_path": "datamodules.Phantoms", "init_args": {
+def moved(tiny, test=0.8, **changes):
+    """Another split of the same pictures; so large a test split holds training pictures."""
+    source = {"class_path": "datamodules.Phantoms", "init_args": {
         "kind": "fracture", "patients": 30, "films": 2, "size": 64,
-        "root": str(tiny.root / "phantoms"), "val": 0.1, "test": 0.8}}  # fmt: skip
-    configs = tiny.configs("moved", **{"data.init_args.source": moved})
-    args = ["test", *configs, "--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path)]
-    assert main(args) != 0
+        "root": str(tiny.root / "phantoms"), "val": 0.1, "test": test}}  # fmt: skip
+    return tiny.configs("moved", **{"data.init_args.source": source}, **changes)
+
+
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_nobody_is_tested_on_training_images(tiny, resnet, tmp_path, capsys, verb):
+    checkpoint = ["--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path)]
+    assert main([verb, *moved(tiny), *checkpoint]) != 0
     assert "training samples of this checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "predictions").exists()
+
+
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_no_council_votes_on_its_members_training_images(tiny, resnet, tmp_path, capsys, verb):
+    council = {"class_path": "lightning_modules.EnsembleModule",
+               "init_args": {"members": [str(resnet)]}}  # fmt: skip
+    assert main([verb, *moved(tiny, model=council), "--run", str(tmp_path)]) != 0
+    assert "member 'resnet': " in capsys.readouterr().err
+
+
+def test_training_images_may_be_predicted_as_such(tiny, resnet, tmp_path):
+    configs = tiny.configs("seen", **{"data.init_args.predict_split": "train"})
+    checkpoint = ["--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path)]
+    assert main(["predict", *configs, *checkpoint]) == 0
+    assert PredictionTable.read(tmp_path / "predictions" / "train.parquet").splits == ["train"]
+
+
+def test_a_fit_goes_on_with_its_own_splits_alone(tiny, resnet, tmp_path, capsys):
+    resume = ["--ckpt_path", str(resnet / "last.ckpt"), "--run", str(tmp_path / "run")]
+    assert main(["fit", *moved(tiny, 0.3, **{"trainer.max_epochs": 3}), *resume]) != 0
+    assert "checkpoint: was trained on another manifest" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def test_a_plateau_lowers_the_rate(tiny, tmp_path):
