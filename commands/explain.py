@@ -4,6 +4,7 @@ import argparse
 import io
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,11 @@ def beside(model: Path) -> Path:
 def file_names(names: list[str]) -> list[str]:
     """A distinct file name for each picture: its own without suffix, numbered where two agree."""
     plain = [re.sub(r"[^\w-]+", "-", re.sub(r"\.\w+(?=(#\d+)?$)", "", name)) for name in names]
-    seen: dict[str, int] = {}
-    found = []
+    found: dict[str, None] = {}  # in their order
     for name in plain:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return found
+        numbered = (f"{name}-{n}" for n in count(2))
+        found[next(each for each in chain([name], numbered) if each not in found)] = None
+    return list(found)
 
 
 def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: Model) -> None:

@@ -73,6 +73,7 @@ def export(
     done: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Parity]:
     """Writes the folder, whole or not at all, and returns how far each member is from torch."""
+    folder = folder.resolve()  # "." has no name and no parent of its own
     if folder.exists() and any(folder.iterdir()) and not (folder / exported.FILE).is_file():
         raise ValueError(f"--output {folder}: holds files that are no export; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -126,6 +126,15 @@ def test_a_folder_of_other_things_is_left_alone_and_an_export_replaced(council, 
     assert "2 files, each held to torch on 8 pictures" in capsys.readouterr().out
 
 
+def test_an_export_may_be_replaced_from_within(council, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "export.json").write_text("an older one")
+    monkeypatch.chdir(tmp_path / "out")
+    assert main(["export", str(council), "--format", "safetensors", "-o", "."]) == 0
+    assert exported.load(tmp_path / "out").class_names == CLASSES
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_file_that_was_changed_is_refused(council, tmp_path):
     main(["export", str(council), "--format", "safetensors", "-o", str(tmp_path / "out")])
     file = tmp_path / "out" / "plain.safetensors"
