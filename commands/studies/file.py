@@ -8,6 +8,7 @@ from typing import Any
 from commands.studies.layers import Layer, Said, layers
 from commands.studies.told import told
 from evaluation.grouping import LEVELS, Level
+from evaluation.names import NAMES, is_figure
 
 COUNCIL = "council"
 MEMBERS = "members"
@@ -76,7 +77,9 @@ def read_study(path: str | Path) -> Study:
     controls = _controls(f"{where}: control", said.get("control"), members)
     members |= {name: (*members[of[0]], CONTROL) for name, of in controls.items()}
     councils = _councils(where, said, members)
+    level = _level(where, said.get("level", "image"))
     subjects = {MEMBERS, *members, *councils} | ({COUNCIL} if councils else set())
+    asked = {part: _named(where, part, said, subjects, level) for part in ("gates", "claims")}
     return Study(
         name=file.stem,
         title=str(said.get("title", file.stem)),
@@ -88,11 +91,11 @@ def read_study(path: str | Path) -> Study:
         voter=str(said.get("voter", "soft")),
         attribute=str(said.get("attribute", "")),
         attend=[str(value) for value in said.get("attend", [])],
-        level=_level(where, said.get("level", "image")),
+        level=level,
         seeds=[int(seed) for seed in said.get("seeds", [])],
         folds=_folds(where, said.get("folds", 0)),
-        gates=_gates(where, said.get("gates") or {}, subjects),
-        claims=_claims(where, said.get("claims") or {}, subjects),
+        gates=_gates(where, asked["gates"]),
+        claims=_claims(where, asked["claims"]),
     )
 
 
@@ -149,17 +152,29 @@ def _folds(where: str, said: int) -> int:
     return said
 
 
-def _gates(where: str, gates: dict[str, Any], subjects: set[str]) -> dict[str, float]:
-    for name, least in gates.items():
-        if name.split(".")[0] not in subjects or not isinstance(least, int | float):
+def _named(
+    where: str, part: str, said: dict[str, Any], subjects: set[str], level: str
+) -> dict[str, Any]:
+    """The gates or claims, each of a figure that the study will have."""
+    found: dict[str, Any] = said.get(part) or {}
+    for name in found:
+        who, _, metric = str(name).partition(".")
+        if who not in subjects or not is_figure(metric, level):
             raise ValueError(
-                f"{where}: gate {name}: {least!r}; a gate is council.METRIC, members.METRIC or "
-                "NAME.METRIC of a member or council, and the least value allowed"
+                f"{where}: {part}: {name}; allowed are WHO.METRIC with WHO of "
+                f"{', '.join(sorted(subjects))} and METRIC of {', '.join(NAMES)}"
             )
+    return found
+
+
+def _gates(where: str, gates: dict[str, Any]) -> dict[str, float]:
+    for name, least in gates.items():
+        if isinstance(least, bool) or not isinstance(least, int | float):
+            raise ValueError(f"{where}: gates: {name}: {least!r} is not the least value allowed")
     return gates
 
 
-def _claims(where: str, claims: dict[str, Any], subjects: set[str]) -> dict[str, Claim]:
+def _claims(where: str, claims: dict[str, Any]) -> dict[str, Claim]:
     found = {}
     for name, said in claims.items():
         try:
@@ -167,9 +182,9 @@ def _claims(where: str, claims: dict[str, Any], subjects: set[str]) -> dict[str,
             found[name] = Claim(said.get("claimed"), (float(low), float(high)), str(said["why"]))
         except (TypeError, KeyError, ValueError):
             low, high = 1.0, 0.0
-        if low > high or name.split(".")[0] not in subjects:
+        if low > high:
             raise ValueError(
-                f"{where}: claim {name}: {said!r}; a claim is named like a gate and says claimed, "
-                "believable (from, to) and why"
+                f"{where}: claims: {name}: {said!r}; a claim says claimed, believable (from, to) "
+                "and why"
             )
     return found

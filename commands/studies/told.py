@@ -13,6 +13,8 @@ KEYS = {
     "council", "councils", "voter", "attribute", "attend", "level",
     "seeds", "folds", "gates", "claims",
 }  # fmt: skip
+NAMED = ("members", "matrix", "councils", "gates", "claims")  # mappings
+EMPTY = ("councils", "gates", "claims")  # or nothing
 OWN = ("gates", "claims")  # of one study alone
 OF_MEMBERS = ("model", "trainer.callbacks", "early_stopping")  # means nothing to a council
 
@@ -56,9 +58,18 @@ def _read(file: Path) -> dict[str, Any]:
             f"study {file}: keys {sorted(keys)}; allowed {sorted(KEYS)}; "
             "members (or matrix and member, or like) needed"
         )
+    _require_names(file, said)
     whole = said if "like" in said else {"base": DEFAULT_BASE, **said}
     found = beside(file.parent, whole)
     return found if isinstance(found, dict) else {}
+
+
+def _require_names(file: Path, said: dict[str, Any]) -> None:
+    """Refuses a list or a word where names are needed."""
+    for key in said.keys() & set(NAMED):
+        allowed = (dict, type(None)) if key in EMPTY else dict
+        if not isinstance(said[key], allowed):
+            raise ValueError(f"study {file}: {key}: {said[key]!r} is no mapping of names")
 
 
 def _members(
@@ -70,8 +81,9 @@ def _members(
     axes = expanded(said["matrix"]) if "matrix" in said else {}
     own = {name: filled(said["member"], axes[name]) for name in axes}
     for name, layers in {**own, **said.get("members", {})}.items():
-        if known and name not in known:
-            raise ValueError(f"study {file}: member {name!r}; members are {', '.join(known)}")
+        if name not in known and (known or layers is None):
+            why = f"members are {', '.join(known)}" if known else "null is for members of `like`"
+            raise ValueError(f"study {file}: member {name!r}; {why}")
         if layers is None:
             found.pop(name)
         else:

@@ -113,6 +113,12 @@ def test_a_control_is_the_member_at_density_one(write):
     assert write({**said, "control": True}).controls == {"s_control": ["s"], "t_control": ["t"]}
 
 
+def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
+    gates = {f"a.{name}": 0.5 for name in ("recall/1", "pair/*", "sens*", "study/kappa", "f1*/2")}
+    said = {"base": "base.yaml", "members": {"a": "a.yaml"}, "level": "study", "gates": gates}
+    assert write(said).gates == gates
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -120,9 +126,17 @@ def test_a_control_is_the_member_at_density_one(write):
         ({"matrix": {"x": [1]}}, "matrix and member"),
         ({"members": {"a": "nowhere.yaml"}}, "nowhere.yaml' is neither a config file nor"),
         ({"base": "nowhere.yaml"}, "base 'nowhere.yaml' is not a file"),
-        ({"gates": {"accuracy": 1}}, "gate accuracy: 1; a gate is"),
-        ({"gates": {"council.accuracy": 1}}, "gate council.accuracy"),
-        ({"claims": {"members.accuracy": {"believable": [1, 0], "why": "?"}}}, "claim members.acc"),
+        ({"members": None}, "members: None is no mapping of names"),
+        ({"members": {"a": None}}, "member 'a'; null is for members of `like`"),
+        ({"gates": ["members.accuracy"]}, "gates: .* is no mapping of names"),
+        ({"gates": {"accuracy": 1}}, "gates: accuracy; allowed are WHO.METRIC with WHO of a, mem"),
+        ({"gates": {"members": 0.9}}, "gates: members; allowed are WHO.METRIC"),
+        ({"gates": {"council.accuracy": 1}}, "gates: council.accuracy; allowed"),
+        ({"gates": {"a.acuracy": 1}}, "gates: a.acuracy; allowed .* METRIC of accuracy, balanced"),
+        ({"gates": {"a.study/kappa": 1}}, "gates: a.study/kappa; allowed"),
+        ({"gates": {"a.accuracy": "high"}}, "gates: a.accuracy: 'high' is not the least value"),
+        ({"claims": {"members.accuracy": {"believable": [1, 0], "why": "?"}}}, "claims: members.a"),
+        ({"claims": {"members": {"believable": [0, 1], "why": "?"}}}, "claims: members; allowed"),
         ({"councils": {"x": "all"}}, "councils need council"),
         ({"council": "council.yaml", "councils": {"x": ["b"]}}, "x: .'b'.; members are a"),
         ({"control": {"a": ["a"]}}, "control: 'a' is a member already"),

@@ -3,7 +3,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from evaluation import metrics
 from evaluation.coupling import couple, figures, pairs
+from evaluation.names import NAMES, is_figure
 from evaluation.table import PredictionTable
 from tests.evaluation import tables
 
@@ -113,3 +115,12 @@ def test_pair_accuracies_are_counted_on_their_two_classes(films: int) -> None:
 
 def test_no_pairs_no_figures() -> None:
     assert figures(tables.make()) == {}
+
+
+def test_the_names_of_all_figures_are_known_beforehand() -> None:
+    made = tables.make(120, classes=3)
+    table = table_with(np.random.default_rng(1).normal(size=(120, 3)), made)
+    found = figures(table, draws=20) | metrics.figures(table, draws=20)
+    assert {name.split("/")[0] for name in found} == set(NAMES)
+    assert all(is_figure(name) and is_figure(f"study/{name}", "study") for name in found)
+    assert not any(is_figure(name) for name in ("", "Accuracy", "study/kappa", "recall_x"))
