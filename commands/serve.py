@@ -19,8 +19,10 @@ from commands import export, words
 from commands.exporting import exported
 from commands.looking import Model, load
 from datamodules.images import ImageError, read
+from evaluation import voters
 from evaluation.files import read_json
 from evaluation.selective import fit_referral
+from evaluation.study_folder import voters_of
 from evaluation.table import PredictionTable
 
 BACKENDS = ("torch", "onnxruntime")
@@ -111,20 +113,27 @@ def refer_below(asked: argparse.Namespace, model: Model) -> float | None:
         return None if asked.refer_below is None else float(asked.refer_below)
     file = val_table(asked.model, model)
     table = PredictionTable.read(file)
-    stated = table.meta.get("weights", "")
-    alone = model.members[0].weights if len(model.members) == 1 else stated
-    if table.class_names != model.class_names or stated != alone:
-        raise ValueError(f"--refer-risk: {file} is not of this model's classes and weights")
+    if not is_of(table, file.parents[1], model):
+        raise ValueError(f"--refer-risk: {file} is not of this model's classes, weights and voter")
     return fit_referral(table, asked.refer_risk).threshold
+
+
+def is_of(table: PredictionTable, folder: Path, model: Model) -> bool:
+    """Whether a folder's val table is what this model says; a voter of others is refused."""
+    weights = [member.weights for member in model.members]
+    if (folder / "voter.json").is_file():
+        return voters.load(folder, weights, model.class_names).kind == model.kind
+    said = list(table.meta.get("members", {}).values()) or [table.meta]
+    found = [one.get("weights") for one in said]
+    return (table.class_names, found) == (model.class_names, weights)
 
 
 def val_table(path: Path, model: Model) -> Path:
     """What the model said of val: in its run folder, or in its study's folder of voters."""
-    folder = path if path.is_dir() else path.parent
-    voters = folder.parent / "voters"
+    folder = (path if path.is_dir() else path.parent).resolve()
     own = [folder / "predictions" / "val.parquet"]
-    if len(model.members) > 1 and (voters / "voter.json").is_file():
-        own.append(voters / "predictions" / "val.parquet")
+    if len(model.members) > 1 and (voters_of(folder) / "voter.json").is_file():
+        own.append(voters_of(folder) / "predictions" / "val.parquet")
     found = [file for file in own if file.is_file()]
     if not found:
         raise ValueError(f"--refer-risk: no val table in {', '.join(map(str, own))}")

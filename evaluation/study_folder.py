@@ -8,6 +8,12 @@ import pandas as pd
 from evaluation.table import PredictionTable
 
 
+def voters_of(council: Path) -> Path:
+    """Where a council's fitted voters lie: `voters-x` beside `council-x`, else `voters`."""
+    name = council.name.replace("council", "voters", 1)
+    return council.with_name(name if name != council.name else "voters")
+
+
 @dataclass(frozen=True)
 class StudyFolder:
     """A study's folder, read and never written."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from evaluation import pooling, voters
 from evaluation.files import read_json
+from evaluation.study_folder import voters_of
 from evaluation.table import PredictionTable
 from evaluation.voters import Council
 from lightning_modules import checkpoints
@@ -164,7 +165,7 @@ def load_council(path: str | Path) -> EnsembleModule:
     """The council of a council.json, or of the run folder that holds it.
 
     Members are found from the file's folder and must have the hashes that it states; a fitted
-    voter is read from voter.json in that folder, in its `voters`, or in that of its study.
+    voter is read from voter.json in that folder, in its `voters`, or in its study's voters of it.
     """
     file = Path(path) / "council.json" if Path(path).is_dir() else Path(path)
     said = read_json(file)
@@ -172,7 +173,7 @@ def load_council(path: str | Path) -> EnsembleModule:
         raise ValueError(f"{file}: format {said.get('format')!r}, this reads 1")
     members = {name: file.parent / one["path"] for name, one in said["members"].items()}
     council = EnsembleModule(
-        said["class_names"], [str(p) for p in members.values()], _voter(file, said["voter"]["kind"])
+        said["class_names"], [str(p) for p in members.values()], _voter(file, said["voter"])
     )
     for block, (name, one) in zip(council.blocks, said["members"].items(), strict=True):
         if block.weights != one["weights"]:
@@ -181,18 +182,20 @@ def load_council(path: str | Path) -> EnsembleModule:
     return council.eval()
 
 
-def _voter(file: Path, kind: str) -> str:
-    folder = file.parent
-    places = [folder, folder / "voters", folder / "voters" / kind, folder.parent / "voters"]
+def _voter(file: Path, said: dict[str, str]) -> str:
+    """The folder of the voter that a council states, or its kind where nothing was fitted."""
+    folder, kind = file.resolve().parent, said["kind"]
+    places = [folder, folder / "voters", folder / "voters" / kind, voters_of(folder)]
     for place in places:
-        if (place / "voter.json").is_file() and _kind(place) == kind:
+        if (place / "voter.json").is_file() and _is_stated(place, said):
             return str(place)
-    if kind not in UNFITTED:
+    if kind not in UNFITTED or said.get("fitted_on"):
         looked = ", ".join(str(place) for place in places)
         raise ValueError(f"{file}: no voter.json of its voter {kind!r} in {looked}")
     return kind
 
 
-def _kind(folder: Path) -> str:
-    voter = read_json(folder / "voter.json").get("voter", {})
-    return str(voter.get("kind", ""))
+def _is_stated(folder: Path, said: dict[str, str]) -> bool:
+    found = read_json(folder / "voter.json")
+    kind = found.get("voter", {}).get("kind")
+    return (kind, found.get("fitted_on", "")) == (said["kind"], said.get("fitted_on", ""))

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from commands.studies.file import COUNCIL, Study
+from commands.studies.file import Study
 from commands.studies.layers import arguments
 from commands.studies.processes import Run
+from evaluation.study_folder import voters_of
 
 MEMBERS = "members"
-VOTERS = "voters"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _voters(study: Study, folder: Path, council: str, each: Round) -> Run:
     for split in ("val", "test"):
         tables = [str(member / "predictions" / f"{split}.parquet") for member in members]
         words += [f"--{split}", *tables]
-    run = folder / f"{council.replace(COUNCIL, VOTERS, 1)}{each.suffix}"
+    run = voters_of(folder / f"{council}{each.suffix}")
     words += ["-o", str(run), "--voter", study.voter]
     words += ["--attribute", study.attribute] if study.attribute else []
     words += ["--attend", *study.attend] if study.attend else []
@@ -100,8 +100,8 @@ def _voters(study: Study, folder: Path, council: str, each: Round) -> Run:
 def _council(study: Study, folder: Path, council: str, each: Round) -> Run:
     """Tests the council by its fitted voter."""
     members = member_folders(study, folder, council, each)
-    run, voters = (folder / f"{name}{each.suffix}" for name in
-                   (council, council.replace(COUNCIL, VOTERS, 1)))  # fmt: skip
+    run = folder / f"{council}{each.suffix}"
+    voters = voters_of(run)
     words = ["test", *arguments((study.base, *study.council)), *each.flags, "--run", str(run)]
     words += ["--model.init_args.voter", str(voters)]
     words += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]

@@ -9,10 +9,10 @@ import pandas as pd
 from commands.studies import controls, costs, repeats
 from commands.studies.file import COUNCIL, Study
 from commands.studies.results import Runs, figures_of, gates, subjects, verdict
-from commands.studies.runs import VOTERS
 from evaluation.files import write_json, write_text
 from evaluation.intervals import Figure
 from evaluation.results import read_results
+from evaluation.study_folder import voters_of
 
 FOLDER = "results"
 
@@ -59,8 +59,7 @@ def voters(folder: Path, councils: list[str]) -> pd.DataFrame:
     """Figures of every voter, and its gain over the best single member."""
     parts = []
     for council in councils:
-        kept = folder / council.replace(COUNCIL, VOTERS, 1) / "results.json"
-        others = read_results(kept).others
+        others = read_results(voters_of(folder / council) / "results.json").others
         shown = {name: each for name, each in others.items() if not name.startswith("member/")}
         parts.append(_figures(shown).rename(columns={"run": "voter"}).assign(council=council))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

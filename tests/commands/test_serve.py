@@ -23,7 +23,7 @@ from evaluation.voters import Council
 from evaluation.weights import PerPart
 from lightning_modules import checkpoints
 from main import main
-from tests.commands.saved import CLASSES
+from tests.commands.saved import CLASSES, council_of
 from tests.commands.served import client, film, post
 
 
@@ -190,8 +190,46 @@ def test_a_threshold_is_not_chosen_by_another_models_table(resnet, larger, tmp_p
     shutil.copy(larger / "best.ckpt", tmp_path / "best.ckpt")
     shutil.copytree(resnet / "predictions", tmp_path / "predictions")
     asked = serve.parser().parse_args([str(tmp_path), "--refer-risk", "0.3"])
-    with pytest.raises(ValueError, match="is not of this model's classes and weights"):
+    with pytest.raises(ValueError, match="is not of this model's classes, weights and voter"):
         serve.refer_below(asked, load(tmp_path))
+
+
+@pytest.fixture
+def refer(resnet, served_files, tmp_path):
+    """Asks council-all for its threshold, with a voter of these members' hashes beside it."""
+    folder = council_of(tmp_path / "council-all", served_files)
+    model = load(folder)
+
+    def asked(hashes):
+        fitted = Council(model.council.voter, hashes, CLASSES)
+        voters.save(tmp_path / "voters-all", fitted)
+        shutil.copytree(resnet / "predictions", tmp_path / "voters-all/predictions")
+        return serve.refer_below(
+            serve.parser().parse_args([str(folder), "--refer-risk", "0.3"]), model
+        )
+
+    return asked
+
+
+def test_a_councils_threshold_is_chosen_by_its_own_voters(refer, resnet, served_files):
+    table = PredictionTable.read(resnet / "predictions" / "val.parquet")
+    hashes = [checkpoints.read(file)[0].weights for file in served_files]
+    assert refer(hashes) == fit_referral(table, 0.3).threshold
+
+
+def test_voters_of_other_members_choose_no_threshold(refer):
+    with pytest.raises(ValueError, match=r"voters-all.voter.json: fitted for the members"):
+        refer(["older", "than these"])
+
+
+def test_a_councils_own_table_must_be_of_its_members(served_model, resnet, tmp_path):
+    table = PredictionTable.read(resnet / "predictions" / "val.parquet")
+    hashes = [member.weights for member in served_model.members]
+    for found, expected in ((hashes, True), (hashes[::-1], False)):
+        members = {str(at): {"weights": weights} for at, weights in enumerate(found)}
+        stated = replace(table, meta={**table.meta, "members": members})
+        assert serve.is_of(stated, tmp_path, served_model) is expected
+    assert not serve.is_of(table, tmp_path, served_model)
 
 
 def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(

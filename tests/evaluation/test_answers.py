@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from evaluation.answers import answers, surest
 from evaluation.inline import look
 from evaluation.report import Text
-from evaluation.study_folder import StudyFolder
+from evaluation.study_folder import StudyFolder, voters_of
 from evaluation.style import panels
 from evaluation.table import PredictionTable
 
@@ -53,6 +55,19 @@ def test_a_study_folder_knows_its_runs(tmp_path):
         study.run("c")
     with pytest.raises(ValueError, match="no finished member"):
         StudyFolder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("council", "voters"),
+    [
+        ("council", "voters"),
+        ("council-all_7", "voters-all_7"),
+        ("council-seed0-fold1", "voters-seed0-fold1"),
+        ("chosen", "voters"),
+    ],
+)
+def test_each_council_has_voters_of_its_own(council, voters):
+    assert voters_of(Path("runs/x") / council) == Path("runs/x") / voters
 
 
 def test_sections_and_drawings_are_shown_in_a_notebook():

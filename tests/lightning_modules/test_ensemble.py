@@ -1,9 +1,15 @@
 """A council's module by itself: order of classes, ways to keep members, what is refused."""
 
+import json
+
 import pytest
 import torch
 
+from evaluation import voters
+from evaluation.calibration import Temperature
+from evaluation.pooling import Soft
 from lightning_modules import EnsembleModule, checkpoints
+from lightning_modules.ensemble import load_council
 
 CLASSES = ["none", "simple", "comminuted"]
 
@@ -61,3 +67,39 @@ def test_a_council_is_not_fitted(runs):
 def test_a_voter_that_is_neither_known_nor_fitted_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match=r"voter: '.*' is neither one of soft, geometric"):
         EnsembleModule(CLASSES, runs, str(tmp_path))
+
+
+@pytest.fixture
+def convened(runs, tmp_path):
+    """Writes a council.json of the runs into a folder, with what it says of its voter."""
+
+    def written(name, fitted_on, temperature=None):
+        blocks = {run: checkpoints.read(f"{run}/best.ckpt")[0] for run in runs}
+        members = {r: {"path": f"{r}/best.ckpt", "weights": b.weights} for r, b in blocks.items()}
+        said = {"format": 1, "class_names": CLASSES, "members": members,
+                "voter": {"kind": "soft", "fitted_on": fitted_on}}  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "council.json").write_text(json.dumps(said))
+        if temperature is not None:
+            hashes = [block.weights for block in blocks.values()]
+            fitted = voters.Council(Soft(), hashes, CLASSES, Temperature(temperature), fitted_on)
+            voters.save(tmp_path / name.replace("council", "voters"), fitted)
+        return tmp_path / name
+
+    return written
+
+
+def test_each_council_of_a_study_is_calibrated_by_its_own_voters(convened, monkeypatch):
+    heats = {"council": 0.5, "council-all_7": 0.6, "council-seed0-fold1": 0.7}
+    for name, heat in heats.items():
+        assert load_council(convened(name, "val", heat)).council.temperature.value == heat
+        monkeypatch.chdir(convened(f"{name}-here", "val", heat))
+        assert load_council("council.json").council.temperature.value == heat
+
+
+def test_a_voter_that_is_not_the_one_stated_is_not_taken(convened):
+    lost = convened("council-lost", "val")
+    with pytest.raises(ValueError, match=r"no voter.json of its voter 'soft' in .*voters-lost"):
+        load_council(lost)
+    convened("council", "val", 0.5)
+    assert load_council(convened("plain", "")).council.temperature.value == 1
