@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from callbacks import masks, stage_two
+from callbacks import masks, stage_two, weights
 from callbacks.held import Held
 from callbacks.masks import Layer
 from callbacks.prunable import Prunable, prunable
@@ -100,6 +100,12 @@ class TwoStageSparseTraining(L.Callback):
         self._sparse = stage_two.sparse_optimisation(asked, self.recovery, self.sparse_epochs)
         cast(Any, pl_module).optimisation = self._dense
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses a `start` that cannot be used; a resumed training has no more need of it."""
+        if self.start is not None and self._state is None:
+            path = Path(self.start)
+            weights.require_same_data(path, weights.content_of(path), trainer, pl_module)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Joins the schedules; after a resume takes the masks up and verifies them."""
         per_epoch = stage_two.steps_an_epoch(trainer)
@@ -183,7 +189,7 @@ class TwoStageSparseTraining(L.Callback):
                              zip(self._found.layers, kept, strict=True)])  # fmt: skip
         return {
             "activation_rate": sum(kept) / sum(layer.size for layer in self._found.layers),
-            "weights_zero_fraction": stage_two.zeros(module),
+            "weights_zero_fraction": weights.zeros(module),
             "macs_theoretical": float(macs),
             "macs_theoretical_ratio": macs / self._found.macs,
             "churn": self.churned,
@@ -222,10 +228,10 @@ class TwoStageSparseTraining(L.Callback):
         """Stage 2: the best dense weights, a new optimizer state, new rates."""
         source = Path(self.start) if self.start else None
         if self.dense_epochs:
-            source = stage_two.keep_dense(trainer)
+            source = stage_two.keep_dense(trainer, self.dense_epochs)
         if source is not None:
-            stage_two.load_weights(source, trainer, module)
-            stage_two.forget_averages(trainer)
+            weights.put(source, weights.content_of(source), trainer, module)
+            weights.forget_averages(trainer)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         stage_two.begin_schedules(trainer)
@@ -293,7 +299,7 @@ class TwoStageSparseTraining(L.Callback):
         self._held.hold_weights()
         for optimizer in trainer.optimizers:
             self._held.hold_state(optimizer)
-        for average in stage_two.averages(trainer):
+        for average in weights.averages(trainer):
             self._held.hold_copy(average)
 
     def _after_step(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Going from the dense stage to the sparse one: weights, rates, and who sleeps meanwhile."""
+"""Going from the dense stage to the sparse one: files, rates, and who sleeps meanwhile."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from typing import Any, Literal, Protocol, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
-from torch import Tensor, nn
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR
+
+from callbacks.weights import content_of
 
 DENSE = "dense.ckpt"
 
@@ -92,14 +93,16 @@ def begin_schedules(trainer: L.Trainer) -> None:
             vars(config.scheduler).update(plateau_share=1.0, best=math.inf, waited=0)
 
 
-def keep_dense(trainer: L.Trainer) -> Path:
+def keep_dense(trainer: L.Trainer, dense_epochs: int) -> Path:
     """Moves the best checkpoint of stage 1 to dense.ckpt; after a resume it may be there already.
 
-    best.ckpt is from then on what it says: the best at the final density.
+    best.ckpt is from then on what it says: the best at the final density. A training that was
+    killed in stage 2 may have left one of that kind, which is no dense model and is not moved.
     """
     dense = Path(trainer.default_root_dir) / DENSE
     best = [Path(c.best_model_path) for c in _choosers(trainer) if c.best_model_path]
-    if trainer.is_global_zero and best and best[0].is_file():
+    found = trainer.is_global_zero and best and best[0].is_file()
+    if found and content_of(best[0])["epoch"] < dense_epochs:
         best[0].replace(dense)
     trainer.strategy.barrier()
     if not dense.is_file():
@@ -107,32 +110,6 @@ def keep_dense(trainer: L.Trainer) -> Path:
     for chooser in _choosers(trainer):
         _forget(chooser)
     return dense
-
-
-def load_weights(path: Path, trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Weights of a checkpoint of the same data into the module and its averages."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    _require_same_data(path, content.get("consilium", {}), trainer, module)
-    try:
-        module.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    for average in averages(trainer):
-        average.load_state_dict(content["state_dict"])
-
-
-def averages(trainer: L.Trainer) -> list[nn.Module]:
-    """The averaged copies of the module that Lightning's callbacks keep."""
-    kept = [vars(c)["_average_model"] for c in _callbacks(trainer, WeightAveraging)]
-    return [model.module for model in kept if model is not None]
-
-
-def forget_averages(trainer: L.Trainer) -> None:
-    """Averages begin anew with the weights of stage 2."""
-    for callback in _callbacks(trainer, WeightAveraging):
-        model = vars(callback)["_average_model"]
-        if model is not None:
-            model.n_averaged.zero_()
 
 
 class Sleep:
@@ -194,25 +171,3 @@ def _forget(chooser: ModelCheckpoint) -> None:
     worst = torch.tensor(math.inf if chooser.mode == "min" else -math.inf)
     chooser.best_k_models, chooser.best_model_path, chooser.best_model_score = {}, "", None
     chooser.kth_best_model_path, chooser.kth_value = "", worst
-
-
-def _require_same_data(
-    path: Path, block: dict[str, Any], trainer: L.Trainer, module: L.LightningModule
-) -> None:
-    """Nobody goes on from weights that may have seen what is now held out."""
-    data = vars(trainer).get("datamodule")
-    if data is None or not hasattr(data, "manifest"):
-        return
-    digest = data.manifest.digest()
-    if block.get("manifest_digest") != digest:
-        raise ValueError(f"{path}: was trained on another manifest; its splits may leak into these")
-    names = list(getattr(module, "class_names", []))
-    if block.get("class_names") != names:
-        raise ValueError(f"{path}: has classes {block.get('class_names')}, not {names}")
-
-
-def zeros(module: nn.Module) -> float:
-    """Share of all numbers of the module's parameters that are 0."""
-    parameters: list[Tensor] = [p.detach() for p in module.parameters()]
-    none = sum(p.numel() - int(p.count_nonzero()) for p in parameters)
-    return none / sum(p.numel() for p in parameters)

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import torch
 
-from callbacks.stage_two import load_weights
+from callbacks import weights
 
 
 class StartFrom(L.Callback):
@@ -27,10 +26,8 @@ class StartFrom(L.Callback):
         if stage != "fit":
             return
         path = Path(self.start)
-        if not path.is_file():
-            raise ValueError(f"start: no checkpoint at {self.start}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = weights.content_of(path)
         structure = content.get("consilium", {}).get("structure")
         if structure:
             cast(Any, pl_module).restructure(structure)
-        load_weights(path, trainer, pl_module)
+        weights.put(path, content, trainer, pl_module)

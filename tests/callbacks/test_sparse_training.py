@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from callbacks import TwoStageSparseTraining
+from callbacks import StartFrom, TwoStageSparseTraining
 from callbacks.held import Held
 from callbacks.ramp import Ramp
 from callbacks.stage_two import Recovery
@@ -169,6 +170,46 @@ def test_stage_two_starts_from_the_best_of_stage_one(tmp_path):
     runs.run(tmp_path, sparse(1.0, 2, 2), Spoil(), net=net)
     assert torch.load(tmp_path / "dense.ckpt", weights_only=True)["epoch"] == 0
     assert seen[0] < 5
+
+
+class KeepLast(runs.L.Callback):
+    """The last.ckpt of stage 1, as a training that is killed in stage 2 would find it."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        folder = Path(trainer.default_root_dir)
+        if trainer.current_epoch == 1:
+            (folder / "end.ckpt").write_bytes((folder / "last.ckpt").read_bytes())
+
+
+def test_a_sparse_best_is_not_taken_for_the_dense_one(tmp_path):
+    """Killed behind the best.ckpt of the first sparse epoch, in front of its last.ckpt."""
+    runs.run(tmp_path, sparse(ramp=Ramp(0.2, 2)), KeepLast())
+    dense, last = ((tmp_path / name).read_bytes() for name in ("dense.ckpt", "last.ckpt"))
+    runs.run(tmp_path, sparse(ramp=Ramp(0.2, 2)), ckpt=tmp_path / "end.ckpt")
+    assert (tmp_path / "dense.ckpt").read_bytes() == dense
+    assert (tmp_path / "best.ckpt").is_file()
+    one, other = (torch.load(io.BytesIO(last), weights_only=True),
+                  torch.load(tmp_path / "last.ckpt", weights_only=True))  # fmt: skip
+    assert runs.same(one["state_dict"], other["state_dict"])
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "start: no checkpoint at .*wrong.ckpt"),
+    (b"", "wrong.ckpt is no checkpoint, or damaged"),
+    (b"no zip", "wrong.ckpt is no checkpoint, or damaged"),
+    ({"epoch": 1}, "wrong.ckpt holds no weights of a checkpoint"),
+])  # fmt: skip
+def test_a_wrong_start_is_refused_before_anything_is_trained(content, message, tmp_path):
+    file = tmp_path / "wrong.ckpt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        torch.save(content, file)
+    for callback in (sparse(dense=0, start=str(file)), StartFrom(str(file))):
+        watch = runs.Watch(sparse())
+        with pytest.raises(ValueError, match=message):
+            runs.run(tmp_path, None, callback, watch, epochs=2)
+        assert watch.rates == []
 
 
 def test_random_masks_ignore_the_weights(tmp_path):
