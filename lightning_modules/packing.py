@@ -16,6 +16,7 @@ FORMAT = 1
 SUFFIX = ".packed.safetensors"
 KEY = "consilium.packed"
 BITMAP, WHOLE = "bitmap", "whole"
+DAMAGE = (zlib.error, AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 Weights = dict[str, Tensor]
 Entry = list[Any]  # name, type in the network, shape, type in the file, bitmap or whole
 
@@ -89,14 +90,14 @@ def read(path: Path) -> tuple[dict[str, Any], Weights]:
             packed = {name: file.get_tensor(name) for name in list(file.keys())}
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a packed file ({error})") from None
-    if said is None or said.get("format") != FORMAT:
-        found = "no packed file" if said is None else f"format {said.get('format')!r}"
+    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        found = f"format {said.get('format')!r}" if isinstance(said, dict) else "no packed file"
         raise ValueError(f"{path}: {found}, this reads packed files of format {FORMAT}")
     try:
         weights = unpack(packed, said["weights"])
-    except (zlib.error, KeyError, TypeError, ValueError, RuntimeError) as error:
+        return said["said"] | {"train_ids": packed["train_ids"]}, weights
+    except DAMAGE as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
-    return said["said"] | {"train_ids": packed["train_ids"]}, weights
 
 
 def is_packed(path: Path) -> bool:

@@ -22,7 +22,7 @@ def narrow(net: nn.Module, kept: Kept) -> None:
         if layer is None:
             raise ValueError(f"structure: the network has no layer {name!r}")
         if not isinstance(sides, dict) or not sides or not set(sides) <= {"out", "in"}:
-            raise ValueError(f"structure: {name} says {list(sides)}; a side is 'out' or 'in'")
+            raise ValueError(f"structure: {name} says {str(sides)[:40]}; a side is 'out' or 'in'")
         for side, left in sides.items():
             _require(f"{name}, {side}", left, _width(name, layer, side))
             _narrowed(layer, side, left)
@@ -79,7 +79,8 @@ def _width(name: str, layer: nn.Module, side: str) -> int:
 def _require(where: str, left: Sequence[int], width: int) -> None:
     whole = isinstance(left, list) and all(type(i) is int for i in left)
     if not whole or not left or sorted(set(left)) != left or not 0 <= left[0] <= left[-1] < width:
-        raise ValueError(f"structure: {where} keeps {left[:5]}..., not some of 0..{width - 1}")
+        shown = str(left)[:40]
+        raise ValueError(f"structure: {where} keeps {shown}, not some of 0..{width - 1} in order")
 
 
 def _narrowed(layer: nn.Module, side: str, left: list[int]) -> None:

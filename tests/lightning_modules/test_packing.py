@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from datamodules.preprocess import Preprocess
 from evaluation.results import read_results
@@ -134,3 +135,38 @@ def test_what_is_not_packed_is_refused_by_name(packed, tmp_path):
     wrong.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     with pytest.raises(ValueError, match=r"wrong\.packed"):
         checkpoints.load(wrong)
+
+
+def other_type(header):
+    header["weights"][0][1] = "float17"
+
+
+def nothing_said(header):
+    del header["said"]
+
+
+def said_as_text(header):
+    header["said"] = "all"
+
+
+@pytest.mark.parametrize(("spoil", "left_out", "message"), [
+    (other_type, "", "damaged .AttributeError: .*float17"),
+    (nothing_said, "", "damaged .KeyError: 'said'"),
+    (said_as_text, "", "damaged .TypeError"),
+    (dict, "train_ids", "damaged .KeyError: 'train_ids'"),
+])  # fmt: skip
+def test_a_damaged_header_is_refused_by_name(packed, tmp_path, spoil, left_out, message):
+    with safe_open(packed, "pt") as file:
+        header = json.loads(file.metadata()[packing.KEY])
+    spoil(header)
+    kept = {name: t for name, t in load_file(packed).items() if name != left_out}
+    (tmp_path / "x.packed.safetensors").write_bytes(save(kept, {packing.KEY: json.dumps(header)}))
+    with pytest.raises(ValueError, match=rf"x\.packed\.safetensors: {message}"):
+        checkpoints.load(tmp_path / "x.packed.safetensors")
+
+
+def test_a_header_that_is_no_table_is_refused(tmp_path):
+    file = tmp_path / "list.packed.safetensors"
+    file.write_bytes(save({"w": torch.zeros(1)}, {packing.KEY: "[1]"}))
+    with pytest.raises(ValueError, match="no packed file, this reads packed files of format 1"):
+        checkpoints.load(file)

@@ -58,13 +58,15 @@ def test_two_structures_are_one():
 @pytest.mark.parametrize(("kept", "message"), [
     ({"9": {"out": [0]}}, "no layer '9'"),
     ({"2": {"out": [0]}}, "2 is a ReLU, which is not narrowed"),
-    ({"0": {"up": [0]}}, r"0 says \['up'\]; a side is 'out' or 'in'"),
+    ({"0": {"up": [0]}}, r"0 says \{'up': \[0\]\}; a side is 'out' or 'in'"),
     ({"0": {"out": []}}, "0, out keeps"),
     ({"0": {"out": [1, 0]}}, "0, out keeps"),
-    ({"0": {"out": [0, 6]}}, r"0, out keeps \[0, 6\]..., not some of 0..5"),
+    ({"0": {"out": [0, 6]}}, r"0, out keeps \[0, 6\], not some of 0..5"),
     ({"0": {"out": [-1, 0]}}, "0, out keeps"),
     ({"0": {"out": [0.0, 1.0]}}, "0, out keeps"),
     ({"0": {"out": "01"}}, "0, out keeps"),
+    ({"0": {"out": 3}}, "0, out keeps 3, not"),
+    ({"0": 3}, "0 says 3; a side"),
     ({"0": ["out"]}, r"0 says \['out'\]"),
 ])  # fmt: skip
 def test_a_structure_that_does_not_fit_is_refused(kept, message):
