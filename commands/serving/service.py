@@ -140,8 +140,8 @@ class Service:
     def _check(self, form: Form) -> None:
         """What the models need beside the pixels."""
         attribute = self.model.attribute
-        if attribute and not form.part:
-            raise HTTPException(422, f"body_part is missing: this council's voter weighs its "
+        if attribute and form.part.strip() in ("", "nan"):
+            raise HTTPException(422, f"body_part is {form.part!r}: this council's voter weighs its "
                                 f"members by {attribute}")  # fmt: skip
         if form.maps and not self.model.has_maps:
             raise HTTPException(422, "maps: this export has none; serve the checkpoints")

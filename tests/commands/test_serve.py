@@ -127,7 +127,9 @@ def test_a_council_that_needs_the_body_part_asks_for_it(served_model):
     parts = replace(served_model, council=replace(served_model.council, voter=voter))
     with client(parts) as asked:
         assert asked.get("/v1/model").json()["body_parts"] == ["elbow", "wrist"]
-        assert "body_part is missing" in post(asked, [film()]).json()["detail"]
+        for none in ("", " ", "nan"):
+            detail = post(asked, [film()], body_part=none).json()["detail"]
+            assert f"body_part is {none!r}: this council's voter" in detail
         for part, member in (("elbow", 0), ("wrist", 1)):
             answer = post(asked, [film()], body_part=part).json()["answers"][0]
             expected = answer["members"][member]["probabilities"]

@@ -96,9 +96,7 @@ def test_a_body_that_does_not_come_is_not_waited_for():
 def test_what_waits_goes_through_the_models_together(held):
     sizes = []
     desk = Desk(held, together=4, seen=sizes.append)
-    name, data = film()
-    seen = held.prepare(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE))
-    asked = Asked(name, seen, np.zeros((4, 4), np.uint8), 4, 4, "", False)
+    asked = wanted(held)
     first = desk.submit(asked)
     until(lambda: sizes == [1])
     futures = [desk.submit(asked) for _ in range(7)]
@@ -109,6 +107,35 @@ def test_what_waits_goes_through_the_models_together(held):
     expected = first.result().probabilities
     for future in (*futures[:2], *futures[3:]):
         assert future.result().probabilities == pytest.approx(expected, abs=1e-6)
+
+
+def wanted(model, part=""):
+    name, data = film()
+    seen = model.prepare(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE))
+    return Asked(name, seen, np.zeros((4, 4), np.uint8), 4, 4, part, False)
+
+
+def test_one_callers_fault_costs_those_who_wait_beside_it_nothing(held):
+    class Picky(Held):
+        def answer(self, seen, parts):
+            found = super().answer(seen, parts)
+            if "knee" in parts:
+                raise ValueError("a knee")
+            return found
+
+    picky, sizes = Picky(held.members, held.council, held.device), []
+    object.__setattr__(picky, "let", held.let)
+    desk = Desk(picky, seen=sizes.append)
+    futures = [desk.submit(wanted(held))]
+    until(lambda: sizes == [1])
+    futures += [desk.submit(wanted(held, part)) for part in ("", "knee", "")]
+    held.let.set()
+    desk.close()
+    assert sizes == [1, 3]
+    assert str(futures[2].exception()) == "a knee"
+    expected = futures[0].result().probabilities
+    for at in (1, 3):
+        assert futures[at].result().probabilities == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_fault_of_the_models_is_the_callers_answer_and_not_the_end(served_model):
