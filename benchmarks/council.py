@@ -50,8 +50,6 @@ def main() -> None:
         ratios = [a / b for a, b in zip(seconds["council"], seconds[name], strict=True)]
         print(f"council / {others}: {statistics.median(ratios):.3f} "
               f"({min(ratios):.3f} to {max(ratios):.3f}), {asked.images} images")  # fmt: skip
-    if asked.device == "cuda":
-        memory(files, data)
 
 
 def arguments() -> argparse.Namespace:
@@ -128,25 +126,6 @@ def alternated(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str,
             if at:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def memory(files: list[Path], data: Callable[[Preprocess], ImageDataModule]) -> None:
-    """Peak device memory of the council, one member at a time, beside that of each member."""
-    peaks = []
-    for chosen in ([str(file)] for file in files):
-        peaks.append(peak(EnsembleModule(CLASSES, chosen), data(Preprocess())))
-    apart = EnsembleModule(CLASSES, [str(file) for file in files], one_at_a_time=True)
-    ratio = peak(apart, data(Preprocess())) / max(peaks)
-    print(f"peak memory, one at a time / largest member alone: {ratio:.2f}")
-
-
-def peak(module: torch.nn.Module, data: ImageDataModule) -> int:
-    """Peak bytes on the device during a test."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    tested(module, data, "cuda")
-    module.to("cpu")
-    return torch.cuda.max_memory_allocated()
 
 
 if __name__ == "__main__":

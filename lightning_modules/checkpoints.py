@@ -106,9 +106,12 @@ def write_block(checkpoint: dict[str, Any], **facts: Any) -> None:
     checkpoint[KEY] = asdict(Block(weights=weights, versions=versions(), **facts))
 
 
-def read(path: str | Path) -> tuple[Block, dict[str, Tensor]]:
-    """The block and the weights of a checkpoint file; no code in the file is run."""
-    content = content_of(Path(path))
+def read(path: str | Path, mapped: bool = False) -> tuple[Block, dict[str, Tensor]]:
+    """The block and the weights of a checkpoint file; no code in the file is run.
+
+    Mapped weights stay in the file until they are used, and take no memory of their own.
+    """
+    content = content_of(Path(path), mapped)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a Consilium checkpoint (it holds no dictionary)")
     return read_block(content, str(path)), content["state_dict"]
@@ -133,14 +136,14 @@ def read_block(content: dict[str, Any], path: str) -> Block:
     return Block(**said)
 
 
-def load(path: str | Path) -> tuple[nn.Module, Block]:
+def load(path: str | Path, mapped: bool = False) -> tuple[nn.Module, Block]:
     """The module of a checkpoint in eval mode, without its YAML and without network."""
-    block, state = read(path)
+    block, state = read(path, mapped)
     if weights_hash(state) != block.weights:
         raise CheckpointError(f"{path}: the weights do not have the hash that the file states")
     module = build(block)
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=mapped)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from None
     return module.eval(), block
@@ -184,7 +187,7 @@ def refuse_training_ids(block: Block, ids: Iterable[str], where: str) -> None:
         )
 
 
-def content_of(path: Path) -> object:
+def content_of(path: Path, mapped: bool = False) -> object:
     """What a checkpoint file holds, an ordinary or a packed one; no code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -194,7 +197,7 @@ def content_of(path: Path) -> object:
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: truncated, or not a checkpoint (no zip archive of torch)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""

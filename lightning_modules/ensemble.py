@@ -31,8 +31,8 @@ class EnsembleModule(ExactModule):
         members: checkpoint files, run folders (their best.ckpt), or patterns of either.
         voter: soft, geometric or majority, or the folder of a fitted voter (voter.json), which is
             held against the members.
-        one_at_a_time: keep only the member that is looking on the device, and the others in main
-            memory.
+        one_at_a_time: keep only the member that is looking on the device; the others stay in their
+            files, which the system reads again as memory allows.
         channels_last: keep weights in the layout that GPUs with tensor cores prefer.
         compile: compile each member at its first batch.
     """
@@ -50,7 +50,7 @@ class EnsembleModule(ExactModule):
         self.class_names = class_names
         self.paths = paths = find_members(members)
         self.member_names = tuple(member_names(paths))
-        loaded = [checkpoints.load(path) for path in paths]
+        loaded = [checkpoints.load(path, mapped=one_at_a_time) for path in paths]
         self.blocks = [block for _, block in loaded]
         self.orders = [self._order(p, b) for p, b in zip(paths, self.blocks, strict=True)]
         self.council = self._convened(voter)

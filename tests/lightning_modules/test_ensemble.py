@@ -1,6 +1,8 @@
 """A council's module by itself: order of classes, ways to keep members, what is refused."""
 
+import gc
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lightning_modules import EnsembleModule, checkpoints
 from lightning_modules.ensemble import load_council
 
 CLASSES = ["none", "simple", "comminuted"]
+MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,21 @@ def test_members_kept_apart_say_the_same_and_are_no_part_of_the_module(runs):
     assert torch.equal(asked(together), asked(apart))
     assert not list(apart.parameters())  # what a device is given
     assert list(together.parameters())
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="only Linux says which files are mapped")
+def test_members_kept_apart_stay_in_their_files(runs):
+    def mapped():
+        return {path for path in runs if f"{path}/best.ckpt" in MAPS.read_text()}
+
+    together = EnsembleModule(CLASSES, runs)
+    assert not mapped()
+    apart = EnsembleModule(CLASSES, runs, one_at_a_time=True)
+    asked(apart)
+    assert mapped() == set(runs)
+    del together, apart
+    gc.collect()
+    assert not mapped()
 
 
 def test_another_layout_of_the_weights_says_the_same(runs):
