@@ -1,14 +1,16 @@
 """The same few validation pictures with their heat maps, every few epochs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from callbacks.board import show
+from callbacks.weights import averages
 from evaluation import heat
 from evaluation.files import write_bytes
 from evaluation.heat import Shown
@@ -21,7 +23,8 @@ class Heatmaps(L.Callback):
     """heatmaps/epoch-NNN.png: what the model answers for a fixed handful, and where it looks.
 
     The pictures are taken from val class by class, as the network sees them; maps are of the true
-    class. A logger with `log_image` (W&B) is given the same picture.
+    class, and of the weights that the epoch's figures are of: of averages if there are any. A
+    logger with `log_image` (W&B) is given the same picture.
 
     Args:
         every: epochs between two pictures; the first and the last epoch are always drawn.
@@ -49,8 +52,7 @@ class Heatmaps(L.Callback):
         self.labels = [int(sample["label"]) for sample in samples]
         ids = data.manifest.table["id"]
         self.ids = [str(ids.iloc[sample["index"]]) for sample in samples]
-        size = int(self.seen.shape[-1])
-        self.explain = cast(Any, pl_module).explainer(size, self.method)
+        self.explainer(pl_module)  # refuses a method or a network before anything is trained
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws the handful."""
@@ -60,13 +62,20 @@ class Heatmaps(L.Callback):
             return
         if epoch % self.every and not last:
             return
-        png = self.draw(cast(Any, pl_module).class_names, pl_module.device)
+        # averages were measured and are saved, but have left the module by now
+        png = self.draw(next(iter(averages(trainer)), pl_module))
         write_bytes(Path(trainer.default_root_dir) / FOLDER / f"epoch-{epoch + 1:03d}.png", png)
         show(trainer.loggers, "val/heatmaps", png)
 
-    def draw(self, names: Sequence[str], device: torch.device) -> bytes:
-        """The handful with its maps as PNG."""
-        found = self.explain(self.seen.to(device), self.labels)
+    def explainer(self, module: nn.Module) -> Callable[[Tensor, list[int]], Any]:
+        """What gives the maps of `module` for images of the handful's size."""
+        made: Callable[..., Any] = cast(Any, module).explainer(self.seen.shape[-1], self.method)
+        return made
+
+    def draw(self, module: nn.Module) -> bytes:
+        """The handful with the maps of `module` as PNG."""
+        names, device = cast(Any, module).class_names, next(module.parameters()).device
+        found = self.explainer(module)(self.seen.to(device), self.labels)
         odds = torch.from_numpy(found.logits).softmax(dim=1).numpy()
         tiles = [visible(image.numpy()) for image in self.seen]
         shown = [

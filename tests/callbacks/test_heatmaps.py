@@ -1,10 +1,14 @@
 import cv2
+import lightning as L
 import numpy as np
 import pytest
 import torch
 
+from callbacks import AverageWeights, BestAndLast
 from callbacks.heatmaps import Heatmaps, handful, visible
-from lightning_modules import checkpoints
+from datamodules import ImageDataModule, Phantoms
+from datamodules.preprocess import Preprocess
+from lightning_modules import ImageClassifier, checkpoints
 
 ADDED = ["--trainer.callbacks+", "callbacks.Heatmaps", "--trainer.callbacks.every", "2"]
 
@@ -24,6 +28,32 @@ def test_the_fit_is_the_same_with_heatmaps(tiny, resnet, tmp_path):
     assert (first != last).any()
     plain, watched = (checkpoints.read(r / "last.ckpt")[1] for r in (resnet, run))
     assert all(torch.equal(plain[key], watched[key]) for key in plain)
+
+
+class Told(Heatmaps):
+    """Notes whose weights each picture was drawn of."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def draw(self, module):
+        self.drawn.append(checkpoints.weights_hash(module.state_dict()))
+        return super().draw(module)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_maps_are_of_the_weights_that_were_measured_and_saved(averaged, tmp_path):
+    names, told = ["none", "simple", "comminuted"], Told()
+    films = Phantoms(patients=12, films=1, val=0.3, root=str(tmp_path / "films"))
+    data = ImageDataModule(films, names, Preprocess(size=32), batch_size=4, workers=0)
+    callbacks = [BestAndLast(), *([AverageWeights(0.9)] if averaged else []), told]
+    trainer = L.Trainer(default_root_dir=tmp_path, max_epochs=2, callbacks=callbacks,
+                        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+                        enable_model_summary=False, use_distributed_sampler=False)  # fmt: skip
+    trainer.fit(ImageClassifier(names, "test_resnet", image_size=32), data)
+    assert told.drawn[-1] == checkpoints.read(tmp_path / "last.ckpt")[0].measured_weights
+    assert told.drawn[0] != told.drawn[1]
 
 
 def test_what_the_network_sees_is_made_visible():
