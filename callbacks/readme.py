@@ -16,7 +16,9 @@ from evaluation.files import write_bytes, write_json, write_text
 from evaluation.report import number
 from evaluation.results import Results, read_results
 
-OURS = ("grad_checkpointing", "channels_last", "commercial_only")  # not timm's own arguments
+# arguments of a backbone that are not timm's own
+OURS = ("grad_checkpointing", "channels_last", "compile", "commercial_only", "pretrained",
+        "image_size")  # fmt: skip
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
 FILES = {
     "best.ckpt": "weights and all that is needed to rebuild the model; read without pickle",
@@ -118,11 +120,8 @@ def text(folder: Path, about: dict[str, Any], results: Results | None) -> str:
         "\n".join(f"- `{name}`: {what}" for name, what in FILES.items() if _there(folder, name)),
         "## What it sees",
         f"```json\n{json.dumps(about['preprocess'])}\n```",
-        "## Use it",
-        "From this folder, in the environment of Consilium, with a picture as argument:",
-        f"```python\n{EXAMPLE}```",
-        *(_bare(about) if about["timm"] and about["outputs"] and not about["structure"] else []),
-        *_where(about),
+        *_use(folder, about),
+        *_where(folder, about),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -160,6 +159,17 @@ print(net.eval()(torch.zeros(1, 3, side, side)).shape)
 """
 
 
+def _use(folder: Path, about: dict[str, Any]) -> list[str]:
+    """How to load what lies in the folder; nothing of what does not."""
+    said = []
+    if _there(folder, "best.ckpt"):
+        how = "From this folder, in the environment of Consilium, with a picture as argument:"
+        said += [how, f"```python\n{EXAMPLE}```"]
+    if _there(folder, "model.json") and about["timm"] and about["outputs"]:
+        said += [] if about["structure"] else _bare(about)
+    return ["## Use it", *said] if said else []
+
+
 def _bare(about: dict[str, Any]) -> list[str]:
     said = "Without Consilium, with timm alone; pictures have to be prepared as said above"
     outputs = {"sigmoid": "the output is the logit of the second class"}
@@ -167,8 +177,9 @@ def _bare(about: dict[str, Any]) -> list[str]:
     return [said, f"```python\n{BARE}```"]
 
 
-def _where(about: dict[str, Any]) -> list[str]:
+def _where(folder: Path, about: dict[str, Any]) -> list[str]:
     layer, side = about["cam_layer"], about["preprocess"]["size"]
+    which = "." if _there(folder, "best.ckpt") else "CHECKPOINT"
     if layer is None:
         return ["## Where it looks", "This network has no layer with maps."]
     return [
@@ -176,7 +187,7 @@ def _where(about: dict[str, Any]) -> list[str]:
         f"Recommended layer for class activation maps: `{layer['name']}` ({layer['layout']}, "
         f"{layer['side']} x {layer['side']} at {side} pixels), the deepest stage whose map is at "
         "least 7 x 7. Maps over the original picture:",
-        "```bash\nconsilium explain . IMAGE... -o maps\n```",
+        f"```bash\nconsilium explain {which} IMAGE... -o maps\n```",
     ]
 
 

@@ -1,3 +1,4 @@
+import inspect
 import json
 import re
 import sys
@@ -6,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from callbacks.readme import BARE, EXAMPLE, OURS, text
 from evaluation.table import PredictionTable
-from lightning_modules import checkpoints
+from lightning_modules import backbones, checkpoints
 
 FILES = ("best.ckpt", "model.safetensors", "state_dict.pt", "model.json", "config.yaml",
          "results.json", "history.csv")  # fmt: skip
@@ -52,14 +54,38 @@ def test_every_format_holds_the_same_weights(resnet):
         assert torch.equal(value, safe[key])
 
 
-@pytest.mark.parametrize("key", ["backbone", "class_names", "preprocess", "cam_layer", "head"])
-def test_model_json_says_what_the_weights_are_of(resnet, key):
+WHAT = {
+    "format": 1,
+    "module": "ImageClassifier",
+    "backbone": "test_resnet",
+    "outputs": 3,
+    "arguments": {"drop_rate": 0.2},
+    "timm": True,
+    "class_names": ["none", "simple", "comminuted"],
+    "head": "softmax",
+    "cam_layer": {"name": "layer1", "layout": "NCHW", "side": 8},
+    "structure": {},
+}
+
+
+def test_model_json_says_what_the_weights_are_of(resnet):
     about = json.loads((resnet / "model.json").read_text())
-    wanted = {
-        "backbone": "test_resnet",
-        "class_names": ["none", "simple", "comminuted"],
-        "cam_layer": {"name": "layer1", "layout": "NCHW", "side": 8},
-        "head": "softmax",
-    }
-    assert about["preprocess"]["size"] == 32
-    assert about[key] == wanted.get(key, about[key])
+    preprocess = about.pop("preprocess")
+    assert about == WHAT
+    assert preprocess == checkpoints.read(resnet / "best.ckpt")[0].preprocess
+
+
+def test_no_argument_of_ours_is_said_to_be_one_of_timms():
+    of_build = inspect.signature(backbones.build).parameters.values()
+    assert set(OURS) == {one.name for one in of_build if one.kind is one.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(("files", "examples"), [
+    (("best.ckpt", "model.json"), [EXAMPLE, BARE]), (("model.json",), [BARE]), ((), []),
+])  # fmt: skip
+def test_only_files_that_are_there_are_used(files, examples, tmp_path):
+    for name in files:
+        (tmp_path / name).touch()
+    said = text(tmp_path, WHAT | {"preprocess": {"size": 32}}, None)
+    assert blocks(said) == examples
+    assert ("explain . IMAGE" in said) == ("best.ckpt" in files)
