@@ -44,15 +44,15 @@ class SaveConfig(SaveConfigCallback):
 
 
 class Record(L.Callback):
-    """After validate or test: figures with intervals to files and to the terminal."""
+    """After validate or test: figures with intervals to files and terminal, and a report."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps the figures of val, but not at every epoch of a fit."""
+        """Keeps the figures of val and draws their report, but not at every epoch of a fit."""
         if trainer.state.fn == "validate":
             self._keep(trainer, pl_module, "val", "results.val.json")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keeps the figures of test, and draws the report."""
+        """Keeps the figures of test and draws their report."""
         self._keep(trainer, pl_module, "test", "results.json")
 
     def _keep(self, trainer: L.Trainer, module: L.LightningModule, split: str, name: str) -> None:

@@ -15,8 +15,9 @@ MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll")
 
 
 def write_run_report(folder: Path, results: Results, page: Sequence[report.Section]) -> None:
-    """Writes report.html for a member or a council."""
-    report.write_report(folder / FILE, f"{results.name}: {results.split} split", page)
+    """Writes report.html of the test split, or report.val.html of another, here val."""
+    name = FILE if results.split == "test" else f"report.{results.split}.html"
+    report.write_report(folder / name, f"{results.name}: {results.split} split", page)
 
 
 def sections(

@@ -28,6 +28,16 @@ def test_test_gives_the_figures_that_fit_printed(resnet, tmp_path, capsys):
     assert f"{again.metrics['accuracy'].value:.4f}" in capsys.readouterr().out
 
 
+def test_the_report_of_val_is_not_drawn_over_that_of_test(resnet, tmp_path):
+    run = shutil.copytree(resnet, tmp_path / "run")
+    before = (run / "report.html").read_bytes()
+    args = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / "best.ckpt")]
+    assert main(["validate", *args, "--run", str(run)]) == 0
+    assert (run / "report.html").read_bytes() == before
+    assert b"test split" in before
+    assert "val split" in (run / "report.val.html").read_text()
+
+
 def test_a_checkpoint_is_read_without_yaml(resnet, tmp_path):
     alone = shutil.copy(resnet / "best.ckpt", tmp_path / "alone.ckpt")
     module, block = checkpoints.load(alone)
