@@ -1,10 +1,9 @@
 """Finds what makes a data set's figures untrue: leaks, copies, broken files, confounds."""
 
-import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from datamodules.findings import (
     Match,
     quarantine,
 )
-from datamodules.images import ImageError, content
+from datamodules.images import ImageError, content, digest_of, without_frame
 from datamodules.likeness import Looks, search
 from datamodules.manifest import Manifest
 from datamodules.survey import NUMBERS, Survey, survey
@@ -57,7 +56,7 @@ def cheap_leaks(manifest: Manifest) -> list[Finding]:
     """Leaks that can be found without decoding: patients, names, equal bytes across splits."""
     sizes = defaultdict(list)
     for k, path in enumerate(manifest.table["path"]):
-        file = Path(path)
+        file = without_frame(path)[0]
         sizes[file.stat().st_size if file.is_file() else -k - 1].append(k)
     splits = manifest.table["split"].to_numpy()
     digests = np.array([f"unread {k}" for k in range(len(splits))], dtype=object)
@@ -264,7 +263,7 @@ def _attributes(manifest: Manifest) -> pd.DataFrame:
 
 def _digest(path: str) -> str:
     try:
-        return hashlib.sha256(content(path).data).hexdigest()
+        return digest_of(content(path), without_frame(path)[1])
     except ImageError:
         return ""
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from datamodules.images import ImageError, content, decoded
+from datamodules.images import ImageError, content, decoded, without_frame
 from datamodules.preprocess import Preprocess
 
 SOURCES = ("images.py", "headers.py", "dicom.py", "geometry.py", "preprocess.py")
@@ -116,14 +116,23 @@ def clear(root: Path) -> int:
 
 
 def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
-    """sha256 of each file's bytes; a file whose size, times and inode stayed is not read again."""
+    """sha256 of each file's bytes, and the frame that its path names.
+
+    A file whose size, times and inode stayed is not read again.
+    """
     memo_path = root / "hashes.json"
     memo = json.loads(memo_path.read_text()) if memo_path.is_file() else {}
+    places = {path: without_frame(path) for path in paths}
+    files = list(dict.fromkeys(str(file) for file, _ in places.values()))
     with ThreadPoolExecutor(_threads()) as pool:
-        found = dict(zip(paths, pool.map(partial(_hash, memo=memo), paths), strict=True))
-    if any(memo.get(path) != entry for path, entry in found.items()):
+        found = dict(zip(files, pool.map(partial(_hash, memo=memo), files), strict=True))
+    if any(memo.get(file) != entry for file, entry in found.items()):
         _write_text(memo_path, json.dumps(memo | found))
-    return {path: entry[1] for path, entry in found.items()}
+    return {path: _of_frame(found[str(file)][1], frame) for path, (file, frame) in places.items()}
+
+
+def _of_frame(digest: str, frame: int | None) -> str:
+    return digest if frame is None else f"{digest}#{frame}"
 
 
 def _hash(path: str, memo: dict[str, list[str]]) -> list[str]:

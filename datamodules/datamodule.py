@@ -131,7 +131,7 @@ class ImageDataModule(LightningDataModule):
         if len(self.rows("train")):
             labels = self._labels(self.rows("train"))
             self.class_weights = self.balance.weights(labels, self.class_names)
-        if stage == "fit":
+        if stage == "fit" or self.allow_leaks:
             self.manifest = self._without_leaks(self.manifest)
 
     def _refuse_absent_classes(self) -> None:

@@ -1,5 +1,6 @@
 """Reads any picture file into one 8-bit gray or RGB array, or says which file cannot be read."""
 
+import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ def _reason(path: str) -> str | None:
 
 def content(path: str | Path) -> np.ndarray:
     """The bytes of a file, which must not be empty nor above ``MAX_BYTES``."""
-    file = _without_frame(path)[0]
+    file = without_frame(path)[0]
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
@@ -63,11 +64,25 @@ def content(path: str | Path) -> np.ndarray:
 
 def decoded(data: np.ndarray, path: str | Path) -> np.ndarray:
     """The pixels that these bytes hold; ``path`` gives the frame and the name for messages."""
-    file, frame = _without_frame(path)
+    file, frame = without_frame(path)
     try:
         return pixels(data, frame)
     except ValueError as error:
         raise ImageError(f"{file}: {error}") from error
+
+
+def without_frame(path: str | Path) -> tuple[Path, int | None]:
+    """The file that a path leads to, and the frame that it names after ``#``, if any."""
+    found = re.fullmatch(r"(.+)#(\d+)", str(path))
+    if found and not Path(path).exists():
+        return Path(found.group(1)), int(found.group(2))
+    return Path(path), None
+
+
+def digest_of(data: np.ndarray, frame: int | None) -> str:
+    """What is equal for copies: sha256 of a file's bytes, and which of its frames is meant."""
+    whole = hashlib.sha256(data.data).hexdigest()
+    return f"{whole}#{frame}" if frame else whole
 
 
 def pixels(data: np.ndarray, frame: int | None = None, max_pixels: int | None = None) -> np.ndarray:
@@ -89,13 +104,6 @@ def pixels(data: np.ndarray, frame: int | None = None, max_pixels: int | None = 
         return _eight_bits(_decode(data, found, frame))
     except cv2.error as error:
         raise ValueError(f"OpenCV cannot decode it ({error.err})") from error
-
-
-def _without_frame(path: str | Path) -> tuple[Path, int | None]:
-    found = re.fullmatch(r"(.+)#(\d+)", str(path))
-    if found and not Path(path).exists():
-        return Path(found.group(1)), int(found.group(2))
-    return Path(path), None
 
 
 def _check(found: Header, frame: int | None, max_pixels: int) -> None:

@@ -1,6 +1,5 @@
 """Looks at every file once: its bytes, its size, its light, and a small picture of it."""
 
-import hashlib
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ import pandas as pd
 from rich.progress import track
 
 from datamodules.headers import format_of
-from datamodules.images import ImageError, content, decoded
+from datamodules.images import ImageError, content, decoded, digest_of, without_frame
 from datamodules.likeness import LOOK, look
 
 _AT_ONCE = 512
@@ -63,7 +62,7 @@ def _one(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:
     row: dict[str, str | float] = {"digest": "", "format": "", "colour": "", "error": ""}
     try:
         data = content(path)
-        row["digest"] = hashlib.sha256(data.data).hexdigest()
+        row["digest"] = digest_of(data, without_frame(path)[1])
         row["format"] = format_of(data[:132].tobytes()) or ""
         image = decoded(data, path)
     except ImageError as error:

@@ -67,6 +67,24 @@ def test_a_changed_file_misses_even_when_its_size_and_time_stay(paths, root):
     assert cache.opened(paths, SMALL, root).folder != old.folder
 
 
+def frames(file, seed):
+    """A file of two different frames, and their names."""
+    dice = np.random.default_rng(seed)
+    cv2.imwritemulti(str(file), [dice.integers(0, 255, (20, 20), np.uint8) for _ in range(2)])
+    return [f"{file}#0", f"{file}#1"]
+
+
+def test_a_changed_file_misses_for_each_of_its_frames(tmp_path, root):
+    named = frames(tmp_path / "a.tiff", seed=0)
+    old = cache.opened(named, SMALL, root)
+    assert not np.array_equal(old.pixels(named[0]), old.pixels(named[1]))
+    frames(tmp_path / "a.tiff", seed=1)
+    new = cache.opened(named, SMALL, root)
+    assert new.folder != old.folder
+    for name in named:
+        assert np.array_equal(new.pixels(name), SMALL.pixels(read(name)))
+
+
 def test_a_changed_code_version_misses(paths, root, monkeypatch):
     old = cache.opened(paths, SMALL, root)
     monkeypatch.setattr(cache, "code_version", lambda: "next")

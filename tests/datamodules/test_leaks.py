@@ -121,6 +121,22 @@ def test_quarantine_takes_every_earlier_sample_that_belongs_to_a_later_one(tmp_p
     assert audit(manifest.without(gone, "left out")).leaks == []
 
 
+def test_frames_of_one_file_are_no_copies_and_those_of_equal_files_are(tmp_path):
+    dice = np.random.default_rng(0)
+    shown = [cv2.resize(dice.integers(0, 255, (9, 9), np.uint8), (96, 96)) for _ in range(3)]
+    cv2.imwritemulti(str(tmp_path / "a.tiff"), shown)
+    cv2.imwritemulti(str(tmp_path / "b.tiff"), shown)
+    names = [*(f"a.tiff#{k}" for k in range(3)), "b.tiff#1"]
+    table = pd.DataFrame({"id": names, "path": [str(tmp_path / name) for name in names]})
+    table["label"], table["split"] = [0, 1, 0, 1], ["train"] * 3 + ["test"]
+    table["patient"] = table["study"] = ["p"] * 3 + ["q"]
+    manifest = Manifest(table, ["no", "yes"])
+    report = audit(manifest)
+    assert list(pairs(report.findings)) == [("a.tiff#1", "b.tiff#1")]
+    assert found(report, CONFLICT, leak=False) == []
+    assert [f.kind for f in cheap_leaks(manifest)] == [SAME]
+
+
 def test_the_cheap_part_finds_patients_names_and_bytes(leaky, manifest):
     report, _ = leaky
     assert {f.kind for f in cheap_leaks(report.manifest)} == {PATIENT, DERIVED, SAME}
@@ -160,7 +176,8 @@ def test_broken_and_constant_files_are_named(tmp_path):
     assert set(report.quarantine()["reason"]) == {BROKEN, CONSTANT}
 
 
-def test_fit_refuses_a_leak_unless_told(leaky):
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_fit_refuses_a_leak_unless_told_and_every_stage_notes_an_allowed_one(leaky, stage):
     report, _ = leaky
 
     class Given(Folders):
@@ -172,8 +189,8 @@ def test_fit_refuses_a_leak_unless_told(leaky):
         data.setup("fit")
     data.setup("test")
     data = ImageDataModule(Given("nowhere", None), NAMES, workers=0, allow_leaks=True)
-    data.setup("fit")
-    data.setup("fit")
+    data.setup(stage)
+    data.setup(stage)
     notes = [note for note in data.manifest.notes if note.startswith("leak that was allowed: ")]
     assert len(notes) == 3
 
