@@ -15,7 +15,7 @@ from evaluation.council_report import signed
 from evaluation.intervals import DRAWS
 from evaluation.metrics import Figures, by_attribute, figures
 from evaluation.pooling import stack
-from evaluation.results import Results
+from evaluation.results import Results, notes_of
 from evaluation.table import PredictionTable, align
 
 MAIN = ("accuracy", "balanced_accuracy", "auroc", "f1_macro", "kappa", "nll", "ece")
@@ -90,6 +90,7 @@ def sections(
     ]
     return [
         report.Text(sentence(found), lead=True),
+        *[report.Text(f"Note: {note}.") for note in notes_of(tables.values())],
         standings(found),
         *by_part(found),
         strengths(found, tables),
@@ -185,6 +186,7 @@ def results(name: str, found: Compared, tables: Tables) -> Results:
     for member, values in found.parts.items():
         others |= {f"member/{member}/{value}": each for value, each in values.items()}
     meta = {
+        "notes": notes_of(tables.values()),
         "agreement": found.agreement,
         "p_values": {pair: {m: gap[m].p for m in gap} for pair, gap in found.gaps.items()},
     }

@@ -12,7 +12,7 @@ from evaluation.council import Fitted, Judged, calibrated, disputed, vote
 from evaluation.intervals import Figure
 from evaluation.metrics import Figures, by_attribute
 from evaluation.pooling import pool
-from evaluation.results import Results
+from evaluation.results import Results, notes_of
 from evaluation.selective import fit_conformal, fit_referral, risk_coverage
 from evaluation.table import PredictionTable
 
@@ -34,7 +34,7 @@ def sections(
     voted = vote(fitted.councils[chosen], list(tables.values()))
     return [
         report.Text(sentence(fitted, judged, chosen), lead=True),
-        *[report.Text(f"Note: {warning}.") for warning in fitted.warned],
+        *[report.Text(f"Note: {note}.") for note in (*fitted.warned, *notes_of(tables.values()))],
         voters(fitted, judged, chosen),
         paired(fitted, judged),
         *_left_out(fitted),
@@ -232,7 +232,7 @@ def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: s
         "best_member_on_val": fitted.best,
         "temperatures": {k: c.temperature.value for k, c in fitted.councils.items()},
         "left_out": fitted.left_out,
-        "notes": fitted.warned,
+        "notes": [*fitted.warned, *notes_of(tables.values())],
         "p_values": {k: {m: g[m].p for m in (*COMPARED, "auroc")} for k, g in judged.gains.items()},
         "verdict": verdict("accuracy", judged.gains[chosen]["accuracy"]),
         "agreement": judged.agreement,

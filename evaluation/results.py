@@ -1,11 +1,13 @@
 """results.json: the figures of one run in a versioned schema, written and read whole."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evaluation.files import read_json, write_json
 from evaluation.intervals import Figure
+from evaluation.table import PredictionTable
 
 SCHEMA = "consilium.results"
 VERSION = 1
@@ -29,6 +31,11 @@ class Results:
     measures: dict[str, float | None] = field(default_factory=dict)
     gates: dict[str, bool] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def notes_of(tables: Iterable[PredictionTable]) -> list[str]:
+    """What the data behind the tables warns of, each warning once."""
+    return list(dict.fromkeys(str(note) for t in tables for note in t.meta.get("notes", [])))
 
 
 def write_results(path: Path | str, results: Results) -> None:

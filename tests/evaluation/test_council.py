@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation import comparing
+from evaluation.comparing import compare
 from evaluation.comparison import verdict
 from evaluation.council import disputed, fit, judge, vote
 from evaluation.council_report import MAIN, mean_member, results, sections, selective, sentence
 from evaluation.metrics import figures
-from evaluation.report import write_report
+from evaluation.report import Text, write_report
 from evaluation.results import read_results, write_results
 from evaluation.table import PredictionTable
 from evaluation.voters import save
@@ -112,6 +114,23 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
         assert read.others[f"voter/{kind}"]["nll"] == judged.voters[kind]["nll"]
     assert {metric for metric in MAIN} <= set(read.metrics)
     assert read.meta["verdict"] == verdict("accuracy", judged.gains["soft"]["accuracy"])
+
+
+def test_what_the_data_warns_of_stands_in_every_report() -> None:
+    said = "leak that was allowed: 2 patients"
+    val, test = (
+        {n: replace(t, meta={**t.meta, "notes": [said]}) for n, t in _tables(split, at).items()}
+        for at, split in enumerate(("val", "test"))
+    )
+    fitted = fit(val)
+    judged, compared = judge(fitted, test, draws=20), compare(test, draws=20)
+    for page in (sections(fitted, judged, test, "soft"), comparing.sections(compared, test, {})):
+        assert f"Note: {said}." in [part.body for part in page if isinstance(part, Text)]
+    for found in (
+        results("council", fitted, judged, test, "soft"),
+        comparing.results("compare", compared, test),
+    ):
+        assert said in found.meta["notes"]
 
 
 @pytest.mark.parametrize("n", [4, 12])
