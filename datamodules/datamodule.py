@@ -116,6 +116,7 @@ class ImageDataModule(LightningDataModule):
         named = pd.read_csv(file, dtype=str)
         if "id" not in named:
             raise ValueError(f"leave_out: {file} has no column 'id'; it has {list(named)}")
+        _refuse_strangers(set(named["id"]) - set(manifest.table["id"]), file)
         return manifest.without(set(named["id"]), f"left out by {Path(file).name}")
 
     def setup(self, stage: str) -> None:
@@ -260,6 +261,12 @@ class ImageDataModule(LightningDataModule):
             worker_init_fn=_alone,
             finish=None if self.trainer else partial(finished, views=pictures.views),
         )
+
+
+def _refuse_strangers(ids: set[str], file: str) -> None:
+    if ids:
+        some = sorted(map(str, ids))[:3]
+        raise ValueError(f"leave_out: {file} names {len(ids)} ids that the data lacks: {some}")
 
 
 def _fitting_workers() -> int:

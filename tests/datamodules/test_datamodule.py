@@ -112,6 +112,9 @@ def test_a_quarantine_is_left_out_with_a_note(root, tmp_path):
     (tmp_path / "other.csv").write_text("name\nx\n")
     with pytest.raises(ValueError, match=r"other.csv has no column 'id'; it has \['name'\]"):
         module(root, reading=Reading(leave_out=str(tmp_path / "other.csv")))
+    (tmp_path / "strange.csv").write_text(f"id\n{gone[0]}\nnobody.png\n")
+    with pytest.raises(ValueError, match=r"strange.csv names 1 ids that the data lacks: \['nob"):
+        module(root, reading=Reading(leave_out=str(tmp_path / "strange.csv")))
 
 
 def test_a_last_training_batch_of_one_picture_is_left_out(root):
