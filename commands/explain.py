@@ -11,12 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure as Drawing
 from rich.progress import track
 
 from commands import datasets, faithful
-from commands.looking import Looked, Model, load
+from commands.looking import Looked, Model, device, load
 from datamodules.images import read
 from datamodules.manifest import Manifest
 from evaluation import heat
@@ -36,7 +35,7 @@ def run(argv: list[str]) -> int:
         raise ValueError("name either IMAGE..., or --split and, if need be, --config")
     if asked.measure is not None:
         return measured(asked)
-    model = load(asked.model, asked.method, torch.device(asked.device))
+    model = load(asked.model, asked.method, asked.device)
     wanted = _class(asked.wanted, model.class_names)
     todo = list(pictures(asked, model))
     names = file_names([name for name, _, _ in todo])
@@ -69,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--measure", nargs="*", metavar="METHOD", help=help_)
     add("--limit", type=int, metavar="N", help="only the first N of the split")
     add("--part", default="", help="the attribute's value, for a voter that needs one")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (cpu)")
     return main
 
 
@@ -101,9 +100,12 @@ def measured(asked: argparse.Namespace) -> int:
     """Measures maps instead of drawing them."""
     if asked.split not in ("val", "test"):
         raise ValueError(f"--measure needs --split val or test, not {asked.split}")
+    for name, value in {"--class": asked.wanted, "--part": asked.part}.items():
+        if value:
+            raise ValueError(f"{name} {value}: --measure goes by the label and part of each row")
     methods = asked.measure or [asked.method]
     table = rows_of(asked, load(asked.model).class_names)
-    rows = faithful.measure(asked.model, methods, table)
+    rows = faithful.measure(asked.model, methods, table, asked.device)
     faithful.write(asked.output, rows)
     for member, method, found in rows:
         cells = [f"{name} {number(figure, 3)}" for name, figure in found.items()]

@@ -31,13 +31,19 @@ NOTE = (
 Row = tuple[str, str, dict[str, Figure]]
 
 
-def measure(path: Path, methods: Sequence[str], table: pd.DataFrame, seed: int = 0) -> list[Row]:
+def measure(
+    path: Path,
+    methods: Sequence[str],
+    table: pd.DataFrame,
+    device: torch.device | None = None,
+    seed: int = 0,
+) -> list[Row]:
     """Figures of every member, and of the council, by method; then with weights randomised."""
     rows = []
-    right = correct(load(path), table)
+    right = correct(load(path, device=device), table)
     for method in methods:
-        rows += _measured(load(path, method), method, right, f"measuring {method}")
-    strange = randomised(load(path, methods[0]), seed)
+        rows += _measured(load(path, method, device), method, right, f"measuring {method}")
+    strange = randomised(load(path, methods[0], device), seed)
     rows += _measured(strange, f"{methods[0]}, {RANDOM}", right, "with random weights")
     return rows
 

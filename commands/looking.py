@@ -1,5 +1,6 @@
 """A checkpoint or a council that looks at one picture: votes, weights and maps over the picture."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,15 @@ class Model:
         maps = np.stack([m.preprocess.back(found, picture) for m, (found, _) in views])
         common = np.einsum("m,mhw->hw", weights, maps).astype(np.float32)
         return Looked(common, maps, votes, weights, answer, asked)
+
+
+def device(text: str) -> torch.device:
+    """The processor or a GPU of this machine, as the type of an argument."""
+    gpus = range(torch.cuda.device_count())
+    allowed = ["cpu", *["cuda"][: len(gpus)], *(f"cuda:{at}" for at in gpus)]
+    if text not in allowed:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(allowed)} here")
+    return torch.device(text)
 
 
 def load(path: Path, method: str = "GradCAM", device: torch.device | None = None) -> Model:

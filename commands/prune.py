@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 from commands import lightning
+from commands.looking import device
 from commands.pruning import channels
 from commands.pruning.narrower import account, choose
 from evaluation import comparison, pruned
@@ -71,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, help="run folder to fill (RUN-pruned)")
     add("--pairs", type=int, default=20, help="pairs of timed passes, dense and pruned (20)")
     add("--energy", action="store_true", help="count joules as well: four minutes or more")
-    add("--device", default="cpu", help="where time is measured: cpu, cuda or cuda:N (cpu)")
+    help_ = "where time is measured: cpu, cuda or cuda:N (cpu)"
+    add("--device", type=device, default="cpu", help=help_)
     return main
 
 

@@ -17,7 +17,7 @@ import torch
 
 from commands import export, words
 from commands.exporting import exported
-from commands.looking import Model, load
+from commands.looking import Model, device, load
 from datamodules.images import ImageError, read
 from evaluation import voters
 from evaluation.files import read_json
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     """Serves until it is told to stop; what was begun is answered first."""
     asked = parser().parse_args(argv)
     serve = extra()
-    model = model_of(asked.model, asked.backend, torch.device(asked.device))
+    model = model_of(asked.model, asked.backend, asked.device)
     with listening(asked.host, asked.port) as server:
         serve(asked, model, server)
     return 0
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     refer.add_argument("--refer-risk", type=share, metavar="RISK", help=help_)
     help_ = "what computes a checkpoint's votes (torch); an export brings its own"
     add("--backend", choices=BACKENDS, help=help_)
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (cpu)")
     add("--title", default="", help="what the page calls the model (its folder's name)")
     add("--queue", type=positive, default=64, metavar="N", help="pictures that may wait (64)")
     add("--batch", type=positive, default=8, metavar="N", help="pictures that the models are given "
@@ -80,13 +80,13 @@ def extra() -> Callable[[argparse.Namespace, Model, socket.socket], None]:
     return serve
 
 
-def model_of(path: Path, backend: str | None, device: torch.device) -> Model:
+def model_of(path: Path, backend: str | None, where: torch.device) -> Model:
     """The model that answers; with onnxruntime its votes come from there, its maps from torch."""
-    if device.type != "cpu" and (backend == "onnxruntime" or (path / exported.FILE).is_file()):
-        raise ValueError(f"--device {device}: exports and onnxruntime answer on the cpu")
+    if where.type != "cpu" and (backend == "onnxruntime" or (path / exported.FILE).is_file()):
+        raise ValueError(f"--device {where}: exports and onnxruntime answer on the cpu")
     if (path / exported.FILE).is_file():
         return export_of(path, backend)
-    model = load(path, device=device)
+    model = load(path, device=where)
     if backend != "onnxruntime":
         return model
     with tempfile.TemporaryDirectory() as name:

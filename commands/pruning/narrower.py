@@ -76,7 +76,7 @@ def choose(net: nn.Module, image: Tensor, name: str, asked: argparse.Namespace) 
 
 def timed(net: nn.Module, small: nn.Module, image: Tensor, asked: argparse.Namespace) -> Figure:
     """Time of the narrower network over that of the dense one."""
-    device = torch.device(asked.device)
+    device: torch.device = asked.device
     one, other = (each.to(device).eval() for each in (small, net))
     found = timing.latency(one, other, image.to(device), asked.pairs)
     small.cpu(), net.cpu()
@@ -113,9 +113,9 @@ def account(
     }
 
 
-def machine(device: str) -> str:
+def machine(device: torch.device) -> str:
     """Where it was measured."""
-    if device.startswith("cuda"):
+    if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"threads on the processor: {torch.get_num_threads()}, torch {torch.__version__}"
 
@@ -125,5 +125,5 @@ def _energy(
 ) -> tuple[Figure, list[tuple[float, float]]]:
     if not asked.energy:
         return ratios.unmeasured(ENERGY), []
-    device = torch.device(asked.device)
+    device: torch.device = asked.device
     return timing.energy_ratio(small.to(device), net.to(device), image.to(device))

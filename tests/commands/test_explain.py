@@ -158,10 +158,19 @@ def test_wrong_questions_are_one_line(resnet, films, tmp_path, capsys):
         ([], "name either IMAGE..., or --split"),
         ([films[0], "--method", "Grad"], "method: 'Grad' is not one of GradCAM"),
         (["nowhere.png"], "nowhere.png"),
+        (["--split", "test", "--measure", "--class", "none"], "--class none: --measure goes by"),
+        (["--split", "test", "--measure", "--part", "wrist"], "--part wrist: --measure goes by"),
     ):
         assert main(["explain", str(resnet), *more, "-o", str(tmp_path / "no")]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("verb", ["explain", "serve", "prune"])
+def test_a_device_that_is_not_here_is_one_line(verb, resnet, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, str(resnet), "--device", "gpu"])
+    assert "--device: 'gpu' is not one of cpu" in capsys.readouterr().err
 
 
 def test_dicom_in_png_out(resnet, tmp_path):
