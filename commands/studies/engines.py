@@ -1,9 +1,10 @@
 """Where the runs of a study run: as processes of this machine, or as tasks of a Ray cluster."""
 
 import os
+import time
 from typing import Any, Protocol
 
-from commands.studies.processes import Run, wait_for_lock
+from commands.studies.processes import Run
 
 
 class Engine(Protocol):
@@ -14,8 +15,8 @@ class Engine(Protocol):
 
     slots: int
 
-    def start(self, run: Run) -> list[str]:
-        """Begins a run and returns the arguments of its command."""
+    def start(self, run: Run) -> list[str] | None:
+        """Begins a run and returns the arguments of its command; None if others are at it."""
 
     def ended(self, run: Run) -> bool:
         """Whether a run that was started is over, well or not."""
@@ -32,10 +33,9 @@ class Local:
             raise ValueError(f"--jobs {slots}: at least 1")
         self.slots = slots
 
-    def start(self, run: Run) -> list[str]:
-        """Starts the process once nobody else fills the folder."""
-        wait_for_lock(run)
-        return run.arguments if run.done() else run.start()
+    def start(self, run: Run) -> list[str] | None:
+        """Starts the process, unless another one fills the folder."""
+        return run.start()
 
     def ended(self, run: Run) -> bool:
         """Whether there is no process any more."""
@@ -105,7 +105,6 @@ def _fill(run: Run, threads: str | None) -> None:
     os.environ.pop("OMP_NUM_THREADS", None)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = threads
-    wait_for_lock(run)
-    if not run.done():
-        run.start(with_parent=True)
-        run.wait()
+    while run.start(with_parent=True) is None:
+        time.sleep(0.5)
+    run.wait()

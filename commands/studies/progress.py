@@ -8,7 +8,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from commands.studies.processes import Run, State
+from commands.studies.processes import Run
+from commands.studies.state import State
 
 SHOWN = ("val/loss", "val/accuracy")
 SPIN = "|/-\\"

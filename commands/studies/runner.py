@@ -40,11 +40,12 @@ class Runner:
                 while waiting or active:
                     waiting = [run for run in waiting if not self._in_vain(run)]
                     ready = [r for r in waiting if all(runs[n].done() for n in r.needs)]
-                    for run in ready[: self.engine.slots - len(active)]:
-                        waiting.remove(run)
-                        active.append(self._start(run))
-                    if waiting and not active:
+                    if waiting and not active and not ready:
                         break  # what is missing was not chosen
+                    for run in ready:  # those that others fill stay so until they are done
+                        if len(active) < self.engine.slots and self._start(run):
+                            waiting.remove(run)
+                            active.append(run)
                     time.sleep(POLL)
                     active = [run for run in active if not self._ended(run)]
                     progress.update()
@@ -58,9 +59,11 @@ class Runner:
             self._note(f"{run.name}: not run: {self.failed[run.name]}")
         return bool(lost)
 
-    def _start(self, run: Run) -> Run:
-        self._note(f"{run.name}: {command_line(self.engine.start(run))}")
-        return run
+    def _start(self, run: Run) -> bool:
+        arguments = self.engine.start(run)
+        if arguments is not None:
+            self._note(f"{run.name}: {command_line(arguments)}")
+        return arguments is not None
 
     def _ended(self, run: Run) -> bool:
         if not self.engine.ended(run):
