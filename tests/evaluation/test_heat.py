@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from matplotlib import colormaps
 
 from evaluation import heat
 from evaluation.report import to_png
@@ -20,7 +19,8 @@ def test_a_bare_map_changes_nothing_and_a_peak_is_seen():
 def test_colours_grow_lighter_so_that_no_colour_sense_is_needed():
     light = heat.coloured(np.linspace(0, 1, 50)[None]).astype(float) @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(light[0]) >= 0).all()
-    assert "inferno" in colormaps
+    assert light[0, 0] < 5
+    assert 120 < light[0, -1] < 200  # bright, and not as bright as bone
 
 
 def test_another_size_is_refused():

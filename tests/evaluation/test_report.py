@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
+from sklearn.metrics import roc_auc_score
 
 from evaluation import figures, metrics, report
 from evaluation.auc import auc
@@ -84,20 +86,45 @@ def test_the_lead_carries_the_interval_and_the_counts() -> None:
     )
 
 
-def test_pictures_are_drawn() -> None:
+def lines(axes: Axes) -> dict[str, list[list[float]]]:
+    """The named lines of a panel as points."""
+    named = {str(line.get_label()): line.get_xydata() for line in axes.lines}
+    return {name: points.tolist() for name, points in named.items() if not name.startswith("_")}
+
+
+def test_a_confusion_shows_its_counts() -> None:
+    drawn = figures.confusion(make())
+    texts = [int(t.get_text()) for t in drawn.axes[0].texts]
+    assert texts == metrics.confusion(make()).ravel().tolist()
+    assert report.to_png(drawn).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(2, [1]), (3, [0, 1, 2])])
+def test_a_roc_has_one_curve_a_class_named_with_its_area(classes: int, shown: list[int]) -> None:
+    table = make(classes=classes)
+    found = lines(figures.roc(table).axes[0])
+    areas = [roc_auc_score(table.labels == k, table.probabilities[:, k]) for k in shown]
+    names = [f"{table.class_names[k]}  {area:.4f}" for k, area in zip(shown, areas, strict=True)]
+    assert list(found) == names
+    assert all((points[0], points[-1]) == ([0, 0], [1, 1]) for points in found.values())
+
+
+def test_models_are_compared_under_their_names() -> None:
     tables = {"a": make(), "b": make(seed=1)}
-    history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2, 1], "val/loss": [2.0, np.nan]})
-    drawn = [
-        figures.confusion(tables["a"]),
-        figures.roc(tables["a"]),
-        figures.roc(make(classes=2)),
-        figures.roc_compared(tables),
-        figures.reliability(tables),
-        figures.learning_curves(history),
+    areas = [
+        roc_auc_score(t.labels, t.probabilities, multi_class="ovr", average="macro")
+        for t in tables.values()
     ]
-    assert all(report.to_png(d).startswith(b"\x89PNG") for d in drawn)
-    texts = {t.get_text() for t in drawn[0].axes[0].texts}
-    assert {str(v) for v in metrics.confusion(tables["a"]).ravel()} == texts
+    drawn = lines(figures.roc_compared(tables).axes[0])
+    assert list(drawn) == [f"a  {areas[0]:.4f}", f"b  {areas[1]:.4f}"]
+    panels = figures.reliability(tables).axes
+    assert [panel.get_title(loc="left").split()[0] for panel in panels] == ["a", "b"]
+
+
+def test_learning_curves_skip_what_an_epoch_did_not_measure() -> None:
+    history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2, 1], "val/loss": [2.0, np.nan]})
+    [panel] = figures.learning_curves(history).axes
+    assert lines(panel) == {"train": [[0, 2], [1, 1]], "val": [[0, 2]]}
 
 
 def test_the_same_predictions_give_the_same_picture() -> None:
