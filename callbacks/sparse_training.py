@@ -341,7 +341,6 @@ class TwoStageSparseTraining(L.Callback):
         digest = masks.digest(self._found.layers, self._held.packed())
         return {"settings": self.settings, **account, "macs_dense": self._found.macs,
                 "latency_ratio_measured": None, "energy_ratio_measured": None,
-                "not_measured": "dense kernels multiply by zeros as by any other number",
                 "masks": digest, "layers": layers, "left_out": self._found.left_out}  # fmt: skip
 
     def _control(self, folder: Path) -> str | None:

@@ -189,11 +189,10 @@ def _figure(
     return Figure(parts[0], parts[1], parts[2], method, len(table), clusters.count, reason)
 
 
-def verdict(name: str, difference: Difference, adjusted_p: float | None = None) -> str:
+def verdict(name: str, difference: Difference) -> str:
     """`gain`, `loss` or `no evidence of gain`: what interval and corrected p together allow."""
     figure = difference.figure
-    p = difference.p if adjusted_p is None else adjusted_p
-    if figure.low is None or figure.high is None or p >= 0.05:
+    if figure.low is None or figure.high is None or difference.p >= 0.05:
         return "no evidence of gain"
     if figure.low <= ROUNDING and figure.high >= -ROUNDING:
         return "no evidence of gain"

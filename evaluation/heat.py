@@ -15,6 +15,7 @@ SHARE = 0.65  # of the colour where the map is 1; where it is 0 the picture is b
 TOP = 0.85  # the brightest end of the colours cannot be told from bright bone
 SIDE = 2.9  # inches of a panel's picture
 LINES = 3  # of a caption
+COLUMNS = 4  # pictures side by side, at most
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ def rgb(picture: np.ndarray) -> np.ndarray:
     return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
 
 
-def panel(picture: np.ndarray, shown: Sequence[Shown], columns: int = 4) -> Drawing:
+def panel(picture: np.ndarray, shown: Sequence[Shown]) -> Drawing:
     """One picture, alone or under a map, once for each of `shown`, with titles and captions."""
-    return gallery([picture] * len(shown), shown, columns)
+    return gallery([picture] * len(shown), shown)
 
 
-def gallery(pictures: Sequence[np.ndarray], shown: Sequence[Shown], columns: int = 4) -> Drawing:
+def gallery(pictures: Sequence[np.ndarray], shown: Sequence[Shown]) -> Drawing:
     """Pictures of one shape, alone or under their maps, with titles and captions."""
-    rows = -(-len(shown) // columns)
+    rows = -(-len(shown) // COLUMNS)
     columns = -(-len(shown) // rows)
     height = SIDE * np.clip(pictures[0].shape[0] / pictures[0].shape[1], 0.4, 1.8)
     most = max(len(_lines(each.caption)) for each in shown)
