@@ -15,7 +15,7 @@ from rich.table import Table
 
 from callbacks.board import Board, show, tell
 from callbacks.history import FILE as HISTORY
-from evaluation import coupling, pruned, run_report
+from evaluation import coupling, run_report
 from evaluation.answers import answers
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
@@ -60,7 +60,9 @@ class Record(L.Callback):
         if not trainer.is_global_zero or not said:
             return
         folder = Path(trainer.default_root_dir)
-        results = replace(results_of(folder.name, split, said), measures=pruned.measures(folder))
+        results = replace(
+            results_of(folder.name, split, said), measures=run_report.measures(folder)
+        )
         if results.meta.get("members"):
             write_json(folder / "council.json", council(results, folder))
         page = run_report.sections(folder, results, said, folder / HISTORY)
@@ -93,8 +95,8 @@ def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Resul
     """Figures of the module's own table, and of its members' beside them."""
     own = said[""]
     others = {member: figures(table) for member, table in said.items() if member}
-    said_by_all = figures(own) | coupling.figures(own)
-    return Results(name, split, own.class_names, said_by_all, others, meta=own.meta)
+    metrics = figures(own) | coupling.figures(own)
+    return Results(name, split, own.class_names, metrics, others, meta=own.meta)
 
 
 def council(results: Results, folder: Path) -> dict[str, Any]:

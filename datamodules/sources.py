@@ -246,7 +246,7 @@ class Phantoms(Source):
     """Generated pictures with known lesions, made on first use; nothing is fetched.
 
     Args:
-        kind: What is drawn: ``fracture`` (none, simple, comminuted).
+        kind: What is drawn: a name of ``phantoms.KINDS``, such as ``fracture`` or ``retina``.
         patients: How many patients there are.
         films: How many pictures a patient has in the mean.
         size: Side of the pictures in pixels.

@@ -57,22 +57,5 @@ def sentence(said: Mapping[str, Any]) -> str:
     )
 
 
-def measures(folder: Path) -> dict[str, float | None]:
-    """The ratios that results.json states of a sparse or pruned run; null is not measured."""
-    for name in (FILE, sparsity.FILE):
-        if (folder / name).is_file():
-            said = read_json(folder / name)
-            return {key: said[key] for key in NAMES}
-    return {}
-
-
-NAMES = (
-    "weights_zero_fraction",
-    "macs_theoretical_ratio",
-    "latency_ratio_measured",
-    "energy_ratio_measured",
-)
-
-
 def _figure(said: Mapping[str, Any]) -> Figure:
     return Figure(**said)

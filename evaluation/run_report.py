@@ -7,11 +7,18 @@ import pandas as pd
 
 from evaluation import figures as drawings
 from evaluation import pruned, report, sparsity
+from evaluation.files import read_json
 from evaluation.results import Results
 from evaluation.table import PredictionTable
 
 FILE = "report.html"
 MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll")
+RATIOS = (
+    "weights_zero_fraction",
+    "macs_theoretical_ratio",
+    "latency_ratio_measured",
+    "energy_ratio_measured",
+)
 
 
 def write_run_report(folder: Path, results: Results, page: Sequence[report.Section]) -> None:
@@ -36,6 +43,15 @@ def sections(
         report.figures_table(results.metrics, "All figures"),
         report.Details(facts(results)),
     ]
+
+
+def measures(folder: Path) -> dict[str, float | None]:
+    """The ratios that results.json states of a sparse or pruned run; null is not measured."""
+    for name in (pruned.FILE, sparsity.FILE):
+        if (folder / name).is_file():
+            said = read_json(folder / name)
+            return {key: said[key] for key in RATIOS}
+    return {}
 
 
 def pictures(table: PredictionTable) -> list[report.Section]:

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import pruned, ratios, report, sparsity
+from evaluation import pruned, ratios, report, run_report, sparsity
 from evaluation.files import write_json
 from evaluation.table import PredictionTable
 
@@ -88,9 +88,9 @@ def test_a_pruned_run_says_what_got_faster_and_what_was_not_measured(tmp_path):
     assert measured.rows[-1][1].value is None
     assert "energy: no counter" in measured.note
     assert layers.rows == [("c", 3, 3, 64, 48)]
-    assert pruned.measures(tmp_path) == {}
+    assert run_report.measures(tmp_path) == {}
     write_json(tmp_path / "run/pruning.json", PRUNED)
-    assert pruned.measures(tmp_path / "run")["latency_ratio_measured"] == 0.625
+    assert run_report.measures(tmp_path / "run")["latency_ratio_measured"] == 0.625
     table([1, 1], [1, 1]).write(tmp_path / "dense/predictions/test.parquet")
     *_, gap, _, changed = pruned.of_run(tmp_path / "run", table([0, 1], [1, 1]))
     assert gap.columns[1] == "accuracy, pruned minus dense"

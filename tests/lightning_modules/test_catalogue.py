@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from lightning_modules import ImageClassifier, backbones, checkpoints
@@ -20,8 +21,17 @@ PUBLISHED = {  # million parameters with a small head
 }
 
 
+CONFIGS = sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
+
+
 def bare(name: str) -> str:
     return name.split(".")[0]
+
+
+def test_what_the_shipped_configs_train_is_known() -> None:
+    trained = {yaml.safe_load(f.read_text())["init_args"].get("backbone", "") for f in CONFIGS}
+    real = {bare(name) for name in trained if not name.startswith("test_")} - {""}
+    assert real == set(map(bare, KNOWN))
 
 
 @pytest.mark.parametrize("name", KNOWN, ids=bare)
