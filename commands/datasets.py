@@ -1,5 +1,6 @@
 """Finds the data set that a person names: a config, a table, or a folder of pictures."""
 
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pandas as pd
 import yaml
 from jsonargparse import ArgumentParser
 
+from commands import words
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
 from datamodules.sources import SPLIT_FOLDERS, SUFFIXES, Folders, Table
@@ -27,12 +29,19 @@ def from_configs(paths: list[str]) -> ImageDataModule:
     values: dict[str, Any] = {}
     for path in paths:
         values = _merged(values, _data_part(Path(path)))
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
-    made = parser.instantiate_classes(parser.parse_object({"data": values})).data
+    made = _built(paths[-1], values)
     if not isinstance(made, ImageDataModule):
         raise ValueError(f"{paths[-1]}: data is a {type(made).__name__}, not an ImageDataModule")
     return made
+
+
+def _built(path: str, values: dict[str, Any]) -> object:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"data": values})).data
+    except ArgumentError as error:
+        raise ValueError(f"{path}: {words.in_short(str(error))}") from error
 
 
 def from_table(file: Path, given: dict[str, str | None]) -> Manifest:
@@ -139,14 +148,28 @@ def _class_names(raw: pd.DataFrame, column: str | None) -> list[str]:
 
 
 def _data_part(path: Path) -> dict[str, Any]:
-    """The data part of a config; a value that is a path is read from beside the config."""
+    """The data part of a config, whole."""
+    said = _config(path)
+    found = _whole(path.parent, said if "class_path" in said else said.get("data", {}))
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such config")
-    values = yaml.safe_load(path.read_text()) or {}
-    if "class_path" in values:
-        return dict(values)
-    part = values.get("data", {})
-    return _data_part(path.parent / part) if isinstance(part, str) else dict(part)
+    said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(said, dict):
+        raise ValueError(f"{path}: a {type(said).__name__}, not a mapping of settings")
+    return said
+
+
+def _whole(folder: Path, said: object) -> object:
+    """A setting with what stands in other configs, which are told from where they are named."""
+    if isinstance(said, dict):
+        return {key: _whole(folder, value) for key, value in said.items()}
+    if isinstance(said, str) and said.endswith((".yaml", ".yml")):
+        return _whole((folder / said).parent, _config(folder / said))
+    return said
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

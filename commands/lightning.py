@@ -16,7 +16,7 @@ from callbacks.board import closed, settle
 from callbacks.record import SaveConfig
 from callbacks.stopping import Stopping
 from commands.memory import OutOfMemory, fitting, watched
-from commands.words import told
+from commands.words import in_short, told
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
 from lightning_modules.ensemble import EnsembleModule
@@ -25,14 +25,6 @@ from lightning_modules.tta import ALLOWED, changes
 
 NEVER = 1_000_000  # epochs without gain; a member's early_stopping says fewer
 VERBS = ("fit", "validate", "test", "predict")
-# what jsonargparse says beside the point: the types that it tried, and the whole of what it got
-NOISE = (
-    "Does not validate",
-    "Subtypes:",
-    "Errors:",
-    "Expected a <class 'NoneType'>",
-    "Given value type",
-)
 
 
 class ConsiliumCLI(LightningCLI):
@@ -135,14 +127,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-
-
-def in_short(message: str) -> str:
-    """An error of the parser without the types it tried in vain."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    return " ".join(
-        line for line in lines if line and not line.startswith(NOISE) and len(line) < 400
-    )
 
 
 def run(args: list[str]) -> int:

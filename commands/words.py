@@ -2,6 +2,16 @@
 
 import argparse
 
+# what jsonargparse says beside the point: the types that it tried, and the whole of what it got
+NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+)
+LONGEST = 400  # characters of a line
+
 
 def parser(verb: str, about: str | None) -> argparse.ArgumentParser:
     """The parser of a verb, which keeps the lines of what is said about it."""
@@ -29,3 +39,14 @@ def told(said: str) -> str:
     """Of an error in a loader's worker only its last line, without torch's words around it."""
     caught = said.strip().startswith("Caught ")
     return said.strip().splitlines()[-1].split(": ", 1)[-1] if caught else said
+
+
+def in_short(message: str) -> str:
+    """An error of the parser without the types it tried in vain; a long line without its middle."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(_cut(line) for line in lines if line and not line.startswith(NOISE))
+
+
+def _cut(line: str) -> str:
+    half = LONGEST // 2 - 4
+    return line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}"

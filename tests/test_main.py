@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands.words import in_short
 from main import TRAINING, VERBS, main
 
 
@@ -60,6 +61,14 @@ def test_wrong_settings_are_one_line_and_leave_nothing(tiny, tmp_path, capsys, c
     args = ["fit", *tiny.configs("wrong", **changes), "--run", str(run)]
     assert words in complaint(capsys, args)
     assert not run.exists()
+
+
+def test_a_long_error_keeps_both_its_ends():
+    said = in_short(f"3 leaks: {'a/b.png, ' * 200}. Run consilium audit, or allow them")
+    assert said.startswith("3 leaks: a/b.png")
+    assert said.endswith("Run consilium audit, or allow them")
+    assert len(said) <= 400
+    assert in_short("- no such thing\n\nGiven value: {...}") == "no such thing"
 
 
 def test_a_missing_config_is_named(capsys):
