@@ -107,8 +107,12 @@ def _manifest(asked: argparse.Namespace) -> tuple[Manifest, str]:
         data.source.prepare()
         return data.listed(), Path(asked.config[-1]).stem
     target = Path(asked.target)
-    if target.is_file():
-        return datasets.from_table(target, _columns(asked)), target.resolve().parent.name
+    table = datasets.table_in(target)
+    if table is not None:
+        return datasets.from_table(table, _columns(asked)), table.resolve().parent.name
+    lost = [f"--{role}" for role in ("path", "label", "split") if getattr(asked, role)]
+    if lost:
+        raise ValueError(f"{' '.join(lost)}: no columns in {target}; a TABLE has them")
     return datasets.from_folder(target, asked.patient), target.resolve().name
 
 

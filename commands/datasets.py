@@ -1,6 +1,7 @@
 """Finds the data set that a person names: a config, a table, or a folder of pictures."""
 
 from argparse import ArgumentError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from jsonargparse import ArgumentParser
 from commands import words
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
-from datamodules.sources import SPLIT_FOLDERS, SUFFIXES, Folders, Table
+from datamodules.sources import SPLIT_FOLDERS, Folders, Table, picture_files, read_table
+from datamodules.splits import Fractions
 
 GUESSES = {
     "path": ["path", "filename", "file", "image", "image_path", "id_code"],
@@ -21,6 +23,8 @@ GUESSES = {
 }
 TABLES = ("manifest.csv", "manifest.parquet")  # in a folder, they say it all
 ONE_SPLIT = "no splits are given: leaks between splits cannot be seen"
+UNKNOWN = ["unknown"]  # the classes where none are given
+NONE_CUT = Fractions(0.0, 0.0)  # all that has a label is train
 NO_CLASSES = "no classes are given: confounds cannot be judged"
 
 
@@ -44,26 +48,27 @@ def _built(path: str, values: dict[str, Any]) -> object:
         raise ValueError(f"{path}: {words.in_short(str(error))}") from error
 
 
+def table_in(target: Path) -> Path | None:
+    """The table that says it all: what is named, or what lies in the folder that is."""
+    files = [target, *(target / name for name in TABLES)]
+    return next((file for file in files if file.is_file()), None)
+
+
 def from_table(file: Path, given: dict[str, str | None]) -> Manifest:
     """A table whose columns are named or have one of the usual names."""
-    raw = read(file)
+    raw = read_table(file)
     columns = columns_of(raw, given)
+    if raw.empty:
+        raise ValueError(f"{file}: the table has no rows")
     if columns["path"] is None:
         raise ValueError(f"{file}: --path must name the column of the pictures: {list(raw)}")
-    names = _class_names(raw, columns["label"])
-    if columns["split"] is None:
-        table = pd.DataFrame({role: _joined(raw, c) for role, c in columns.items() if c})
-        table = table.join(raw[[name for name in raw if name not in table]])
-        notes: tuple[str, ...] = (ONE_SPLIT,)
-        return _one_split(table, file.parent, names, notes)
-    if columns["label"] is None:
+    if columns["split"] is not None and columns["label"] is None:
         raise ValueError(f"{file}: --label must name the column of the classes: {list(raw)}")
-    return Table(str(file), **columns).manifest(names)
-
-
-def read(file: Path) -> pd.DataFrame:
-    """A table as text."""
-    return pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file, dtype=str)
+    names = _class_names(raw, columns["label"])
+    if columns["split"] is not None:
+        return Table(str(file), **columns).manifest(names)
+    found = Table(str(file), **columns, fractions=NONE_CUT).manifest(names or UNKNOWN)
+    return _noted(found, ONE_SPLIT)
 
 
 def columns_of(raw: pd.DataFrame, given: dict[str, str | None]) -> dict[str, Any]:
@@ -85,54 +90,32 @@ def _listed(column: str | list[str] | None) -> list[str]:
     return column if isinstance(column, list) else [column] if column else []
 
 
-def _joined(raw: pd.DataFrame, column: str | list[str]) -> pd.Series:
-    return raw[_listed(column)].fillna("").astype(str).agg("/".join, axis=1)
-
-
 def from_folder(folder: Path, patient: str | None) -> Manifest:
-    """Split and class folders as far as there are any; a table within the folder comes first."""
-    for name in TABLES:
-        if (folder / name).is_file():
-            return from_table(folder / name, {})
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    files, splits = _pictures(folder), has_splits(folder)
+    """Split and class folders as far as there are any."""
+    files, splits = picture_files(folder), has_splits(folder)
     names = sorted({p.parts[splits] for p in files if len(p.parts) > 1 + splits})
-    if splits and names:
+    if not names:
+        return _noted(_flat(folder, files, patient), ONE_SPLIT, NO_CLASSES)
+    if splits:
         return Folders(str(folder), patient).manifest(names)
-    table = pd.DataFrame({"path": [p.as_posix() for p in files]})
-    table["label"] = [p.parts[0] if len(p.parts) > 1 else "" for p in files]
-    if patient is not None:
-        table["patient"] = table["path"].str.extract(f"({patient})", expand=True).iloc[:, 1]
-    return _one_split(table, folder, names, (ONE_SPLIT, *((NO_CLASSES,) * (not names))))
+    return _noted(Folders(str(folder), patient, NONE_CUT).manifest(names), ONE_SPLIT)
 
 
 def has_splits(folder: Path) -> bool:
     """Whether pictures lie in folders named like splits."""
-    return any(path.parts[0].lower() in SPLIT_FOLDERS for path in _pictures(folder))
+    return any(path.parts[0].lower() in SPLIT_FOLDERS for path in picture_files(folder))
 
 
-def _pictures(folder: Path) -> list[Path]:
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
-    return [path.relative_to(folder) for path in found]
+def _flat(folder: Path, files: list[Path], patient: str | None) -> Manifest:
+    """Pictures of no class."""
+    ids = pd.Series([path.as_posix() for path in files])
+    rows = pd.DataFrame({"id": ids, "path": [str(folder / name) for name in ids]})
+    rows["patient"] = rows["study"] = Folders(str(folder), patient).patients(ids)
+    return Manifest(rows.assign(label=-1, split="predict"), UNKNOWN)
 
 
-def _one_split(
-    table: pd.DataFrame, root: Path, names: list[str], notes: tuple[str, ...]
-) -> Manifest:
-    if table.empty:
-        raise ValueError(f"{root}: no picture files ({' '.join(sorted(SUFFIXES))}) below it")
-    ids = [Path(name).as_posix() for name in table["path"]]
-    rows = pd.DataFrame({"id": ids, "path": [str(root / name) for name in ids]})
-    known = "label" in table and names
-    rows["label"] = [names.index(str(v)) for v in table["label"]] if known else -1
-    rows["split"] = "train" if known else "predict"
-    named = table["patient"].fillna("").astype(str) if "patient" in table else rows["id"]
-    rows["patient"] = named.where(named != "", rows["id"])
-    rows["study"] = rows["patient"]
-    used = {"id", "path", "label", "split", "patient", "study"}
-    rest = table[[name for name in table if name not in used]]
-    return Manifest(rows.join(rest), names or ["unknown"], notes)
+def _noted(manifest: Manifest, *notes: str) -> Manifest:
+    return replace(manifest, notes=(*notes, *manifest.notes))
 
 
 def _guess(raw: pd.DataFrame, role: str) -> str | None:

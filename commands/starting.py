@@ -10,6 +10,7 @@ import yaml
 from commands import datasets
 from commands.studies.processes import ROOT
 from datamodules.manifest import Manifest
+from datamodules.sources import read_table
 from evaluation.files import write_text
 
 CUT = ("val", "test")
@@ -91,15 +92,15 @@ def data(file: Path, source: Source, manifest: Manifest, size: int, left: str) -
 
 def source_of(target: Path, given: dict[str, str | None]) -> Source:
     """The source of a table, or of a folder of class folders, as the audit went by it."""
-    tables = [target / name for name in datasets.TABLES if (target / name).is_file()]
-    if target.is_file() or tables:
-        return _of_table(tables[0] if tables else target, given)
+    table = datasets.table_in(target)
+    if table is not None:
+        return _of_table(table, given)
     arguments = {"root": str(target.resolve()), "patient": given["patient"]}
     return Source("datamodules.Folders", arguments, datasets.has_splits(target), str(target))
 
 
 def _of_table(file: Path, given: dict[str, str | None]) -> Source:
-    columns = datasets.columns_of(datasets.read(file), given)
+    columns = datasets.columns_of(read_table(file), given)
     arguments = {"files": str(file.resolve()), **columns}
     return Source("datamodules.Table", arguments, columns["split"] is not None, str(file))
 

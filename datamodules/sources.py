@@ -52,16 +52,18 @@ class Folders(Source):
     """
 
     def __init__(self, root: str, patient: str | None, fractions: Fractions | None = None) -> None:
+        if patient is not None and not _groups(patient):
+            raise ValueError(f"patient: {patient!r} has no group (...) that is the patient")
         self.root, self.patient, self.fractions = Path(root), patient, fractions
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row a picture file; its id is the path below ``root``."""
-        files = _picture_files(self.root)
+        files = picture_files(self.root)
         has_splits = any(path.parts[0].lower() in SPLIT_FOLDERS for path in files)
         table = pd.DataFrame({"id": [path.as_posix() for path in files]})
         table["path"] = [str(self.root / path) for path in files]
         table["label"] = self._labels(files, int(has_splits), class_names)
-        table["patient"] = self._patients(table["id"])
+        table["patient"] = self.patients(table["id"])
         table["split"] = self._splits(files, table, has_splits)
         table["study"] = table["patient"]
         notes = () if self.patient else (NO_PATIENTS,)
@@ -75,7 +77,8 @@ class Folders(Source):
         _check_names(sorted(set(names)), class_names, self.root)
         return [class_names.index(name) for name in names]
 
-    def _patients(self, ids: pd.Series) -> list[str]:
+    def patients(self, ids: pd.Series) -> list[str]:
+        """The patient of each picture; where the files do not say it, each is one of its own."""
         if self.patient is None:
             return ids.tolist()
         found = [re.search(self.patient, name) for name in ids]
@@ -127,7 +130,7 @@ class Table(Source):
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row a row of the files; its id is the path as the table writes it."""
-        raw = pd.concat([_read_table(path) for path in self.files], ignore_index=True)
+        raw = pd.concat([read_table(path) for path in self.files], ignore_index=True)
         given = {ours: name for ours, name in self.columns.items() if name is not None}
         more = [*(self.patient or []), *([self.study] if self.study else [])]
         self._check_columns(raw, [*given.values(), *more])
@@ -221,7 +224,7 @@ class Mura(Source):
 
     def _paths(self) -> list[str]:
         if self.files is None:
-            return [path.as_posix() for path in _picture_files(self.root)]
+            return [path.as_posix() for path in picture_files(self.root)]
         lines = [line for file in self.files for line in Path(file).read_text().split()]
         return [re.sub(r"^MURA-v[\d.]+/", "", line) for line in lines]
 
@@ -281,7 +284,15 @@ class Phantoms(Source):
         return source.manifest(class_names)
 
 
-def _picture_files(root: Path) -> list[Path]:
+def _groups(expression: str) -> int:
+    try:
+        return re.compile(expression).groups
+    except re.error as error:
+        raise ValueError(f"patient: {expression!r} is no regular expression: {error}") from None
+
+
+def picture_files(root: Path) -> list[Path]:
+    """Every picture below a folder, by its path from there; there must be one."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES)
@@ -307,7 +318,8 @@ def _split_folder(path: Path, root: Path) -> str:
     return SPLIT_FOLDERS[folder]
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV as text, in which NA and an empty cell are what they say; or a Parquet file."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix.lower() == ".parquet":

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import cv2
@@ -61,6 +62,57 @@ def test_a_folder_without_splits_says_what_cannot_be_seen(pictures, tmp_path):
 
 
 @pytest.fixture
+def strange(tmp_path):
+    """A folder whose manifest.csv calls everything by names of its own; one class is NA."""
+    rng, rows = np.random.default_rng(0), []
+    for at in range(12):
+        cv2.imwrite(str(tmp_path / f"{at}.png"), rng.integers(0, 255, (32, 32), np.uint8))
+        person = "ab" if at < 2 else f"p{at}"
+        rows.append((f"{at}.png", ("NA", "None")[at % 2], ("train", "test")[at % 2], person))
+    table = pd.DataFrame(rows, columns=["path", "finding", "side", "who"])
+    table.to_csv(tmp_path / "manifest.csv", index=False)
+    return tmp_path
+
+
+COLUMNS = ["--label", "finding", "--split", "side", "--patient", "who"]
+
+
+def test_columns_that_are_named_hold_for_a_folders_own_table(strange, tmp_path):
+    for target in (strange, strange / "manifest.csv"):
+        assert run([str(target), *COLUMNS, "-o", str(tmp_path / "out")]) == 1
+        told = json.loads((tmp_path / "out/audit.json").read_text())
+        assert told["findings"][0]["message"].endswith("more than one split: ab")
+        assert set(told["counts"]["train"]) == {"NA", "None", "patients"}
+        assert told["patients"] == 11
+
+
+def test_columns_are_refused_where_there_is_no_table(folders):
+    with pytest.raises(ValueError, match=r"--label --split: no columns in .*set; a TABLE has them"):
+        run([str(folders), "--label", "finding", "--split", "side"])
+
+
+@pytest.mark.parametrize(
+    ("patient", "words"),
+    [
+        ("p[0-9]", "patient: 'p[0-9]' has no group"),
+        ("(p", "patient: '(p' is no regular expression"),
+        ("(q)", "patient is '(q)', which does not match ['"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["set", "set/train", "set/train/none"])
+def test_an_expression_that_says_no_patient_is_refused(folders, patient, words, folder):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        run([str(folders.parent / folder), "--patient", patient])
+
+
+def test_a_picture_beside_the_class_folders_is_named(folders):
+    cv2.imwrite(str(folders / "train/stray.png"), np.zeros((8, 8), np.uint8))
+    for folder, stray in ((folders, "train/stray.png"), (folders / "train", "stray.png")):
+        with pytest.raises(ValueError, match=rf"\['{stray}'\] lie in no class folder"):
+            run([str(folder)])
+
+
+@pytest.fixture
 def config(tmp_path):
     (tmp_path / "data.yaml").write_text(
         "class_path: datamodules.ImageDataModule\n"
@@ -93,4 +145,7 @@ def test_wrong_input_is_named(tmp_path):
         run(["--config", str(tmp_path / "gone.yaml")])
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"t\.csv: --path must name the column"):
+        run([str(tmp_path / "t.csv")])
+    (tmp_path / "t.csv").write_text("path,label\n")
+    with pytest.raises(ValueError, match=r"t\.csv: the table has no rows"):
         run([str(tmp_path / "t.csv")])
