@@ -25,11 +25,10 @@ SHOWN = 24  # pairs of a finding in the page
 def run(args: list[str]) -> int:
     """Audits what is named; 1 when a leak was found, else 0."""
     asked = parser().parse_args(args)
-    if (asked.target is None) == (not asked.config):
-        raise ValueError("name either a FOLDER or TABLE, or --config FILE")
-    if asked.start and asked.config:
-        raise ValueError("--start: the data has a config already; it is for a FOLDER or TABLE")
+    refuse(asked)
     manifest, name = _manifest(asked)
+    if asked.start:
+        starting.refuse(Path(asked.start), manifest)
     folder = Path(asked.output or Path("runs") / f"audit-{name}")
     if asked.augmentations:
         data = datasets.from_configs(asked.config) if asked.config else None
@@ -63,6 +62,16 @@ def parser() -> argparse.ArgumentParser:
     help_ = "write a sheet of augmented training pictures instead, to look at"
     main.add_argument("--augmentations", action="store_true", help=help_)
     return main
+
+
+def refuse(asked: argparse.Namespace) -> None:
+    """Refuses what cannot be asked together."""
+    if (asked.target is None) == (not asked.config):
+        raise ValueError("name either a FOLDER or TABLE, or --config FILE")
+    if asked.start and asked.config:
+        raise ValueError("--start: the data has a config already; it is for a FOLDER or TABLE")
+    if asked.start and asked.augmentations:
+        raise ValueError("--start: not with --augmentations, which audits nothing")
 
 
 def write(found: Audit, folder: Path, name: str) -> None:

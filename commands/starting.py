@@ -26,20 +26,22 @@ init_args:
   augment: gradcam  # a mild one; all: consilium audit {where} --augmentations
   balance: {{class_weights: sqrt}}
 """
-LEFT_OUT = "  reading: {{leave_out: {file}}}  # what the audit put into quarantine\n"
+LEFT_OUT = "  reading: {reading}  # what the audit put into quarantine\n"
+CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
+           "model/council", "logger/wandb")  # fmt: skip
 STUDY = """\
 # consilium study run {file}
 title: {title}
-base: {configs}/base.yaml
+base: {of[base]}
 members:  # others: consilium backbones; weights to start from: model.init_args.pretrained: FILE
   resnet10t: &member
     data: data.yaml
-    model: {configs}/model/resnet10t.yaml
+    model: {of[model/resnet10t]}
     trainer: {{accelerator: auto, devices: 1, max_epochs: 10}}
-  regnety_002: {{<<: *member, model: {configs}/model/regnety_002.yaml}}
-  mobilenetv3_small: {{<<: *member, model: {configs}/model/mobilenetv3_small.yaml}}
-council: {{<<: *member, model: {configs}/model/council.yaml}}
-# overrides: [{configs}/logger/wandb.yaml]
+  regnety_002: {{<<: *member, model: {of[model/regnety_002]}}}
+  mobilenetv3_small: {{<<: *member, model: {of[model/mobilenetv3_small]}}}
+council: {{<<: *member, model: {of[model/council]}}}
+# overrides: [{of[logger/wandb]}]
 """
 
 
@@ -66,16 +68,25 @@ def write(folder: Path, source: Source, manifest: Manifest, size: int, left: str
     Splits that the source lacks are cut from train by patient; `left` is a table of samples to
     leave out, or "".
     """
-    study = folder / f"{folder.resolve().name}.yaml"
-    if study.exists() or (folder / "data.yaml").exists():
-        raise ValueError(f"--start {folder}: holds a study already; name another folder")
-    if (manifest.table["label"] < 0).any():
-        raise ValueError("--start: a study needs labels; --label names their column")
+    study = _file(folder)
     write_text(folder / "data.yaml", data(folder / "data.yaml", source, manifest, size, left))
     whole, configs = folder.resolve(), ROOT / "configs"
     near = os.path.relpath(configs, whole) if whole.is_relative_to(ROOT) else configs
-    write_text(study, STUDY.format(file=study, title=flow(whole.name), configs=near))
+    of = {name: flow([f"{near}/{name}.yaml"])[1:-1] for name in CONFIGS}
+    write_text(study, STUDY.format(file=study, title=flow(whole.name), of=of))
     return study
+
+
+def refuse(folder: Path, manifest: Manifest) -> None:
+    """An error where no study can be written of these samples, or none into this folder."""
+    if _file(folder).exists() or (folder / "data.yaml").exists():
+        raise ValueError(f"--start {folder}: holds a study already; name another folder")
+    if (manifest.table["label"] < 0).any():
+        raise ValueError("--start: a study needs labels; --label names their column")
+
+
+def _file(folder: Path) -> Path:
+    return folder / f"{folder.resolve().name}.yaml"
 
 
 def data(file: Path, source: Source, manifest: Manifest, size: int, left: str) -> str:
@@ -87,7 +98,7 @@ def data(file: Path, source: Source, manifest: Manifest, size: int, left: str) -
         where=source.where, file=file, kind=source.kind, source=flow(arguments),
         names=flow(list(manifest.class_names)), size=size,
     )  # fmt: skip
-    return text + (LEFT_OUT.format(file=left) if left else "")
+    return text + (LEFT_OUT.format(reading=flow({"leave_out": left})) if left else "")
 
 
 def source_of(target: Path, given: dict[str, str | None]) -> Source:

@@ -66,7 +66,7 @@ def _one(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:
         row["format"] = format_of(data[:132].tobytes()) or ""
         image = decoded(data, path)
     except ImageError as error:
-        return row | {"error": str(error)}, None
+        return row | dict.fromkeys(NUMBERS, np.nan) | {"error": str(error)}, None
     row["colour"] = "gray" if image.ndim == 2 else "colour"
     small = look(image)
     return row | _numbers(image, small[-1], len(data)), small

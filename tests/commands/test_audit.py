@@ -61,6 +61,13 @@ def test_a_folder_without_splits_says_what_cannot_be_seen(pictures, tmp_path):
     assert "no splits are given: leaks between splits cannot be seen" in told["notes"]
 
 
+def test_files_of_which_none_can_be_read_are_named(tmp_path):
+    (tmp_path / "gone.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,test\n")
+    assert run([str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out/audit.json").read_text())
+    assert "2 files that cannot be read" in told["findings"][0]["message"]
+
+
 @pytest.fixture
 def strange(tmp_path):
     """A folder whose manifest.csv calls everything by names of its own; one class is NA."""

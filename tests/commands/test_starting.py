@@ -48,7 +48,7 @@ def test_from_a_table_to_a_member_without_writing_a_line(films, tmp_path, monkey
     assert said["data"]["init_args"]["preprocess"]["size"] == 32
 
 
-def test_the_data_is_what_the_table_says(films, tmp_path, monkeypatch):
+def test_the_data_is_what_the_table_says(films, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["audit", str(films), "--patient", "site,number", "--start", "mine"])
     data = datasets.from_configs(["mine/data.yaml"])
@@ -58,14 +58,10 @@ def test_the_data_is_what_the_table_says(films, tmp_path, monkeypatch):
     assert ((manifest.table["split"] == "test") == (raw["set"] == "testing")).all()
     assert set(manifest.table["split"]) == {"train", "val", "test"}
     assert len(yaml.safe_load(Path("mine/data.yaml").read_text())["init_args"]) == 5
-    with pytest.raises(ValueError, match="--start mine: holds a study already"):
-        run_again(films)
-
-
-def run_again(films):
-    from commands.audit import run
-
-    run([str(films), "--patient", "site,number", "--start", "mine"])
+    shutil.rmtree("runs")
+    assert main(["audit", str(films), "--patient", "site,number", "--start", "mine"]) == 2
+    assert "--start mine: holds a study already" in capsys.readouterr().err
+    assert not Path("runs").exists()  # nothing was audited
 
 
 def test_what_the_audit_quarantines_is_left_out(films, tmp_path, monkeypatch):
@@ -76,7 +72,8 @@ def test_what_the_audit_quarantines_is_left_out(films, tmp_path, monkeypatch):
     shutil.copy(train["filename"], copy)
     leak = test.to_frame().T.assign(filename=str(copy), diagnosis=train["diagnosis"])
     pd.concat([raw, leak]).to_csv(films, index=False)
-    assert main(["audit", str(films), "--patient", "site,number", "--start", "mine"]) == 1
+    words = ["audit", str(films), "--patient", "site,number", "-o", "of {A}, 1: '24"]
+    assert main([*words, "--start", "mine"]) == 1
     data = datasets.from_configs(["mine/data.yaml"])
     assert train["filename"] not in data.listed().table["id"].tolist()
     data.setup("fit")
@@ -102,6 +99,8 @@ def test_what_cannot_be_started_is_said(films, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["audit", "--config", "a.yaml", "--start", "mine"]) == 2
     assert "the data has a config already" in capsys.readouterr().err
+    assert main(["audit", str(films), "--augmentations", "--start", "mine"]) == 2
+    assert "--start: not with --augmentations" in capsys.readouterr().err
     assert main(["audit", str(films), "--patient", "site,person", "--start", "mine"]) == 2
     assert "no columns ['person']; the table has ['filename'" in capsys.readouterr().err
     pd.read_csv(films).drop(columns="diagnosis").to_csv(films, index=False)
@@ -111,3 +110,4 @@ def test_what_cannot_be_started_is_said(films, tmp_path, monkeypatch, capsys):
     assert main(["audit", str(films), "--patient", "site,number", "--start", "mine"]) == 2
     assert "--label names their column" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
+    assert not (tmp_path / "runs").exists()  # nothing was audited
