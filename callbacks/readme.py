@@ -13,13 +13,13 @@ from safetensors.torch import save as safetensors
 from torch import nn
 
 from evaluation.files import write_bytes, write_json, write_text
-from evaluation.report import number
+from evaluation.report import counted, number
 from evaluation.results import Results, read_results
+from evaluation.run_report import MAIN
 
 # arguments of a backbone that are not timm's own
 OURS = ("grad_checkpointing", "channels_last", "compile", "commercial_only", "pretrained",
         "image_size")  # fmt: skip
-SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
 FILES = {
     "best.ckpt": "weights and all that is needed to rebuild the model; read without pickle",
     "last.ckpt": "the last epoch, with the optimiser's state, to go on from",
@@ -194,10 +194,10 @@ def _where(folder: Path, about: dict[str, Any]) -> list[str]:
 def _figures(results: Results | None) -> list[str]:
     if results is None:
         return []
-    known = [name for name in SHOWN if name in results.metrics]
+    known = [name for name in MAIN if name in results.metrics]
     lines = [f"| {name} | {number(results.metrics[name])} |" for name in known]
     first = results.metrics[known[0]]
-    many = f"{first.n:,} images of {first.patients:,} patients, {results.split} split"
+    many = f"{counted(first)}, {results.split} split"
     return ["## Figures", "\n".join([f"| {many} | value (95 % interval) |", "|---|---|", *lines])]
 
 

@@ -23,8 +23,6 @@ from evaluation.report import Picture, Section, number, png_of
 from evaluation.results import Results, write_results
 from evaluation.table import PredictionTable
 
-SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
-
 
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved config of a fit, without the checkpoint it resumed from."""
@@ -115,7 +113,7 @@ def council(results: Results, folder: Path) -> dict[str, Any]:
 
 def summary(results: Results) -> Table:
     """The main figures as a table for the terminal."""
-    first, *rest = SHOWN
+    first, *rest = run_report.MAIN
     table = Table(f"{results.split} split", f"{first} (95 % interval)", *rest, box=None)
     for name, metrics in {results.name: results.metrics, **results.others}.items():
         table.add_row(name, number(metrics[first]), *(value(metrics[key]) for key in rest))

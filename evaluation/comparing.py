@@ -1,7 +1,7 @@
 """Members side by side: figures, who leads where, how they differ, paired tests, learning."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -10,8 +10,8 @@ import pandas as pd
 from evaluation import council_figures as drawings
 from evaluation import diversity, report
 from evaluation import figures as plain
-from evaluation.comparison import COMPARED, Difference, differences, holm, verdict
-from evaluation.council_report import signed
+from evaluation.comparison import Difference, corrected, differences, verdict
+from evaluation.council_report import diversities, signed
 from evaluation.intervals import DRAWS
 from evaluation.metrics import Figures, by_attribute, figures
 from evaluation.pooling import stack
@@ -48,13 +48,9 @@ def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> 
         f"{a} & {b}": differences(aligned[a], aligned[b], draws, seed)
         for a, b in combinations(aligned, 2)
     }
-    for metric in (*COMPARED, "auroc"):
-        adjusted = holm([gap[metric].p for gap in gaps.values()])
-        for gap, p in zip(gaps.values(), adjusted, strict=True):
-            gap[metric] = replace(gap[metric], p=p, test=f"{gap[metric].test}, Holm")
     return Compared(
         members={name: figures(table, draws, seed) for name, table in aligned.items()},
-        gaps=gaps,
+        gaps=corrected(gaps),
         pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in found.items()},
         agreement=diversity.agreement(said),
         parts={n: by_attribute(t, by, draws, seed) for n, t in aligned.items()} if by else {},
@@ -66,7 +62,7 @@ def sentence(found: Compared) -> str:
     accuracy = {name: each["accuracy"] for name, each in found.members.items()}
     order = sorted(accuracy, key=lambda name: -(accuracy[name].value or 0.0))
     first = accuracy[order[0]]
-    many = f"{first.n:,} images of {first.patients:,} patients"
+    many = report.counted(first)
     said = f"{order[0]} reaches the highest accuracy, {report.number(first)}, on {many}."
     if len(order) < 2:
         return said
@@ -168,13 +164,7 @@ def paired(found: Compared) -> report.Table:
 
 def diverse(found: Compared) -> report.Table:
     """Diversity of each two members."""
-    rows: list[tuple[report.Cell, ...]] = [
-        (name, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
-        for name, p in found.pairs.items()
-    ]
-    columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
-    note = f"All members agree on {100 * found.agreement:.1f} % of the images."
-    return report.Table(columns, rows, "Diversity", note)
+    return diversities(found.pairs, found.agreement)
 
 
 def results(name: str, found: Compared, tables: Tables) -> Results:

@@ -9,12 +9,13 @@ from scipy.stats import binomtest
 
 from evaluation import summary
 from evaluation.auc import areas
-from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, wilson
+from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, figure, wilson
 from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "mcc", "nll", "brier", "ece")
 ROUNDING = 1e-6  # what float32 logits in a table can move a figure by
 LOWER_IS_BETTER = ("nll", "brier", "ece", "ece_classwise")
+ABSENT = "a class is absent, or no redraw differs"
 Pair = tuple[PredictionTable, PredictionTable]
 
 
@@ -22,12 +23,15 @@ Pair = tuple[PredictionTable, PredictionTable]
 class Difference:
     """First minus second, with its interval and the p-value of no difference.
 
-    `p` is not yet corrected for how many comparisons are made: see `holm`.
+    `p` is not yet corrected for how many comparisons are made: see `corrected`.
     """
 
     figure: Figure
     p: float
     test: str
+
+
+Differences = dict[str, Difference]
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
@@ -50,7 +54,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def differences(
     first: PredictionTable, second: PredictionTable, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Difference]:
+) -> Differences:
     """Paired differences of the figures in COMPARED and of the macro AUC, by name."""
     return _all({"": first}, second, draws, seed)[""]
 
@@ -60,19 +64,27 @@ def against(
     baseline: PredictionTable,
     draws: int = DRAWS,
     seed: int = 0,
-) -> dict[str, dict[str, Difference]]:
+) -> dict[str, Differences]:
     """`differences` of each table to the baseline, p-values corrected by Holm over the tables."""
-    found = _all(tables, baseline, draws, seed)
-    for metric in (*COMPARED, "auroc"):
-        adjusted = holm([each[metric].p for each in found.values()])
-        for each, p in zip(found.values(), adjusted, strict=True):
-            each[metric] = replace(each[metric], p=p, test=f"{each[metric].test}, Holm")
-    return found
+    return corrected(_all(tables, baseline, draws, seed))
 
 
-def mean_differences(
-    pairs: Sequence[Pair], draws: int = DRAWS, seed: int = 0
-) -> dict[str, Difference]:
+def corrected(found: Mapping[str, Differences]) -> dict[str, Differences]:
+    """The same comparisons, the p-values of each metric corrected by Holm over all of them."""
+    adjusted = {
+        metric: holm([each[metric].p for each in found.values()])
+        for metric in next(iter(found.values()), {})
+    }
+    return {
+        name: {
+            metric: replace(one, p=adjusted[metric][at], test=f"{one.test}, Holm")
+            for metric, one in each.items()
+        }
+        for at, (name, each) in enumerate(found.items())
+    }
+
+
+def mean_differences(pairs: Sequence[Pair], draws: int = DRAWS, seed: int = 0) -> Differences:
     """Mean over pairs of first minus second: the same images seen by models of several seeds.
 
     Patients are redrawn for all pairs at once; the models are taken as they are, so what chance
@@ -88,7 +100,7 @@ def mean_differences(
 
 def _all(
     tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int, seed: int
-) -> dict[str, dict[str, Difference]]:
+) -> dict[str, Differences]:
     """Baseline and tables are redrawn together, so each draw is shared by all."""
     base, *others = (table.labelled for table in align([baseline, *tables.values()]))
     clusters = Clusters.make(base.patients, base.labels)
@@ -141,8 +153,9 @@ def _difference(
     low, high = (redrawn.centred if metric in summary.CENTRED else redrawn.interval)(at)
     if np.isnan(low) and value == 0:
         low, high = _unvaried(metric, all(_same(*pair) for pair in pairs), clusters.count)
-    figure = _figure(value, low, high, "paired patient bootstrap, BCa", pairs[0][0], clusters)
-    return Difference(figure, _sign_p(redrawn.redrawn[:, at]), "paired bootstrap")
+    size = (len(pairs[0][0]), clusters.count, ABSENT)
+    found = figure((value, low, high), "paired patient bootstrap, BCa", *size)
+    return Difference(found, _sign_p(redrawn.redrawn[:, at]), "paired bootstrap")
 
 
 def _same(first: PredictionTable, second: PredictionTable) -> bool:
@@ -177,23 +190,17 @@ def _auroc_gaps(
     gaps = []
     for at in range(1, len(every)):
         value, low, high, p = found.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
-        gaps.append(Difference(_figure(value, low, high, method, base, clusters), p, method))
+        parts = (value, low, high)
+        gap = figure(parts, method, len(base), clusters.count, ABSENT)
+        gaps.append(Difference(gap, p, method))
     return gaps
-
-
-def _figure(
-    value: float, low: float, high: float, method: str, table: PredictionTable, clusters: Clusters
-) -> Figure:
-    parts = [float(x) if np.isfinite(x) else None for x in (value, low, high)]
-    reason = "a class is absent, or no redraw differs" if None in parts else ""
-    return Figure(parts[0], parts[1], parts[2], method, len(table), clusters.count, reason)
 
 
 def verdict(name: str, difference: Difference) -> str:
     """`gain`, `loss` or `no evidence of gain`: what interval and corrected p together allow."""
-    figure = difference.figure
-    if figure.low is None or figure.high is None or difference.p >= 0.05:
+    found = difference.figure
+    if found.low is None or found.high is None or difference.p >= 0.05:
         return "no evidence of gain"
-    if figure.low <= ROUNDING and figure.high >= -ROUNDING:
+    if found.low <= ROUNDING and found.high >= -ROUNDING:
         return "no evidence of gain"
-    return "gain" if (figure.low > 0) != (name in LOWER_IS_BETTER) else "loss"
+    return "gain" if (found.low > 0) != (name in LOWER_IS_BETTER) else "loss"

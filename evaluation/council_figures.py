@@ -53,7 +53,7 @@ def agreement(members: Mapping[str, PredictionTable]) -> Figure:
     figure, axes = style.panels(size, size - 0.4)
     low = share.min()
     shade = (share - low) / max(1 - low, 1e-9)
-    heat(axes[0], 100 * share, 0.75 * shade, list(members), list(members), "{:.1f}")
+    style.matrix(axes[0], 100 * share, 0.75 * shade, list(members), list(members), "{:.1f}")
     return figure
 
 
@@ -121,7 +121,7 @@ def weights(
         return None
     figure, axes = style.panels(2.8 + 0.95 * len(members), 0.9 + 0.3 * len(rows))
     values = np.stack(list(rows.values()))
-    heat(axes[0], 100 * values, values, list(rows), list(members), "{:.0f}")
+    style.matrix(axes[0], 100 * values, values, list(rows), list(members), "{:.0f}")
     axes[0].set_aspect("auto")
     return figure
 
@@ -151,24 +151,3 @@ def risks(tables: Mapping[str, PredictionTable]) -> Figure:
     style.title(axes[0], "risk and coverage, with area")
     style.legend_beside(axes[0])
     return figure
-
-
-def heat(
-    axes: Axes,
-    values: np.ndarray,
-    shade: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    form: str,
-) -> None:
-    """A table of numbers on a blue ground; `shade` runs from 0 to 1."""
-    axes.imshow(shade, cmap=style.SHADES, vmin=0, vmax=1.15)
-    labels = [style.short(name) for name in columns]
-    axes.set_xticks(range(len(columns)), labels, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), [style.short(name, 26) for name in rows])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    for (row, column), value in np.ndenumerate(values):
-        ink = "white" if shade[row, column] > 0.6 else style.INK
-        text = form.format(value) if np.isfinite(value) else ""
-        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8.5)

@@ -6,9 +6,10 @@ import numpy as np
 
 from evaluation import council_figures as drawings
 from evaluation import figures as plain
-from evaluation import report
+from evaluation import report, run_report
 from evaluation.comparison import COMPARED, Difference, verdict
 from evaluation.council import Fitted, Judged, calibrated, disputed, vote
+from evaluation.diversity import Pair
 from evaluation.intervals import Figure
 from evaluation.metrics import Figures, by_attribute
 from evaluation.pooling import pool
@@ -16,7 +17,7 @@ from evaluation.results import Results, notes_of
 from evaluation.selective import fit_conformal, fit_referral, risk_coverage
 from evaluation.table import PredictionTable
 
-MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll", "ece")
+MAIN = (*run_report.MAIN, "ece")
 PAIRED = ("accuracy", "auroc", "nll")
 PARTS = ("accuracy", "balanced_accuracy", "kappa", "auroc", "nll")
 Tables = Mapping[str, PredictionTable]
@@ -49,7 +50,7 @@ def sentence(fitted: Fitted, judged: Judged, chosen: str) -> str:
     """What was found, on how much, and whether it is more than the best single member gives."""
     found, gap = judged.voters[chosen]["accuracy"], judged.gains[chosen]["accuracy"]
     said = verdict("accuracy", gap)
-    many = f"{found.n:,} images of {found.patients:,} patients"
+    many = report.counted(found)
     word = {"gain": "a gain", "loss": "a loss"}.get(said, said)
     return (
         f"The council ({chosen}) reaches accuracy {report.number(found)} on {many}. "
@@ -169,17 +170,22 @@ def weights(fitted: Fitted, tables: Tables) -> list[report.Picture]:
 
 def pairs(judged: Judged) -> report.Table:
     """Diversity of each two members, and what it is worth."""
+    split = judged.split
+    worth = (
+        f" NLL of the geometric pool {split.pool:.4f} = mean member {split.mean_member:.4f} - "
+        f"diversity {split.diversity:.4f}."
+    )
+    return diversities(judged.pairs, judged.agreement, worth)
+
+
+def diversities(found: Mapping[str, Pair], agreement: float, worth: str = "") -> report.Table:
+    """Diversity of each two members, by `a & b`; `worth` ends the note."""
     rows: list[tuple[report.Cell, ...]] = [
         (name, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
-        for name, p in judged.pairs.items()
+        for name, p in found.items()
     ]
-    split = judged.split
-    note = (
-        f"All members agree on {100 * judged.agreement:.1f} % of the images. NLL of the geometric "
-        f"pool {split.pool:.4f} = mean member {split.mean_member:.4f} - diversity "
-        f"{split.diversity:.4f}."
-    )
     columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
+    note = f"All members agree on {100 * agreement:.1f} % of the images.{worth}"
     return report.Table(columns, rows, "Diversity", note)
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap
-from evaluation.metrics import figure
+from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, figure
 from evaluation.table import PredictionTable
 
 SURE = 1e-9  # a pair is never surer than this: the coupling's equations stay solvable

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.intervals import Clusters, Figure, bootstrap, wilson
-from evaluation.metrics import figure
+from evaluation.intervals import Clusters, Figure, bootstrap, figure, wilson
 
 GROWN = 0.05  # a box is grown by this share of the picture's long side
 SHARES = tuple(np.linspace(0.0, 1.0, 11).tolist())

@@ -22,24 +22,14 @@ def confusion(table: PredictionTable, title: str = "") -> Figure:
     k = len(table.class_names)
     figure, axes = style.panels(2 * max(3.4, 0.62 * k + 1.6), max(3.2, 0.5 * k + 1.6), columns=2)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    _matrix(axes[0], counts, counts / max(counts.max(), 1), "{:,.0f}", table.class_names)
-    _matrix(axes[1], 100 * shares, shares, "{:.1f}", table.class_names)
+    names = (table.class_names, table.class_names)
+    style.matrix(axes[0], counts, counts / max(counts.max(), 1), *names, "{:,.0f}")
+    style.matrix(axes[1], 100 * shares, shares, *names, "{:.1f}")
+    for panel in axes:
+        panel.set(xlabel="predicted", ylabel="true")
     style.title(axes[0], f"{title} images".strip())
     style.title(axes[1], "% of each true class")
     return figure
-
-
-def _matrix(axes: Axes, values: np.ndarray, shade: np.ndarray, form: str, names: list[str]) -> None:
-    axes.imshow(shade, cmap=style.SHADES, vmin=0, vmax=1.15)
-    ticks, labels = range(len(names)), [style.short(name) for name in names]
-    axes.set_xticks(ticks, labels, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, labels)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    for (row, column), value in np.ndenumerate(values):
-        ink = "white" if shade[row, column] > 0.6 else style.INK
-        axes.text(column, row, form.format(value), ha="center", va="center", color=ink, fontsize=9)
 
 
 def roc(table: PredictionTable) -> Figure:

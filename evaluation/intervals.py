@@ -18,6 +18,7 @@ _CHUNK = 2_000_000  # numbers held at a time
 _GROUPS = 1000  # the jackknife leaves out at most so many groups of patients
 
 Statistic = Callable[[np.ndarray], np.ndarray]
+Parts = tuple[float, float, float]  # value, low, high
 Sums = Any  # an array or a scipy.sparse matrix; scipy has no types here
 
 
@@ -36,6 +37,13 @@ class Figure:
     n: int
     patients: int
     reason: str = ""
+
+
+def figure(parts: Parts, method: str, n: int, patients: int, reason: str) -> Figure:
+    """A Figure whose NaN parts are None; `reason` is kept only where something is None."""
+    plain = [float(x) if np.isfinite(x) else None for x in parts]
+    said = reason if None in plain else ""
+    return Figure(plain[0], plain[1], plain[2], method, n, patients, said)
 
 
 def wilson(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:

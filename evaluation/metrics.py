@@ -4,7 +4,7 @@ import numpy as np
 
 from evaluation import rates, summary
 from evaluation.auc import areas, one_vs_rest
-from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, wilson
+from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, figure, wilson
 from evaluation.ranked import ranked_figures
 from evaluation.summary import nll
 from evaluation.table import PredictionTable
@@ -12,7 +12,6 @@ from evaluation.table import PredictionTable
 __all__ = ["Figure", "Figures", "by_attribute", "by_class", "confusion", "figures", "nll", "quick"]
 
 Figures = dict[str, Figure]
-Parts = tuple[float, float, float]
 BOOTSTRAP, CENTRED = "patient bootstrap, BCa", "patient bootstrap, centred"
 
 
@@ -143,10 +142,3 @@ def _areas(table: PredictionTable, clusters: Clusters) -> Figures:
     groups |= {f"auroc/{name}": np.array([c]) for c, name in enumerate(table.class_names)}
     size = (method, len(table), clusters.count, "a class has no image, or it has them all")
     return {name: figure(found.mean(at), *size) for name, at in groups.items()}
-
-
-def figure(parts: Parts, method: str, n: int, patients: int, reason: str) -> Figure:
-    """A Figure whose NaN parts are None; `reason` is kept only where something is None."""
-    plain = [float(x) if np.isfinite(x) else None for x in parts]
-    said = reason if None in plain else ""
-    return Figure(plain[0], plain[1], plain[2], method, n, patients, said)

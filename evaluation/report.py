@@ -115,6 +115,11 @@ def number(figure: Figure, digits: int = 4) -> str:
     return f"{value} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
 
 
+def counted(figure: Figure) -> str:
+    """`1,200 images of 300 patients`."""
+    return f"{figure.n:,} images of {figure.patients:,} patients"
+
+
 def lead(subject: str, name: str, figure: Figure) -> Text:
     """The opening sentence: what was found, on how much, with its interval."""
     if figure.value is None:
@@ -122,8 +127,8 @@ def lead(subject: str, name: str, figure: Figure) -> Text:
     interval = (
         "" if figure.low is None else f" (95 % interval {figure.low:.4f} to {figure.high:.4f})"
     )
-    many = f"{figure.n:,} images of {figure.patients:,} patients"
-    return Text(f"{subject} reaches {name} {figure.value:.4f}{interval} on {many}.", lead=True)
+    said = f"{subject} reaches {name} {figure.value:.4f}{interval} on {counted(figure)}."
+    return Text(said, lead=True)
 
 
 def figures_table(figures: Mapping[str, Figure], heading: str = "Figures") -> Table:

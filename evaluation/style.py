@@ -1,8 +1,10 @@
 """One look for every picture: restrained, readable in print, safe for colour-blind readers."""
 
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -88,3 +90,24 @@ def short(name: str, width: int = 14) -> str:
     """A name that fits beside a tick: broken into at most two lines, then cut."""
     lines = wrap(name, width)
     return "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
+
+
+def matrix(
+    axes: Axes,
+    values: np.ndarray,
+    shade: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    form: str,
+) -> None:
+    """A table of numbers on a blue ground; `shade` runs from 0 to 1."""
+    axes.imshow(shade, cmap=SHADES, vmin=0, vmax=1.15)
+    labels = [short(name) for name in columns]
+    axes.set_xticks(range(len(columns)), labels, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), [short(name, 26) for name in rows])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for (row, column), value in np.ndenumerate(values):
+        ink = "white" if shade[row, column] > 0.6 else INK
+        text = form.format(value) if np.isfinite(value) else ""
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8.5)

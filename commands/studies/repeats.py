@@ -12,10 +12,10 @@ from commands.studies.results import Runs, table_of
 from commands.studies.runs import Round, rounds
 from evaluation import report
 from evaluation.metrics import Figures, figures
+from evaluation.run_report import MAIN
 from evaluation.table import PredictionTable
 
 Pooled = dict[tuple[str, int | None], Figures]
-SHOWN = ("accuracy", "balanced_accuracy", "auroc", "nll")
 WITHIN = ("auroc",)  # scores of models trained apart do not stand on one scale
 SEEDS = (
     "Mean over seeds, and the standard deviation between them: what chance in training moves. The "
@@ -75,7 +75,7 @@ def over_seeds(study: Study, pooled: Pooled) -> pd.DataFrame:
     rows = []
     for name in (*study.councils, *study.members):
         each = [found for (subject, _), found in pooled.items() if subject == name]
-        for metric in SHOWN if len(each) > 1 else ():
+        for metric in MAIN if len(each) > 1 else ():
             values = np.array([found[metric].value or np.nan for found in each])
             spread = {"mean": values.mean(), "sd": values.std(ddof=1)}
             ends = {"least": values.min(), "greatest": values.max()}
@@ -88,13 +88,13 @@ def _seeds(found: pd.DataFrame) -> report.Section:
     for name, each in found.groupby("run", sort=False) if len(found) else ():
         cells = [value for _, one in each.iterrows() for value in (one["mean"], one["sd"])]
         rows.append((str(name), int(each["seeds"].iloc[0]), *map(float, cells)))
-    columns = ("", "seeds", *(word for metric in SHOWN for word in (metric, "sd")))
+    columns = ("", "seeds", *(word for metric in MAIN for word in (metric, "sd")))
     return report.Table(columns, rows, "Over seeds", SEEDS)
 
 
 def _folds(pooled: Pooled) -> report.Section:
     rows: list[tuple[report.Cell, ...]] = [
-        (name + Round(seed).suffix, each["accuracy"].n, *(each[metric] for metric in SHOWN))
+        (name + Round(seed).suffix, each["accuracy"].n, *(each[metric] for metric in MAIN))
         for (name, seed), each in pooled.items()
     ]
-    return report.Table(("", "images", *SHOWN), rows, "Over folds", FOLDS)
+    return report.Table(("", "images", *MAIN), rows, "Over folds", FOLDS)

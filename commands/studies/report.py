@@ -72,12 +72,11 @@ def lead(study: Study, runs: Runs) -> str:
     said = []
     for name in councils:
         found = runs[name].metrics["accuracy"]
-        many = f"{found.n:,} images of {found.patients:,} patients"
-        said.append(f"{name}: accuracy {report.number(found)} on {many}.")
+        said.append(f"{name}: accuracy {report.number(found)} on {report.counted(found)}.")
     if members:
         best = max(members, key=lambda name: members[name].value or 0.0)
         found = members[best]
-        many = "" if councils else f" on {found.n:,} images of {found.patients:,} patients"
+        many = "" if councils else f" on {report.counted(found)}"
         which = f"{best}, the best of {len(members)} members here"
         said.append(f"{which}: accuracy {report.number(found)}{many}.")
     return " ".join(said)
