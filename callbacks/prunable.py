@@ -34,8 +34,8 @@ class Prunable:
 def prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> Prunable:
     """Weights of ungrouped convolutions and linear layers that `image` (1, C, H, W) goes through.
 
-    Out are the layer that sees the image, the one that makes the logits, layers with one MAC a
-    weight (squeeze-excite), tensors under 4,096 numbers, and names that match `exclude`. A weight
+    Out are the layer that sees the image, the one that makes the logits, layers of one
+    pixel with one MAC a weight (squeeze-excite), tensors under 4,096 numbers, and names that match `exclude`. A weight
     that two layers share is counted once, and is out when one of its uses is. The module is left
     as it was: no statistics move and no random number is drawn.
     """
@@ -75,7 +75,7 @@ def _reason(seen: Found, exclude: Sequence[str]) -> str:
     matched = [pattern for pattern in exclude if re.search(pattern, seen.name)]
     if matched:
         return f"matches exclude {matched[0]!r}"
-    if seen.positions <= 1:
+    if seen.positions <= 1 and all(side == 1 for side in seen.weight.shape[2:]):
         return "one multiply-accumulate a weight (squeeze-excite)"
     return f"fewer than {SMALLEST:,} numbers" if seen.weight.numel() < SMALLEST else ""
 

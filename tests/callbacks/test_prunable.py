@@ -23,6 +23,14 @@ def test_what_is_left_out_of_an_efficientnet_and_why():
     assert {n for n, _ in net.named_parameters()} == set(names) | set(found.left_out)
 
 
+def test_a_kernel_that_sees_one_pixel_of_a_small_picture_is_no_squeeze():
+    net = timm.create_model("resnet10t", num_classes=4)
+    found = prunable(net, torch.zeros(1, 3, 32, 32))  # the last stage is 1 x 1
+    kept = {layer.name for layer in found.layers}
+    assert {"layer4.0.conv1.weight", "layer4.0.conv2.weight"} <= kept
+    assert "squeeze-excite" in found.left_out["layer4.0.downsample.1.weight"]
+
+
 def test_macs_of_a_known_network_are_counted():
     """ResNet-50 at 224 px: 4.09 G multiply-accumulates, as its authors and timm say."""
     with torch.device("meta"):
