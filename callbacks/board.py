@@ -26,8 +26,8 @@ FOLDER, ID, BEST = "wandb", "wandb/run-id", "best.ckpt"
 class Board(Logger):
     """One W&B run a run folder, kept in it and sent later by `wandb sync`, or at once.
 
-    What is logged in one epoch stands in one row. Patients and other attributes stay here:
-    tables carry ids, classes and probabilities alone.
+    What is logged in one epoch stands in one row. Patients, other attributes, ids and notes stay
+    here: tables carry classes and probabilities, and a code for each id, which may name a patient.
 
     Args:
         project: the project at W&B.
@@ -108,7 +108,7 @@ class Board(Logger):
 
     @rank_zero_only
     def log_facts(self, key: str, facts: Mapping[str, Any]) -> None:
-        """What is known of the run as a whole: figures with intervals, hashes, notes."""
+        """What is known of the run as a whole: figures with intervals, hashes."""
         self.experiment.summary.update({key: dict(facts)})
 
     @rank_zero_only

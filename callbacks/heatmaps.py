@@ -1,6 +1,7 @@
 """The same few validation pictures with their heat maps, every few epochs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from callbacks.board import show
 from callbacks.weights import averages
 from evaluation import heat
+from evaluation.answers import code
 from evaluation.files import write_bytes
 from evaluation.heat import Shown
 from evaluation.report import to_png
@@ -24,7 +26,7 @@ class Heatmaps(L.Callback):
 
     The pictures are taken from val class by class, as the network sees them; maps are of the true
     class, and of the weights that the epoch's figures are of: of averages if there are any. A
-    logger with `log_image` (W&B) is given the same picture.
+    logger with `log_image` (W&B) is given the same picture, with a code in place of each id.
 
     Args:
         every: epochs between two pictures; the first and the last epoch are always drawn.
@@ -63,26 +65,36 @@ class Heatmaps(L.Callback):
         if epoch % self.every and not last:
             return
         # averages were measured and are saved, but have left the module by now
-        png = self.draw(next(iter(averages(trainer)), pl_module))
-        write_bytes(Path(trainer.default_root_dir) / FOLDER / f"epoch-{epoch + 1:03d}.png", png)
-        show(trainer.loggers, "val/heatmaps", png)
+        shown = self.look(next(iter(averages(trainer)), pl_module))
+        file = Path(trainer.default_root_dir) / FOLDER / f"epoch-{epoch + 1:03d}.png"
+        write_bytes(file, self.draw(shown, self.ids))
+        if trainer.loggers:
+            sent = self.draw(shown, [code(name) for name in self.ids])
+            show(trainer.loggers, "val/heatmaps", sent)
 
     def explainer(self, module: nn.Module) -> Callable[[Tensor, list[int]], Any]:
         """What gives the maps of `module` for images of the handful's size."""
         made: Callable[..., Any] = cast(Any, module).explainer(self.seen.shape[-1], self.method)
         return made
 
-    def draw(self, module: nn.Module) -> bytes:
-        """The handful with the maps of `module` as PNG."""
+    def look(self, module: nn.Module) -> list[Shown]:
+        """The handful's classes, the answers of `module` and its maps."""
         names, device = cast(Any, module).class_names, next(module.parameters()).device
         found = self.explainer(module)(self.seen.to(device), self.labels)
         odds = torch.from_numpy(found.logits).softmax(dim=1).numpy()
-        tiles = [visible(image.numpy()) for image in self.seen]
-        shown = [
-            Shown(f"{names[label]}", f"says {names[p.argmax()]} {p.max():.2f}\n{name}", one)
-            for label, p, name, one in zip(self.labels, odds, self.ids, found.maps, strict=True)
+        return [
+            Shown(f"{names[label]}", f"says {names[p.argmax()]} {p.max():.2f}", one)
+            for label, p, one in zip(self.labels, odds, found.maps, strict=True)
         ]
-        return to_png(heat.gallery(tiles, shown))
+
+    def draw(self, shown: Sequence[Shown], ids: Sequence[str]) -> bytes:
+        """The handful with its maps as PNG, `ids` in the captions."""
+        tiles = [visible(image.numpy()) for image in self.seen]
+        named = [
+            replace(one, caption=f"{one.caption}\n{name}")
+            for one, name in zip(shown, ids, strict=True)
+        ]
+        return to_png(heat.gallery(tiles, named))
 
 
 def handful(labels: np.ndarray, count: int) -> list[int]:

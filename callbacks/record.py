@@ -16,7 +16,7 @@ from rich.table import Table
 from callbacks.board import Board, show, tell
 from callbacks.history import FILE as HISTORY
 from evaluation import coupling, run_report
-from evaluation.answers import answers
+from evaluation.answers import shared
 from evaluation.files import write_json, write_text
 from evaluation.metrics import Figure, figures
 from evaluation.report import Picture, Section, number, png_of
@@ -77,16 +77,20 @@ def mirror(
     for section in page if loggers else ():
         if isinstance(section, Picture):
             show(loggers, f"{results.split}/{section.heading or section.caption}", png_of(section))
-    tell(loggers, f"{results.split}/predictions", answers(table))
+    tell(loggers, f"{results.split}/predictions", shared(table))
     for board in loggers:
         if isinstance(board, Board):
             board.log_facts(results.split, facts(results))
 
 
 def facts(results: Results) -> dict[str, Any]:
-    """Figures with their intervals, and what the report says of the run."""
+    """Figures with their intervals, what the report says of the run, and how many notes it has.
+
+    The notes themselves name images and patients.
+    """
     figures = {name: asdict(figure) for name, figure in results.metrics.items()}
-    return {"figures": figures, "about": run_report.facts(results), "notes": results.meta["notes"]}
+    notes = len(results.meta["notes"])
+    return {"figures": figures, "about": run_report.facts(results), "notes": notes}
 
 
 def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Results:

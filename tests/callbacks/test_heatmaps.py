@@ -3,11 +3,13 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from callbacks import AverageWeights, BestAndLast
 from callbacks.heatmaps import Heatmaps, handful, visible
 from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
+from evaluation.answers import code
 from lightning_modules import ImageClassifier, checkpoints
 
 ADDED = ["--trainer.callbacks+", "callbacks.Heatmaps", "--trainer.callbacks.every", "2"]
@@ -31,15 +33,19 @@ def test_the_fit_is_the_same_with_heatmaps(tiny, resnet, tmp_path):
 
 
 class Told(Heatmaps):
-    """Notes whose weights each picture was drawn of."""
+    """Notes whose weights were looked at, and which ids stood in each picture."""
 
     def __init__(self):
         super().__init__()
-        self.drawn = []
+        self.looked, self.named = [], []
 
-    def draw(self, module):
-        self.drawn.append(checkpoints.weights_hash(module.state_dict()))
-        return super().draw(module)
+    def look(self, module):
+        self.looked.append(checkpoints.weights_hash(module.state_dict()))
+        return super().look(module)
+
+    def draw(self, shown, ids):
+        self.named.append(list(ids))
+        return super().draw(shown, ids)
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -49,11 +55,13 @@ def test_maps_are_of_the_weights_that_were_measured_and_saved(averaged, tmp_path
     data = ImageDataModule(films, names, Preprocess(size=32), batch_size=4, workers=0)
     callbacks = [BestAndLast(), *([AverageWeights(0.9)] if averaged else []), told]
     trainer = L.Trainer(default_root_dir=tmp_path, max_epochs=2, callbacks=callbacks,
-                        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-                        enable_model_summary=False, use_distributed_sampler=False)  # fmt: skip
+                        accelerator="cpu", devices=1, logger=DummyLogger(),
+                        enable_progress_bar=False, enable_model_summary=False,
+                        use_distributed_sampler=False)  # fmt: skip
     trainer.fit(ImageClassifier(names, "test_resnet", image_size=32), data)
-    assert told.drawn[-1] == checkpoints.read(tmp_path / "last.ckpt")[0].measured_weights
-    assert told.drawn[0] != told.drawn[1]
+    assert told.looked[-1] == checkpoints.read(tmp_path / "last.ckpt")[0].measured_weights
+    assert told.looked[0] != told.looked[1]
+    assert told.named == [told.ids, [code(name) for name in told.ids]] * 2  # kept, and sent
 
 
 def test_what_the_network_sees_is_made_visible():

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.answers import answers, surest
+from evaluation.answers import answers, code, shared, surest
 from evaluation.inline import look
 from evaluation.report import Text
 from evaluation.study_folder import StudyFolder, voters_of
@@ -30,6 +31,16 @@ def test_answers_say_truth_answer_and_confidence_and_no_patient(table):
     assert found["p(ill)"].tolist() == pytest.approx([0.1, 0.4, 0.2, 0.3, 0.4999], abs=1e-6)
     assert "secret" not in found.to_string()
     assert "here" not in found.to_string()
+
+
+def test_what_is_shared_has_a_code_for_each_id(table):
+    named = replace(table, rows=table.rows.assign(id=[f"secret/{k}.png" for k in range(5)]))
+    found = shared(named)
+    assert "secret" in answers(named).to_string()
+    assert "secret" not in found.to_string()
+    assert found["id"].tolist() == [code(name) for name in named.rows["id"]]
+    assert found["id"].is_unique
+    pd.testing.assert_frame_equal(found.drop(columns="id"), answers(named).drop(columns="id"))
 
 
 def test_the_surest_take_turns_among_the_classes(table):
