@@ -29,28 +29,56 @@ EXAMPLE = """\
 example: consilium prune runs/b2 --macs 0.6 --epochs 10
 reads runs/b2/best.ckpt, takes channels out until 60 % of its multiply-accumulates are left,
 trains on for 10 epochs with runs/b2/config.yaml, and measures it beside runs/b2. The run folder
-(runs/b2-pruned) is a member like any other. Masks (configs/recipe/ast25.yaml) save no time;
-this does."""
+(runs/b2-pruned) is a member like any other; killed, the same command goes on with it. Masks
+(configs/recipe/ast25.yaml) save no time; this does."""
 
 
 def run(argv: list[str]) -> int:
-    """Prunes, measures, fine-tunes, compares."""
+    """Prunes, measures, fine-tunes, compares; a fine-tuning that was killed is gone on with."""
     asked = parser().parse_args(argv)
     require(asked)
     out = asked.output or asked.run.with_name(f"{asked.run.name}-pruned")
-    lightning.refuse_used(out)
+    if (out / "results.json").exists():
+        raise ValueError(f"-o {out}: holds a finished run; give another -o, or remove it")
+    if (out / "last.ckpt").exists():
+        go_on(asked, out)
+    else:
+        begin(asked, out)
+    print(verdict(asked.run, out))
+    return 0
+
+
+def begin(asked: argparse.Namespace, out: Path) -> None:
+    """Takes the channels out, measures what is left, and trains it."""
     module, block = checkpoints.load(asked.run / "best.ckpt")
     net, side = cast(Any, module).net, block.preprocess["size"]
     image = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     kept = choose(net, image, block.init_args["backbone"], asked)
     small = channels.narrowed(net, kept)
     said = account(net, small, image, kept, asked)
-    write_json(out / pruned.FILE, said | {"dense": os.path.relpath(asked.run, out)})
+    write_json(out / pruned.FILE, said | of(asked, out))
     _start(out, block, small, kept)
     print(pruned.sentence(said))
     fine_tune(asked, out)
-    print(verdict(asked.run, out))
-    return 0
+
+
+def go_on(asked: argparse.Namespace, out: Path) -> None:
+    """The fine-tuning from its last epoch, if it is the one that is asked for."""
+    file, now = out / pruned.FILE, of(asked, out)
+    then = read_json(file) if file.is_file() else {}
+    if {name: then.get(name) for name in now} != now:
+        raise ValueError(f"-o {out}: holds an unfinished run of another command; give another -o, "
+                         "or remove it")  # fmt: skip
+    config, last = str(out / "config.yaml"), str(out / "last.ckpt")
+    print(f"goes on with {last}")
+    lightning.run(["fit", "--config", config, "--ckpt_path", last, "--run", str(out)])
+
+
+def of(asked: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """What pruning.json says of the command: the dense run, and every number."""
+    plain = {k: str(v) if k == "device" else v for k, v in vars(asked).items()}
+    numbers = {name: value for name, value in plain.items() if name not in ("run", "output")}
+    return {"dense": os.path.relpath(asked.run, out), "asked": numbers}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,6 +114,8 @@ def require(asked: argparse.Namespace) -> None:
     for name in ("round_to", "epochs", "pairs"):
         if getattr(asked, name) < 1:
             raise ValueError(f"--{name}: {getattr(asked, name)} is not at least 1")
+    if asked.lr is not None and asked.lr <= 0:
+        raise ValueError(f"--lr: {asked.lr} is not above 0")
     for file in ("best.ckpt", "config.yaml"):
         if not (asked.run / file).is_file():
             raise ValueError(f"RUN: {asked.run} holds no {file}; it is the folder of a fit")
@@ -96,7 +126,8 @@ def fine_tune(asked: argparse.Namespace, out: Path) -> None:
     said = yaml.safe_load((asked.run / "config.yaml").read_text(encoding="utf-8"))
     model, trainer = said["model"]["init_args"], said["trainer"]
     model["pretrained"] = False
-    rate = {"lr": asked.lr or model["optimisation"]["lr"] / 10, "epochs": None}
+    lr = model["optimisation"]["lr"] / 10 if asked.lr is None else asked.lr
+    rate = {"lr": lr, "epochs": None}
     rise = {"schedule": "cosine", "warmup_epochs": min(1.0, asked.epochs / 2)}
     model["optimisation"] |= rate | rise
     model["tuning"] = {}  # nothing stands still: every layer has to make do with what is left

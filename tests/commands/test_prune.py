@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -91,16 +93,27 @@ def test_it_loads_without_torch_pruning(slim):
     assert int(done.stdout) > 5
 
 
-def test_a_killed_fine_tuning_is_resumed(slim, tmp_path, capsys):
-    """From last.ckpt of one epoch to a second one; the structure is the file's."""
-    out = tmp_path / "more"
-    config = ["--config", str(slim / "config.yaml"), "--trainer.max_epochs", "2"]
-    go_on = ["--ckpt_path", str(slim / "last.ckpt"), "--run", str(out)]
-    assert main(["fit", *config, *go_on]) == 0
-    block = checkpoints.read(out / "best.ckpt")[0]
-    assert block.structure == checkpoints.read(slim / "best.ckpt")[0].structure
-    assert main(["prune", str(slim), "--macs", "0.6", "-o", str(slim)]) == 2
-    assert "holds a finished run" in capsys.readouterr().err
+def test_a_killed_fine_tuning_is_gone_on_with(resnet, tmp_path, capsys):
+    out = tmp_path / "slim"
+    words = ["prune", str(resnet), "--macs", "0.6", "--pairs", "1", "-o", str(out)]
+    run = subprocess.Popen([sys.executable, "-m", "main", *words, "--epochs", "3"], cwd=ROOT,
+                           start_new_session=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    while not (out / "last.ckpt").exists():
+        time.sleep(0.02)
+        assert run.poll() is None
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not (out / "results.json").exists()
+    said = (out / "pruning.json").read_text()
+    assert main([*words, "--epochs", "4"]) == 2
+    assert "holds an unfinished run of another command" in capsys.readouterr().err
+    assert main([*words, "--epochs", "3"]) == 0
+    assert (out / "pruning.json").read_text() == said  # nothing was measured anew
+    assert pd.read_csv(out / "history.csv")["epoch"].tolist() == [0, 1, 2]
+    last, best = (checkpoints.read(out / name)[0] for name in ("last.ckpt", "best.ckpt"))
+    assert last.structure == best.structure != {}
+    assert main([*words, "--epochs", "3"]) == 2
+    assert "holds a finished run; give another -o" in capsys.readouterr().err
 
 
 def test_the_report_stands_beside_the_dense_run(resnet, slim):
@@ -129,6 +142,7 @@ def test_pruning_again_composes(slim, tmp_path):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--macs", "1.2"], "--macs: 1.2 is not between 0 and 1"),
     (["--latency", "0"], "--latency: 0.0 is not between 0 and 1"),
+    (["--macs", "0.5", "--lr", "0"], "--lr: 0.0 is not above 0"),
     (["--macs", "0.5", "--round_to", "0"], "--round_to: 0 is not at least 1"),
     (["--macs", "0.01"], "--macs: 0.01 is out of reach"),
     (["--latency", "0.0001", "--pairs", "1"], "--latency: 0.0001 is out of reach"),
