@@ -6,6 +6,7 @@ import pytest
 
 from commands import serve
 from main import main
+from tests.commands.test_serve_page import REQUIRED
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
@@ -65,3 +66,8 @@ def test_ci_runs_the_readmes_own_test_command():
     script = (ROOT / ".ci/run").read_text()
     assert "README.md" in script
     assert 'eval "$command"' in script
+
+
+def test_ci_skips_no_test_for_want_of_a_browser():
+    """Elsewhere a bare clone passes without one."""
+    assert f"export {REQUIRED}=1\n" in (ROOT / ".ci/run").read_text()
