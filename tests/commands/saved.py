@@ -33,9 +33,12 @@ def saved(module, preprocess: Preprocess, path):
 
 
 def council_of(folder, files, kind="soft", class_names=CLASSES):
-    """A council.json of checkpoints, named by their files; its folder."""
+    """A council.json of checkpoints, named by their files or run folders; its folder."""
     members = {
-        file.stem: {"path": str(file), "weights": checkpoints.read(file)[0].weights}
+        file.parent.name if file.name == "best.ckpt" else file.stem: {
+            "path": str(file),
+            "weights": checkpoints.read(file)[0].weights,
+        }
         for file in files
     }
     said = {"format": 1, "class_names": class_names, "voter": {"kind": kind, "fitted_on": ""}}

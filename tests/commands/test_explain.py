@@ -17,8 +17,7 @@ from lightning_modules.cam import Maps
 from lightning_modules.checkpoints import read
 from lightning_modules.ensemble import load_council
 from main import main
-
-CLASSES = ["none", "simple", "comminuted"]
+from tests.commands.saved import CLASSES, council_of
 
 
 class Planted:
@@ -70,15 +69,8 @@ def films(tiny, resnet):
     return [str(path) for path in sorted(folder.glob("*/*.png"))[:3]]
 
 
-def council_of(folder, runs, kind="soft"):
-    members = {
-        run.name: {"path": str(run / "best.ckpt"), "weights": read(run / "best.ckpt")[0].weights}
-        for run in runs
-    }
-    said = {"format": 1, "class_names": CLASSES, "voter": {"kind": kind, "fitted_on": ""}}
-    folder.mkdir()
-    (folder / "council.json").write_text(json.dumps({**said, "members": members}))
-    return folder
+def bests(*runs):
+    return [run / "best.ckpt" for run in runs]
 
 
 def test_one_checkpoint(resnet, films, tmp_path, capsys):
@@ -126,7 +118,7 @@ def test_another_class_may_be_asked_for(resnet, films, tmp_path):
 
 
 def test_a_council_lays_its_members_maps_over_the_picture(resnet, larger, films, tmp_path):
-    folder = council_of(tmp_path / "council", [resnet, larger], "weighted")
+    folder = council_of(tmp_path / "council", bests(resnet, larger), "weighted")
     hashes = [read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
     save(folder / "voters" / "weighted", Council(Weighted(np.array([3, 1])), hashes, CLASSES))
     assert main(["explain", str(folder), films[0], "-o", str(tmp_path / "out")]) == 0
@@ -142,10 +134,10 @@ def test_a_council_lays_its_members_maps_over_the_picture(resnet, larger, films,
 def test_a_council_with_a_voter_that_is_lost_or_other_members_is_refused(
     resnet, larger, tmp_path
 ):  # fmt: skip
-    folder = council_of(tmp_path / "council", [resnet, larger], "learned")
+    folder = council_of(tmp_path / "council", bests(resnet, larger), "learned")
     with pytest.raises(ValueError, match=r"no voter.json of its voter 'learned' in"):
         load_council(folder)
-    file = council_of(tmp_path / "other", [resnet, larger]) / "council.json"
+    file = council_of(tmp_path / "other", bests(resnet, larger)) / "council.json"
     assert load_council(file).member_names == ("resnet", "larger")
     file.write_text(file.read_text().replace(read(larger / "best.ckpt")[0].weights, "ff"))
     with pytest.raises(ValueError, match="member 'larger' has other weights"):

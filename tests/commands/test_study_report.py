@@ -131,8 +131,7 @@ def test_claims_cost_and_audit_stand_in_page_and_tables(write):
 
 
 def test_sparse_members_are_held_against_their_controls(write):
-    study, args = write({"control": {"whole": ["a", "b"]}})
-    del study
+    _, args = write({"control": {"whole": ["a", "b"]}})
     rows = PredictionTable.read(Path("out/members/a/predictions/test.parquet"))
     for name in ("b", "whole"):
         path = Path("out/members") / name / "predictions/test.parquet"
