@@ -77,8 +77,7 @@ class Held:
         return [
             layer.name
             for layer, kept, tensor in zip(self.layers, self.kept, tensors, strict=True)
-            if tensor is not None
-            and bool((tensor.detach().reshape(-1)[~kept.to(tensor.device)] != 0).any())
+            if tensor is not None and _strays(tensor, kept)
         ]
 
     def verify(self, optimizers: Sequence[Optimizer]) -> None:
@@ -91,7 +90,7 @@ class Held:
         for optimizer in optimizers:
             for i, weight in enumerate(self.weights):
                 for memory in memories(optimizer, weight):
-                    if self.strays(_only(i, memory, len(self.weights))):
+                    if _strays(memory, self.kept[i]):
                         name = self.layers[i].name
                         raise ValueError(f"masks: do not match the optimizer's state of {name}")
 
@@ -120,5 +119,6 @@ def _cover(tensor: Tensor, bits: Tensor) -> None:
     tensor.detach().view(kind).bitwise_and_(bits if bits.dtype == kind else bits.to(kind))
 
 
-def _only(i: int, tensor: Tensor, n: int) -> list[Tensor | None]:
-    return [tensor if j == i else None for j in range(n)]
+def _strays(tensor: Tensor, kept: Tensor) -> bool:
+    """Whether a pruned number is not 0."""
+    return bool((tensor.detach().reshape(-1)[~kept.to(tensor.device)] != 0).any())

@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from callbacks import masks, stage_two, weights
+from callbacks import account, choosing, masks, stage_two, weights
 from callbacks.held import Held
-from callbacks.masks import Layer
 from callbacks.prunable import Prunable, prunable
 from callbacks.ramp import Ramp
 from callbacks.stage_two import Recovery
 from evaluation import sparsity
 from evaluation.files import write_json
+
+SETTINGS = ("density", "dense_epochs", "sparse_epochs", "split", "exclude", "choice")
+PROGRESS = ("begun", "updates", "churned", "settled")
 
 
 class TwoStageSparseTraining(L.Callback):
@@ -66,11 +68,6 @@ class TwoStageSparseTraining(L.Callback):
                              f"or dense_epochs: {dense_epochs} not at least 0")  # fmt: skip
         if start is not None and dense_epochs:
             raise ValueError(f"start: {start} needs dense_epochs 0, not {dense_epochs}")
-        self.settings: dict[str, Any] = {
-            "density": density, "dense_epochs": dense_epochs, "sparse_epochs": sparse_epochs,
-            "split": split, "exclude": list(exclude or []), "choice": choice,
-            "ramp": asdict(ramp), "recovery": asdict(recovery),
-        }  # fmt: skip
         self.density, self.split, self.start, self.choice = density, split, start, choice
         self.dense_epochs, self.sparse_epochs = dense_epochs, sparse_epochs
         self.exclude, self.ramp, self.recovery = list(exclude or []), ramp, recovery
@@ -168,7 +165,8 @@ class TwoStageSparseTraining(L.Callback):
         if trainer.is_global_zero and self.held is not None and self.begun:
             self._held.verify(trainer.optimizers)
             folder = Path(trainer.default_root_dir)
-            said = self._file(pl_module) | {"control": self._control(folder)}
+            said = account.file(self._found, self._held, pl_module)
+            said |= {"settings": self.settings, "control": self._control(folder)}
             write_json(folder / sparsity.FILE, said)
 
     def on_exception(
@@ -182,31 +180,22 @@ class TwoStageSparseTraining(L.Callback):
         """Whether the masks have their final density."""
         return self.begun and self.updates == self.ramp.many(self.steps)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resume must not change, as plain data."""
+        plain = {name: getattr(self, name) for name in SETTINGS}
+        return plain | {"ramp": asdict(self.ramp), "recovery": asdict(self.recovery)}
+
     def account(self, module: L.LightningModule) -> dict[str, float]:
-        """Shares of numbers kept and of zeros, theoretical multiply-accumulates, and churn."""
-        kept = [int(mask.sum()) for mask in self._held.kept]
-        macs = sparsity.macs(self._found.macs, [(la.size, k, la.positions) for la, k in
-                             zip(self._found.layers, kept, strict=True)])  # fmt: skip
-        return {
-            "activation_rate": sum(kept) / sum(layer.size for layer in self._found.layers),
-            "weights_zero_fraction": weights.zeros(module),
-            "macs_theoretical": float(macs),
-            "macs_theoretical_ratio": macs / self._found.macs,
-            "churn": self.churned,
-        }
+        """The shares of `account`, and churn: the share of all masks that changed in the epoch."""
+        return {**account.shares(self._found, self._held, module), "churn": self.churned}
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, layers, packed masks with their hash, and how far the ramp has come."""
         if self.held is None:
             return {"settings": self.settings, "layers": []}
-        packed = self._held.packed()
-        layers = [[layer.name, list(layer.shape), layer.positions] for layer in self._found.layers]
-        return {
-            "settings": self.settings, "layers": layers, "macs": self._found.macs,
-            "left_out": self._found.left_out, "masks": packed,
-            "digest": masks.digest(self._found.layers, packed), "begun": self.begun,
-            "updates": self.updates, "churned": self.churned, "settled": self.settled,
-        }  # fmt: skip
+        progress = {name: getattr(self, name) for name in PROGRESS}
+        return {"settings": self.settings, **account.state(self._found, self._held), **progress}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state for the start of the training, when there are weights to verify."""
@@ -241,43 +230,18 @@ class TwoStageSparseTraining(L.Callback):
     def _update(self, trainer: L.Trainer, due: int) -> None:
         """One step of the ramp, decided by the first process."""
         many = self.ramp.many(self.steps)
-        kept = self._decided((1 - due / many) ** 3) if trainer.is_global_zero else []
-        self._put(trainer, kept)
+        settings = (self.density, self.split, self.choice, (1 - due / many) ** 3)
+        self._put(trainer, choosing.fewer(self._held, *settings) if trainer.is_global_zero else [])
         self.updates = due
         self._swap_due = self.ramp.regrow > 0 and due < many
-
-    def _decided(self, left: float) -> list[Tensor]:
-        layers, held = self._found.layers, self._held
-        sizes = [layer.size for layer in layers]
-        final = masks.counts(layers, self.density, self.split)
-        scores = [self._scores(i) for i in range(len(layers))]
-        if self.split != "global":
-            return masks.shrunk(scores, masks.on_the_way(final, sizes, left))
-        [keep] = masks.on_the_way([masks.total(layers, self.density)], [sum(sizes)], left)
-        floors = [min(k, int(mask.sum())) for k, mask in zip(final, held.kept, strict=True)]
-        return masks.shrunk_globally(scores, keep, floors)
-
-    def _scores(self, i: int) -> Tensor:
-        allowed, weight = self._held.kept[i], self._held.weights[i]
-        scores = masks.magnitudes(weight, allowed)
-        if self.choice == "random":
-            seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 100_003 + i
-            scores = masks.random_scores(weight.numel(), seed).to(weight.device) * allowed
-        return scores
 
     def _swap(self, trainer: L.Trainer) -> None:
         """Exchanges numbers by their gradients, which are still whole."""
         self._swap_due = False
-        grads = [weight.grad for weight in self._held.weights]
-        if any(grad is None or not bool(grad.isfinite().all()) for grad in grads):
-            return
         done = math.pi * self.updates / self.ramp.many(self.steps)
-        share = self.ramp.regrow * (1 + math.cos(done)) / 2
-        kept = [
-            masks.swapped(masks.magnitudes(w), masks.magnitudes(cast(Tensor, w.grad)), mask, share)
-            for w, mask in zip(self._held.weights, self._held.kept, strict=True)
-        ]
-        self._put(trainer, kept)
+        kept = choosing.exchanged(self._held, self.ramp.regrow * (1 + math.cos(done)) / 2)
+        if kept is not None:
+            self._put(trainer, kept)
 
     def _put(self, trainer: L.Trainer, kept: list[Tensor]) -> None:
         """The first process's masks on every process, held from now on."""
@@ -314,34 +278,12 @@ class TwoStageSparseTraining(L.Callback):
             return
         stage_two.require_settings(state["settings"], self.settings)
         if state["layers"]:
-            self._take(state, module)
+            self.found, self.held = account.taken(state, module)
+            for name in PROGRESS:
+                setattr(self, name, state[name])
             self._held.verify(trainer.optimizers)
         if self.begun:
             cast(Any, module).optimisation = self._sparse
-
-    def _take(self, state: dict[str, Any], module: L.LightningModule) -> None:
-        layers = [Layer(name, tuple(shape), n) for name, shape, n in state["layers"]]
-        if masks.digest(layers, state["masks"]) != state["digest"]:
-            raise ValueError("masks: the checkpoint's do not have the hash that it states")
-        self.found = Prunable(layers, state["left_out"], state["macs"])
-        self.held = Held(module, layers)
-        self.held.put([masks.unpack(m, la.size)
-                       for m, la in zip(state["masks"], layers, strict=True)])  # fmt: skip
-        self.begun, self.updates = state["begun"], state["updates"]
-        self.churned, self.settled = state["churned"], state["settled"]
-
-    def _file(self, module: L.LightningModule) -> dict[str, Any]:
-        layers = [
-            {"name": la.name, "shape": list(la.shape), "numbers": la.size, "kept": int(m.sum()),
-             "macs": la.macs, "macs_theoretical": int(m.sum()) * la.positions}
-            for la, m in zip(self._found.layers, self._held.kept, strict=True)
-        ]  # fmt: skip
-        account = self.account(module)
-        del account["churn"]
-        digest = masks.digest(self._found.layers, self._held.packed())
-        return {"settings": self.settings, **account, "macs_dense": self._found.macs,
-                "latency_ratio_measured": None, "energy_ratio_measured": None,
-                "masks": digest, "layers": layers, "left_out": self._found.left_out}  # fmt: skip
 
     def _control(self, folder: Path) -> str | None:
         """The control's folder as seen from the run's."""

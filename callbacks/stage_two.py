@@ -78,19 +78,18 @@ def join_schedules(
     steps = steps_an_epoch(trainer)
     for config in trainer.lr_scheduler_configs:
         schedule = config.scheduler
-        if not isinstance(schedule, LambdaLR):
+        if not isinstance(schedule, LambdaLR) or not hasattr(schedule, "rewrite"):
             raise ValueError(f"schedule: {type(schedule).__name__} is not a function of the step")
         schedule.lr_lambdas = [
             _joined(schedule, before, start, steps, ratio, curve) for before in schedule.lr_lambdas
         ]
-        _write_rates(schedule)
+        schedule.rewrite()
 
 
 def begin_schedules(trainer: L.Trainer) -> None:
     """A plateau of stage 1 says nothing of stage 2."""
     for config in trainer.lr_scheduler_configs:
-        if hasattr(config.scheduler, "plateau_share"):
-            vars(config.scheduler).update(plateau_share=1.0, best=math.inf, waited=0)
+        cast(Any, config.scheduler).restart()
 
 
 def keep_dense(trainer: L.Trainer, dense_epochs: int) -> Path:
@@ -144,18 +143,10 @@ def _joined(
     def share(step: int) -> float:
         if step < start:
             return before(step)
-        left: float = getattr(schedule, "plateau_share", 1.0)
+        left: float = vars(schedule)["plateau_share"]
         return ratio * (curve((step - start) / steps) * left)
 
     return share
-
-
-def _write_rates(schedule: LambdaLR) -> None:
-    shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
-    rates = [base * share for base, share in zip(schedule.base_lrs, shares, strict=True)]
-    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    vars(schedule)["_last_lr"] = rates
 
 
 def _callbacks(trainer: L.Trainer, kind: type[Any]) -> list[Any]:

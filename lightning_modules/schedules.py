@@ -139,8 +139,12 @@ class Schedule(LambdaLR):
     Everything that a resume needs is plain state of this object at any moment.
     """
 
+    plateau_share: float
+    best: float
+    waited: int
+
     def __init__(self, optimizer: optim.Optimizer, curve: Curve, steps_an_epoch: int) -> None:
-        self.plateau_share, self.best, self.waited = 1.0, math.inf, 0
+        self.restart()
         super().__init__(optimizer, lambda step: curve(step / steps_an_epoch) * self.plateau_share)
 
     def observe(self, value: float, settings: Optimisation) -> None:
@@ -152,9 +156,14 @@ class Schedule(LambdaLR):
         if self.waited > settings.every:
             self.plateau_share = max(self.plateau_share * settings.factor, settings.floor)
             self.waited = 0
-            self._write()
+            self.rewrite()
 
-    def _write(self) -> None:
+    def restart(self) -> None:
+        """Forget what validations gave; the next rates are those of the curve."""
+        self.plateau_share, self.best, self.waited = 1.0, math.inf, 0
+
+    def rewrite(self) -> None:
+        """Give the optimiser the rates of this step anew: its curve or share is another."""
         shares = [share(self.last_epoch) for share in self.lr_lambdas]
         self._last_lr = [base * s for base, s in zip(self.base_lrs, shares, strict=True)]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
