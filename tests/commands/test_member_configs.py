@@ -46,6 +46,18 @@ def test_member_resolves_and_keeps_the_callbacks(
     assert said["model"]["init_args"]["pretrained"] is ("residual" not in str(said["model"]))
 
 
+@pytest.mark.parametrize("where", ["ddp", "gpu", "torchrun"])
+def test_where_to_train_changes_nothing_of_how_long(
+    where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    member = members("fundus")["resnet50"].arguments
+    with pytest.raises(SystemExit):
+        main([*member, "--trainer", str(CONFIGS / f"trainer/{where}.yaml"), "--print_config"])
+    said = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert (said["accelerator"], said["max_epochs"]) == ("gpu", 100)
+    assert said["accumulate_grad_batches"] == 4
+
+
 @pytest.mark.parametrize(
     ("name", "backbone", "batch"),
     [
