@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -103,8 +104,9 @@ def inspected(path: Path, stated: str | None = None) -> Inspected:
 
 
 def cost(block: Block) -> tuple[int, int]:
-    """Parameters and MACs of the network that a block describes."""
-    net: Any = checkpoints.build(block).net
+    """Parameters and MACs of the network that a block describes; no weight is made."""
+    with torch.device("meta"):
+        net: Any = checkpoints.build(block).net
     parameters = sum(parameter.numel() for parameter in net.parameters())
     return parameters, catalogue.macs(net, int(block.preprocess["size"]))
 

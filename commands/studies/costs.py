@@ -6,27 +6,29 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from commands.inspect import cost
 from commands.studies.results import Runs
 from evaluation import report, sparsity
 from evaluation.files import read_json
-from lightning_modules.catalogue import Facts, facts
+from lightning_modules import checkpoints
 
+Known = dict[str, tuple[int, int]]
 COLUMNS = ("", "backbone", "parameters", "MACs an image", "pixels", "epochs", "seconds", "zeros")
 NOTE = (
-    "Parameters and multiply-accumulates are those of the backbone with a two-class head, counted "
-    "on paper; seconds are those of training and validation, epoch by epoch, on the machine that "
-    "trained it. Zeros: share of all weights; a dash where the member is dense. A council costs "
-    "the sum of its members."
+    "Parameters and multiply-accumulates are those of the network in best.ckpt, counted on paper; "
+    "a dash where that file is gone. Seconds are those of training and validation, epoch by "
+    "epoch, on the machine that trained it. Zeros: share of all weights; a dash where the member "
+    "is dense. A council costs the sum of its members."
 )
 
 
 def costs(runs: Runs, folder: Path) -> pd.DataFrame:
     """One row a member that is done."""
-    known: dict[tuple[str, int], Facts] = {}
+    known: Known = {}
     rows = [
         _row(folder / name, known) for name in runs if (folder / name / "history.csv").is_file()
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
 def table(found: pd.DataFrame) -> list[report.Section]:
@@ -37,18 +39,29 @@ def table(found: pd.DataFrame) -> list[report.Section]:
     return [report.Table(COLUMNS, rows, "Cost", NOTE, digits=2)]
 
 
-def _row(run: Path, known: dict[tuple[str, int], Facts]) -> dict[str, Any]:
+def _counted(file: Path, known: Known) -> tuple[int | None, int | None]:
+    """Parameters and MACs of a checkpoint's network; equal networks are counted once."""
+    if not file.is_file():
+        return None, None
+    block, _ = checkpoints.read(file, mapped=True)
+    network = repr((block.module, block.init_args, block.structure, block.preprocess["size"]))
+    if network not in known:
+        known[network] = cost(block)
+    return known[network]
+
+
+def _row(run: Path, known: Known) -> dict[str, Any]:
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     backbone = config["model"]["init_args"]["backbone"]
     size = config["data"]["init_args"]["preprocess"]["size"]
-    about = known.setdefault((backbone, size), facts(backbone, size))
+    parameters, macs = _counted(run / "best.ckpt", known)
     history = pd.read_csv(run / "history.csv")
     sparse = run / sparsity.FILE
     return {
         "": run.name,
         "backbone": backbone,
-        "parameters": about.parameters,
-        "MACs an image": about.macs,
+        "parameters": parameters,
+        "MACs an image": macs,
         "pixels": size,
         "epochs": len(history),
         "seconds": float(history["seconds"].sum()),
