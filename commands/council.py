@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +12,16 @@ from commands.thumbnails import thumbnail
 from evaluation import report, voters
 from evaluation.comparison import verdict
 from evaluation.council import Fitted, Judged, disputed, fit, judge, member_hash, vote
-from evaluation.council_report import MAIN, by_part, results, sections, selective, sentence, signed
+from evaluation.council_report import (
+    MAIN,
+    by_part,
+    mean_member,
+    results,
+    sections,
+    selective,
+    sentence,
+    signed,
+)
 from evaluation.grouping import LEVELS, RULES, Level, Rule, by_level
 from evaluation.results import write_results
 from evaluation.table import PredictionTable
@@ -146,6 +154,6 @@ def summary(fitted: Fitted, judged: Judged) -> Table:
         table.add_row(kind, *cells, signed(gap.figure, 3), verdict("accuracy", gap))
     for name, each in judged.members.items():
         table.add_row(name, *(report.number(each[m]).split(" ")[0] for m in shown), "", "")
-    means = [np.mean([e[m].value or np.nan for e in judged.members.values()]) for m in shown]
-    table.add_row("mean member", *(f"{mean:.4f}" for mean in means), "", "")
+    means = [mean_member(judged, metric) for metric in shown]
+    table.add_row("mean member", *("-" if m is None else f"{m:.4f}" for m in means), "", "")
     return table

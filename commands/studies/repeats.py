@@ -10,13 +10,14 @@ import pandas as pd
 from commands.studies.file import Study
 from commands.studies.results import Runs, table_of
 from commands.studies.runs import Round, rounds
-from evaluation import report
+from evaluation import ranked, report
+from evaluation.intervals import Figure
 from evaluation.metrics import Figures, figures
 from evaluation.run_report import MAIN
 from evaluation.table import PredictionTable
 
 Pooled = dict[tuple[str, int | None], Figures]
-WITHIN = ("auroc",)  # scores of models trained apart do not stand on one scale
+WITHIN = ("auroc", *ranked.NAMES)  # scores of models trained apart do not stand on one scale
 SEEDS = (
     "Mean over seeds, and the standard deviation between them: what chance in training moves. The "
     "intervals of the other tables are what the choice of test patients moves; neither holds the "
@@ -24,8 +25,9 @@ SEEDS = (
 )
 FOLDS = (
     "Each image was tested once, by a model whose training and validation held nothing of its "
-    "patient; intervals are over patients and take the models as they are. auroc is the mean "
-    "over folds, as the scores of models trained apart do not stand on one scale."
+    "patient; intervals are over patients and take the models as they are. What goes by the order "
+    "of scores (auroc, average precision, sensitivity at a specificity) is the mean over folds, "
+    "as the scores of models trained apart do not stand on one scale."
 )
 
 
@@ -54,13 +56,19 @@ def _pooled(study: Study, names: list[str], runs: Runs, folder: Path) -> Figures
     where = {run: folder / "members" / run for run in names}
     tables = [table_of(path if path.is_dir() else folder / run) for run, path in where.items()]
     found = figures(together(tables))
-    for metric in WITHIN:
-        values = [runs[run].metrics[metric].value for run in names]
-        known = [value for value in values if value is not None]
-        mean = float(np.mean(known)) if len(known) == len(names) else None
-        why = "mean over folds" if mean is not None else "not measured in every fold"
-        found[metric] = replace(found[metric], value=mean, low=None, high=None, reason=why)
+    for metric in found:
+        if metric.split("/")[0] in WITHIN:
+            values = [runs[run].metrics[metric].value for run in names]
+            found[metric] = _mean(values, found[metric])
     return found
+
+
+def _mean(values: Sequence[float | None], over_all: Figure) -> Figure:
+    """The mean over folds in place of the figure over all of them; None if a fold has none."""
+    known = [value for value in values if value is not None]
+    mean = float(np.mean(known)) if len(known) == len(values) else None
+    why = "mean over folds" if mean is not None else "not measured in every fold"
+    return replace(over_all, value=mean, low=None, high=None, reason=why)
 
 
 def together(tables: Sequence[PredictionTable]) -> PredictionTable:
@@ -76,7 +84,7 @@ def over_seeds(study: Study, pooled: Pooled) -> pd.DataFrame:
     for name in (*study.councils, *study.members):
         each = [found for (subject, _), found in pooled.items() if subject == name]
         for metric in MAIN if len(each) > 1 else ():
-            values = np.array([found[metric].value or np.nan for found in each])
+            values = np.array([found[metric].value for found in each], dtype=float)
             spread = {"mean": values.mean(), "sd": values.std(ddof=1)}
             ends = {"least": values.min(), "greatest": values.max()}
             rows.append({"run": name, "figure": metric, "seeds": len(each), **spread, **ends})

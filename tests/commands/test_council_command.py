@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from commands.council import summary
+from evaluation.council import fit, judge
 from evaluation.results import read_results
 from evaluation.table import PredictionTable
 from evaluation.voters import load
@@ -53,6 +55,22 @@ def test_a_council_is_fitted_judged_saved_and_reported(
     written = PredictionTable.read(folder / "predictions" / "test.parquet")
     np.testing.assert_allclose(written.probabilities, again, atol=1e-6)
     assert read_results(folder / "results.json").meta["voter"] == "per_part"
+
+
+def test_a_members_figure_of_zero_counts_in_the_mean() -> None:
+    val, test = (
+        dict(zip(MEMBERS, experts(200, split, at), strict=True))
+        for at, split in enumerate(("val", "test"))
+    )
+    fitted = fit(val)
+    judged = judge(fitted, test, draws=50)
+    for values, mean in (((0.0, 0.6, 0.9), "0.5000"), ((None, 0.6, 0.9), "-")):
+        members = {
+            name: {**each, "accuracy": replace(each["accuracy"], value=value)}
+            for (name, each), value in zip(judged.members.items(), values, strict=True)
+        }
+        shown = summary(fitted, replace(judged, members=members))
+        assert list(shown.columns[1].cells)[-1] == mean
 
 
 def test_disputed_images_are_shown(runs: Path) -> None:

@@ -7,14 +7,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from commands.studies import controls
+from commands.studies import controls, repeats
 from commands.studies.file import Study, read_study
 from commands.studies.results import figures_of, gates, read_runs, subjects
 from commands.studies.runs import plan
 from datamodules.preprocess import Preprocess
 from evaluation.files import write_json
+from evaluation.intervals import Figure
 from evaluation.metrics import figures
 from evaluation.results import Results, read_results, write_results
+from evaluation.run_report import MAIN
 from evaluation.table import PredictionTable
 from lightning_modules import ImageClassifier
 from main import main
@@ -97,6 +99,30 @@ def test_folds_are_pooled_over_images_and_not_averaged(write):
     assert folds.loc[("b", "auroc"), "value"] == pytest.approx(np.mean([a.value for a in areas]))
     assert np.isnan(folds.loc[("b", "auroc"), "low"])
     assert "Over folds" in Path("out/report.html").read_text()
+
+
+def test_what_goes_by_the_order_of_scores_is_never_pooled_over_folds(write):
+    _, args = write({"folds": 3})
+    assert main(args) == 0
+    folds = pd.read_csv("out/results/folds.csv").set_index(["run", "figure"]).loc["a"]
+    each = [read_results(f"out/members/a-fold{k}/results.json").metrics for k in range(3)]
+    ordered = [n for n in each[0] if n.startswith(("auroc", "average_precision", "sensitivity_at"))]
+    assert len(ordered) == 3 * (1 + len(NAMES))
+    means = [np.mean([found[name].value for found in each]) for name in ordered]
+    assert folds.loc[ordered, "value"].tolist() == pytest.approx(means)
+    assert folds.loc[ordered, ["low", "high"]].isna().all(axis=None)
+    assert folds.drop(ordered)["low"].notna().all()
+
+
+def test_a_figure_of_zero_counts_over_seeds_and_one_that_is_missing_does_not():
+    study = Study("s", "s", Path(), {"a": ()}, seeds=[1, 2])
+    found = {name: Figure(1.0, 1.0, 1.0, "known", 9, 9) for name in MAIN}
+    changed = Figure(0.0, 0.0, 0.0, "known", 9, 9), Figure(None, None, None, "none", 0, 0, "lost")
+    other = dict(zip(("accuracy", "auroc"), changed, strict=True))
+    seeds = repeats.over_seeds(study, {("a", 1): found, ("a", 2): found | other})
+    seeds = seeds.set_index("figure")
+    assert seeds.loc["accuracy", ["mean", "least"]].tolist() == [0.5, 0.0]
+    assert np.isnan(seeds.loc["auroc", "mean"])
 
 
 def test_a_gate_asks_the_weakest_and_a_missing_run_does_not_pass(write):
