@@ -61,9 +61,8 @@ def strengths(members: Mapping[str, Figures], class_names: Sequence[str]) -> Fig
     """Recall of each member on each class; the leader of a class is ringed."""
     names = list(members)
     figure, axes = style.panels(max(5.0, 1.3 * len(class_names) + 1.8), 3.4)
-    values = np.array(
-        [[members[m][f"recall/{c}"].value or np.nan for c in class_names] for m in names]
-    )
+    known = [[members[m][f"recall/{c}"].value for c in class_names] for m in names]
+    values = np.array(known, dtype=float)  # None becomes NaN
     _strengths(axes[0], values, names)
     for column in range(len(class_names)):
         if np.isfinite(values[:, column]).any():

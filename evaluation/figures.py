@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from evaluation import metrics, style
 from evaluation.auc import auc
 from evaluation.calibration import Bins, reliability_bins
+from evaluation.intervals import wilson
 from evaluation.ranked import average_precision
 from evaluation.table import PredictionTable
 
@@ -133,11 +134,12 @@ def reliability(tables: Tables) -> Figure:
 def _reliability(axes: Axes, bins: Bins, name: str) -> None:
     style.square(axes, "confidence", "")
     axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle=":")
-    half = 1.96 * np.sqrt(bins.accuracy * (1 - bins.accuracy) / bins.count)
+    ends = [wilson(round(a * n), n) for a, n in zip(bins.accuracy, bins.count, strict=True)]
+    low, high = np.array(ends).T
     axes.errorbar(
         bins.confidence,
         bins.accuracy,
-        yerr=half,
+        yerr=[bins.accuracy - low, high - bins.accuracy],
         fmt="o-",
         markersize=4,
         linewidth=1.0,

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from sklearn.metrics import roc_auc_score
 
-from evaluation import figures, metrics, report
+from evaluation import council_figures, figures, metrics, report
 from evaluation.auc import auc
-from evaluation.intervals import Figure
+from evaluation.calibration import reliability_bins
+from evaluation.intervals import Figure, wilson
 from evaluation.results import Results, read_results, write_results
 from tests.evaluation.tables import make
 
@@ -125,6 +127,29 @@ def test_learning_curves_skip_what_an_epoch_did_not_measure() -> None:
     history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2, 1], "val/loss": [2.0, np.nan]})
     [panel] = figures.learning_curves(history).axes
     assert lines(panel) == {"train": [[0, 2], [1, 1]], "val": [[0, 2]]}
+
+
+def test_bars_of_a_bin_without_errors_are_wilsons() -> None:
+    table = make(400, gain=0.0)
+    right = replace(table, logits=table.logits + 20 * np.eye(3)[table.labels])
+    drawn = figures.reliability({"": right}).axes[0]
+    bins = reliability_bins(right.probabilities, right.labels)
+    (bars,) = (c for c in drawn.collections if isinstance(c, LineCollection))
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert (bins.accuracy == 1).all()
+    assert ends == [pytest.approx(wilson(n, n)) for n in bins.count]
+
+
+def test_a_recall_of_zero_is_drawn_and_one_that_is_absent_is_not() -> None:
+    def member(*recalls: float | None) -> dict[str, Figure]:
+        return {f"recall/{name}": Figure(value, None, None, "none", 9, 9)
+                for name, value in zip("abc", recalls, strict=True)}  # fmt: skip
+
+    found = {"one": member(0.0, 0.5, None), "two": member(0.25, 0.0, None)}
+    first, second, *rings = council_figures.strengths(found, list("abc")).axes[0].lines
+    np.testing.assert_array_equal(first.get_ydata(), [0.0, 0.5, np.nan])
+    np.testing.assert_array_equal(second.get_ydata(), [0.25, 0.0, np.nan])
+    assert [ring.get_ydata()[0] for ring in rings] == [0.25, 0.5]
 
 
 def test_the_same_predictions_give_the_same_picture() -> None:
