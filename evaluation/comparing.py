@@ -168,8 +168,11 @@ def diverse(found: Compared) -> report.Table:
 
 
 def results(name: str, found: Compared, tables: Tables) -> Results:
-    """The members' figures and the paired differences as results.json holds them."""
-    first = next(iter(tables.values()))
+    """The members' figures and the paired differences as results.json holds them.
+
+    Its subject is the member that was named first: the best on test would be chosen on test.
+    """
+    named, first = next(iter(tables.items()))
     others = {f"member/{n}": each for n, each in found.members.items()}
     for pair, gap in found.gaps.items():
         others[f"difference/{pair}"] = {metric: each.figure for metric, each in gap.items()}
@@ -180,10 +183,9 @@ def results(name: str, found: Compared, tables: Tables) -> Results:
         "agreement": found.agreement,
         "p_values": {pair: {m: gap[m].p for m in gap} for pair, gap in found.gaps.items()},
     }
-    best = max(found.members, key=lambda n: found.members[n]["accuracy"].value or 0.0)
-    metrics = found.members[best]
+    meta["first"] = named
     split = "+".join(first.splits)
-    return Results(name, split, first.class_names, metrics, others, meta={**meta, "first": best})
+    return Results(name, split, first.class_names, found.members[named], others, meta=meta)
 
 
 def frame(found: Compared) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from evaluation.comparison import COMPARED, Difference, verdict
 from evaluation.council import Fitted, Judged, calibrated, disputed, vote
 from evaluation.diversity import Pair
 from evaluation.intervals import Figure
+from evaluation.means import mean
 from evaluation.metrics import Figures, by_attribute
 from evaluation.pooling import pool
 from evaluation.results import Results, notes_of
@@ -204,26 +205,38 @@ def selective(fitted: Fitted, val: Tables, test: Tables, chosen: str) -> report.
     """Referral thresholds and conformal sets chosen on validation, and what they do on test."""
     council = fitted.councils[chosen]
     before, after = (vote(council, list(t.values())).labelled for t in (val, test))
-    right = after.logits.argmax(axis=1) == after.labels
-    rows: list[tuple[report.Cell, ...]] = []
-    for risk in (0.01, 0.02, 0.05):
-        answered = fit_referral(before, risk).answered(after.probabilities)
-        error = float((~right[answered]).mean()) if answered.any() else None
-        rows.append((f"refer above risk {risk:g}", float(answered.mean()), error, None))
-    for alpha in (0.05, 0.1):
-        limit = fit_conformal(before, alpha)
-        sets = limit.sets(after.probabilities)
-        held = sets[np.arange(len(after)), after.labels].mean()
-        said = f"sets at {1 - alpha:.0%}" + (
-            " (validation too small: whole sets)" if limit.whole else ""
-        )
-        rows.append((said, 1.0, float(1 - held), float(sets.sum(axis=1).mean())))
+    rows = [
+        *[_referred(before, after, risk) for risk in (0.01, 0.02, 0.05)],
+        *[_in_sets(before, after, alpha) for alpha in (0.05, 0.1)],
+    ]
     curve = risk_coverage(after.probabilities, after.labels)
     note = (
-        f"Area under risk and coverage on test: {curve.aurc:.4f}. Thresholds come from validation."
+        f"On {len(after):,} images of {len(set(after.patients)):,} patients; in small: 95 % "
+        f"intervals. Area under risk and coverage on test: {curve.aurc:.4f}. Thresholds come "
+        "from validation."
     )
     columns = ("", "images answered", "error rate", "classes in a set")
     return report.Table(columns, rows, "Referral and sets of classes", note)
+
+
+def _referred(
+    before: PredictionTable, after: PredictionTable, risk: float
+) -> tuple[report.Cell, ...]:
+    answered = fit_referral(before, risk).answered(after.probabilities)
+    wrong = after.logits.argmax(axis=1) != after.labels
+    error = mean(after.patients[answered], wrong[answered], "no image is answered")
+    return f"refer above risk {risk:g}", mean(after.patients, answered), error, None
+
+
+def _in_sets(
+    before: PredictionTable, after: PredictionTable, alpha: float
+) -> tuple[report.Cell, ...]:
+    limit = fit_conformal(before, alpha)
+    sets = limit.sets(after.probabilities)
+    missed = ~sets[np.arange(len(after)), after.labels]
+    said = " (validation too small: whole sets)" if limit.whole else ""
+    size = mean(after.patients, sets.sum(axis=1))
+    return f"sets at {1 - alpha:.0%}{said}", 1.0, mean(after.patients, missed), size
 
 
 def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: str) -> Results:

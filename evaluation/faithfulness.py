@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.intervals import Clusters, Figure, bootstrap, figure, wilson
+from evaluation.intervals import Figure
+from evaluation.means import mean
 
 GROWN = 0.05  # a box is grown by this share of the picture's long side
 SHARES = tuple(np.linspace(0.0, 1.0, 11).tolist())
@@ -95,33 +96,15 @@ class Measured:
     insertion: float
 
 
-def figures(found: Sequence[Measured], seed: int = 0) -> dict[str, Figure]:
+def figures(found: Sequence[Measured]) -> dict[str, Figure]:
     """Pointing, energy in the box, deletion and insertion, with intervals over patients."""
     boxed = [one for one in found if one.hit is not None]
+    patients, whose = (np.array([one.patient for one in each]) for each in (found, boxed))
+    hits = np.array([one.hit for one in boxed], dtype=bool)
+    energy = np.array([one.energy for one in boxed], dtype=float)
     return {
-        "pointing": _share([(one.patient, float(bool(one.hit))) for one in boxed]),
-        "energy_in_box": _mean([(o.patient, o.energy or 0.0) for o in boxed], seed),
-        "deletion": _mean([(one.patient, one.deletion) for one in found], seed),
-        "insertion": _mean([(one.patient, one.insertion) for one in found], seed),
+        "pointing": mean(whose, hits, "no picture has a box"),
+        "energy_in_box": mean(whose, energy, "no picture has a box"),
+        "deletion": mean(patients, np.array([one.deletion for one in found])),
+        "insertion": mean(patients, np.array([one.insertion for one in found])),
     }
-
-
-def _share(rows: Sequence[tuple[str, float]]) -> Figure:
-    """A proportion: Wilson's interval where each patient gives one picture, else a bootstrap."""
-    patients = len({patient for patient, _ in rows})
-    if not rows or patients < len(rows):
-        return _mean(rows, 0)
-    hits = sum(value for _, value in rows)
-    return Figure(hits / len(rows), *wilson(hits, len(rows)), "Wilson", len(rows), patients)
-
-
-def _mean(rows: Sequence[tuple[str, float]], seed: int) -> Figure:
-    if not rows:
-        return Figure(None, None, None, "none", 0, 0, "no picture has a box")
-    patients, values = (np.array(part) for part in zip(*rows, strict=True))
-    clusters = Clusters.make(patients.astype(str), np.zeros(len(rows), dtype=np.int64))
-    sums = clusters.total(np.column_stack([values.astype(float), np.ones(len(rows))]))
-    drawn = bootstrap(sums, lambda s: s[:, :1] / s[:, 1:], clusters, seed=seed)
-    parts = (float(drawn.value[0]), *drawn.interval(0))
-    reason = "all pictures agree, or too few redraws have one"
-    return figure(parts, "patient bootstrap, BCa", len(rows), clusters.count, reason)

@@ -116,6 +116,29 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
     assert read.meta["verdict"] == verdict("accuracy", judged.gains["soft"]["accuracy"])
 
 
+def test_what_is_answered_and_its_errors_have_intervals() -> None:
+    val, test = _tables("val", 0), _tables("test", 1)
+    table = selective(fit(val), val, test, "soft")
+    assert "On 900 images of 900 patients" in table.note
+    for _, answered, error, _ in table.rows[:3]:
+        assert answered.n == 900
+        assert error.n == round(900 * answered.value)
+        assert error.low <= error.value < error.high
+    for _, answered, missed, size in table.rows[3:]:
+        assert answered == 1.0
+        assert missed.low < missed.value < missed.high
+        assert size.low < size.value < size.high
+
+
+def test_the_subject_of_a_comparison_is_not_chosen_on_test() -> None:
+    test = dict(reversed(_tables("test", 1).items()))
+    found = compare(test, draws=20)
+    said = comparing.results("compare", found, test)
+    assert said.metrics == found.members["third"]
+    assert said.meta["first"] == "third"
+    assert found.members["third"]["accuracy"].value < found.members["first"]["accuracy"].value
+
+
 def test_what_the_data_warns_of_stands_in_every_report() -> None:
     said = "leak that was allowed: 2 patients"
     val, test = (
