@@ -162,6 +162,46 @@ def test_several_files_paste_and_a_file_that_is_none(page, films, tmp_path):
     assert "none of png, jpeg, tiff" in card(page, 2).locator(".error").inner_text()
 
 
+def full(page, seconds):
+    """From now on there is no room; returns the list that grows with every request."""
+    asked = []
+
+    def refuse(route):
+        asked.append(route.request)
+        route.fulfill(status=503, headers={"Retry-After": seconds}, json={"detail": "no room"})
+
+    page.route("**/v1/predict", refuse)
+    return asked
+
+
+def test_a_server_without_room_is_asked_so_often_and_no_more(page, films):
+    asked = full(page, "0")
+    page.set_input_files("#file", films / "phantom0.png")
+    assert card(page).locator(".error").inner_text() == "Not answered: no room"
+    assert len(asked) == 20
+
+
+def test_an_answer_that_was_removed_is_asked_for_no_more(page, films):
+    full(page, "2")
+    page.set_input_files("#file", films / "phantom0.png")
+    page.get_by_text("asking again soon").wait_for()
+    page.get_by_role("button", name="Remove all answers").click()
+    page.set_input_files("#file", films / "phantom1.png")  # its turn comes once the first is over
+    page.get_by_text("asking again soon").wait_for()
+
+
+def test_a_frame_that_cannot_be_asked_for_is_said(page, films):
+    detail = "phantom0.png: 3 frames; name one"
+    page.route("**/v1/predict", lambda route: route.fulfill(status=422, json={"detail": detail}))
+    page.set_input_files("#file", films / "phantom0.png")
+    again = page.get_by_role("button", name="Look at this frame")
+    again.wait_for()
+    page.unroute("**/v1/predict")
+    page.route("**/v1/predict", lambda route: route.abort())
+    again.click()
+    page.locator(".error", has_text="Failed to fetch").wait_for()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_the_systems_colours(page, films, scheme):
     page.emulate_media(color_scheme=scheme)
