@@ -93,7 +93,7 @@ def report(study: Study, folder: Path) -> int:
     # torch and all: seconds that a dry run does not need
     from commands.studies import report as page
 
-    passed = page.write(study, folder)
-    for line in page.last_words(study, folder):
+    passed, words = page.write(study, folder)
+    for line in words:
         print(line)
     return 0 if passed else 1

@@ -31,9 +31,8 @@ FOLDS = (
 )
 
 
-def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:
+def sections(study: Study, pooled: Pooled) -> list[report.Section]:
     """Folds pooled, seeds with their spread; nothing for a study of neither."""
-    pooled = over_folds(study, runs, folder)
     shown = [_folds(pooled)] if study.folds and pooled else []
     return [*shown, *([_seeds(over_seeds(study, pooled))] if len(study.seeds) > 1 else [])]
 

@@ -29,19 +29,21 @@ LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "num
 MOST = 4  # members without a council that get pictures of their own
 
 
-def write(study: Study, folder: Path) -> bool:
-    """Writes report.html, results.json and results/; whether every gate passed."""
+def write(study: Study, folder: Path) -> tuple[bool, list[str]]:
+    """Writes report.html, results.json and results/; whether all gates passed, and last words."""
     runs = read_runs(study, folder)
+    pooled = repeats.over_folds(study, runs, folder)
     asked = gates(study, runs)
     first = next(iter(runs.values()))
     others = {name: run.metrics for name, run in runs.items()}
     passed = {gate.name: gate.passed for gate in asked}
     meta = _relative(first.meta, folder)
     results = replace(first, name=study.name, others=others, gates=passed, meta=meta)
-    report.write_report(folder / "report.html", study.title, sections(study, folder, runs))
-    tables.write(study, folder, runs)
+    page = sections(study, folder, runs, pooled)
+    report.write_report(folder / "report.html", study.title, page)
+    tables.write(study, folder, runs, pooled)
     write_results(folder / "results.json", results)
-    return all(passed.values())
+    return all(passed.values()), last_words(study, folder, runs)
 
 
 def _relative(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -55,9 +57,8 @@ def _relative(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**meta, "members": members}
 
 
-def last_words(study: Study, folder: Path) -> list[str]:
+def last_words(study: Study, folder: Path, runs: Runs) -> list[str]:
     """What the study found and where it stands, for the terminal."""
-    runs = read_runs(study, folder)
     verdicts = [
         f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.asked}, found {g.found})"
         for g in gates(study, runs)
@@ -82,7 +83,9 @@ def lead(study: Study, runs: Runs) -> str:
     return " ".join(said)
 
 
-def sections(study: Study, folder: Path, runs: Runs) -> list[report.Section]:
+def sections(
+    study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled
+) -> list[report.Section]:
     """The page from top to bottom."""
     first = next(iter(runs))
     asked = gates(study, runs)
@@ -93,7 +96,7 @@ def sections(study: Study, folder: Path, runs: Runs) -> list[report.Section]:
         *([report.Gates(asked)] if asked else []),
         *claims(study, runs),
         side_by_side(runs),
-        *repeats.sections(study, runs, folder),
+        *repeats.sections(study, pooled),
         *by_level(study, runs),
         *voting(study, folder, runs),
         *controls.sections(study, runs, folder),

@@ -17,19 +17,22 @@ from evaluation.study_folder import voters_of
 FOLDER = "results"
 
 
-def write(study: Study, folder: Path, runs: Runs) -> None:
+def write(study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled) -> None:
     """One CSV a table that has rows, and tables.json with all of them."""
-    found = {name: table for name, table in tables(study, folder, runs).items() if len(table)}
+    whole = tables(study, folder, runs, pooled)
+    found = {name: table for name, table in whole.items() if len(table)}
     for name, table in found.items():
         write_text(folder / FOLDER / f"{name}.csv", table.to_csv(index=False))
     plain = {name: json.loads(table.to_json(orient="records")) for name, table in found.items()}
     write_json(folder / FOLDER / "tables.json", plain)
 
 
-def tables(study: Study, folder: Path, runs: Runs) -> dict[str, pd.DataFrame]:
+def tables(
+    study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled
+) -> dict[str, pd.DataFrame]:
     """Every table by name."""
     councils = set(subjects(study, COUNCIL))
-    pooled = repeats.over_folds(study, runs, folder) if study.folds else {}
+    folds = pooled if study.folds else {}
     pairs = controls.pairs(study, runs)
     return {
         "members": _figures({n: r.metrics for n, r in runs.items() if n not in councils}),
@@ -37,8 +40,8 @@ def tables(study: Study, folder: Path, runs: Runs) -> dict[str, pd.DataFrame]:
         "voters": voters(folder, [name for name in subjects(study, COUNCIL) if name in runs]),
         "gates": pd.DataFrame([asdict(gate) for gate in gates(study, runs)]),
         "claims": claims(study, runs),
-        "folds": _figures({f"{n} {s}" if s is not None else n: f for (n, s), f in pooled.items()}),
-        "seeds": repeats.over_seeds(study, repeats.over_folds(study, runs, folder)),
+        "folds": _figures({f"{n} {s}" if s is not None else n: f for (n, s), f in folds.items()}),
+        "seeds": repeats.over_seeds(study, pooled),
         "sparse": _ends(controls.gaps(pairs, folder)),
         "sparse_seeds": _ends(controls.over_seeds(study, pairs, folder)),
         "cost": costs.costs(runs, folder / "members").rename(columns={"": "member"}),
