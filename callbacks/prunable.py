@@ -34,10 +34,10 @@ class Prunable:
 def prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> Prunable:
     """Weights of ungrouped convolutions and linear layers that `image` (1, C, H, W) goes through.
 
-    Out are the layer that sees the image, the one that makes the logits, layers of one
-    pixel with one MAC a weight (squeeze-excite), tensors under 4,096 numbers, and names that match `exclude`. A weight
-    that two layers share is counted once, and is out when one of its uses is. The module is left
-    as it was: no statistics move and no random number is drawn.
+    Out are the layer that sees the image, the one that makes the logits, layers of one pixel with
+    one MAC a weight (squeeze-excite), tensors under 4,096 numbers, and names that match `exclude`.
+    A weight that two layers share is counted once, and is out when one of its uses is. The module
+    is left as it was: no statistics move and no random number is drawn.
     """
     found = _watched(module, image)
     for seen in found:
