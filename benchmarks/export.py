@@ -17,6 +17,7 @@ import torch
 from commands import export
 from commands.exporting import exported
 from commands.exporting.formats import FORMATS
+from commands.exporting.parity import generated
 from commands.looking import Member, Model
 from datamodules.preprocess import Preprocess
 from evaluation.pooling import Soft
@@ -53,7 +54,7 @@ def main() -> None:
 def row(name: str, kind: str, repeats: int) -> None:
     """Exports one backbone, compares and times it."""
     model = one(name)
-    pictures = export.generated(PICTURES)
+    pictures = generated(PICTURES)
     with tempfile.TemporaryDirectory() as folder:
         found = export.export(model, kind, Path(folder) / "out", pictures)[name]
         other = exported.load(Path(folder) / "out")
@@ -69,7 +70,7 @@ def one(name: str) -> Model:
     torch.manual_seed(0)
     view = Preprocess() if name == "residual_attention" else Preprocess.of_backbone(name)
     module = ImageClassifier(CLASSES, name, image_size=view.size).eval()
-    seen = torch.stack([view(picture) for picture in export.generated(4)])
+    seen = torch.stack([view(picture) for picture in generated(4)])
     with torch.inference_mode():
         module.net.get_classifier().weight.normal_()
         module.net.get_classifier().weight.mul_(SPREAD / module(seen).std())

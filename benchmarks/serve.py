@@ -25,7 +25,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from commands.export import generated
+from commands.exporting.parity import generated
 from commands.looking import load
 from datamodules.preprocess import Preprocess
 from evaluation.files import write_json

@@ -1,1 +1,5 @@
-"""One file a verb of the command line; each has `run(args) -> exit code`."""
+"""A file for each verb of the command line, which has `run(args) -> exit code`."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]

@@ -2,9 +2,7 @@
 
 import argparse
 import io
-import re
 from collections.abc import Iterator, Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from commands.looking import Looked, Model, device, load
 from datamodules.images import read
 from datamodules.manifest import Manifest
 from evaluation import heat
-from evaluation.files import write_bytes, write_json
+from evaluation.files import file_names, write_bytes, write_json
 from evaluation.heat import Shown
 from evaluation.report import number, to_png
 from lightning_modules.cam import CLASSLESS, METHODS
@@ -120,16 +118,6 @@ def beside(model: Path) -> Path:
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"--config: {folder} holds no config.yaml, so name the data's config")
     return folder / "config.yaml"
-
-
-def file_names(names: list[str]) -> list[str]:
-    """A distinct file name for each picture: its own without suffix, numbered where two agree."""
-    plain = [re.sub(r"[^\w-]+", "-", re.sub(r"\.\w+(?=(#\d+)?$)", "", name)) for name in names]
-    found: dict[str, None] = {}  # in their order
-    for name in plain:
-        numbered = (f"{name}-{n}" for n in count(2))
-        found[next(each for each in chain([name], numbered) if each not in found)] = None
-    return list(found)
 
 
 def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: Model) -> None:

@@ -10,40 +10,27 @@ import argparse
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from commands import words
-from commands.exporting import exported
+from commands.exporting import exported, parity
 from commands.exporting.formats import FORMATS
 from commands.looking import Model, load
 from datamodules.images import read
-from datamodules.phantoms import Recipe, films
 
 PICTURES = 8
 HELP = "; ".join(f"{name} {each.suffix}, {each.says}" for name, each in FORMATS.items())
-
-
-@dataclass(frozen=True)
-class Parity:
-    """A member's file and its largest differences from the checkpoint."""
-
-    file: str
-    bytes: int
-    logit: float
-    probability: float
 
 
 def run(argv: list[str]) -> int:
     """Exports, compares with torch, and prints one line a member."""
     asked = parser().parse_args(argv)
     model = load(asked.model)
-    pictures = [read(path) for path in asked.images] if asked.images else generated(PICTURES)
+    pictures = [read(path) for path in asked.images] if asked.images else parity.generated(PICTURES)
     console = Console(soft_wrap=True)
     with console.status("exporting") as status:
         found = export(model, asked.format, asked.output, pictures, status.update)
@@ -71,7 +58,7 @@ def export(
     folder: Path,
     pictures: Sequence[np.ndarray],
     done: Callable[[str], None] = lambda name: None,
-) -> dict[str, Parity]:
+) -> dict[str, parity.Parity]:
     """Writes the folder, whole or not at all, and returns how far each member is from torch."""
     folder = folder.resolve()  # "." has no name and no parent of its own
     if folder.exists() and any(folder.iterdir()) and not (folder / exported.FILE).is_file():
@@ -80,47 +67,14 @@ def export(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         made = Path(name) / folder.name
         files = exported.save(made, kind, model, done)
-        found = compare(model, exported.load(made), pictures, files)
-        refuse(kind, found)
+        found = parity.compare(model, exported.load(made), pictures, files)
+        parity.refuse(kind, found)
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
     return found
 
 
-def compare(
-    model: Model, other: Model, pictures: Sequence[np.ndarray], files: Sequence[Path]
-) -> dict[str, Parity]:
-    """Differences by member, of one picture alone and of all in one batch."""
-    found = {}
-    for ours, theirs, file in zip(model.members, other.members, files, strict=True):
-        seen = [ours.preprocess(picture) for picture in pictures]
-        batches = [torch.stack(seen[:1]), torch.stack(seen)]
-        pairs = [(ours.logits(batch), theirs.logits(batch)) for batch in batches]
-        votes = [(ours.votes(batch), theirs.votes(batch)) for batch in batches]
-        size = file.stat().st_size
-        found[ours.name] = Parity(file.name, size, _apart(pairs), _apart(votes))
-    return found
-
-
-def refuse(kind: str, found: dict[str, Parity]) -> None:
-    """An error where an exported member answers otherwise than its checkpoint."""
-    limit = FORMATS[kind].limit
-    for name, each in found.items():
-        if not each.probability <= limit:
-            raise ValueError(
-                f"{name}: as {kind} a probability differs by {each.probability:.1e} from torch's, "
-                f"more than {limit:.0e}; nothing was written"
-            )
-
-
-def generated(count: int) -> list[np.ndarray]:
-    """Generated radiographs and, every fourth, a generated fundus picture in colour."""
-    gray = films(Recipe("fracture", count, 1, 256, seed=7))
-    colour = films(Recipe("retina", count, 1, 256, seed=7))
-    return [next(colour if at % 4 == 3 else gray)[1] for at in range(count)]
-
-
-def table(found: dict[str, Parity]) -> Table:
+def table(found: dict[str, parity.Parity]) -> Table:
     """One row a member."""
     rows = Table("member", "file", box=None, pad_edge=False)
     for title in ("MB", "difference of a logit", "of a probability"):
@@ -129,7 +83,3 @@ def table(found: dict[str, Parity]) -> Table:
         numbers = (f"{each.bytes / 1e6:.1f}", f"{each.logit:.1e}", f"{each.probability:.1e}")
         rows.add_row(name, each.file, *numbers)
     return rows
-
-
-def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in pairs)

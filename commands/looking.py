@@ -84,15 +84,16 @@ class Member:
 
     def votes(self, images: torch.Tensor) -> np.ndarray:
         """Probabilities (n, K) of what its Preprocess made of n pictures."""
-        return self._ordered(self.logits(images))
+        return self.odds(self.logits(images))
 
     def look(self, image: torch.Tensor, asked: int | None) -> tuple[np.ndarray, np.ndarray]:
         """A map (size, size) of the class, or of its own answer, and its vote (K,)."""
         classes = None if asked is None else [self.order[asked]]
         found = self.maps(image[None], classes)
-        return found.maps[0], self._ordered(found.logits)[0]
+        return found.maps[0], self.odds(found.logits)[0]
 
-    def _ordered(self, logits: np.ndarray) -> np.ndarray:
+    def odds(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities (n, K) in the council's order of classes, from logits in its own."""
         logits = logits[:, self.order].astype(np.float64)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))

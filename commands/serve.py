@@ -15,19 +15,13 @@ from pathlib import Path
 
 import torch
 
-from commands import export, words
-from commands.exporting import exported
+from commands import words
+from commands.exporting import exported, parity
 from commands.looking import Model, device, load
-from datamodules.images import ImageError, read
-from evaluation import voters
+from commands.serving.options import TOKEN
 from evaluation.files import read_json
-from evaluation.selective import fit_referral
-from evaluation.study_folder import voters_of
-from evaluation.table import PredictionTable
 
 BACKENDS = ("torch", "onnxruntime")
-TOKEN = "CONSILIUM_TOKEN"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def run(argv: list[str]) -> int:
@@ -92,7 +86,7 @@ def model_of(path: Path, backend: str | None, where: torch.device) -> Model:
     with tempfile.TemporaryDirectory() as name:
         files = exported.save(Path(name), "onnx", model)
         other = exported.load(Path(name))
-        export.refuse("onnx", export.compare(model, other, export.generated(4), files))
+        parity.refuse("onnx", parity.compare(model, other, parity.generated(4), files))
     pairs = zip(model.members, other.members, strict=True)
     members = [replace(ours, runtime=theirs.runtime) for ours, theirs in pairs]
     return replace(model, members=members)
@@ -105,58 +99,6 @@ def export_of(folder: Path, backend: str | None) -> Model:
     if backend not in (None, own):
         raise ValueError(f"--backend {backend}: {folder} is an export to {kind}, so {own} answers")
     return exported.load(folder)
-
-
-def refer_below(asked: argparse.Namespace, model: Model) -> float | None:
-    """The referral threshold asked for; one for a risk is chosen on val."""
-    if asked.refer_risk is None:
-        return None if asked.refer_below is None else float(asked.refer_below)
-    file = val_table(asked.model, model)
-    table = PredictionTable.read(file)
-    if not is_of(table, file.parents[1], model):
-        raise ValueError(f"--refer-risk: {file} is not of this model's classes, weights and voter")
-    return fit_referral(table, asked.refer_risk).threshold
-
-
-def is_of(table: PredictionTable, folder: Path, model: Model) -> bool:
-    """Whether a folder's val table is what this model says; a voter of others is refused."""
-    weights = [member.weights for member in model.members]
-    if (folder / "voter.json").is_file():
-        return voters.load(folder, weights, model.class_names).kind == model.kind
-    said = list(table.meta.get("members", {}).values()) or [table.meta]
-    found = [one.get("weights") for one in said]
-    return (table.class_names, found) == (model.class_names, weights)
-
-
-def val_table(path: Path, model: Model) -> Path:
-    """What the model said of val: in its run folder, or in its study's folder of voters."""
-    folder = (path if path.is_dir() else path.parent).resolve()
-    own = [folder / "predictions" / "val.parquet"]
-    if len(model.members) > 1 and (voters_of(folder) / "voter.json").is_file():
-        own.append(voters_of(folder) / "predictions" / "val.parquet")
-    found = [file for file in own if file.is_file()]
-    if not found:
-        raise ValueError(f"--refer-risk: no val table in {', '.join(map(str, own))}")
-    return found[0]
-
-
-def examples(folder: Path | None) -> list[Path]:
-    """The first twelve pictures of a folder; files that are none are left out."""
-    if folder is None:
-        return []
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = [path for path in files[:200] if _reads(path)][:12]
-    if not found:
-        raise ValueError(f"--examples {folder}: no pictures in it")
-    return found
-
-
-def _reads(path: Path) -> bool:
-    try:
-        read(path)
-    except ImageError:
-        return False
-    return True
 
 
 def listening(host: str, port: int) -> socket.socket:

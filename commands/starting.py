@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from commands import datasets
-from commands.studies.processes import ROOT
+from commands import ROOT, datasets
 from datamodules.manifest import Manifest
 from datamodules.sources import read_table
 from evaluation.files import write_text

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import tempfile
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +43,13 @@ def read_json(path: Path | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """A distinct file name for each picture: its own without suffix, numbered where two agree."""
+    plain = [re.sub(r"[^\w-]+", "-", re.sub(r"\.\w+(?=(#\d+)?$)", "", name)) for name in names]
+    found: dict[str, None] = {}  # in their order
+    for name in plain:
+        numbered = (f"{name}-{n}" for n in count(2))
+        found[next(each for each in chain([name], numbered) if each not in found)] = None
+    return list(found)

@@ -21,10 +21,10 @@ STUDY = "runs/demo"  # a study's folder; paths are told from the project's own f
 import os
 from pathlib import Path
 
+from commands import ROOT
 from commands.audit import counts_table, sections
 from commands.datasets import from_configs
 from commands.samples import examples, sheet
-from commands.studies.processes import ROOT
 from datamodules.audit import audit
 from evaluation.inline import look
 from evaluation.report import Picture

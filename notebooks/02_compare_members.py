@@ -21,7 +21,7 @@ STUDY = "runs/demo"  # a study's folder; paths are told from the project's own f
 import os
 from pathlib import Path
 
-from commands.studies.processes import ROOT
+from commands import ROOT
 from evaluation import comparing, council_figures, figures
 from evaluation.inline import look
 from evaluation.report import Picture, Text

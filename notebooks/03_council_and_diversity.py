@@ -22,7 +22,7 @@ VOTER = "soft"
 import os
 from pathlib import Path
 
-from commands.studies.processes import ROOT
+from commands import ROOT
 from evaluation import council, council_figures, council_report
 from evaluation.inline import look
 from evaluation.report import Text

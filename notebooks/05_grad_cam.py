@@ -23,12 +23,12 @@ MEASURED = 12  # pictures that the maps are measured on
 import os
 from pathlib import Path
 
+from commands import ROOT
 from commands.datasets import from_configs
 from commands.explain import explained
 from commands.faithful import measure, section
 from commands.looking import load
 from commands.samples import some
-from commands.studies.processes import ROOT
 from evaluation.answers import surest
 from evaluation.inline import look
 from evaluation.study_folder import StudyFolder

@@ -22,7 +22,7 @@ SPARSE, CONTROL = "ast25", "control"  # the control is trained alike with all we
 import os
 from pathlib import Path
 
-from commands.studies.processes import ROOT
+from commands import ROOT
 from evaluation import comparing, figures, sparsity
 from evaluation.inline import look
 from evaluation.report import Picture, Text

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from callbacks.readme import describe
-from commands.explain import file_names
 from commands.exporting.formats import FORMATS, Format, Network, outputs_of, write
 from commands.looking import Member, Model, Runtime
 from datamodules.preprocess import Preprocess
 from evaluation import voters
-from evaluation.files import read_json, write_bytes, write_json
+from evaluation.files import file_names, read_json, write_bytes, write_json
 from lightning_modules.cam import Explainer
 from lightning_modules.checkpoints import REGISTRY, versions
 from lightning_modules.one_vs_one import log_coupled

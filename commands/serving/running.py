@@ -7,8 +7,8 @@ from pathlib import Path
 
 import uvicorn
 
-from commands import serve as verb
 from commands.looking import Model
+from commands.serving import options
 from commands.serving.app import make
 from commands.serving.service import LOCAL, NOTICE, Settings
 from commands.serving.upload import Limits
@@ -23,13 +23,13 @@ def settings(asked: argparse.Namespace, model: Model) -> Settings:
     limits = Limits(asked.max_mb << 20, files, asked.max_pixels, float(asked.timeout))
     return Settings(
         title=asked.title or _named(folder),
-        refer_below=verb.refer_below(asked, model),
+        refer_below=options.refer_below(asked, model),
         limits=limits,
         places=asked.queue,
         together=asked.batch,
         token=asked.token,
-        hosts=list(LOCAL) if asked.host in verb.LOOPBACK else [],
-        examples=verb.examples(asked.examples),
+        hosts=list(LOCAL) if asked.host in options.LOOPBACK else [],
+        examples=options.examples(asked.examples),
     )
 
 
@@ -58,7 +58,9 @@ def greeting(asked: argparse.Namespace, how: Settings, server: socket.socket) ->
     name = f"[{host}]" if ":" in host else host
     lines = [f"{how.title}: http://{name}:{port}  (API: /docs; stop: Ctrl-C)", NOTICE]
     if not how.hosts and not how.token:
-        lines.append(f"Anybody who reaches port {port} can ask: --token or {verb.TOKEN} locks it.")
+        lines.append(
+            f"Anybody who reaches port {port} can ask: --token or {options.TOKEN} locks it."
+        )
     return "\n".join(lines)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from commands import ROOT
 from commands.studies.locks import is_locked, locked
 from commands.studies.state import State, planned, progress
 from evaluation.files import write_text
 
-ROOT = Path(__file__).resolve().parents[2]
 LOG = "log.txt"
 LOCK = ".lock"
 FAILED = ".failed"

@@ -32,7 +32,7 @@ def saved(module, preprocess: Preprocess, path):
     return path
 
 
-def council_of(folder, files, kind="soft", class_names=CLASSES):
+def council_of(folder, files, kind="soft", class_names=CLASSES, fitted_on=""):
     """A council.json of checkpoints, named by their files or run folders; its folder."""
     members = {
         file.parent.name if file.name == "best.ckpt" else file.stem: {
@@ -41,7 +41,8 @@ def council_of(folder, files, kind="soft", class_names=CLASSES):
         }
         for file in files
     }
-    said = {"format": 1, "class_names": class_names, "voter": {"kind": kind, "fitted_on": ""}}
+    voter = {"kind": kind, "fitted_on": fitted_on}
+    said = {"format": 1, "class_names": class_names, "voter": voter}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "council.json").write_text(json.dumps({**said, "members": members}))
     return folder

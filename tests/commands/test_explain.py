@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from commands import explain
 from commands.looking import Member, Model, load
 from datamodules.preprocess import Preprocess
 from evaluation.pooling import Weighted
@@ -173,13 +172,6 @@ def test_dicom_in_png_out(resnet, tmp_path):
     scan.save_as(source)
     assert main(["explain", str(resnet), str(source), "-o", str(tmp_path)]) == 0
     assert cv2.imread(str(tmp_path / "CT_small.png")).shape == (128, 128, 3)
-
-
-def test_pictures_of_one_name_do_not_overwrite_each_other():
-    names = explain.file_names(["a/scan.png", "b/scan.png", "scan.dcm#3", "scan.png", "scan.png"])
-    assert names == ["a-scan", "b-scan", "scan-3", "scan", "scan-2"]
-    names = explain.file_names(["scan.png", "scan.png", "scan-2.png", "scan.png", "scan-2.png"])
-    assert names == ["scan", "scan-2", "scan-2-2", "scan-3", "scan-2-3"]
 
 
 def test_a_run_folder_is_as_good_as_its_checkpoint(resnet):

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from commands import export
-from commands.exporting import exported
+from commands.exporting import exported, parity
 from commands.exporting.formats import FORMATS
 from commands.looking import load
 from datamodules.preprocess import Preprocess
@@ -36,7 +35,7 @@ def council(tmp_path_factory):
     hashes = [read(file)[0].weights for file in files]
     voter = Council(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.7), "val")
     save(folder / "council", voter)
-    return council_of(folder / "council", files, "weighted")
+    return council_of(folder / "council", files, "weighted", fitted_on="val")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def exports(council, tmp_path_factory):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_export_answers_like_the_council(kind, council, exports):
     ours, theirs = load(council), exported.load(exports / kind)
-    pictures = export.generated(5)
+    pictures = parity.generated(5)
     parts = [""] * len(pictures)
     said = [m.answer([m.prepare(p) for p in pictures], parts) for m in (ours, theirs)]
     assert said[0].std() > 0.05
@@ -85,7 +84,7 @@ def test_the_other_files_describe_themselves_too(exports):
 
 
 def test_only_an_export_that_can_be_built_anew_has_maps(exports):
-    picture = export.generated(1)[0]
+    picture = parity.generated(1)[0]
     assert exported.load(exports / "safetensors").look(picture).heat.shape == picture.shape
     with pytest.raises(ValueError, match="plain: this export has no maps; explain its checkpoint"):
         exported.load(exports / "onnx").look(picture)
@@ -96,12 +95,12 @@ def test_other_weights_and_numbers_that_are_none_are_refused(council):
     with torch.no_grad():
         next(iter(other.members[0].module.net.parameters())).mul_(1.01)
     files = [council / "council.json"] * 2
-    found = export.compare(ours, other, export.generated(2), files)
+    found = parity.compare(ours, other, parity.generated(2), files)
     with pytest.raises(ValueError, match=r"plain: as onnx a probability differs by .* than 1e-04"):
-        export.refuse("onnx", found)
-    export.refuse("onnx", {"pairs": found["pairs"]})
+        parity.refuse("onnx", found)
+    parity.refuse("onnx", {"pairs": found["pairs"]})
     with pytest.raises(ValueError, match="differs by nan"):
-        export.refuse("onnx", {"x": export.Parity("x.onnx", 1, 0.0, float("nan"))})
+        parity.refuse("onnx", {"x": parity.Parity("x.onnx", 1, 0.0, float("nan"))})
 
 
 def test_two_classes_from_one_logit(tmp_path):
@@ -109,7 +108,7 @@ def test_two_classes_from_one_logit(tmp_path):
     file = saved(module, Preprocess(size=32), tmp_path / "one.ckpt")
     out = str(tmp_path / "out")
     assert main(["export", str(file), "--format", "torch_export", "-o", out]) == 0
-    picture = export.generated(1)[0]
+    picture = parity.generated(1)[0]
     other = exported.load(tmp_path / "out").ask(picture)
     np.testing.assert_allclose(other, load(file).ask(picture), atol=1e-6)
 

@@ -14,6 +14,7 @@ import torch
 
 from commands import serve
 from commands.looking import load
+from commands.serving import options
 from evaluation import voters
 from evaluation.calibration import Temperature
 from evaluation.pooling import Weighted
@@ -164,7 +165,7 @@ def test_examples_are_what_the_folder_holds_that_can_be_read(served_model, tmp_p
         name, data = film(seed)
         (tmp_path / name).write_bytes(data)
     (tmp_path / "notes.txt").write_text("no picture")
-    found = serve.examples(tmp_path)
+    found = options.examples(tmp_path)
     assert [path.name for path in found] == ["film0.png", "film1.png", "film2.png"]
     with client(served_model, examples=found) as asked:
         assert asked.get("/v1/model").json()["examples"] == [path.name for path in found]
@@ -174,7 +175,7 @@ def test_examples_are_what_the_folder_holds_that_can_be_read(served_model, tmp_p
     assert statuses == {"3": 404, "-1": 404, "film0.png": 422}
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: no pictures in it"):
-        serve.examples(tmp_path / "empty")
+        options.examples(tmp_path / "empty")
 
 
 def test_a_threshold_for_a_risk_is_chosen_on_val(resnet, served_council):
@@ -182,10 +183,10 @@ def test_a_threshold_for_a_risk_is_chosen_on_val(resnet, served_council):
     asked = serve.parser().parse_args([str(resnet), *words])
     table = PredictionTable.read(resnet / "predictions" / "val.parquet")
     expected = fit_referral(table, 0.3).threshold
-    assert serve.refer_below(asked, load(resnet)) == expected
+    assert options.refer_below(asked, load(resnet)) == expected
     asked = serve.parser().parse_args([str(served_council), *words])
     with pytest.raises(ValueError, match=r"--refer-risk: no val table in .*predictions"):
-        serve.refer_below(asked, load(served_council))
+        options.refer_below(asked, load(served_council))
 
 
 def test_a_threshold_is_not_chosen_by_another_models_table(resnet, larger, tmp_path):
@@ -193,7 +194,7 @@ def test_a_threshold_is_not_chosen_by_another_models_table(resnet, larger, tmp_p
     shutil.copytree(resnet / "predictions", tmp_path / "predictions")
     asked = serve.parser().parse_args([str(tmp_path), "--refer-risk", "0.3"])
     with pytest.raises(ValueError, match="is not of this model's classes, weights and voter"):
-        serve.refer_below(asked, load(tmp_path))
+        options.refer_below(asked, load(tmp_path))
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def refer(resnet, served_files, tmp_path):
         fitted = Council(model.council.voter, hashes, CLASSES)
         voters.save(tmp_path / "voters-all", fitted)
         shutil.copytree(resnet / "predictions", tmp_path / "voters-all/predictions")
-        return serve.refer_below(
+        return options.refer_below(
             serve.parser().parse_args([str(folder), "--refer-risk", "0.3"]), model
         )
 
@@ -230,8 +231,8 @@ def test_a_councils_own_table_must_be_of_its_members(served_model, resnet, tmp_p
     for found, expected in ((hashes, True), (hashes[::-1], False)):
         members = {str(at): {"weights": weights} for at, weights in enumerate(found)}
         stated = replace(table, meta={**table.meta, "members": members})
-        assert serve.is_of(stated, tmp_path, served_model) is expected
-    assert not serve.is_of(table, tmp_path, served_model)
+        assert options.is_of(stated, tmp_path, served_model) is expected
+    assert not options.is_of(table, tmp_path, served_model)
 
 
 def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(

@@ -12,8 +12,9 @@ import uvicorn
 from playwright.sync_api import sync_playwright
 
 from commands import serve
-from commands.export import generated
+from commands.exporting.parity import generated
 from commands.looking import load
+from commands.serving import options
 from commands.serving.app import make
 from commands.serving.service import Settings
 from datamodules.preprocess import Preprocess
@@ -88,7 +89,7 @@ def browser():
 def page(browser, model, films):
     """The page on a desktop, with what it asked for and what went wrong on it."""
     settings = {"refer_below": 1.0, "title": "three <b>members</b>"}
-    with serving(model, examples=serve.examples(films), **settings) as url:
+    with serving(model, examples=options.examples(films), **settings) as url:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.asked, page.faults = [], []
         page.on("request", lambda request: page.asked.append(request.url))
@@ -214,7 +215,7 @@ def test_it_fits_a_phone_and_the_systems_colours(page, films, scheme):
 
 
 def test_a_token_is_asked_for_and_opens_the_examples_too(browser, model, films):
-    with serving(model, token="s3cret", examples=serve.examples(films)) as url:
+    with serving(model, token="s3cret", examples=options.examples(films)) as url:
         page = browser.new_page()
         page.goto(url)
         for token in ("wrong", "s3cret"):
