@@ -6,12 +6,15 @@ Run: python -m benchmarks.cam [--backbone NAME] [--size N] [--images N] [--repea
 import argparse
 import gc
 import resource
+import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from commands.pruning.timing import alternating
+from evaluation import ratios
+from evaluation.report import number
 from lightning_modules import ImageClassifier
 from lightning_modules.cam import Explainer
 from lightning_modules.catalogue import KNOWN, facts
@@ -43,23 +46,11 @@ def time_one(backbone: str, size: int, repeats: int) -> None:
         module.zero_grad()
         module(image)[0, 0].backward()
 
-    work: dict[str, Callable[[], object]] = {
-        "forward and backward": pass_through,
-        "explained": lambda: explain(image),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(repeats + 2):
-        for name, act in work.items():
-            start = time.perf_counter()
-            act()
-            seconds[name].append(time.perf_counter() - start)
-    best = {name: min(each[2:]) for name, each in seconds.items()}
-    median = {name: sorted(each[2:])[len(each[2:]) // 2] for name, each in seconds.items()}
+    pairs = alternating(lambda: explain(image), pass_through, repeats)
+    explained, passed = (statistics.median(each) for each in zip(*pairs, strict=True))
     print(f"{backbone} at {size} px, {torch.get_num_threads()} threads, {repeats} repeats")
-    for name in work:
-        print(f"  {name:<22} median {median[name]:.4f} s, least {best[name]:.4f} s")
-    ratios = [found["explained"] / found["forward and backward"] for found in (median, best)]
-    print(f"  ratio                  median {ratios[0]:.2f}, least {ratios[1]:.2f}", flush=True)
+    print(f"  explained {explained:.4f} s, forward and backward {passed:.4f} s, "
+          f"ratio {number(ratios.paired(pairs), 2)}", flush=True)  # fmt: skip
 
 
 def hold(images: int) -> None:

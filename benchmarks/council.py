@@ -5,18 +5,19 @@ python benchmarks/council.py [--images 192] [--rounds 5] [--device cpu]
 
 import argparse
 import logging
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 import torch
 
+from commands.pruning.timing import alternating
 from datamodules import ImageDataModule, Phantoms
 from datamodules.images import read
 from datamodules.preprocess import Preprocess
+from evaluation import ratios
+from evaluation.report import number
 from lightning_modules import EnsembleModule, ImageClassifier, checkpoints
 
 CLASSES = ["none", "simple", "comminuted"]
@@ -29,7 +30,7 @@ MEMBERS = {  # backbone -> its own view
 
 
 def main() -> None:
-    """Prints the ratios, each the median over rounds with its range."""
+    """Prints the ratios, each the median over rounds with its interval."""
     asked = arguments()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
@@ -37,19 +38,20 @@ def main() -> None:
         files = [member(name, view, data, Path(folder)) for name, view in MEMBERS.items()]
         council = EnsembleModule(CLASSES, [str(file) for file in files])
         bare = Bare(files, data(Preprocess()), asked.device)
-        tasks: dict[str, Callable[[], object]] = {
-            "council": lambda: tested(council, data(Preprocess()), asked.device),
-            "bare": bare,
-            "separate": lambda: [
+        others: dict[str, Callable[[], object]] = {
+            "decode + bare forwards": bare,
+            "four separate tests": lambda: [
                 tested(checkpoints.load(file)[0], data(view), asked.device)
                 for file, view in zip(files, MEMBERS.values(), strict=True)
             ],
         }
-        seconds = alternated(tasks, asked.rounds)
-    for name, others in (("bare", "decode + bare forwards"), ("separate", "four separate tests")):
-        ratios = [a / b for a, b in zip(seconds["council"], seconds[name], strict=True)]
-        print(f"council / {others}: {statistics.median(ratios):.3f} "
-              f"({min(ratios):.3f} to {max(ratios):.3f}), {asked.images} images")  # fmt: skip
+        for name, other in others.items():
+            pairs = alternating(
+                lambda: tested(council, data(Preprocess()), asked.device),
+                other, asked.rounds, torch.device(asked.device),
+            )  # fmt: skip
+            ratio = number(ratios.paired(pairs), 3)
+            print(f"council / {name}: {ratio}, {asked.images} images", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -114,18 +116,6 @@ class Bare:
                     for net, own in zip(self.nets, self.views, strict=True):
                         if own == view:
                             net(seen).float().cpu()
-
-
-def alternated(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each task, the tasks taking turns; a first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for at in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            if at:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import argparse
 import gc
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -19,8 +18,10 @@ from commands.exporting import exported
 from commands.exporting.formats import FORMATS
 from commands.exporting.parity import generated
 from commands.looking import Member, Model
+from commands.pruning.timing import alternating
 from datamodules.preprocess import Preprocess
 from evaluation.pooling import Soft
+from evaluation.ratios import paired
 from evaluation.voters import Council
 from lightning_modules import ImageClassifier
 from lightning_modules.cam import Explainer
@@ -80,15 +81,8 @@ def one(name: str) -> Model:
 
 def timed(ours: Member, theirs: Member, seen: torch.Tensor, repeats: int) -> tuple[float, float]:
     """Milliseconds an image by torch, and the median ratio of torch to the other, in turns."""
-    seconds: list[list[float]] = [[], []]
-    for at in range(repeats + 1):
-        for member, spent in zip((ours, theirs), seconds, strict=True):
-            start = time.perf_counter()
-            member.logits(seen)
-            if at:
-                spent.append(time.perf_counter() - start)
-    ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
-    return 1000 * statistics.median(seconds[0]) / len(seen), ratio
+    pairs = alternating(lambda: ours.logits(seen), lambda: theirs.logits(seen), repeats)
+    return 1000 * statistics.median(a for a, _ in pairs) / len(seen), paired(pairs).value or 0.0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks import Reseed
+from commands.pruning.turns import in_turns
+from evaluation import ratios
+from evaluation.report import number
 from lightning_modules import ImageClassifier, backbones
 from lightning_modules.schedules import Optimisation
 
@@ -107,18 +110,18 @@ def seconds(work: Callable[[], None], device: str) -> SimpleNamespace:
 
 
 def main() -> None:
-    """Takes turns, so that both sides meet the same machine; prints medians and their ratio."""
+    """Takes turns, so that both sides meet the same machine; prints rates and their ratio."""
     asked = arguments()
     loader = batches(asked)
-    taken: dict[str, list[SimpleNamespace]] = {"ours": [], "bare": []}
     seconds(bare(asked, loader), asked.device)  # warm
-    for _ in range(asked.rounds):
-        taken["ours"].append(seconds(ours(asked, loader), asked.device))
-        taken["bare"].append(seconds(bare(asked, loader), asked.device))
+    pairs = in_turns(ours, bare, lambda side: seconds(side(asked, loader), asked.device),
+                     asked.rounds)  # fmt: skip
     for clock in ("wall", "cpu"):
-        medians = {k: statistics.median(getattr(t, clock) for t in v) for k, v in taken.items()}
-        rates = ", ".join(f"{k} {asked.images / v:.1f} images/s" for k, v in medians.items())
-        print(f"{asked.backbone} {clock}: {rates}, ratio {medians['ours'] / medians['bare']:.3f}")
+        both = [(getattr(a, clock), getattr(b, clock)) for a, b in pairs]
+        medians = (statistics.median(each) for each in zip(*both, strict=True))
+        rates = [f"{asked.images / median:.1f} images/s" for median in medians]
+        print(f"{asked.backbone} {clock}: ours {rates[0]}, bare {rates[1]}, "
+              f"ratio {number(ratios.paired(both), 3)}")  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Work = TypeVar("Work")
+Measured = TypeVar("Measured")
 
 
 def in_turns(
-    one: Work, other: Work, measure: Callable[[Work], float], pairs: int
-) -> list[tuple[float, float]]:
+    one: Work, other: Work, measure: Callable[[Work], Measured], pairs: int
+) -> list[tuple[Measured, Measured]]:
     """What `measure` says of both, pair after pair; what drifts falls on both alike."""
     found = []
     for i in range(pairs):
