@@ -95,6 +95,12 @@ class EnsembleModule(ExactModule):
         kept = {key: value for key, value in meta.items() if key not in ("members", "voter")}
         return {**kept, "module": block.module, "weights": block.weights}
 
+    def weights(self) -> dict[str, Tensor]:
+        """Those of all members, named alike whether they are kept apart or not."""
+        apart = enumerate(member.state_dict() for member in self.apart)
+        known = {f"members.{at}.{name}": t for at, state in apart for name, t in state.items()}
+        return {**super().weights(), **known}
+
     def describe(self) -> dict[str, Any]:
         """What the council's prediction table says of the weights behind it."""
         members = {

@@ -85,6 +85,10 @@ class ExactModule(L.LightningModule):
         split = splits.get(stage)
         return split if split in ("val", "test") else None
 
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that decides the votes, by name."""
+        return self.state_dict()
+
     def describe(self) -> dict[str, Any]:
         """What a prediction table says of the weights behind it."""
         return {"module": type(self).__name__, "weights": self.measured}
@@ -131,7 +135,7 @@ class ExactModule(L.LightningModule):
 
     def _start(self) -> None:
         self._seen.clear()  # an interrupted loop may have left some
-        self.measured = weights_hash(self.state_dict())  # averaged weights are gone after the loop
+        self.measured = weights_hash(self.weights())  # averaged weights are gone after the loop
         if self.stated and self.measured != self.stated:
             raise ValueError(
                 "the weights in use are not those of the checkpoint: a callback changed them; "

@@ -49,6 +49,21 @@ def test_members_kept_apart_say_the_same_and_are_no_part_of_the_module(runs):
     assert list(together.parameters())
 
 
+def stated(council):
+    """The hash of the weights that its tables would state."""
+    council.on_test_epoch_start()
+    return council.measured
+
+
+def test_members_kept_apart_state_the_same_weights(runs):
+    together, apart = (EnsembleModule(CLASSES, runs, one_at_a_time=x) for x in (False, True))
+    assert stated(together) == stated(apart)
+    before = stated(apart)
+    with torch.no_grad():
+        next(apart.apart[1].parameters()).add_(1)
+    assert stated(apart) != before
+
+
 @pytest.mark.skipif(not MAPS.is_file(), reason="only Linux says which files are mapped")
 def test_members_kept_apart_stay_in_their_files(runs):
     def mapped():
