@@ -76,6 +76,7 @@ class ImageDataModule(LightningDataModule):
 
     manifest: Manifest
     class_weights: list[float] | None
+    _paths: list[str]
 
     def __init__(
         self,
@@ -105,7 +106,8 @@ class ImageDataModule(LightningDataModule):
         """Makes what the source has to make, and the cache, on one process."""
         self.source.prepare()
         if self.reading.cache is not None:
-            self._stores(self.listed(), self._views)
+            self._listed()
+            self._stores(self._views)
 
     def listed(self) -> Manifest:
         """The source's samples but for those to leave out, in the splits of the fold."""
@@ -122,7 +124,7 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Reads the manifest, once."""
         if not hasattr(self, "manifest"):
-            self.manifest = self._readable(self.listed())
+            self.manifest = self._readable(self._listed())
         for split in self._splits(stage):
             if not len(self.rows(split)):
                 hint = "; the source's fractions cut it from train" if split != "train" else ""
@@ -194,7 +196,7 @@ class ImageDataModule(LightningDataModule):
         if self.reading.corrupt == "raise":
             return manifest
         paths = manifest.table["path"]
-        stores = self._stores(manifest, {"": self.preprocess})
+        stores = self._stores({"": self.preprocess})
         bad = stores[""].failures if stores else unreadable(paths.tolist())
         if not bad:
             return manifest
@@ -211,16 +213,22 @@ class ImageDataModule(LightningDataModule):
         fresh = tuple(note for note in notes if note not in manifest.notes)
         return replace(manifest, notes=(*manifest.notes, *fresh)) if fresh else manifest
 
-    def _stores(self, manifest: Manifest, views: dict[str, Preprocess]) -> dict[str, cache.Store]:
+    def _listed(self) -> Manifest:
+        """What is listed; its files are those of the cache, also where some are skipped."""
+        manifest = self.listed()
+        self._paths = manifest.table["path"].tolist()
+        return manifest
+
+    def _stores(self, views: dict[str, Preprocess]) -> dict[str, cache.Store]:
         if self.reading.cache is None:
             return {}
-        root, paths = Path(self.reading.cache), manifest.table["path"].tolist()
-        return {name: cache.opened(paths, view, root) for name, view in views.items()}
+        root = Path(self.reading.cache)
+        return {name: cache.opened(self._paths, view, root) for name, view in views.items()}
 
     def _pictures(
         self, rows: np.ndarray, views: dict[str, Preprocess], augment: Augment | None = None
     ) -> Pictures:
-        stores = self._stores(self.manifest, views)
+        stores = self._stores(views)
         return Pictures(self.manifest, rows, views, stores, augment, self.seed)
 
     def _order(self, rows: np.ndarray) -> ShuffledSampler:

@@ -8,6 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from datamodules.balance import Balance
+from datamodules.cache import stores
 from datamodules.datamodule import ImageDataModule, Reading
 from datamodules.images import ImageError, read
 from datamodules.preprocess import Preprocess
@@ -190,6 +191,7 @@ def test_corrupt_files_end_the_run_or_are_skipped_with_a_note(tmp_path, cache):
     skipping.setup("fit")
     assert skipping.manifest.notes[-1].startswith("1 files were skipped: they cannot be read")
     assert len(gathered(skipping.train_dataloader())["index"]) == 8
+    assert len(stores(tmp_path / "cache")) == cache  # all files once, the broken one as such
 
 
 def broken_folder(folder):
