@@ -64,6 +64,8 @@ def _refuse_bomb(data: bytes, most: int) -> None:
 
 
 def _check(dataset: "Dataset", frame: int | None, max_pixels: int) -> None:
+    if str(dataset.PhotometricInterpretation) == "PALETTE COLOR":  # its values are no brightness
+        raise ValueError("PhotometricInterpretation is PALETTE COLOR; export the picture as RGB")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
         raise ValueError(f"{frames} frames; name one by its number, as in 'file.dcm#0'")

@@ -92,6 +92,9 @@ def _jpeg(data: np.ndarray) -> Header:
     at, size = 2, None
     for _ in range(PARTS):
         marker, length = int(data[at + 1]), int(data[at + 2]) << 8 | int(data[at + 3])
+        if data[at] == marker == 0xFF:  # any number of fill bytes may precede a marker
+            at += 1
+            continue
         if data[at] != 0xFF or length < 2:
             raise IndexError("no marker where one must be")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):

@@ -74,6 +74,12 @@ def test_frames_are_named_or_refused(tmp_path):
         read(f"{path}#2")
 
 
+def test_a_palette_is_refused(tmp_path):
+    path = written(tmp_path / "a.dcm", PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(ImageError, match=r"a.dcm: .*is PALETTE COLOR; export the picture as RGB"):
+        read(path)
+
+
 def test_a_damaged_file_is_named(tmp_path):
     path = written(tmp_path / "a.dcm")
     path.write_bytes(path.read_bytes()[:-9])

@@ -52,6 +52,14 @@ def test_lossy_files_are_close_to_their_pixels(tmp_path, colour, kind, mode, opt
     assert np.abs(found.astype(int) - colour).mean() < 3
 
 
+def test_fill_bytes_before_the_markers_of_a_jpeg_change_nothing(tmp_path, colour):
+    plain = filled = encoded(colour, "JPEG")
+    for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda"):
+        filled = filled.replace(marker, b"\xff\xff\xff" + marker, 1)
+    assert len(filled) == len(plain) + 9
+    assert np.array_equal(read(put(tmp_path, filled, "a")), read(put(tmp_path, plain, "b")))
+
+
 def test_gray_stays_gray_and_alpha_is_dropped(tmp_path, colour):
     gray = colour[..., 1].copy()
     assert read(put(tmp_path, encoded(gray, "JPEG"))).ndim == 2
@@ -130,6 +138,7 @@ def crumbs():
         (b"\0" * 500, "which is none of"),
         (bomb(), "60000 x 60000 pixels; allowed are 100000000"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "jpeg header is cut"),
+        (b"\xff\xd8" + b"\xff" * 1_000_000, "jpeg header is cut"),
         (b"II*\0\x08\0\0\0\0\0\0\0\0\0", "0 x 0 pixels"),
     ],
 )
