@@ -8,8 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from commands import datasets, starting
-from commands.samples import HEIGHT, png, sheet
+from commands import datasets, starting, words
+from commands.samples import HEIGHT, sheet
+from commands.thumbnails import png
 from datamodules.audit import Audit, audit
 from datamodules.findings import Finding, Match
 from datamodules.images import ImageError, read
@@ -45,7 +46,7 @@ def run(args: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser("consilium audit", description=__doc__)
+    main = words.parser("audit", __doc__)
     main.add_argument("target", nargs="?", metavar="FOLDER|TABLE", help="pictures, or their table")
     main.add_argument("--config", action="append", default=[], help="a config with a data part")
     main.add_argument("-o", "--output", metavar="DIR", help="where to write (runs/audit-NAME)")

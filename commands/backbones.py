@@ -7,6 +7,7 @@ import timm
 from rich.console import Console
 from rich.table import Table
 
+from commands import words
 from lightning_modules import backbones
 from lightning_modules.catalogue import KNOWN, Facts, facts
 
@@ -25,7 +26,7 @@ def run(argv: list[str]) -> int:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("consilium backbones", description=__doc__)
+    parser = words.parser("backbones", __doc__)
     parser.add_argument("pattern", nargs="?", help="a timm name, * and ? allowed; tags after a dot")
     parser.add_argument("--commercial_only", action="store_true", help="leave out the others")
     parser.add_argument("--image_size", type=int, help="side in pixels; default: of the weights")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from commands import datasets
+from commands import datasets, words
 from datamodules import cache
 
 
@@ -47,7 +47,7 @@ def _short(values: list[float]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser("consilium cache", description=__doc__)
+    main = words.parser("cache", __doc__)
     verbs = main.add_subparsers(dest="verb", required=True, metavar="info|build|clear")
     for verb, what in (
         ("info", "list the stores"),

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from commands import words
 from commands.council import LEVEL, level
 from evaluation import comparing, report
 from evaluation.comparing import MAIN, Compared
@@ -35,7 +36,7 @@ def run(args: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser("consilium compare", description=__doc__)
+    main = words.parser("compare", __doc__)
     add = main.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder or prediction table")
     add("--split", default="test", help="split whose tables are read from run folders (test)")

@@ -8,6 +8,7 @@ from typing import cast
 from rich.console import Console
 from rich.table import Table
 
+from commands import words
 from commands.thumbnails import thumbnail
 from evaluation import report, voters
 from evaluation.comparison import verdict
@@ -52,7 +53,7 @@ def run(args: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser("consilium council", description=__doc__)
+    main = words.parser("council", __doc__)
     add = main.add_argument
     for split, what in (("--val", "val tables, one a member"), ("--test", "their test tables")):
         add(split, nargs="+", required=True, metavar="TABLE", type=Path, help=what)

@@ -1,25 +1,20 @@
 """consilium explain: where a model, or each member of a council, sees what it says."""
 
 import argparse
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure as Drawing
 from rich.progress import track
 
-from commands import datasets, faithful
-from commands.looking import Looked, Model, device, load
+from commands import datasets, faithful, panels, words
+from commands.arguments import device
+from commands.looking import Looked, Model, folder_of, load
 from datamodules.images import read
-from datamodules.manifest import Manifest
-from evaluation import heat
-from evaluation.files import file_names, write_bytes, write_json
-from evaluation.heat import Shown
-from evaluation.report import number, to_png
+from evaluation.files import file_names, write_json
+from evaluation.report import number
 from lightning_modules.cam import CLASSLESS, METHODS
 
 VERSION = 1
@@ -44,7 +39,7 @@ def run(argv: list[str]) -> int:
         picture = read(path)
         looked = model.look(picture, wanted, part)
         rows.append(_row(path, name, picture, looked, model))
-        write(asked.output, name, picture, looked, model)
+        panels.write(asked.output, name, picture, looked, model)
     write_json(asked.output / "explain.json", {**_about(asked, model), "images": rows})
     print(f"{len(rows)} images explained: {asked.output}")
     return 0
@@ -52,7 +47,7 @@ def run(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser("consilium explain", description=__doc__)
+    main = words.parser("explain", __doc__)
     add = main.add_argument
     add("model", type=Path, metavar="CKPT|COUNCIL", help="checkpoint, run folder or council.json")
     add("images", nargs="*", metavar="IMAGE", help="picture files, DICOM among them")
@@ -76,9 +71,7 @@ def pictures(asked: argparse.Namespace, model: Model) -> Iterator[Picture]:
         yield from ((Path(path).name, path, asked.part) for path in asked.images)
         return
     table = rows_of(asked, model.class_names)
-    attribute = model.attribute
-    parts = table[attribute] if attribute in table else [asked.part] * len(table)
-    yield from zip(table["id"], table["path"], map(str, parts), strict=True)
+    yield from zip(table["id"], table["path"], model.parts_of(table, asked.part), strict=True)
 
 
 def rows_of(asked: argparse.Namespace, class_names: list[str]) -> pd.DataFrame:
@@ -114,80 +107,16 @@ def measured(asked: argparse.Namespace) -> int:
 
 def beside(model: Path) -> Path:
     """The resolved config of the run folder that a model lies in."""
-    folder = model if model.is_dir() else model.parent
+    folder = folder_of(model)
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"--config: {folder} holds no config.yaml, so name the data's config")
     return folder / "config.yaml"
-
-
-def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: Model) -> None:
-    """Overlay, raw maps and panel of one picture."""
-    overlaid = heat.overlay(picture, looked.heat)
-    write_bytes(folder / f"{name}.png", png(overlaid))
-    write_bytes(folder / f"{name}.npy", _npy(looked.heat))
-    if len(model.members) > 1:
-        write_bytes(folder / f"{name}.members.npy", _npy(looked.maps))
-    drawn = heat.panel(picture, shown(name, looked, model))
-    write_bytes(folder / f"{name}-panel.png", to_png(drawn))
-
-
-def explained(model: Model, manifest: Manifest, ids: Sequence[str]) -> list[Drawing]:
-    """A panel of each of these samples: what every member says, and where it looks."""
-    rows = manifest.table.set_index("id").loc[list(ids)]
-    parts = rows[model.attribute] if model.attribute in rows else [""] * len(rows)
-    drawn = []
-    for name, path, part in zip(ids, rows["path"], parts, strict=True):
-        picture = read(path)
-        looked = model.look(picture, part=str(part))
-        drawn.append(heat.panel(picture, shown(name, looked, model)))
-    return drawn
-
-
-def shown(name: str, looked: Looked, model: Model) -> list[Shown]:
-    """The panel: the picture, each member, the council."""
-    names, about = model.class_names, model.class_names[looked.asked]
-    found = [Shown("Original", name)]
-    for at, member in enumerate(model.members):
-        vote = looked.votes[at]
-        lines = [said(vote, names)]
-        if vote.argmax() != looked.asked:
-            lines.append(f"map: {about} {vote[looked.asked]:.3f}")
-        if len(model.members) > 1:
-            lines.append(f"weight {looked.weights[at]:.2f}")
-        if not looked.maps[at].any():
-            lines.append(f"sees nothing for {about}")
-        found.append(Shown(member.name, "\n".join(lines), looked.maps[at]))
-    if len(model.members) > 1:
-        lines = [said(looked.probabilities, names), f"map: {about}", _poll(looked, names)]
-        found.append(Shown(f"Council ({model.kind})", "\n".join(lines), looked.heat))
-    return found
-
-
-def said(probabilities: np.ndarray, names: list[str]) -> str:
-    """The answer and its confidence."""
-    return f"{names[int(probabilities.argmax())]} {probabilities.max():.3f}"
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """RGB pixels as PNG."""
-    return np.asarray(cv2.imencode(".png", pixels[..., ::-1])[1]).tobytes()
-
-
-def _poll(looked: Looked, names: list[str]) -> str:
-    votes = np.bincount(looked.votes.argmax(axis=1), minlength=len(names))
-    return "votes: " + ", ".join(f"{names[k]} {votes[k]}" for k in np.flatnonzero(votes))
 
 
 def _class(wanted: str | None, names: list[str]) -> int | None:
     if wanted is not None and wanted not in names:
         raise ValueError(f"--class {wanted!r} is not one of {', '.join(names)}")
     return None if wanted is None else names.index(wanted)
-
-
-def _npy(values: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, values, allow_pickle=False)
-    return stream.getvalue()
 
 
 def _about(asked: argparse.Namespace, model: Model) -> dict[str, Any]:

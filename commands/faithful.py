@@ -52,7 +52,7 @@ def correct(model: Model, table: pd.DataFrame) -> pd.DataFrame:
     """The rows that every member and the council classify rightly, those with a box if any has."""
     boxed = table["box"].fillna("").astype(str) != "" if "box" in table else table["label"] >= 0
     rows = table[boxed & (table["label"] >= 0)]
-    seen = zip(rows["path"], rows["label"], _parts(model, rows), strict=True)
+    seen = zip(rows["path"], rows["label"], model.parts_of(rows), strict=True)
     kept = [
         all(vote.argmax() == label for vote in model.ask(read(path), part))
         for path, label, part in track(list(seen), "asking")
@@ -97,7 +97,7 @@ def section(rows: Sequence[Row]) -> report.Table:
 def _measured(model: Model, method: str, rows: pd.DataFrame, what: str) -> list[Row]:
     found: dict[str, list[Measured]] = {}
     boxes = rows["box"].fillna("").astype(str) if "box" in rows else [""] * len(rows)
-    parts = _parts(model, rows)
+    parts = model.parts_of(rows)
     todo = zip(rows["path"], rows["label"], rows["patient"], boxes, parts, strict=True)
     for path, label, patient, box, part in track(list(todo), what):
         picture = read(path)
@@ -140,8 +140,3 @@ class Asked:
             seen = [member.preprocess(picture).to(self.model.device) for picture in pictures]
             return member.votes(torch.stack(seen))[:, self.label]
         return np.array([self.model.ask(p, self.part)[-1][self.label] for p in pictures])
-
-
-def _parts(model: Model, rows: pd.DataFrame) -> list[str]:
-    attribute = model.attribute
-    return [str(part) for part in rows[attribute]] if attribute in rows else [""] * len(rows)

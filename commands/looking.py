@@ -1,12 +1,12 @@
 """A checkpoint or a council that looks at one picture: votes, weights and maps over the picture."""
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 
 from datamodules.preprocess import Preprocess
@@ -143,6 +143,11 @@ class Model:
         votes = np.stack([one.votes(views[one.preprocess.name]) for one in self.members])
         return np.concatenate([votes, self.council(votes, self._parts(parts))[None]])
 
+    def parts_of(self, rows: pd.DataFrame, other: str = "") -> list[str]:
+        """What the voter must know of each row, `other` where the rows do not say it."""
+        known = self.attribute in rows
+        return [str(part) for part in rows[self.attribute]] if known else [other] * len(rows)
+
     def _parts(self, parts: Sequence[str]) -> np.ndarray | None:
         return np.array(parts, dtype=object) if self.attribute else None
 
@@ -168,19 +173,15 @@ class Model:
         return Looked(common, maps, votes, weights, answer, asked)
 
 
-def device(text: str) -> torch.device:
-    """The processor or a GPU of this machine, as the type of an argument."""
-    gpus = range(torch.cuda.device_count())
-    allowed = ["cpu", *["cuda"][: len(gpus)], *(f"cuda:{at}" for at in gpus)]
-    if text not in allowed:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(allowed)} here")
-    return torch.device(text)
+def folder_of(path: Path) -> Path:
+    """The run folder that a model lies in, or is."""
+    return path if path.is_dir() else path.parent
 
 
 def load(path: Path, method: str = "GradCAM", device: torch.device | None = None) -> Model:
     """The model of a checkpoint, a run folder or a council.json."""
     device = device or torch.device("cpu")
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     if path.name == "council.json" or (path.is_dir() and (folder / "council.json").is_file()):
         ensemble = load_council(path)
     else:

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import nn
 
-from commands import lightning
-from commands.looking import device
+from commands import lightning, words
+from commands.arguments import device
 from commands.pruning import channels
 from commands.pruning.narrower import account, choose
 from evaluation import comparison, pruned
@@ -83,12 +83,7 @@ def of(asked: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser(
-        "consilium prune",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    main = words.parser("prune", __doc__, EXAMPLE)
     add = main.add_argument
     add("run", type=Path, metavar="RUN", help="run folder of a member (best.ckpt, config.yaml)")
     goal = main.add_mutually_exclusive_group(required=True)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from commands.thumbnails import thumbnail
+from commands.thumbnails import png, thumbnail
 from datamodules.augment import Augment, policies
 from datamodules.datamodule import ImageDataModule
 from datamodules.images import read
@@ -50,8 +50,3 @@ def _row(view: Preprocess, rule: Augment, path: str, index: int) -> np.ndarray:
     cells = [pixels, *(rule(pixels, (0, epoch, index)) for epoch in range(7))]
     small = [cv2.resize(cell, (HEIGHT, HEIGHT), interpolation=cv2.INTER_AREA) for cell in cells]
     return np.hstack([c if c.ndim == 3 else cv2.cvtColor(c, cv2.COLOR_GRAY2RGB) for c in small])
-
-
-def png(image: np.ndarray) -> bytes:
-    """RGB pixels as PNG."""
-    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()

@@ -9,15 +9,15 @@ import argparse
 import os
 import socket
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from commands import words
+from commands.arguments import device, positive, share
 from commands.exporting import exported, parity
-from commands.looking import Model, device, load
+from commands.looking import Model, load
 from commands.serving.options import TOKEN
 from evaluation.files import read_json
 
@@ -27,10 +27,10 @@ BACKENDS = ("torch", "onnxruntime")
 def run(argv: list[str]) -> int:
     """Serves until it is told to stop; what was begun is answered first."""
     asked = parser().parse_args(argv)
-    serve = extra()
+    running = words.needed("commands.serving.running", "serve")
     model = model_of(asked.model, asked.backend, asked.device)
     with listening(asked.host, asked.port) as server:
-        serve(asked, model, server)
+        running.serve(asked, model, server)
     return 0
 
 
@@ -63,15 +63,6 @@ def parser() -> argparse.ArgumentParser:
     add("--max-pixels", type=positive, default=50_000_000, metavar="N", help="of one (50 million)")
     add("--timeout", type=positive, default=30, metavar="S", help="for a body, for an answer (30)")
     return main
-
-
-def extra() -> Callable[[argparse.Namespace, Model, socket.socket], None]:
-    """What needs the extra `serve`, or one line that says how to get it."""
-    try:
-        from commands.serving.running import serve
-    except ImportError as error:
-        raise ImportError(f"{error.name}: pip install 'consilium[serve]'") from error
-    return serve
 
 
 def model_of(path: Path, backend: str | None, where: torch.device) -> Model:
@@ -109,19 +100,3 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", "") or error
         raise ValueError(f"--host {host} --port {port}: {why}") from None
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from commands import words
 from commands.studies.engines import Engine, Local, Ray
 from commands.studies.file import Study, read_study
 from commands.studies.processes import Run
@@ -52,7 +53,7 @@ def run(args: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = argparse.ArgumentParser("consilium study", description=__doc__)
+    main = words.parser("study", __doc__)
     verbs = main.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))
     for verb, what in VERBS.items():
         sub = verbs.add_parser(
@@ -93,7 +94,7 @@ def report(study: Study, folder: Path) -> int:
     # torch and all: seconds that a dry run does not need
     from commands.studies import report as page
 
-    passed, words = page.write(study, folder)
-    for line in words:
+    passed, lines = page.write(study, folder)
+    for line in lines:
         print(line)
     return 0 if passed else 1

@@ -1,6 +1,8 @@
 """What the front door says to a person: its help, and one line for an error."""
 
 import argparse
+from importlib import import_module
+from types import ModuleType
 
 # what jsonargparse says beside the point: the types that it tried, and the whole of what it got
 NOISE = (
@@ -13,13 +15,23 @@ NOISE = (
 LONGEST = 400  # characters of a line
 
 
-def parser(verb: str, about: str | None) -> argparse.ArgumentParser:
+def parser(verb: str, about: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a verb, which keeps the lines of what is said about it."""
     return argparse.ArgumentParser(
         f"consilium {verb}",
         description=about,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def needed(module: str, extra: str) -> ModuleType:
+    """A module that needs an extra, or one line that says how to get it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise ImportError(f"{missing} is missing: pip install 'consilium[{extra}]'") from error
 
 
 def usage(verbs: dict[str, str]) -> str:

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from commands import ROOT
 from commands.datasets import from_configs
-from commands.explain import explained
 from commands.faithful import measure, section
 from commands.looking import load
+from commands.panels import explained
 from commands.samples import some
 from evaluation.answers import surest
 from evaluation.inline import look

@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
+from commands.words import needed
 from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints, packing
 from lightning_modules.cam import at_rest
 
@@ -70,8 +69,8 @@ def outputs_of(module: ImageClassifier) -> str:
 
 def to_onnx(network: Network, about: About) -> bytes:
     """ONNX with a free batch dimension, by torch's own exporter."""
-    onnx = needed("onnx")
-    needed("onnxscript")
+    onnx = needed("onnx", "onnx")
+    needed("onnxscript", "onnx")
     with quiet():
         program: Any = torch.onnx.export(
             network, (example(about),), dynamo=True, verbose=False,
@@ -85,7 +84,7 @@ def to_onnx(network: Network, about: About) -> bytes:
 
 def from_onnx(file: Path, about: About) -> Outputs:
     """Answers by onnxruntime, on the processor, with as many threads as torch would use."""
-    runtime = needed("onnxruntime")
+    runtime = needed("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -161,8 +160,6 @@ def write(
         network = Network(module, block).eval()
         try:
             return FORMATS[kind].write(network, about)
-        except ImportError:
-            raise
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             why = " ".join(str(error).split())[:300]
             raise ValueError(f"{about['backbone']} cannot be exported to {kind}: {why}") from error
@@ -172,14 +169,6 @@ def example(about: About) -> Tensor:
     """Two images: of one the exporters would believe that there is always one."""
     side = int(about["preprocess"]["size"])
     return torch.zeros(2, 3, side, side)
-
-
-def needed(name: str) -> ModuleType:
-    """A module of the extra `onnx`."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name} is missing: pip install 'consilium[onnx]'") from error
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
-from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from commands.pruning.channels import Cost, Cut, Group
+from commands.words import needed
 from lightning_modules.structure import depthwise, narrows
 
 
@@ -51,7 +50,7 @@ def groups(net: nn.Module, image: Tensor, price: dict[str, Cost]) -> Iterator[Gr
     """
     if _is_mixed(net):
         return
-    torch_pruning = _torch_pruning()
+    torch_pruning = needed("torch_pruning", "prune")
     net = copy.deepcopy(net).eval().requires_grad_(True)
     names = {layer: name for name, layer in net.named_modules()}
     with torch.enable_grad():
@@ -102,13 +101,6 @@ def _is_mixed(net: nn.Module) -> bool:
     layers = list(net.modules())
     attention = any(hasattr(layer, "num_heads") for layer in layers)
     return attention and sum(isinstance(layer, nn.Conv2d) for layer in layers) > 1
-
-
-def _torch_pruning() -> ModuleType:
-    try:
-        return import_module("torch_pruning")
-    except ImportError:
-        raise ValueError("prune needs torch-pruning: pip install 'consilium[prune]'") from None
 
 
 def _cost(layer: nn.Conv2d | nn.Linear | nn.BatchNorm2d, output: Tensor) -> Cost:

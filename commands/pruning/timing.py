@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,7 +54,8 @@ def energy_ratio(
     with torch.inference_mode():
         works = [_images(net, image) for net in (one, other)]
         joules = energy.ratios(works[0], works[1], meter, pairs, window)
-    return ratios.paired(joules), joules
+    found = ratios.paired(joules)
+    return replace(found, method=f"{found.method}; {meter.name}"), joules
 
 
 def _images(net: nn.Module, image: Tensor) -> Callable[[], int]:

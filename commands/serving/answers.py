@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from commands.looking import Model
+from commands.thumbnails import png, smaller
 from datamodules import images
 from evaluation.heat import coloured, rgb
 
@@ -81,7 +82,7 @@ def prepared(
     """Decodes and prepares as evaluation does; ValueError says why it cannot."""
     picture = images.pixels(np.frombuffer(data, np.uint8), frame, most)
     height, width = picture.shape[:2]
-    return Asked(name, model.prepare(picture), smaller(picture), width, height, part, maps)
+    return Asked(name, model.prepare(picture), smaller(picture, SIDE), width, height, part, maps)
 
 
 def answered(model: Model, asked: Sequence[Asked], refer_below: float | None) -> list[Answer]:
@@ -148,18 +149,6 @@ def veil(heat: np.ndarray) -> np.ndarray:
     return found
 
 
-def smaller(picture: np.ndarray) -> np.ndarray:
-    """The picture, its longer side at most `SIDE`."""
-    height, width = picture.shape[:2]
-    scale = SIDE / max(height, width)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-
-
 def url(pixels: np.ndarray) -> str:
     """RGB or RGBA pixels as the data URL of a PNG."""
-    turn = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
-    data = cv2.imencode(".png", cv2.cvtColor(pixels, turn))[1].tobytes()
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()

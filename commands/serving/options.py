@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from commands.looking import Model
+from commands.looking import Model, folder_of
 from datamodules.images import ImageError, read
 from evaluation import voters
 from evaluation.selective import fit_referral
@@ -37,7 +37,7 @@ def is_of(table: PredictionTable, folder: Path, model: Model) -> bool:
 
 def val_table(path: Path, model: Model) -> Path:
     """What the model said of val: in its run folder, or in its study's folder of voters."""
-    folder = (path if path.is_dir() else path.parent).resolve()
+    folder = folder_of(path).resolve()
     own = [folder / "predictions" / "val.parquet"]
     if len(model.members) > 1 and (voters_of(folder) / "voter.json").is_file():
         own.append(voters_of(folder) / "predictions" / "val.parquet")

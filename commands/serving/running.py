@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
-from commands.looking import Model
+from commands.looking import Model, folder_of
 from commands.serving import options
 from commands.serving.app import make
 from commands.serving.service import LOCAL, NOTICE, Settings
@@ -18,7 +18,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 
 def settings(asked: argparse.Namespace, model: Model) -> Settings:
     """How the model is served."""
-    folder = asked.model if asked.model.is_dir() else asked.model.parent
+    folder = folder_of(asked.model)
     files = min(asked.max_files, asked.queue)  # more would never find places
     limits = Limits(asked.max_mb << 20, files, asked.max_pixels, float(asked.timeout))
     return Settings(

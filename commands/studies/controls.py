@@ -14,6 +14,7 @@ from evaluation.files import read_json
 from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "nll")
+SAVED = ("weights_zero_fraction", "macs_theoretical_ratio", "latency_ratio_measured")
 NOTE = (
     "Sparse minus control on the same images, which is what sparsity costs; the dense stage is no "
     "baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of the "
@@ -45,8 +46,7 @@ def gaps(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
         gap = differences(first, second)
         said = folder / MEMBERS / sparse / sparsity.FILE
         known = read_json(said) if said.is_file() else {}
-        names = ("weights_zero_fraction", "macs_theoretical_ratio", "latency_ratio_measured")
-        facts = {name: known.get(name) for name in names}
+        facts = {name: known.get(name) for name in SAVED}
         figures = {metric: gap[metric].figure for metric in COMPARED}
         rows.append({"sparse": sparse, "control": control, **facts, **figures})
     return pd.DataFrame(rows)
@@ -84,8 +84,7 @@ def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:
         (
             row["sparse"],
             row["control"],
-            *(row[name] for name in ("weights_zero_fraction", "macs_theoretical_ratio")),
-            row["latency_ratio_measured"],
+            *(row[name] for name in SAVED),
             *(report.Gap(row[metric]) for metric in COMPARED),
         )
         for row in gaps(found, folder).to_dict("records")

@@ -5,6 +5,7 @@ import time
 from typing import Any, Protocol
 
 from commands.studies.processes import Run
+from commands.words import needed
 
 
 class Engine(Protocol):
@@ -58,10 +59,7 @@ class Ray:
     def __init__(self, address: str | None, gpus: float | None) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
         os.environ.setdefault("RAY_worker_niceness", "0")  # a cluster begun here is not nice
-        try:
-            import ray
-        except ImportError:
-            raise ValueError("--engine ray: not installed; pip install 'consilium[ray]'") from None
+        ray = needed("ray", "ray")
         alone = {} if address else {"include_dashboard": False}  # for a cluster it is settled
         ray.init(address=address, log_to_driver=False, logging_level="warning", **alone)
         there = ray.cluster_resources().get("GPU", 0)

@@ -1,6 +1,7 @@
 """What a member of a study is made of: config files and settings in layers, later ones winning."""
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -99,16 +100,5 @@ def beside(folder: Path, said: Said) -> Said:
     if isinstance(said, dict):
         return {key: beside(folder, value) for key, value in said.items()}
     if isinstance(said, str) and said.endswith((".yaml", ".yml")):
-        return str(Path(*_collapsed(folder / said)))
+        return os.path.normpath(folder / said)  # commands stay readable
     return said
-
-
-def _collapsed(path: Path) -> list[str]:
-    """The path's parts without `folder/..`, so that commands stay readable."""
-    parts: list[str] = []
-    for part in path.parts:
-        if part == ".." and parts and parts[-1] != "..":
-            parts.pop()
-        else:
-            parts.append(part)
-    return parts

@@ -91,7 +91,7 @@ class Runner:
             return 1 if self.failed else 0
         from commands.studies import report  # torch and all: not before there is something to say
 
-        passed, words = report.write(self.study, self.folder)
-        for line in words:
+        passed, lines = report.write(self.study, self.folder)
+        for line in lines:
             console.print(line, markup=False)
         return 0 if passed and not self.failed else 1

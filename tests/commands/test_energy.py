@@ -106,6 +106,24 @@ def test_a_machine_without_a_counter_gives_null_and_the_reason(tmp_path):
     assert "has no RAPL packages" in figure.reason
 
 
+class Spending(torch.nn.Module):
+    """Its every image costs a joule, by the counter in `file`."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def forward(self, images):
+        self.file.write_text(str(int(self.file.read_text()) + 1_000_000 * len(images)))
+
+
+def test_a_ratio_of_joules_says_what_counted_them(tmp_path):
+    net, image = Spending(package(tmp_path, "intel-rapl:0", 0)), torch.zeros(2, 1)
+    figure, joules = timing.energy_ratio(net, net, image, 2, 0.05, tmp_path)
+    assert (figure.value, joules) == (1, [(1, 1)] * 2)
+    assert figure.method == "median of pairs, bootstrap; RAPL (whole processor packages)"
+
+
 def test_a_gpu_is_asked_in_millijoules_and_refusals_are_said(monkeypatch):
     class NVMLError(Exception):
         """What the library raises."""
