@@ -4,7 +4,7 @@ from pathlib import Path
 
 from commands import datasets
 from commands.audit import write
-from commands.studies.file import COUNCIL
+from commands.studies.file import COUNCIL, MEMBERS
 from commands.studies.results import Runs
 from datamodules.audit import audit
 from evaluation import report
@@ -17,7 +17,7 @@ def audits(runs: Runs, folder: Path) -> dict[str, Path]:
     """audit.json of each data set that members were trained on, by its digest; made if missing."""
     found: dict[str, Path] = {}
     for name in runs:
-        config, digest = folder / "members" / name / "config.yaml", _digest(runs, name)
+        config, digest = folder / MEMBERS / name / "config.yaml", _digest(runs, name)
         if not config.is_file() or digest in found:
             continue
         kept = folder / FOLDER / digest

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from commands.studies.file import Study
+from commands.studies.file import MEMBERS, Study
 from commands.studies.results import Runs, table_of
 from commands.studies.runs import Round, rounds
 from evaluation import ranked, report
@@ -52,7 +52,7 @@ def over_folds(study: Study, runs: Runs, folder: Path) -> Pooled:
 def _pooled(study: Study, names: list[str], runs: Runs, folder: Path) -> Figures:
     if not study.folds:
         return runs[names[0]].metrics
-    where = {run: folder / "members" / run for run in names}
+    where = {run: folder / MEMBERS / run for run in names}
     tables = [table_of(path if path.is_dir() else folder / run) for run, path in where.items()]
     found = figures(together(tables))
     for metric in found:

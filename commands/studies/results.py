@@ -1,11 +1,11 @@
 """What the runs of a study found, and how that stands beside its gates and claims."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from commands.studies.file import COUNCIL, MEMBERS, Study
+from commands.studies.file import COUNCIL, MEMBERS, Claim, Study
 from commands.studies.runs import plan, rounds
 from evaluation import report
 from evaluation.grouping import by_level
@@ -82,16 +82,22 @@ def _gate(study: Study, name: str, least: float, runs: Runs) -> report.Gate:
     return report.Gate(name, f"at least {least}", said + missing, passed)
 
 
+def claimed(study: Study, runs: Runs) -> Iterator[tuple[str, str, Claim, Figure | None]]:
+    """Every claim by its name, with each figure that it speaks of."""
+    for name, claim in study.claims.items():
+        for at, figure in figures_of(study, name, runs).items():
+            yield name, at, claim, figure
+
+
 def claims(study: Study, runs: Runs) -> list[report.Section]:
     """What others state of a figure, what is believable, and what was found."""
     if not study.claims:
         return []
     rows: list[tuple[report.Cell, ...]] = []
-    for name, claim in study.claims.items():
+    for _, at, claim, figure in claimed(study, runs):
         ends = f"{claim.believable[0]:g} to {claim.believable[1]:g}"
-        for at, figure in figures_of(study, name, runs).items():
-            said = verdict(claim.believable, figure)
-            rows.append((at, claim.claimed, ends, figure, said, claim.why))
+        said = verdict(claim.believable, figure)
+        rows.append((at, claim.claimed, ends, figure, said, claim.why))
     columns = ("figure", "claimed", "believable", "found", "", "why")
     note = "Above what is believable, a leak is likelier than a better model: run consilium audit."
     return [report.Table(columns, rows, "Claims", note)]

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from commands.studies.file import Study
+from commands.studies.file import MEMBERS, Study
 from commands.studies.layers import arguments
 from commands.studies.processes import Run
 from evaluation.study_folder import voters_of
-
-MEMBERS = "members"
 
 
 @dataclass(frozen=True)

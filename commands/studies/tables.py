@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from commands.studies import controls, costs, repeats
-from commands.studies.file import COUNCIL, Study
-from commands.studies.results import Runs, figures_of, gates, subjects, verdict
+from commands.studies.file import COUNCIL, MEMBERS, Study
+from commands.studies.results import Runs, claimed, gates, subjects, verdict
 from evaluation.files import write_json, write_text
 from evaluation.intervals import Figure
 from evaluation.results import read_results
@@ -44,7 +44,7 @@ def tables(
         "seeds": repeats.over_seeds(study, pooled),
         "sparse": _ends(controls.gaps(pairs, folder)),
         "sparse_seeds": _ends(controls.over_seeds(study, pairs, folder)),
-        "cost": costs.costs(runs, folder / "members").rename(columns={"": "member"}),
+        "cost": costs.costs(runs, folder / MEMBERS).rename(columns={"": "member"}),
     }
 
 
@@ -71,12 +71,11 @@ def voters(folder: Path, councils: list[str]) -> pd.DataFrame:
 def claims(study: Study, runs: Runs) -> pd.DataFrame:
     """One row a claim and run."""
     rows = []
-    for name, claim in study.claims.items():
-        for at, figure in figures_of(study, name, runs).items():
-            low, high = claim.believable
-            said = {"claim": name, "figure": at, "claimed": claim.claimed, "from": low, "to": high}
-            found = None if figure is None else figure.value
-            rows.append({**said, "found": found, "verdict": verdict(claim.believable, figure)})
+    for name, at, claim, figure in claimed(study, runs):
+        low, high = claim.believable
+        said = {"claim": name, "figure": at, "claimed": claim.claimed, "from": low, "to": high}
+        found = None if figure is None else figure.value
+        rows.append({**said, "found": found, "verdict": verdict(claim.believable, figure)})
     return pd.DataFrame(rows)
 
 
