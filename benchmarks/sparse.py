@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    asked.device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{asked.backbone}, {asked.size} px, {narrower.machine(asked.device)}")
     for row in asked.only:
         ROWS[row](asked)
