@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -18,7 +17,6 @@ from torch import Tensor
 from commands import words
 from evaluation.files import read_json
 from lightning_modules import catalogue, checkpoints
-from lightning_modules.checkpoints import Block
 
 SHORT = 12
 
@@ -87,7 +85,7 @@ def inspected(path: Path, stated: str | None = None) -> Inspected:
     """Reads one checkpoint, counts and verifies."""
     block, state = checkpoints.read(path)
     weights = checkpoints.weights_hash(state)
-    parameters, macs = cost(block)
+    parameters, macs = catalogue.cost(block)
     said = {name: value for name, value in vars(block).items() if name != "train_ids"}
     return Inspected(
         path=path.as_posix(),
@@ -101,14 +99,6 @@ def inspected(path: Path, stated: str | None = None) -> Inspected:
         zeros=zeros(state),
         bytes=path.stat().st_size,
     )
-
-
-def cost(block: Block) -> tuple[int, int]:
-    """Parameters and MACs of the network that a block describes; no weight is made."""
-    with torch.device("meta"):
-        net: Any = checkpoints.build(block).net
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    return parameters, catalogue.macs(net, int(block.preprocess["size"]))
 
 
 def zeros(state: dict[str, Tensor]) -> float:

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_modules import backbones
+from lightning_modules import backbones, checkpoints
 
 KNOWN = (  # those that the shipped configs train, with the tags of their weights
     "convnextv2_base.fcmae_ft_in22k_in1k",
@@ -87,6 +87,14 @@ def facts(name: str, image_size: int | None = None) -> Facts:
     parameters = sum(parameter.numel() for parameter in net.parameters())
     licence, cam = backbones.licence(name), cam_layer(net, (3, size, size))
     return Facts(name, parameters, macs(net, size), size, licence, cam)
+
+
+def cost(block: checkpoints.Block) -> tuple[int, int]:
+    """Parameters and MACs of the network that a checkpoint's block describes; no weight is made."""
+    with torch.device("meta"):
+        net: Any = checkpoints.build(block).net
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    return parameters, macs(net, int(block.preprocess["size"]))
 
 
 def macs(net: nn.Module, size: int) -> int:

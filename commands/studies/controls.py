@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from commands.studies.file import MEMBERS, Study
-from commands.studies.repeats import together
+from commands.studies.repeats import of_seed, together
 from commands.studies.results import Runs, table_of
 from commands.studies.runs import rounds
 from evaluation import report, sparsity
@@ -54,25 +54,23 @@ def gaps(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
 
 def over_seeds(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
     """One row a sparse member of which all seeds are done: the mean of its paired differences."""
-    rows = []
-    for control, of in study.controls.items() if len(study.seeds) > 1 else ():
-        for name in of:
-            names = [[(name + r.suffix, control + r.suffix) for r in rounds(study) if r.seed == s]
-                     for s in study.seeds]  # fmt: skip
-            if not {pair for each in names for pair in each} <= set(found):
-                continue
-            gap = mean_differences([_whole(each, folder) for each in names])
-            figures = {metric: gap[metric].figure for metric in COMPARED}
-            rows.append({"sparse": name, "control": control, "seeds": len(names), **figures})
+    done, rows = {run for pair in found for run in pair}, []
+    for name, control in [(name, control) for control, of in study.controls.items() for name in of]:
+        each = [[of_seed(study, run, seed) for run in (name, control)] for seed in study.seeds]
+        asked = {run for both in each for runs in both for run in runs}
+        if len(each) < 2 or not asked <= done:
+            continue
+        gap = mean_differences(
+            [(_whole(one, folder), _whole(other, folder)) for one, other in each]
+        )
+        figures = {metric: gap[metric].figure for metric in COMPARED}
+        rows.append({"sparse": name, "control": control, "seeds": len(each), **figures})
     return pd.DataFrame(rows)
 
 
-def _whole(names: list[tuple[str, str]], folder: Path) -> tuple[PredictionTable, PredictionTable]:
-    """What the sparse runs and their controls said of all folds."""
-    first, second = zip(*names, strict=True)
-    sparse, control = ([table_of(folder / MEMBERS / run) for run in runs]
-                       for runs in (first, second))  # fmt: skip
-    return together(sparse), together(control)
+def _whole(runs: list[str], folder: Path) -> PredictionTable:
+    """What the runs of a seed said of all folds."""
+    return together([table_of(folder / MEMBERS / run) for run in runs])
 
 
 def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:

@@ -6,11 +6,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from commands.inspect import cost
 from commands.studies.results import Runs
 from evaluation import report, sparsity
 from evaluation.files import read_json
-from lightning_modules import checkpoints
+from lightning_modules import catalogue, checkpoints
 
 Known = dict[str, tuple[int, int]]
 COLUMNS = ("", "backbone", "parameters", "MACs an image", "pixels", "epochs", "seconds", "zeros")
@@ -46,7 +45,7 @@ def _counted(file: Path, known: Known) -> tuple[int | None, int | None]:
     block, _ = checkpoints.read(file, mapped=True)
     network = repr((block.module, block.init_args, block.structure, block.preprocess["size"]))
     if network not in known:
-        known[network] = cost(block)
+        known[network] = catalogue.cost(block)
     return known[network]
 
 

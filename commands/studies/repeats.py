@@ -43,10 +43,15 @@ def over_folds(study: Study, runs: Runs, folder: Path) -> Pooled:
     seeds: list[int] | list[None] = study.seeds or [None]
     for name in (*study.councils, *study.members):
         for seed in seeds:
-            names = [name + each.suffix for each in rounds(study) if each.seed == seed]
+            names = of_seed(study, name, seed)
             if all(run in runs for run in names):
                 found[name, seed] = _pooled(study, names, runs, folder)
     return found
+
+
+def of_seed(study: Study, name: str, seed: int | None) -> list[str]:
+    """The runs of a member or council with a seed, one for each fold."""
+    return [name + each.suffix for each in rounds(study) if each.seed == seed]
 
 
 def _pooled(study: Study, names: list[str], runs: Runs, folder: Path) -> Figures:
