@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--measure", nargs="*", metavar="METHOD", help=help_)
     add("--limit", type=int, metavar="N", help="only the first N of the split")
     add("--part", default="", help="the attribute's value, for a voter that needs one")
-    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    add("--device", type=device, default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     return main
 
 
@@ -95,8 +95,10 @@ def measured(asked: argparse.Namespace) -> int:
         if value:
             raise ValueError(f"{name} {value}: --measure goes by the label and part of each row")
     methods = asked.measure or [asked.method]
-    table = rows_of(asked, load(asked.model).class_names)
-    rows = faithful.measure(asked.model, methods, table, asked.device)
+    model = load(asked.model, methods[0], asked.device)
+    right = faithful.correct(model, rows_of(asked, model.class_names))
+    faithful.examples(model, right, asked.output)
+    rows = faithful.of_right(asked.model, methods, right, asked.device)
     faithful.write(asked.output, rows)
     for member, method, found in rows:
         cells = [f"{name} {number(figure, 3)}" for name, figure in found.items()]

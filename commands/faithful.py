@@ -12,13 +12,16 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from commands import panels
 from commands.looking import Looked, Model, load
 from datamodules.images import read
 from evaluation import faithfulness, report
 from evaluation.faithfulness import Measured
-from evaluation.files import write_json
+from evaluation.files import read_json, write_bytes, write_json
 from evaluation.intervals import Figure
 
+FILE = "faithfulness.json"
+EXAMPLES = "examples"
 NAMES = ("pointing", "energy_in_box", "deletion", "insertion")
 RANDOM = "weights randomised"
 NOTE = (
@@ -39,8 +42,18 @@ def measure(
     seed: int = 0,
 ) -> list[Row]:
     """Figures of every member, and of the council, by method; then with weights randomised."""
+    return of_right(path, methods, correct(load(path, device=device), table), device, seed)
+
+
+def of_right(
+    path: Path,
+    methods: Sequence[str],
+    right: pd.DataFrame,
+    device: torch.device | None = None,
+    seed: int = 0,
+) -> list[Row]:
+    """The same of pictures that are known to be rightly classified by all."""
     rows = []
-    right = correct(load(path, device=device), table)
     for method in methods:
         rows += _measured(load(path, method, device), method, right, f"measuring {method}")
     strange = randomised(load(path, methods[0], device), seed)
@@ -73,17 +86,44 @@ def randomised(model: Model, seed: int = 0) -> Model:
     return model
 
 
+def examples(model: Model, right: pd.DataFrame, folder: Path) -> None:
+    """A panel of the first of these pictures of every class."""
+    for label in sorted(right["label"].unique()):
+        first = right[right["label"] == label].head(1)
+        name, picture = str(first["id"].item()), read(first["path"].item())
+        looked = model.look(picture, int(label), model.parts_of(first)[0])
+        drawn = panels.panel(name, picture, looked, model)
+        write_bytes(folder / EXAMPLES / f"{label}.png", report.to_png(drawn))
+
+
 def write(folder: Path, rows: Sequence[Row]) -> None:
-    """faithfulness.json and report.html."""
+    """faithfulness.json, and report.html with the examples that lie there."""
     plain: list[dict[str, Any]] = [
         {"member": member, "method": method, "figures": {k: asdict(f) for k, f in found.items()}}
         for member, method, found in rows
     ]
-    write_json(folder / "faithfulness.json", {"version": 1, "rows": plain})
+    write_json(folder / FILE, {"version": 1, "rows": plain})
     many = rows[0][2]["deletion"]
     lead = f"Heat maps of {many.n:,} pictures of {many.patients:,} patients, measured."
-    sections: list[report.Section] = [report.Text(lead, lead=True), section(rows)]
+    sections = [report.Text(lead, lead=True), section(rows), *pictures(folder)]
     report.write_report(folder / "report.html", "Are the heat maps faithful?", sections)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """What `write` has written."""
+    said = read_json(folder / FILE)["rows"]
+    return [
+        (row["member"], row["method"], {k: Figure(**f) for k, f in row["figures"].items()})
+        for row in said
+    ]
+
+
+def pictures(folder: Path, heading: str = "Where they look") -> list[report.Section]:
+    """The examples of a folder, by class."""
+    files = sorted((folder / EXAMPLES).glob("*.png"), key=lambda file: int(file.stem))
+    headings = [heading, *[""] * len(files)]
+    return [report.Picture(file.read_bytes(), "", said)
+            for file, said in zip(files, headings, strict=False)]  # fmt: skip
 
 
 def section(rows: Sequence[Row]) -> report.Table:

@@ -24,8 +24,12 @@ def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: M
     write_bytes(folder / f"{name}.npy", _npy(looked.heat))
     if len(model.members) > 1:
         write_bytes(folder / f"{name}.members.npy", _npy(looked.maps))
-    drawn = heat.panel(picture, shown(name, looked, model))
-    write_bytes(folder / f"{name}-panel.png", to_png(drawn))
+    write_bytes(folder / f"{name}-panel.png", to_png(panel(name, picture, looked, model)))
+
+
+def panel(name: str, picture: np.ndarray, looked: Looked, model: Model) -> Drawing:
+    """The picture, each member and the council, side by side."""
+    return heat.panel(picture, shown(name, looked, model))
 
 
 def explained(model: Model, manifest: Manifest, ids: Sequence[str]) -> list[Drawing]:
@@ -34,13 +38,12 @@ def explained(model: Model, manifest: Manifest, ids: Sequence[str]) -> list[Draw
     drawn = []
     for name, path, part in zip(ids, rows["path"], model.parts_of(rows), strict=True):
         picture = read(path)
-        looked = model.look(picture, part=part)
-        drawn.append(heat.panel(picture, shown(name, looked, model)))
+        drawn.append(panel(name, picture, model.look(picture, part=part), model))
     return drawn
 
 
 def shown(name: str, looked: Looked, model: Model) -> list[Shown]:
-    """The panel: the picture, each member, the council."""
+    """What stands in the panel: the picture, each member, the council."""
     names, about = model.class_names, model.class_names[looked.asked]
     found = [Shown("Original", name)]
     for at, member in enumerate(model.members):

@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, help="run folder to fill (RUN-pruned)")
     add("--pairs", type=int, default=20, help="pairs of timed passes, dense and pruned (20)")
     add("--energy", action="store_true", help="count joules as well: four minutes or more")
-    help_ = "where time is measured: cpu, cuda or cuda:N (cpu)"
+    help_ = "where time is measured: cpu, cuda, cuda:N or auto (cpu)"
     add("--device", type=device, default="cpu", help=help_)
     return main
 

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     refer.add_argument("--refer-risk", type=share, metavar="RISK", help=help_)
     help_ = "what computes a checkpoint's votes (torch); an export brings its own"
     add("--backend", choices=BACKENDS, help=help_)
-    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    add("--device", type=device, default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     add("--title", default="", help="what the page calls the model (its folder's name)")
     add("--queue", type=positive, default=64, metavar="N", help="pictures that may wait (64)")
     add("--batch", type=positive, default=8, metavar="N", help="pictures that the models are given "

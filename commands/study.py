@@ -30,6 +30,7 @@ what a study's file says (configs/studies holds examples):
   level      study or patient: judged beside images
   gates      {council.METRIC: LEAST}; also members.METRIC, NAME.METRIC, and * within METRIC
   claims     named like gates: {claimed: VALUE, believable: [FROM, TO], why: TEXT}
+  maps       {methods: [GradCAM, LayerCAM], limit: 100}: measure heat maps of test pictures
 """
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from commands.studies import goals
+from commands.studies.goals import Claim
 from commands.studies.layers import Layer, Said, layers
 from commands.studies.told import told
 from evaluation.grouping import LEVELS, Level
-from evaluation.names import NAMES, is_figure
 
 COUNCIL = "council"
 MEMBERS = "members"
@@ -16,18 +17,16 @@ CONTROL: Layer = {"trainer.callbacks.init_args.density": 1.0}  # of the last cal
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A figure that the original states, and what is believable.
+class Maps:
+    """Heat maps of test pictures that are measured.
 
     Args:
-        claimed: what was stated, None where nothing was.
-        believable: from where to where an honest figure is expected.
-        why: what that rests on.
+        methods: names of `lightning_modules.cam.METHODS`.
+        limit: the first so many pictures; None for all.
     """
 
-    claimed: float | None
-    believable: tuple[float, float]
-    why: str
+    methods: list[str]
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Study:
         folds: parts of the patients, each of which is tested once; 0 keeps the data's splits.
         gates: least values by `council.METRIC`, `members.METRIC` or `NAME.METRIC`.
         claims: what others state of figures, named in the same way.
+        maps: heat maps that are measured; none are where it is left out.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Study:
     folds: int = 0
     gates: dict[str, float] = field(default_factory=dict)
     claims: dict[str, Claim] = field(default_factory=dict)
+    maps: Maps | None = None
 
 
 def read_study(path: str | Path) -> Study:
@@ -79,7 +80,6 @@ def read_study(path: str | Path) -> Study:
     councils = _councils(where, said, members)
     level = _level(where, said.get("level", "image"))
     subjects = {MEMBERS, *members, *councils} | ({COUNCIL} if councils else set())
-    asked = {part: _named(where, part, said, subjects, level) for part in ("gates", "claims")}
     return Study(
         name=file.stem,
         title=str(said.get("title", file.stem)),
@@ -94,8 +94,9 @@ def read_study(path: str | Path) -> Study:
         level=level,
         seeds=[int(seed) for seed in said.get("seeds", [])],
         folds=_folds(where, said.get("folds", 0)),
-        gates=_gates(where, asked["gates"]),
-        claims=_claims(where, asked["claims"]),
+        gates=goals.gates(where, said.get("gates"), subjects, level),
+        claims=goals.claims(where, said.get("claims"), subjects, level),
+        maps=_maps(where, said.get("maps")),
     )
 
 
@@ -152,39 +153,19 @@ def _folds(where: str, said: int) -> int:
     return said
 
 
-def _named(
-    where: str, part: str, said: dict[str, Any], subjects: set[str], level: str
-) -> dict[str, Any]:
-    """The gates or claims, each of a figure that the study will have."""
-    found: dict[str, Any] = said.get(part) or {}
-    for name in found:
-        who, _, metric = str(name).partition(".")
-        if who not in subjects or not is_figure(metric, level):
-            raise ValueError(
-                f"{where}: {part}: {name}; allowed are WHO.METRIC with WHO of "
-                f"{', '.join(sorted(subjects))} and METRIC of {', '.join(NAMES)}"
-            )
-    return found
+def _maps(where: str, said: dict[str, Any] | None) -> Maps | None:
+    if not said:
+        return None
+    # torch and all: seconds that studies without maps do not need
+    from lightning_modules.cam import METHODS
 
-
-def _gates(where: str, gates: dict[str, Any]) -> dict[str, float]:
-    for name, least in gates.items():
-        if isinstance(least, bool) or not isinstance(least, int | float):
-            raise ValueError(f"{where}: gates: {name}: {least!r} is not the least value allowed")
-    return gates
-
-
-def _claims(where: str, claims: dict[str, Any]) -> dict[str, Claim]:
-    found = {}
-    for name, said in claims.items():
-        try:
-            low, high = said["believable"]
-            found[name] = Claim(said.get("claimed"), (float(low), float(high)), str(said["why"]))
-        except (TypeError, KeyError, ValueError):
-            low, high = 1.0, 0.0
-        if low > high:
-            raise ValueError(
-                f"{where}: claims: {name}: {said!r}; a claim says claimed, believable (from, to) "
-                "and why"
-            )
-    return found
+    methods: list[str] = said.get("methods", [])
+    limit = said.get("limit")
+    known = isinstance(methods, list) and methods and all(name in METHODS for name in methods)
+    counted = limit is None or (isinstance(limit, int) and limit > 0)
+    if not known or not counted or said.keys() - {"methods", "limit"}:
+        raise ValueError(
+            f"{where}: maps: {said!r}; needed is methods, a list of {', '.join(METHODS)}; limit "
+            "may be a whole number from 1"
+        )
+    return Maps(methods, limit)

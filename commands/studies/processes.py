@@ -26,6 +26,8 @@ PATIENCE = 10  # seconds that a process gets to end by itself
 class Run:
     """One run folder, the command that fills it, and the runs that must be done before.
 
+    `result` is the file that holds what the command found.
+
     The process holds a lock on the folder for as long as it lives, and whoever started it until
     its end is marked, so a second runner never starts the same run twice; a killed process leaves
     no lock behind.
@@ -35,6 +37,7 @@ class Run:
     folder: Path
     arguments: list[str]
     needs: tuple[str, ...] = ()
+    result: str = "results.json"
     process: subprocess.Popen[bytes] | None = None
     lock: IO[str] | None = None
     returncode: int | None = None
@@ -52,7 +55,7 @@ class Run:
         a command that was typed by hand leaves no log, and its results are believed.
         """
         marked = (self.folder / DONE).is_file() or not (self.folder / LOG).exists()
-        return marked and (self.folder / "results.json").is_file()
+        return marked and (self.folder / self.result).is_file()
 
     def start(self, with_parent: bool = False) -> list[str] | None:
         """Starts the process, from last.ckpt where there is one; returns its arguments.

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from commands.studies import audit, controls, costs, repeats, tables, voting
+from commands.studies import audit, controls, costs, maps, repeats, tables, voting
 from commands.studies.file import COUNCIL, MEMBERS, Study
 from commands.studies.results import Runs, claims, gates, read_runs, subjects
 from evaluation import figures as drawings
@@ -92,6 +92,7 @@ def sections(
         *by_level(study, runs),
         *voting.sections(study, folder, runs),
         *controls.sections(study, runs, folder),
+        *maps.sections(study, folder),
         *learning(folder, runs),
         *costs.table(costs.costs(runs, folder / MEMBERS)),
         *audit.sections(audit.audits(runs, folder), runs),

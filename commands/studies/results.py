@@ -5,7 +5,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from commands.studies.file import COUNCIL, MEMBERS, Claim, Study
+from commands.studies.file import COUNCIL, MEMBERS, Study
+from commands.studies.goals import Claim
 from commands.studies.runs import plan, rounds
 from evaluation import report
 from evaluation.grouping import by_level

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from commands.studies.file import MEMBERS, Study
+from commands.studies.file import MEMBERS, Maps, Study
 from commands.studies.layers import arguments
 from commands.studies.processes import Run
 from evaluation.study_folder import voters_of
+
+MAPS = "maps"
+MEASURED = "faithfulness.json"  # what explain --measure writes
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ def plan(study: Study, folder: Path) -> list[Run]:
         runs += [_member(study, folder, name, each) for name in study.members]
         for name in study.councils:
             runs += [_voters(study, folder, name, each), _council(study, folder, name, each)]
+        if study.maps is not None:
+            runs += [_maps(study.maps, folder, of) for of in explained(study, folder, each)]
     return runs
 
 
@@ -104,6 +109,21 @@ def _council(study: Study, folder: Path, council: str, each: Round) -> Run:
     words += ["--model.init_args.voter", str(voters)]
     words += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
     return Run(run.name, run, words, (voters.name, *(member.name for member in members)))
+
+
+def _maps(maps: Maps, folder: Path, of: Path) -> Run:
+    """Measures the heat maps of one run."""
+    run = folder / MAPS / of.name
+    words = ["explain", str(of), "--split", "test", "--measure", *maps.methods]
+    words += ["--limit", str(maps.limit)] if maps.limit else []
+    words += ["--device", "auto", "-o", str(run)]
+    return Run(f"maps-{of.name}", run, words, (of.name,), result=MEASURED)
+
+
+def explained(study: Study, folder: Path, each: Round) -> list[Path]:
+    """Run folders whose maps are measured: the councils', or the members' where there are none."""
+    above = folder if study.councils else folder / MEMBERS
+    return [above / f"{name}{each.suffix}" for name in study.councils or study.members]
 
 
 def member_folders(study: Study, folder: Path, council: str, each: Round) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from commands.studies import controls, costs, repeats
+from commands.studies import controls, costs, maps, repeats
 from commands.studies.file import COUNCIL, MEMBERS, Study
 from commands.studies.results import Runs, claimed, gates, subjects, verdict
 from evaluation.files import write_json, write_text
@@ -44,6 +44,7 @@ def tables(
         "seeds": repeats.over_seeds(study, pooled),
         "sparse": _ends(controls.gaps(pairs, folder)),
         "sparse_seeds": _ends(controls.over_seeds(study, pairs, folder)),
+        "maps": maps.table(study, folder),
         "cost": costs.costs(runs, folder / MEMBERS).rename(columns={"": "member"}),
     }
 

@@ -11,10 +11,10 @@ DEFAULT_BASE = "../base.yaml"
 KEYS = {
     "like", "title", "base", "members", "matrix", "member", "overrides", "control",
     "council", "councils", "voter", "attribute", "attend", "level",
-    "seeds", "folds", "gates", "claims",
+    "seeds", "folds", "gates", "claims", "maps",
 }  # fmt: skip
-NAMED = ("members", "matrix", "councils", "gates", "claims")  # mappings
-EMPTY = ("councils", "gates", "claims")  # or nothing
+NAMED = ("members", "matrix", "councils", "gates", "claims", "maps")  # mappings
+EMPTY = ("councils", "gates", "claims", "maps")  # or nothing
 OWN = ("gates", "claims")  # of one study alone
 OF_MEMBERS = ("model", "trainer.callbacks", "early_stopping")  # means nothing to a council
 

@@ -98,7 +98,12 @@ def test_the_verb_measures_members_and_methods(resnet, simple, tmp_path, capsys)
     rows = json.loads((tmp_path / "faithfulness.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["GradCAM", "EigenCAM", "GradCAM, weights randomised"]
     assert rows[0]["figures"]["pointing"]["n"] > 0
-    assert "weights randomised" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "weights randomised" in page
+    assert "Where they look" in page
+    examples = sorted(tmp_path.glob("examples/*.png"))
+    assert [file.stem for file in examples] == [str(CLASSES.index("simple"))]  # all it is right of
+    assert cv2.imread(str(examples[0])).std() > 0
     assert "resnet, EigenCAM: pointing" in capsys.readouterr().out
 
 

@@ -158,8 +158,8 @@ def test_gradcam_members(kind: str, epochs: int, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("study", "runs"),
-    [("fracture", 4 + 2), ("fundus", 7 + 4), ("mura", 3 + 2), ("mura_pretrained", 3 + 2),
-     ("chest_sparse", 6 + 4), ("gradcam", 10), ("demo", 3 + 2)],
+    [("fracture", 4 + 3), ("fundus", 7 + 4), ("mura", 3 + 2), ("mura_pretrained", 3 + 2),
+     ("chest_sparse", 6 + 4), ("gradcam", 10 + 10), ("demo", 3 + 3)],
 )  # fmt: skip
 def test_each_study_prints_a_line_a_run(
     study: str, runs: int, capsys: pytest.CaptureFixture[str]
@@ -167,5 +167,4 @@ def test_each_study_prints_a_line_a_run(
     assert main(["study", "run", str(CONFIGS / f"studies/{study}.yaml"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == runs
-    assert all(line.startswith(("consilium fit", "consilium council", "consilium test"))
-               for line in lines)  # fmt: skip
+    assert {line.split()[1] for line in lines} <= {"fit", "council", "test", "explain"}

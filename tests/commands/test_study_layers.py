@@ -113,6 +113,18 @@ def test_a_control_is_the_member_at_density_one(write):
     assert write({**said, "control": True}).controls == {"s_control": ["s"], "t_control": ["t"]}
 
 
+def test_maps_are_measured_of_each_council_or_of_each_member_without_one(write):
+    said = {"base": "base.yaml", "members": {"a": "a.yaml", "b": "b.yaml"}, "seeds": [4],
+            "maps": {"methods": ["GradCAM", "LayerCAM"], "limit": 9}}  # fmt: skip
+    alone, council = (commands(write({**said, **more})) for more in ({}, {"council": "a.yaml"}))
+    assert alone["maps-b-seed4"] == [
+        *("explain", "out/members/b-seed4", "--split", "test", "--measure", "GradCAM", "LayerCAM"),
+        *("--limit", "9", "--device", "auto", "-o", "out/maps/b-seed4"),
+    ]
+    assert [name for name in council if "maps" in name] == ["maps-council-seed4"]
+    assert council["maps-council-seed4"][1] == "out/council-seed4"
+
+
 def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
     gates = {f"a.{name}": 0.5 for name in ("recall/1", "pair/*", "sens*", "study/kappa", "f1*/2")}
     said = {"base": "base.yaml", "members": {"a": "a.yaml"}, "level": "study", "gates": gates}
@@ -140,6 +152,9 @@ def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
         ({"councils": {"x": "all"}}, "councils need council"),
         ({"council": "council.yaml", "councils": {"x": ["b"]}}, "x: .'b'.; members are a"),
         ({"control": {"a": ["a"]}}, "control: 'a' is a member already"),
+        ({"maps": ["GradCAM"]}, "maps: .* is no mapping of names"),
+        ({"maps": {"methods": ["Grad"]}}, "maps: .*Grad.*; needed is methods, a list of GradCAM, "),
+        ({"maps": {"methods": ["GradCAM"], "limit": 0}}, "limit may be a whole number from 1"),
         ({"folds": 2}, "folds 2; at least 3"),
         ({"level": "film"}, "level 'film'; allowed are image, study, patient"),
     ],

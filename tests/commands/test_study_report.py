@@ -7,11 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from commands import faithful
 from commands.studies import controls, repeats
 from commands.studies.file import Study, read_study
 from commands.studies.results import figures_of, gates, read_runs, subjects
 from commands.studies.runs import plan
 from datamodules.preprocess import Preprocess
+from evaluation import faithfulness
+from evaluation.faithfulness import Measured
 from evaluation.files import write_json
 from evaluation.intervals import Figure
 from evaluation.metrics import figures
@@ -206,6 +209,18 @@ def test_sparse_members_of_several_seeds_have_one_mean(write):
     assert main(args) == 0
     assert controls.over_seeds(study, controls.pairs(study, read_runs(study, Path("out"))),
                                Path("out")).empty  # fmt: skip
+
+
+def test_measured_maps_stand_in_page_and_tables(write):
+    _, args = write({"maps": {"methods": ["GradCAM"]}})
+    found = [Measured("p1", True, 0.4, 0.1, 0.8), Measured("p2", False, 0.2, 0.3, 0.7)]
+    faithful.write(Path("out/maps/b"), [("b", "GradCAM", faithfulness.figures(found))])
+    assert main(args) == 0
+    maps = pd.read_csv("out/results/maps.csv").set_index("figure")
+    assert set(maps["member"]) == {"b"}  # those of a have not been measured
+    assert maps["value"].to_dict() == pytest.approx(
+        {"pointing": 0.5, "energy_in_box": 0.3, "deletion": 0.2, "insertion": 0.75})  # fmt: skip
+    assert "Faithfulness" in Path("out/report.html").read_text()
 
 
 def test_a_study_of_which_nothing_is_done_says_so(write, capsys):

@@ -48,5 +48,10 @@ def test_a_twin_goes_through(file, tmp_path, monkeypatch, capsys):
         assert heading in page, heading
     members = pd.read_csv(folder / "results/members.csv")
     assert set(members["run"]) == set(study.members)
+    if study.maps is not None:
+        maps = pd.read_csv(folder / "results/maps.csv")
+        council = [name for name in maps["member"] if name.startswith("council: council")]
+        assert len(maps) == len(council) * (len(study.members) + 1)
+        assert "council: where it looks" in page
     cost = pd.read_csv(folder / "results/cost.csv")
     assert (cost[["parameters", "MACs an image", "seconds"]] > 0).all(axis=None)
