@@ -29,7 +29,7 @@ class Heatmaps(L.Callback):
     logger with `log_image` (W&B) is given the same picture, with a code in place of each id.
 
     Args:
-        every: epochs between two pictures; the first and the last epoch are always drawn.
+        every: epochs between two pictures, from the first on; the last of max_epochs is drawn too.
         images: how many.
         method: a method of `consilium explain`.
     """

@@ -8,11 +8,10 @@ import torch
 def device(text: str) -> torch.device:
     """The processor or a GPU of this machine, as the type of an argument; auto: a GPU if any."""
     gpus = range(torch.cuda.device_count())
-    text = text if text != "auto" else "cuda" if gpus else "cpu"
-    allowed = ["cpu", *["cuda"][: len(gpus)], *(f"cuda:{at}" for at in gpus)]
+    allowed = ["auto", "cpu", *["cuda"][: len(gpus)], *(f"cuda:{at}" for at in gpus)]
     if text not in allowed:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(allowed)} here")
-    return torch.device(text)
+    return torch.device(("cuda" if gpus else "cpu") if text == "auto" else text)
 
 
 def share(text: str) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from commands import datasets, faithful, panels, words
-from commands.arguments import device
+from commands import datasets, faithful, panels, samples, words
+from commands.arguments import device, positive
 from commands.looking import Looked, Model, folder_of, load
 from datamodules.images import read
 from evaluation.files import file_names, write_json
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config", action="append", default=[], metavar="FILE", help=help_)
     help_ = "measure these methods on the split instead: pointing, energy, deletion, insertion"
     add("--measure", nargs="*", metavar="METHOD", help=help_)
-    add("--limit", type=int, metavar="N", help="only the first N of the split")
+    add("--limit", type=positive, metavar="N", help="only N of the split, evenly spread over it")
     add("--part", default="", help="the attribute's value, for a voter that needs one")
     add("--device", type=device, default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     return main
@@ -81,10 +81,10 @@ def rows_of(asked: argparse.Namespace, class_names: list[str]) -> pd.DataFrame:
         raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
     data.prepare_data()
     table: pd.DataFrame = data.listed().table
-    table = table[table["split"] == asked.split].head(asked.limit or len(table))
+    table = table[table["split"] == asked.split]
     if table.empty:
         raise ValueError(f"--split {asked.split}: no pictures")
-    return table
+    return samples.spread(table, asked.limit or len(table))
 
 
 def measured(asked: argparse.Namespace) -> int:
@@ -96,7 +96,9 @@ def measured(asked: argparse.Namespace) -> int:
             raise ValueError(f"{name} {value}: --measure goes by the label and part of each row")
     methods = asked.measure or [asked.method]
     model = load(asked.model, methods[0], asked.device)
-    right = faithful.correct(model, rows_of(asked, model.class_names))
+    table = rows_of(asked, model.class_names)
+    model.require_unseen(table["id"], asked.split)
+    right = faithful.correct(model, table)
     faithful.examples(model, right, asked.output)
     rows = faithful.of_right(asked.model, methods, right, asked.device)
     faithful.write(asked.output, rows)

@@ -1,7 +1,8 @@
 """Measures heat maps: do they point at the lesion, and do the places they name carry the answer."""
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ from rich.progress import track
 from torch import nn
 
 from commands import panels
-from commands.looking import Looked, Model, load
+from commands.looking import Model, load
 from datamodules.images import read
 from evaluation import faithfulness, report
 from evaluation.faithfulness import Measured
 from evaluation.files import read_json, write_bytes, write_json
 from evaluation.intervals import Figure
 
-FILE = "faithfulness.json"
 EXAMPLES = "examples"
+EXAMPLE = "The first picture of a class that all classify rightly, by the first method."
 NAMES = ("pointing", "energy_in_box", "deletion", "insertion")
 RANDOM = "weights randomised"
 NOTE = (
@@ -63,15 +64,14 @@ def of_right(
 
 def correct(model: Model, table: pd.DataFrame) -> pd.DataFrame:
     """The rows that every member and the council classify rightly, those with a box if any has."""
-    boxed = table["box"].fillna("").astype(str) != "" if "box" in table else table["label"] >= 0
-    rows = table[boxed & (table["label"] >= 0)]
+    rows = table[table["label"] >= 0]
+    boxed = np.array([text != "" for text in _boxes(rows)], dtype=bool)
+    rows = rows[boxed] if boxed.any() else rows
     seen = zip(rows["path"], rows["label"], model.parts_of(rows), strict=True)
     kept = [
         all(vote.argmax() == label for vote in model.ask(read(path), part))
         for path, label, part in track(list(seen), "asking")
     ]
-    if not any(kept):
-        raise ValueError(f"none of {len(rows)} labelled pictures is rightly classified by all")
     return rows[kept]
 
 
@@ -87,7 +87,8 @@ def randomised(model: Model, seed: int = 0) -> Model:
 
 
 def examples(model: Model, right: pd.DataFrame, folder: Path) -> None:
-    """A panel of the first of these pictures of every class."""
+    """A panel of the first of these pictures of every class; those of an earlier time go."""
+    shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
     for label in sorted(right["label"].unique()):
         first = right[right["label"] == label].head(1)
         name, picture = str(first["id"].item()), read(first["path"].item())
@@ -102,16 +103,20 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
         {"member": member, "method": method, "figures": {k: asdict(f) for k, f in found.items()}}
         for member, method, found in rows
     ]
-    write_json(folder / FILE, {"version": 1, "rows": plain})
+    write_json(folder / faithfulness.FILE, {"version": 1, "rows": plain})
     many = rows[0][2]["deletion"]
-    lead = f"Heat maps of {many.n:,} pictures of {many.patients:,} patients, measured."
+    lead = (
+        f"Heat maps of {many.n:,} pictures of {many.patients:,} patients, measured."
+        if many.n
+        else "No labelled picture is rightly classified by all, so no map was measured."
+    )
     sections = [report.Text(lead, lead=True), section(rows), *pictures(folder)]
     report.write_report(folder / "report.html", "Are the heat maps faithful?", sections)
 
 
 def read_rows(folder: Path) -> list[Row]:
     """What `write` has written."""
-    said = read_json(folder / FILE)["rows"]
+    said = read_json(folder / faithfulness.FILE)["rows"]
     return [
         (row["member"], row["method"], {k: Figure(**f) for k, f in row["figures"].items()})
         for row in said
@@ -121,37 +126,43 @@ def read_rows(folder: Path) -> list[Row]:
 def pictures(folder: Path, heading: str = "Where they look") -> list[report.Section]:
     """The examples of a folder, by class."""
     files = sorted((folder / EXAMPLES).glob("*.png"), key=lambda file: int(file.stem))
-    headings = [heading, *[""] * len(files)]
-    return [report.Picture(file.read_bytes(), "", said)
-            for file, said in zip(files, headings, strict=False)]  # fmt: skip
+    shown = [report.Picture(file.read_bytes(), EXAMPLE) for file in files]
+    return [replace(one, heading=heading if one is shown[0] else "") for one in shown]
 
 
 def section(rows: Sequence[Row]) -> report.Table:
     """The table of members and methods."""
     cells: list[tuple[report.Cell, ...]] = [
-        (member, method, *(found[name] for name in NAMES)) for member, method, found in rows
+        (member, method, found["deletion"].n, *(found[name] for name in NAMES))
+        for member, method, found in rows
     ]
-    return report.Table(("member", "method", *NAMES), cells, "Faithfulness", NOTE, digits=3)
+    return report.Table(("member", "method", "n", *NAMES), cells, "Faithfulness", NOTE, digits=3)
 
 
 def _measured(model: Model, method: str, rows: pd.DataFrame, what: str) -> list[Row]:
-    found: dict[str, list[Measured]] = {}
-    boxes = rows["box"].fillna("").astype(str) if "box" in rows else [""] * len(rows)
+    found: dict[str, list[Measured]] = {name: [] for name in _names(model)}
+    boxes = _boxes(rows)
     parts = model.parts_of(rows)
     todo = zip(rows["path"], rows["label"], rows["patient"], boxes, parts, strict=True)
     for path, label, patient, box, part in track(list(todo), what):
         picture = read(path)
         looked = model.look(picture, int(label), part)
-        for at, (name, heat) in enumerate(_maps(model, looked)):
+        for at, (name, heat) in enumerate(zip(found, [*looked.maps, looked.heat], strict=False)):
             said = Asked(model, at, int(label), part)
-            found.setdefault(name, []).append(_one(said, picture, heat, str(patient), box))
+            found[name].append(_one(said, picture, heat, str(patient), box))
     return [(name, method, faithfulness.figures(each)) for name, each in found.items()]
 
 
-def _maps(model: Model, looked: Looked) -> list[tuple[str, np.ndarray]]:
+def _names(model: Model) -> list[str]:
+    """Whose maps there are: each member's and, of several, their council's."""
     names = [member.name for member in model.members]
-    found = list(zip(names, looked.maps, strict=True))
-    return [*found, (f"council ({model.kind})", looked.heat)] if len(names) > 1 else found
+    return [*names, f"council ({model.kind})"] if len(names) > 1 else names
+
+
+def _boxes(rows: pd.DataFrame) -> list[str]:
+    """The lesion's box of each row, empty where none is known."""
+    known = rows["box"].fillna("") if "box" in rows else [""] * len(rows)
+    return [str(text) for text in known]
 
 
 def _one(said: "Asked", picture: np.ndarray, heat: np.ndarray, patient: str, box: str) -> Measured:

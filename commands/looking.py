@@ -1,6 +1,6 @@
 """A checkpoint or a council that looks at one picture: votes, weights and maps over the picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -142,6 +142,14 @@ class Model:
         views = {n: torch.stack([one[n] for one in seen]).to(self.device) for n in names}
         votes = np.stack([one.votes(views[one.preprocess.name]) for one in self.members])
         return np.concatenate([votes, self.council(votes, self._parts(parts))[None]])
+
+    def require_unseen(self, ids: Iterable[str], split: str) -> None:
+        """Refuses samples that a member was trained on."""
+        ids = list(ids)
+        for member in self.members:
+            if member.block is not None:
+                where = f"split {split!r}: member {member.name!r}"
+                checkpoints.refuse_training_ids(member.block, ids, where)
 
     def parts_of(self, rows: pd.DataFrame, other: str = "") -> list[str]:
         """What the voter must know of each row, `other` where the rows do not say it."""

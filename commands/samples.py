@@ -28,7 +28,12 @@ def examples(manifest: Manifest, split: str = "train", each: int = 4) -> Thumbna
 
 def some(manifest: Manifest, split: str, count: int) -> pd.DataFrame:
     """At most `count` labelled samples of a split, evenly spread over it."""
-    table = manifest.table[(manifest.table["split"] == split) & (manifest.table["label"] >= 0)]
+    table = manifest.table
+    return spread(table[(table["split"] == split) & (table["label"] >= 0)], count)
+
+
+def spread(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows, evenly spread: a folder may be listed class by class."""
     at = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int)
     return table.iloc[at]
 

@@ -8,6 +8,7 @@ import numpy as np
 from evaluation.intervals import Figure
 from evaluation.means import mean
 
+FILE = "faithfulness.json"
 GROWN = 0.05  # a box is grown by this share of the picture's long side
 SHARES = tuple(np.linspace(0.0, 1.0, 11).tolist())
 Box = tuple[int, int, int, int]

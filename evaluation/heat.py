@@ -14,7 +14,8 @@ from evaluation.style import panels
 SHARE = 0.65  # of the colour where the map is 1; where it is 0 the picture is bare
 TOP = 0.85  # the brightest end of the colours cannot be told from bright bone
 SIDE = 2.9  # inches of a panel's picture
-LINES = 3  # of a caption
+LINES = 7  # of a caption, at most
+WIDTH = 36  # letters of its line
 COLUMNS = 4  # pictures side by side, at most
 
 
@@ -76,9 +77,13 @@ def _draw(axes: Axes, picture: np.ndarray, one: Shown) -> None:
     axes.set_anchor("W")  # text beside a narrow picture then has the whole column's width
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title("\n".join(wrap(one.title, 32)[:2]), loc="left", fontsize=9, pad=5)
+    axes.set_title(
+        "\n".join(wrap(one.title, 32, max_lines=2, placeholder=" …")), loc="left", fontsize=9, pad=5
+    )
     axes.set_xlabel("\n".join(_lines(one.caption)), loc="left", fontsize=8)
 
 
 def _lines(caption: str) -> list[str]:
-    return [line for part in caption.split("\n") for line in wrap(part, 36)][:LINES]
+    """The caption's lines, each part on its own; … says that more was cut."""
+    lines = [line for part in caption.split("\n") for line in wrap(part, WIDTH)]
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"{lines[LINES - 1]} …"]

@@ -1,4 +1,4 @@
-"""The names of all figures, known before there are any: gates and claims are held to them."""
+"""Names that a study is held to before there is anything to name: figures, methods of maps."""
 
 from fnmatch import fnmatchcase
 
@@ -9,6 +9,13 @@ NAMES = (
     "precision_weighted", "specificity", "specificity_macro", "f1", "f1_macro", "f1_weighted",
     "auroc", "average_precision", "sensitivity_at_specificity_0.95",
     "nll", "brier", "ece", "ece_classwise", "pair", "pairs", "pairs_gap",
+)  # fmt: skip
+
+
+# the methods of heat maps, by the names that grad-cam has for them
+MAPS = (
+    "GradCAM", "GradCAM++", "XGradCAM", "HiResCAM", "LayerCAM", "EigenGradCAM", "EigenCAM",
+    "ScoreCAM",
 )  # fmt: skip
 
 

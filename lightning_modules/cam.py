@@ -13,18 +13,10 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from evaluation.names import MAPS
 from lightning_modules.catalogue import CamLayer, cam_layer
 
-METHODS: dict[str, Any] = {
-    "GradCAM": methods.GradCAM,
-    "GradCAM++": methods.GradCAMPlusPlus,
-    "XGradCAM": methods.XGradCAM,
-    "HiResCAM": methods.HiResCAM,
-    "LayerCAM": methods.LayerCAM,
-    "EigenGradCAM": methods.EigenGradCAM,
-    "EigenCAM": methods.EigenCAM,
-    "ScoreCAM": methods.ScoreCAM,
-}
+METHODS: dict[str, Any] = {name: getattr(methods, name.replace("++", "PlusPlus")) for name in MAPS}
 CLASSLESS = ("EigenCAM",)  # their map is the same whatever class is asked for
 
 

@@ -10,6 +10,7 @@ from commands.studies.goals import Claim
 from commands.studies.layers import Layer, Said, layers
 from commands.studies.told import told
 from evaluation.grouping import LEVELS, Level
+from evaluation.names import MAPS
 
 COUNCIL = "council"
 MEMBERS = "members"
@@ -21,8 +22,8 @@ class Maps:
     """Heat maps of test pictures that are measured.
 
     Args:
-        methods: names of `lightning_modules.cam.METHODS`.
-        limit: the first so many pictures; None for all.
+        methods: names of `evaluation.names.MAPS`.
+        limit: so many pictures, evenly spread over the split; None for all.
     """
 
     methods: list[str]
@@ -156,16 +157,13 @@ def _folds(where: str, said: int) -> int:
 def _maps(where: str, said: dict[str, Any] | None) -> Maps | None:
     if not said:
         return None
-    # torch and all: seconds that studies without maps do not need
-    from lightning_modules.cam import METHODS
-
     methods: list[str] = said.get("methods", [])
     limit = said.get("limit")
-    known = isinstance(methods, list) and methods and all(name in METHODS for name in methods)
-    counted = limit is None or (isinstance(limit, int) and limit > 0)
+    known = isinstance(methods, list) and methods and all(name in MAPS for name in methods)
+    counted = limit is None or (type(limit) is int and limit > 0)
     if not known or not counted or said.keys() - {"methods", "limit"}:
         raise ValueError(
-            f"{where}: maps: {said!r}; needed is methods, a list of {', '.join(METHODS)}; limit "
+            f"{where}: maps: {said!r}; needed is methods, a list of {', '.join(MAPS)}; limit "
             "may be a whole number from 1"
         )
     return Maps(methods, limit)

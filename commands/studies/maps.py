@@ -8,13 +8,15 @@ import pandas as pd
 from commands import faithful
 from commands.faithful import Row
 from commands.studies.file import Study
-from commands.studies.runs import MEASURED, plan
-from evaluation import report
+from commands.studies.runs import plan
+from evaluation import faithfulness, report
 
 
 def measured(study: Study, folder: Path) -> list[tuple[Path, list[Row]]]:
     """Folder and rows of each run whose maps have been measured."""
-    done = [run.folder for run in plan(study, folder) if run.result == MEASURED and run.done()]
+    done = [
+        run.folder for run in plan(study, folder) if run.result == faithfulness.FILE and run.done()
+    ]
     return [(run, faithful.read_rows(run)) for run in done]
 
 

@@ -13,6 +13,7 @@ import torch
 from commands.studies import audit, controls, costs, maps, repeats, tables, voting
 from commands.studies.file import COUNCIL, MEMBERS, Study
 from commands.studies.results import Runs, claims, gates, read_runs, subjects
+from commands.studies.runs import plan
 from evaluation import figures as drawings
 from evaluation import report
 from evaluation.results import write_results
@@ -84,7 +85,7 @@ def sections(
     return [
         report.Text(lead(study, runs), lead=True),
         *notes(runs[first]),
-        *missing(study, runs),
+        *missing(study, folder),
         *([report.Gates(asked)] if asked else []),
         *claims(study, runs),
         side_by_side(runs),
@@ -100,10 +101,9 @@ def sections(
     ]
 
 
-def missing(study: Study, runs: Runs) -> list[report.Section]:
+def missing(study: Study, folder: Path) -> list[report.Section]:
     """Which runs the page does without."""
-    every = [*subjects(study, COUNCIL), *subjects(study, MEMBERS)]
-    lost = [name for name in every if name not in runs]
+    lost = [run.name for run in plan(study, folder) if not run.done()]
     return [report.Text(f"Not done yet, and not in this report: {', '.join(lost)}.")] * bool(lost)
 
 

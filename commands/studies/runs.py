@@ -8,10 +8,10 @@ from pathlib import Path
 from commands.studies.file import MEMBERS, Maps, Study
 from commands.studies.layers import arguments
 from commands.studies.processes import Run
+from evaluation import faithfulness
 from evaluation.study_folder import voters_of
 
 MAPS = "maps"
-MEASURED = "faithfulness.json"  # what explain --measure writes
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def plan(study: Study, folder: Path) -> list[Run]:
         for name in study.councils:
             runs += [_voters(study, folder, name, each), _council(study, folder, name, each)]
         if study.maps is not None:
-            runs += [_maps(study.maps, folder, of) for of in explained(study, folder, each)]
+            runs += [_maps(study.maps, folder, of) for of in with_maps(study, folder, each)]
     return runs
 
 
@@ -113,14 +113,14 @@ def _council(study: Study, folder: Path, council: str, each: Round) -> Run:
 
 def _maps(maps: Maps, folder: Path, of: Path) -> Run:
     """Measures the heat maps of one run."""
-    run = folder / MAPS / of.name
+    into = folder / MAPS / of.name
     words = ["explain", str(of), "--split", "test", "--measure", *maps.methods]
     words += ["--limit", str(maps.limit)] if maps.limit else []
-    words += ["--device", "auto", "-o", str(run)]
-    return Run(f"maps-{of.name}", run, words, (of.name,), result=MEASURED)
+    words += ["--device", "auto", "-o", str(into)]
+    return Run(f"maps-{of.name}", into, words, (of.name,), result=faithfulness.FILE)
 
 
-def explained(study: Study, folder: Path, each: Round) -> list[Path]:
+def with_maps(study: Study, folder: Path, each: Round) -> list[Path]:
     """Run folders whose maps are measured: the councils', or the members' where there are none."""
     above = folder if study.councils else folder / MEMBERS
     return [above / f"{name}{each.suffix}" for name in study.councils or study.members]

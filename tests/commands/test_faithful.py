@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from commands import faithful
 from commands.looking import Member, Model, load
@@ -73,6 +74,27 @@ def test_the_right_place_is_told_from_a_wrong_one(films):
     assert good["insertion"].value > bad["insertion"].value
 
 
+def test_a_column_of_empty_boxes_is_like_none(films):
+    model = model_that_points_at(8, 20)
+    normal = films[films["label"] == 0]
+    assert len(faithful.correct(model, normal)) == 3
+    assert len(faithful.correct(model, films.assign(box=""))) == 6
+
+
+def test_where_nothing_is_right_the_figures_are_null_and_say_why(films, tmp_path):
+    wrong = faithful.correct(model_that_points_at(8, 20), films.assign(label=1 - films["label"]))
+    rows = faithful._measured(model_that_points_at(8, 20), "Told", wrong, "")
+    assert [member for member, _, _ in rows] == ["spot"]
+    assert all(figure.value is None and figure.reason for figure in rows[0][2].values())
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples/0.png").touch()  # of an earlier time
+    faithful.examples(model_that_points_at(8, 20), wrong, tmp_path)
+    faithful.write(tmp_path, rows)
+    page = (tmp_path / "report.html").read_text()
+    assert "No labelled picture is rightly classified by all" in page
+    assert "Where they look" not in page
+
+
 def test_shuffled_weights_keep_their_entries_and_lose_their_order(resnet):
     model, strange = load(resnet), faithful.randomised(load(resnet))
     for before, after in zip(
@@ -105,6 +127,17 @@ def test_the_verb_measures_members_and_methods(resnet, simple, tmp_path, capsys)
     assert [file.stem for file in examples] == [str(CLASSES.index("simple"))]  # all it is right of
     assert cv2.imread(str(examples[0])).std() > 0
     assert "resnet, EigenCAM: pointing" in capsys.readouterr().out
+
+
+def test_training_pictures_of_another_split_are_not_measured(resnet, tmp_path, capsys):
+    config = yaml.safe_load((resnet / "config.yaml").read_text())
+    source = config["data"]["init_args"]["source"]["init_args"]
+    source |= {"seed": 5, "root": str(tmp_path / "films")}  # another split of the same names
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
+    args = ["--split", "test", "--measure", "--config", str(tmp_path / "other.yaml")]
+    assert main(["explain", str(resnet), *args, "-o", str(tmp_path / "no")]) == 2
+    assert "are training samples of this checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_training_pictures_are_not_measured(resnet, tmp_path, capsys):

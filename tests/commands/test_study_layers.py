@@ -154,6 +154,7 @@ def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
         ({"control": {"a": ["a"]}}, "control: 'a' is a member already"),
         ({"maps": ["GradCAM"]}, "maps: .* is no mapping of names"),
         ({"maps": {"methods": ["Grad"]}}, "maps: .*Grad.*; needed is methods, a list of GradCAM, "),
+        ({"maps": {"methods": ["GradCAM"], "limit": True}}, "limit may be a whole number from 1"),
         ({"maps": {"methods": ["GradCAM"], "limit": 0}}, "limit may be a whole number from 1"),
         ({"folds": 2}, "folds 2; at least 3"),
         ({"level": "film"}, "level 'film'; allowed are image, study, patient"),

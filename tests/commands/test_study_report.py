@@ -220,7 +220,9 @@ def test_measured_maps_stand_in_page_and_tables(write):
     assert set(maps["member"]) == {"b"}  # those of a have not been measured
     assert maps["value"].to_dict() == pytest.approx(
         {"pointing": 0.5, "energy_in_box": 0.3, "deletion": 0.2, "insertion": 0.75})  # fmt: skip
-    assert "Faithfulness" in Path("out/report.html").read_text()
+    page = Path("out/report.html").read_text()
+    assert "Faithfulness" in page
+    assert "Not done yet, and not in this report: maps-a." in page
 
 
 def test_a_study_of_which_nothing_is_done_says_so(write, capsys):

@@ -28,6 +28,12 @@ def test_another_size_is_refused():
         heat.overlay(np.zeros((4, 5), np.uint8), np.zeros((5, 4)))
 
 
+def test_what_is_cut_says_so():
+    figure = heat.panel(np.zeros((9, 9), np.uint8), [heat.Shown("name " * 30, "word " * 90)])
+    texts = figure.axes[0].get_title("left"), figure.axes[0].get_xlabel()
+    assert all(text.endswith("…") for text in texts)
+
+
 @pytest.mark.parametrize("shape", [(60, 200), (200, 60), (90, 90, 3)])
 def test_no_text_of_a_panel_leaves_the_page(shape):
     picture = np.zeros(shape, np.uint8)
@@ -35,7 +41,11 @@ def test_no_text_of_a_panel_leaves_the_page(shape):
     shown = [heat.Shown("Original", "p1.png")]
     warm = np.eye(*shape[:2])
     shown += [heat.Shown(long, f"comminuted fracture 0.99\nvotes 0.5\n{long}", warm)] * 5
+    poll = "votes: comminuted fracture 2, no fracture 1, simple fracture 1"
+    shown += [heat.Shown("c", f"comminuted fracture 0.614\nmap: comminuted fracture\n{poll}", warm)]
     figure = heat.panel(picture, shown)
+    said = " ".join(figure.axes[6].get_xlabel().split())
+    assert said.endswith(poll)  # and none is cut
     assert to_png(figure).startswith(b"\x89PNG")
     page = figure.bbox
     renderer = figure.canvas.get_renderer()
