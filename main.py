@@ -39,10 +39,8 @@ def run(args: list[str]) -> int:
 
 def main(args: list[str] | None = None) -> int:
     """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
-    # before torch is loaded: waiting threads that spin slow a busy machine down tenfold, those that
-    # sleep at once an idle one by a quarter; GNU's spin for a moment, others sleep
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # before torch: threads that spin as they wait slow a busy machine, sleep at once an idle one
+    os.environ.update({"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "PASSIVE"} | os.environ)
     given = sys.argv[1:] if args is None else args
     args = [a for a in given if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
