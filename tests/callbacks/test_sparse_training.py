@@ -46,6 +46,39 @@ def test_pruned_numbers_are_zero_at_every_step(optimizer, split, tmp_path):
     assert sorted(watch.densities, reverse=True) == watch.densities
 
 
+def test_split_by_macs_spends_a_quarter_of_them(tmp_path):
+    """Two layers so unlike that a quarter of the numbers would be another share."""
+    net, callback = runs.Net(), sparse(split="macs")
+    net.second = torch.nn.Conv2d(80, 64, 3, stride=2, padding=1, bias=False)
+    runs.run(tmp_path, callback, net=net)
+    kept = [int(layer.weight.count_nonzero()) for layer in (net.plain, net.second)]
+    spent, whole = kept[0] * 64 + kept[1] * 16, 64 * 80 * 64 + 64 * 720 * 16
+    assert 0.25 * whole - (64 + 16) < spent <= 0.25 * whole  # less than one number a layer short
+    assert sum(kept) / (64 * 80 + 64 * 720) < 0.15
+
+
+class Steep(runs.L.Callback):
+    """Gradients that are always clipped, and the norm of those that the optimizer was given."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_after_backward(self, trainer, pl_module):
+        for weight in pl_module.parameters():
+            weight.grad.mul_(1000)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        norms = [weight.grad.norm() for weight in pl_module.parameters()]
+        self.norms.append(float(torch.stack(norms).norm()))
+
+
+def test_what_is_clipped_are_the_gradients_of_kept_numbers(tmp_path):
+    """Clipped with those of pruned numbers, the others would fall short of the norm."""
+    steep = Steep()
+    runs.run(tmp_path, sparse(), steep, gradient_clip_val=0.5)
+    assert steep.norms == pytest.approx([0.5] * 15, rel=1e-4)
+
+
 def test_without_state_masking_numbers_come_back(tmp_path, monkeypatch):
     monkeypatch.setattr(Held, "hold_state", lambda self, optimizer: None)
     callback = sparse()
