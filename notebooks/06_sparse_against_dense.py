@@ -15,8 +15,8 @@
 # What did training with a quarter of the weights cost, and what did it save?
 
 # %% tags=["parameters"]
-STUDY = "runs/chest_sparse_phantom"  # a study's folder; told from the project's own folder
-SPARSE, CONTROL = "ast25", "control"  # the control is trained alike with all weights
+STUDY = "runs/sparse_phantom"  # a study's folder; paths are told from the project's own folder
+SPARSE, CONTROL = "ast25-seed0", "all_weights-seed0"  # runs of it; the control has all weights
 
 # %%
 import os

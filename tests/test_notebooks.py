@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 
+from commands.studies.file import MEMBERS, read_study
+from commands.studies.runs import plan
 from main import main
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,7 @@ def council(tiny):
 def sparse(tiny):
     """Folder of a study with a sparse member and its control."""
     folder = tiny.root / "explored_sparse"
-    for name, density in (("ast25", 0.25), ("control", 1.0)):
+    for name, density in (("ast25-seed0", 0.25), ("all_weights-seed0", 1.0)):
         two_stages = {"class_path": "callbacks.TwoStageSparseTraining",
                       "init_args": {"density": density, **STAGES}}  # fmt: skip
         changes = {"trainer.callbacks+": [two_stages], "trainer.max_epochs": 4}
@@ -91,6 +93,16 @@ def test_a_notebook_made_again_is_the_same(source):
     cells = nbformat.read(source.with_suffix(".ipynb"), 4).cells
     assert cells[1].metadata.get("tags") == ["parameters"]
     assert not [cell for cell in cells if cell.cell_type == "code" and cell.outputs]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem)
+def test_what_a_notebook_looks_at_unasked_is_of_a_shipped_study(source):
+    asked = {}
+    exec(nbformat.read(source.with_suffix(".ipynb"), 4).cells[1].source, asked)
+    folder = Path(asked["STUDY"])
+    study = read_study(ROOT / "configs/studies" / f"{folder.name}.yaml")
+    runs = {run.folder for run in plan(study, folder)}
+    assert {folder / MEMBERS / asked[name] for name in asked.keys() & {"SPARSE", "CONTROL"}} <= runs
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem)
