@@ -24,7 +24,7 @@ what a study's file says (configs/studies holds examples):
   like       another study, whose members are taken over; null leaves one out
   council    config of the council of all; councils: {NAME: [MEMBER, ...]} where there are several
   voter      what councils go by (soft); attribute, attend: for weights of each body part
-  control    {NAME: [MEMBER, ...]}: the first, trained the same way with all weights; or true
+  control    {NAME: [MEMBER, ...]}: trained as the first of them, with all weights; or true
   seeds      [0, 1, 2]: every member with each of them
   folds      5: as many parts of the patients, each tested once, by models that never saw it
   level      study or patient: judged beside images

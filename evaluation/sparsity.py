@@ -85,7 +85,7 @@ def against_control(
 ) -> list[report.Section]:
     """What sparsity cost: accuracy, sensitivity of each class, and every changed decision.
 
-    The control is trained the same way at density 1. Both tables must hold the same images.
+    Both tables must hold the same images.
     `name` and `other` are what the two are called.
     """
     sparse, control = align([sparse, control])

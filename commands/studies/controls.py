@@ -1,4 +1,4 @@
-"""Sparse members beside their controls, which were trained the same way with all weights."""
+"""Sparse members beside their controls: each trained as the first of its members, all weights."""
 
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from evaluation.table import PredictionTable, align
 COMPARED = ("accuracy", "balanced_accuracy", "nll")
 SAVED = ("weights_zero_fraction", "macs_theoretical_ratio", "latency_ratio_measured")
 NOTE = (
-    "Sparse minus control on the same images, which is what sparsity costs; the dense stage is no "
+    "Sparse minus control on the same images. The control is trained as the first of the members "
+    "that it is the control of, with all weights: beside that one the difference is what sparsity "
+    "costs, beside one of other stages or rates it holds their part too. The dense stage is no "
     "baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of the "
     "multiply-accumulates that are not by a zero, on paper; time beside the dense model is null "
     "unless it was measured."
