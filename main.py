@@ -1,10 +1,10 @@
 """The front door: training through LightningCLI, and a table of the other verbs."""
 
 import importlib
-import os
 import sys
 import traceback
 
+from commands import threads
 from commands.words import in_one_line, usage
 
 TRAINING = {
@@ -39,8 +39,7 @@ def run(args: list[str]) -> int:
 
 def main(args: list[str] | None = None) -> int:
     """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
-    # before torch: threads that spin as they wait slow a busy machine, sleep at once an idle one
-    os.environ.update({"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "PASSIVE"} | os.environ)
+    threads.sleep_soon()
     given = sys.argv[1:] if args is None else args
     args = [a for a in given if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):

@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -130,3 +131,17 @@ def test_a_broken_picture_in_a_worker_is_one_line(tiny, tmp_path, capsys):
     said = complaint(capsys, ["fit", *configs, "--run", str(tmp_path / "run")])
     assert "p0.png" in said or "p2.png" in said or "p4.png" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, ("PASSIVE", "1000")), ({"GOMP_SPINCOUNT": "7"}, ("PASSIVE", "7")),
+     ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None))],
+)  # fmt: skip
+def test_threads_sleep_soon_unless_the_user_says_otherwise(given, found, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    main([])
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT")) == found
