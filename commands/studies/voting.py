@@ -24,7 +24,9 @@ def sections(study: Study, folder: Path, runs: Runs) -> list[report.Section]:
     first = rounds(study)[0]
     there = [name for name in study.councils if name + first.suffix in runs]
     if not there:
-        return alone(folder, [name for name in subjects(study, MEMBERS) if name in runs])
+        members = [name + first.suffix for name in study.members]
+        done = [name for name in subjects(study, MEMBERS) if name in runs]
+        return alone(folder, [name for name in members if name in runs] or done)
     page: list[report.Section] = []
     for name in there:
         fitted, judged, test = judged_anew(study, folder, name)
@@ -67,7 +69,7 @@ def disputes(run: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes,
 
 
 def alone(folder: Path, names: list[str]) -> list[report.Section]:
-    """Members without a council; side by side where they answer the same question."""
+    """Members without a council, of one round; side by side where they answer one question."""
     tables = {name: table_of(folder / MEMBERS / name) for name in names}
     first = next(iter(tables.values()))
     same = [t for t in tables.values() if t.class_names == first.class_names

@@ -78,6 +78,9 @@ def accuracy(run: str) -> tuple[int, int]:
 def test_seeds_are_told_apart_from_test_intervals(write):
     _, args = write({"seeds": [3, 4, 5]})
     assert main(args) == 0
+    page = Path("out/report.html").read_text()
+    assert "a-seed3 &amp; b-seed3" in page  # members are set side by side in one round
+    assert "a-seed4 &amp; b-seed4" not in page
     seeds = pd.read_csv("out/results/seeds.csv")
     one = seeds[(seeds["run"] == "a") & (seeds["figure"] == "accuracy")].iloc[0]
     values = [np.divide(*accuracy(f"a-seed{seed}")) for seed in (3, 4, 5)]
