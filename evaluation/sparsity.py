@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from evaluation import comparison, report
 from evaluation.files import read_json
@@ -90,51 +91,62 @@ def against_control(
     """
     sparse, control = align([sparse, control])
     gap = comparison.differences(sparse, control)["accuracy"].figure
-    now, then = (t.probabilities.argmax(1) for t in (sparse, control))
-    rows = [_sensitivity(k, label, sparse.labels, now, then) for k, label in
-            enumerate(sparse.class_names)]  # fmt: skip
-    columns = ("class", "images", other, name, "change", "lost", "gained")
     return [
         report.Table(("", f"accuracy, {name} minus {other}"), [("all", report.Gap(gap))],
                      f"Beside the {other} model"),
-        report.Table(columns, rows, "Sensitivity of each class",
-                     "Lost and gained are images of the class."),
-        changed(sparse, now, then, name, other),
+        sensitivities(sparse, control, name, other),
+        changed(decisions(sparse, control), len(sparse), name, other),
     ]  # fmt: skip
 
 
-def changed(
-    table: PredictionTable, now: np.ndarray, then: np.ndarray, name: str, other: str
+def sensitivities(
+    sparse: PredictionTable, control: PredictionTable, name: str, other: str
 ) -> report.Table:
-    """The images whose decision the control and the sparse model do not share."""
-    where, names = np.flatnonzero(now != then), table.class_names
-    rows = [
-        (
-            str(table.rows["id"].iloc[i]),
-            _name(names, table.labels[i]),
-            names[then[i]],
-            names[now[i]],
-        )
-        for i in where[:LISTED]
-    ]
-    note = f"{len(where)} of {len(now)} decisions changed" + (
-        f"; the first {LISTED} are listed." if len(where) > LISTED else "."
+    """One row a class: what became of its sensitivity; `sparse` and `control` are aligned."""
+    each = [_sensitivity(k, sparse, control) for k in range(len(sparse.class_names))]
+    reasons = "".join(f" {row[0]}: {reason}." for row, reason in each if reason)
+    columns = ("class", "images", other, name, "change", "lost", "gained")
+    note = f"Lost and gained are images of the class. The change has its 95 % interval.{reasons}"
+    rows = [row for row, _ in each]
+    return report.Table(columns, rows, "Sensitivity of each class", note)
+
+
+def decisions(sparse: PredictionTable, control: PredictionTable) -> pd.DataFrame:
+    """One row an image that the two decide otherwise, with the probability of what each said."""
+    sparse, control = align([sparse, control])
+    now, then = (table.logits.argmax(axis=1) for table in (sparse, control))
+    where, names = np.flatnonzero(now != then), np.array([*sparse.class_names, "unknown"])
+    return pd.DataFrame({
+        "id": sparse.rows["id"].to_numpy()[where],
+        "label": names[sparse.labels[where]],  # -1 is the last
+        "control_said": names[then[where]],
+        "sparse_said": names[now[where]],
+        "control_probability": control.probabilities[where, then[where]],
+        "sparse_probability": sparse.probabilities[where, now[where]],
+    })  # fmt: skip
+
+
+def changed(found: pd.DataFrame, images: int, name: str, other: str) -> report.Table:
+    """The first of `decisions`; the note says how many there are in all."""
+    said = found[["id", "label", "control_said", "sparse_said"]].head(LISTED)
+    rows = [tuple(map(str, row)) for row in said.to_numpy()]
+    note = f"{len(found)} of {images} decisions changed" + (
+        f"; the first {LISTED} are listed." if len(found) > LISTED else "."
     )
     return report.Table(("image", "label", other, name), rows, "Changed decisions", note)
 
 
 def _sensitivity(
-    k: int, name: str, labels: np.ndarray, now: np.ndarray, then: np.ndarray
-) -> tuple[report.Cell, ...]:
-    of_class = labels == k
-    n = int(of_class.sum())
-    right, before = (now == k) & of_class, (then == k) & of_class
+    k: int, sparse: PredictionTable, control: PredictionTable
+) -> tuple[tuple[report.Cell, ...], str]:
+    """The row of class `k`, and why its change has no interval."""
+    name, of_class = sparse.class_names[k], np.flatnonzero(sparse.labels == k)
+    if not len(of_class):
+        return (name, 0, None, None, None, 0, 0), "no image"
+    sparse, control = sparse.take(of_class), control.take(of_class)
+    # the accuracy on the images of a class is its sensitivity
+    change = comparison.mean_differences([(sparse, control)])["accuracy"].figure
+    right, before = (table.logits.argmax(axis=1) == k for table in (sparse, control))
     lost, gained = int((before & ~right).sum()), int((right & ~before).sum())
-    if not n:
-        return (name, 0, None, None, None, 0, 0)
-    share, old = int(right.sum()) / n, int(before.sum()) / n
-    return (name, n, old, share, share - old, lost, gained)
-
-
-def _name(names: list[str], label: int) -> str:
-    return names[label] if label >= 0 else "unknown"
+    shares = float(before.mean()), float(right.mean())
+    return (name, len(right), *shares, report.Gap(change), lost, gained), change.reason

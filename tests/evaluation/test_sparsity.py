@@ -1,9 +1,13 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import pruned, ratios, report, run_report, sparsity
+from evaluation import pruned, ratios, report, run_report, sparse_figures, sparsity
 from evaluation.files import write_json
+from evaluation.intervals import Figure
+from evaluation.sparse_figures import Arm
 from evaluation.table import PredictionTable
 
 SAID = {
@@ -42,10 +46,64 @@ def test_every_changed_decision_is_listed_and_counted_by_class():
     control, sparse = [0, 0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 1, 0]
     gap, classes, changed = sparsity.against_control(table(sparse, labels), table(control, labels))
     assert gap.rows[0][1].figure.value == pytest.approx(-1 / 8)
-    assert classes.rows == [("well", 4, 0.75, 1.0, 0.25, 0, 1), ("ill", 4, 0.75, 0.25, -0.5, 2, 0)]
+    plain = [(*row[:4], row[4].figure.value, *row[5:]) for row in classes.rows]
+    assert plain == [("well", 4, 0.75, 1.0, 0.25, 0, 1), ("ill", 4, 0.75, 0.25, -0.5, 2, 0)]
     assert [row[0] for row in changed.rows] == ["i3", "i4", "i5"]
     assert changed.rows[0] == ("i3", "well", "ill", "well")
     assert "3 of 8" in changed.note
+
+
+def test_the_change_of_a_sensitivity_has_the_interval_of_a_paired_difference():
+    """Of 50 pictures of the class 15 are lost and 5 gained: a gap of -0.2."""
+    labels, control = [0] * 50 + [1] * 50, [0] * 50 + [1] * 40 + [0] * 10
+    sparse = [0] * 50 + [0] * 15 + [1] * 25 + [1] * 5 + [0] * 5
+    _, classes, _ = sparsity.against_control(table(sparse, labels), table(control, labels))
+    same, change = (row[4].figure for row in classes.rows)
+    error = math.sqrt((20 / 50 - 0.2**2) / 50)  # of a mean of 15 times -1, 5 times 1
+    ends = [-0.2 - 1.96 * error, -0.2 + 1.96 * error]
+    assert change.value == pytest.approx(-0.2)
+    assert [change.low, change.high] == pytest.approx(ends, abs=0.02)
+    assert (change.n, change.patients) == (50, 50)
+    assert (same.value, same.low, same.high) == (0, 0, 0)  # what both said is the same
+    page = report.html_of(classes)
+    assert f"-0.2000<small>{change.low:+.4f} to {change.high:+.4f}</small>" in page
+
+
+def test_a_class_without_an_image_has_a_dash_and_the_reason():
+    _, classes, _ = sparsity.against_control(table([0, 0], [0, 0]), table([0, 1], [0, 0]))
+    assert classes.rows[1] == ("ill", 0, None, None, None, 0, 0)
+    assert "ill: no image." in classes.note
+    assert "<td>ill</td>" in report.html_of(classes)
+    assert report.html_of(classes).count("&ndash;") == 3
+
+
+def test_all_changed_decisions_are_kept_where_not_all_are_listed():
+    n = sparsity.LISTED + 1
+    control, sparse = table([0] * n, [0] * (n - 1) + [-1]), table([1] * n, [0] * (n - 1) + [-1])
+    *_, listed = sparsity.against_control(sparse, control)
+    assert len(listed.rows) == sparsity.LISTED
+    assert listed.note == f"{n} of {n} decisions changed; the first {n - 1} are listed."
+    every = sparsity.decisions(sparse, control)
+    assert every["id"].tolist() == [f"i{i}" for i in range(n)]
+    assert every.iloc[-1][["label", "control_said", "sparse_said"]].tolist() == [
+        "unknown", "well", "ill"]  # fmt: skip
+    sure = math.exp(4) / (math.exp(4) + 1)
+    assert np.allclose(every[["control_probability", "sparse_probability"]], sure)
+
+
+def test_the_picture_of_all_arms_has_points_intervals_and_a_zero_line():
+    whole = Figure(-0.01, -0.02, 0.005, "known", 9, 9)
+    arms = [Arm("ast25", "dense", 0.742, [-0.03, 0.01], whole),
+            Arm("single10", "dense", None, [-0.04], None)]  # fmt: skip
+    [axes] = sparse_figures.costs(arms).axes
+    zero, small, line, large, alone = (line.get_xydata().tolist() for line in axes.lines)
+    assert [x for x, _ in zero] == [0, 0]
+    assert [x for x, _ in small] == pytest.approx([-3, 1])
+    assert line == [pytest.approx([-2, 0]), pytest.approx([0.5, 0])]
+    assert large == [pytest.approx([-1, 0])]
+    assert [x for x, _ in alone] == pytest.approx([-4])
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "ast25, 74.2 % zeros\nminus dense", "single10, zeros not known\nminus dense"]  # fmt: skip
 
 
 def test_the_run_report_shows_it(tmp_path):
