@@ -1,6 +1,8 @@
 """Sparse members beside their controls: each trained as the first of its members, all weights."""
 
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,17 +13,23 @@ from commands.studies.runs import rounds
 from evaluation import report, sparsity
 from evaluation.comparison import differences, mean_differences
 from evaluation.files import read_json
+from evaluation.sparse_figures import Arm, costs
 from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "nll")
-SAVED = ("weights_zero_fraction", "macs_theoretical_ratio", "latency_ratio_measured")
+ZEROS = "weights_zero_fraction"
+SAVED = (ZEROS, "macs_theoretical_ratio", "latency_ratio_measured")
 NOTE = (
     "Sparse minus control on the same images. The control is trained as the first of the members "
     "that it is the control of, with all weights: beside that one the difference is what sparsity "
-    "costs, beside one of other stages or rates it holds their part too. The dense stage is no "
-    "baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of the "
+    "costs, beside one of other stages or rates it also holds what those change. The dense stage "
+    "is no baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of the "
     "multiply-accumulates that are not by a zero, on paper; time beside the dense model is null "
     "unless it was measured."
+)
+CAPTION = (
+    "Right of the line the sparse model is better. Lines are 95 % intervals; small marks are the "
+    "runs of an arm, by seed or fold; the large one is of all of them, once all are done."
 )
 SEEDS = (
     "Sparse minus control, the mean over seeds of the paired difference. Intervals: test patients, "
@@ -29,13 +37,17 @@ SEEDS = (
 )
 
 
+def of_controls(study: Study) -> list[tuple[str, str]]:
+    """Sparse members with their controls."""
+    return [(name, control) for control, of in study.controls.items() for name in of]
+
+
 def pairs(study: Study, runs: Runs) -> list[tuple[str, str]]:
     """Runs of sparse members and of their controls, as far as both are done."""
     every = [
         (name + each.suffix, control + each.suffix)
         for each in rounds(study)
-        for control, of in study.controls.items()
-        for name in of
+        for name, control in of_controls(study)
     ]
     return [(sparse, control) for sparse, control in every if {sparse, control} <= runs.keys()]
 
@@ -44,7 +56,7 @@ def gaps(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
     """One row a pair: zeros, theoretical cost, and the paired differences."""
     rows = []
     for sparse, control in found:
-        first, second = align([table_of(folder / MEMBERS / name) for name in (sparse, control)])
+        first, second = align(_both(sparse, control, folder))
         gap = differences(first, second)
         said = folder / MEMBERS / sparse / sparsity.FILE
         known = read_json(said) if said.is_file() else {}
@@ -54,13 +66,30 @@ def gaps(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def changed(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
+    """One row a pair and image that the two decide otherwise."""
+    each = {
+        (sparse, control): sparsity.decisions(*_both(sparse, control, folder))
+        for sparse, control in found
+    }
+    if not each:
+        return pd.DataFrame()
+    return pd.concat(each, names=["sparse", "control"]).droplevel(2).reset_index()
+
+
 def over_seeds(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
-    """One row a sparse member of which all seeds are done: the mean of its paired differences."""
+    """`means` of a study of several seeds."""
+    return means(study, found, folder) if len(study.seeds) > 1 else pd.DataFrame()
+
+
+def means(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
+    """One row a sparse member of which all runs are done: the mean of its paired differences."""
     done, rows = {run for pair in found for run in pair}, []
-    for name, control in [(name, control) for control, of in study.controls.items() for name in of]:
-        each = [[of_seed(study, run, seed) for run in (name, control)] for seed in study.seeds]
+    seeds: list[int] | list[None] = study.seeds or [None]
+    for name, control in of_controls(study):
+        each = [[of_seed(study, run, seed) for run in (name, control)] for seed in seeds]
         asked = {run for both in each for runs in both for run in runs}
-        if len(each) < 2 or not asked <= done:
+        if not asked <= done:
             continue
         gap = mean_differences(
             [(_whole(one, folder), _whole(other, folder)) for one, other in each]
@@ -70,35 +99,77 @@ def over_seeds(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.D
     return pd.DataFrame(rows)
 
 
-def _whole(runs: list[str], folder: Path) -> PredictionTable:
-    """What the runs of a seed said of all folds."""
-    return together([table_of(folder / MEMBERS / run) for run in runs])
+def arms(study: Study, each: pd.DataFrame, whole: pd.DataFrame) -> list[Arm]:
+    """Every sparse member of which a run is in `gaps`, with its row of `means` if there is one."""
+    rows, over, found = _by_pair(each), _by_pair(whole), []
+    for name, control in of_controls(study):
+        both = [(name + one.suffix, control + one.suffix) for one in rounds(study)]
+        own = [rows[pair] for pair in both if pair in rows]
+        zeros = [row[ZEROS] for row in own if pd.notna(row[ZEROS])]
+        share = sum(zeros) / len(zeros) if zeros else None
+        gaps = [row["accuracy"].value for row in own]
+        if own:
+            accuracy = over.get((name, control), {}).get("accuracy")
+            found.append(Arm(name, control, share, gaps, accuracy))
+    return found
 
 
 def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:
-    """All pairs in one table, their means over seeds, then what each changed."""
+    """All pairs in one table, every arm in one picture, the means over seeds, what each changed."""
     found = pairs(study, runs)
     if not found:
         return []
+    each, whole = gaps(found, folder), means(study, found, folder)
+    page: list[report.Section] = [
+        _beside(each),
+        report.Picture(costs(arms(study, each, whole)), CAPTION, "Every sparse arm"),
+    ]
+    if len(study.seeds) > 1 and len(whole):
+        page.append(_seeds(whole))
+    page.append(_changed(len(changed(found, folder))))
+    for sparse, control in found:
+        page.append(report.Text("", f"{sparse} against {control}"))
+        page += sparsity.against_control(*_both(sparse, control, folder))
+    return page
+
+
+def _by_pair(rows: pd.DataFrame) -> dict[tuple[str, str], dict[Hashable, Any]]:
+    return {(row["sparse"], row["control"]): row for row in rows.to_dict("records")}
+
+
+def _beside(each: pd.DataFrame) -> report.Section:
     rows: list[tuple[report.Cell, ...]] = [
         (
             row["sparse"],
             row["control"],
-            *(row[name] for name in SAVED),
+            *(row[name] if pd.notna(row[name]) else None for name in SAVED),
             *(report.Gap(row[metric]) for metric in COMPARED),
         )
-        for row in gaps(found, folder).to_dict("records")
+        for row in each.to_dict("records")
     ]
     columns = ("sparse", "control", "zeros", "MACs", "time, measured", *COMPARED)
-    page: list[report.Section] = [report.Table(columns, rows, "Sparse against dense", NOTE)]
-    means: list[tuple[report.Cell, ...]] = [
+    return report.Table(columns, rows, "Sparse against dense", NOTE)
+
+
+def _seeds(whole: pd.DataFrame) -> report.Section:
+    rows: list[tuple[report.Cell, ...]] = [
         (row["sparse"], row["control"], row["seeds"], *(report.Gap(row[m]) for m in COMPARED))
-        for row in over_seeds(study, found, folder).to_dict("records")
+        for row in whole.to_dict("records")
     ]
-    if means:
-        page.append(report.Table(("sparse", "control", "seeds", *COMPARED), means, "", SEEDS))
-    for sparse, control in found:
-        tables = [table_of(folder / MEMBERS / name) for name in (sparse, control)]
-        page.append(report.Text("", f"{sparse} against {control}"))
-        page += sparsity.against_control(*tables)
-    return page
+    return report.Table(("sparse", "control", "seeds", *COMPARED), rows, "", SEEDS)
+
+
+def _changed(count: int) -> report.Section:
+    said = (
+        f"{count:,} decisions changed, all pairs together; results/changed.csv holds each of them."
+    )
+    return report.Text(said if count else "No decision changed.")
+
+
+def _both(sparse: str, control: str, folder: Path) -> tuple[PredictionTable, PredictionTable]:
+    return table_of(folder / MEMBERS / sparse), table_of(folder / MEMBERS / control)
+
+
+def _whole(runs: list[str], folder: Path) -> PredictionTable:
+    """What the runs of a seed said of all folds."""
+    return together([table_of(folder / MEMBERS / run) for run in runs])

@@ -44,6 +44,7 @@ def tables(
         "seeds": repeats.over_seeds(study, pooled),
         "sparse": _ends(controls.gaps(pairs, folder)),
         "sparse_seeds": _ends(controls.over_seeds(study, pairs, folder)),
+        "changed": controls.changed(pairs, folder),
         "maps": maps.table(study, folder),
         "cost": costs.costs(runs, folder / MEMBERS).rename(columns={"": "member"}),
     }

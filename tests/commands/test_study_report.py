@@ -197,6 +197,59 @@ def test_sparse_members_are_held_against_their_controls(write):
     page = Path("out/report.html").read_text()
     assert "Sparse against dense" in page
     assert "b against whole" in page
+    assert ">nan<" not in page  # what is not known of b is a dash
+
+
+def test_every_changed_decision_stands_in_a_file(write):
+    _, args = write({"control": {"whole": ["a"]}, "seeds": [3, 4]})
+    assert main(args) == 0
+    found = pd.read_csv("out/results/changed.csv", dtype={"id": str})
+    assert list(found) == ["sparse", "control", "id", "label", "control_said", "sparse_said",
+                           "control_probability", "sparse_probability"]  # fmt: skip
+    for seed in (3, 4):
+        own = found[found["sparse"] == f"a-seed{seed}"].set_index("id")
+        tables = {n: PredictionTable.read(f"out/members/{n}-seed{seed}/predictions/test.parquet")
+                  for n in ("a", "whole")}  # fmt: skip
+        said = {name: table.logits.argmax(1) for name, table in tables.items()}
+        differ = np.flatnonzero(said["a"] != said["whole"])
+        assert own.index.tolist() == tables["a"].rows["id"].iloc[differ].tolist()
+        at, one = differ[0], own.iloc[0]
+        assert one[["control", "label", "control_said", "sparse_said"]].tolist() == [
+            f"whole-seed{seed}", NAMES[tables["a"].labels[at]], NAMES[said["whole"][at]],
+            NAMES[said["a"][at]]]  # fmt: skip
+        assert one["sparse_probability"] == pytest.approx(tables["a"].probabilities[at].max())
+        assert one["control_probability"] == pytest.approx(tables["whole"].probabilities[at].max())
+    tables = yaml.safe_load(Path("out/results/tables.json").read_text())
+    assert len(tables["changed"]) == len(found)
+    assert f"{len(found)} decisions changed" in Path("out/report.html").read_text()
+
+
+def test_every_sparse_arm_has_a_row_in_the_picture(write):
+    study, args = write({"control": {"whole": ["a", "b"]}, "seeds": [3, 4]})
+    for seed, zeros in ((3, 0.7), (4, 0.8)):
+        known = {"weights_zero_fraction": zeros, "macs_theoretical_ratio": 0.4,
+                 "latency_ratio_measured": None}  # fmt: skip
+        write_json(Path(f"out/members/b-seed{seed}/sparsity.json"), known)
+    (Path("out/members/a-seed4/results.json")).unlink()  # a's mean is over one of two: not drawn
+    found = controls.pairs(study, read_runs(study, Path("out")))
+    each, whole = controls.gaps(found, Path("out")), controls.means(study, found, Path("out"))
+    first, second = controls.arms(study, each, whole)
+    assert (first.name, first.zeros, first.whole, len(first.runs)) == ("a", None, None, 1)
+    assert second.label == "b, 75.0 % zeros\nminus whole"
+    assert second.runs == [figure.value for figure in each["accuracy"][1:]]
+    assert second.whole == whole["accuracy"][0]
+    assert main(args) == 0
+    assert "Every sparse arm" in Path("out/report.html").read_text()
+
+
+def test_an_arm_of_one_run_has_the_interval_of_its_pair(write):
+    study, _ = write({"control": {"whole": ["a"]}})
+    found = controls.pairs(study, read_runs(study, Path("out")))
+    each, whole = controls.gaps(found, Path("out")), controls.means(study, found, Path("out"))
+    [arm] = controls.arms(study, each, whole)
+    assert (arm.whole.value, arm.whole.low, arm.whole.high) == pytest.approx(
+        [getattr(each["accuracy"][0], end) for end in ("value", "low", "high")])  # fmt: skip
+    assert controls.over_seeds(study, found, Path("out")).empty
 
 
 def test_sparse_members_of_several_seeds_have_one_mean(write):
@@ -212,6 +265,16 @@ def test_sparse_members_of_several_seeds_have_one_mean(write):
     assert main(args) == 0
     assert controls.over_seeds(study, controls.pairs(study, read_runs(study, Path("out"))),
                                Path("out")).empty  # fmt: skip
+
+
+def test_an_arm_of_folds_is_judged_on_the_images_of_all(write):
+    study, _ = write({"control": {"whole": ["a"]}, "folds": 3})
+    found = controls.pairs(study, read_runs(study, Path("out")))
+    each, whole = controls.gaps(found, Path("out")), controls.means(study, found, Path("out"))
+    [arm] = controls.arms(study, each, whole)
+    assert len(arm.runs) == 3
+    assert arm.whole.n == 3 * 200
+    assert arm.whole.value == pytest.approx(np.mean(arm.runs))
 
 
 def test_measured_maps_stand_in_page_and_tables(write):
