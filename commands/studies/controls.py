@@ -23,9 +23,9 @@ NOTE = (
     "Sparse minus control on the same images. The control is trained as the first of the members "
     "that it is the control of, with all weights: beside that one the difference is what sparsity "
     "costs, beside one of other stages or rates it also holds what those change. The dense stage "
-    "is no baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of the "
-    "multiply-accumulates that are not by a zero, on paper; time beside the dense model is null "
-    "unless it was measured."
+    "is no baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of "
+    "the multiply-accumulates that are not by a zero, on paper; time beside the dense model is "
+    "null unless it was measured."
 )
 CAPTION = (
     "Right of the line the sparse model is better. Lines are 95 % intervals; small marks are the "
