@@ -83,8 +83,9 @@ def against_control(
     *,
     name: str = "sparse",
     other: str = "control",
+    listed: int = LISTED,
 ) -> list[report.Section]:
-    """What sparsity cost: accuracy, sensitivity of each class, and every changed decision.
+    """What sparsity cost: accuracy, sensitivity of each class, and the first changed decisions.
 
     Both tables must hold the same images.
     `name` and `other` are what the two are called.
@@ -95,7 +96,7 @@ def against_control(
         report.Table(("", f"accuracy, {name} minus {other}"), [("all", report.Gap(gap))],
                      f"Beside the {other} model"),
         sensitivities(sparse, control, name, other),
-        changed(decisions(sparse, control), len(sparse), name, other),
+        changed(decisions(sparse, control), len(sparse), name, other, listed),
     ]  # fmt: skip
 
 
@@ -126,12 +127,12 @@ def decisions(sparse: PredictionTable, control: PredictionTable) -> pd.DataFrame
     })  # fmt: skip
 
 
-def changed(found: pd.DataFrame, images: int, name: str, other: str) -> report.Table:
+def changed(found: pd.DataFrame, images: int, name: str, other: str, listed: int) -> report.Table:
     """The first of `decisions`; the note says how many there are in all."""
-    said = found[["id", "label", "control_said", "sparse_said"]].head(LISTED)
+    said = found[["id", "label", "control_said", "sparse_said"]].head(listed)
     rows = [tuple(map(str, row)) for row in said.to_numpy()]
     note = f"{len(found)} of {images} decisions changed" + (
-        f"; the first {LISTED} are listed." if len(found) > LISTED else "."
+        f"; the first {listed} are listed." if len(found) > listed else "."
     )
     return report.Table(("image", "label", other, name), rows, "Changed decisions", note)
 

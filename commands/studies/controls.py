@@ -19,6 +19,7 @@ from evaluation.table import PredictionTable, align
 COMPARED = ("accuracy", "balanced_accuracy", "nll")
 ZEROS = "weights_zero_fraction"
 SAVED = (ZEROS, "macs_theoretical_ratio", "latency_ratio_measured")
+LISTED = 20  # changed decisions of a pair on the page; the file has them all
 NOTE = (
     "Sparse minus control on the same images. The control is trained as the first of the members "
     "that it is the control of, with all weights: beside that one the difference is what sparsity "
@@ -129,7 +130,7 @@ def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:
     page.append(_changed(len(changed(found, folder))))
     for sparse, control in found:
         page.append(report.Text("", f"{sparse} against {control}"))
-        page += sparsity.against_control(*_both(sparse, control, folder))
+        page += sparsity.against_control(*_both(sparse, control, folder), listed=LISTED)
     return page
 
 
