@@ -53,7 +53,7 @@ def test_macs_of_a_layer_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "layer", "layout"),
     [
-        ("swin_tiny_patch4_window7_224", 224, "layers.3", "NHWC"),
+        ("swin_tiny_patch4_window7_224", 224, "layers.3.blocks.1.norm1", "NHWC"),
         ("swinv2_tiny_window8_256", 256, "layers.3", "NHWC"),
         ("densenet121", 224, "features.norm5", "NCHW"),
         ("test_resnet", 64, "layer2", "NCHW"),
