@@ -100,7 +100,7 @@ def measured(asked: argparse.Namespace) -> int:
     model.require_unseen(table["id"], asked.split)
     right = faithful.correct(model, table)
     faithful.examples(model, right, asked.output)
-    rows = faithful.of_right(asked.model, methods, right, asked.device)
+    rows = faithful.measure(asked.model, methods, right, asked.device)
     faithful.write(asked.output, rows)
     for member, method, found in rows:
         cells = [f"{name} {number(figure, 3)}" for name, figure in found.items()]

@@ -38,22 +38,14 @@ Row = tuple[str, str, dict[str, Figure]]
 def measure(
     path: Path,
     methods: Sequence[str],
-    table: pd.DataFrame,
-    device: torch.device | None = None,
-    seed: int = 0,
-) -> list[Row]:
-    """Figures of every member, and of the council, by method; then with weights randomised."""
-    return of_right(path, methods, correct(load(path, device=device), table), device, seed)
-
-
-def of_right(
-    path: Path,
-    methods: Sequence[str],
     right: pd.DataFrame,
     device: torch.device | None = None,
     seed: int = 0,
 ) -> list[Row]:
-    """The same of pictures that are known to be rightly classified by all."""
+    """Figures of every member, and of the council, by method; then with weights randomised.
+
+    `right`: the rows of pictures that all classify rightly, see `correct`.
+    """
     rows = []
     for method in methods:
         rows += _measured(load(path, method, device), method, right, f"measuring {method}")

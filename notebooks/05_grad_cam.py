@@ -25,7 +25,7 @@ from pathlib import Path
 
 from commands import ROOT
 from commands.datasets import from_configs
-from commands.faithful import measure, section
+from commands.faithful import correct, measure, section
 from commands.looking import load
 from commands.panels import explained
 from commands.samples import some
@@ -60,4 +60,4 @@ look(*explained(model, manifest, surest(table, right=False, count=PICTURES)))
 # With randomised weights pointing must be lost; that is the check of the method.
 
 # %%
-look(section(measure(run, ["GradCAM"], some(manifest, "test", MEASURED))))
+look(section(measure(run, ["GradCAM"], correct(model, some(manifest, "test", MEASURED)))))

@@ -1,6 +1,7 @@
 """Sparse members beside their controls: each trained as the first of its members, all weights."""
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,29 @@ SEEDS = (
     "Sparse minus control, the mean over seeds of the paired difference. Intervals: test patients, "
     "redrawn for all seeds at once; the trained models are taken as they are."
 )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What was found of the sparse members of a study that are done beside their controls.
+
+    Args:
+        pairs: runs of sparse members and of their controls.
+        gaps: see `gaps`.
+        means: see `means`.
+        changed: see `changed`.
+    """
+
+    pairs: list[tuple[str, str]]
+    gaps: pd.DataFrame
+    means: pd.DataFrame
+    changed: pd.DataFrame
+
+
+def beside(study: Study, runs: Runs, folder: Path) -> Beside:
+    """All of it, for the page and for the tables."""
+    found = pairs(study, runs)
+    return Beside(found, gaps(found, folder), means(study, found, folder), changed(found, folder))
 
 
 def of_controls(study: Study) -> list[tuple[str, str]]:
@@ -78,9 +102,9 @@ def changed(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
     return pd.concat(each, names=["sparse", "control"]).droplevel(2).reset_index()
 
 
-def over_seeds(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
-    """`means` of a study of several seeds."""
-    return means(study, found, folder) if len(study.seeds) > 1 else pd.DataFrame()
+def over_seeds(study: Study, whole: pd.DataFrame) -> pd.DataFrame:
+    """`means` where they are of several seeds."""
+    return whole if len(study.seeds) > 1 else pd.DataFrame()
 
 
 def means(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
@@ -115,20 +139,16 @@ def arms(study: Study, each: pd.DataFrame, whole: pd.DataFrame) -> list[Arm]:
     return found
 
 
-def sections(study: Study, runs: Runs, folder: Path) -> list[report.Section]:
+def sections(study: Study, folder: Path, found: Beside) -> list[report.Section]:
     """All pairs in one table, every arm in one picture, the means over seeds, what each changed."""
-    found = pairs(study, runs)
-    if not found:
+    if not found.pairs:
         return []
-    each, whole = gaps(found, folder), means(study, found, folder)
-    page: list[report.Section] = [
-        _beside(each),
-        report.Picture(costs(arms(study, each, whole)), CAPTION, "Every sparse arm"),
-    ]
-    if len(study.seeds) > 1 and len(whole):
-        page.append(_seeds(whole))
-    page.append(_changed(len(changed(found, folder))))
-    for sparse, control in found:
+    drawn = costs(arms(study, found.gaps, found.means))
+    page = [_beside(found.gaps), report.Picture(drawn, CAPTION, "Every sparse arm")]
+    seeds = over_seeds(study, found.means)
+    page += [_seeds(seeds)] if len(seeds) else []
+    page.append(_changed(len(found.changed)))
+    for sparse, control in found.pairs:
         page.append(report.Text("", f"{sparse} against {control}"))
         page += sparsity.against_control(*_both(sparse, control, folder), listed=LISTED)
     return page

@@ -18,7 +18,7 @@ CONTROL: Layer = {"trainer.callbacks.init_args.density": 1.0}  # of the last cal
 
 
 @dataclass(frozen=True)
-class Maps:
+class MapsAsked:
     """Heat maps of test pictures that are measured.
 
     Args:
@@ -68,7 +68,7 @@ class Study:
     folds: int = 0
     gates: dict[str, float] = field(default_factory=dict)
     claims: dict[str, Claim] = field(default_factory=dict)
-    maps: Maps | None = None
+    maps: MapsAsked | None = None
 
 
 def read_study(path: str | Path) -> Study:
@@ -154,7 +154,7 @@ def _folds(where: str, said: int) -> int:
     return said
 
 
-def _maps(where: str, said: dict[str, Any] | None) -> Maps | None:
+def _maps(where: str, said: dict[str, Any] | None) -> MapsAsked | None:
     if not said:
         return None
     methods: list[str] = said.get("methods", [])
@@ -166,4 +166,4 @@ def _maps(where: str, said: dict[str, Any] | None) -> Maps | None:
             f"{where}: maps: {said!r}; needed is methods, a list of {', '.join(MAPS)}; limit "
             "may be a whole number from 1"
         )
-    return Maps(methods, limit)
+    return MapsAsked(methods, limit)

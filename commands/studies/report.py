@@ -26,15 +26,16 @@ def write(study: Study, folder: Path) -> tuple[bool, list[str]]:
     """Writes report.html, results.json and results/; whether all gates passed, and last words."""
     runs = read_runs(study, folder)
     pooled = repeats.over_folds(study, runs, folder)
+    sparse = controls.beside(study, runs, folder)
     asked = gates(study, runs)
     first = next(iter(runs.values()))
     others = {name: run.metrics for name, run in runs.items()}
     passed = {gate.name: gate.passed for gate in asked}
     meta = _relative(first.meta, folder)
     results = replace(first, name=study.name, others=others, gates=passed, meta=meta)
-    page = sections(study, folder, runs, pooled)
+    page = sections(study, folder, runs, pooled, sparse)
     report.write_report(folder / "report.html", study.title, page)
-    tables.write(study, folder, runs, pooled)
+    tables.write(study, folder, runs, pooled, sparse)
     write_results(folder / "results.json", results)
     return all(passed.values()), last_words(study, folder, runs)
 
@@ -77,7 +78,7 @@ def lead(study: Study, runs: Runs) -> str:
 
 
 def sections(
-    study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled
+    study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled, sparse: controls.Beside
 ) -> list[report.Section]:
     """The page from top to bottom."""
     first = next(iter(runs))
@@ -91,7 +92,7 @@ def sections(
         side_by_side(runs),
         *repeats.sections(study, pooled),
         *by_level(study, runs),
-        *controls.sections(study, runs, folder),
+        *controls.sections(study, folder, sparse),
         *voting.sections(study, folder, runs),
         *maps.sections(study, folder),
         *learning(folder, runs),

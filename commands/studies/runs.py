@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from commands.studies.file import MEMBERS, Maps, Study
+from commands.studies.file import MEMBERS, MapsAsked, Study
 from commands.studies.layers import arguments
 from commands.studies.processes import Run
 from evaluation import faithfulness
@@ -111,7 +111,7 @@ def _council(study: Study, folder: Path, council: str, each: Round) -> Run:
     return Run(run.name, run, words, (voters.name, *(member.name for member in members)))
 
 
-def _maps(maps: Maps, folder: Path, of: Path) -> Run:
+def _maps(maps: MapsAsked, folder: Path, of: Path) -> Run:
     """Measures the heat maps of one run."""
     into = folder / MAPS / of.name
     words = ["explain", str(of), "--split", "test", "--measure", *maps.methods]

@@ -17,9 +17,11 @@ from evaluation.study_folder import voters_of
 FOLDER = "results"
 
 
-def write(study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled) -> None:
+def write(
+    study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled, sparse: controls.Beside
+) -> None:
     """One CSV a table that has rows, and tables.json with all of them."""
-    whole = tables(study, folder, runs, pooled)
+    whole = tables(study, folder, runs, pooled, sparse)
     found = {name: table for name, table in whole.items() if len(table)}
     for name, table in found.items():
         write_text(folder / FOLDER / f"{name}.csv", table.to_csv(index=False))
@@ -28,12 +30,11 @@ def write(study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled) -> Non
 
 
 def tables(
-    study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled
+    study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled, sparse: controls.Beside
 ) -> dict[str, pd.DataFrame]:
     """Every table by name."""
     councils = set(subjects(study, COUNCIL))
     folds = pooled if study.folds else {}
-    pairs = controls.pairs(study, runs)
     return {
         "members": _figures({n: r.metrics for n, r in runs.items() if n not in councils}),
         "councils": _figures({n: r.metrics for n, r in runs.items() if n in councils}),
@@ -42,9 +43,9 @@ def tables(
         "claims": claims(study, runs),
         "folds": _figures({f"{n} {s}" if s is not None else n: f for (n, s), f in folds.items()}),
         "seeds": repeats.over_seeds(study, pooled),
-        "sparse": _ends(controls.gaps(pairs, folder)),
-        "sparse_seeds": _ends(controls.over_seeds(study, pairs, folder)),
-        "changed": controls.changed(pairs, folder),
+        "sparse": _ends(sparse.gaps),
+        "sparse_seeds": _ends(controls.over_seeds(study, sparse.means)),
+        "changed": sparse.changed,
         "maps": maps.table(study, folder),
         "cost": costs.costs(runs, folder / MEMBERS).rename(columns={"": "member"}),
     }
@@ -83,6 +84,7 @@ def claims(study: Study, runs: Runs) -> pd.DataFrame:
 
 def _ends(found: pd.DataFrame) -> pd.DataFrame:
     """Differences to the controls with a column each end."""
+    found = found.copy()
     for metric in controls.COMPARED if len(found) else ():
         ends = pd.DataFrame([asdict(figure) for figure in found.pop(metric)])[
             ["value", "low", "high"]

@@ -249,7 +249,7 @@ def test_an_arm_of_one_run_has_the_interval_of_its_pair(write):
     [arm] = controls.arms(study, each, whole)
     assert (arm.whole.value, arm.whole.low, arm.whole.high) == pytest.approx(
         [getattr(each["accuracy"][0], end) for end in ("value", "low", "high")])  # fmt: skip
-    assert controls.over_seeds(study, found, Path("out")).empty
+    assert controls.over_seeds(study, whole).empty
 
 
 def test_sparse_members_of_several_seeds_have_one_mean(write):
@@ -263,8 +263,7 @@ def test_sparse_members_of_several_seeds_have_one_mean(write):
     assert "the mean over seeds of the paired difference" in Path("out/report.html").read_text()
     (Path("out/members/whole-seed4/results.json")).unlink()  # a seed is missing: no mean of one
     assert main(args) == 0
-    assert controls.over_seeds(study, controls.pairs(study, read_runs(study, Path("out"))),
-                               Path("out")).empty  # fmt: skip
+    assert controls.beside(study, read_runs(study, Path("out")), Path("out")).means.empty
 
 
 def test_an_arm_of_folds_is_judged_on_the_images_of_all(write):
