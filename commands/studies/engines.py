@@ -88,8 +88,8 @@ class Ray:
 
     def stop(self, runs: list[Run]) -> None:
         """Ends the tasks that are left and leaves the cluster."""
-        for run in runs:
-            self.ray.cancel(self.tasks[run.name], force=True)
+        for task in [self.tasks[run.name] for run in runs if run.name in self.tasks]:
+            self.ray.cancel(task, force=True)
         self.ray.shutdown()
 
 

@@ -1,6 +1,9 @@
 """Carries a study out: starts what is not done when what it needs is, and reports at the end."""
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +18,16 @@ LOG = "study.log"
 POLL = 0.25
 
 
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which schedulers send, ends the runs as well, and does not leave them behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Runner:
     """Fills the run folders of a study; whatever is done already is left as it is."""
 
@@ -26,7 +39,8 @@ class Runner:
         """Runs what is chosen, then reports; 0 when nothing failed and every gate passed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._fill(chosen, {run.name: run for run in runs})
+            with ended_like_ctrl_c():
+                self._fill(chosen, {run.name: run for run in runs})
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here")
             return 130
@@ -43,9 +57,9 @@ class Runner:
                     if waiting and not active and not ready:
                         break  # what is missing was not chosen
                     for run in ready:  # those that others fill stay so until they are done
-                        if len(active) < self.engine.slots and self._start(run):
-                            waiting.remove(run)
-                            active.append(run)
+                        if len(active) < self.engine.slots:
+                            active.append(run)  # first, so that it is stopped whatever happens
+                            (waiting if self._start(run) else active).remove(run)
                     time.sleep(POLL)
                     active = [run for run in active if not self._ended(run)]
                     progress.update()

@@ -1,9 +1,13 @@
 """Runs that several runners are after: who fills a folder, and who waits."""
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from commands.studies.engines import Local
 from commands.studies.file import Study
 from commands.studies.processes import DONE, FAILED, Run
 from commands.studies.runner import Runner
@@ -76,3 +80,22 @@ def test_what_others_fill_is_waited_for_and_holds_nothing_up(
     assert Runner(study, tmp_path, engine).run(runs[: len(chosen)], runs) == 0  # no report: no c
     assert "".join(engine.asked) == asked
     assert [run.name for run in runs if run.done()] == list(chosen)
+
+
+class Sleeper(Local):
+    """An engine whose runs sleep; SIGTERM reaches this process as soon as one has begun."""
+
+    def start(self, run: Run) -> list[str]:
+        run.folder.mkdir()
+        run.process = subprocess.Popen(["sleep", "600"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run.arguments
+
+
+def test_a_runner_that_is_told_to_end_ends_its_runs(tmp_path: Path) -> None:
+    run = Run("a", tmp_path / "a", ["fit"])
+    before = signal.getsignal(signal.SIGTERM)
+    assert Runner(Study("s", "s", Path(), {}), tmp_path, Sleeper(1)).run([run], [run]) == 130
+    assert run.process is not None
+    assert run.process.poll() == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
