@@ -104,7 +104,7 @@ def narrow(asked: Asked) -> tuple[nn.Module, nn.Module, Tensor]:
     """The dense network, the same at 0.6 of the multiply-accumulates, and a batch."""
     net, image = dense(asked)
     net, small = net.cpu().eval(), image[:2].cpu()
-    wanted = argparse.Namespace(macs=0.6, latency=None, round_to=asked.round_to)
+    wanted = narrower.Wanted(macs=0.6, round_to=asked.round_to)
     kept = narrower.choose(net, small, asked.backbone, wanted)
     thin = channels.narrowed(net, kept)
     left, whole = (

@@ -4,7 +4,7 @@ import argparse
 import io
 import os
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torch import nn
 from commands import lightning, words
 from commands.arguments import device
 from commands.pruning import channels
-from commands.pruning.narrower import account, choose
+from commands.pruning.narrower import Wanted, account, choose
 from evaluation import comparison, pruned
 from evaluation.files import read_json, write_bytes, write_json
 from evaluation.report import number
@@ -53,9 +53,10 @@ def begin(asked: argparse.Namespace, out: Path) -> None:
     module, block = checkpoints.load(asked.run / "best.ckpt")
     net, side = cast(Any, module).net, block.preprocess["size"]
     image = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    kept = choose(net, image, block.init_args["backbone"], asked)
+    wanted = Wanted(**{each.name: getattr(asked, each.name) for each in fields(Wanted)})
+    kept = choose(net, image, block.init_args["backbone"], wanted)
     small = channels.narrowed(net, kept)
-    said = account(net, small, image, kept, asked)
+    said = account(net, small, image, kept, wanted)
     write_json(out / pruned.FILE, said | of(asked, out))
     _start(out, block, small, kept)
     print(pruned.sentence(said))

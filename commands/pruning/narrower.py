@@ -1,8 +1,7 @@
 """Which channels a network keeps, to be so small or so fast; and it beside the dense one."""
 
-import argparse
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,49 +14,70 @@ from evaluation.intervals import Figure
 from lightning_modules.structure import Kept
 
 BATCHES = (1, 8)
+CPU = torch.device("cpu")
 ENERGY = "energy: not asked for (--energy)"
 
 
-def by_macs(found: list[Candidate], asked: argparse.Namespace) -> Candidate:
+@dataclass(frozen=True)
+class Wanted:
+    """How small or how fast, and how that is measured; the words of `consilium prune`.
+
+    Args:
+        macs: share of the multiply-accumulates that may be left, or else
+        latency: share of the time of one image.
+        round_to: channels are multiples of it.
+        pairs: timed passes of both networks in turns.
+        energy: whether joules are counted as well.
+        device: where.
+    """
+
+    macs: float | None = None
+    latency: float | None = None
+    round_to: int = 16
+    pairs: int = 20
+    energy: bool = False
+    device: torch.device = CPU
+
+
+def by_macs(found: list[Candidate], share: float, round_to: int) -> Candidate:
     """The largest choice within the share of multiply-accumulates."""
     for one in found:
-        if one.macs <= asked.macs:
+        if one.macs <= share:
             return one
     raise ValueError(
-        f"--macs: {asked.macs} is out of reach, {found[-1].macs:.3f} of the multiply-accumulates "
-        f"are left at least with channels rounded to {asked.round_to}"
+        f"--macs: {share} is out of reach, {found[-1].macs:.3f} of the multiply-accumulates "
+        f"are left at least with channels rounded to {round_to}"
     )
 
 
 def by_time(
-    found: list[Candidate], asked: argparse.Namespace, took: Callable[[Candidate], float]
+    found: list[Candidate], share: float, round_to: int, took: Callable[[Candidate], float]
 ) -> Candidate:
     """The largest choice within the share of time that `took` measures, by bisection."""
     low, high, best = 0, len(found) - 1, None
     while low <= high:
         middle = (low + high) // 2
-        share = took(found[middle])
-        print(f"{found[middle].macs:.3f} of the multiply-accumulates: {share:.3f} of the time")
-        if share <= asked.latency:
+        time = took(found[middle])
+        print(f"{found[middle].macs:.3f} of the multiply-accumulates: {time:.3f} of the time")
+        if time <= share:
             best, high = found[middle], middle - 1
         else:
             low = middle + 1
     if best is None:
-        raise ValueError(f"--latency: {asked.latency} is out of reach with channels rounded to "
-                         f"{asked.round_to}")  # fmt: skip
+        raise ValueError(f"--latency: {share} is out of reach with channels rounded to {round_to}")
     return best
 
 
-def choose(net: nn.Module, image: Tensor, name: str, asked: argparse.Namespace) -> Kept:
+def choose(net: nn.Module, image: Tensor, name: str, wanted: Wanted) -> Kept:
     """Which channels stay; what cannot lose any without computing otherwise is refused."""
     price = dependencies.costs(net, image)
     groups = list(dependencies.groups(net, image[:1], price))
-    found = channels.candidates(groups, price, asked.round_to)
+    found = channels.candidates(groups, price, wanted.round_to)
     if not found:
         raise ValueError(
             f"{name} cannot be pruned by channels: none can go alone (norms over channels, "
             "attention beside convolutions, grouped or split layers), or all are fewer than "
-            f"--round_to {asked.round_to}"
+            f"--round_to {wanted.round_to}"
         )
 
     def structure(one: Candidate) -> Kept:
@@ -65,31 +85,33 @@ def choose(net: nn.Module, image: Tensor, name: str, asked: argparse.Namespace) 
 
     def took(one: Candidate) -> float:
         small = channels.narrowed(net, structure(one))
-        return timed(net, small, image[:1], asked).value or 1.0
+        return timed(net, small, image[:1], wanted).value or 1.0
 
-    kept = structure(by_macs(found, asked) if asked.macs else by_time(found, asked, took))
+    if wanted.macs:
+        kept = structure(by_macs(found, wanted.macs, wanted.round_to))
+    else:
+        kept = structure(by_time(found, wanted.latency or 0.0, wanted.round_to, took))
     if not channels.computes_the_same(net, kept, image):
         raise ValueError(f"{name} cannot be pruned by channels: what is left would not compute "
                          "what it computed before")  # fmt: skip
     return kept
 
 
-def timed(net: nn.Module, small: nn.Module, image: Tensor, asked: argparse.Namespace) -> Figure:
+def timed(net: nn.Module, small: nn.Module, image: Tensor, wanted: Wanted) -> Figure:
     """Time of the narrower network over that of the dense one."""
-    device: torch.device = asked.device
-    one, other = (each.to(device).eval() for each in (small, net))
-    found = timing.latency(one, other, image.to(device), asked.pairs)
+    one, other = (each.to(wanted.device).eval() for each in (small, net))
+    found = timing.latency(one, other, image.to(wanted.device), wanted.pairs)
     small.cpu(), net.cpu()
     return found
 
 
 def account(
-    net: nn.Module, small: nn.Module, image: Tensor, kept: Kept, asked: argparse.Namespace
+    net: nn.Module, small: nn.Module, image: Tensor, kept: Kept, wanted: Wanted
 ) -> dict[str, Any]:
     """pruning.json: what went, and what was measured beside the dense network."""
     before, after = (dependencies.costs(each, image) for each in (net, small))
-    latency = {str(n): timed(net, small, image[:1].expand(n, -1, -1, -1), asked) for n in BATCHES}
-    energy, joules = _energy(net, small, image[:1].expand(BATCHES[-1], -1, -1, -1), asked)
+    latency = {str(n): timed(net, small, image[:1].expand(n, -1, -1, -1), wanted) for n in BATCHES}
+    energy, joules = _energy(net, small, image[:1].expand(BATCHES[-1], -1, -1, -1), wanted)
     sizes = [sum(p.numel() for p in each.parameters()) for each in (small, net)]
     layers = [
         {"name": name, "in": before[name].into, "in_left": after[name].into,
@@ -104,11 +126,11 @@ def account(
         "energy_ratio_measured": energy.value,
         "parameters": sizes[0],
         "parameters_dense": sizes[1],
-        "round_to": asked.round_to,
+        "round_to": wanted.round_to,
         "latency": {n: asdict(figure) for n, figure in latency.items()},
         "energy": asdict(energy),
         "joules_per_1000_images": [[1000 * j for j in pair] for pair in joules],
-        "machine": machine(asked.device),
+        "machine": machine(wanted.device),
         "layers": layers,
     }
 
@@ -121,9 +143,9 @@ def machine(device: torch.device) -> str:
 
 
 def _energy(
-    net: nn.Module, small: nn.Module, image: Tensor, asked: argparse.Namespace
+    net: nn.Module, small: nn.Module, image: Tensor, wanted: Wanted
 ) -> tuple[Figure, list[tuple[float, float]]]:
-    if not asked.energy:
+    if not wanted.energy:
         return ratios.unmeasured(ENERGY), []
-    device: torch.device = asked.device
+    device = wanted.device
     return timing.energy_ratio(small.to(device), net.to(device), image.to(device))

@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from commands import prune
 from commands.looking import load
 from commands.pruning import channels, dependencies
 from commands.pruning.channels import Candidate
-from commands.pruning.narrower import by_macs, by_time, choose
+from commands.pruning.narrower import Wanted, by_macs, by_time, choose
 from evaluation.results import read_results
 from evaluation.table import PredictionTable
 from lightning_modules import EnsembleModule, backbones, checkpoints
@@ -156,10 +155,8 @@ def test_what_cannot_be_reached_is_one_line(arguments, message, resnet, tmp_path
 @pytest.mark.parametrize(("share", "found"), [(0.95, 0.9), (0.5, 0.5), (0.31, 0.3), (0.11, 0.1)])
 def test_the_largest_choice_that_is_fast_enough_is_taken(share, found):
     choices = [Candidate(i / 10, []) for i in range(9, 0, -1)]
-    asked = prune.parser().parse_args(["run", "--latency", str(share)])
-    assert by_time(choices, asked, lambda one: one.macs).macs == found
-    asked = prune.parser().parse_args(["run", "--macs", str(share)])
-    assert by_macs(choices, asked).macs == found
+    assert by_time(choices, share, 16, lambda one: one.macs).macs == found
+    assert by_macs(choices, share, 16).macs == found
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
@@ -190,14 +187,13 @@ def test_what_would_compute_otherwise_is_noticed():
     assert staying
     kept = channels.kept(groups, staying, price)
     assert not channels.computes_the_same(net, kept, image)
-    asked = prune.parser().parse_args(["run", "--macs", "0.6"])
     with pytest.raises(ValueError, match="twisted cannot be pruned by channels: what is left"):
-        choose(net, image, "twisted", asked)
+        choose(net, image, "twisted", Wanted(macs=0.6))
     image = torch.randn(2, 3, 64, 64)
     for name in ("test_mambaout", "test_coatnet"):
         net = backbones.build(name, 3, image_size=64).eval()
         with pytest.raises(ValueError, match=f"{name} cannot be pruned by channels: none can go"):
-            choose(net, image, name, asked)
+            choose(net, image, name, Wanted(macs=0.6))
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit", "densenet121",
