@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from evaluation import metrics, style
 from evaluation.auc import auc
-from evaluation.calibration import Bins, reliability_bins
-from evaluation.intervals import wilson
+from evaluation.calibration import equal_mass, reliability_bins
+from evaluation.means import mean
 from evaluation.ranked import average_precision
 from evaluation.table import PredictionTable
 
@@ -125,21 +125,20 @@ def reliability(tables: Tables) -> Figure:
     """Confidence against accuracy in equal-mass bins, one panel a table, with its ECE."""
     figure, axes = style.panels(max(4.2, 3.7 * len(tables)), 4.0, columns=len(tables))
     for panel, (name, table) in zip(axes, tables.items(), strict=True):
-        bins = reliability_bins(table.labelled.probabilities, table.labelled.labels)
-        _reliability(panel, bins, name)
+        _reliability(panel, table.labelled, name)
     axes[0].set_ylabel("accuracy")
     return figure
 
 
-def _reliability(axes: Axes, bins: Bins, name: str) -> None:
+def _reliability(axes: Axes, table: PredictionTable, name: str) -> None:
     style.square(axes, "confidence", "")
     axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle=":")
-    ends = [wilson(round(a * n), n) for a, n in zip(bins.accuracy, bins.count, strict=True)]
-    low, high = np.array(ends).T
+    bins = reliability_bins(table.probabilities, table.labels)
+    low, high = _ends(table)
     axes.errorbar(
         bins.confidence,
         bins.accuracy,
-        yerr=[bins.accuracy - low, high - bins.accuracy],
+        yerr=np.clip([bins.accuracy - low, high - bins.accuracy], 0, None),
         fmt="o-",
         markersize=4,
         linewidth=1.0,
@@ -148,6 +147,14 @@ def _reliability(axes: Axes, bins: Bins, name: str) -> None:
         elinewidth=1.0,
     )
     style.title(axes, f"{name}   ECE {bins.ece:.4f}")
+
+
+def _ends(table: PredictionTable) -> np.ndarray:
+    """Both ends (2, bins) of the interval of each bin's accuracy, over its patients."""
+    right = table.probabilities.argmax(axis=1) == table.labels
+    at, patients = equal_mass(table.probabilities.max(axis=1)), table.patients
+    found = [mean(patients[at == k], right[at == k]) for k in np.unique(at)]
+    return np.array([[each.low, each.high] for each in found], dtype=float).T
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:

@@ -14,6 +14,7 @@ from evaluation.auc import auc
 from evaluation.calibration import reliability_bins
 from evaluation.intervals import Figure, wilson
 from evaluation.results import Results, read_results, write_results
+from evaluation.table import PredictionTable
 from tests.evaluation.tables import make
 
 
@@ -129,15 +130,30 @@ def test_learning_curves_skip_what_an_epoch_did_not_measure() -> None:
     assert lines(panel) == {"train": [[0, 2], [1, 1]], "val": [[0, 2]]}
 
 
+def bars(table: PredictionTable) -> list[list[float]]:
+    """Both ends of each bar of the picture of reliability."""
+    drawn = figures.reliability({"": table}).axes[0]
+    (found,) = (c for c in drawn.collections if isinstance(c, LineCollection))
+    return [segment[:, 1].tolist() for segment in found.get_segments()]
+
+
 def test_bars_of_a_bin_without_errors_are_wilsons() -> None:
     table = make(400, gain=0.0)
     right = replace(table, logits=table.logits + 20 * np.eye(3)[table.labels])
-    drawn = figures.reliability({"": right}).axes[0]
     bins = reliability_bins(right.probabilities, right.labels)
-    (bars,) = (c for c in drawn.collections if isinstance(c, LineCollection))
-    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert (bins.accuracy == 1).all()
-    assert ends == [pytest.approx(wilson(n, n)) for n in bins.count]
+    assert bars(right) == [pytest.approx(wilson(n, n)) for n in bins.count]
+
+
+def test_bars_of_a_bin_count_patients_and_not_films() -> None:
+    one = make(400)
+    again, names = np.repeat(np.arange(400), 4), [f"film{i}" for i in range(1600)]
+    rows = one.rows.iloc[again].reset_index(drop=True).assign(id=names)
+    same = replace(one, rows=rows, logits=one.logits[again])  # four films of a patient, all alike
+    apart = replace(same, rows=rows.assign(patient=names))
+    widths = [np.diff(bars(table)).ravel() for table in (one, same, apart)]
+    np.testing.assert_allclose(widths[1], widths[0], rtol=0.25)  # BCa beside Wilson
+    assert np.median(widths[1] / widths[2]) > 1.5
 
 
 def test_a_recall_of_zero_is_drawn_and_one_that_is_absent_is_not() -> None:
