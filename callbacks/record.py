@@ -65,6 +65,7 @@ class Record(L.Callback):
             write_json(folder / "council.json", council(results, folder))
         page = run_report.sections(folder, results, said, folder / HISTORY)
         run_report.write_run_report(folder, results, page)
+        run_report.write_changed(folder, said[""])
         write_results(folder / name, results)
         mirror(trainer.loggers, results, said[""], page)
         Console().print(summary(results))

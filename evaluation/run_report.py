@@ -1,13 +1,14 @@
 """The report of one run: what it reached, how it learned, where it errs."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
 from evaluation import figures as drawings
 from evaluation import pruned, report, sparsity
-from evaluation.files import read_json
+from evaluation.files import read_json, write_text
 from evaluation.results import Results
 from evaluation.table import PredictionTable
 
@@ -25,6 +26,22 @@ def write_run_report(folder: Path, results: Results, page: Sequence[report.Secti
     """Writes report.html of the test split, or report.val.html of another, here val."""
     name = FILE if results.split == "test" else f"report.{results.split}.html"
     report.write_report(folder / name, f"{results.name}: {results.split} split", page)
+
+
+def write_changed(folder: Path, table: PredictionTable) -> None:
+    """changed.csv, or changed.val.csv: each image that control or dense model say otherwise of.
+
+    Of a sparse or pruned run only, and where that model's table is there and of the same images.
+    """
+    split = table.rows["split"].iloc[0]
+    file = folder / (sparsity.CHANGED if split == "test" else f"changed.{split}.csv")
+    file.unlink(missing_ok=True)
+    for said, *names in ((sparsity.FILE, "sparse", "control"), (pruned.FILE, "pruned", "dense")):
+        run = read_json(folder / said).get(names[1]) if (folder / said).is_file() else None
+        with suppress(OSError, ValueError):  # the report says which
+            if run is not None:
+                other = sparsity.of_other(folder, run, table)
+                write_text(file, sparsity.decisions(table, other, *names).to_csv(index=False))
 
 
 def sections(

@@ -15,6 +15,7 @@ from evaluation.files import read_json
 from evaluation.table import PredictionTable, align
 
 FILE = "sparsity.json"
+CHANGED = "changed.csv"
 LISTED = 200  # changed decisions that a report lists; their number is always said
 
 
@@ -48,12 +49,16 @@ def beside(
     """The table of a run beside that of its control, a run folder as seen from `folder`."""
     if control is None:
         return []
-    split = str(table.rows["split"].iloc[0])
-    file = folder / control / "predictions" / f"{split}.parquet"
     try:
-        return against_control(table, PredictionTable.read(file), name=name, other=other)
+        return against_control(table, of_other(folder, control, table), name=name, other=other)
     except (OSError, ValueError) as error:
         return [report.Text(f"Not set beside {other} {control}: {error}", "Decisions")]
+
+
+def of_other(folder: Path, run: str, table: PredictionTable) -> PredictionTable:
+    """What another run, as seen from `folder`, said of the split of `table`."""
+    split = str(table.rows["split"].iloc[0])
+    return PredictionTable.read(folder / run / "predictions" / f"{split}.parquet")
 
 
 def sections(said: Mapping[str, Any]) -> list[report.Section]:
@@ -96,7 +101,7 @@ def against_control(
         report.Table(("", f"accuracy, {name} minus {other}"), [("all", report.Gap(gap))],
                      f"Beside the {other} model"),
         sensitivities(sparse, control, name, other),
-        changed(decisions(sparse, control), len(sparse), name, other, listed),
+        changed(decisions(sparse, control, name, other), len(sparse), name, other, listed),
     ]  # fmt: skip
 
 
@@ -112,7 +117,9 @@ def sensitivities(
     return report.Table(columns, rows, "Sensitivity of each class", note)
 
 
-def decisions(sparse: PredictionTable, control: PredictionTable) -> pd.DataFrame:
+def decisions(
+    sparse: PredictionTable, control: PredictionTable, name: str = "sparse", other: str = "control"
+) -> pd.DataFrame:
     """One row an image that the two decide otherwise, with the probability of what each said."""
     sparse, control = align([sparse, control])
     now, then = (table.logits.argmax(axis=1) for table in (sparse, control))
@@ -120,20 +127,19 @@ def decisions(sparse: PredictionTable, control: PredictionTable) -> pd.DataFrame
     return pd.DataFrame({
         "id": sparse.rows["id"].to_numpy()[where],
         "label": names[sparse.labels[where]],  # -1 is the last
-        "control_said": names[then[where]],
-        "sparse_said": names[now[where]],
-        "control_probability": control.probabilities[where, then[where]],
-        "sparse_probability": sparse.probabilities[where, now[where]],
+        f"{other}_said": names[then[where]],
+        f"{name}_said": names[now[where]],
+        f"{other}_probability": control.probabilities[where, then[where]],
+        f"{name}_probability": sparse.probabilities[where, now[where]],
     })  # fmt: skip
 
 
 def changed(found: pd.DataFrame, images: int, name: str, other: str, listed: int) -> report.Table:
     """The first of `decisions`; the note says how many there are in all."""
-    said = found[["id", "label", "control_said", "sparse_said"]].head(listed)
+    said = found[["id", "label", f"{other}_said", f"{name}_said"]].head(listed)
     rows = [tuple(map(str, row)) for row in said.to_numpy()]
-    note = f"{len(found)} of {images} decisions changed" + (
-        f"; the first {listed} are listed." if len(found) > listed else "."
-    )
+    more = f"; the first {listed} are listed, {CHANGED} holds all of them"
+    note = f"{len(found)} of {images} decisions changed{more if len(found) > listed else ''}."
     return report.Table(("image", "label", other, name), rows, "Changed decisions", note)
 
 

@@ -123,6 +123,12 @@ def test_the_report_stands_beside_the_dense_run(resnet, slim):
     tables = [PredictionTable.read(run / "predictions/test.parquet") for run in (slim, resnet)]
     now, then = (table.probabilities.argmax(1) for table in tables)
     assert f"{int((now != then).sum())} of {len(now)} decisions changed" in text
+    changed = pd.read_csv(slim / "changed.csv", dtype=str)
+    assert changed["id"].tolist() == tables[0].rows["id"][now != then].tolist()
+    assert (
+        changed["pruned_said"].tolist()
+        == np.array(tables[0].class_names)[now[now != then]].tolist()
+    )
     assert len(pd.read_csv(slim / "history.csv")) == 1
     said = (slim / "README.md").read_text()
     assert "Channels were pruned" in said

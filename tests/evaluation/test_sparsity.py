@@ -82,7 +82,8 @@ def test_all_changed_decisions_are_kept_where_not_all_are_listed():
     control, sparse = table([0] * n, [0] * (n - 1) + [-1]), table([1] * n, [0] * (n - 1) + [-1])
     *_, listed = sparsity.against_control(sparse, control)
     assert len(listed.rows) == sparsity.LISTED
-    assert listed.note == f"{n} of {n} decisions changed; the first {n - 1} are listed."
+    said = f"{n} of {n} decisions changed; the first {n - 1} are listed"
+    assert listed.note == f"{said}, changed.csv holds all of them."
     every = sparsity.decisions(sparse, control)
     assert every["id"].tolist() == [f"i{i}" for i in range(n)]
     assert every.iloc[-1][["label", "control_said", "sparse_said"]].tolist() == [
@@ -124,6 +125,11 @@ def test_a_run_stands_beside_the_control_that_it_names(tmp_path):
     assert gap.rows[0][1].figure.value == -0.5
     assert classes.columns[2:4] == ("control", "sparse")
     assert [row[0] for row in changed.rows] == ["i1", "i3"]
+    run_report.write_changed(run, sparse)
+    assert pd.read_csv(run / "changed.csv")["id"].tolist() == ["i1", "i3"]
+    (control / "predictions/test.parquet").unlink()
+    run_report.write_changed(run, sparse)
+    assert not (run / "changed.csv").exists()  # not what an earlier control said
     write_json(run / "sparsity.json", SAID)
     assert len(sparsity.of_run(run, sparse)) == 2
 
