@@ -216,11 +216,16 @@ def _aligned(table: PredictionTable, first: PredictionTable, at: int) -> Predict
         order = pd.Index(table.rows["id"]).get_indexer(pd.Index(first.rows["id"]))
         table = table.take(order)
     for column in ("label", "split", "patient"):
-        differs = (table.rows[column] != first.rows[column]).to_numpy()
+        differs = _shown(table, column) != _shown(first, column)
         if differs.any():
             which = first.rows["id"].iloc[int(differs.argmax())]
             raise ValueError(f"table {at} has another {column} than the first for id {which!r}")
     return table
+
+
+def _shown(table: PredictionTable, column: str) -> np.ndarray:
+    """What is compared of a column: a row without a patient is the same in every table."""
+    return table.patients if column == "patient" else table.rows[column].to_numpy()
 
 
 def in_class_order(table: PredictionTable, names: list[str]) -> PredictionTable:

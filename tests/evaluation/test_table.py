@@ -143,3 +143,14 @@ def test_fitting_on_test_is_refused() -> None:
 def test_a_row_without_patient_is_its_own_patient() -> None:
     table = replace(make(), rows=make().rows.assign(patient=""))
     assert len(set(table.patients)) == 60
+
+
+@pytest.mark.parametrize("none", [None, np.nan, ""])
+def test_rows_without_a_patient_are_aligned_with_each_other(none: object) -> None:
+    one, other = (
+        replace(make(), rows=make().rows.astype({"patient": object}).assign(patient=unnamed))
+        for unnamed in (none, None)
+    )
+    assert (align([one, other])[1].patients == one.patients).all()
+    with pytest.raises(ValueError, match="another patient than the first for id 'image0'"):
+        align([one, make()])
