@@ -75,7 +75,7 @@ def overall(m: np.ndarray) -> Rates:
     for name, each in (("precision", filled), ("recall", recall(m)), ("f1", f1(m))):
         rates[f"{name}_macro"] = np.where(absent, np.nan, each.mean(axis=-1))
         rates[f"{name}_weighted"] = (np.nan_to_num(each) * share).sum(axis=-1)
-    rates["specificity_macro"] = specificity(m).mean(axis=-1)
+    rates["specificity_macro"] = np.where(absent, np.nan, specificity(m).mean(axis=-1))
     rates |= {"kappa": kappa(m), "kappa_quadratic": kappa(m, quadratic=True), "mcc": mcc(m)}
     return rates
 

@@ -74,7 +74,8 @@ def test_an_absent_class_gives_null_with_a_reason() -> None:
     table = make(90)
     table = table.take(np.flatnonzero(table.labels != 2))
     found = metrics.figures(table, draws=50)
-    for name in ("recall/comminuted", "auroc/comminuted", "auroc", "balanced_accuracy"):
+    macro = ("balanced_accuracy", "recall_macro", "f1_macro", "precision_macro")
+    for name in ("recall/comminuted", "auroc/comminuted", "auroc", *macro, "specificity_macro"):
         assert found[name].value is None, name
         assert found[name].reason, name
     assert found["accuracy"].value is not None
