@@ -13,6 +13,7 @@ from scipy.special import ndtr, ndtri
 LEVEL = 0.95
 DRAWS = 2000
 TIE = 1e-12  # rounding in sums and means must not tell equal figures apart
+ROUNDING = 1e-6  # of float32 sums: redraws that spread less, beside their value, are all the same
 RARE = 10  # patients below which a class is redrawn by itself
 _CHUNK = 2_000_000  # numbers held at a time
 _GROUPS = 1000  # the jackknife leaves out at most so many groups of patients
@@ -136,7 +137,7 @@ class Replicates:
         usable = redrawn[np.isfinite(redrawn)]
         if len(usable) < 0.9 * len(redrawn) or not np.isfinite(self.value[at]):
             return np.nan, np.nan
-        if usable.min() == usable.max():
+        if np.ptp(usable) <= ROUNDING * abs(self.value[at]):
             return np.nan, np.nan
         left = self.left_out[:, at]
         return bca(float(self.value[at]), usable, left[np.isfinite(left)], level)

@@ -28,5 +28,5 @@ def _redrawn(patients: np.ndarray, values: np.ndarray) -> Figure:
     clusters = Clusters.make(patients, np.zeros(len(values), dtype=np.int64))
     sums = clusters.total(np.column_stack([values, np.ones(len(values))]))
     drawn = bootstrap(sums, lambda s: s[:, :1] / s[:, 1:], clusters)
-    parts = (float(drawn.value[0]), *drawn.interval(0))
+    parts = (float(values.mean()), *drawn.interval(0))
     return figure(parts, "patient bootstrap, BCa", len(values), clusters.count, SAME)

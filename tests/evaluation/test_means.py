@@ -44,3 +44,12 @@ def test_numbers_are_no_share() -> None:
 def test_no_image_has_no_mean() -> None:
     found = mean(people(0), np.zeros(0, dtype=bool), "no image is answered")
     assert (found.value, found.n, found.reason) == (None, 0, "no image is answered")
+
+
+@pytest.mark.parametrize("number", [0.1, 0.3, 1e-7])
+def test_equal_numbers_are_equal_though_sums_round(number: float) -> None:
+    found = mean(people(50), np.full(50, number))
+    assert found.value == pytest.approx(number, rel=1e-12)
+    assert (found.low, found.high) == (None, None)
+    near = mean(people(50), number + 1e-5 * number * (np.arange(50) % 2))
+    assert near.low < near.value < near.high
