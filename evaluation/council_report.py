@@ -8,7 +8,7 @@ from evaluation import council_figures as drawings
 from evaluation import figures as plain
 from evaluation import report, run_report
 from evaluation.comparison import COMPARED, Difference, verdict
-from evaluation.council import Fitted, Judged, calibrated, disputed, vote
+from evaluation.council import Fitted, Judged, disputed, vote
 from evaluation.diversity import Pair
 from evaluation.intervals import Figure
 from evaluation.means import mean
@@ -259,8 +259,3 @@ def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: s
     }
     split = "+".join(first.splits)
     return Results(name, split, first.class_names, judged.voters[chosen], others, meta=meta)
-
-
-def at_temperatures(fitted: Fitted, tables: Tables) -> dict[str, PredictionTable]:
-    """The members' tables, each at the temperature that suits it on validation."""
-    return {name: calibrated(t, fitted.temperatures[name]) for name, t in tables.items()}
