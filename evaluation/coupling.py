@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, figure
+from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, figure
+from evaluation.means import mean
+from evaluation.room import ALIKE, BOOTSTRAP, with_room
 from evaluation.table import PredictionTable
 
 SURE = 1e-9  # a pair is never surer than this: the coupling's equations stay solvable
@@ -46,18 +48,34 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
     if table.pairs is None or (table.labels < 0).all():
         return {}
     known = table.labelled
-    clusters = Clusters.make(known.patients, known.labels)
     hits, asked = _answers(known)
-    right = (known.logits.argmax(axis=1) == known.labels)[:, None]
+    names, who = pair_names(known.class_names), known.patients
+    found = {
+        name: mean(who[of_pair], right[of_pair], "neither class has an image", draws, seed)
+        for name, right, of_pair in zip(names, hits.T, asked.T, strict=True)
+    }
+    return found | _over_pairs(known, hits, asked, list(found.values()), draws, seed)
+
+
+def _over_pairs(
+    table: PredictionTable, hits: np.ndarray, asked: np.ndarray, each: list[Figure],
+    draws: int, seed: int,
+) -> dict[str, Figure]:  # fmt: skip
+    """The pairs' mean and the gap; a pair that is always right, or never, has Wilson's room."""
+    clusters = Clusters.make(table.patients, table.labels).whole
+    right = (table.logits.argmax(axis=1) == table.labels)[:, None]
     sums = clusters.total(np.concatenate([hits, asked, right, np.ones_like(right)], axis=1))
-    values = bootstrap(sums, _accuracies, clusters, draws, seed)
-    names = pair_names(known.class_names)
-    sizes = [*map(int, asked.sum(axis=0)), len(known), len(known)]
-    found = zip([*names, "pairs", "pairs_gap"], sizes, strict=True)
-    reason = "neither class has an image, or too few redraws have one"
+    redrawn, at = bootstrap(sums, _accuracies, clusters, draws, seed), len(each)
+    ends = [(f.value - f.low, f.high - f.value) for f in each
+            if f.value in (0, 1) and f.low is not None and f.high is not None]  # fmt: skip
+    fall, rise = np.linalg.norm(np.reshape(ends, (-1, 2)), axis=0) / len(each)
+    size = (len(table), clusters.count)
+    reason = ALIKE if np.isfinite(redrawn.value[at]) else "a pair has no image"
+    parts, method = with_room(redrawn, at, float(fall), float(rise))
+    gap = (float(redrawn.value[at + 1]), *redrawn.interval(at + 1))
     return {
-        name: figure(_parts(values, at), "patient bootstrap, BCa", size, clusters.count, reason)
-        for at, (name, size) in enumerate(found)
+        "pairs": figure(parts, method, *size, reason),
+        "pairs_gap": figure(gap, BOOTSTRAP, *size, reason),
     }
 
 
@@ -73,10 +91,6 @@ def accuracies(table: PredictionTable) -> dict[str, float]:
 def pair_names(class_names: list[str]) -> list[str]:
     """The names of the pairs' figures, in the order of the pair logits."""
     return [f"pair/{class_names[i]}/{class_names[j]}" for i, j in pairs(len(class_names))]
-
-
-def _parts(values: Replicates, at: int) -> tuple[float, float, float]:
-    return (float(values.value[at]), *values.interval(at))
 
 
 def _shares(pair_logits: Tensor, classes: int) -> Tensor:

@@ -90,6 +90,19 @@ class Clusters:
         """True where every patient has one row."""
         return self.count == len(self.of_row)
 
+    @property
+    def strata(self) -> bool:
+        """True where patients of a rare class are redrawn among themselves."""
+        return bool((self.stratum >= 0).any())
+
+    @property
+    def whole(self) -> "Clusters":
+        """The same patients, all redrawn together: for figures in which classes weigh by images.
+
+        How many patients of a rare class there are is chance as well.
+        """
+        return Clusters(self.of_row, np.full_like(self.stratum, -1))
+
     def total(self, rows: Sums) -> Sums:
         """Sums (n, d) over each patient's rows: (patients, d), sparse where `rows` are."""
         return _gathered(rows, self.of_row, self.count)
@@ -102,7 +115,7 @@ class Clusters:
         return _drawn(self.stratum.astype(np.int64).tobytes(), draws, seed)
 
 
-@lru_cache(maxsize=1)  # every table of one council is redrawn in the same way
+@lru_cache(maxsize=2)  # every table of one council is redrawn in the same way
 def _drawn(stratum: bytes, draws: int, seed: int) -> np.ndarray:
     of_patient = np.frombuffer(stratum, np.int64)
     counts = np.empty((len(of_patient), draws), np.uint8)
@@ -131,16 +144,27 @@ class Replicates:
     redrawn: np.ndarray
     left_out: np.ndarray
 
+    def lacking(self, at: int) -> bool:
+        """Whether statistic `at` has no value, or too few draws have one."""
+        usable = np.isfinite(self.redrawn[:, at]).mean()
+        return bool(usable < 0.9 or not np.isfinite(self.value[at]))
+
+    def alike(self, at: int) -> bool:
+        """Whether all draws of statistic `at` are the same, which says nothing of its spread."""
+        return not self.lacking(at) and bool(
+            np.ptp(self._usable(at)) <= ROUNDING * abs(self.value[at])
+        )
+
     def interval(self, at: int, level: float = LEVEL) -> tuple[float, float]:
         """The BCa interval of statistic `at`; NaN when draws lack it or are all the same."""
-        redrawn = self.redrawn[:, at]
-        usable = redrawn[np.isfinite(redrawn)]
-        if len(usable) < 0.9 * len(redrawn) or not np.isfinite(self.value[at]):
+        if self.lacking(at) or self.alike(at):
             return np.nan, np.nan
-        if np.ptp(usable) <= ROUNDING * abs(self.value[at]):
-            return np.nan, np.nan
-        left = self.left_out[:, at]
+        usable, left = self._usable(at), self.left_out[:, at]
         return bca(float(self.value[at]), usable, left[np.isfinite(left)], level)
+
+    def _usable(self, at: int) -> np.ndarray:
+        redrawn = self.redrawn[:, at]
+        return np.asarray(redrawn[np.isfinite(redrawn)])
 
     def centred(self, at: int, level: float = LEVEL) -> tuple[float, float]:
         """Percentiles of the draws moved back onto the value; NaN as for `interval`.

@@ -1,10 +1,24 @@
 """Figures of a ranking that no sum gives: average precision, sensitivity at a specificity."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
-from evaluation.intervals import Clusters, Sums, bootstrap
+from evaluation.intervals import (
+    TIE,
+    Clusters,
+    Figure,
+    Replicates,
+    Sums,
+    bootstrap,
+    figure,
+    wilson,
+)
+from evaluation.room import ALIKE, FEW, few, with_room
 from evaluation.table import PredictionTable
+
+ABSENT = "a class has no image, or it has them all"
 
 SPECIFICITY = 0.95
 NAMES = ("average_precision", f"sensitivity_at_specificity_{SPECIFICITY:g}")
@@ -25,28 +39,66 @@ def sensitivity_at(
 
 def ranked_figures(
     table: PredictionTable, clusters: Clusters, draws: int, seed: int
-) -> dict[str, tuple[float, float, float]]:
-    """Value, low and high of each class and of the mean over classes, by name.
+) -> dict[str, Figure]:
+    """Both figures of each class and their means over classes, by name.
 
     Where there are many distinct scores the redraws rank blocks of them, and what the blocks
     cost the figure itself is added back.
     """
-    scores, classes = table.probabilities, range(len(table.class_names))
-    positive = [table.labels == c for c in classes]
-    blocks = [_blocked(scores[:, c], positive[c]) for c in classes]
-    exact = [_ranked(_exact(scores[:, c], positive[c]))[0] for c in classes]
+    names, scores = table.class_names, table.probabilities.T
+    positive = (table.labels[:, None] == np.arange(len(names))).T
+    blocks = [_blocked(*each) for each in zip(scores, positive, strict=True)]
+    values = np.array([_ranked(_exact(*each))[0] for each in zip(scores, positive, strict=True)])
     ends = np.cumsum([b.shape[1] for b in blocks])[:-1]
     redrawn = bootstrap(
         clusters.total(hstack(blocks).tocsr()), lambda s: _means(s, ends), clusters, draws, seed
     )
-    values = np.concatenate([np.mean(exact, axis=0), *exact])
-    keys = [f"{n}{end}" for end in ("", *(f"/{c}" for c in table.class_names)) for n in NAMES]
-    found = {}
-    for at, key in enumerate(keys):
-        shift = values[at] - redrawn.value[at]
-        low, high = redrawn.interval(at)
-        found[key] = (float(values[at]), max(0.0, low + shift), min(1.0, high + shift))
+    held = np.array([_patients(clusters, own) for own in positive])
+    falls = _falls(values, positive.mean(axis=1), held)
+    found, size = {}, (len(table), clusters.count)
+    for column, name in enumerate(NAMES):
+        over = (values[:, column].mean(), np.linalg.norm(falls[:, column]) / len(names))
+        each = [over, *zip(values[:, column], falls[:, column], strict=True)]
+        reasons = _few(names, held, values[:, column])
+        for row, end in enumerate(("", *(f"/{c}" for c in names))):
+            found[name + end] = _figure(redrawn, 2 * row + column, *each[row], reasons[row], size)
     return found
+
+
+def _figure(
+    redrawn: Replicates, at: int, value: float, fall: float, reason: str, size: tuple[int, int]
+) -> Figure:
+    shift = value - float(redrawn.value[at])
+    parts, method = with_room(redrawn, at, fall, 0.0, shift=shift)
+    if reason:
+        parts = (value, np.nan, np.nan)
+    return figure(parts, method, *size, reason or (ALIKE if np.isfinite(value) else ABSENT))
+
+
+def _few(names: Sequence[str], held: np.ndarray, values: np.ndarray) -> list[str]:
+    """Why the mean over classes and each class have no interval; "" where they may have one."""
+    known = np.where(values == 1, FEW, held.T)  # how far a perfect class falls is known
+    every = zip(names, *known, strict=True)
+    each = [few([c], [own]) or few([f"not {c}"], [others]) for c, own, others in every]
+    return [few(names, known[0]) or next(filter(None, each), ""), *each]
+
+
+def _patients(clusters: Clusters, positive: np.ndarray) -> tuple[int, int]:
+    """Patients that have a positive and patients that have a negative."""
+    each = clusters.total(np.column_stack([positive, ~positive]).astype(float)) > 0
+    return int(each[:, 0].sum()), int(each[:, 1].sum())
+
+
+def _falls(values: np.ndarray, share: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """How far below 1 a perfect figure (K, 2) may yet be; 0 for others.
+
+    As if positives were found, and negatives passed over, only as often as Wilson's bound for a
+    perfect rate says, each patient counting once.
+    """
+    found, passed = np.array([[wilson(n, n)[0] if n else 0.0 for n in each] for each in held]).T
+    hits, alarms = share * found, (1 - share) * (1 - passed)
+    floors = np.column_stack([found * hits / np.maximum(hits + alarms, TIE), found])
+    return np.where(values == 1, 1 - floors, 0.0)
 
 
 def _means(sums: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ from evaluation.intervals import Sums
 from evaluation.table import PredictionTable
 
 CENTRED = ("ece", "ece_classwise")  # figures that redrawing inflates
+SHARES = ("accuracy", "recall_weighted")  # shares of the images, the same by two names
+BY_IMAGE = (*SHARES, "nll", "brier", *CENTRED)  # in these no class weighs more than its images
 
 
 def nll(table: PredictionTable) -> np.ndarray:

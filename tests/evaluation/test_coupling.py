@@ -5,6 +5,7 @@ from scipy.optimize import minimize
 
 from evaluation import metrics
 from evaluation.coupling import couple, figures, pairs
+from evaluation.intervals import wilson
 from evaluation.names import NAMES, is_figure
 from evaluation.table import PredictionTable
 from tests.evaluation import tables
@@ -111,6 +112,30 @@ def test_pair_accuracies_are_counted_on_their_two_classes(films: int) -> None:
     assert low is not None
     assert high is not None
     assert low < np.mean(rates) < high
+
+
+@pytest.mark.parametrize(("right", "films"), [(True, 1), (True, 3), (False, 1), (False, 3)])
+def test_a_pair_that_is_always_right_or_never_counts_its_patients(right: bool, films: int) -> None:
+    made = tables.make(120, classes=3, films=films)
+    z = np.random.default_rng(1).normal(size=(120, 3))
+    z[:, 0] = np.where((made.labels == 0) == right, 2, -2)
+    found, asked = figures(table_with(z, made), draws=200), made.labels < 2
+    people = len(set(made.patients[asked]))
+    pair = found["pair/none/simple"]
+    assert (pair.value, pair.n, pair.patients) == (float(right), asked.sum(), people)
+    assert (pair.low, pair.high) == wilson(people * right, people)
+
+
+def test_where_all_pairs_are_right_their_mean_has_room() -> None:
+    made = tables.make(120, classes=3)
+    z = np.stack([np.where(made.labels == i, 2, -2) for i, _ in pairs(3)], axis=1)
+    found = figures(table_with(z, made), draws=200)
+    each = found["pair/none/simple"]
+    assert each.low < found["pairs"].low < 1 - (1 - each.low) / 3
+    assert (found["pairs"].value, found["pairs"].high) == (1.0, 1.0)
+    gap = found["pairs_gap"]
+    assert (gap.value, gap.low) == (0.0, None)
+    assert "all the same" in gap.reason
 
 
 def test_no_pairs_no_figures() -> None:

@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from evaluation import metrics, rates
-from evaluation.ranked import average_precision, sensitivity_at
+from evaluation.ranked import NAMES, average_precision, sensitivity_at
 from tests.evaluation.tables import make
 
 
@@ -93,10 +93,24 @@ def test_rows_of_unknown_label_are_left_out() -> None:
 
 def test_figures_say_how_many_images_and_patients() -> None:
     found = metrics.figures(make(120, films=4), draws=50)
-    assert {(f.n, f.patients) for f in found.values()} == {(120, 30)}
+    rates = ("recall/", "precision/", "specificity/")
+    others = {name: f for name, f in found.items() if not name.startswith(rates)}
+    assert {(f.n, f.patients) for f in others.values()} == {(120, 30)}
     assert found["accuracy"].method == "patient bootstrap, BCa"
     assert found["auroc"].method == "cluster-robust DeLong"
     assert metrics.figures(make(120), draws=50)["accuracy"].method == "Wilson"
+
+
+@pytest.mark.parametrize("films", [1, 3])
+def test_the_rates_of_a_class_count_what_they_are_a_share_of(films: int) -> None:
+    table = make(120, films=films)
+    found, said = metrics.figures(table, draws=20), table.logits.argmax(axis=1)
+    for c, name in enumerate(table.class_names):
+        own, told = table.labels == c, said == c
+        for rate, asked in (("recall", own), ("precision", told), ("specificity", ~own)):
+            figure = found[f"{rate}/{name}"]
+            assert figure.n == asked.sum()
+            assert figure.patients == len(set(table.patients[asked]))
 
 
 def test_rankings_of_a_class_are_scikit_learns_with_ties() -> None:
@@ -139,10 +153,47 @@ def test_a_perfect_table_has_room_below_one(films: int) -> None:
     perfect = replace(table, logits=10 * np.eye(3)[table.labels])
     found = metrics.figures(perfect, draws=50)
     n = 120 // films
-    for name in ("accuracy", "balanced_accuracy", "kappa", "mcc", "f1_macro", "recall/none"):
+    names = ("accuracy", "balanced_accuracy", "kappa", "mcc", "f1_macro", "recall/none",
+             *NAMES, "average_precision/simple")  # fmt: skip
+    for name in names:
         figure = found[name]
         assert (figure.value, figure.high) == (1.0, 1.0), name
         assert 1 - 30 / n < figure.low < 1 - 1 / n, name
+
+
+@pytest.mark.parametrize("films", [1, 4])
+def test_a_table_that_is_never_right_has_room_above_zero(films: int) -> None:
+    table = make(120, films=films)
+    wrong = replace(table, logits=10 * np.eye(3)[(table.labels + 1) % 3])
+    found, n = metrics.figures(wrong, draws=50), 120 // films
+    for name in ("accuracy", "balanced_accuracy", "f1_macro", "recall/none", "precision_macro"):
+        figure = found[name]
+        assert (figure.value, figure.low) == (0.0, 0.0), name
+        assert 1 / n < figure.high < 30 / n, name
+
+
+@pytest.mark.parametrize("rare", [1, 4])
+def test_a_class_of_few_patients_is_named_where_a_ranking_has_no_interval(rare: int) -> None:
+    table = make(300, 2)
+    kept = np.r_[np.flatnonzero(table.labels == 0), np.flatnonzero(table.labels == 1)[:rare]]
+    found = metrics.figures(table.take(kept), draws=50)
+    for name in ("average_precision", "average_precision/simple"):
+        assert 0 < found[name].value < 1
+        assert (found[name].low, found[name].high) == (None, None)
+        assert (
+            found[name].reason == f"class 'simple' has {rare} of the 5 patients that redraws need"
+        )
+    assert found["balanced_accuracy"].low is not None
+
+
+def test_what_is_missing_has_no_ends() -> None:
+    absent = make(90).take(np.flatnonzero(make(90).labels != 2))
+    alone = replace(make(90), rows=make(90).rows.assign(patient="one"))
+    for found in (metrics.figures(absent, draws=50), metrics.figures(alone, draws=50)):
+        for name, figure in found.items():
+            assert (figure.low is None) == (figure.high is None), name
+            assert figure.value is not None or figure.low is None, name
+            assert figure.low is not None or figure.reason, name
 
 
 def test_an_attribute_has_its_own_figures() -> None:
