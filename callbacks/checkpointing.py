@@ -1,10 +1,13 @@
 """best.ckpt and last.ckpt in the run folder."""
 
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class BestAndLast(ModelCheckpoint):
@@ -24,14 +27,55 @@ class BestAndLast(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
+        self.resumed: Path | None = None
+        self.copies = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Puts the files into the run folder itself."""
         self.dirpath = str(Path(trainer.default_root_dir))
         super().setup(trainer, pl_module, stage)
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Knows which checkpoint a fit goes on from, before the state of before is taken up."""
+        goes_on = trainer.state.fn == "fit" and trainer.ckpt_path
+        self.resumed = Path(str(trainer.ckpt_path)) if goes_on else None
+        self.copies = trainer.is_global_zero
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The best so far, in whatever way the run folder is called now.
+
+        Lightning forgets it where the folder's name is written otherwise than then, and the next
+        epoch would be the best. A fit that goes on in another folder takes the best along.
+        """
+        here = Path(str(self.dirpath))
+        if self.resumed is not None and self._has_best(state_dict, here):
+            paths = {name: _in(here, state_dict[name]) for name in PATHS}
+            models = {_in(here, path): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = {**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
+
+    def _has_best(self, state: dict[str, Any], here: Path) -> bool:
+        """Whether the best of before is in `here`, or is none; from another folder it is copied."""
+        there = cast(Path, self.resumed).parent
+        if not state["best_model_path"] or here.resolve() == there.resolve():
+            return True
+        best = there / Path(state["best_model_path"]).name
+        if not best.is_file() or (here / best.name).is_file():
+            return False  # another training's best is not written over, and not taken for ours
+        if self.copies:
+            here.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, here / best.name)
+        return True
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes last.ckpt after epochs that are not the best as well; Lightning would not."""
         super().on_train_epoch_end(trainer, pl_module)
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _in(folder: Path, path: str) -> str:
+    """A file of the run folder, as the folder is called now; none stays none."""
+    return str(folder / Path(path).name) if path else path
