@@ -126,14 +126,21 @@ def _hook(name: str, note: Callable[..., None]) -> Callable[..., None]:
 
 
 def _mark_ends(module: nn.Module, order: Sequence[Found]) -> None:
-    """The first layer sees the image; the last one and timm's classifier make the logits."""
-    if not order:
-        return
-    order[0].reason = order[0].reason or "sees the image"
-    getter = getattr(getattr(module, "net", module), "get_classifier", None)
-    heads = {id(p) for p in getter().parameters()} if getter is not None else set()
-    for seen in [order[-1], *(seen for seen in order if id(seen.weight) in heads)]:
-        seen.reason = seen.reason or "makes the logits"
+    """Of each trunk the first layer sees the image, and the last and timm's classifier the logits.
+
+    A module has one trunk, or one for each pair of classes.
+    """
+    whole = getattr(module, "net", module)
+    for trunk in getattr(whole, "trunks", [whole]):
+        own = {id(parameter) for parameter in trunk.parameters()}
+        met = [seen for seen in order if id(seen.weight) in own]
+        if not met:
+            continue
+        met[0].reason = met[0].reason or "sees the image"
+        getter = getattr(trunk, "get_classifier", None)
+        heads = {id(p) for p in getter().parameters()} if getter is not None else set()
+        for seen in [met[-1], *(seen for seen in met if id(seen.weight) in heads)]:
+            seen.reason = seen.reason or "makes the logits"
 
 
 def _dry_run(module: nn.Module, image: Tensor) -> None:

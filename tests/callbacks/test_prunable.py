@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from callbacks.prunable import prunable
+from lightning_modules import OneVsOneClassifier
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 
@@ -21,6 +22,14 @@ def test_what_is_left_out_of_an_efficientnet_and_why():
     assert "conv_head.weight" in names
     assert set(names).isdisjoint(found.left_out)
     assert {n for n, _ in net.named_parameters()} == set(names) | set(found.left_out)
+
+
+def test_every_trunk_of_the_pairs_has_ends_of_its_own():
+    net = OneVsOneClassifier(["a", "b", "c"], "test_resnet", trunks="pair").eval()
+    found = prunable(net, IMAGE, exclude=["nothing"])
+    for k in range(3):
+        assert found.left_out[f"net.trunks.{k}.conv1.0.weight"] == "sees the image"
+        assert found.left_out[f"net.trunks.{k}.fc.weight"] == "makes the logits"
 
 
 def test_a_kernel_that_sees_one_pixel_of_a_small_picture_is_no_squeeze():
