@@ -41,8 +41,14 @@ def require_same_data(
 
 
 def put(path: Path, content: dict[str, Any], trainer: L.Trainer, module: L.LightningModule) -> None:
-    """Weights of a checkpoint of the same data into the module and its averages."""
+    """Weights of a checkpoint of the same data into the module and its averages.
+
+    The module remembers what they were made of, where that is more than it trains on itself.
+    """
     require_same_data(path, content, trainer, module)
+    block = content.get("consilium", {})
+    if hasattr(module, "learnt") and "train_ids" in block:
+        module.learnt = block["train_ids"]
     try:
         module.load_state_dict(content["state_dict"])
     except RuntimeError as error:

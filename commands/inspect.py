@@ -16,7 +16,7 @@ from torch import Tensor
 
 from commands import words
 from evaluation.files import read_json
-from lightning_modules import catalogue, checkpoints
+from lightning_modules import catalogue, checkpoints, packing
 
 SHORT = 12
 
@@ -27,8 +27,9 @@ class Inspected:
 
     Args:
         path: the file.
-        block: what it says of itself, without the hashes of the training ids.
+        block: what it says of itself, without the hashes of ids.
         training_ids: how many samples it was trained on.
+        val_ids: how many samples its epoch was chosen by.
         weights: hash of the weights that are in it.
         intact: whether that is the hash stated, by the file and by a council that names it.
         measured: whether its figures were measured on these weights.
@@ -41,6 +42,7 @@ class Inspected:
     path: str
     block: dict[str, Any]
     training_ids: int
+    val_ids: int
     weights: str
     intact: bool
     measured: bool
@@ -86,11 +88,12 @@ def inspected(path: Path, stated: str | None = None) -> Inspected:
     block, state = checkpoints.read(path)
     weights = checkpoints.weights_hash(state)
     parameters, macs = catalogue.cost(block)
-    said = {name: value for name, value in vars(block).items() if name != "train_ids"}
+    said = {name: value for name, value in vars(block).items() if name not in packing.IDS}
     return Inspected(
         path=path.as_posix(),
         block=said,
         training_ids=len(block.train_ids),
+        val_ids=len(block.val_ids),
         weights=weights,
         intact=weights == block.weights and stated in (None, weights),
         measured=weights == block.measured_weights,
@@ -141,7 +144,7 @@ def facts(one: Inspected) -> dict[str, str]:
         f"{one.macs / 1e9:.3f} G MACs, {one.zeros:.1%} of the kernels' weights are 0{fewer}",
         "input": seen(block["preprocess"]),
         "data": f"manifest {block['manifest_digest'][:SHORT]}, {one.training_ids:,} samples "
-        "trained on",
+        f"trained on, {one.val_ids:,} chose the epoch",
         "written": f"after epoch {block['epoch']}, {one.bytes / 1e6:.1f} MB, "
         + ", ".join(versions(block["versions"])),
         "val": f"{figures} (measured {on}, no intervals)" if figures else "not measured",

@@ -144,12 +144,12 @@ class Model:
         return np.concatenate([votes, self.council(votes, self._parts(parts))[None]])
 
     def require_unseen(self, ids: Iterable[str], split: str) -> None:
-        """Refuses samples that a member was trained on."""
+        """Refuses samples that a member was trained on, or of a test that it was chosen by."""
         ids = list(ids)
         for member in self.members:
             if member.block is not None:
                 where = f"split {split!r}: member {member.name!r}"
-                checkpoints.refuse_training_ids(member.block, ids, where)
+                checkpoints.refuse_seen(member.block, ids, split, where)
 
     def parts_of(self, rows: pd.DataFrame, other: str = "") -> list[str]:
         """What the voter must know of each row, `other` where the rows do not say it."""

@@ -18,6 +18,7 @@ from lightning_modules import packing
 FORMAT = 1
 KEY = "consilium"
 PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
+LATER = {"structure", "val_ids"}  # files from before there were any have none
 REGISTRY: dict[str, type[nn.Module]] = {}
 
 Module = TypeVar("Module", bound=type[nn.Module])
@@ -45,6 +46,7 @@ class Block:
         versions: package versions at the time of writing.
         format: version of this block.
         structure: the channels that pruning has left (`structure.Kept`); empty: all.
+        val_ids: 64-bit hashes of the ids that the epoch was chosen by.
     """
 
     module: str
@@ -60,6 +62,7 @@ class Block:
     versions: dict[str, str]
     format: int = FORMAT
     structure: dict[str, Any] = field(default_factory=dict)
+    val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 def register(cls: Module) -> Module:
@@ -125,7 +128,7 @@ def read_block(content: dict[str, Any], path: str) -> Block:
         raise CheckpointError(f"{path}: not a Consilium checkpoint (it has no {KEY!r} block)")
     if said.get("format") != FORMAT:
         raise CheckpointError(f"{path}: block format {said.get('format')!r}, this reads {FORMAT}")
-    if set(said) | {"structure"} != known:  # files from before there was any have none
+    if set(said) | LATER != known:
         raise CheckpointError(f"{path}: block fields {sorted(set(said) ^ known)} are off")
     if not isinstance(said.get("structure", {}), dict):
         raise CheckpointError(f"{path}: structure is a {type(said['structure']).__name__}")
@@ -167,7 +170,7 @@ def packed(block: Block, state: dict[str, Tensor]) -> bytes:
     """A packed checkpoint: its weights are those of `packing.stored`, as is its hash."""
     kept = {name: t.to(state[name].dtype) for name, t in packing.stored(state).items()}
     said = asdict(replace(block, weights=weights_hash(kept)))
-    return packing.dump(state, said, said.pop("train_ids"))
+    return packing.dump(state, said, {name: said.pop(name) for name in packing.IDS})
 
 
 def content(block: Block, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -178,13 +181,16 @@ def content(block: Block, state: dict[str, Tensor]) -> dict[str, Any]:
     return {KEY: asdict(block), "state_dict": state, **known}
 
 
-def refuse_training_ids(block: Block, ids: Iterable[str], where: str) -> None:
-    """An error when any of `ids` was trained on: nobody is tested on what they learnt from."""
-    seen = torch.isin(id_hashes(ids), block.train_ids).sum().item()
-    if seen:
-        raise CheckpointError(
-            f"{where}: {seen} of the samples to be tested are training samples of this checkpoint"
-        )
+def refuse_seen(block: Block, ids: Iterable[str], split: str, where: str) -> None:
+    """An error when any of `ids` was trained on, or in a test split chose the epoch."""
+    hashes = id_hashes(ids)
+    learnt = {"training": block.train_ids} | ({"val": block.val_ids} if split == "test" else {})
+    for kind, known in learnt.items():
+        seen = torch.isin(hashes, known).sum().item()
+        if seen:
+            raise CheckpointError(
+                f"{where}: {seen} of the samples to be tested are {kind} samples of this checkpoint"
+            )
 
 
 def content_of(path: Path, mapped: bool = False) -> object:

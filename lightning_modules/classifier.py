@@ -59,11 +59,16 @@ class ImageClassifier(ExactModule):
         self.loss, self.optimisation, self.tuning = loss, optimisation, tuning
         self.head, self.mixing = head, mixing
         self.class_weights: Tensor | None = None
+        self.learnt = torch.empty(0, dtype=torch.int64)  # ids that its first weights were made of
         self.structure: structure.Kept = {}
         options: dict[str, Any] = dict(backbone_args or {})
         options |= {"pretrained": pretrained, "image_size": image_size}
         self.net = self.build_net(backbone, options)
-        self.train_accuracy = MulticlassAccuracy(len(class_names), average="micro")
+        self.train_accuracy = MulticlassAccuracy(
+            len(class_names),
+            average="micro",
+            validate_args=False,  # which would wait for the GPU
+        )
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """The network behind `forward`, with as many outputs as `head` needs."""
@@ -113,7 +118,7 @@ class ImageClassifier(ExactModule):
         """The loss of one batch."""
         image, target = self.mixing(one_view(batch), batch["label"], len(self.class_names))
         outputs: Tensor = self.net(image)
-        weights = None if self.class_weights is None else self.class_weights.to(outputs)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs.device)
         loss = self.cost(outputs, target, weights)
         self.train_accuracy(self.logits(outputs.detach()), batch["label"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
@@ -161,7 +166,10 @@ class ImageClassifier(ExactModule):
             class_names=list(self.class_names),
             preprocess=data.preprocess.to_dict(),
             manifest_digest=data.manifest.digest(),
-            train_ids=checkpoints.id_hashes(self.ids("train")),
+            train_ids=torch.unique(
+                torch.cat([checkpoints.id_hashes(self.ids("train")), self.learnt])
+            ),
+            val_ids=checkpoints.id_hashes(self.ids("val")),
             metrics=self.figures.get("val", {}) | self._details(),
             measured_weights=self.measured,
             epoch=self.current_epoch + 1,
@@ -186,8 +194,9 @@ class ImageClassifier(ExactModule):
             )
         self.restructure(block.structure)
         self.stated = "" if self.trainer.training else block.weights
+        self.learnt = block.train_ids
         if split := self.held_out(self.trainer.state.fn or ""):
-            checkpoints.refuse_training_ids(block, self.ids(split), f"split {split!r}")
+            checkpoints.refuse_seen(block, self.ids(split), split, f"split {split!r}")
 
 
 def one_view(batch: Batch) -> Tensor:

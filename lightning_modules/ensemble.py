@@ -67,7 +67,7 @@ class EnsembleModule(ExactModule):
         split = self.held_out(stage)
         for name, block in zip(self.member_names, self.blocks, strict=True):
             if split:
-                checkpoints.refuse_training_ids(block, self.ids(split), f"member {name!r}")
+                checkpoints.refuse_seen(block, self.ids(split), split, f"member {name!r}")
 
     def votes(self, batch: Batch) -> Tensor:
         """Logits of every member in the council's class order, (B, M, K)."""

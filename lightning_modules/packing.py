@@ -15,6 +15,7 @@ from torch import Tensor
 FORMAT = 1
 SUFFIX = ".packed.safetensors"
 KEY = "consilium.packed"
+IDS = ("train_ids", "val_ids")  # hashes, tensors of their own; early files have no val_ids
 BITMAP, WHOLE = "bitmap", "whole"
 DAMAGE = (zlib.error, AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 Weights = dict[str, Tensor]
@@ -75,11 +76,11 @@ def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
     return state
 
 
-def dump(state: Weights, said: dict[str, Any], train_ids: Tensor) -> bytes:
-    """A safetensors file: the packed weights, and what is said of them, plain, in its header."""
+def dump(state: Weights, said: dict[str, Any], ids: Weights) -> bytes:
+    """A safetensors file: packed weights, ids, and what else is said, plain, in its header."""
     packed, entries = pack(state)
     header = {"format": FORMAT, "weights": entries, "said": said}
-    return save(packed | {"train_ids": train_ids}, {KEY: json.dumps(header)})
+    return save(packed | ids, {KEY: json.dumps(header)})
 
 
 def read(path: Path) -> tuple[dict[str, Any], Weights]:
@@ -95,7 +96,8 @@ def read(path: Path) -> tuple[dict[str, Any], Weights]:
         raise ValueError(f"{path}: {found}, this reads packed files of format {FORMAT}")
     try:
         weights = unpack(packed, said["weights"])
-        return said["said"] | {"train_ids": packed["train_ids"]}, weights
+        ids = {name: packed[name] for name in IDS if name in packed or name == "train_ids"}
+        return said["said"] | ids, weights
     except DAMAGE as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
 

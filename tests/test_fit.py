@@ -72,6 +72,26 @@ def test_nobody_is_tested_on_training_images(tiny, resnet, tmp_path, capsys, ver
     assert not (tmp_path / "predictions").exists()
 
 
+def test_nobody_is_tested_on_images_that_chose_the_epoch(tiny, resnet, tmp_path, capsys):
+    content = torch.load(resnet / "best.ckpt", weights_only=True)
+    content["consilium"]["train_ids"] = torch.empty(0, dtype=torch.int64)
+    torch.save(content, tmp_path / "chosen.ckpt")
+    checkpoint = ["--ckpt_path", str(tmp_path / "chosen.ckpt"), "--run", str(tmp_path / "run")]
+    assert main(["test", *moved(tiny), *checkpoint]) != 0
+    assert "of the samples to be tested are val samples" in capsys.readouterr().err
+    assert main(["validate", *tiny.configs("same"), *checkpoint]) == 0  # val is what it is for
+
+
+def test_what_the_first_weights_were_made_of_is_remembered(tiny, resnet, tmp_path):
+    start = {"class_path": "callbacks.StartFrom",
+             "init_args": {"start": str(resnet / "best.ckpt")}}  # fmt: skip
+    few = {"data.init_args.balance": {"limit": 2}, "trainer.callbacks+": [start],
+           "trainer.max_epochs": 1}  # fmt: skip
+    assert main(["fit", *tiny.configs("few", **few), "--run", str(tmp_path)]) == 0
+    before, after = (checkpoints.read(run / "best.ckpt")[0] for run in (resnet, tmp_path))
+    assert torch.equal(after.train_ids, before.train_ids)
+
+
 @pytest.mark.parametrize("verb", ["test", "predict"])
 def test_no_council_votes_on_its_members_training_images(tiny, resnet, tmp_path, capsys, verb):
     council = {"class_path": "lightning_modules.EnsembleModule",
