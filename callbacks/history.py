@@ -16,7 +16,7 @@ class History(L.Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
-        self.started = 0.0
+        self.started, self.validated = 0.0, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keeps the rows of the epochs before a resume and drops what was interrupted."""
@@ -29,7 +29,11 @@ class History(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the epoch's clock."""
-        self.started = time.monotonic()
+        self.started, self.validated = time.monotonic(), False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Knows that the figures of val are of this epoch; Lightning keeps those of the last."""
+        self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Adds the epoch's row."""
@@ -38,7 +42,10 @@ class History(L.Callback):
         rates = [
             group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
         ]
-        figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        figures = {
+            name: float(value) for name, value in trainer.callback_metrics.items()
+            if self.validated or not name.startswith("val/")
+        }  # fmt: skip
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step, "lr": max(rates)}
         own = {"lr": row["lr"], "seconds": round(time.monotonic() - self.started, 3)}
         self.rows.append({**row, **own, **figures})
