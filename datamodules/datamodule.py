@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -182,7 +182,10 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Bytes to floats, on the device that the batch is on by now."""
-        return finished(batch, {"": self.preprocess, **self._views})
+        seen = finished(batch, {"": self.preprocess, **self._views})
+        if self.trainer is None:
+            return seen
+        return cast(Sample, self.trainer.precision_plugin.convert_input(seen))  # bf16-true
 
     def _splits(self, stage: str) -> list[str]:
         by_stage = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -50,7 +51,7 @@ class Preprocess:
             raise ValueError(f"clahe is {self.clahe}; it must be above 0, or null for none")
         if self.shortest is not None and self.shortest < self.side:
             raise ValueError(f"shortest is {self.shortest}; it must be at least {self.side}")
-        if min(self.std) <= 0:
+        if not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"std is {self.std}; every value must be above 0")
 
     @property

@@ -56,6 +56,17 @@ def test_changed_weights_are_found_out(resnet, tmp_path):
         checkpoints.load(tmp_path / "changed.ckpt")
 
 
+def test_half_precision_trains_and_an_epoch_without_val_has_no_figures_of_it(tiny, tmp_path):
+    rare = {"trainer.precision": "bf16-true", "trainer.max_epochs": 3,
+            "trainer.check_val_every_n_epoch": 2}  # fmt: skip
+    assert main(["fit", *tiny.configs("half", **rare), "--run", str(tmp_path)]) == 0
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert history["val/loss"].notna().tolist() == [False, True, False]
+    assert history["train/loss"].notna().all()
+    _, state = checkpoints.read(tmp_path / "best.ckpt")
+    assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.bfloat16}
+
+
 def moved(tiny, test=0.8, **changes):
     """Another split of the same pictures; so large a test split holds training pictures."""
     source = {"class_path": "datamodules.Phantoms", "init_args": {

@@ -44,7 +44,12 @@ def test_it_travels_as_plain_data_and_its_name_follows_its_values():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"size": 0}, "size is 0"), ({"clahe": 0.0}, "clahe is 0"), ({"std": (1, 1, 0)}, "std is")],
+    [
+        ({"size": 0}, "size is 0"),
+        ({"clahe": 0.0}, "clahe is 0"),
+        ({"std": (1, 1, 0)}, "std is"),
+        ({"std": (float("nan"), 1, 1)}, "std is"),
+    ],
 )
 def test_wrong_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
