@@ -105,7 +105,7 @@ def member_name(path: Path) -> str:
 
 
 def refuse_strangers(val: Tables, test: Tables) -> None:
-    """The test tables must come from the very weights that validation saw."""
+    """The test tables must come from the weights that validation saw, and be of other images."""
     if list(val) != list(test):
         raise ValueError(f"--val has members {list(val)}, --test has {list(test)}")
     for name in val:
@@ -114,6 +114,10 @@ def refuse_strangers(val: Tables, test: Tables) -> None:
             raise ValueError(f"{name}: --val comes from weights {before}, --test from {after}")
         if "val" in test[name].splits:
             raise ValueError(f"--test {name}: holds split 'val'; a council is judged on others")
+        shared = set(val[name].rows["id"]) & set(test[name].rows["id"])
+        if shared:
+            raise ValueError(f"--test {name}: {len(shared)} of its ids are in --val as well, "
+                             f"{min(shared)!r} for one; a council is judged on others")  # fmt: skip
 
 
 def write(

@@ -103,6 +103,20 @@ def test_wrong_tables_are_one_line(runs: Path, capsys: pytest.CaptureFixture[str
     assert not (runs / "council").exists()
 
 
+def test_nobody_is_judged_on_images_that_fitted_the_voters(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under another manifest the same images may be called test."""
+    for name in MEMBERS:
+        folder = runs / "members" / name / "predictions"
+        val = PredictionTable.read(folder / "val.parquet")
+        again = val.rows.assign(split="test")
+        replace(val, rows=again).write(folder / "test.parquet")
+    assert main(_arguments(runs)) == 2
+    said = capsys.readouterr().err
+    assert "--test first: 500 of its ids are in --val as well, 'val0' for one" in said
+
+
 def test_members_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(runs / "members" / name) for name in MEMBERS]
     out = runs / "compare"
