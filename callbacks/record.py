@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
+from callbacks import weights
 from callbacks.board import Board, show, tell
 from callbacks.history import FILE as HISTORY
 from evaluation import coupling, run_report
@@ -58,14 +59,17 @@ class Record(L.Callback):
         if not trainer.is_global_zero or not said:
             return
         folder = Path(trainer.default_root_dir)
-        results = replace(
-            results_of(folder.name, split, said), measures=run_report.measures(folder)
+        ours = weights.size(module) > 0 and run_report.is_of(
+            folder, weights.size(module), weights.zeros(module)
         )
+        results = results_of(folder.name, split, said)
+        results = replace(results, measures=run_report.measures(folder) if ours else {})
         if results.meta.get("members"):
             write_json(folder / "council.json", council(results, folder))
-        page = run_report.sections(folder, results, said, folder / HISTORY)
+        page = run_report.sections(folder, results, said, folder / HISTORY, savings=ours)
         run_report.write_run_report(folder, results, page)
-        run_report.write_changed(folder, said[""])
+        if ours:
+            run_report.write_changed(folder, said[""])
         write_results(folder / name, results)
         mirror(trainer.loggers, results, said[""], page)
         Console().print(summary(results))

@@ -159,15 +159,19 @@ class TwoStageSparseTraining(L.Callback):
             self._sleep.wake(trainer)
             self.settled = True
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes sparsity.json."""
-        self._release()
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes sparsity.json, before last.ckpt: a kill after the last epoch leaves both."""
         if trainer.is_global_zero and self.held is not None and self.begun:
-            self._held.verify(trainer.optimizers)
             folder = Path(trainer.default_root_dir)
             said = account.file(self._found, self._held, pl_module)
             said |= {"settings": self.settings, "control": self._control(folder)}
             write_json(folder / sparsity.FILE, said)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Verifies that no zero has moved."""
+        self._release()
+        if self.held is not None and self.begun:
+            self._held.verify(trainer.optimizers)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

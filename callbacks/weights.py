@@ -68,11 +68,16 @@ def forget_averages(trainer: L.Trainer) -> None:
         kept.n_averaged.zero_()
 
 
+def size(module: nn.Module) -> int:
+    """How many numbers the module's parameters have."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def zeros(module: nn.Module) -> float:
     """Share of all numbers of the module's parameters that are 0."""
     parameters: list[Tensor] = [p.detach() for p in module.parameters()]
     none = sum(p.numel() - int(p.count_nonzero()) for p in parameters)
-    return none / sum(p.numel() for p in parameters)
+    return none / size(module)
 
 
 def _averaged(trainer: L.Trainer) -> list[Any]:

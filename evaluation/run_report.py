@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from evaluation.table import PredictionTable
 
 FILE = "report.html"
 MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll")
+NEAR = 0.005  # a few numbers are 0 by themselves
 RATIOS = (
     "weights_zero_fraction",
     "macs_theoretical_ratio",
@@ -45,16 +47,23 @@ def write_changed(folder: Path, table: PredictionTable) -> None:
 
 
 def sections(
-    folder: Path, results: Results, tables: Mapping[str, PredictionTable], history: Path
+    folder: Path,
+    results: Results,
+    tables: Mapping[str, PredictionTable],
+    history: Path,
+    savings: bool = True,
 ) -> list[report.Section]:
-    """The page from top to bottom; `tables` holds the run's own under ""."""
+    """The page from top to bottom; `tables` holds the run's own under "".
+
+    `savings`: whether what the folder says of zeros and channels is of the weights measured.
+    """
+    saved = [*sparsity.of_run(folder, tables[""]), *pruned.of_run(folder, tables[""])]
     return [
         report.lead(results.name, "accuracy", results.metrics["accuracy"]),
         *notes(results),
         *_members(results),
         report.figures_table({k: f for k, f in results.metrics.items() if k in MAIN}),
-        *sparsity.of_run(folder, tables[""]),
-        *pruned.of_run(folder, tables[""]),
+        *(saved if savings else []),
         *pictures(tables[""]),
         *_curves(history),
         report.figures_table(results.metrics, "All figures"),
@@ -62,13 +71,26 @@ def sections(
     ]
 
 
+def is_of(folder: Path, parameters: int, zeros: float) -> bool:
+    """Whether what a folder says of zeros and channels is of weights with so many, and such zeros.
+
+    The dense model that a sparse one was made of lies in the same folder.
+    """
+    said = said_of(folder)
+    same = said.get("parameters", parameters) == parameters
+    return bool(same and abs(said.get("weights_zero_fraction", zeros) - zeros) < NEAR)
+
+
+def said_of(folder: Path) -> dict[str, Any]:
+    """pruning.json or sparsity.json of a run folder, empty where there is neither."""
+    files = [folder / name for name in (pruned.FILE, sparsity.FILE)]
+    return next((read_json(file) for file in files if file.is_file()), {})
+
+
 def measures(folder: Path) -> dict[str, float | None]:
     """The ratios that results.json states of a sparse or pruned run; null is not measured."""
-    for name in (pruned.FILE, sparsity.FILE):
-        if (folder / name).is_file():
-            said = read_json(folder / name)
-            return {key: said[key] for key in RATIOS}
-    return {}
+    said = said_of(folder)
+    return {key: said[key] for key in RATIOS} if said else {}
 
 
 def pictures(table: PredictionTable) -> list[report.Section]:

@@ -1,6 +1,7 @@
 """Two stages through the front door."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -41,6 +42,15 @@ def test_files_say_what_was_pruned(run):
     assert said["latency_ratio_measured"] is None
     assert "Nothing was measured to get faster" in (run / "report.html").read_text()
     assert pd.read_csv(run / "history.csv")["sparse/stage"].tolist() == [1, 2, 2]
+
+
+def test_the_dense_model_is_not_credited_with_what_the_sparse_one_saves(tiny, run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    for checkpoint, words in (("best.ckpt", True), ("dense.ckpt", False)):
+        args = ["--ckpt_path", str(folder / checkpoint), "--run", str(folder)]
+        assert main(["test", *tiny.configs("plain", **CHANGES), *args]) == 0
+        assert bool(read_results(folder / "results.json").measures) is words
+        assert ("Pruned layers" in (folder / "report.html").read_text()) is words
 
 
 def test_stage_two_alone_goes_on_from_a_file_but_not_from_other_splits(tiny, run, tmp_path, capsys):
