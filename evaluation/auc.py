@@ -7,7 +7,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 from scipy.stats import rankdata
 
-from evaluation.intervals import LEVEL, Clusters
+from evaluation.clusters import Clusters
+from evaluation.intervals import LEVEL, TIE
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -53,14 +54,20 @@ class Areas:
     def difference(
         self, first: np.ndarray, second: np.ndarray
     ) -> tuple[float, float, float, float]:
-        """Mean area at `first` minus mean area at `second`, paired: value, low, high, p-value."""
+        """Mean area at `first` minus mean area at `second`, paired: value, low, high, p-value.
+
+        Where the two never order a positive and a negative otherwise, there is no error to go by:
+        they may yet differ as far as a perfect area may lie below 1.
+        """
         weights = np.zeros(len(self.value))
         weights[first] += 1 / len(first)
         weights[second] -= 1 / len(second)
         value = float(self.value[first].mean() - self.value[second].mean())
         error, both = self._error(weights), np.concatenate([first, second])
-        half = self.quantile(both) * error
-        known = error > 0 and np.isfinite(value)
+        if error**2 <= TIE * (weights**2 @ np.diag(self.covariance)):
+            room = 1 - self._perfect(both) if abs(value) <= TIE else np.nan
+            return value, value - room, value + room, 1.0
+        half, known = self.quantile(both) * error, np.isfinite(value)
         p = float(2 * stdtr(self._freedom(both), -abs(value) / error)) if known else 1.0
         return value, value - half, value + half, p
 
@@ -70,6 +77,11 @@ class Areas:
         With 30 positive patients of 4 images the normal quantile covers 92.5 %, this 93.7 %.
         """
         return float(stdtrit(self._freedom(at), 0.5 + LEVEL / 2))
+
+    def _perfect(self, at: np.ndarray) -> float:
+        """The lower end of the mean area at `at` if all areas were 1."""
+        lows = [newcombe(1.0, self.positives[j], self.negatives[j])[0] for j in at]
+        return float(np.mean(lows))
 
     def _freedom(self, at: np.ndarray) -> int:
         return max(1, int(min(self.positives[at].min(), self.negatives[at].min())) - 1)

@@ -5,18 +5,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import hstack
-from scipy.stats import binomtest
+from scipy.special import ndtri, stdtrit
 
 from evaluation import summary
 from evaluation.auc import areas
-from evaluation.intervals import DRAWS, Clusters, Figure, Replicates, bootstrap, figure, wilson
+from evaluation.clusters import Clusters
+from evaluation.intervals import DRAWS, LEVEL, Figure, Replicates, bootstrap, figure, wilson
+from evaluation.room import few
+from evaluation.significance import Pair, far_side, holm, sign_test
 from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "mcc", "nll", "brier", "ece")
 ROUNDING = 1e-6  # what float32 logits in a table can move a figure by
 LOWER_IS_BETTER = ("nll", "brier", "ece", "ece_classwise")
 ABSENT = "a class is absent, or no redraw differs"
-Pair = tuple[PredictionTable, PredictionTable]
+PERCENTILES, CENTRED = "paired patient bootstrap, percentiles", "paired patient bootstrap, centred"
 
 
 @dataclass(frozen=True)
@@ -32,24 +35,6 @@ class Difference:
 
 
 Differences = dict[str, Difference]
-
-
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
-    """Exact two-sided p-value of McNemar's test; 1 where the two never differ."""
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((second_right & ~first_right).sum())
-    differing = only_first + only_second
-    return float(binomtest(only_first, differing).pvalue) if differing else 1.0
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given."""
-    p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(steps, 1.0)
-    return [float(x) for x in adjusted]
 
 
 def differences(
@@ -114,10 +99,6 @@ def _all(
             metric: _difference(redrawn, first + m, metric, [(other, base)], clusters)
             for m, metric in enumerate(COMPARED)
         }
-        if clusters.single:
-            right = [t.logits.argmax(axis=1) == t.labels for t in (other, base)]
-            p = mcnemar(right[0], right[1])
-            each["accuracy"] = replace(each["accuracy"], p=p, test="McNemar, exact")
         found[name] = {**each, "auroc": gaps[at]}
     return found
 
@@ -128,8 +109,11 @@ def _redrawn(
     clusters: Clusters,
     draws: int,
     seed: int,
-) -> Replicates:
-    """For each of `asked`, COMPARED of the tables at its first places minus the second's, means."""
+) -> tuple[Replicates, Replicates]:
+    """For each of `asked`, COMPARED of the tables at its first places minus the second's, means.
+
+    Redrawn in strata, for figures in which classes weigh alike, and from all patients at once.
+    """
     k = len(tables[0].class_names)
     parts = [clusters.total(summary.columns(table, classwise=False)) for table in tables]
 
@@ -143,19 +127,66 @@ def _redrawn(
         ]
         return np.column_stack(gaps)
 
-    return bootstrap(hstack(parts).tocsr(), statistic, clusters, draws, seed)
+    sums = hstack(parts).tocsr()
+    within = bootstrap(sums, statistic, clusters, draws, seed)
+    if not clusters.strata:
+        return within, within
+    return within, bootstrap(sums, statistic, clusters.whole, draws, seed)
 
 
 def _difference(
-    redrawn: Replicates, at: int, metric: str, pairs: Sequence[Pair], clusters: Clusters
+    redrawn: tuple[Replicates, Replicates],
+    at: int,
+    metric: str,
+    pairs: Sequence[Pair],
+    clusters: Clusters,
 ) -> Difference:
-    value = float(redrawn.value[at])
-    low, high = (redrawn.centred if metric in summary.CENTRED else redrawn.interval)(at)
-    if np.isnan(low) and value == 0:
+    """One difference; it has a p-value below 1 only where it has an interval, or an exact test.
+
+    BCa would take the skew of a few patients that differ for certainty; percentiles do not, and
+    agree with the p-value.
+    """
+    drawn, reason = _drawn(redrawn, at, metric, pairs[0][0], clusters)
+    value, centred = float(drawn.value[0]), metric in summary.CENTRED
+    low, high = drawn.centred(0) if centred else drawn.percentiles(0)
+    known = bool(np.isfinite(low))
+    if not known and value == 0:
         low, high = _unvaried(metric, all(_same(*pair) for pair in pairs), clusters.count)
-    size = (len(pairs[0][0]), clusters.count, ABSENT)
-    found = figure((value, low, high), "paired patient bootstrap, BCa", *size)
-    return Difference(found, _sign_p(redrawn.redrawn[:, at]), "paired bootstrap")
+    size = (len(pairs[0][0]), clusters.count, reason or ABSENT)
+    found = figure((value, low, high), CENTRED if centred else PERCENTILES, *size)
+    if metric == "accuracy":
+        test = "McNemar, exact" if clusters.single else "sign test over patients, exact"
+        return Difference(found, sign_test(pairs, clusters), test)
+    return Difference(found, far_side(drawn.redrawn[:, 0]) if known else 1.0, "paired bootstrap")
+
+
+def _drawn(
+    redrawn: tuple[Replicates, Replicates],
+    at: int,
+    metric: str,
+    table: PredictionTable,
+    clusters: Clusters,
+) -> tuple[Replicates, str]:
+    """The draws of one statistic; none, and the reason, where a class has too few patients.
+
+    In a mean over classes n patients of the rarest spread as Student's with n - 1 degrees of
+    freedom. Without that, redraws take 1 in 8 differences of equal models for real where n is 8.
+    """
+    within, among = redrawn
+    if metric in summary.BY_IMAGE:
+        return among.only(at), ""
+    own = table.labels[:, None] == np.arange(len(table.class_names))
+    held = clusters.holding(own)
+    reason = few(table.class_names, held)
+    return within.only(at, np.nan if reason else _student(int(held.min()))), reason
+
+
+def _student(n: int) -> float:
+    """How much wider than the spread of redraws is what n patients leave open."""
+    if n < 2:
+        return np.nan
+    z = ndtri(0.5 + LEVEL / 2)
+    return float(stdtrit(n - 1, 0.5 + LEVEL / 2) / z * np.sqrt(n / (n - 1)))
 
 
 def _same(first: PredictionTable, second: PredictionTable) -> bool:
@@ -170,15 +201,6 @@ def _unvaried(name: str, same: bool, patients: int) -> tuple[float, float]:
     return -bound, bound
 
 
-def _sign_p(redrawn: np.ndarray) -> float:
-    """Two-sided p-value: how rarely the redraws fall on the far side of no difference."""
-    usable = redrawn[np.isfinite(redrawn)]
-    if len(usable) == 0:
-        return 1.0
-    tail = min((usable <= 0).sum(), (usable >= 0).sum()) + 1
-    return float(min(1.0, 2 * tail / (len(usable) + 1)))
-
-
 def _auroc_gaps(
     base: PredictionTable, others: Sequence[PredictionTable], clusters: Clusters
 ) -> list[Difference]:
@@ -190,8 +212,9 @@ def _auroc_gaps(
     gaps = []
     for at in range(1, len(every)):
         value, low, high, p = found.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
-        parts = (value, low, high)
-        gap = figure(parts, method, len(base), clusters.count, ABSENT)
+        if value == 0 and _same(others[at - 1], base):
+            low, high = 0.0, 0.0
+        gap = figure((value, low, high), method, len(base), clusters.count, ABSENT)
         gaps.append(Difference(gap, p, method))
     return gaps
 

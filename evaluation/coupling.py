@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, figure
+from evaluation.clusters import Clusters
+from evaluation.intervals import DRAWS, Figure, bootstrap, figure
 from evaluation.means import mean
 from evaluation.room import ALIKE, BOOTSTRAP, with_room
 from evaluation.table import PredictionTable

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from evaluation.intervals import DRAWS, Clusters, Figure, bootstrap, figure, wilson
+from evaluation.clusters import Clusters
+from evaluation.intervals import DRAWS, Figure, bootstrap, figure, wilson
 
 SAME = "all images agree, or too few redraws have one"
 

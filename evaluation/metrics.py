@@ -4,7 +4,8 @@ import numpy as np
 
 from evaluation import rates
 from evaluation.auc import areas, one_vs_rest
-from evaluation.intervals import DRAWS, Clusters, Figure, figure
+from evaluation.clusters import Clusters
+from evaluation.intervals import DRAWS, Figure, figure
 from evaluation.ranked import ranked_figures
 from evaluation.summary import nll
 from evaluation.summed import summed_figures

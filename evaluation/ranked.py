@@ -5,16 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
-from evaluation.intervals import (
-    TIE,
-    Clusters,
-    Figure,
-    Replicates,
-    Sums,
-    bootstrap,
-    figure,
-    wilson,
-)
+from evaluation.clusters import Clusters, Sums
+from evaluation.intervals import TIE, Figure, Replicates, bootstrap, figure, wilson
 from evaluation.room import ALIKE, FEW, few, with_room
 from evaluation.table import PredictionTable
 
@@ -53,7 +45,7 @@ def ranked_figures(
     redrawn = bootstrap(
         clusters.total(hstack(blocks).tocsr()), lambda s: _means(s, ends), clusters, draws, seed
     )
-    held = np.array([_patients(clusters, own) for own in positive])
+    held = np.column_stack([clusters.holding(rows.T) for rows in (positive, ~positive)])
     falls = _falls(values, positive.mean(axis=1), held)
     found, size = {}, (len(table), clusters.count)
     for column, name in enumerate(NAMES):
@@ -81,12 +73,6 @@ def _few(names: Sequence[str], held: np.ndarray, values: np.ndarray) -> list[str
     every = zip(names, *known, strict=True)
     each = [few([c], [own]) or few([f"not {c}"], [others]) for c, own, others in every]
     return [few(names, known[0]) or next(filter(None, each), ""), *each]
-
-
-def _patients(clusters: Clusters, positive: np.ndarray) -> tuple[int, int]:
-    """Patients that have a positive and patients that have a negative."""
-    each = clusters.total(np.column_stack([positive, ~positive]).astype(float)) > 0
-    return int(each[:, 0].sum()), int(each[:, 1].sum())
 
 
 def _falls(values: np.ndarray, share: np.ndarray, held: np.ndarray) -> np.ndarray:

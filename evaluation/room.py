@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from evaluation.intervals import RARE, Parts, Replicates, wilson
+from evaluation.clusters import RARE
+from evaluation.intervals import Parts, Replicates, wilson
 
 BOOTSTRAP, WILSON = "patient bootstrap, BCa", "Wilson, by patients"
 BOTH = f"{BOOTSTRAP}; {WILSON}, of classes without spread"

@@ -5,7 +5,7 @@ from scipy.sparse import csr_matrix
 
 from evaluation import rates
 from evaluation.calibration import BINS, equal_mass
-from evaluation.intervals import Sums
+from evaluation.clusters import Sums
 from evaluation.table import PredictionTable
 
 CENTRED = ("ece", "ece_classwise")  # figures that redrawing inflates
@@ -54,8 +54,9 @@ def overall(sums: np.ndarray, classes: int) -> rates.Rates:
     """Summed columns (r, d) -> figures of the whole table by name, (r,) each."""
     matrix, rest = matrices(sums, classes), sums[:, classes**2 :]
     n = matrix.sum(axis=(1, 2))
-    gaps = np.abs(rest[:, 2:].reshape(len(sums), -1, BINS)).sum(axis=2) / n[:, None]
-    found = rates.overall(matrix) | {"nll": rest[:, 0] / n, "brier": rest[:, 1] / n}
+    gaps = rates.ratio(np.abs(rest[:, 2:].reshape(len(sums), -1, BINS)).sum(axis=2), n[:, None])
+    found = rates.overall(matrix)
+    found |= {"nll": rates.ratio(rest[:, 0], n), "brier": rates.ratio(rest[:, 1], n)}
     found["ece"] = gaps[:, 0]
     return found | ({"ece_classwise": gaps[:, 1:].mean(axis=1)} if gaps.shape[1] > 1 else {})
 

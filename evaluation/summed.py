@@ -3,7 +3,8 @@
 import numpy as np
 
 from evaluation import rates, summary
-from evaluation.intervals import Clusters, Figure, Parts, Replicates, bootstrap, figure, wilson
+from evaluation.clusters import Clusters
+from evaluation.intervals import Figure, Parts, Replicates, bootstrap, figure, wilson
 from evaluation.room import ALIKE, BOOTSTRAP, WILSON, added, moved, with_room
 from evaluation.table import PredictionTable
 
@@ -49,7 +50,7 @@ def _by_image(name: str, redrawn: Replicates, at: int, patients: int) -> tuple[P
 def _room(total: np.ndarray, table: PredictionTable, clusters: Clusters) -> Room:
     """How far each figure may fall and rise for classes that redraws cannot show."""
     k = len(table.class_names)
-    held = (clusters.total(np.eye(k)[table.labels]) > 0).sum(axis=0)
+    held = clusters.holding(np.eye(k, dtype=bool)[table.labels])
     cells = moved(summary.matrices(total, k)[0], held).reshape(-1, k * k)
     rest = np.repeat(total[:, k * k :], len(cells), axis=0)
     values = _stacked(np.hstack([cells, rest]), table.class_names)
@@ -69,10 +70,11 @@ def _sizes(table: PredictionTable, clusters: Clusters) -> dict[str, tuple[int, i
     corner = np.eye(len(table.class_names), dtype=bool)
     own, said = corner[table.labels], corner[table.logits.argmax(axis=1)]
     return {
-        f"{rate}/{name}": (int(asked[:, c].sum()), int((people[:, c] > 0).sum()))
-        for rate, asked in (("recall", own), ("precision", said), ("specificity", ~own))
-        for people in [clusters.total(asked.astype(float))]
-        for c, name in enumerate(table.class_names)
+        f"{rate}/{name}": (int(images), int(patients))
+        for rate, rows in (("recall", own), ("precision", said), ("specificity", ~own))
+        for name, images, patients in zip(
+            table.class_names, rows.sum(axis=0), clusters.holding(rows), strict=True
+        )
     }
 
 

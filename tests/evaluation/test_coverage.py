@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.coverage import coverage, drawn
 from evaluation.auc import areas
-from evaluation.intervals import Clusters
+from evaluation.clusters import Clusters
 from evaluation.metrics import figures
 from evaluation.table import PredictionTable
 from tests.evaluation.tables import make

@@ -3,7 +3,8 @@ import pytest
 from scipy import stats
 
 from evaluation.auc import areas, auc, newcombe
-from evaluation.intervals import Clusters, bca, bootstrap, wilson
+from evaluation.clusters import Clusters
+from evaluation.intervals import bca, bootstrap, wilson
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (7, 10), (10, 10), (970, 1000)])
