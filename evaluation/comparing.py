@@ -1,7 +1,7 @@
 """Members side by side: figures, who leads where, how they differ, paired tests, learning."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -12,7 +12,8 @@ from evaluation import diversity, report
 from evaluation import figures as plain
 from evaluation.comparison import Difference, corrected, differences, verdict
 from evaluation.council_report import diversities, signed
-from evaluation.intervals import DRAWS
+from evaluation.grouping import rows_of
+from evaluation.intervals import DRAWS, Figure
 from evaluation.metrics import Figures, by_attribute, figures
 from evaluation.pooling import stack
 from evaluation.results import Results, notes_of
@@ -28,13 +29,15 @@ Tables = Mapping[str, PredictionTable]
 class Compared:
     """Figures of each member; each two members' difference and diversity, by `a & b`.
 
+    `rows` are what was counted: images, studies or patients.
     `parts` holds each member's figures for each value of an attribute, where one was asked for.
     """
 
     members: dict[str, Figures]
     gaps: dict[str, dict[str, Difference]]
     pairs: dict[str, diversity.Pair]
-    agreement: float
+    agreement: Figure
+    rows: str
     parts: dict[str, dict[str, Figures]] = field(default_factory=dict)
 
 
@@ -42,8 +45,8 @@ def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> 
     """Every member and every two members; p-values corrected by Holm over the pairs."""
     aligned = dict(zip(tables, align(list(tables.values())), strict=True))
     known = [table.labelled for table in aligned.values()]
-    said, names = stack(known), list(aligned)
-    found = diversity.pairs(said, known[0].labels)
+    said, names, who = stack(known), list(aligned), known[0].patients
+    found = diversity.pairs(said, known[0].labels, who, draws, seed)
     gaps = {
         f"{a} & {b}": differences(aligned[a], aligned[b], draws, seed)
         for a, b in combinations(aligned, 2)
@@ -52,7 +55,8 @@ def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> 
         members={name: figures(table, draws, seed) for name, table in aligned.items()},
         gaps=corrected(gaps),
         pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in found.items()},
-        agreement=diversity.agreement(said),
+        agreement=diversity.agreement(said, who, draws, seed),
+        rows=rows_of(known[0]),
         parts={n: by_attribute(t, by, draws, seed) for n, t in aligned.items()} if by else {},
     )
 
@@ -62,7 +66,7 @@ def sentence(found: Compared) -> str:
     accuracy = {name: each["accuracy"] for name, each in found.members.items()}
     order = sorted(accuracy, key=lambda name: -(accuracy[name].value or 0.0))
     first = accuracy[order[0]]
-    many = report.counted(first)
+    many = report.counted(first, found.rows)
     said = f"{order[0]} reaches the highest accuracy, {report.number(first)}, on {many}."
     if len(order) < 2:
         return said
@@ -118,7 +122,7 @@ def pairwise(found: Compared, tables: Tables) -> list[report.Section]:
         return []
     return [
         paired(found),
-        report.Picture(drawings.agreement(tables), "% of the images.", "Agreement"),
+        report.Picture(drawings.agreement(tables), f"% of the {found.rows}.", "Agreement"),
         diverse(found),
     ]
 
@@ -128,7 +132,7 @@ def by_part(found: Compared) -> list[report.Section]:
     if not found.parts:
         return []
     members = list(found.parts)
-    columns = ("", "images", *(f"{m} {metric}" for m in members for metric in PARTS))
+    columns = ("", found.rows, *(f"{m} {metric}" for m in members for metric in PARTS))
     rows: list[tuple[report.Cell, ...]] = []
     for value in found.parts[members[0]]:
         each = [found.parts[m][value].get(metric) for m in members for metric in PARTS]
@@ -164,7 +168,7 @@ def paired(found: Compared) -> report.Table:
 
 def diverse(found: Compared) -> report.Table:
     """Diversity of each two members."""
-    return diversities(found.pairs, found.agreement)
+    return diversities(found.pairs, found.agreement, found.rows)
 
 
 def results(name: str, found: Compared, tables: Tables) -> Results:
@@ -180,7 +184,9 @@ def results(name: str, found: Compared, tables: Tables) -> Results:
         others |= {f"member/{member}/{value}": each for value, each in values.items()}
     meta = {
         "notes": notes_of(tables.values()),
-        "agreement": found.agreement,
+        "agreement": asdict(found.agreement),
+        "diversity": {name: asdict(pair) for name, pair in found.pairs.items()},
+        "rows": found.rows,
         "p_values": {pair: {m: gap[m].p for m in gap} for pair, gap in found.gaps.items()},
     }
     meta["first"] = named

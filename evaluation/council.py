@@ -10,7 +10,8 @@ from evaluation import diversity
 from evaluation.attention import fit_part_attention, fit_stacked
 from evaluation.calibration import Temperature, fit_temperature
 from evaluation.comparison import Difference, against
-from evaluation.intervals import DRAWS
+from evaluation.grouping import rows_of
+from evaluation.intervals import DRAWS, Figure
 from evaluation.metrics import Figures, figures, nll
 from evaluation.pooling import Geometric, Majority, Soft, Voter, Weighted, parts_of, pool, stack
 from evaluation.table import PredictionTable, align, in_class_order, refuse_test
@@ -19,6 +20,7 @@ from evaluation.weights import fit_greedy, fit_learned, fit_per_class, fit_per_p
 
 Tables = Mapping[str, PredictionTable]
 Fit = Callable[[Sequence[PredictionTable]], Voter]
+View = Callable[[PredictionTable], PredictionTable]
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,18 @@ class Fitted:
 class Judged:
     """What the test split says: figures of members and voters, and voters against the best.
 
-    `pairs` holds the diversity of each two members by their names joined with ' & '.
+    `pairs` holds the diversity of each two members by their names joined with ' & '. `view` made
+    of each image table the one that was measured, whose rows are `rows`: images, studies, patients.
     """
 
     members: dict[str, Figures]
     voters: dict[str, Figures]
     gains: dict[str, dict[str, Difference]]
     pairs: dict[str, diversity.Pair]
-    agreement: float
+    agreement: Figure
     split: diversity.Split
+    view: View
+    rows: str
 
 
 def fit(
@@ -140,7 +145,7 @@ def judge(
     test: Tables,
     draws: int = DRAWS,
     seed: int = 0,
-    view: Callable[[PredictionTable], PredictionTable] = lambda table: table,
+    view: View = lambda table: table,
 ) -> Judged:
     """Every figure of members and voters on test, and each voter against the best member.
 
@@ -153,15 +158,17 @@ def judge(
     best = view(calibrated(alone, fitted.temperatures[fitted.best]))
     known = [table.labelled for table in members.values()]
     said, labels = stack(known), known[0].labels
-    names = list(test)
-    pairs = diversity.pairs(said, labels)
+    names, who = list(test), known[0].patients
+    pairs = diversity.pairs(said, labels, who, draws, seed)
     return Judged(
         members={name: figures(table, draws, seed) for name, table in members.items()},
         voters={kind: figures(table, draws, seed) for kind, table in voted.items()},
         gains=against(voted, best, draws, seed),
         pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in pairs.items()},
-        agreement=diversity.agreement(said),
+        agreement=diversity.agreement(said, who, draws, seed),
         split=diversity.split(said, labels),
+        view=view,
+        rows=rows_of(known[0]),
     )
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from evaluation import style
 from evaluation.comparison import LOWER_IS_BETTER, Difference
 from evaluation.council import Judged
+from evaluation.grouping import rows_of
 from evaluation.metrics import Figures
 from evaluation.pooling import Voter, Weighted
 from evaluation.selective import COVERAGES, risk_coverage
@@ -95,7 +96,7 @@ def diversity(judged: Judged) -> Figure:
     for at, (name, pair) in enumerate(judged.pairs.items()):
         both = [judged.members[member]["accuracy"].value or 0.0 for member in name.split(" & ")]
         axes[0].plot(
-            100 * pair.disagreement,
+            100 * (pair.disagreement.value or 0.0),
             np.mean(both),
             style.MARKS[at % len(style.MARKS)],
             color=style.colour(at),
@@ -103,7 +104,9 @@ def diversity(judged: Judged) -> Figure:
             linestyle="none",
             label=name,
         )
-    axes[0].set(xlabel="images on which the two differ, %", ylabel="mean accuracy of the two")
+    axes[0].set(
+        xlabel=f"{judged.rows} on which the two differ, %", ylabel="mean accuracy of the two"
+    )
     style.legend_beside(axes[0])
     axes[0].margins(0.12)
     return figure
@@ -138,6 +141,7 @@ def _rows(kind: str, voter: Voter, class_names: Sequence[str]) -> dict[str, np.n
 def risks(tables: Mapping[str, PredictionTable]) -> Figure:
     """Error rate among the images answered, against the share answered."""
     figure, axes = style.panels(7.2, 3.6)
+    rows = rows_of(next(iter(tables.values())))
     style.grid(axes[0])
     for at, (name, table) in enumerate(tables.items()):
         known = table.labelled
@@ -146,7 +150,7 @@ def risks(tables: Mapping[str, PredictionTable]) -> Figure:
                      label=f"{name}  {curve.aurc:.4f}", drawstyle="steps-post")  # fmt: skip
     for coverage in COVERAGES:
         axes[0].axvline(coverage, color=style.FAINT, linewidth=0.7, linestyle=":")
-    axes[0].set(xlabel="share of images answered", ylabel="error rate among them", xlim=(0, 1.01))
+    axes[0].set(xlabel=f"share of {rows} answered", ylabel="error rate among them", xlim=(0, 1.01))
     style.title(axes[0], "risk and coverage, with area")
     style.legend_beside(axes[0])
     return figure

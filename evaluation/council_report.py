@@ -1,6 +1,7 @@
 """The council's report: every voter beside the best single member, and what may be said."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def sections(
     thumbnails: Sequence[Thumbnail] = (),
 ) -> list[report.Section]:
     """The page from top to bottom; `chosen` is the voter that the council goes by."""
-    voted = vote(fitted.councils[chosen], list(tables.values()))
+    voted = judged.view(vote(fitted.councils[chosen], list(tables.values())))
+    every = f"All figures of the council ({chosen})"
     return [
         report.Text(sentence(fitted, judged, chosen), lead=True),
         *[report.Text(f"Note: {note}.") for note in (*fitted.warned, *notes_of(tables.values()))],
@@ -41,7 +43,7 @@ def sections(
         paired(fitted, judged),
         *_left_out(fitted),
         *_pictures(fitted, judged, tables, chosen, voted),
-        report.figures_table(judged.voters[chosen], f"All figures of the council ({chosen})"),
+        report.figures_table(judged.voters[chosen], every, judged.rows),
         pairs(judged),
         *disputes(tables, thumbnails),
     ]
@@ -51,7 +53,7 @@ def sentence(fitted: Fitted, judged: Judged, chosen: str) -> str:
     """What was found, on how much, and whether it is more than the best single member gives."""
     found, gap = judged.voters[chosen]["accuracy"], judged.gains[chosen]["accuracy"]
     said = verdict("accuracy", gap)
-    many = report.counted(found)
+    many = report.counted(found, judged.rows)
     word = {"gain": "a gain", "loss": "a loss"}.get(said, said)
     return (
         f"The council ({chosen}) reaches accuracy {report.number(found)} on {many}. "
@@ -89,7 +91,7 @@ def voters(fitted: Fitted, judged: Judged, chosen: str) -> report.Table:
 def by_part(
     fitted: Fitted, judged_tables: Tables, chosen: str, attribute: str, draws: int
 ) -> report.Table:
-    """The council's main figures for each value of an attribute."""
+    """The council's main figures for each value of an attribute, by image."""
     voted = vote(fitted.councils[chosen], list(judged_tables.values()))
     parts = by_attribute(voted, attribute, draws)
     rows: list[tuple[report.Cell, ...]] = [
@@ -97,7 +99,7 @@ def by_part(
         for value, each in parts.items()
     ]
     columns = (attribute, "images", *PARTS)
-    return report.Table(columns, rows, f"The council ({chosen}) by {attribute}")
+    return report.Table(columns, rows, f"The council ({chosen}) by {attribute}", "By image.")
 
 
 def mean_member(judged: Judged, metric: str) -> float | None:
@@ -134,21 +136,24 @@ def _left_out(fitted: Fitted) -> list[report.Section]:
 def _pictures(
     fitted: Fitted, judged: Judged, tables: Tables, chosen: str, voted: PredictionTable
 ) -> list[report.Section]:
-    council = {f"council ({chosen})": voted}
-    before = pool(fitted.councils[chosen].voter, list(tables.values()))
+    before = judged.view(pool(fitted.councils[chosen].voter, list(tables.values())))
+    members = {name: judged.view(table) for name, table in tables.items()}
+    everyone = {f"council ({chosen})": voted, **members}
     found = [
         report.Picture(drawings.gains(judged.gains), "Right of the line is better.", "Gains"),
         report.Picture(plain.confusion(voted), "Rows are the true classes.", "Confusion"),
-        report.Picture(plain.roc_compared({**council, **tables}), "Mean over classes.", "ROC"),
-        report.Picture(plain.precision_recall({**council, **tables}), "", "Precision and recall"),
+        report.Picture(plain.roc_compared(everyone), "Mean over classes.", "ROC"),
+        report.Picture(plain.precision_recall(everyone), "", "Precision and recall"),
         report.Picture(
             plain.reliability({"pooled": before, "and calibrated": voted}),
             f"Temperature {fitted.councils[chosen].temperature.value:.3f}, fitted on validation. "
             "Bars are 95 % intervals of a bin's accuracy.",
             "Confidence before and after calibration",
         ),
-        report.Picture(drawings.risks({**council, **tables}), "", "Answering only when sure"),
-        report.Picture(drawings.agreement(tables), "% of the images.", "Agreement of members"),
+        report.Picture(drawings.risks(everyone), "", "Answering only when sure"),
+        report.Picture(
+            drawings.agreement(members), f"% of the {judged.rows}.", "Agreement of members"
+        ),
         report.Picture(
             drawings.strengths(judged.members, voted.class_names),
             "The member that leads on a class is ringed; intervals stand in results.json.",
@@ -176,17 +181,20 @@ def pairs(judged: Judged) -> report.Table:
         f" NLL of the geometric pool {split.pool:.4f} = mean member {split.mean_member:.4f} - "
         f"diversity {split.diversity:.4f}."
     )
-    return diversities(judged.pairs, judged.agreement, worth)
+    return diversities(judged.pairs, judged.agreement, judged.rows, worth)
 
 
-def diversities(found: Mapping[str, Pair], agreement: float, worth: str = "") -> report.Table:
+def diversities(
+    found: Mapping[str, Pair], agreement: Figure, counts: str, worth: str = ""
+) -> report.Table:
     """Diversity of each two members, by `a & b`; `worth` ends the note."""
     rows: list[tuple[report.Cell, ...]] = [
         (name, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
         for name, p in found.items()
     ]
     columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
-    note = f"All members agree on {100 * agreement:.1f} % of the images.{worth}"
+    many = report.counted(agreement, counts)
+    note = f"Share of the {many} on which all members agree: {report.number(agreement, 3)}.{worth}"
     return report.Table(columns, rows, "Diversity", note)
 
 
@@ -254,7 +262,9 @@ def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: s
         "notes": [*fitted.warned, *notes_of(tables.values())],
         "p_values": {k: {m: g[m].p for m in (*COMPARED, "auroc")} for k, g in judged.gains.items()},
         "verdict": verdict("accuracy", judged.gains[chosen]["accuracy"]),
-        "agreement": judged.agreement,
+        "agreement": asdict(judged.agreement),
+        "diversity": {name: asdict(pair) for name, pair in judged.pairs.items()},
+        "rows": judged.rows,
         "manifest_digest": first.meta.get("manifest_digest"),
     }
     split = "+".join(first.splits)

@@ -1,62 +1,103 @@
 """How differently members err, pair by pair, and what that is worth to a geometric pool."""
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
+from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
 from evaluation import rates
+from evaluation.clusters import Clusters
+from evaluation.intervals import DRAWS, Figure, bootstrap, figure
+from evaluation.means import mean
+from evaluation.room import ALIKE, with_room
+
+UNERRING = "a member is right on all images, or on none"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What two members share; None where the quantity has no value."""
+    """What two members share; a quantity that has no value says why."""
 
-    disagreement: float
-    double_fault: float
-    q: float | None
-    kappa: float | None
-    error_correlation: float | None
+    disagreement: Figure
+    double_fault: Figure
+    q: Figure
+    kappa: Figure
+    error_correlation: Figure
 
 
-def pair(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> Pair:
-    """Diversity of two members' predicted classes (n,)."""
+def pair(
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Pair:
+    """Diversity of two members' predicted classes (n,), with intervals over patients."""
     right = [first == labels, second == labels]
-    both, neither = np.mean(right[0] & right[1]), np.mean(~right[0] & ~right[1])
-    one, other = np.mean(right[0] & ~right[1]), np.mean(right[1] & ~right[0])
-    across = float(both * neither - one * other)
-    spread = float(np.sqrt((both + one) * (other + neither) * (both + other) * (one + neither)))
-    classes = int(max(first.max(), second.max())) + 1
+    apart, neither = first != second, ~right[0] & ~right[1]
+    cells = [right[0] & right[1], neither, right[0] & ~right[1], right[1] & ~right[0]]
     return Pair(
-        disagreement=float(np.mean(first != second)),
-        double_fault=float(neither),
-        q=_quotient(across, float(both * neither + one * other)),
-        kappa=_known(float(rates.kappa(rates.confusion(first, second, classes)))),
-        error_correlation=_quotient(across, spread),
+        mean(patients, apart, draws=draws, seed=seed),
+        mean(patients, neither, draws=draws, seed=seed),
+        *_coefficients(np.column_stack(cells), first, second, patients, draws, seed),
     )
 
 
-def _quotient(top: float, bottom: float) -> float | None:
-    return top / bottom if bottom > 0 else None
+def _coefficients(
+    cells: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    patients: np.ndarray,
+    draws: int,
+    seed: int,
+) -> list[Figure]:
+    """Yule's Q of the errors, kappa of the answers, and the correlation of the errors."""
+    n, k = len(first), int(max(first.max(), second.max())) + 1
+    clusters = Clusters.make(patients, np.zeros(n, dtype=np.int64))
+    said = csr_matrix((np.ones(n), (np.arange(n), first * k + second)), (n, k * k))
+    sums = clusters.total(hstack([csr_matrix(cells.astype(float)), said]).tocsr())
+    redrawn = bootstrap(sums, lambda s: _of_sums(s, k), clusters, draws, seed)
+    size, found = (n, clusters.count), []
+    for at, none in enumerate((UNERRING, "both members name one class alone", UNERRING)):
+        parts, method = with_room(redrawn, at, 0.0, 0.0, -1.0)
+        found.append(figure(parts, method, *size, ALIKE if np.isfinite(parts[0]) else none))
+    return found
 
 
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def _of_sums(sums: np.ndarray, k: int) -> np.ndarray:
+    """Summed cells (both right, neither, first alone, second alone) and answers -> (r, 3)."""
+    both, neither, one, other = sums[:, :4].T
+    across = both * neither - one * other
+    spread = np.sqrt((both + one) * (other + neither) * (both + other) * (one + neither))
+    q = rates.ratio(across, both * neither + one * other)
+    kappa = rates.kappa(sums[:, 4:].reshape(-1, k, k))
+    return np.column_stack([q, kappa, rates.ratio(across, spread)])
 
 
-def pairs(members: np.ndarray, labels: np.ndarray) -> dict[tuple[int, int], Pair]:
+def pairs(
+    members: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[tuple[int, int], Pair]:
     """Every pair of members (members, n, K), by their positions."""
     said = members.argmax(axis=2)
-    count = len(said)
     return {
-        (i, j): pair(said[i], said[j], labels) for i in range(count) for j in range(i + 1, count)
+        (i, j): pair(said[i], said[j], labels, patients, draws, seed)
+        for i, j in combinations(range(len(said)), 2)
     }
 
 
-def agreement(members: np.ndarray) -> float:
+def agreement(
+    members: np.ndarray, patients: np.ndarray, draws: int = DRAWS, seed: int = 0
+) -> Figure:
     """Share of the images on which all members name the same class."""
     said = members.argmax(axis=2)
-    return float((said == said[0]).all(axis=0).mean())
+    return mean(patients, (said == said[0]).all(axis=0), draws=draws, seed=seed)
 
 
 @dataclass(frozen=True)

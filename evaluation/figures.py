@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from evaluation import metrics, style
 from evaluation.auc import auc
 from evaluation.calibration import equal_mass, reliability_bins
+from evaluation.grouping import rows_of
 from evaluation.means import mean
 from evaluation.ranked import average_precision
 from evaluation.table import PredictionTable
@@ -28,7 +29,7 @@ def confusion(table: PredictionTable, title: str = "") -> Figure:
     style.matrix(axes[1], 100 * shares, shares, *names, "{:.1f}")
     for panel in axes:
         panel.set(xlabel="predicted", ylabel="true")
-    style.title(axes[0], f"{title} images".strip())
+    style.title(axes[0], f"{title} {rows_of(table)}".strip())
     style.title(axes[1], "% of each true class")
     return figure
 

@@ -10,7 +10,13 @@ from evaluation.table import PredictionTable
 Level = Literal["image", "study", "patient"]
 Rule = Literal["mean", "max", "noisy_or"]
 LEVELS: tuple[Level, ...] = ("image", "study", "patient")
+ROWS = {"image": "images", "study": "studies", "patient": "patients"}
 RULES: tuple[Rule, ...] = ("mean", "max", "noisy_or")
+
+
+def rows_of(table: PredictionTable) -> str:
+    """What the rows of a table are: images, studies or patients."""
+    return ROWS[table.meta.get("level", "image")]
 
 
 def by_level(table: PredictionTable, level: Level, rule: Rule = "mean") -> PredictionTable:

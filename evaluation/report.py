@@ -115,9 +115,11 @@ def number(figure: Figure, digits: int = 4) -> str:
     return f"{value} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
 
 
-def counted(figure: Figure) -> str:
-    """`1,200 images of 300 patients`."""
-    return f"{figure.n:,} images of {figure.patients:,} patients"
+def counted(figure: Figure, rows: str = "images") -> str:
+    """`1,200 images of 300 patients`; `rows` is what was counted: images, studies or patients."""
+    if rows == "patients":
+        return f"{figure.n:,} patients"
+    return f"{figure.n:,} {rows} of {figure.patients:,} patients"
 
 
 def lead(subject: str, name: str, figure: Figure) -> Text:
@@ -131,13 +133,15 @@ def lead(subject: str, name: str, figure: Figure) -> Text:
     return Text(said, lead=True)
 
 
-def figures_table(figures: Mapping[str, Figure], heading: str = "Figures") -> Table:
-    """One row a figure: value, interval, method, images, patients."""
+def figures_table(
+    figures: Mapping[str, Figure], heading: str = "Figures", counts: str = "images"
+) -> Table:
+    """One row a figure: value, interval, method, images or what else `counts` says, patients."""
     rows = [
         (name, f.value, f.low, f.high, f.n, f.patients, f.reason or f.method)
         for name, f in figures.items()
     ]
-    columns = ("", "value", "low", "high", "images", "patients", "interval by")
+    columns = ("", "value", "low", "high", counts, "patients", "interval by")
     return Table(columns, rows, heading, "Intervals are at 95 %.")
 
 

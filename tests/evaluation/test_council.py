@@ -9,8 +9,10 @@ from evaluation.comparing import compare
 from evaluation.comparison import verdict
 from evaluation.council import disputed, fit, judge, vote
 from evaluation.council_report import MAIN, mean_member, results, sections, selective, sentence
+from evaluation.grouping import Level, by_level
+from evaluation.intervals import Figure
 from evaluation.metrics import figures
-from evaluation.report import Text, write_report
+from evaluation.report import Picture, Table, Text, write_report
 from evaluation.results import read_results, write_results
 from evaluation.table import PredictionTable
 from evaluation.voters import save
@@ -50,8 +52,8 @@ def test_five_copies_gain_nothing_and_have_no_diversity() -> None:
             assert gaps["accuracy"].figure.value == 0, kind
     for kind in ("soft", "geometric", "learned", "greedy", "per_class"):
         assert verdict("nll", judged.gains[kind]["nll"]) == "no evidence of gain", kind
-    assert judged.agreement == 1.0
-    assert all(pair.disagreement == 0 for pair in judged.pairs.values())
+    assert judged.agreement.value == 1.0
+    assert all(pair.disagreement.value == 0 for pair in judged.pairs.values())
     assert "no evidence of gain" in sentence(fitted, judged, "soft")
 
 
@@ -114,6 +116,38 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
         assert read.others[f"voter/{kind}"]["nll"] == judged.voters[kind]["nll"]
     assert {metric for metric in MAIN} <= set(read.metrics)
     assert read.meta["verdict"] == verdict("accuracy", judged.gains["soft"]["accuracy"])
+    assert Figure(**read.meta["agreement"]) == judged.agreement
+    apart = read.meta["diversity"]["first & third"]["disagreement"]
+    assert apart["low"] < apart["value"] < apart["high"]
+    assert (apart["n"], apart["patients"]) == (900, 900)
+
+
+@pytest.mark.parametrize(("level", "many"), [("image", "160 images of 40 patients"),
+                                             ("study", "80 studies of 40 patients"),
+                                             ("patient", "40 patients")])  # fmt: skip
+def test_what_was_counted_is_called_by_its_name(level: Level, many: str) -> None:
+    def films(split: str, seed: int) -> PredictionTable:
+        table = make(160, films=4, split=split, seed=seed, gain=2.0)
+        label, study = np.repeat(np.arange(40) % 3, 4), np.tile(["1", "1", "2", "2"], 40)
+        moved = table.logits + 2 * (np.eye(3)[label] - np.eye(3)[table.labels])
+        rows = table.rows.assign(label=label, study=study, id=split + table.rows["id"])
+        return PredictionTable(rows, moved, table.class_names, {"weights": str(seed % 2)})
+
+    val, test = ({"a": films(s, at), "b": films(s, at + 1)} for s, at in (("val", 0), ("test", 2)))
+    fitted = fit(val)
+    judged = judge(fitted, test, draws=20, view=lambda table: by_level(table, level))
+    compared = compare({name: judged.view(table) for name, table in test.items()}, draws=20)
+    page = sections(fitted, judged, test, "soft")
+    assert f" on {many}. " in sentence(fitted, judged, "soft")
+    assert f" on {many}. " in comparing.sentence(compared)
+    titles = [axes.get_title(loc="left") for part in page if isinstance(part, Picture)
+              for axes in getattr(part.image, "axes", [])]  # fmt: skip
+    assert many.split(" ")[1] in titles
+    drawn = next(p.image for p in page if isinstance(p, Picture) and p.heading == "Confusion")
+    shown = sum(int(text.get_text()) for text in drawn.axes[0].texts)
+    assert shown == judged.voters["soft"]["accuracy"].n
+    notes = [part.note for part in page if isinstance(part, Table)]
+    assert any(note.startswith(f"Share of the {many} on which all") for note in notes)
 
 
 def test_what_is_answered_and_its_errors_have_intervals() -> None:
