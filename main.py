@@ -2,10 +2,11 @@
 
 import importlib
 import sys
-import traceback
+from importlib.metadata import version
 
 from commands import threads
-from commands.words import in_one_line, usage
+from commands.endings import ended
+from commands.words import unknown, usage
 
 TRAINING = {
     "fit": "train one member, then measure its best epoch on val and test",
@@ -20,7 +21,7 @@ VERBS = {
     "inspect": "what a checkpoint is, what it was measured at, whether its weights are its own",
     "prune": "take channels out of a member, train it on, measure it beside the dense one",
     "audit": "find leaks, copies, broken files and confounds before training",
-    "cache": "list, build or clear stores of prepared pixels",
+    "cache": "info: list stores of prepared pixels; build, clear",
     "explain": "where a model, or each member of a council, sees what it says",
     "serve": "a web page and an API that answer with the evaluation's numbers",
     "export": "write members as ONNX, torch.export or safetensors, held to torch",
@@ -31,9 +32,9 @@ VERBS = {
 def run(args: list[str]) -> int:
     """Carries out one verb and returns its exit code; errors are raised."""
     verb, rest = args[0], args[1:]
-    module = "commands.lightning" if verb in TRAINING else f"commands.{verb}"
     if verb not in TRAINING | VERBS:
-        raise ValueError(f"verb {verb!r} is not one of {', '.join(TRAINING | VERBS)}")
+        raise ValueError(unknown(verb, TRAINING | VERBS))
+    module = "commands.lightning" if verb in TRAINING else f"commands.{verb}"
     return int(importlib.import_module(module).run(args if verb in TRAINING else rest))
 
 
@@ -45,13 +46,10 @@ def main(args: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage(TRAINING | VERBS))
         return 0
-    try:
-        return run(args)
-    except (ValueError, OSError, ImportError) as error:
-        if "--debug" in given:
-            traceback.print_exc()
-        print(f"consilium {args[0]}: {in_one_line(error)}", file=sys.stderr)
-        return 2
+    if args[0] == "--version":
+        print(f"consilium {version('consilium')}")
+        return 0
+    return ended(run, args, debug="--debug" in given)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """What the front door says to a person: its help, and one line for an error."""
 
 import argparse
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
+from typing import NoReturn
+
+import yaml
 
 # what jsonargparse says beside the point: the types that it tried, and the whole of what it got
 NOISE = (
@@ -13,11 +18,20 @@ NOISE = (
     "Given value",
 )
 LONGEST = 400  # characters of a line
+UNNAMED = 'in "<unicode string>", '  # what yaml says of a text that it has no file of
 
 
-def parser(verb: str, about: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """One whose complaint is a line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and where more is said, and ends with code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser(verb: str, about: str | None, epilog: str | None = None) -> Parser:
     """The parser of a verb, which keeps the lines of what is said about it."""
-    return argparse.ArgumentParser(
+    return Parser(
         f"consilium {verb}",
         description=about,
         epilog=epilog,
@@ -42,6 +56,23 @@ def usage(verbs: dict[str, str]) -> str:
     return "\n".join([head, *lines, "", tail])
 
 
+def unknown(verb: str, verbs: Iterable[str]) -> str:
+    """What is said of a verb that there is not: the nearest ones, and all."""
+    near = get_close_matches(verb, verbs, 2)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"verb {verb!r} is not one of {', '.join(verbs)}{hint}"
+
+
+def in_yaml(error: yaml.YAMLError) -> str:
+    """What is wrong in a YAML file, with the file (where known), line and column."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"not YAML: {in_one_line(error)}"
+    file = "" if mark.name == "<unicode string>" else f"{mark.name}, "
+    problem = getattr(error, "problem", "")
+    return f"not YAML: {file}line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
 def in_one_line(error: Exception) -> str:
     """What is wrong, on one line."""
     return " ".join(told(str(error)).split())
@@ -55,6 +86,7 @@ def told(said: str) -> str:
 
 def in_short(message: str) -> str:
     """An error of the parser without the types it tried in vain; a long line without its middle."""
+    message = message.replace(UNNAMED, "at ").replace("Problems parsing config", "not YAML")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     return " ".join(_cut(line) for line in lines if line and not line.startswith(NOISE))
 
