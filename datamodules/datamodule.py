@@ -95,6 +95,8 @@ class ImageDataModule(LightningDataModule):
         fold: Fold = FOLD,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
         self.augment = Augment(augment, strengths, preprocess.size if preprocess.margin else None)
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split

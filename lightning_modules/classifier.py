@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from evaluation import coupling
 from evaluation.metrics import by_class
-from lightning_modules import backbones, checkpoints, structure
+from lightning_modules import backbones, checkpoints, same_network, structure
 from lightning_modules.batch import Batch
 from lightning_modules.cam import Explainer
 from lightning_modules.exact import ExactModule
@@ -188,6 +188,7 @@ class ImageClassifier(ExactModule):
         block = checkpoints.read_block(checkpoint, "checkpoint")
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
+        same_network.require(block, type(self).__name__, self.init_args)
         if self.trainer.training and block.manifest_digest != self.data.manifest.digest():
             raise ValueError(
                 "checkpoint: was trained on another manifest; its splits may leak into these"
