@@ -23,8 +23,11 @@ class Predictions(L.Callback):
         self._write(trainer, pl_module, "test")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the predicted split."""
-        self._write(trainer, pl_module, cast(Any, trainer).datamodule.predict_split)
+        """Writes the predicted split, and says where."""
+        split = cast(Any, trainer).datamodule.predict_split
+        self._write(trainer, pl_module, split)
+        if trainer.is_global_zero:
+            print(f"predictions: {Path(trainer.default_root_dir) / FOLDER / split}.parquet")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> None:
         if not trainer.is_global_zero:

@@ -5,38 +5,56 @@ import os
 import tempfile
 import warnings
 from argparse import ArgumentError
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.board import closed, settle
 from callbacks.record import SaveConfig
 from callbacks.stopping import Stopping
+from commands.filling import filling, say, stoppable
 from commands.memory import OutOfMemory, fitting, watched
+from commands.parsing import HELP, Parser
+from commands.refusals import best_of, is_council, refuse_used, require_kept, require_training
 from commands.words import in_short, told
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
 from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.exact import ExactModule
-from lightning_modules.tta import ALLOWED, changes
+from lightning_modules.tta import ALLOWED, looks
 
-NEVER = 1_000_000  # epochs without gain; a member's early_stopping says fewer
 VERBS = ("fit", "validate", "test", "predict")
 
 
 class ConsiliumCLI(LightningCLI):
     """LightningCLI with a run folder `--run`, whose fit ends with the figures of its best epoch."""
 
+    def __init__(self, args: list[str]) -> None:
+        verbs = {verb: {"exit_on_error": False, "epilog": HELP.format(verb=verb)} for verb in VERBS}
+        with ExitStack() as self.ends:
+            super().__init__(
+                ExactModule,
+                ImageDataModule,
+                parser_class=Parser,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=SaveConfig,
+                seed_everything_default=0,
+                parser_kwargs={**verbs, "exit_on_error": False},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+            )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds --run, and says which fact of the data the model must know: linked on parse."""
         parser.add_argument("--run", type=str, default="runs/default", help="run folder")
         parser.add_lightning_class_args(Stopping, "early_stopping")
-        parser.set_defaults(
-            {"early_stopping.monitor": "val/loss", "early_stopping.patience": NEVER}
-        )
         parser.add_argument("--tta", type=list[str], default=[], help=f"looked at again: {ALLOWED}")
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -44,13 +62,21 @@ class ConsiliumCLI(LightningCLI):
         parser.link_arguments("data.init_args.preprocess.size", "model.init_args.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses, then looks at the checkpoint before anything else opens it."""
+        """Parses, then refuses what cannot work, before a checkpoint is opened by anything else."""
         self.config = parser.parse_args(cast(list[str], args))
-        config = self.config[self.config["subcommand"]]
-        if config.get("ckpt_path"):
+        verb = self.config["subcommand"]
+        config, run = self.config[verb], Path(self.config[verb]["run"])
+        require_kept(config["trainer"]["callbacks"])
+        self.ends.enter_context(filling(run))
+        if verb == "fit":
+            require_training(config)
+            if not config["ckpt_path"]:
+                refuse_used(run)
+        elif not config["ckpt_path"] and not is_council(config["model"]):
+            config["ckpt_path"] = str(best_of(run, config["config"]))
+            say(f"checkpoint: {config['ckpt_path']}")
+        if config["ckpt_path"]:
             config["ckpt_path"] = self._readable(Path(config["ckpt_path"]))
-        elif self.config["subcommand"] == "fit":
-            refuse_used(Path(config["run"]))
 
     def _readable(self, path: Path) -> str:
         """A checkpoint as Lightning reads it: a packed one unpacked, for as long as this lives."""
@@ -60,29 +86,26 @@ class ConsiliumCLI(LightningCLI):
         if self.config["subcommand"] == "fit":
             raise ValueError(f"--ckpt_path {path}: a packed checkpoint holds no training to "
                              "go on from")  # fmt: skip
-        self.unpacked = tempfile.TemporaryDirectory()
-        file = Path(self.unpacked.name) / "unpacked.ckpt"
+        folder = self.ends.enter_context(tempfile.TemporaryDirectory())
+        file = Path(folder) / "unpacked.ckpt"
         torch.save(checkpoints.content(block, state), file)
         return str(file)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Carries the verb out; a batch that does not fit into memory is said as such."""
+        folder, accumulated = self.trainer.default_root_dir, self.trainer.accumulate_grad_batches
 
         def sizes() -> tuple[int, int, str]:
-            trainer = self.trainer
-            return (
-                self.datamodule.batch_size,
-                trainer.accumulate_grad_batches,
-                trainer.default_root_dir,
-            )
+            return self.datamodule.batch_size, accumulated, folder
 
-        with watched(sizes), closed(self.trainer.loggers):
+        with watched(sizes), stoppable(Path(folder), subcommand), closed(self.trainer.loggers):
             super()._run_subcommand(subcommand)
 
     def after_instantiate_classes(self) -> None:
         """Hands the module what is asked of a test alone."""
         self.model.tta = self.config[self.config["subcommand"]]["tta"]
-        changes(self.model.tta)  # refuses a wrong name before anything is computed
+        for note in looks(self.model.tta):  # a wrong name is refused before anything is computed
+            say(note)
         job = "council" if isinstance(self.model, EnsembleModule) else "member"
         settle(self.trainer.loggers, self.trainer.default_root_dir, job)
 
@@ -97,23 +120,14 @@ class ConsiliumCLI(LightningCLI):
     def after_fit(self) -> None:
         """Measures the best epoch on val and test."""
         best = Path(self.trainer.default_root_dir) / "best.ckpt"
-        if self.trainer.interrupted or not best.is_file():
+        if not best.is_file():
             return
         again = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": str(best)}
-        self.trainer.validate(**again, verbose=False)
-        if len(self.datamodule.rows("test")):
-            self.trainer.test(**again, verbose=False)
-
-
-def refuse_used(folder: Path) -> None:
-    """An error when a fit would write over another run."""
-    if (folder / "results.json").exists():
-        raise ValueError(f"--run {folder}: holds a finished run; give another --run, or remove it")
-    if (folder / "last.ckpt").exists():
-        raise ValueError(
-            f"--run {folder}: holds an unfinished run; go on with --ckpt_path {folder}/last.ckpt, "
-            "give another --run, or remove it"
-        )
+        for split, measure in (("val", self.trainer.validate), ("test", self.trainer.test)):
+            if self.trainer.received_sigterm:  # by the last batch of what went before
+                raise SIGTERMException
+            if len(self.datamodule.rows(split)):
+                measure(**again, verbose=False)
 
 
 def quieten() -> None:
@@ -127,6 +141,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # a test into another folder
+    warnings.filterwarnings("ignore", ".*predict returned None.*")  # its table is gathered apart
 
 
 def run(args: list[str]) -> int:
@@ -142,15 +158,4 @@ def run(args: list[str]) -> int:
 
 
 def _carry_out(args: list[str]) -> None:
-    ConsiliumCLI(
-        ExactModule,
-        ImageDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        seed_everything_default=0,
-        parser_kwargs={verb: {"exit_on_error": False} for verb in VERBS} | {"exit_on_error": False},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=args,
-    )
+    ConsiliumCLI(args)

@@ -14,6 +14,7 @@ from torch import nn
 
 from commands import lightning, words
 from commands.arguments import device
+from commands.endings import Stopped
 from commands.pruning import channels
 from commands.pruning.narrower import Wanted, account, choose
 from evaluation import comparison, pruned
@@ -40,10 +41,10 @@ def run(argv: list[str]) -> int:
     out = asked.output or asked.run.with_name(f"{asked.run.name}-pruned")
     if (out / "results.json").exists():
         raise ValueError(f"-o {out}: holds a finished run; give another -o, or remove it")
-    if (out / "last.ckpt").exists():
-        go_on(asked, out)
-    else:
-        begin(asked, out)
+    try:
+        (go_on if (out / "last.ckpt").exists() else begin)(asked, out)
+    except Stopped as stopped:
+        raise Stopped("stopped; the same command goes on", stopped.code) from None
     print(verdict(asked.run, out))
     return 0
 

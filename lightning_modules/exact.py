@@ -13,7 +13,9 @@ from evaluation.metrics import nll, quick
 from evaluation.table import PredictionTable, require_ids
 from lightning_modules.batch import Batch, Data
 from lightning_modules.checkpoints import weights_hash
-from lightning_modules.tta import averaged
+from lightning_modules.tta import averaged, looks
+
+FIGURES = ("loss", "accuracy", "balanced_accuracy", "auroc")  # the names of what follows
 
 
 def measured(table: PredictionTable) -> dict[str, float]:
@@ -143,10 +145,15 @@ class ExactModule(L.LightningModule):
             )
 
     def _collect(self, batch: Batch) -> None:
-        names = [] if self.trainer.state.fn == "fit" else self.tta
-        votes = averaged(lambda seen: self.votes({**batch, "image": seen}), batch["image"], names)
+        votes = averaged(
+            lambda seen: self.votes({**batch, "image": seen}), batch["image"], self._changes()
+        )
         votes = votes.detach().float().cpu()
         self._seen.append((batch["index"].cpu(), votes))
+
+    def _changes(self) -> list[str]:
+        """How pictures are looked at once more; not at all between the epochs of a fit."""
+        return [] if self.trainer.state.fn == "fit" else self.tta
 
     def _measure(self, split: str) -> None:
         """Figures are computed once, on the first process, so that all act on the same."""
@@ -183,5 +190,6 @@ class ExactModule(L.LightningModule):
 
     def _meta(self) -> dict[str, Any]:
         manifest = self.data.manifest
-        known = {"manifest_digest": manifest.digest(), "notes": list(manifest.notes)}
-        return {**self.describe(), **known, "tta": self.tta}
+        notes = [*manifest.notes, *looks(self._changes())]
+        known = {"manifest_digest": manifest.digest(), "notes": notes}
+        return {**self.describe(), **known, "tta": self._changes()}

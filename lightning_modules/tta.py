@@ -17,6 +17,13 @@ def changes(names: list[str]) -> list[Change]:
     return [lambda image: image, *(change(name) for name in names)]
 
 
+def looks(names: list[str]) -> list[str]:
+    """The note that figures of changed pictures carry; none where nothing is changed."""
+    count = len(changes(names))
+    told = f"{count} looks at every picture, their logits averaged: as it is, {', '.join(names)}"
+    return [told] if names else []
+
+
 def change(name: str) -> Change:
     """The change of a name such as `hflip`, `rotate:5` or `zoom:1.1`."""
     kind, _, value = name.partition(":")

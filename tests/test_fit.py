@@ -8,6 +8,7 @@ import torch
 from evaluation.results import read_results
 from evaluation.table import PredictionTable
 from lightning_modules import checkpoints
+from lightning_modules.exact import FIGURES
 from main import main
 
 
@@ -17,7 +18,8 @@ def test_run_folder_is_complete(resnet):
         assert (resnet / name).is_file(), name
     history = pd.read_csv(resnet / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
-    assert {"lr", "train/loss", "val/loss", "val/accuracy", "val/auroc"} <= set(history)
+    assert {"lr", "train/loss", "train/accuracy"} <= set(history)
+    assert [name for name in history if "val/" in name] == [f"val/{name}" for name in FIGURES]
 
 
 def test_test_gives_the_figures_that_fit_printed(resnet, tmp_path, capsys):
@@ -26,6 +28,30 @@ def test_test_gives_the_figures_that_fit_printed(resnet, tmp_path, capsys):
     first, again = (read_results(run / "results.json") for run in (resnet, tmp_path / "again"))
     assert first.metrics == again.metrics
     assert f"{again.metrics['accuracy'].value:.4f}" in capsys.readouterr().out
+
+
+def test_without_a_checkpoint_the_best_of_the_run_is_measured(resnet, tmp_path, capsys):
+    run, kept = shutil.copytree(resnet, tmp_path / "run"), read_results(resnet / "results.json")
+    args = ["--config", str(run / "config.yaml"), "--run"]
+    for where in (run, tmp_path / "elsewhere"):
+        assert main(["test", *args, str(where)]) == 0
+        assert f"checkpoint: {run}/best.ckpt\n" in capsys.readouterr().out
+        assert read_results(where / "results.json").metrics == kept.metrics
+    assert main(["predict", *args, str(tmp_path / "said")]) == 0
+    table = tmp_path / "said/predictions/test.parquet"
+    assert f"predictions: {table}\n" in capsys.readouterr().out
+    assert PredictionTable.read(table).meta["weights"] == kept.meta["weights"]
+
+
+@pytest.mark.parametrize("verb", ["test", "validate", "predict"])
+def test_random_weights_are_not_measured(tiny, resnet, tmp_path, capsys, verb):
+    run = tmp_path / "run"
+    assert main([verb, *tiny.configs("unfitted"), "--run", str(run)]) == 2
+    assert f"--ckpt_path: give one; {run} holds no best.ckpt" in capsys.readouterr().err
+    assert not run.exists()
+    shutil.copytree(resnet, run)
+    assert main([verb, "--config", str(resnet / "config.yaml"), "--run", str(run)]) == 2
+    assert f"{run}/best.ckpt or {resnet}/best.ckpt? say which" in capsys.readouterr().err
 
 
 def test_the_report_of_val_is_not_drawn_over_that_of_test(resnet, tmp_path):

@@ -50,6 +50,12 @@ def test_an_unknown_verb_names_the_known(capsys):
         ({"data.init_args.class_names": ["a", "b"]}, "class_names says ['a', 'b']"),
         ({"data.init_args.augment": "frature"}, "augment is 'frature'; allowed are"),
         ({"model.init_args.loss": {"gamma": -1}}, "gamma: -1"),
+        ({"data.init_args.batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"trainer.max_epochs": 0}, "--trainer.max_epochs 0: at least 1, or -1"),
+        ({"early_stopping.monitor": "val/acc"},
+         "'val/acc': the figures of val are val/loss, val/accuracy"),
+        ({"trainer.callbacks": [{"class_path": "callbacks.Bar"}]},
+         "configs/base.yaml is not among the configs"),
         (
             {"data.init_args.source": {"class_path": "datamodules.Folders",
                                        "init_args": {"root": "no/where", "patient": None}}},
@@ -62,6 +68,26 @@ def test_wrong_settings_are_one_line_and_leave_nothing(tiny, tmp_path, capsys, c
     args = ["fit", *tiny.configs("wrong", **changes), "--run", str(run)]
     assert words in complaint(capsys, args)
     assert not run.exists()
+
+
+def test_a_fit_without_the_base_is_refused(tiny, tmp_path, capsys):
+    args = ["fit", "--config", str(tiny.member("bare")), "--run", str(tmp_path / "run")]
+    assert "configs/base.yaml is not among the configs: give it first" in complaint(capsys, args)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [1\nb: {2", "not YAML: while parsing a flow sequence at line 1, column 4 did not "),
+     ("data: broken.yaml", "broken.yaml: mapping values are not allowed in this context at line")],
+)  # fmt: skip
+def test_broken_yaml_is_one_line_with_file_and_place(tmp_path, capsys, text, words):
+    (tmp_path / "broken.yaml").write_text("class_path: x\n  a: b: c\n")
+    (tmp_path / "outer.yaml").write_text(text)
+    said = complaint(capsys, ["fit", "--config", str(tmp_path / "outer.yaml")])
+    assert words in said
+    assert f"{tmp_path}/outer.yaml: " in said
+    assert "unicode string" not in said
 
 
 def test_a_long_error_keeps_both_its_ends():
@@ -111,6 +137,29 @@ def test_wrong_checkpoints_run_nothing_and_are_one_line(resnet, tmp_path, capsys
     assert file in said
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("--model.init_args.backbone=test_vit", "checkpoint has backbone test_resnet, the config "
+         "says test_vit"),
+        ("--model.init_args.backbone_args={act_layer: gelu}", "checkpoint has backbone_args {}, "
+         "the config says {'act_layer': 'gelu'}"),
+        ("--model.class_path=lightning_modules.OneVsOneClassifier", "checkpoint is of "
+         "ImageClassifier, the config says OneVsOneClassifier"),
+    ],
+)  # fmt: skip
+def test_another_network_than_the_checkpoints_is_one_line(resnet, tmp_path, capsys, change, words):
+    known = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(resnet / "best.ckpt")]
+    run = tmp_path / "run"
+    assert words in complaint(capsys, ["test", *known, "--run", str(run), change])
+    assert not (run / "results.json").exists()
+
+
+def test_dropout_may_be_another_than_the_checkpoints(resnet, tmp_path):
+    known = ["--config", str(resnet / "config.yaml"), "--run", str(tmp_path)]
+    assert main(["test", *known, "--model.init_args.backbone_args={drop_rate: 0.5}"]) == 0
 
 
 def test_a_finished_run_is_not_written_over(tiny, resnet, capsys):

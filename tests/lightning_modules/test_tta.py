@@ -48,7 +48,7 @@ def test_another_name_is_refused(name):
         change(name)
 
 
-def test_it_is_asked_for_at_the_command_line_and_said_in_the_table(resnet, tmp_path):
+def test_it_is_asked_for_at_the_command_line_and_said_everywhere(resnet, tmp_path, capsys):
     args = ["test", "--config", str(resnet / "config.yaml"), "--run", str(tmp_path)]
     args += ["--ckpt_path", str(resnet / "best.ckpt"), "--tta", "[hflip]"]
     assert main(args) == 0
@@ -58,3 +58,8 @@ def test_it_is_asked_for_at_the_command_line_and_said_in_the_table(resnet, tmp_p
     assert once.meta["tta"] == []
     assert abs(once.logits - twice.logits).max() > 1e-4
     assert read_results(tmp_path / "results.json").meta["tta"] == ["hflip"]
+    note = "2 looks at every picture, their logits averaged: as it is, hflip"
+    assert capsys.readouterr().out.count(note) == 1
+    assert read_results(tmp_path / "results.json").meta["notes"] == [note]
+    assert note in (tmp_path / "report.html").read_text()
+    assert note not in (resnet / "report.html").read_text()
