@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ramp:
-    """How the density falls: cubically over the first `share` of stage 2, in so many `updates`.
+    """How the density falls: cubically, and then not at all.
 
-    0 prunes once, at the first step. At each update but the last the share `regrow` of the kept
-    numbers, falling to 0 like a cosine, is exchanged for those whose gradients are largest.
+    Args:
+        share: the part of stage 2, from its start, in which it falls; 0 prunes once, at its first
+            step.
+        updates: in so many steps.
+        regrow: at each of them but the last this share of the kept numbers, falling to 0 like a
+            cosine, is exchanged for those whose gradients are largest.
     """
 
     share: float = 0.5

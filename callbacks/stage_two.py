@@ -21,6 +21,11 @@ class Recovery:
     """Rates of stage 2: the peak, the schedule's name and its rise, all counted from its start.
 
     Whatever else the schedule needs is taken from the module's own `optimisation`.
+
+    Args:
+        lr: the largest learning rate.
+        schedule: its course; `none` is level.
+        warmup_epochs: the linear rise from 0.
     """
 
     lr: float = 5e-5

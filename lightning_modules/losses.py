@@ -14,9 +14,14 @@ class Loss:
     Of an image with target t: ``alpha * sum_k q_k w_k (1 - p_k)^gamma (-log p_k)``, where q is t
     with the share ``smoothing`` spread over all classes and w the class weights. The batch's loss
     is the sum over its images divided by the sum of the weights of their classes, as in
-    ``torch.nn.functional.cross_entropy``, which ``gamma=0, alpha=1`` equals. ``pos_weight``
-    replaces the class weights of a two-class loss by (1, ``pos_weight``) and averages over the
-    images, as torch's binary cross entropy does.
+    ``torch.nn.functional.cross_entropy``, which ``gamma=0, alpha=1`` equals.
+
+    Args:
+        gamma: focus: how strongly images that are right already count less; 0 is cross entropy.
+        alpha: what the whole loss is multiplied by.
+        smoothing: share of the target that is spread over all classes, from 0 to below 1.
+        pos_weight: replaces the class weights of a two-class loss by (1, ``pos_weight``) and
+            averages over the images, as torch's binary cross entropy does; null leaves them.
     """
 
     gamma: float = 0.0

@@ -11,8 +11,11 @@ from torchvision.transforms import v2
 class Mixing:
     """Mixes the images of a training batch; 0 and 0 leave it as it is.
 
-    ``mixup`` and ``cutmix`` are the parameters of the Beta distribution that the shares are drawn
-    from, once a batch; where both are given, each batch takes one of them by chance.
+    Shares are drawn once a batch; where both are given, each batch takes one of them by chance.
+
+    Args:
+        mixup: parameter of the Beta distribution of the shares in which images are overlaid.
+        cutmix: the same of the shares of area in which one image is cut into another.
     """
 
     mixup: float = 0.0

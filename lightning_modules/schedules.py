@@ -21,24 +21,33 @@ BETTER_BY = 1e-4  # a plateau ends when the monitored value improves by this sha
 class Optimisation:
     """Optimiser and schedule of one training; each schedule moves at every optimiser step.
 
-    ``warmup_epochs`` is the linear rise from 0 of every schedule (of ``onecycle``: its rising
-    part). ``every`` is, in epochs, the length of a stair of ``step``, half a wave of ``cyclic``,
-    or the patience of ``plateau`` (in validations); ``factor`` what ``step`` and ``plateau``
-    multiply by; ``floor`` the lowest share of ``lr`` (of ``cosine``, ``cyclic``, ``plateau``).
-    ``epochs`` is the length of ``cosine`` and ``onecycle``; None is the trainer's ``max_epochs``.
     Norms and biases are never decayed.
+
+    Args:
+        optimizer: torch's, by name.
+        lr: the largest learning rate.
+        weight_decay: of ``adamw`` apart from the gradient, of the others within it.
+        momentum: of ``sgd``.
+        schedule: the course of the learning rate; ``none`` is level.
+        warmup_epochs: the linear rise from 0 of every schedule (of ``onecycle``: its rising part).
+        every: in epochs, the length of a stair of ``step`` or half a wave of ``cyclic``; the
+            patience of ``plateau``, in validations.
+        factor: what ``step`` and ``plateau`` multiply by.
+        floor: the lowest share of ``lr`` (of ``cosine``, ``cyclic``, ``plateau``).
+        monitor: figure that ``plateau`` goes by; one that ends in "loss" is better when smaller.
+        epochs: the length of ``cosine`` and ``onecycle``; null is the trainer's ``max_epochs``.
     """
 
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
-    momentum: float = 0.9  # of sgd
+    momentum: float = 0.9
     schedule: Literal["none", "cosine", "onecycle", "step", "cyclic", "plateau"] = "none"
     warmup_epochs: float = 0.0
     every: int = 10
     factor: float = 0.1
     floor: float = 0.0
-    monitor: str = "val/loss"  # of plateau; a name that ends in "loss" is better when smaller
+    monitor: str = "val/loss"
     epochs: int | None = None
 
     def __post_init__(self) -> None:

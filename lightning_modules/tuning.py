@@ -12,11 +12,14 @@ from lightning_modules import weights
 class FineTuning:
     """What of a network trains; the neutral setting trains everything at one rate.
 
-    ``frozen_stages`` n freezes the stem and the first n stages (as timm groups them); from each
-    epoch in ``thaw_epochs`` on one stage less, the deepest first and the stem with the last.
-    ``trainable_layers`` n trains the last n layers that own weights, the head among them.
-    ``layer_decay`` multiplies the rate once for each layer group between a weight and the head;
-    ``head_lr`` multiplies the head's.
+    Args:
+        frozen_stages: the stem and so many stages after it (as timm groups them) are frozen.
+        trainable_layers: only the last so many layers that own weights train, the head among them;
+            null trains all.
+        thaw_epochs: from each of these epochs on one frozen stage less, the deepest first and the
+            stem with the last.
+        layer_decay: multiplies the rate once for each layer group between a weight and the head.
+        head_lr: multiplies the rate of the head.
     """
 
     frozen_stages: int = 0
