@@ -73,7 +73,7 @@ class ConsiliumCLI(LightningCLI):
             if not config["ckpt_path"]:
                 refuse_used(run)
         elif not config["ckpt_path"] and not is_council(config["model"]):
-            config["ckpt_path"] = str(best_of(run, config["config"]))
+            config["ckpt_path"] = str(best_of(run, config["config"] or []))
             say(f"checkpoint: {config['ckpt_path']}")
         if config["ckpt_path"]:
             config["ckpt_path"] = self._readable(Path(config["ckpt_path"]))
@@ -136,8 +136,8 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
-    # the figures of val are the same on every process, which Lightning cannot know
-    warnings.filterwarnings("ignore", r".*recommended to use `self.log\('val/.*")
+    # the figures of a split are the same on every process, which Lightning cannot know
+    warnings.filterwarnings("ignore", r".*recommended to use `self.log\('(val|test)/.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")

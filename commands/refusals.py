@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.exact import FIGURES
 
+Callbacks = list[Namespace] | Namespace | None
 KEEPING = {"BestAndLast", "History", "Predictions", "Record"}  # the callbacks of configs/base.yaml
 
 
@@ -23,10 +24,14 @@ def refuse_used(folder: Path) -> None:
         )
 
 
-def require_kept(callbacks: list[Namespace] | Namespace | None) -> None:
+def listed(callbacks: Callbacks) -> list[Namespace]:
+    """The callbacks of a config, which may be one alone or none."""
+    return [callbacks] if isinstance(callbacks, Namespace) else callbacks or []
+
+
+def require_kept(callbacks: Callbacks) -> None:
     """An error when no callback would keep anything of what is found."""
-    listed = [callbacks] if isinstance(callbacks, Namespace) else callbacks or []
-    given = {callback.class_path.rpartition(".")[2] for callback in listed}
+    given = {callback.class_path.rpartition(".")[2] for callback in listed(callbacks)}
     if not given & KEEPING:
         raise ValueError(
             "trainer.callbacks: none of them keeps or tells what is found; configs/base.yaml is "
@@ -39,17 +44,26 @@ def require_training(config: Namespace) -> None:
     for name in ("max_epochs", "max_steps"):
         if config.trainer[name] == 0:
             raise ValueError(f"--trainer.{name} 0: at least 1, or -1 for no end")
-    require_known(config.early_stopping.monitor, config.model.class_path)
+    if config.model.class_path.startswith("lightning_modules."):  # others know more figures
+        for name, monitor in watched(config).items():
+            require_known(name, monitor)
 
 
-def require_known(monitor: str, model: str) -> None:
-    """An error when a figure of val is watched that our modules do not have."""
-    known = [f"val/{name}" for name in FIGURES]
-    ours = model.startswith("lightning_modules.") and monitor.startswith("val/")
-    if ours and monitor not in known:
-        raise ValueError(
-            f"--early_stopping.monitor {monitor!r}: the figures of val are {', '.join(known)}"
-        )
+def watched(config: Namespace) -> dict[str, str]:
+    """The figures that a fit goes by, under the names of the arguments that say them."""
+    found = {"early_stopping.monitor": config.early_stopping.monitor}
+    for callback in listed(config.trainer.callbacks):
+        found[f"{callback.class_path}: monitor"] = callback.get("init_args.monitor")
+    if config.model.get("init_args.optimisation.schedule") == "plateau":
+        found["optimisation.monitor"] = config.model.init_args.optimisation.monitor
+    return {name: monitor for name, monitor in found.items() if monitor}
+
+
+def require_known(name: str, monitor: str) -> None:
+    """An error for a figure of val that there is not, or one that is of no split at all."""
+    known = [f"val/{figure}" for figure in FIGURES]
+    if monitor not in known and (monitor.startswith("val/") or "/" not in monitor):
+        raise ValueError(f"{name} {monitor!r}: the figures of val are {', '.join(known)}")
 
 
 def is_council(model: Namespace) -> bool:
@@ -60,7 +74,7 @@ def is_council(model: Namespace) -> bool:
 
 def best_of(run: Path, configs: Iterable[object]) -> Path:
     """best.ckpt of the run folder, or of the folder that a config was taken from."""
-    folders = [run, *(Path(str(config)).parent for config in configs)]
+    folders = [run, *(Path(str(config)).parent for config in configs if config is not None)]
     found = {(folder / "best.ckpt").resolve(): folder / "best.ckpt" for folder in folders}
     there = [path for whole, path in found.items() if whole.is_file()]
     if len(there) == 1:

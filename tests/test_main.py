@@ -53,7 +53,13 @@ def test_an_unknown_verb_names_the_known(capsys):
         ({"data.init_args.batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"trainer.max_epochs": 0}, "--trainer.max_epochs 0: at least 1, or -1"),
         ({"early_stopping.monitor": "val/acc"},
-         "'val/acc': the figures of val are val/loss, val/accuracy"),
+         "early_stopping.monitor 'val/acc': the figures of val are val/loss, val/accuracy"),
+        ({"early_stopping.monitor": "loss"}, "early_stopping.monitor 'loss': the figures of val"),
+        ({"model.init_args.optimisation": {"schedule": "plateau", "monitor": "val/nll"}},
+         "optimisation.monitor 'val/nll': the figures of val"),
+        ({"trainer.callbacks+": [
+            {"class_path": "callbacks.BestAndLast", "init_args": {"monitor": "val/f1"}}]},
+         "callbacks.BestAndLast: monitor 'val/f1': the figures of val"),
         ({"trainer.callbacks": [{"class_path": "callbacks.Bar"}]},
          "configs/base.yaml is not among the configs"),
         (
