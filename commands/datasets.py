@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from jsonargparse import ArgumentParser
 
-from commands import words
+from commands import config_files, words
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
 from datamodules.sources import SPLIT_FOLDERS, Folders, Table, picture_files, read_table
@@ -32,7 +31,7 @@ def from_configs(paths: list[str]) -> ImageDataModule:
     """The data module of config files; a later file changes what an earlier one says."""
     values: dict[str, Any] = {}
     for path in paths:
-        values = _merged(values, _data_part(Path(path)))
+        values = config_files.merged(values, _data_part(Path(path)))
     made = _built(paths[-1], values)
     if not isinstance(made, ImageDataModule):
         raise ValueError(f"{paths[-1]}: data is a {type(made).__name__}, not an ImageDataModule")
@@ -132,32 +131,7 @@ def _class_names(raw: pd.DataFrame, column: str | None) -> list[str]:
 
 def _data_part(path: Path) -> dict[str, Any]:
     """The data part of a config, whole."""
-    said = _config(path)
-    found = _whole(path.parent, said if "class_path" in said else said.get("data", {}))
+    said = config_files.mapping(path)
+    part = said if "class_path" in said else said.get("data", {})
+    found = config_files.whole(path.parent, part)
     return dict(found) if isinstance(found, dict) else {}
-
-
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such config")
-    said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(said, dict):
-        raise ValueError(f"{path}: a {type(said).__name__}, not a mapping of settings")
-    return said
-
-
-def _whole(folder: Path, said: object) -> object:
-    """A setting with what stands in other configs, which are told from where they are named."""
-    if isinstance(said, dict):
-        return {key: _whole(folder, value) for key, value in said.items()}
-    if isinstance(said, str) and said.endswith((".yaml", ".yml")):
-        return _whole((folder / said).parent, _config(folder / said))
-    return said
-
-
-def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    out = dict(one)
-    for key, value in other.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(out[key], value) if both else value
-    return out

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from commands.studies import goals
+from commands.studies import goals, values
 from commands.studies.goals import Claim
 from commands.studies.layers import Layer, Said, layers
 from commands.studies.told import told
@@ -78,31 +78,35 @@ def read_study(path: str | Path) -> Study:
     members = {name: layers(f"{where}: {name}", each) for name, each in said["members"].items()}
     controls = _controls(f"{where}: control", said.get("control"), members)
     members |= {name: (*members[of[0]], CONTROL) for name, of in controls.items()}
+    values.require_names(where, "member", members)
     councils = _councils(where, said, members)
     level = _level(where, said.get("level", "image"))
+    attribute = values.text(where, "attribute", said.get("attribute"))
+    attend = values.attend(where, said.get("attend"))
+    has = {"attribute": bool(attribute), "attend": bool(attend)}
     subjects = {MEMBERS, *members, *councils} | ({COUNCIL} if councils else set())
     return Study(
         name=file.stem,
-        title=str(said.get("title", file.stem)),
+        title=values.text(where, "title", said.get("title")) or file.stem,
         base=_base(where, said["base"]),
         members=members,
         council=layers(f"{where}: council", said["council"]) if councils else (),
         councils=councils,
         controls=controls,
-        voter=str(said.get("voter", "soft")),
-        attribute=str(said.get("attribute", "")),
-        attend=[str(value) for value in said.get("attend", [])],
+        voter=values.voter(where, said.get("voter"), has),
+        attribute=attribute,
+        attend=attend,
         level=level,
-        seeds=[int(seed) for seed in said.get("seeds", [])],
-        folds=_folds(where, said.get("folds", 0)),
+        seeds=values.seeds(where, said.get("seeds")),
+        folds=values.folds(where, said.get("folds")),
         gates=goals.gates(where, said.get("gates"), subjects, level),
         claims=goals.claims(where, said.get("claims"), subjects, level),
         maps=_maps(where, said.get("maps")),
     )
 
 
-def _base(where: str, said: str) -> Path:
-    if not Path(said).is_file():
+def _base(where: str, said: Said) -> Path:
+    if not isinstance(said, str) or not Path(said).is_file():
         raise ValueError(f"{where}: base {said!r} is not a file")
     return Path(said)
 
@@ -111,6 +115,8 @@ def _controls(where: str, said: Said, members: Mapping[str, object]) -> dict[str
     """The members of each control; `true` gives each member one of its own."""
     if not said:
         return {}
+    if not isinstance(said, dict) and said is not True:
+        raise ValueError(f"{where}: {said!r}; true, or names with the members of each")
     given = said if isinstance(said, dict) else {f"{name}_control": [name] for name in members}
     for name in given.keys() & members.keys():
         raise ValueError(f"{where}: {name!r} is a member already")
@@ -126,6 +132,7 @@ def _councils(where: str, said: dict[str, Any], members: Iterable[str]) -> dict[
         return {}
     if not given:
         return {COUNCIL: list(members)}
+    values.require_names(where, "council", map(str, given))
     whole = {f"{COUNCIL}-{n}": list(members) if of == "all" else of for n, of in given.items()}
     return _of_members(f"{where}: councils", whole, members)
 
@@ -136,8 +143,9 @@ def _of_members(
     """The lists with members that are there; names that no study knows were refused before."""
     known = list(members)
     for name, of in given.items():
-        if not isinstance(of, list) or not of or set(of) - set(known):
-            raise ValueError(f"{where}: {name}: {of!r}; members are {', '.join(known)}")
+        each = of if isinstance(of, list) else []
+        if not each or any(one not in known for one in each) or len(set(each)) < len(each):
+            raise ValueError(f"{where}: {name}: {of!r}; members, each once, of {', '.join(known)}")
     return {name: list(of) for name, of in given.items()}
 
 
@@ -146,12 +154,6 @@ def _level(where: str, said: str) -> Level:
     if not found:
         raise ValueError(f"{where}: level {said!r}; allowed are {', '.join(LEVELS)}")
     return found[0]
-
-
-def _folds(where: str, said: int) -> int:
-    if said in (1, 2) or said < 0:
-        raise ValueError(f"{where}: folds {said}; at least 3 (train, val, test), or 0 for none")
-    return said
 
 
 def _maps(where: str, said: dict[str, Any] | None) -> MapsAsked | None:

@@ -1,10 +1,14 @@
 """What a study's figures are held to: least values, and what others state."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from commands.studies.layers import Said
+from evaluation.grouping import LEVELS
 from evaluation.names import NAMES, is_figure
+
+ABOVE_ONE = ("nll", "brier")  # figures that may be; all else ends there
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,17 @@ def gates(where: str, said: Said, subjects: set[str], level: str) -> dict[str, f
     for name, least in found.items():
         if isinstance(least, bool) or not isinstance(least, int | float):
             raise ValueError(f"{where}: gates: {name}: {least!r} is not the least value allowed")
+        _require_reached(f"{where}: gates", name, least)
     return found
 
 
 def claims(where: str, said: Said, subjects: set[str], level: str) -> dict[str, Claim]:
     """What is stated of each figure."""
     found = _named(f"{where}: claims", said, subjects, level)
-    return {name: _claim(f"{where}: claims: {name}", each) for name, each in found.items()}
+    made = {name: _claim(f"{where}: claims: {name}", each) for name, each in found.items()}
+    for name, claim in made.items():
+        _require_reached(f"{where}: claims", name, claim.claimed, *claim.believable)
+    return made
 
 
 def _named(where: str, said: Said, subjects: set[str], level: str) -> dict[str, Any]:
@@ -54,9 +62,20 @@ def _claim(where: str, said: Said) -> Claim:
     given = said if isinstance(said, dict) else {}
     try:
         low, high = (float(end) for end in given["believable"])
-        claim = Claim(given.get("claimed"), (low, high), str(given["why"]))
+        stated = given.get("claimed")
+        claimed = None if stated is None else float(stated)
+        claim = Claim(claimed, (low, high), str(given["why"]))
     except (TypeError, KeyError, ValueError):
         low, high = 1.0, 0.0
     if low > high:
         raise ValueError(f"{where}: {said!r}; a claim says claimed, believable (from, to) and why")
     return claim
+
+
+def _require_reached(where: str, name: str, *values: float | None) -> None:
+    """Refuses what no figure of the kind can reach, such as an accuracy of 97."""
+    metric = name.partition(".")[2].split("/")
+    kind = metric[1] if metric[0] in LEVELS and metric[1:] else metric[0]
+    for value in values:
+        if value is not None and value > 1 and not any(fnmatchcase(k, kind) for k in ABOVE_ONE):
+            raise ValueError(f"{where}: {name}: {value}; figures of this kind go to 1")

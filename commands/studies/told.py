@@ -1,10 +1,10 @@
 """What the file of a study says, together with the study that it is like, its matrix filled in."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from commands.config_files import content
 from commands.studies.layers import Said, beside, expanded, filled, flat
 
 DEFAULT_BASE = "../base.yaml"
@@ -13,20 +13,23 @@ KEYS = {
     "council", "councils", "voter", "attribute", "attend", "level",
     "seeds", "folds", "gates", "claims", "maps",
 }  # fmt: skip
+NEEDED = "members (or matrix and member, or like) needed"
 NAMED = ("members", "matrix", "councils", "gates", "claims", "maps")  # mappings
 EMPTY = ("councils", "gates", "claims", "maps")  # or nothing
 OWN = ("gates", "claims")  # of one study alone
 OF_MEMBERS = ("model", "trainer.callbacks", "early_stopping")  # means nothing to a council
 
 
-def told(file: Path) -> dict[str, Any]:
+def told(file: Path, twins: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a study's file says, on top of what the study says that it is like.
 
     `members` then holds every member's layers in order: those of the other study, its own here,
-    the overrides. Paths are told from where the command runs.
+    the overrides. Paths are told from where the command runs. `twins`: studies that are like it.
     """
+    if file in twins:
+        raise ValueError(f"study {file}: like: it is like itself")
     said = _read(file)
-    before = told(Path(said["like"])) if "like" in said else {}
+    before = told(Path(str(said["like"])), (*twins, file)) if "like" in said else {}
     members, axes = _members(file, said, before)
     overrides = listed(said.get("overrides"))
     for name, layers in members.items():
@@ -47,21 +50,25 @@ def listed(said: Said) -> list[Said]:
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"study {file}: no such file")
-    said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    keys = set(said) if isinstance(said, dict) else {type(said).__name__}
-    if (
-        keys - KEYS
-        or not keys & {"like", "members", "matrix"}
-        or ("matrix" in keys) > ("member" in keys)
-    ):
-        raise ValueError(
-            f"study {file}: keys {sorted(keys)}; allowed {sorted(KEYS)}; "
-            "members (or matrix and member, or like) needed"
-        )
+    said = content(file)
+    if said is None or not isinstance(said, dict):
+        what = "the file is empty" if said is None else f"a {type(said).__name__}, not a mapping"
+        raise ValueError(f"study {file}: {what}; {NEEDED}")
+    _require_keys(file, said)
     _require_names(file, said)
     whole = said if "like" in said else {"base": DEFAULT_BASE, **said}
     found = beside(file.parent, whole)
     return found if isinstance(found, dict) else {}
+
+
+def _require_keys(file: Path, said: dict[str, Any]) -> None:
+    """Refuses keys that mean nothing, and a study of no members."""
+    for key in said.keys() - KEYS:
+        nearest = get_close_matches(str(key), KEYS, 1)
+        meant = f"; the nearest is {nearest[0]!r}" if nearest else ""
+        raise ValueError(f"study {file}: unknown key {key!r}{meant}; allowed {sorted(KEYS)}")
+    if not said.keys() & {"like", "members", "matrix"} or ("matrix" in said) > ("member" in said):
+        raise ValueError(f"study {file}: keys {sorted(said)}; {NEEDED}")
 
 
 def _require_names(file: Path, said: dict[str, Any]) -> None:

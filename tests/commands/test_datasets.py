@@ -37,6 +37,7 @@ def test_a_config_within_a_config_is_found_from_its_own_file(config, kind, root)
          "'sourse' is not accepted"),
         ("data: {class_path: datamodules.ImageDataModule, init_args: {source: gone.yaml}}",
          "gone.yaml: no such config"),
+        ("data: {class_path: [1, 2\nmodel: x", "data.yaml, line 2, column 6: no YAML: expected"),
         ("- data", "data.yaml: a list, not a mapping"),
         ("model: {}", "data.yaml: "),
     ],
@@ -44,4 +45,6 @@ def test_a_config_within_a_config_is_found_from_its_own_file(config, kind, root)
 def test_a_wrong_config_is_one_line(data, words, tmp_path, capsys):
     (tmp_path / "data.yaml").write_text(data)
     assert main(["audit", "--config", str(tmp_path / "data.yaml")]) == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1

@@ -8,6 +8,7 @@ import yaml
 from commands.studies.file import Study, read_study
 from commands.studies.layers import expanded, filled, flat
 from commands.studies.runs import Round, chosen, plan
+from main import main
 
 
 @pytest.fixture
@@ -134,8 +135,23 @@ def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"memebrs": {}}, r"keys \['base', 'members', 'memebrs'\]; allowed"),
+        ({"memebrs": {}}, "unknown key 'memebrs'; the nearest is 'members'; allowed"),
         ({"matrix": {"x": [1]}}, "matrix and member"),
+        ({"members": {}}, "members: there are none"),
+        ({"members": {"council": "a.yaml"}}, "member: 'council' is a name that the study uses"),
+        ({"members": {"voters-a": "a.yaml"}}, "member: 'voters-a' is a name that the study uses"),
+        ({"members": {"a/b": "a.yaml"}}, "member: 'a/b'; a name of a folder, without /"),
+        ({"seeds": 3}, "seeds: 3; a list of whole numbers from 0, each once"),
+        ({"seeds": ["a"]}, "seeds: .'a'.; a list of whole numbers"),
+        ({"seeds": [0, 0]}, "seeds: .0, 0.; a list of whole numbers from 0, each once"),
+        ({"folds": "5"}, "folds: '5'; a whole number, at least 3"),
+        ({"folds": 3.5}, "folds: 3.5; a whole number, at least 3"),
+        ({"attend": "elbow"}, "attend: 'elbow'; a list of values of the attribute"),
+        ({"attend": ["elbow"]}, "attend names values of an attribute: it needs attribute"),
+        ({"voter": "sotf"}, "voter: 'sotf'; allowed are soft, geometric, majority, learned"),
+        ({"voter": "weighted"}, "voter: 'weighted'; allowed are soft"),
+        ({"voter": "per_part"}, "voter: per_part; it needs attribute"),
+        ({"like": "s.yaml"}, "study s.yaml: like: it is like itself"),
         ({"members": {"a": "nowhere.yaml"}}, "nowhere.yaml' is neither a config file nor"),
         ({"base": "nowhere.yaml"}, "base 'nowhere.yaml' is not a file"),
         ({"members": None}, "members: None is no mapping of names"),
@@ -146,20 +162,46 @@ def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
         ({"gates": {"council.accuracy": 1}}, "gates: council.accuracy; allowed"),
         ({"gates": {"a.acuracy": 1}}, "gates: a.acuracy; allowed .* METRIC of accuracy, balanced"),
         ({"gates": {"a.study/kappa": 1}}, "gates: a.study/kappa; allowed"),
+        ({"gates": {"a.accuracy": 97}}, "a.accuracy: 97; figures of this kind go to 1"),
+        ({"level": "study", "gates": {"a.study/recall/*": 9}}, "figures of this kind go to 1"),
+        ({"claims": {"a.kappa": {"claimed": 97, "believable": [0, 1], "why": "?"}}}, "a.kappa: 97"),
         ({"gates": {"a.accuracy": "high"}}, "gates: a.accuracy: 'high' is not the least value"),
         ({"claims": {"members.accuracy": {"believable": [1, 0], "why": "?"}}}, "claims: members.a"),
         ({"claims": {"members": {"believable": [0, 1], "why": "?"}}}, "claims: members; allowed"),
         ({"councils": {"x": "all"}}, "councils need council"),
-        ({"council": "council.yaml", "councils": {"x": ["b"]}}, "x: .'b'.; members are a"),
+        ({"council": "council.yaml", "councils": {"x": ["b"]}}, "x: .'b'.; members, each once"),
+        ({"council": "council.yaml", "councils": {"x": ["a", "a"]}}, "x: .*; members, each once"),
+        ({"control": 3}, "control: 3; true, or names"),
         ({"control": {"a": ["a"]}}, "control: 'a' is a member already"),
         ({"maps": ["GradCAM"]}, "maps: .* is no mapping of names"),
         ({"maps": {"methods": ["Grad"]}}, "maps: .*Grad.*; needed is methods, a list of GradCAM, "),
         ({"maps": {"methods": ["GradCAM"], "limit": True}}, "limit may be a whole number from 1"),
         ({"maps": {"methods": ["GradCAM"], "limit": 0}}, "limit may be a whole number from 1"),
-        ({"folds": 2}, "folds 2; at least 3"),
+        ({"folds": 2}, "folds: 2; a whole number, at least 3"),
         ({"level": "film"}, "level 'film'; allowed are image, study, patient"),
     ],
 )
 def test_a_wrong_study_is_refused(write, more, words):
     with pytest.raises(ValueError, match=words):
         write({"base": "base.yaml", "members": {"a": "a.yaml"}, **more})
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("", "s.yaml: the file is empty; members"),
+        ("- a", "s.yaml: a list, not a mapping; members"),
+        ("members:\n  a: [1, 2\n  b: 3\n", "s.yaml, line 3, column 4: no YAML: expected"),
+        ("title: \0", "s.yaml: no YAML in UTF-8: unacceptable character"),
+        ("gates: {a.nll: 3}\nmembers: {a: a.yaml}", ""),
+    ],
+)
+def test_what_is_no_study_is_one_line_with_its_place(said, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.yaml", "base.yaml"):
+        Path(name).touch()
+    Path("s.yaml").write_text(said + ("\nbase: base.yaml" if not words else ""))
+    assert main(["study", "status", "s.yaml"]) == (2 if words else 0)
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == bool(words)
