@@ -10,12 +10,14 @@ from commands.studies.processes import Run
 from commands.studies.progress import Progress
 from commands.studies.runner import Runner
 from commands.studies.runs import chosen, command_line, plan
+from evaluation.files import write_text
 
 VERBS = {
     "run": "fit what is not yet fitted, then elect, test, compare, report",
-    "status": "say what is done, running, waiting or failed",
+    "status": "say what is done, running, waiting, failed, or made with other settings (changed)",
     "report": "write report, results.json and results/ anew from what is there",
 }
+OWNER = ".study"  # in a study's folder: the file that fills it
 KEYS = """\
 what a study's file says (configs/studies holds examples):
   members    NAME: a config file, settings by dotted name, or a list of both; later ones win
@@ -38,7 +40,7 @@ def run(args: list[str]) -> int:
     """Carries out `study run FILE`, `study status FILE` or `study report FILE`."""
     asked = parser().parse_args(args)
     study = read_study(asked.file)
-    folder = Path(asked.output or Path("runs") / study.name)
+    folder = Path(asked.output) if asked.output else own_folder(study, Path(asked.file))
     runs = plan(study, folder)
     if asked.verb == "status":
         return status(runs)
@@ -49,7 +51,22 @@ def run(args: list[str]) -> int:
         for each in names:
             print(command_line(each.arguments))
         return 0
-    return Runner(study, folder, engine(asked)).run(names, runs)
+    for each in names:
+        each.refuse_changed()
+    runner = Runner(study, folder, engine(asked))
+    if not asked.output:
+        write_text(folder / OWNER, str(Path(asked.file).resolve()))
+    return runner.run(names, runs)
+
+
+def own_folder(study: Study, file: Path) -> Path:
+    """The folder named like the study; one that another file of that name fills is refused."""
+    folder = Path("runs") / study.name
+    owner = folder / OWNER
+    other = Path(owner.read_text(encoding="utf-8")) if owner.is_file() else file.resolve()
+    if other.is_file() and other != file.resolve():
+        raise ValueError(f"{folder} is of the study {other}, not of {file}: give --output DIR")
+    return folder
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,15 +1,14 @@
 """Runs of a study as processes: what state each is in, started, watched, resumed."""
 
-import ctypes
-import os
-import signal
+import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from commands import ROOT
+from commands.studies import made
+from commands.studies.child import started
 from commands.studies.locks import is_locked, locked
 from commands.studies.state import State, planned, progress
 from evaluation.files import write_text
@@ -18,7 +17,8 @@ LOG = "log.txt"
 LOCK = ".lock"
 FAILED = ".failed"
 DONE = ".done"
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+LAST = "last.ckpt"
+OF_MEMBERS = ("predictions", "voters")  # folders of a council with files named like its members
 PATIENCE = 10  # seconds that a process gets to end by itself
 
 
@@ -26,7 +26,8 @@ PATIENCE = 10  # seconds that a process gets to end by itself
 class Run:
     """One run folder, the command that fills it, and the runs that must be done before.
 
-    `result` is the file that holds what the command found.
+    `result` is the file that holds what the command found. `command`: the arguments as if the
+    study's folder were the one that it runs in, so that it may be moved. `of`: the runs of `needs`.
 
     The process holds a lock on the folder for as long as it lives, and whoever started it until
     its end is marked, so a second runner never starts the same run twice; a killed process leaves
@@ -38,6 +39,8 @@ class Run:
     arguments: list[str]
     needs: tuple[str, ...] = ()
     result: str = "results.json"
+    command: list[str] = field(default_factory=list)
+    of: tuple["Run", ...] = ()
     process: subprocess.Popen[bytes] | None = None
     lock: IO[str] | None = None
     returncode: int | None = None
@@ -49,13 +52,50 @@ class Run:
         return State(self._word(), epoch, epochs, figures, best)
 
     def done(self) -> bool:
-        """Whether the run has all its files.
+        """Whether the run has all its files and was made as it would be now.
 
         Results are not the last of them. A process of a study that ended well is marked as such;
         a command that was typed by hand leaves no log, and its results are believed.
         """
         marked = (self.folder / DONE).is_file() or not (self.folder / LOG).exists()
-        return marked and (self.folder / self.result).is_file()
+        return marked and (self.folder / self.result).is_file() and not self.changed()
+
+    @cached_property
+    def told(self) -> dict[str, str]:
+        """The settings of the command, config files read through."""
+        return made.told(self.command or self.arguments)
+
+    def changed(self) -> str:
+        """What is there and was made otherwise than it would be now: how so, else "".
+
+        Of what is there without a word on how it was made the best is thought.
+        """
+        if not any((self.folder / name).is_file() for name in (self.result, LAST)):
+            return ""
+        for run in self.of:
+            if not (run.folder / run.result).is_file() or run.changed():
+                return f"of another {run.name}"
+        kept = made.kept(self.folder)
+        return kept.difference(self._made()) if kept else ""
+
+    def refuse_changed(self) -> None:
+        """An error where training would go on, or be taken as done, from other settings."""
+        if self.arguments[0] == "fit" and self.changed():
+            raise ValueError(
+                f"{self.folder} was made {self.changed()}: remove that folder or give --output DIR"
+            )
+
+    def outdate(self) -> None:
+        """Writes down that what is there is of runs that are no more, where nobody wrote of what.
+
+        Else it would count as done as soon as they are there again.
+        """
+        if self.changed() and made.kept(self.folder) is None:
+            made.Made({}, {}).write(self.folder)
+
+    def _made(self) -> made.Made:
+        found = {run.name: made.digest(run.folder / run.result) for run in self.of}
+        return made.Made(self.told, found)
 
     def start(self, with_parent: bool = False) -> list[str] | None:
         """Starts the process, from last.ckpt where there is one; returns its arguments.
@@ -66,29 +106,25 @@ class Run:
         self.lock = locked(self.folder / LOCK)
         if self.lock is None:
             return None
+        self.told = made.told(self.command or self.arguments)  # as the files are at this moment
         if self.done():
             self.lock.close()
             return self.arguments
-        for mark in (FAILED, DONE):
-            (self.folder / mark).unlink(missing_ok=True)
-        last = self.folder / "last.ckpt"
+        self.make_ready()
+        last = self.folder / LAST
         arguments = self.arguments + (["--ckpt_path", str(last)] if last.is_file() else [])
-        self.process = self._process(arguments, self.lock, with_parent)
+        self.process = started(arguments, self.folder / LOG, self.lock, with_parent)
         return arguments
 
-    def _process(
-        self, arguments: list[str], lock: IO[str], with_parent: bool
-    ) -> subprocess.Popen[bytes]:
-        with (self.folder / LOG).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "main", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=_environment(),
-                pass_fds=[lock.fileno()],
-                preexec_fn=_end_with_parent if with_parent else None,
-            )
+    def make_ready(self) -> None:
+        """Takes the marks away, and what was made of other settings; writes down these."""
+        self.refuse_changed()
+        for mark in (FAILED, DONE):
+            (self.folder / mark).unlink(missing_ok=True)
+        if self.changed():
+            for name in OF_MEMBERS:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        self._made().write(self.folder)
 
     def poll(self) -> bool:
         """Whether the process has ended."""
@@ -140,18 +176,8 @@ class Run:
             return "done"
         if is_locked(self.folder / LOCK):
             return "running"
+        if self.changed():
+            return "changed"
         if (self.folder / FAILED).is_file():
             return "failed"
         return "stopped" if (self.folder / LOG).is_file() else "waiting"
-
-
-def _environment() -> dict[str, str]:
-    """This tree first, so that members run the code that started them."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
-
-
-def _end_with_parent() -> None:
-    """Asks Linux for SIGKILL when the parent dies; elsewhere it is not to be had."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -104,8 +104,15 @@ def sections(
 
 def missing(study: Study, folder: Path) -> list[report.Section]:
     """Which runs the page does without."""
-    lost = [run.name for run in plan(study, folder) if not run.done()]
-    return [report.Text(f"Not done yet, and not in this report: {', '.join(lost)}.")] * bool(lost)
+    runs = plan(study, folder)
+    changed = [run.name for run in runs if run.changed()]
+    lost = [run.name for run in runs if run.name not in changed and not run.done()]
+    said = {"Not done yet": lost, "Made with other settings than the study has now": changed}
+    return [
+        report.Text(f"{why}, and not in this report: {', '.join(names)}.")
+        for why, names in said.items()
+        if names
+    ]
 
 
 def side_by_side(runs: Runs) -> report.Table:

@@ -49,6 +49,8 @@ class Runner:
     def _fill(self, chosen: list[Run], runs: dict[str, Run]) -> None:
         """As many at a time as the engine takes; a failure stops only what needs the failed."""
         waiting, active = [run for run in chosen if not run.done()], list[Run]()
+        for run in waiting:
+            run.outdate()
         with Progress(chosen) as progress:
             try:
                 while waiting or active:

@@ -1,7 +1,7 @@
 """The runs of a study: what is trained, elected and convened, with the commands that do it."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -51,6 +51,14 @@ def rounds(study: Study) -> list[Round]:
 
 def plan(study: Study, folder: Path) -> list[Run]:
     """Every run in the order in which they would be typed, each with those that it needs."""
+    runs: dict[str, Run] = {}
+    for run, bare in zip(_runs(study, folder), _runs(study, Path()), strict=True):
+        of = tuple(runs[name] for name in run.needs)
+        runs[run.name] = replace(run, command=bare.arguments, of=of)
+    return list(runs.values())
+
+
+def _runs(study: Study, folder: Path) -> list[Run]:
     runs = []
     for each in rounds(study):
         runs += [_member(study, folder, name, each) for name in study.members]

@@ -15,7 +15,7 @@ class State:
     """Where a run stands.
 
     Args:
-        word: waiting, running, stopped, failed or done.
+        word: waiting, running, stopped, failed, done, or changed: made with other settings.
         epoch: epochs completed.
         epochs: epochs planned, 0 while unknown.
         figures: figures of the last epoch.
