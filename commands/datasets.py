@@ -11,8 +11,9 @@ from jsonargparse import ArgumentParser
 from commands import config_files, words
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
-from datamodules.sources import SPLIT_FOLDERS, Folders, Table, picture_files, read_table
+from datamodules.sources import SPLIT_FOLDERS, Folders, Table, picture_files
 from datamodules.splits import Fractions
+from datamodules.tables import read_table
 
 GUESSES = {
     "path": ["path", "filename", "file", "image", "image_path", "id_code"],
@@ -65,9 +66,9 @@ def from_table(file: Path, given: dict[str, str | None]) -> Manifest:
         raise ValueError(f"{file}: --label must name the column of the classes: {list(raw)}")
     names = _class_names(raw, columns["label"])
     if columns["split"] is not None:
-        return Table(str(file), **columns).manifest(names)
+        return _noted(Table(str(file), **columns).manifest(names), *_alike(names))
     found = Table(str(file), **columns, fractions=NONE_CUT).manifest(names or UNKNOWN)
-    return _noted(found, ONE_SPLIT)
+    return _noted(found, ONE_SPLIT, *_alike(names))
 
 
 def columns_of(raw: pd.DataFrame, given: dict[str, str | None]) -> dict[str, Any]:
@@ -96,8 +97,9 @@ def from_folder(folder: Path, patient: str | None) -> Manifest:
     if not names:
         return _noted(_flat(folder, files, patient), ONE_SPLIT, NO_CLASSES)
     if splits:
-        return Folders(str(folder), patient).manifest(names)
-    return _noted(Folders(str(folder), patient, NONE_CUT).manifest(names), ONE_SPLIT)
+        return _noted(Folders(str(folder), patient).manifest(names), *_alike(names))
+    found = Folders(str(folder), patient, NONE_CUT).manifest(names)
+    return _noted(found, ONE_SPLIT, *_alike(names))
 
 
 def has_splits(folder: Path) -> bool:
@@ -118,15 +120,26 @@ def _noted(manifest: Manifest, *notes: str) -> Manifest:
 
 
 def _guess(raw: pd.DataFrame, role: str) -> str | None:
-    return next((name for name in GUESSES[role] if name in raw.columns), None)
+    """The column of a usual name, however it is written."""
+    written = {str(name).strip().lower(): str(name) for name in reversed(list(raw))}
+    return next((written[name] for name in GUESSES[role] if name in written), None)
 
 
 def _class_names(raw: pd.DataFrame, column: str | None) -> list[str]:
+    """The labels that occur, white space around them aside; numbers in their order."""
     if column is None:
         return []
-    values = sorted(set(raw[column].astype(str)))
-    numbers = all(value.isdigit() for value in values)
-    return [str(k) for k in range(int(max(values, key=int)) + 1)] if numbers else values
+    told = raw[column].astype(object).where(raw[column].notna(), "").astype(str).str.strip()
+    values = sorted(set(told) - {""})
+    return sorted(values, key=int) if all(value.isdecimal() for value in values) else values
+
+
+def _alike(names: list[str]) -> list[str]:
+    """A note on labels that only capitals tell apart."""
+    same = [[n for n in names if n.lower() == one] for one in dict.fromkeys(map(str.lower, names))]
+    pairs = [" and ".join(map(repr, each)) for each in same if len(each) > 1]
+    return [f"labels that only capitals tell apart are classes of their own: {', '.join(pairs)}"
+            ] * bool(pairs)  # fmt: skip
 
 
 def _data_part(path: Path) -> dict[str, Any]:

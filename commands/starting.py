@@ -9,7 +9,7 @@ import yaml
 
 from commands import ROOT, datasets
 from datamodules.manifest import Manifest
-from datamodules.sources import read_table
+from datamodules.tables import read_table
 from evaluation.files import write_text
 
 CUT = ("val", "test")
@@ -80,7 +80,7 @@ def refuse(folder: Path, manifest: Manifest) -> None:
     """An error where no study can be written of these samples, or none into this folder."""
     if _file(folder).exists() or (folder / "data.yaml").exists():
         raise ValueError(f"--start {folder}: holds a study already; name another folder")
-    if (manifest.table["label"] < 0).any():
+    if (manifest.table["label"] < 0).all():
         raise ValueError("--start: a study needs labels; --label names their column")
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from datamodules.manifest import COLUMNS, Manifest, split_of
 from datamodules.phantoms import Recipe, written
 from datamodules.splits import Fractions
+from datamodules.tables import read_table
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
 SPLIT_FOLDERS = {
@@ -134,13 +135,35 @@ class Table(Source):
         given = {ours: name for ours, name in self.columns.items() if name is not None}
         more = [*(self.patient or []), *([self.study] if self.study else [])]
         self._check_columns(raw, [*given.values(), *more])
+        raw, untold = self._labelled(raw)
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
         table["patient"], notes = self._patients(raw, table["id"])
         table["split"] = self._splits(raw, table)
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
-        return Manifest(table.join(self._attributes(raw)), class_names, notes)
+        return Manifest(table.join(self._attributes(raw)), class_names, (*untold, *notes))
+
+    def _labelled(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """Labels without white space around them; rows that have none are left out and noted."""
+        column = self.columns["label"]
+        if column is None:
+            return raw, ()
+        labels = raw[column].astype(object).where(raw[column].notna(), "").astype(str)
+        bare = labels.str.strip()
+        spaced, kept = int((bare != labels).sum()), (bare != "") | self._to_predict(raw)
+        blank = int((~kept).sum())
+        notes = {f"{spaced} labels have white space around them, which is not read": spaced,
+                 f"{blank} pictures have no label and are left out": blank}  # fmt: skip
+        if not kept.any():
+            raise ValueError(f"{self.files[0]}: no row has a label in the column {column!r}")
+        raw = raw.assign(**{column: bare})[kept].reset_index(drop=True)
+        return raw, tuple(note for note, many in notes.items() if many)
+
+    def _to_predict(self, raw: pd.DataFrame) -> pd.Series:
+        """Which rows need no label."""
+        column = self.columns["split"]
+        return raw[column].astype(str) == "predict" if column else pd.Series(False, raw.index)
 
     def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
         """The patient of each row; one that is not told is taken as a patient of its own."""
@@ -162,12 +185,12 @@ class Table(Source):
         if column is None:
             return [-1] * len(raw)
         values = raw[column].astype(str)
-        if set(values) <= {str(number) for number in range(len(class_names))} - set(class_names):
-            return [int(value) for value in values]
-        found = sorted(set(values))
-        if not set(found) <= set(class_names):
-            _check_names(found, class_names, self.files[0])
-        return [class_names.index(value) for value in values]
+        told = set(values) - {""}
+        if told <= {str(number) for number in range(len(class_names))} - set(class_names):
+            return [int(value or -1) for value in values]
+        if not told <= set(class_names):
+            _check_names(sorted(told), class_names, self.files[0])
+        return [class_names.index(value) if value else -1 for value in values]
 
     def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         column = self.columns["split"]
@@ -292,14 +315,21 @@ def _groups(expression: str) -> int:
 
 
 def picture_files(root: Path) -> list[Path]:
-    """Every picture below a folder, by its path from there; there must be one."""
+    """Every picture below a folder, by its path from there; there must be one.
+
+    What begins with a dot is of the system or of an editor: `._x.png`, `.ipynb_checkpoints/x.png`.
+    """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    found = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES)
-    files = [path.relative_to(root) for path in found]
+    found = [path.relative_to(root) for path in sorted(root.rglob("*"))]
+    files = [path for path in found if path.suffix.lower() in SUFFIXES and not _hidden(path)]
     if not files:
         raise ValueError(f"{root}: no picture files ({' '.join(sorted(SUFFIXES))}) below it")
     return files
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _completed(
@@ -316,15 +346,6 @@ def _split_folder(path: Path, root: Path) -> str:
     if folder not in SPLIT_FOLDERS:
         raise ValueError(f"{root / path}: not in one of the folders {sorted(SPLIT_FOLDERS)}")
     return SPLIT_FOLDERS[folder]
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV as text, in which NA and an empty cell are what they say; or a Parquet file."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.suffix.lower() == ".parquet":
-        return pd.read_parquet(path)
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _check_names(found: list[str], class_names: list[str], where: Path) -> None:

@@ -93,6 +93,28 @@ def test_columns_that_are_named_hold_for_a_folders_own_table(strange, tmp_path):
         assert told["patients"] == 11
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "note"),
+    [
+        (["1", "2"], ["1", "2"], ""),
+        (["10", "9"], ["9", "10"], ""),
+        (["0", "3", ""], ["0", "3"], "4 pictures have no label and are left out"),
+        (["ill", "ill "], ["ill"], "6 labels have white space around them, which is not read"),
+        (["Ill", "ill"], ["Ill", "ill"], "only capitals tell apart .*: 'Ill' and 'ill'"),
+    ],
+)
+def test_the_classes_are_the_labels_that_occur(strange, tmp_path, labels, names, note):
+    table = pd.read_csv(strange / "manifest.csv").drop(columns="side")
+    table["finding"] = [labels[at % len(labels)] for at in range(len(table))]
+    table = table.rename(columns={"finding": " Label", "path": "PATH", "who": "Patient_ID"})
+    table.to_csv(strange / "manifest.csv", index=False, sep=";")
+    assert run([str(strange), "-o", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out/audit.json").read_text())
+    assert [name for name in told["counts"]["train"] if name != "patients"] == names
+    assert re.search(note, "\n".join(told["notes"]))
+    assert ("label" in "".join(told["notes"])) == bool(note)
+
+
 def test_columns_are_refused_where_there_is_no_table(folders):
     with pytest.raises(ValueError, match=r"--label --split: no columns in .*set; a TABLE has them"):
         run([str(folders), "--label", "finding", "--split", "side"])

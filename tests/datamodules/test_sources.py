@@ -102,6 +102,33 @@ def test_a_table_names_what_it_lacks(tmp_path, rows):
         Table(str(tmp_path / "u.csv"), None).manifest(["none"])
 
 
+def test_labels_are_bare_and_rows_without_one_are_left_out(tmp_path, rows):
+    rows["grade"] = [" mild", "none", " "]
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    source = Table(str(tmp_path / "t.csv"), "person", path="file", label="grade", split="fold")
+    manifest = source.manifest(["none", "mild"])
+    assert manifest.table["label"].tolist() == [1, 0]
+    assert manifest.table["patient"].tolist() == ["1", "2"]
+    assert manifest.table["site"].tolist() == ["x", "y"]
+    assert manifest.notes == ("2 labels have white space around them, which is not read",
+                              "1 pictures have no label and are left out")  # fmt: skip
+    rows.assign(grade=["", "0", "1"], fold=["predict", "train", "test"]).to_csv(
+        tmp_path / "t.csv", index=False
+    )
+    source = Table(str(tmp_path / "t.csv"), "person", path="file", label="grade", split="fold")
+    assert source.manifest(["none", "mild"]).table["label"].tolist() == [-1, 0, 1]
+    rows.assign(grade="").to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(ValueError, match=r"t\.csv: no row has a label in the column 'grade'"):
+        source.manifest(["none", "mild"])
+
+
+def test_what_begins_with_a_dot_is_no_picture_of_the_set(split_folders):
+    picture(split_folders / "train/yes/.ipynb_checkpoints/p2_a-checkpoint.png")
+    picture(split_folders / "train/yes/._p2_a.png")
+    picture(split_folders / ".trash/x.png")
+    assert len(Folders(str(split_folders), None).manifest(["no", "yes"]).table) == 4
+
+
 MURA = [
     "train/XR_ELBOW/patient00011/study1_negative/image1.png",
     "train/XR_ELBOW/patient00011/study1_negative/image2.png",
