@@ -12,37 +12,60 @@ from rich.progress import track
 from commands import datasets, faithful, panels, samples, words
 from commands.arguments import device, positive
 from commands.looking import Looked, Model, folder_of, load
-from datamodules.images import read
+from datamodules.images import ImageError, read
 from evaluation.files import file_names, write_json
 from evaluation.report import number
 from lightning_modules.cam import CLASSLESS, METHODS
 
 VERSION = 1
+MOST = 5  # files that an error names
 Picture = tuple[str, str, str]  # what it is called, its file, its part
 
 
 def run(argv: list[str]) -> int:
     """Explains every picture that is named, or those of a split."""
     asked = parser().parse_args(argv)
-    if bool(asked.images) == bool(asked.split):
-        raise ValueError("name either IMAGE..., or --split and, if need be, --config")
+    refuse(asked)
     if asked.measure is not None:
         return measured(asked)
     model = load(asked.model, asked.method, asked.device)
     wanted = _class(asked.wanted, model.class_names)
     todo = list(pictures(asked, model))
     names = file_names([name for name, _, _ in todo])
-    rows = []
+    rows, lost = list[dict[str, object]](), list[str]()
     for (_, path, part), name in track(
         list(zip(todo, names, strict=True)), "explaining", disable=len(todo) < 2
     ):
-        picture = read(path)
+        try:
+            picture = read(path)
+        except ImageError as error:
+            lost.append(str(error))
+            continue
         looked = model.look(picture, wanted, part)
         rows.append(_row(path, name, picture, looked, model))
         panels.write(asked.output, name, picture, looked, model)
-    write_json(asked.output / "explain.json", {**_about(asked, model), "images": rows})
-    print(f"{len(rows)} images explained: {asked.output}")
+    if rows:
+        write_json(asked.output / "explain.json", {**_about(asked, model), "images": rows})
+        print(f"{len(rows)} images explained: {asked.output}")
+    return close(lost, len(todo))
+
+
+def close(lost: list[str], many: int) -> int:
+    """An error at the end of all that can be read, where some cannot."""
+    if lost:
+        said = "; ".join(lost[:MOST]) + "; ..." * (len(lost) > MOST)
+        raise ValueError(f"{len(lost)} of {many} images cannot be read: {said}")
     return 0
+
+
+def refuse(asked: argparse.Namespace) -> None:
+    """Refuses what cannot be asked together."""
+    if bool(asked.images) == bool(asked.split):
+        raise ValueError("name either IMAGE..., or --split and, if need be, --config")
+    given = {"--config": asked.config, "--limit": asked.limit}
+    lost = [name for name, value in given.items() if value]
+    if lost and not asked.split:
+        raise ValueError(f"{' '.join(lost)}: of a --split; the IMAGEs are named one by one")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -151,13 +151,28 @@ def test_wrong_questions_are_one_line(resnet, films, tmp_path, capsys):
         ([films[0], "--class", "broken"], "'broken' is not one of none, simple, comminuted"),
         ([], "name either IMAGE..., or --split"),
         ([films[0], "--method", "Grad"], "method: 'Grad' is not one of GradCAM"),
-        (["nowhere.png"], "nowhere.png"),
+        (["nowhere.png"], "1 of 1 images cannot be read: nowhere.png: No such file"),
+        ([films[0], "--limit", "1"], "--limit: of a --split; the IMAGEs are named one by one"),
+        ([films[0], "--limit", "1", "--config", "no.yaml"], "--config --limit: of a --split"),
         (["--split", "test", "--measure", "--class", "none"], "--class none: --measure goes by"),
         (["--split", "test", "--measure", "--part", "wrist"], "--part wrist: --measure goes by"),
     ):
         assert main(["explain", str(resnet), *more, "-o", str(tmp_path / "no")]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_the_others_are_explained_where_a_file_cannot_be_read(resnet, films, tmp_path, capsys):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("path\n")
+    pictures = [films[0], str(bad), films[1]]
+    assert main(["explain", str(resnet), *pictures, "-o", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr()
+    assert "2 images explained" in told.out
+    assert f"1 of 3 images cannot be read: {bad}: " in told.err
+    assert told.err.count("\n") == 1
+    said = json.loads((tmp_path / "out/explain.json").read_text())
+    assert [row["path"] for row in said["images"]] == films[:2]
 
 
 @pytest.mark.parametrize("verb", ["explain", "serve", "prune"])
