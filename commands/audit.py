@@ -1,6 +1,7 @@
 """consilium audit: leaks, copies, broken files and confounds of a data set, with pairs to see."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 
 from commands import datasets, starting, words
+from commands.arguments import positive
 from commands.samples import HEIGHT, sheet
 from commands.thumbnails import png
 from datamodules.audit import Audit, audit
@@ -40,7 +42,8 @@ def run(args: list[str]) -> int:
     write(found, folder, name)
     _print(found, folder)
     if asked.start:
-        print(f"study: consilium study run {_started(asked, found, folder)}")
+        study = shlex.quote(str(_started(asked, found, folder)))
+        print(f"study: consilium study run {study}")
     return 1 if found.leaks else 0
 
 
@@ -59,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     help_ = "write a study of these pictures into DIR: its data, three small members, a council"
     main.add_argument("--start", metavar="DIR", help=help_)
     help_ = "side in pixels of what the study's networks see (224)"
-    main.add_argument("--size", type=int, default=224, metavar="N", help=help_)
+    main.add_argument("--size", type=positive, default=224, metavar="N", help=help_)
     help_ = "write a sheet of augmented training pictures instead, to look at"
     main.add_argument("--augmentations", action="store_true", help=help_)
     return main
@@ -69,6 +72,9 @@ def refuse(asked: argparse.Namespace) -> None:
     """Refuses what cannot be asked together."""
     if (asked.target is None) == (not asked.config):
         raise ValueError("name either a FOLDER or TABLE, or --config FILE")
+    lost = [f"--{role}" for role in datasets.GUESSES if getattr(asked, role)]
+    if asked.config and lost:
+        raise ValueError(f"{' '.join(lost)}: the config says it; for a FOLDER or TABLE")
     if asked.start and asked.config:
         raise ValueError("--start: the data has a config already; it is for a FOLDER or TABLE")
     if asked.start and asked.augmentations:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -72,7 +73,7 @@ def write(folder: Path, source: Source, manifest: Manifest, size: int, left: str
     whole, configs = folder.resolve(), ROOT / "configs"
     near = os.path.relpath(configs, whole) if whole.is_relative_to(ROOT) else configs
     of = {name: flow([f"{near}/{name}.yaml"])[1:-1] for name in CONFIGS}
-    write_text(study, STUDY.format(file=study, title=flow(whole.name), of=of))
+    write_text(study, STUDY.format(file=quote(str(study)), title=flow(whole.name), of=of))
     return study
 
 
@@ -94,7 +95,7 @@ def data(file: Path, source: Source, manifest: Manifest, size: int, left: str) -
     lacking = {name: 0.15 for name in CUT if name not in given}
     arguments = source.arguments | ({"fractions": lacking} if lacking else {})
     text = DATA.format(
-        where=source.where, file=file, kind=source.kind, source=flow(arguments),
+        where=quote(source.where), file=quote(str(file)), kind=source.kind, source=flow(arguments),
         names=flow(list(manifest.class_names)), size=size,
     )  # fmt: skip
     return text + (LEFT_OUT.format(reading=flow({"leave_out": left})) if left else "")

@@ -120,6 +120,12 @@ def test_columns_are_refused_where_there_is_no_table(folders):
         run([str(folders), "--label", "finding", "--split", "side"])
 
 
+@pytest.mark.parametrize("option", ["--label", "--path", "--split", "--patient"])
+def test_columns_are_refused_beside_a_config(config, option):
+    with pytest.raises(ValueError, match=f"{option}: the config says it; for a FOLDER or TABLE"):
+        run(["--config", str(config), option, "x"])
+
+
 @pytest.mark.parametrize(
     ("patient", "words"),
     [

@@ -1,3 +1,4 @@
+import shlex
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,28 @@ def test_the_data_is_what_the_table_says(films, tmp_path, monkeypatch, capsys):
     assert main(["audit", str(films), "--patient", "site,number", "--start", "mine"]) == 2
     assert "--start mine: holds a study already" in capsys.readouterr().err
     assert not Path("runs").exists()  # nothing was audited
+
+
+def test_printed_commands_can_be_typed(films, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    films = films.rename("the films.csv")
+    words = ["audit", "the films.csv", "--patient", "site,number", "--start", "my own's"]
+    assert main(words) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("study: ")]
+    data, study = (Path("my own's", f"{name}.yaml") for name in ("data", "my own's"))
+    assert shlex.split(said)[1:] == ["consilium", "study", "run", str(study)]
+    assert shlex.split(study.read_text().splitlines()[0])[1:] == shlex.split(said)[1:]
+    assert shlex.split(data.read_text().splitlines()[0])[-2:] == ["--config", str(data)]
+    assert f"audit {shlex.quote('the films.csv')} --augmentations" in data.read_text()
+    assert len(read_study(study).members) == 3
+
+
+@pytest.mark.parametrize("size", ["0", "-8"])
+def test_a_size_of_nothing_is_refused(films, size, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["audit", str(films), "--start", "mine", "--size", size])
+    assert left.value.code == 2
+    assert f"argument --size: {size} is not at least 1" in capsys.readouterr().err
 
 
 def test_what_the_audit_quarantines_is_left_out(films, tmp_path, monkeypatch):
