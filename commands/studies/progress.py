@@ -12,6 +12,7 @@ from commands.studies.processes import Run
 from commands.studies.state import State
 
 SHOWN = ("val/loss", "val/accuracy")
+NARROW = 16  # least width of the column of names
 SPIN = "|/-\\"
 
 
@@ -24,6 +25,7 @@ class Progress:
         self.live = Live(console=self.console, auto_refresh=False)
         self.said: dict[str, tuple[str, int]] = {}
         self.ticks = 0
+        self.width = max([NARROW, *(len(run.name) for run in runs)])
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -51,7 +53,7 @@ class Progress:
         for name, state in states.items():
             if self.said.get(name) != (state.word, state.epoch):
                 self.said[name] = (state.word, state.epoch)
-                print(line(name, state), flush=True)
+                print(line(name, state, self.width), flush=True)
 
     def _table(self, states: dict[str, State]) -> Table:
         table = Table(box=None, pad_edge=False)
@@ -87,10 +89,10 @@ def time(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def line(name: str, state: State) -> str:
-    """One line that says where a run stands."""
+def line(name: str, state: State, width: int) -> str:
+    """One line that says where a run stands, its name in a column of this width."""
     epoch, loss, accuracy, best, left = numbers(state)
     parts = [f"epoch {epoch}" if epoch else "", f"val loss {loss}" if loss else ""]
     parts += [f"val accuracy {accuracy}" if accuracy else "", f"best loss {best}" if best else ""]
     parts += [f"{left} left" if left else ""]
-    return f"{name:<16} {state.word:<8} {'  '.join(filter(None, parts))}".rstrip()
+    return f"{name:<{width}} {state.word:<8} {'  '.join(filter(None, parts))}".rstrip()

@@ -17,7 +17,7 @@ from commands.studies.runs import plan
 from evaluation import figures as drawings
 from evaluation import report
 from evaluation.results import write_results
-from evaluation.run_report import MAIN, facts, notes
+from evaluation.run_report import MAIN, facts
 
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
 
@@ -85,7 +85,7 @@ def sections(
     asked = gates(study, runs)
     return [
         report.Text(lead(study, runs), lead=True),
-        *notes(runs[first]),
+        *notes(runs),
         *missing(study, folder),
         *([report.Gates(asked)] if asked else []),
         *claims(study, runs),
@@ -100,6 +100,12 @@ def sections(
         *audit.sections(audit.audits(runs, folder), runs),
         report.Details({**facts(runs[first]), **environment()}),
     ]
+
+
+def notes(runs: Runs) -> list[report.Section]:
+    """What the data of any run warns of, each warning once."""
+    said = (str(note) for run in runs.values() for note in run.meta.get("notes", []))
+    return [report.Text(note) for note in dict.fromkeys(said)]
 
 
 def missing(study: Study, folder: Path) -> list[report.Section]:

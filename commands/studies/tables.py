@@ -20,9 +20,11 @@ FOLDER = "results"
 def write(
     study: Study, folder: Path, runs: Runs, pooled: repeats.Pooled, sparse: controls.Beside
 ) -> None:
-    """One CSV a table that has rows, and tables.json with all of them."""
+    """One CSV a table that has rows, and tables.json with all of them; others are removed."""
     whole = tables(study, folder, runs, pooled, sparse)
     found = {name: table for name, table in whole.items() if len(table)}
+    for name in whole.keys() - found.keys():
+        (folder / FOLDER / f"{name}.csv").unlink(missing_ok=True)
     for name, table in found.items():
         write_text(folder / FOLDER / f"{name}.csv", table.to_csv(index=False))
     plain = {name: json.loads(table.to_json(orient="records")) for name, table in found.items()}

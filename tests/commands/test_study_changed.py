@@ -141,6 +141,13 @@ def test_a_council_that_is_made_again_keeps_no_table_of_its_old_members(write):
     assert not old.exists()
 
 
+def test_the_states_of_runs_with_long_names_stand_below_one_another(write, capsys):
+    finish(write({"members": {"a": "a.yaml", "resnet_with_a_long_name": "b.yaml"}}))
+    assert main(["study", "status", "s.yaml", "--output", "out"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.index("done") for line in lines} == {len("resnet_with_a_long_name ")}
+
+
 def test_two_studies_of_one_name_do_not_share_a_folder(write, capsys):
     Path("other").mkdir()
     finish({"a": write({}, out="runs/s")["a"]})

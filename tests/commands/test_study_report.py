@@ -1,5 +1,6 @@
 """The page and the tables of a study, from run folders whose figures are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,27 @@ def test_measured_maps_stand_in_page_and_tables(write):
     page = Path("out/report.html").read_text()
     assert "Faithfulness" in page
     assert "Not done yet, and not in this report: maps-a." in page
+
+
+def test_a_table_that_has_become_empty_leaves_no_file_of_an_earlier_report(write):
+    _, args = write({"gates": {"a.accuracy": 0.1}})
+    assert main(args) == 0
+    assert Path("out/results/gates.csv").is_file()
+    _, args = write({})
+    assert main(args) == 0
+    assert not Path("out/results/gates.csv").exists()
+    assert Path("out/results/members.csv").is_file()
+
+
+def test_the_notes_of_all_runs_stand_in_the_page_each_once(write):
+    _, args = write({})
+    for name, notes in {"a": ["every one", "of a alone"], "b": ["of b alone", "every one"]}.items():
+        file = Path(f"out/members/{name}/results.json")
+        found = read_results(file)
+        write_results(file, replace(found, meta={**found.meta, "notes": notes}))
+    assert main(args) == 0
+    page = Path("out/report.html").read_text()
+    assert [page.count(note) for note in ("every one", "of a alone", "of b alone")] == [1, 1, 1]
 
 
 def test_a_study_of_which_nothing_is_done_says_so(write, capsys):
