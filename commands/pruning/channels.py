@@ -26,17 +26,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that go together through several layers.
+    """Channels that each go through several layers, and leave all of them.
 
     Args:
-        kind: groups of one kind are built alike, and are ranked against each other.
-        scores: (n,) how much each channel matters.
         cuts: the layers that they go through.
+        scores: (n,) how much each channel matters, as far as that is known.
     """
 
-    kind: str
-    scores: Tensor
     cuts: list[Cut]
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,12 @@ class Candidate:
 def stay(found: Sequence[Group], share: float, round_to: int) -> list[Tensor]:
     """Which channels stay, (n,) booleans a group, when about `share` of all go.
 
-    The least go from all groups of a kind together. What then stays of a group is rounded to the
-    nearest multiple of `round_to` (or to all of them), and a tenth always does.
+    The least go, wherever they are. What then stays of a group is rounded to the nearest multiple
+    of `round_to` (or to all of them), and a tenth always does.
     """
-    left = [0] * len(found)
-    for alike in _by_kind(found):
-        scores = torch.cat([found[i].scores for i in alike])
-        gone = int(share * len(scores))
-        limit = scores.sort().values[gone]
-        for i in alike:
-            left[i] = int((found[i].scores >= limit).sum())
+    scores = torch.cat([group.scores for group in found])
+    limit = scores.sort().values[int(share * len(scores))]
+    left = [int((group.scores >= limit).sum()) for group in found]
     counts = [rounded(k, len(g.scores), round_to) for k, g in zip(left, found, strict=True)]
     return [_largest(group.scores, k) for k, group in zip(counts, found, strict=True)]
 
@@ -117,6 +111,8 @@ def macs(found: Sequence[Group], staying: Sequence[Tensor], price: dict[str, Cos
 
 def candidates(found: Sequence[Group], price: dict[str, Cost], round_to: int) -> list[Candidate]:
     """What may stay, from the most multiply-accumulates to the fewest."""
+    if not found:
+        return []
     seen: dict[int, list[Tensor]] = {}
     for share in SHARES:
         staying = stay(found, share, round_to)
@@ -146,13 +142,6 @@ def narrowed(net: nn.Module, structure: Kept) -> nn.Module:
     small = copy.deepcopy(net)
     narrow(small, structure)
     return small.eval()
-
-
-def _by_kind(found: Sequence[Group]) -> list[list[int]]:
-    alike: dict[str, list[int]] = {}
-    for i, group in enumerate(found):
-        alike.setdefault(group.kind, []).append(i)
-    return list(alike.values())
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:

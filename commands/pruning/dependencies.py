@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from commands.pruning.channels import Cost, Cut, Group
+from commands.pruning.channels import Cost, Cut
 from commands.words import needed
 from lightning_modules.structure import depthwise, narrows
 
@@ -40,12 +40,13 @@ class Graph(Protocol):
         """Whether a layer loses outputs."""
 
 
-def groups(net: nn.Module, image: Tensor, price: dict[str, Cost]) -> Iterator[Group]:
-    """The groups of `net` that may lose channels, from one pass of `image`.
+def groups(net: nn.Module, image: Tensor, price: dict[str, Cost]) -> Iterator[list[Cut]]:
+    """Where channels of `net` lie that may go, each group of them, from one pass of `image`.
 
     Left out are groups that go through a layer that `structure.narrow` does not know (norms over
-    channels, grouped convolutions, free parameters) or through the heads of an attention, and
-    those whose layers cost one multiply-accumulate a weight: squeeze-excite, and the logits.
+    channels, grouped convolutions, free parameters) or through the heads of an attention, those
+    that no layer reads, and those whose layers cost one multiply-accumulate a weight:
+    squeeze-excite, and the logits.
     torch-pruning finds no end of the groups of convolutions beside attention, so there are none.
     """
     if _is_mixed(net):
@@ -60,21 +61,9 @@ def groups(net: nn.Module, image: Tensor, price: dict[str, Cost]) -> Iterator[Gr
                           if item.dep.target.module in names])  # fmt: skip
         layers = [item.dep.target.module for item in found]
         together = len({len(cut.positions) for cut in cuts}) == 1
-        if together and _may_go(net, names, layers) and any(_pays(cut, price) for cut in cuts):
-            kind = "; ".join(f"{type(net.get_submodule(c.layer)).__name__} {c.side}" for c in cuts)
-            yield Group(kind, scores(net, cuts), cuts)
-
-
-def scores(net: nn.Module, cuts: Sequence[Cut]) -> Tensor:
-    """How large each channel of a group is, 1 in the mean: squared weights over all its layers."""
-    found = []
-    for cut in cuts:
-        weight = net.get_submodule(cut.layer).get_parameter("weight").detach().square()
-        sides = weight.transpose(0, 1) if cut.side == "in" else weight
-        each = sides.flatten(1).sum(1) if weight.ndim > 1 else weight
-        found.append(each[torch.tensor(cut.positions)].sum(1))
-    total = torch.stack(found).mean(0)
-    return total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
+        useful = any(_pays(cut, price) for cut in cuts) and any(cut.side == "in" for cut in cuts)
+        if together and useful and _may_go(net, names, layers):
+            yield cuts
 
 
 def costs(net: nn.Module, image: Tensor) -> dict[str, Cost]:

@@ -1,13 +1,13 @@
 """Which channels a network keeps, to be so small or so fast; and it beside the dense one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from commands.pruning import channels, dependencies, timing
+from commands.pruning import channels, dependencies, importance, timing
 from commands.pruning.channels import Candidate
 from evaluation import ratios
 from evaluation.intervals import Figure
@@ -23,8 +23,8 @@ class Wanted:
     """How small or how fast, and how that is measured; the words of `consilium prune`.
 
     Args:
-        macs: share of the multiply-accumulates that may be left, or else
-        latency: share of the time of one image.
+        macs: share of the multiply-accumulates that may be left.
+        latency: share of the time of one image; one of the two, or both.
         round_to: channels are multiples of it.
         pairs: timed passes of both networks in turns.
         energy: whether joules are counted as well.
@@ -68,10 +68,17 @@ def by_time(
     return best
 
 
-def choose(net: nn.Module, image: Tensor, name: str, wanted: Wanted) -> Kept:
-    """Which channels stay; what cannot lose any without computing otherwise is refused."""
+def choose(
+    net: nn.Module, image: Tensor, name: str, wanted: Wanted, losses: Iterable[Tensor]
+) -> Kept:
+    """Which channels stay, those that `losses`, of some pictures each, hang on.
+
+    What cannot lose any without computing otherwise is refused.
+    """
     price = dependencies.costs(net, image)
-    groups = list(dependencies.groups(net, image[:1], price))
+    together = list(dependencies.groups(net, image[:1], price))
+    writing = importance.WRITING if wanted.latency else 0
+    groups = importance.weighed(net, together, price, losses, writing) if together else []
     found = channels.candidates(groups, price, wanted.round_to)
     if not found:
         raise ValueError(
@@ -87,10 +94,11 @@ def choose(net: nn.Module, image: Tensor, name: str, wanted: Wanted) -> Kept:
         small = channels.narrowed(net, structure(one))
         return timed(net, small, image[:1], wanted).value or 1.0
 
-    if wanted.macs:
-        kept = structure(by_macs(found, wanted.macs, wanted.round_to))
-    else:
-        kept = structure(by_time(found, wanted.latency or 0.0, wanted.round_to, took))
+    best = by_macs(found, wanted.macs, wanted.round_to) if wanted.macs else found[0]
+    if wanted.latency:
+        left = [one for one in found if one.macs <= best.macs]
+        best = by_time(left, wanted.latency, wanted.round_to, took)
+    kept = structure(best)
     if not channels.computes_the_same(net, kept, image):
         raise ValueError(f"{name} cannot be pruned by channels: what is left would not compute "
                          "what it computed before")  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from commands.looking import load
-from commands.pruning import channels, dependencies
+from commands.pruning import channels, dependencies, importance
 from commands.pruning.channels import Candidate
 from commands.pruning.narrower import Wanted, by_macs, by_time, choose
 from evaluation.results import read_results
@@ -170,6 +170,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "holds no best.ckpt" in capsys.readouterr().err
 
 
+def together(net, image, price):
+    """Channels that go together."""
+    return list(dependencies.groups(net, image[:1], price))
+
+
+def losses(net, image):
+    """The loss of one part."""
+    yield net(image).square().mean()
+
+
 class Twisted(nn.Module):
     """Its channels are averaged behind the back of a graph of layers."""
 
@@ -188,18 +198,18 @@ class Twisted(nn.Module):
 def test_what_would_compute_otherwise_is_noticed():
     net, image = Twisted(), torch.randn(2, 3, 8, 8)
     price = dependencies.costs(net, image)
-    groups = list(dependencies.groups(net, image[:1], price))
+    groups = importance.weighed(net, together(net, image, price), price, losses(net, image))
     staying = [torch.arange(len(g.scores)) < len(g.scores) // 2 for g in groups]
     assert staying
     kept = channels.kept(groups, staying, price)
     assert not channels.computes_the_same(net, kept, image)
     with pytest.raises(ValueError, match="twisted cannot be pruned by channels: what is left"):
-        choose(net, image, "twisted", Wanted(macs=0.6))
+        choose(net, image, "twisted", Wanted(macs=0.6), losses(net, image))
     image = torch.randn(2, 3, 64, 64)
     for name in ("test_mambaout", "test_coatnet"):
         net = backbones.build(name, 3, image_size=64).eval()
         with pytest.raises(ValueError, match=f"{name} cannot be pruned by channels: none can go"):
-            choose(net, image, name, Wanted(macs=0.6))
+            choose(net, image, name, Wanted(macs=0.6), losses(net, image))
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit", "densenet121",
@@ -210,22 +220,9 @@ def test_families_compute_what_is_left_of_them(name):
     size = 160 if name == "test_vit" else 64
     net, image = backbones.build(name, 3, image_size=size).eval(), torch.randn(2, 3, size, size)
     price = dependencies.costs(net, image)
-    groups = list(dependencies.groups(net, image[:1], price))
+    groups = importance.weighed(net, together(net, image, price), price, losses(net, image))
     found = channels.candidates(groups, price, 8)
     kept = channels.kept(groups, found[len(found) // 2].staying, price)
     assert channels.computes_the_same(net, kept, image)
     small = channels.narrowed(net, kept)
     assert macs_of(small, size) == pytest.approx(found[len(found) // 2].macs * macs_of(net, size))
-
-
-def test_scores_are_squares_over_all_layers_of_a_channel():
-    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 1))
-    for k, layer in enumerate((net[0], net[1], net[3])):
-        layer.weight.data = torch.arange(layer.weight.numel()).reshape(layer.weight.shape) + k / 2
-    cuts = [channels.Cut("0", "out", [[0], [1]]), channels.Cut("1", "out", [[0], [1]]),
-            channels.Cut("3", "in", [[0, 1, 2, 3], [4, 5, 6, 7]])]  # fmt: skip
-    first = 0 + 1 + 4 + 0.5**2 + (1 + 4 + 9 + 16)
-    second = 9 + 16 + 25 + 1.5**2 + (25 + 36 + 49 + 64)
-    mean = (first + second) / 2
-    found = dependencies.scores(net, cuts)
-    assert found.tolist() == pytest.approx([first / mean, second / mean])
