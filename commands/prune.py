@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add("--round_to", type=int, default=16, help="channels are multiples of it: 16 CPU, 8 GPU (16)")
     add("--pictures", type=int, default=640, help="of the training split, to weigh channels (640)")
     add("--epochs", type=int, default=10, help="epochs of fine-tuning (10)")
-    add("--lr", type=float, help="its peak rate, cosine after one epoch of rise (run's / 10)")
+    add("--lr", type=float, help="its peak rate, cosine after one epoch of rise (the run's)")
     add("-o", "--output", type=Path, help="run folder to fill (RUN-pruned)")
     add("--pairs", type=int, default=20, help="pairs of timed passes, dense and pruned (20)")
     add("--energy", action="store_true", help="count joules as well: four minutes or more")
@@ -124,11 +124,11 @@ def require(asked: argparse.Namespace) -> None:
 
 
 def fine_tune(asked: argparse.Namespace, out: Path) -> None:
-    """A fit with the run's own config, from the narrower network, at a lower rate."""
+    """A fit with the run's own config, from the narrower network."""
     said = yaml.safe_load((asked.run / "config.yaml").read_text(encoding="utf-8"))
     model, trainer = said["model"]["init_args"], said["trainer"]
     model["pretrained"] = False
-    lr = model["optimisation"]["lr"] / 10 if asked.lr is None else asked.lr
+    lr = model["optimisation"]["lr"] if asked.lr is None else asked.lr
     rate = {"lr": lr, "epochs": None}
     rise = {"schedule": "cosine", "warmup_epochs": min(1.0, asked.epochs / 2)}
     model["optimisation"] |= rate | rise
