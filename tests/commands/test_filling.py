@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from commands.filling import filling
+from commands.studies import made
 from commands.studies.locks import held, is_locked, locked
 from commands.studies.processes import FAILED, Run
 from evaluation.results import read_results
@@ -64,7 +65,8 @@ def test_a_run_of_a_study_that_is_told_to_end_is_stopped_and_goes_on(
     assert run.complaint().startswith("consilium fit: stopped after epoch ")
     assert run.state().word == "stopped"
     assert not (run.folder / FAILED).exists()
-    run.arguments[-1] = str(run.state().epoch)
+    run.arguments[-1] = str(run.state().epoch)  # an end, which is another setting
+    (run.folder / made.FILE).unlink()
     assert run.start() == [*fit, "--ckpt_path", str(run.folder / "last.ckpt")]
     run.wait()
     assert run.state().word == "done", run.complaint()
