@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     add("--macs", type=float, help="share of the multiply-accumulates to keep")
     add("--latency", type=float, help="share of the time of one image to keep, measured here")
     add("--round_to", type=int, default=16, help="channels are multiples of it: 16 CPU, 8 GPU (16)")
+    add("--power", type=float, default=0.5, help="how much a channel's cost counts: 0 not (0.5)")
     add("--pictures", type=int, default=640, help="of the training split, to weigh channels (640)")
     add("--epochs", type=int, default=10, help="epochs of fine-tuning (10)")
     add("--lr", type=float, help="its peak rate, cosine after one epoch of rise (the run's)")
@@ -116,6 +117,8 @@ def require(asked: argparse.Namespace) -> None:
     for name in ("round_to", "pictures", "epochs", "pairs"):
         if getattr(asked, name) < 1:
             raise ValueError(f"--{name}: {getattr(asked, name)} is not at least 1")
+    if asked.power < 0:
+        raise ValueError(f"--power: {asked.power} is not at least 0")
     if asked.lr is not None and asked.lr <= 0:
         raise ValueError(f"--lr: {asked.lr} is not above 0")
     for file in ("best.ckpt", "config.yaml"):

@@ -12,7 +12,6 @@ from commands.pruning.channels import Cost, Cut, Group
 from datamodules.datamodule import ImageDataModule
 
 PART = 8  # pictures a slope; over more of them slopes of either sign cancel
-POWER = 0.5  # of what a channel costs: with 0 all cost the same, with much more only that counts
 WRITING = 256  # multiply-accumulates in the time of a number written; two cores: 80 to 230
 
 
@@ -35,14 +34,16 @@ def weighed(
     together: Sequence[list[Cut]],
     price: dict[str, Cost],
     parts: Iterable[Tensor],
+    power: float = 0.5,
     writing: int = 0,
 ) -> list[Group]:
     """The channels of each group, with what the loss would change by without them, by its slope.
 
     A gate before what reads a channel is 1, and 0 once the channel is gone: the change is about
-    the slope of the loss along the gate. Its size over all parts is divided by a power of what
-    the channel costs, in multiply-accumulates and `writing` for each number written. Magnitudes
-    would not do: a batch norm takes any scale away.
+    the slope of the loss along the gate. Its size over all parts is divided by a `power` of what
+    the channel costs (0: all cost the same; much more: only the cost counts), in
+    multiply-accumulates and `writing` for each number written. Magnitudes would not do: a batch
+    norm takes any scale away.
     """
     reading = sorted({cut.layer for cuts in together for cut in cuts if cut.side == "in"})
     weights = [net.get_submodule(name).get_parameter("weight") for name in reading]
@@ -54,7 +55,7 @@ def weighed(
         for score, cuts in zip(scores, together, strict=True):
             score += _gates(each, cuts).square()
     return [
-        Group(cuts, score.sqrt() / cost(cuts, price, writing) ** POWER)
+        Group(cuts, score.sqrt() / cost(cuts, price, writing) ** power)
         for score, cuts in zip(scores, together, strict=True)
     ]
 

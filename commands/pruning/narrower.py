@@ -25,6 +25,7 @@ class Wanted:
     Args:
         macs: share of the multiply-accumulates that may be left.
         latency: share of the time of one image; one of the two, or both.
+        power: how much what a channel costs counts against what hangs on it.
         round_to: channels are multiples of it.
         pairs: timed passes of both networks in turns.
         energy: whether joules are counted as well.
@@ -33,6 +34,7 @@ class Wanted:
 
     macs: float | None = None
     latency: float | None = None
+    power: float = 0.5
     round_to: int = 16
     pairs: int = 20
     energy: bool = False
@@ -78,7 +80,7 @@ def choose(
     price = dependencies.costs(net, image)
     together = list(dependencies.groups(net, image[:1], price))
     writing = importance.WRITING if wanted.latency else 0
-    groups = importance.weighed(net, together, price, losses, writing) if together else []
+    groups = importance.weighed(net, together, price, losses, wanted.power, writing)
     found = channels.candidates(groups, price, wanted.round_to)
     if not found:
         raise ValueError(

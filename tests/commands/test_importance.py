@@ -58,7 +58,7 @@ def test_a_score_is_the_slope_along_a_gate_over_a_power_of_its_cost(name):
             there.append(next(parts(net)).item())
             scale(net, group, 1, 1 / by)
         slope = abs(there[0] - there[1]) / 2e-4
-        wanted = slope / importance.cost(group.cuts, price, 0) ** importance.POWER
+        wanted = slope / importance.cost(group.cuts, price, 0) ** 0.5
         assert float(group.scores[1]) == pytest.approx(wanted, rel=1e-3)
 
 
