@@ -9,8 +9,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from commands.endings import INTERRUPTED, TERMINATED, Stopped
-from commands.studies.locks import held, locked
-from commands.studies.processes import LOCK
+from commands.locks import LOCK, held, locked
 from lightning_modules import checkpoints
 
 

@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
+from commands.locks import LOCK, is_locked, locked
 from commands.studies import made
 from commands.studies.child import started
-from commands.studies.locks import is_locked, locked
 from commands.studies.state import State, planned, progress
 from evaluation.files import write_text
 
 LOG = "log.txt"
-LOCK = ".lock"
 FAILED = ".failed"
 DONE = ".done"
 LAST = "last.ckpt"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from commands.filling import filling
+from commands.locks import held, is_locked, locked
 from commands.studies import made
-from commands.studies.locks import held, is_locked, locked
 from commands.studies.processes import FAILED, Run
 from evaluation.results import read_results
 from lightning_modules import checkpoints
@@ -90,7 +90,7 @@ def test_a_lock_is_ones_own_or_that_of_another(tmp_path: Path) -> None:
     lock = locked(path)
     assert lock is not None
     assert held(path)
-    asked = "from commands.studies.locks import held; from pathlib import Path; import sys; "
+    asked = "from commands.locks import held; from pathlib import Path; import sys; "
     command = [sys.executable, "-c", f"{asked} print(held(Path(sys.argv[1])))", str(path)]
     for descriptors, said in (([lock.fileno()], b"True\n"), ([], b"False\n")):
         found = subprocess.run(command, cwd=ROOT, pass_fds=descriptors, capture_output=True)

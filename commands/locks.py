@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+LOCK = ".lock"  # in the folder
+
 
 def locked(path: Path) -> IO[str] | None:
     """The lock, held until it is closed; None while somebody else has it."""
