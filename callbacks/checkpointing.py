@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,8 +27,7 @@ class BestAndLast(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
-        self.resumed: Path | None = None
-        self.copies = False
+        self.has_best = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Puts the files into the run folder itself."""
@@ -38,10 +37,13 @@ class BestAndLast(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Knows which checkpoint a fit goes on from, before the state of before is taken up."""
-        goes_on = trainer.state.fn == "fit" and trainer.ckpt_path
-        self.resumed = Path(str(trainer.ckpt_path)) if goes_on else None
-        self.copies = trainer.is_global_zero
+        """Finds the best of before, on one process for all, before its state is taken up."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        self.has_best = False
+        if state and trainer.state.fn == "fit" and trainer.ckpt_path:
+            there = Path(str(trainer.ckpt_path)).parent
+            found = trainer.is_global_zero and self._brings_best(state, there)
+            self.has_best = trainer.strategy.broadcast(found)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The best so far, in whatever way the run folder is called now.
@@ -49,24 +51,23 @@ class BestAndLast(ModelCheckpoint):
         Lightning forgets it where the folder's name is written otherwise than then, and the next
         epoch would be the best. A fit that goes on in another folder takes the best along.
         """
-        here = Path(str(self.dirpath))
-        if self.resumed is not None and self._has_best(state_dict, here):
+        if self.has_best:
+            here = Path(str(self.dirpath))
             paths = {name: _in(here, state_dict[name]) for name in PATHS}
             models = {_in(here, path): score for path, score in state_dict["best_k_models"].items()}
             state_dict = {**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
 
-    def _has_best(self, state: dict[str, Any], here: Path) -> bool:
-        """Whether the best of before is in `here`, or is none; from another folder it is copied."""
-        there = cast(Path, self.resumed).parent
+    def _brings_best(self, state: dict[str, Any], there: Path) -> bool:
+        """Whether the best of before is in the folder, or is none; from another it is copied."""
+        here = Path(str(self.dirpath))
         if not state["best_model_path"] or here.resolve() == there.resolve():
             return True
         best = there / Path(state["best_model_path"]).name
         if not best.is_file() or (here / best.name).is_file():
             return False  # another training's best is not written over, and not taken for ours
-        if self.copies:
-            here.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, here / best.name)
+        here.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(best, here / best.name)
         return True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -45,6 +45,8 @@ def weighed(
     multiply-accumulates and `writing` for each number written. Magnitudes would not do: a batch
     norm takes any scale away.
     """
+    if not together:
+        return []
     reading = sorted({cut.layer for cuts in together for cut in cuts if cut.side == "in"})
     weights = [net.get_submodule(name).get_parameter("weight") for name in reading]
     scores = [torch.zeros(len(cuts[0].positions), dtype=torch.float64) for cuts in together]
