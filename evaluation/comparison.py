@@ -16,6 +16,7 @@ from evaluation.significance import Pair, far_side, holm, sign_test
 from evaluation.table import PredictionTable, align
 
 COMPARED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "mcc", "nll", "brier", "ece")
+SHOWN = 5e-5  # what is nearer to 0 is printed as 0.0000, and is no gain
 ROUNDING = 1e-6  # what float32 logits in a table can move a figure by
 LOWER_IS_BETTER = ("nll", "brier", "ece", "ece_classwise")
 ABSENT = "a class is absent, or no redraw differs"
@@ -224,6 +225,6 @@ def verdict(name: str, difference: Difference) -> str:
     found = difference.figure
     if found.low is None or found.high is None or difference.p >= 0.05:
         return "no evidence of gain"
-    if found.low <= ROUNDING and found.high >= -ROUNDING:
+    if found.low <= SHOWN and found.high >= -SHOWN:
         return "no evidence of gain"
     return "gain" if (found.low > 0) != (name in LOWER_IS_BETTER) else "loss"

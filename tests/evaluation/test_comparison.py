@@ -108,6 +108,8 @@ def test_holm_turns_a_lucky_voter_into_no_evidence() -> None:
     found = differences(make(80, seed=1, gain=1.9), make(80, seed=2), draws=300)
     lucky = replace(found["accuracy"], p=0.03, figure=replace(found["accuracy"].figure, low=0.01))
     assert verdict("accuracy", lucky) == "gain"
+    small = replace(lucky.figure, value=3e-5, low=2e-5, high=4e-5)
+    assert verdict("accuracy", replace(lucky, figure=small)) == "no evidence of gain"
     [corrected, *_] = holm([0.03, 0.5, 0.5, 0.5])
     assert verdict("accuracy", replace(lucky, p=corrected)) == "no evidence of gain"
 
