@@ -80,9 +80,9 @@ def test_printed_commands_can_be_typed(films, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("size", ["0", "-8"])
-def test_a_size_of_nothing_is_refused(films, size, capsys):
+def test_a_size_of_nothing_is_refused(films, size, capsys, tmp_path):
     with pytest.raises(SystemExit) as left:
-        main(["audit", str(films), "--start", "mine", "--size", size])
+        main(["audit", str(films), "--start", str(tmp_path / "mine"), "--size", size])
     assert left.value.code == 2
     assert f"argument --size: {size} is not at least 1" in capsys.readouterr().err
 
