@@ -1,4 +1,5 @@
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_imports_run_down_the_floors(room):
     assert files
     for file in files:
         assert imported(file) <= ARROWS[room], file
+
+
+def test_every_room_within_a_room_is_installed():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = [file.parent for room in ROOMS for file in (ROOT / room).rglob("__init__.py")]
+    assert sorted(told) == sorted(".".join(each.relative_to(ROOT).parts) for each in there)
 
 
 def test_front_door_is_small():
