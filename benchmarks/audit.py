@@ -18,8 +18,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datamodules.likeness import LOOK, Looks, look, search
-from datamodules.phantoms import KINDS, Recipe, films, written
+from datamodules.audit.near_duplicates import LOOK, Looks, look, search
+from datamodules.phantoms.generate import KINDS, Recipe, films, written
 
 
 def main() -> int:
@@ -121,7 +121,7 @@ def size(count: int) -> None:
 
 def one(folder: Path) -> None:
     """Audits a folder of phantoms and prints what it took."""
-    from datamodules.audit import audit
+    from datamodules.audit.audit import audit
     from datamodules.sources import Table
     from datamodules.splits import Fractions
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from commands.pruning.timing import alternating
-from evaluation import ratios
-from evaluation.report import number
+from evaluation.reports.html import number
+from evaluation.stats import ratios
 from lightning_modules import ImageClassifier
 from lightning_modules.cam import Explainer
-from lightning_modules.catalogue import KNOWN, facts
+from lightning_modules.model_info import KNOWN, facts
+from lightning_modules.pruning.latency import alternating
 
 
 def main() -> None:

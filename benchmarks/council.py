@@ -12,13 +12,13 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from commands.pruning.timing import alternating
 from datamodules import ImageDataModule, Phantoms
 from datamodules.images import read
 from datamodules.preprocess import Preprocess
-from evaluation import ratios
-from evaluation.report import number
+from evaluation.reports.html import number
+from evaluation.stats import ratios
 from lightning_modules import EnsembleModule, ImageClassifier, checkpoints
+from lightning_modules.pruning.latency import alternating
 
 CLASSES = ["none", "simple", "comminuted"]
 MEMBERS = {  # backbone -> its own view

@@ -9,11 +9,11 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from evaluation.comparison import differences
-from evaluation.intervals import Figure
-from evaluation.metrics import figures
-from evaluation.summary import CENTRED
-from evaluation.table import PredictionTable
+from evaluation.metrics.compute import figures
+from evaluation.predictions import PredictionTable
+from evaluation.stats.estimate import Figure
+from evaluation.stats.paired_tests import differences
+from evaluation.stats.summary import CENTRED
 
 NAMES = ["none", "simple", "comminuted"]
 SHARE = np.array([0.5, 0.3, 0.2])

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import torch
 
-from commands import export
-from commands.exporting import exported
-from commands.exporting.formats import FORMATS
-from commands.exporting.parity import generated
-from commands.looking import Member, Model
-from commands.pruning.timing import alternating
+from consilium.cli import export
+from consilium.inference.export import bundle
+from consilium.inference.export.formats import FORMATS
+from consilium.inference.export.parity import generated
+from consilium.inference.predictor import Member, Model
 from datamodules.preprocess import Preprocess
-from evaluation.pooling import Soft
-from evaluation.ratios import paired
-from evaluation.voters import Council
+from evaluation.stats.ratios import paired
+from evaluation.voters.simple import Soft
+from evaluation.voters.store import Council
 from lightning_modules import ImageClassifier
 from lightning_modules.cam import Explainer
-from lightning_modules.catalogue import KNOWN
+from lightning_modules.model_info import KNOWN
+from lightning_modules.pruning.latency import alternating
 
 CLASSES = ["a", "b", "c", "d"]
 SPREAD = 3.0  # standard deviation of the logits
@@ -58,7 +58,7 @@ def row(name: str, kind: str, repeats: int) -> None:
     pictures = generated(PICTURES)
     with tempfile.TemporaryDirectory() as folder:
         found = export.export(model, kind, Path(folder) / "out", pictures)[name]
-        other = exported.load(Path(folder) / "out")
+        other = bundle.load(Path(folder) / "out")
         seen = torch.stack([model.members[0].preprocess(picture) for picture in pictures])
         cells = [timed(model.members[0], other.members[0], seen[:n], repeats) for n in BATCHES]
     numbers = " | ".join(f"{ms:.1f} | {ratio:.2f}" for ms, ratio in cells)

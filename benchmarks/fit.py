@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks import Reseed
-from commands.pruning.turns import in_turns
-from evaluation import ratios
-from evaluation.report import number
+from evaluation.reports.html import number
+from evaluation.stats import ratios
 from lightning_modules import ImageClassifier, backbones
-from lightning_modules.schedules import Optimisation
+from lightning_modules.optim import Optimisation
+from lightning_modules.pruning.turns import in_turns
 
 CLASSES = ["none", "simple", "comminuted"]
 

@@ -22,7 +22,7 @@ from torchvision import datasets, transforms
 
 from datamodules.augment import Augment
 from datamodules.datamodule import ImageDataModule, Reading
-from datamodules.phantoms import Recipe, films
+from datamodules.phantoms.generate import Recipe, films
 from datamodules.preprocess import Preprocess
 from datamodules.sources import Folders
 

@@ -18,14 +18,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from commands.lightning import run
+from consilium.cli.training import run
 from datamodules import ImageDataModule, Table
 from datamodules.balance import Balance
 from datamodules.manifest import split_of
 from datamodules.preprocess import Preprocess
-from evaluation.metrics import figures
+from evaluation.metrics.compute import figures
+from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from evaluation.table import PredictionTable
 
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "kappa_quadratic")
 HALF = [0.5, 0.5, 0.5]

@@ -18,7 +18,7 @@ from datamodules import ImageDataModule, Phantoms, images
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
 from lightning_modules.losses import Loss
-from lightning_modules.schedules import Optimisation
+from lightning_modules.optim import Optimisation
 
 GRADES = ["none", "mild", "moderate", "severe", "proliferative"]
 Split = tuple[Tensor, Tensor]

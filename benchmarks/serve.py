@@ -25,8 +25,8 @@ from pathlib import Path
 import cv2
 import torch
 
-from commands.exporting.parity import generated
-from commands.looking import load
+from consilium.inference.export.parity import generated
+from consilium.inference.predictor import load
 from datamodules.preprocess import Preprocess
 from evaluation.files import write_json
 from lightning_modules import ImageClassifier, checkpoints
@@ -110,7 +110,7 @@ def bare(path: Path) -> dict[str, float]:
 
 def loaded(model: Path, asked: argparse.Namespace) -> tuple[Seen, float, float]:
     """Status and seconds of every request, how long it all took, and the models' share of it."""
-    words = [sys.executable, str(ROOT / "main.py"), "serve", str(model), "--port", "0",
+    words = [sys.executable, "-m", "consilium", "serve", str(model), "--port", "0",
              "--queue", str(asked.queue)]  # fmt: skip
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from callbacks import masks
-from callbacks.held import Held
-from callbacks.prunable import prunable
-from commands.pruning import channels, dependencies, narrower, timing
-from evaluation import ratios
+from callbacks.sparse_training import masks
+from callbacks.sparse_training.masked_weights import Held
+from callbacks.sparse_training.prunable import prunable
 from evaluation.files import write_bytes
-from evaluation.intervals import Figure
+from evaluation.stats import ratios
+from evaluation.stats.estimate import Figure
 from lightning_modules import ImageClassifier, checkpoints, packing
+from lightning_modules.pruning import groups, latency, search
+from lightning_modules.pruning import narrow as narrower
 
 DENSITY = 0.25
 CLASSES = ["normal", "tuberculosis", "pneumonia", "covid"]
@@ -77,11 +78,11 @@ def step(asked: Asked) -> None:
         if hold:
             held.hold_weights()
 
-    pairs = timing.alternating(
+    pairs = latency.alternating(
         lambda: train(True), lambda: train(False), asked.pairs, image.device, clock()
     )
     print(f"training step, masks held / not held: {said(ratios.paired(pairs))}")
-    alone = timing.alternating(
+    alone = latency.alternating(
         lambda: (held.hold_gradients(), held.hold_weights()), lambda: train(False), 8,
         image.device, clock(),
     )  # fmt: skip
@@ -94,7 +95,7 @@ def masked_inference(asked: Asked) -> None:
     masked(net, image)
     net.eval(), twin.eval()
     with torch.inference_mode():
-        pairs = timing.alternating(
+        pairs = latency.alternating(
             lambda: net(image), lambda: twin(image), asked.pairs, image.device, clock()
         )
     print(f"inference, masked dense model / dense model: {said(ratios.paired(pairs))}")
@@ -109,9 +110,9 @@ def narrow(asked: Asked, power: float = 0.5) -> tuple[nn.Module, nn.Module, Tens
     net, small = net.cpu().eval(), image[:2].cpu()
     wanted = narrower.Wanted(macs=0.6, latency=0.7, power=power, round_to=asked.round_to)
     kept = narrower.choose(net, small, asked.backbone, wanted, drawn(net, asked))
-    thin = channels.narrowed(net, kept)
+    thin = search.narrowed(net, kept)
     left, whole = (
-        sum(cost.macs for cost in dependencies.costs(each, small).values()) for each in (thin, net)
+        sum(cost.macs for cost in groups.costs(each, small).values()) for each in (thin, net)
     )
     print(f"channels rounded to {asked.round_to}: {left / whole:.3f} of the MACs are left")
     return net.to(asked.device), thin.to(asked.device), image
@@ -141,7 +142,7 @@ def compared(asked: Asked, net: nn.Module, thin: nn.Module, image: Tensor) -> No
     whens = {"batch 1, at first": 1, f"batch {asked.batch}": asked.batch, "batch 1, after that": 1}
     for (when, batch), (name, each) in itertools.product(whens.items(), clocks.items()):
         with torch.inference_mode():
-            pairs = timing.alternating(
+            pairs = latency.alternating(
                 lambda n=batch: thin(image[:n]), lambda n=batch: net(image[:n]), asked.pairs,
                 image.device, each,
             )  # fmt: skip
@@ -152,7 +153,7 @@ def compared(asked: Asked, net: nn.Module, thin: nn.Module, image: Tensor) -> No
 def energy(asked: Asked) -> None:
     """Joules of the network with fewer channels over those of the dense one."""
     net, thin, image = narrow(asked)
-    figure, joules = timing.energy_ratio(thin, net, image)
+    figure, joules = latency.energy_ratio(thin, net, image)
     print(f"channels, energy an image: {said(figure)}")
     for first, second in joules:
         print(f"  joules per 1,000 images: {1000 * first:.1f} pruned, {1000 * second:.1f} dense")

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation import council, council_report
+from evaluation import ensemble
+from evaluation.predictions import PredictionTable
+from evaluation.reports import ensemble as council_report
 from evaluation.results import write_results
-from evaluation.table import PredictionTable
 
 CLASSES = ["none", "mild", "moderate", "severe", "proliferative"]
 PARTS = ["elbow", "finger", "hand", "wrist"]
@@ -76,9 +77,9 @@ def measure(folder: Path, made: list[dict[str, PredictionTable]]) -> None:
         for split in ("val", "test")
     )
     lap("8 tables read")
-    fitted = council.fit(val, "body_part", ["elbow"])
+    fitted = ensemble.fit(val, "body_part", ["elbow"])
     lap(f"{len(fitted.councils)} voters fitted and calibrated on val")
-    judged = council.judge(fitted, test)
+    judged = ensemble.judge(fitted, test)
     lap("all figures and paired differences on test")
     written = council_report.results("council", fitted, judged, test, "learned")
     write_results(folder / "results.json", replace(written, meta={}))

@@ -1,18 +1,18 @@
 """What happens around training."""
 
-from callbacks.averaging import AverageWeights
-from callbacks.bar import Bar
-from callbacks.board import Board
-from callbacks.checkpointing import BestAndLast
-from callbacks.heatmaps import Heatmaps
+from callbacks.checkpoint import BestAndLast
+from callbacks.ema import AverageWeights
 from callbacks.history import History
+from callbacks.model_card import Readme
 from callbacks.predictions import Predictions
-from callbacks.readme import Readme
-from callbacks.record import Record
-from callbacks.reseed import Reseed
-from callbacks.sparse_training import TwoStageSparseTraining
-from callbacks.start_from import StartFrom
-from callbacks.what_trains import WhatTrains
+from callbacks.progress_bar import Bar
+from callbacks.results_writer import Record
+from callbacks.saliency_maps import Heatmaps
+from callbacks.sparse_training.callback import TwoStageSparseTraining
+from callbacks.step_seeding import Reseed
+from callbacks.trainable_summary import WhatTrains
+from callbacks.wandb_logger import Board
+from callbacks.warm_start import StartFrom
 
 __all__ = [
     "AverageWeights",

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import lightning as L
 
-from evaluation.table import PredictionTable
+from evaluation.predictions import PredictionTable
 
 FOLDER = "predictions"
 

@@ -13,14 +13,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from datamodules import cache
-from datamodules.audit import cheap_leaks
+from datamodules.audit.audit import cheap_leaks
 from datamodules.augment import Augment
 from datamodules.balance import Balance
+from datamodules.dataset import Pictures, Sample, as_it_is, finished
 from datamodules.folds import Fold
 from datamodules.images import unreadable
 from datamodules.loader import LateLoader
 from datamodules.manifest import Manifest
-from datamodules.pictures import Pictures, Sample, as_it_is, finished
 from datamodules.preprocess import Preprocess
 from datamodules.samplers import BalancedSampler, ExactSampler, ShuffledSampler, WeightedSampler
 from datamodules.sources import Source

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from datamodules.pictures import Sample, as_it_is
+from datamodules.dataset import Sample, as_it_is
 
 AnyIterator = Any  # an Iterator[Sample]; the type torch declares for it is a private class
 

@@ -7,11 +7,11 @@ import numpy as np
 from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
-from evaluation import rates
-from evaluation.clusters import Clusters
-from evaluation.intervals import DRAWS, Figure, bootstrap, figure
-from evaluation.means import mean
-from evaluation.room import ALIKE, with_room
+from evaluation.metrics import confusion
+from evaluation.stats.clusters import Clusters
+from evaluation.stats.estimate import DRAWS, Figure, bootstrap, figure
+from evaluation.stats.means import mean
+from evaluation.stats.small_samples import ALIKE, with_room
 
 UNERRING = "a member is right on all images, or on none"
 
@@ -72,9 +72,9 @@ def _of_sums(sums: np.ndarray, k: int) -> np.ndarray:
     both, neither, one, other = sums[:, :4].T
     across = both * neither - one * other
     spread = np.sqrt((both + one) * (other + neither) * (both + other) * (one + neither))
-    q = rates.ratio(across, both * neither + one * other)
-    kappa = rates.kappa(sums[:, 4:].reshape(-1, k, k))
-    return np.column_stack([q, kappa, rates.ratio(across, spread)])
+    q = confusion.ratio(across, both * neither + one * other)
+    kappa = confusion.kappa(sums[:, 4:].reshape(-1, k, k))
+    return np.column_stack([q, kappa, confusion.ratio(across, spread)])
 
 
 def pairs(

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from evaluation.table import PredictionTable
+from evaluation.predictions import PredictionTable
 
 Level = Literal["image", "study", "patient"]
 Rule = Literal["mean", "max", "noisy_or"]

@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation import report, sparsity
+from evaluation import sparsity
 from evaluation.files import read_json
-from evaluation.intervals import Figure
-from evaluation.table import PredictionTable
+from evaluation.predictions import PredictionTable
+from evaluation.reports import html
+from evaluation.stats.estimate import Figure
 
 FILE = "pruning.json"
 BESIDE = "The dense model beside it has not had the epochs of fine-tuning."
 
 
-def of_run(folder: Path, table: PredictionTable) -> list[report.Section]:
+def of_run(folder: Path, table: PredictionTable) -> list[html.Section]:
     """The sections of a run folder, none when no channels were pruned."""
     if not (folder / FILE).is_file():
         return []
@@ -24,15 +25,15 @@ def of_run(folder: Path, table: PredictionTable) -> list[report.Section]:
     return [*sections(said), *sparsity.beside(folder, said["dense"], table, "pruned", "dense")]
 
 
-def sections(said: Mapping[str, Any]) -> list[report.Section]:
+def sections(said: Mapping[str, Any]) -> list[html.Section]:
     """The sentence, what was measured, and one row a layer with fewer channels."""
-    rows: list[tuple[report.Cell, ...]] = [
+    rows: list[tuple[html.Cell, ...]] = [
         ("multiply-accumulates, theoretical", said["macs_theoretical_ratio"]),
         ("parameters", said["parameters"] / said["parameters_dense"]),
         *((f"time of a batch of {size}", _figure(f)) for size, f in said["latency"].items()),
         ("energy an image", _figure(said["energy"])),
     ]
-    layers: list[tuple[report.Cell, ...]] = [
+    layers: list[tuple[html.Cell, ...]] = [
         (layer["name"], layer["in"], layer["in_left"], layer["out"], layer["out_left"])
         for layer in said["layers"]
     ]
@@ -40,9 +41,9 @@ def sections(said: Mapping[str, Any]) -> list[report.Section]:
     reason = said["energy"]["reason"]
     note = f"Medians of pairs in turns, {said['machine']}." + (f" {reason}." if reason else "")
     return [
-        report.Text(sentence(said), "Channels"),
-        report.Table(("pruned / dense", ""), rows, "", note),
-        report.Table(columns, layers, "Layers with fewer channels", BESIDE),
+        html.Text(sentence(said), "Channels"),
+        html.Table(("pruned / dense", ""), rows, "", note),
+        html.Table(columns, layers, "Layers with fewer channels", BESIDE),
     ]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.files import read_json, write_json
-from evaluation.intervals import Figure
-from evaluation.table import PredictionTable
+from evaluation.predictions import PredictionTable
+from evaluation.stats.estimate import Figure
 
 SCHEMA = "consilium.results"
 VERSION = 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.table import PredictionTable, refuse_test
+from evaluation.predictions import PredictionTable, refuse_test
 
 COVERAGES = (0.8, 0.9, 0.95)
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation import comparison, report
 from evaluation.files import read_json
-from evaluation.table import PredictionTable, align
+from evaluation.predictions import PredictionTable, align
+from evaluation.reports import html
+from evaluation.stats import paired_tests
 
 FILE = "sparsity.json"
 CHANGED = "changed.csv"
@@ -34,7 +35,7 @@ def sentence(said: Mapping[str, Any]) -> str:
     )
 
 
-def of_run(folder: Path, table: PredictionTable) -> list[report.Section]:
+def of_run(folder: Path, table: PredictionTable) -> list[html.Section]:
     """The sections of a run folder, none when the run was not sparse."""
     if not (folder / FILE).is_file():
         return []
@@ -45,14 +46,14 @@ def of_run(folder: Path, table: PredictionTable) -> list[report.Section]:
 def beside(
     folder: Path, control: str | None, table: PredictionTable, name: str = "sparse",
     other: str = "control",
-) -> list[report.Section]:  # fmt: skip
+) -> list[html.Section]:  # fmt: skip
     """The table of a run beside that of its control, a run folder as seen from `folder`."""
     if control is None:
         return []
     try:
         return against_control(table, of_other(folder, control, table), name=name, other=other)
     except (OSError, ValueError) as error:
-        return [report.Text(f"Not set beside {other} {control}: {error}", "Decisions")]
+        return [html.Text(f"Not set beside {other} {control}: {error}", "Decisions")]
 
 
 def of_other(folder: Path, run: str, table: PredictionTable) -> PredictionTable:
@@ -61,9 +62,9 @@ def of_other(folder: Path, run: str, table: PredictionTable) -> PredictionTable:
     return PredictionTable.read(folder / run / "predictions" / f"{split}.parquet")
 
 
-def sections(said: Mapping[str, Any]) -> list[report.Section]:
+def sections(said: Mapping[str, Any]) -> list[html.Section]:
     """The sentence, and one row a pruned layer."""
-    rows: list[tuple[report.Cell, ...]] = [
+    rows: list[tuple[html.Cell, ...]] = [
         (
             layer["name"],
             " x ".join(map(str, layer["shape"])),
@@ -77,8 +78,8 @@ def sections(said: Mapping[str, Any]) -> list[report.Section]:
     columns = ("layer", "shape", "kept", "density", "MACs", "theoretical MACs")
     note = f"{len(said['left_out'])} further weights were not pruned; {FILE} says why."
     return [
-        report.Text(sentence(said), "Sparsity"),
-        report.Table(columns, rows, "Pruned layers", note),
+        html.Text(sentence(said), "Sparsity"),
+        html.Table(columns, rows, "Pruned layers", note),
     ]
 
 
@@ -89,16 +90,16 @@ def against_control(
     name: str = "sparse",
     other: str = "control",
     listed: int = LISTED,
-) -> list[report.Section]:
+) -> list[html.Section]:
     """What sparsity cost: accuracy, sensitivity of each class, and the first changed decisions.
 
     Both tables must hold the same images.
     `name` and `other` are what the two are called.
     """
     sparse, control = align([sparse, control])
-    gap = comparison.differences(sparse, control)["accuracy"].figure
+    gap = paired_tests.differences(sparse, control)["accuracy"].figure
     return [
-        report.Table(("", f"accuracy, {name} minus {other}"), [("all", report.Gap(gap))],
+        html.Table(("", f"accuracy, {name} minus {other}"), [("all", html.Gap(gap))],
                      f"Beside the {other} model"),
         sensitivities(sparse, control, name, other),
         changed(decisions(sparse, control, name, other), len(sparse), name, other, listed),
@@ -107,14 +108,14 @@ def against_control(
 
 def sensitivities(
     sparse: PredictionTable, control: PredictionTable, name: str, other: str
-) -> report.Table:
+) -> html.Table:
     """One row a class: what became of its sensitivity; `sparse` and `control` are aligned."""
     each = [_sensitivity(k, sparse, control) for k in range(len(sparse.class_names))]
     reasons = "".join(f" {row[0]}: {reason}." for row, reason in each if reason)
     columns = ("class", "images", other, name, "change", "lost", "gained")
     note = f"Lost and gained are images of the class. The change has its 95 % interval.{reasons}"
     rows = [row for row, _ in each]
-    return report.Table(columns, rows, "Sensitivity of each class", note)
+    return html.Table(columns, rows, "Sensitivity of each class", note)
 
 
 def decisions(
@@ -134,26 +135,26 @@ def decisions(
     })  # fmt: skip
 
 
-def changed(found: pd.DataFrame, images: int, name: str, other: str, listed: int) -> report.Table:
+def changed(found: pd.DataFrame, images: int, name: str, other: str, listed: int) -> html.Table:
     """The first of `decisions`; the note says how many there are in all."""
     said = found[["id", "label", f"{other}_said", f"{name}_said"]].head(listed)
     rows = [tuple(map(str, row)) for row in said.to_numpy()]
     more = f"; the first {listed} are listed, {CHANGED} holds all of them"
     note = f"{len(found)} of {images} decisions changed{more if len(found) > listed else ''}."
-    return report.Table(("image", "label", other, name), rows, "Changed decisions", note)
+    return html.Table(("image", "label", other, name), rows, "Changed decisions", note)
 
 
 def _sensitivity(
     k: int, sparse: PredictionTable, control: PredictionTable
-) -> tuple[tuple[report.Cell, ...], str]:
+) -> tuple[tuple[html.Cell, ...], str]:
     """The row of class `k`, and why its change has no interval."""
     name, of_class = sparse.class_names[k], np.flatnonzero(sparse.labels == k)
     if not len(of_class):
         return (name, 0, None, None, None, 0, 0), "no image"
     sparse, control = sparse.take(of_class), control.take(of_class)
     # the accuracy on the images of a class is its sensitivity
-    change = comparison.mean_differences([(sparse, control)])["accuracy"].figure
+    change = paired_tests.mean_differences([(sparse, control)])["accuracy"].figure
     right, before = (table.logits.argmax(axis=1) == k for table in (sparse, control))
     lost, gained = int((before & ~right).sum()), int((right & ~before).sum())
     shares = float(before.mean()), float(right.mean())
-    return (name, len(right), *shares, report.Gap(change), lost, gained), change.reason
+    return (name, len(right), *shares, html.Gap(change), lost, gained), change.reason

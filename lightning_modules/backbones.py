@@ -6,7 +6,8 @@ import timm
 import torch
 from torch import nn
 
-from lightning_modules import residual_attention, weights
+from lightning_modules import pretrained as weights
+from lightning_modules import residual_attention
 
 OURS = [residual_attention.ResidualAttention]  # importing them tells timm their names
 COMMERCIAL = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0")

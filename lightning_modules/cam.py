@@ -13,8 +13,8 @@ import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from evaluation.names import MAPS
-from lightning_modules.catalogue import CamLayer, cam_layer
+from evaluation.metrics.spec import MAPS
+from lightning_modules.model_info import CamLayer, cam_layer
 
 METHODS: dict[str, Any] = {name: getattr(methods, name.replace("++", "PlusPlus")) for name in MAPS}
 CLASSLESS = ("EigenCAM",)  # their map is the same whatever class is asked for

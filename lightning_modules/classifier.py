@@ -7,16 +7,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from evaluation import coupling
-from evaluation.metrics import by_class
-from lightning_modules import backbones, checkpoints, same_network, structure
+from evaluation import one_vs_one
+from evaluation.metrics.compute import by_class
+from lightning_modules import backbones, checkpoints, same_network
+from lightning_modules.base import ExactModule
 from lightning_modules.batch import Batch
 from lightning_modules.cam import Explainer
-from lightning_modules.exact import ExactModule
+from lightning_modules.freezing import FineTuning, rest
 from lightning_modules.losses import Loss, binary_logits
-from lightning_modules.mixing import Mixing
-from lightning_modules.schedules import Optimisation
-from lightning_modules.tuning import FineTuning, rest
+from lightning_modules.mixup import Mixing
+from lightning_modules.optim import Optimisation
+from lightning_modules.pruning import structure
 
 Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 
@@ -181,7 +182,7 @@ class ImageClassifier(ExactModule):
         if "val" not in self.tables:
             return {}
         table = self.tables["val"][""]
-        return by_class(table) | coupling.accuracies(table)
+        return by_class(table) | one_vs_one.accuracies(table)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses another's classes and splits, and to be tested on what it was trained on."""

@@ -8,16 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from evaluation import pooling, voters
 from evaluation.files import read_json
-from evaluation.study_folder import voters_of
-from evaluation.table import PredictionTable
-from evaluation.voters import Council
+from evaluation.predictions import PredictionTable
+from evaluation.run_folder import voters_of
+from evaluation.voters import simple, store
+from evaluation.voters.store import Council
 from lightning_modules import checkpoints
+from lightning_modules.base import ExactModule
 from lightning_modules.batch import Batch
-from lightning_modules.exact import ExactModule
 
-UNFITTED = {voter.kind: voter for voter in (pooling.Soft, pooling.Geometric, pooling.Majority)}
+UNFITTED = {voter.kind: voter for voter in (simple.Soft, simple.Geometric, simple.Majority)}
 
 
 class EnsembleModule(ExactModule):
@@ -86,7 +86,7 @@ class EnsembleModule(ExactModule):
         self, members: dict[str, PredictionTable], meta: dict[str, Any]
     ) -> dict[str, PredictionTable]:
         """The members' tables and, under "", the council's."""
-        pooled = pooling.pool(self.council, list(members.values()))
+        pooled = simple.pool(self.council, list(members.values()))
         return {"": replace(pooled, meta=meta), **members}
 
     def member_meta(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class EnsembleModule(ExactModule):
     def _convened(self, voter: str) -> Council:
         hashes = [block.weights for block in self.blocks]
         if (Path(voter) / "voter.json").is_file():
-            return voters.load(voter, hashes, self.class_names)
+            return store.load(voter, hashes, self.class_names)
         if voter not in UNFITTED:
             raise ValueError(
                 f"voter: {voter!r} is neither one of {', '.join(UNFITTED)} nor a folder with "

@@ -10,14 +10,15 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from evaluation import coupling
-from evaluation.table import PredictionTable
-from lightning_modules import backbones, checkpoints, weights
+from evaluation import one_vs_one
+from evaluation.predictions import PredictionTable
+from lightning_modules import backbones, checkpoints
+from lightning_modules import pretrained as weights
 from lightning_modules.batch import Batch
 from lightning_modules.classifier import ImageClassifier, Plain, one_view
+from lightning_modules.freezing import FineTuning
 from lightning_modules.losses import Loss
-from lightning_modules.schedules import Optimisation
-from lightning_modules.tuning import FineTuning
+from lightning_modules.optim import Optimisation
 
 SMALLEST = 1e-30  # of a coupled probability, whose logarithm is the logit
 
@@ -55,7 +56,7 @@ class OneVsOneClassifier(ImageClassifier):
         trunks: Literal["shared", "pair"] = "shared",
     ) -> None:
         init_args = checkpoints.plain(locals())
-        self.pairs, self.trunks = coupling.pairs(len(class_names)), trunks
+        self.pairs, self.trunks = one_vs_one.pairs(len(class_names)), trunks
         super().__init__(
             class_names, backbone, pretrained, image_size, backbone_args, loss, optimisation, tuning
         )
@@ -130,5 +131,5 @@ def _rows_of(
 
 def log_coupled(pair_logits: Tensor, classes: int) -> Tensor:
     """Logarithms of the coupled class probabilities, (n, K), of pair logits (n, K(K-1)/2)."""
-    coupled = coupling.couple(pair_logits, classes).clamp_min(SMALLEST)
+    coupled = one_vs_one.couple(pair_logits, classes).clamp_min(SMALLEST)
     return coupled.log().float()

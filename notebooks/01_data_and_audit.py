@@ -21,14 +21,14 @@ STUDY = "runs/demo"  # a study's folder; paths are told from the project's own f
 import os
 from pathlib import Path
 
-from commands import ROOT
-from commands.audit import counts_table, sections
-from commands.datasets import from_configs
-from commands.samples import examples, sheet
-from datamodules.audit import audit
-from evaluation.inline import look
-from evaluation.report import Picture
-from evaluation.study_folder import StudyFolder
+from consilium import ROOT
+from consilium.cli.audit import counts_table, sections
+from consilium.inference.data_config import from_configs
+from consilium.inference.samples import examples, sheet
+from datamodules.audit.audit import audit
+from evaluation.reports.html import Picture
+from evaluation.reports.inline import look
+from evaluation.run_folder import StudyFolder
 
 os.chdir(ROOT)
 study = StudyFolder(Path(STUDY))

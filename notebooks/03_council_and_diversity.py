@@ -22,17 +22,19 @@ VOTER = "soft"
 import os
 from pathlib import Path
 
-from commands import ROOT
-from evaluation import council, council_figures, council_report
-from evaluation.inline import look
-from evaluation.report import Text
-from evaluation.study_folder import StudyFolder
+from consilium import ROOT
+from evaluation import ensemble
+from evaluation.plots import ensemble as council_figures
+from evaluation.reports import ensemble as council_report
+from evaluation.reports.html import Text
+from evaluation.reports.inline import look
+from evaluation.run_folder import StudyFolder
 
 os.chdir(ROOT)
 study = StudyFolder(Path(STUDY))
 val, test = study.tables("val"), study.tables("test")
-fitted = council.fit(val)
-judged = council.judge(fitted, test)
+fitted = ensemble.fit(val)
+judged = ensemble.judge(fitted, test)
 
 # %% [markdown]
 # ## Is the council worth more than its best member?

@@ -22,33 +22,36 @@ VOTER = "soft"
 import os
 from pathlib import Path
 
-from commands import ROOT
-from evaluation import council, council_figures, council_report, figures
-from evaluation.answers import answers
-from evaluation.inline import look
-from evaluation.pooling import pool
-from evaluation.study_folder import StudyFolder
+from consilium import ROOT
+from evaluation import ensemble
+from evaluation.plots import curves
+from evaluation.plots import ensemble as council_figures
+from evaluation.reports import ensemble as council_report
+from evaluation.reports.answers import answers
+from evaluation.reports.inline import look
+from evaluation.run_folder import StudyFolder
+from evaluation.voters.simple import pool
 
 os.chdir(ROOT)
 study = StudyFolder(Path(STUDY))
 val, test = study.tables("val"), study.tables("test")
-fitted = council.fit(val)
+fitted = ensemble.fit(val)
 chosen = fitted.councils[VOTER]
 pooled = pool(chosen.voter, list(test.values()))
-calibrated = council.vote(chosen, list(test.values()))
+calibrated = ensemble.vote(chosen, list(test.values()))
 
 # %% [markdown]
 # ## Is an answer given with 90 % right nine times in ten?
 # The temperature is fitted on val; on the line, confidence and accuracy agree.
 
 # %%
-look(figures.reliability({"pooled": pooled, "and calibrated": calibrated}))
+look(curves.reliability({"pooled": pooled, "and calibrated": calibrated}))
 
 # %% [markdown]
 # ## And the members by themselves?
 
 # %%
-look(figures.reliability(test))
+look(curves.reliability(test))
 
 # %% [markdown]
 # ## How much safer is it to answer only when sure?

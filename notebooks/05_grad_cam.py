@@ -23,16 +23,16 @@ MEASURED = 12  # pictures that the maps are measured on
 import os
 from pathlib import Path
 
-from commands import ROOT
-from commands.datasets import from_configs
-from commands.faithful import correct, measure, section
-from commands.looking import load
-from commands.panels import explained
-from commands.samples import some
-from evaluation.answers import surest
-from evaluation.inline import look
-from evaluation.study_folder import StudyFolder
-from evaluation.table import PredictionTable
+from consilium import ROOT
+from consilium.inference.data_config import from_configs
+from consilium.inference.panels import explained
+from consilium.inference.predictor import load
+from consilium.inference.saliency_evaluation import correct, measure, section
+from consilium.inference.samples import some
+from evaluation.predictions import PredictionTable
+from evaluation.reports.answers import surest
+from evaluation.reports.inline import look
+from evaluation.run_folder import StudyFolder
 
 os.chdir(ROOT)
 study = StudyFolder(Path(STUDY))

@@ -22,11 +22,13 @@ SPARSE, CONTROL = "ast25-seed0", "all_weights-seed0"  # runs of it; the control 
 import os
 from pathlib import Path
 
-from commands import ROOT
-from evaluation import comparing, figures, sparsity
-from evaluation.inline import look
-from evaluation.report import Picture, Text
-from evaluation.study_folder import StudyFolder
+from consilium import ROOT
+from evaluation import sparsity
+from evaluation.plots import curves
+from evaluation.reports import comparison
+from evaluation.reports.html import Picture, Text
+from evaluation.reports.inline import look
+from evaluation.run_folder import StudyFolder
 
 os.chdir(ROOT)
 study = StudyFolder(Path(STUDY))
@@ -50,11 +52,11 @@ look(*sparsity.against_control(tables[SPARSE], tables[CONTROL]))
 
 # %%
 each = {name: histories[name] for name in (SPARSE, CONTROL)}
-look(*[Picture(figures.learning_curves(rows), heading=name) for name, rows in each.items()])
+look(*[Picture(curves.learning_curves(rows), heading=name) for name, rows in each.items()])
 
 # %% [markdown]
 # ## How do all arms of the study stand side by side?
 
 # %%
-found = comparing.compare(tables)
-look(Text(comparing.sentence(found)), comparing.standings(found), figures.roc_compared(tables))
+found = comparison.compare(tables)
+look(Text(comparison.sentence(found)), comparison.standings(found), curves.roc_compared(tables))

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from main import main
+from consilium.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
+from consilium.cli.main import main
+from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from evaluation.table import PredictionTable
 from lightning_modules import checkpoints
-from lightning_modules.exact import FIGURES
-from main import main
+from lightning_modules.base import FIGURES
 
 
 def test_run_folder_is_complete(resnet):

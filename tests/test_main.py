@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands.words import in_short
-from main import TRAINING, VERBS, main
+from consilium.cli.main import TRAINING, VERBS, main
+from consilium.cli.words import in_short
 
 
 class Code:

@@ -7,9 +7,9 @@ import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from commands.studies.file import MEMBERS, read_study
-from commands.studies.runs import plan
-from main import main
+from consilium.cli.main import main
+from consilium.experiments.config import MEMBERS, read_study
+from consilium.experiments.plan import plan
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("make", ROOT / "notebooks/make.py")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from commands import serve
-from main import main
-from tests.commands.test_serve_page import REQUIRED
+from consilium.cli import serve
+from consilium.cli.main import main
+from tests.consilium.test_serve_page import REQUIRED
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datamodules.manifest import Manifest
-from datamodules.phantoms import Recipe, written
+from datamodules.phantoms.generate import Recipe, written
 from datamodules.sources.source import Source
 from datamodules.sources.table import Table
 from datamodules.splits import Fractions

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from callbacks import TwoStageSparseTraining
-from callbacks.ramp import Ramp
-from callbacks.stage_two import Recovery
+from callbacks.sparse_training.density_schedule import Ramp
+from callbacks.sparse_training.stages import Recovery
 
 spec = importlib.util.spec_from_file_location("runs", Path(__file__).with_name("sparse_runs.py"))
 runs = importlib.util.module_from_spec(spec)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from callbacks import BestAndLast, History, Reseed, TwoStageSparseTraining
-from lightning_modules.schedules import Optimisation
+from lightning_modules.optim import Optimisation
 
 BATCHES, BATCH = 5, 8
 

@@ -8,12 +8,12 @@ import torch
 import yaml
 from PIL import Image
 
-from callbacks.board import Board, closed, place, show
-from evaluation.answers import code
+from callbacks.wandb_logger import Board, closed, place, show
+from consilium.cli.main import main
+from evaluation.predictions import PredictionTable
+from evaluation.reports.answers import code
 from evaluation.results import read_results
-from evaluation.table import PredictionTable
 from lightning_modules import checkpoints
-from main import main
 
 HERE = Path(__file__).parent
 LOGGER = ["--config", str(HERE.parents[1] / "configs/logger/wandb.yaml")]

@@ -6,10 +6,10 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from callbacks import AverageWeights, BestAndLast
-from callbacks.heatmaps import Heatmaps, handful, visible
+from callbacks.saliency_maps import Heatmaps, handful, visible
 from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
-from evaluation.answers import code
+from evaluation.reports.answers import code
 from lightning_modules import ImageClassifier, checkpoints
 
 ADDED = ["--trainer.callbacks+", "callbacks.Heatmaps", "--trainer.callbacks.every", "2"]

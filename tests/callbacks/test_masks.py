@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks import masks
-from callbacks.masks import Layer
+from callbacks.sparse_training import masks
+from callbacks.sparse_training.masks import Layer
 
 LAYERS = [Layer("a", (64, 96, 3, 3), 256), Layer("b", (128, 64), 64), Layer("c", (999, 77), 1)]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from callbacks.readme import BARE, EXAMPLE, OURS, text
-from evaluation.table import PredictionTable
+from callbacks.model_card import BARE, EXAMPLE, OURS, text
+from evaluation.predictions import PredictionTable
 from lightning_modules import backbones, checkpoints
 
 FILES = ("best.ckpt", "model.safetensors", "state_dict.pt", "model.json", "config.yaml",

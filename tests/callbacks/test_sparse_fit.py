@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from consilium.cli.main import main
 from evaluation.results import read_results
-from main import main
 
 SPARSE = {"class_path": "callbacks.TwoStageSparseTraining",
           "init_args": {"density": 0.25, "dense_epochs": 1, "sparse_epochs": 2,

@@ -15,9 +15,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from callbacks import TwoStageSparseTraining
-from callbacks.prunable import require_dense
-from callbacks.ramp import Ramp
-from callbacks.stage_two import Recovery
+from callbacks.sparse_training.density_schedule import Ramp
+from callbacks.sparse_training.prunable import require_dense
+from callbacks.sparse_training.stages import Recovery
 
 spec = importlib.util.spec_from_file_location(
     "sparse_runs", Path(__file__).with_name("sparse_runs.py")

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from callbacks import StartFrom, TwoStageSparseTraining
-from callbacks.held import Held
-from callbacks.ramp import Ramp
-from callbacks.stage_two import Recovery
-from lightning_modules.schedules import Optimisation
+from callbacks.sparse_training.density_schedule import Ramp
+from callbacks.sparse_training.masked_weights import Held
+from callbacks.sparse_training.stages import Recovery
+from lightning_modules.optim import Optimisation
 
 spec = importlib.util.spec_from_file_location(
     "sparse_runs", Path(__file__).with_name("sparse_runs.py")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from callbacks import stage_two
-from lightning_modules.schedules import Optimisation
+from callbacks.sparse_training import stages
+from lightning_modules.optim import Optimisation
 
 
 def trainer_with(*callbacks):
@@ -19,7 +19,7 @@ def test_nobody_stops_or_chooses_before_the_final_density(mode):
         ModelCheckpoint(monitor="val/x", mode=mode),
     )
     every = ModelCheckpoint(save_top_k=-1)
-    trainer, sleep = trainer_with(stopper, chooser, every), stage_two.Sleep()
+    trainer, sleep = trainer_with(stopper, chooser, every), stages.Sleep()
     stopper.wait_count, stopper.best_score = 5, torch.tensor(0.1)
     sleep.sleep(trainer, dense=True)
     assert chooser.save_top_k == 1
@@ -32,16 +32,16 @@ def test_nobody_stops_or_chooses_before_the_final_density(mode):
 
 def test_the_dense_schedule_ends_with_its_stage():
     way = Optimisation(lr=1e-2, schedule="onecycle", warmup_epochs=1)
-    assert stage_two.dense_optimisation(way, 60).epochs == 60
-    assert stage_two.dense_optimisation(way, 0) is way
+    assert stages.dense_optimisation(way, 60).epochs == 60
+    assert stages.dense_optimisation(way, 0) is way
     other = Optimisation(lr=1e-2, schedule="cosine", epochs=40)
     with pytest.raises(ValueError, match=r"optimisation\.epochs: 40 is not dense_epochs 60"):
-        stage_two.dense_optimisation(other, 60)
+        stages.dense_optimisation(other, 60)
 
 
 def test_the_sparse_schedule_is_the_modules_with_its_own_rates():
     way = Optimisation(lr=1e-2, schedule="onecycle", weight_decay=0.3, warmup_epochs=1)
-    found = stage_two.sparse_optimisation(way, stage_two.Recovery(), 20)
+    found = stages.sparse_optimisation(way, stages.Recovery(), 20)
     assert (found.lr, found.schedule, found.weight_decay) == (5e-5, "cosine", 0.3)
     with pytest.raises(ValueError, match=r"warmup_epochs: 3 is not below sparse_epochs 2"):
-        stage_two.sparse_optimisation(way, stage_two.Recovery(warmup_epochs=3), 2)
+        stages.sparse_optimisation(way, stages.Recovery(warmup_epochs=3), 2)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.audit import (
+from datamodules.audit.audit import (
     BROKEN,
     CONFLICT,
     CONSTANT,
@@ -15,10 +15,8 @@ from datamodules.audit import (
     audit,
     cheap_leaks,
 )
-from datamodules.audit import (
-    NAMES as DERIVED,
-)
-from datamodules.confounds import auc, confounds, cramers_v
+from datamodules.audit.audit import NAMES as DERIVED
+from datamodules.audit.confounds import auc, confounds, cramers_v
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
 from datamodules.sources import Folders

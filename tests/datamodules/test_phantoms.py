@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.fundus import GRADES
 from datamodules.images import read
-from datamodules.phantoms import KINDS, Recipe, films, written
+from datamodules.phantoms.fundus import GRADES
+from datamodules.phantoms.generate import KINDS, Recipe, films, written
 from datamodules.sources import Phantoms
 
 PIXELS = {

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from evaluation.table import PredictionTable
+from evaluation.predictions import PredictionTable
 
 
 def make(

@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.answers import answers, code, shared, surest
-from evaluation.inline import look
-from evaluation.report import Text
-from evaluation.study_folder import StudyFolder, voters_of
-from evaluation.style import panels
-from evaluation.table import PredictionTable
+from evaluation.plots.style import panels
+from evaluation.predictions import PredictionTable
+from evaluation.reports.answers import answers, code, shared, surest
+from evaluation.reports.html import Text
+from evaluation.reports.inline import look
+from evaluation.run_folder import StudyFolder, voters_of
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.calibration import Temperature, ece, fit_temperature
-from evaluation.table import PredictionTable
+from evaluation.metrics.calibration import Temperature, ece, fit_temperature
+from evaluation.predictions import PredictionTable
 from tests.evaluation.tables import make
 
 

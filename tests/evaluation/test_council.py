@@ -4,18 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation import comparing
-from evaluation.comparing import compare
-from evaluation.comparison import verdict
-from evaluation.council import disputed, fit, judge, vote
-from evaluation.council_report import MAIN, mean_member, results, sections, selective, sentence
+from evaluation.ensemble import disputed, fit, judge, vote
 from evaluation.grouping import Level, by_level
-from evaluation.intervals import Figure
-from evaluation.metrics import figures
-from evaluation.report import Picture, Table, Text, write_report
+from evaluation.metrics.compute import figures
+from evaluation.predictions import PredictionTable
+from evaluation.reports import comparison
+from evaluation.reports.comparison import compare
+from evaluation.reports.ensemble import MAIN, mean_member, results, sections, selective, sentence
+from evaluation.reports.html import Picture, Table, Text, write_report
 from evaluation.results import read_results, write_results
-from evaluation.table import PredictionTable
-from evaluation.voters import save
+from evaluation.stats.estimate import Figure
+from evaluation.stats.paired_tests import verdict
+from evaluation.voters.store import save
 from tests.evaluation.tables import experts, make
 
 
@@ -139,7 +139,7 @@ def test_what_was_counted_is_called_by_its_name(level: Level, many: str) -> None
     compared = compare({name: judged.view(table) for name, table in test.items()}, draws=20)
     page = sections(fitted, judged, test, "soft")
     assert f" on {many}. " in sentence(fitted, judged, "soft")
-    assert f" on {many}. " in comparing.sentence(compared)
+    assert f" on {many}. " in comparison.sentence(compared)
     titles = [axes.get_title(loc="left") for part in page if isinstance(part, Picture)
               for axes in getattr(part.image, "axes", [])]  # fmt: skip
     assert many.split(" ")[1] in titles
@@ -167,7 +167,7 @@ def test_what_is_answered_and_its_errors_have_intervals() -> None:
 def test_the_subject_of_a_comparison_is_not_chosen_on_test() -> None:
     test = dict(reversed(_tables("test", 1).items()))
     found = compare(test, draws=20)
-    said = comparing.results("compare", found, test)
+    said = comparison.results("compare", found, test)
     assert said.metrics == found.members["third"]
     assert said.meta["first"] == "third"
     assert found.members["third"]["accuracy"].value < found.members["first"]["accuracy"].value
@@ -181,11 +181,11 @@ def test_what_the_data_warns_of_stands_in_every_report() -> None:
     )
     fitted = fit(val)
     judged, compared = judge(fitted, test, draws=20), compare(test, draws=20)
-    for page in (sections(fitted, judged, test, "soft"), comparing.sections(compared, test, {})):
+    for page in (sections(fitted, judged, test, "soft"), comparison.sections(compared, test, {})):
         assert f"Note: {said}." in [part.body for part in page if isinstance(part, Text)]
     for found in (
         results("council", fitted, judged, test, "soft"),
-        comparing.results("compare", compared, test),
+        comparison.results("compare", compared, test),
     ):
         assert said in found.meta["notes"]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import coverage, drawn
-from evaluation.auc import areas
-from evaluation.clusters import Clusters
-from evaluation.metrics import figures
-from evaluation.table import PredictionTable
+from evaluation.metrics.compute import figures
+from evaluation.predictions import PredictionTable
+from evaluation.stats.auc import areas
+from evaluation.stats.clusters import Clusters
 from tests.evaluation.tables import make
 
 

@@ -3,8 +3,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
 
 from evaluation import diversity
-from evaluation.intervals import wilson
-from evaluation.pooling import stack
+from evaluation.stats.estimate import wilson
+from evaluation.voters.simple import stack
 from tests.evaluation.tables import make
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from evaluation import faithfulness as faith
-from evaluation.faithfulness import Measured
+from evaluation import saliency as faith
+from evaluation.saliency import Measured
 
 
 def spot(y, x, shape=(40, 60)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluation.grouping import by_level
-from evaluation.table import PredictionTable
+from evaluation.predictions import PredictionTable
 from tests.evaluation.tables import make
 
 

@@ -1,23 +1,23 @@
 import numpy as np
 import pytest
 
-from evaluation import heat
-from evaluation.report import to_png
+from evaluation.plots import maps
+from evaluation.reports.html import to_png
 
 
 def test_a_bare_map_changes_nothing_and_a_peak_is_seen():
     picture = np.full((20, 30), 200, np.uint8)
     warm = np.zeros((20, 30), np.float32)
-    np.testing.assert_array_equal(heat.overlay(picture, warm), heat.rgb(picture))
+    np.testing.assert_array_equal(maps.overlay(picture, warm), maps.rgb(picture))
     warm[4, 7] = 1
-    seen = heat.overlay(picture, warm).astype(int)
+    seen = maps.overlay(picture, warm).astype(int)
     moved = np.abs(seen - 200).sum(axis=2)
     assert moved[4, 7] > 100
     assert (moved > 0).sum() == 1
 
 
 def test_colours_grow_lighter_so_that_no_colour_sense_is_needed():
-    light = heat.coloured(np.linspace(0, 1, 50)[None]).astype(float) @ [0.2126, 0.7152, 0.0722]
+    light = maps.coloured(np.linspace(0, 1, 50)[None]).astype(float) @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(light[0]) >= 0).all()
     assert light[0, 0] < 5
     assert 120 < light[0, -1] < 200  # bright, and not as bright as bone
@@ -25,11 +25,11 @@ def test_colours_grow_lighter_so_that_no_colour_sense_is_needed():
 
 def test_another_size_is_refused():
     with pytest.raises(ValueError, match=r"the picture is \(4, 5\), the map \(5, 4\)"):
-        heat.overlay(np.zeros((4, 5), np.uint8), np.zeros((5, 4)))
+        maps.overlay(np.zeros((4, 5), np.uint8), np.zeros((5, 4)))
 
 
 def test_what_is_cut_says_so():
-    figure = heat.panel(np.zeros((9, 9), np.uint8), [heat.Shown("name " * 30, "word " * 90)])
+    figure = maps.panel(np.zeros((9, 9), np.uint8), [maps.Shown("name " * 30, "word " * 90)])
     texts = figure.axes[0].get_title("left"), figure.axes[0].get_xlabel()
     assert all(text.endswith("…") for text in texts)
 
@@ -38,12 +38,12 @@ def test_what_is_cut_says_so():
 def test_no_text_of_a_panel_leaves_the_page(shape):
     picture = np.zeros(shape, np.uint8)
     long = "a member with a remarkably long name of its own, tf_efficientnetv2_s"
-    shown = [heat.Shown("Original", "p1.png")]
+    shown = [maps.Shown("Original", "p1.png")]
     warm = np.eye(*shape[:2])
-    shown += [heat.Shown(long, f"comminuted fracture 0.99\nvotes 0.5\n{long}", warm)] * 5
+    shown += [maps.Shown(long, f"comminuted fracture 0.99\nvotes 0.5\n{long}", warm)] * 5
     poll = "votes: comminuted fracture 2, no fracture 1, simple fracture 1"
-    shown += [heat.Shown("c", f"comminuted fracture 0.614\nmap: comminuted fracture\n{poll}", warm)]
-    figure = heat.panel(picture, shown)
+    shown += [maps.Shown("c", f"comminuted fracture 0.614\nmap: comminuted fracture\n{poll}", warm)]
+    figure = maps.panel(picture, shown)
     said = " ".join(figure.axes[6].get_xlabel().split())
     assert said.endswith(poll)  # and none is cut
     assert to_png(figure).startswith(b"\x89PNG")

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.auc import areas, auc, newcombe
-from evaluation.clusters import Clusters
-from evaluation.intervals import bca, bootstrap, wilson
+from evaluation.stats.auc import areas, auc, newcombe
+from evaluation.stats.clusters import Clusters
+from evaluation.stats.estimate import bca, bootstrap, wilson
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (7, 10), (10, 10), (970, 1000)])

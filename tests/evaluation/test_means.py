@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import wilson
-from evaluation.means import mean
+from evaluation.stats.estimate import wilson
+from evaluation.stats.means import mean
 
 
 def people(count: int, films: int = 1) -> np.ndarray:

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.pooling import Geometric, Majority, Soft, Weighted, parts_of, pool, stack
-from evaluation.weights import PerPart
+from evaluation.voters.learned import PerPart
+from evaluation.voters.simple import Geometric, Majority, Soft, Weighted, parts_of, pool, stack
 from tests.evaluation.tables import make
 
 

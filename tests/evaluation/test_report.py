@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from sklearn.metrics import roc_auc_score
 
-from evaluation import council_figures, figures, metrics, report
-from evaluation.auc import auc
-from evaluation.calibration import reliability_bins
-from evaluation.intervals import Figure, wilson
+from evaluation.metrics import compute
+from evaluation.metrics.calibration import reliability_bins
+from evaluation.plots import curves, ensemble
+from evaluation.predictions import PredictionTable
+from evaluation.reports import html
 from evaluation.results import Results, read_results, write_results
-from evaluation.table import PredictionTable
+from evaluation.stats.auc import auc
+from evaluation.stats.estimate import Figure, wilson
 from tests.evaluation.tables import make
 
 
@@ -61,17 +63,17 @@ def test_foreign_results_are_refused_by_name(tmp_path: Path, old: str, new: str,
 
 def test_a_report_is_one_file_that_asks_nothing_of_the_network(tmp_path: Path) -> None:
     table = make()
-    found = metrics.figures(table, draws=20)
+    found = compute.figures(table, draws=20)
     sections = [
-        report.lead("The council", "accuracy", found["accuracy"]),
-        report.Text("Less than <b>all</b>."),
-        report.figures_table(found),
-        report.Gates([report.Gate("accuracy", ">= 0.9", "0.8", False)]),
-        report.Picture(figures.confusion(table), "counts and shares"),
-        report.Thumbnails([b"png"], ["one"]),
-        report.Details({"seed": 0}),
+        html.lead("The council", "accuracy", found["accuracy"]),
+        html.Text("Less than <b>all</b>."),
+        html.figures_table(found),
+        html.Gates([html.Gate("accuracy", ">= 0.9", "0.8", False)]),
+        html.Picture(curves.confusion(table), "counts and shares"),
+        html.Thumbnails([b"png"], ["one"]),
+        html.Details({"seed": 0}),
     ]
-    report.write_report(tmp_path / "report.html", "A title & more", sections)
+    html.write_report(tmp_path / "report.html", "A title & more", sections)
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "http" not in page
@@ -82,7 +84,7 @@ def test_a_report_is_one_file_that_asks_nothing_of_the_network(tmp_path: Path) -
 
 
 def test_the_lead_carries_the_interval_and_the_counts() -> None:
-    text = report.lead("The council", "accuracy", Figure(0.97, 0.955, 0.98, "Wilson", 1200, 300))
+    text = html.lead("The council", "accuracy", Figure(0.97, 0.955, 0.98, "Wilson", 1200, 300))
     assert text.body == (
         "The council reaches accuracy 0.9700 (95 % interval 0.9550 to 0.9800) "
         "on 1,200 images of 300 patients."
@@ -96,16 +98,16 @@ def lines(axes: Axes) -> dict[str, list[list[float]]]:
 
 
 def test_a_confusion_shows_its_counts() -> None:
-    drawn = figures.confusion(make())
+    drawn = curves.confusion(make())
     texts = [int(t.get_text()) for t in drawn.axes[0].texts]
-    assert texts == metrics.confusion(make()).ravel().tolist()
-    assert report.to_png(drawn).startswith(b"\x89PNG")
+    assert texts == compute.confusion(make()).ravel().tolist()
+    assert html.to_png(drawn).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(2, [1]), (3, [0, 1, 2])])
 def test_a_roc_has_one_curve_a_class_named_with_its_area(classes: int, shown: list[int]) -> None:
     table = make(classes=classes)
-    found = lines(figures.roc(table).axes[0])
+    found = lines(curves.roc(table).axes[0])
     areas = [roc_auc_score(table.labels == k, table.probabilities[:, k]) for k in shown]
     names = [f"{table.class_names[k]}  {area:.4f}" for k, area in zip(shown, areas, strict=True)]
     assert list(found) == names
@@ -118,21 +120,21 @@ def test_models_are_compared_under_their_names() -> None:
         roc_auc_score(t.labels, t.probabilities, multi_class="ovr", average="macro")
         for t in tables.values()
     ]
-    drawn = lines(figures.roc_compared(tables).axes[0])
+    drawn = lines(curves.roc_compared(tables).axes[0])
     assert list(drawn) == [f"a  {areas[0]:.4f}", f"b  {areas[1]:.4f}"]
-    panels = figures.reliability(tables).axes
+    panels = curves.reliability(tables).axes
     assert [panel.get_title(loc="left").split()[0] for panel in panels] == ["a", "b"]
 
 
 def test_learning_curves_skip_what_an_epoch_did_not_measure() -> None:
     history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2, 1], "val/loss": [2.0, np.nan]})
-    [panel] = figures.learning_curves(history).axes
+    [panel] = curves.learning_curves(history).axes
     assert lines(panel) == {"train": [[0, 2], [1, 1]], "val": [[0, 2]]}
 
 
 def bars(table: PredictionTable) -> list[list[float]]:
     """Both ends of each bar of the picture of reliability."""
-    drawn = figures.reliability({"": table}).axes[0]
+    drawn = curves.reliability({"": table}).axes[0]
     (found,) = (c for c in drawn.collections if isinstance(c, LineCollection))
     return [segment[:, 1].tolist() for segment in found.get_segments()]
 
@@ -162,20 +164,20 @@ def test_a_recall_of_zero_is_drawn_and_one_that_is_absent_is_not() -> None:
                 for name, value in zip("abc", recalls, strict=True)}  # fmt: skip
 
     found = {"one": member(0.0, 0.5, None), "two": member(0.25, 0.0, None)}
-    first, second, *rings = council_figures.strengths(found, list("abc")).axes[0].lines
+    first, second, *rings = ensemble.strengths(found, list("abc")).axes[0].lines
     np.testing.assert_array_equal(first.get_ydata(), [0.0, 0.5, np.nan])
     np.testing.assert_array_equal(second.get_ydata(), [0.25, 0.0, np.nan])
     assert [ring.get_ydata()[0] for ring in rings] == [0.25, 0.5]
 
 
 def test_the_same_predictions_give_the_same_picture() -> None:
-    once, again = (report.to_png(figures.confusion(make())) for _ in range(2))
+    once, again = (html.to_png(curves.confusion(make())) for _ in range(2))
     assert once == again
 
 
 def test_the_roc_picture_has_the_area_of_the_ranks() -> None:
     table = make(200, 2)
     positive = table.labels == 1
-    fpr, tpr = figures.roc_curve(table.probabilities[:, 1], positive)
+    fpr, tpr = curves.roc_curve(table.probabilities[:, 1], positive)
     area = np.trapezoid(tpr, fpr)
     assert area == pytest.approx(auc(table.probabilities[:, 1], positive))

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from evaluation.attention import PartAttention, Stacked
-from evaluation.pooling import Geometric, Majority, Soft, Weighted
-from evaluation.shares import shares
-from evaluation.weights import PerClass, PerPart
+from evaluation.voters.attention import PartAttention, Stacked
+from evaluation.voters.learned import PerClass, PerPart
+from evaluation.voters.shares import shares
+from evaluation.voters.simple import Geometric, Majority, Soft, Weighted
 
 RNG = np.random.default_rng(0)
 MEMBERS = RNG.dirichlet(np.ones(3), (2, 5))

@@ -4,11 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import pruned, ratios, report, run_report, sparse_figures, sparsity
+from evaluation import pruned, sparsity
 from evaluation.files import write_json
-from evaluation.intervals import Figure
-from evaluation.sparse_figures import Arm
-from evaluation.table import PredictionTable
+from evaluation.plots import sparse_figures
+from evaluation.plots.sparse_figures import Arm
+from evaluation.predictions import PredictionTable
+from evaluation.reports import html
+from evaluation.reports import run as run_report
+from evaluation.stats import ratios
+from evaluation.stats.estimate import Figure
 
 SAID = {
     "weights_zero_fraction": 0.6, "macs_theoretical_ratio": 0.4, "latency_ratio_measured": None,
@@ -65,7 +69,7 @@ def test_the_change_of_a_sensitivity_has_the_interval_of_a_paired_difference():
     assert [change.low, change.high] == pytest.approx(ends, abs=0.02)
     assert (change.n, change.patients) == (50, 50)
     assert (same.value, same.low, same.high) == (0, 0, 0)  # what both said is the same
-    page = report.html_of(classes)
+    page = html.html_of(classes)
     assert f"-0.2000<small>{change.low:+.4f} to {change.high:+.4f}</small>" in page
 
 
@@ -73,8 +77,8 @@ def test_a_class_without_an_image_has_a_dash_and_the_reason():
     _, classes, _ = sparsity.against_control(table([0, 0], [0, 0]), table([0, 1], [0, 0]))
     assert classes.rows[1] == ("ill", 0, None, None, None, 0, 0)
     assert "ill: no image." in classes.note
-    assert "<td>ill</td>" in report.html_of(classes)
-    assert report.html_of(classes).count("&ndash;") == 3
+    assert "<td>ill</td>" in html.html_of(classes)
+    assert html.html_of(classes).count("&ndash;") == 3
 
 
 def test_all_changed_decisions_are_kept_where_not_all_are_listed():
@@ -109,7 +113,7 @@ def test_the_picture_of_all_arms_has_points_intervals_and_a_zero_line():
 
 def test_the_run_report_shows_it(tmp_path):
     assert sparsity.of_run(tmp_path, table([0], [0])) == []
-    report.write_report(tmp_path / "r.html", "x", sparsity.sections(SAID))
+    html.write_report(tmp_path / "r.html", "x", sparsity.sections(SAID))
     assert "Pruned layers" in (tmp_path / "r.html").read_text()
 
 

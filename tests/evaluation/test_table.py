@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.table import PredictionTable, align, refuse_test, require_ids
+from evaluation.predictions import PredictionTable, align, refuse_test, require_ids
 from tests.evaluation.tables import make
 
 

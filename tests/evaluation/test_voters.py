@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.attention import fit_part_attention, fit_stacked
-from evaluation.calibration import Temperature
-from evaluation.pooling import Geometric, Majority, Soft, Voter, Weighted, stack
-from evaluation.voters import VOTERS, Council, load, save
-from evaluation.weights import fit_greedy, fit_learned, fit_per_class, fit_per_part
+from evaluation.metrics.calibration import Temperature
+from evaluation.voters.attention import fit_part_attention, fit_stacked
+from evaluation.voters.learned import fit_greedy, fit_learned, fit_per_class, fit_per_part
+from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted, stack
+from evaluation.voters.store import VOTERS, Council, load, save
 from tests.evaluation.tables import experts
 
 HASHES = ["aaa", "bbb", "ccc"]

@@ -3,17 +3,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from evaluation.attention import attend, features, fit_part_attention, fit_stacked
-from evaluation.metrics import quick
-from evaluation.pooling import Soft, Voter, pool, stack
-from evaluation.table import PredictionTable
-from evaluation.weights import (
+from evaluation.metrics.compute import quick
+from evaluation.predictions import PredictionTable
+from evaluation.voters.attention import attend, features, fit_part_attention, fit_stacked
+from evaluation.voters.learned import (
     fit_greedy,
     fit_learned,
     fit_per_class,
     fit_per_part,
     least_nll,
 )
+from evaluation.voters.simple import Soft, Voter, pool, stack
 from tests.evaluation.tables import experts, make
 
 Fit = Callable[[list[PredictionTable]], Voter]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from datamodules import ImageDataModule, Table
 from datamodules.preprocess import Preprocess
 from lightning_modules import EnsembleModule, ImageClassifier
-from lightning_modules.exact import ExactModule
+from lightning_modules.base import ExactModule
 
 SIZES = (21, 5, 1)
 CLASSES = ["none", "simple", "comminuted"]

@@ -12,7 +12,7 @@ from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
 from lightning_modules.checkpoints import weights_hash
-from lightning_modules.tuning import FineTuning, stages
+from lightning_modules.freezing import FineTuning, stages
 
 CLASSES = ["none", "simple", "comminuted"]
 

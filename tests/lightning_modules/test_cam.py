@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules import ImageClassifier, OneVsOneClassifier
 from lightning_modules.cam import METHODS, Explainer, cam_layers, log_odds
-from lightning_modules.catalogue import KNOWN
+from lightning_modules.model_info import KNOWN
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 

@@ -8,7 +8,7 @@ import yaml
 from torch import nn
 
 from lightning_modules import ImageClassifier, backbones, checkpoints
-from lightning_modules.catalogue import KNOWN, cam_layer, facts
+from lightning_modules.model_info import KNOWN, cam_layer, facts
 
 PUBLISHED = {  # million parameters with a small head
     "convnextv2_base": 87.7,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation import voters
-from evaluation.calibration import Temperature
-from evaluation.pooling import Soft
+from evaluation.metrics.calibration import Temperature
+from evaluation.voters import store
+from evaluation.voters.simple import Soft
 from lightning_modules import EnsembleModule, checkpoints
 from lightning_modules.ensemble import load_council
 
@@ -115,8 +115,8 @@ def convened(runs, tmp_path):
         (tmp_path / name / "council.json").write_text(json.dumps(said))
         if temperature is not None:
             hashes = [block.weights for block in blocks.values()]
-            fitted = voters.Council(Soft(), hashes, CLASSES, Temperature(temperature), fitted_on)
-            voters.save(tmp_path / name.replace("council", "voters"), fitted)
+            fitted = store.Council(Soft(), hashes, CLASSES, Temperature(temperature), fitted_on)
+            store.save(tmp_path / name.replace("council", "voters"), fitted)
         return tmp_path / name
 
     return written

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.table import PredictionTable
+from evaluation.predictions import PredictionTable
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "exact_processes.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.tuning import FineTuning
+from lightning_modules.freezing import FineTuning
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "frozen_processes.py"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from consilium.cli.main import main
+from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from evaluation.table import PredictionTable
 from lightning_modules import checkpoints
-from main import main
 from tests.conftest import Tiny
 
 EMA = {"class_path": "callbacks.AverageWeights", "init_args": {"decay": 0.9}}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_modules.mixing import Mixing
+from lightning_modules.mixup import Mixing
 
 
 def test_nothing_is_mixed_by_default() -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.coupling import couple, pairs
+from evaluation.one_vs_one import couple, pairs
 from lightning_modules import OneVsOneClassifier, checkpoints
+from lightning_modules.freezing import FineTuning, stages
 from lightning_modules.losses import Loss
-from lightning_modules.tuning import FineTuning, stages
 
 NAMES = ["none", "mild", "moderate", "severe"]
 

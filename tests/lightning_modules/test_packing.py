@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from consilium.cli.main import main
 from datamodules.preprocess import Preprocess
 from evaluation.results import read_results
 from lightning_modules import EnsembleModule, ImageClassifier, checkpoints, packing
-from main import main
-from tests.commands.saved import CLASSES, saved
+from tests.consilium.saved import CLASSES, saved
 
 
 def bits(tensor):

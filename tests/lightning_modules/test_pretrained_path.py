@@ -6,8 +6,8 @@ import safetensors.torch
 import timm
 import torch
 
+from consilium.cli.main import main
 from lightning_modules import checkpoints
-from main import main
 from tests.conftest import Tiny
 
 HALF = [0.5, 0.5, 0.5]

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from lightning_modules import backbones
+from lightning_modules.freezing import stages
 from lightning_modules.residual_attention import ResidualAttention, SpatialAttention
-from lightning_modules.tuning import stages
 
 
 @pytest.fixture

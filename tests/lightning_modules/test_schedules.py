@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import backbones
-from lightning_modules.schedules import Optimisation, Schedule
-from lightning_modules.tuning import FineTuning, rest
+from lightning_modules.freezing import FineTuning, rest
+from lightning_modules.optim import Optimisation, Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
 STEPS = 5  # optimiser steps an epoch of the curves below

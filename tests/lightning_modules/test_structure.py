@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules import structure
+from lightning_modules.pruning import structure
 
 
 def net():

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from consilium.cli.main import main
+from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from evaluation.table import PredictionTable
 from lightning_modules.tta import averaged, change, warped
-from main import main
 
 
 def test_flips_undo_themselves():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules import backbones
-from lightning_modules.tuning import FineTuning, rest, stages
+from lightning_modules.freezing import FineTuning, rest, stages
 
 FAMILIES = {
     "densenet": ("densenet121", {"growth_rate": 4, "block_config": [2, 2, 2, 2]}),

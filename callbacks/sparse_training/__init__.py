@@ -1,0 +1,1 @@
+"""Two-stage sparse training."""

@@ -1,1 +1,0 @@
-"""Narrower networks: which channels go, and what that is measured to save."""

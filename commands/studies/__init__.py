@@ -1,1 +1,0 @@
-"""Members, councils and reports of a study: its file, its runs, its page."""

@@ -1,0 +1,7 @@
+"""`python -m consilium`."""
+
+import sys
+
+from consilium.cli.main import main
+
+sys.exit(main())

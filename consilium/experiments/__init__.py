@@ -1,0 +1,1 @@
+"""One YAML file that trains and evaluates members and their ensemble."""

@@ -1,0 +1,1 @@
+"""Sections of an experiment's report, one module per subject."""

@@ -1,0 +1,1 @@
+"""A checkpoint or an ensemble applied to images."""

@@ -1,0 +1,1 @@
+"""Members as ONNX, torch.export or safetensors files, verified against PyTorch."""

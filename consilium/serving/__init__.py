@@ -1,0 +1,1 @@
+"""A web page and an API that classify uploaded images."""

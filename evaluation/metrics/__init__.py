@@ -1,0 +1,1 @@
+"""Metrics of predictions: one registry, and the functions behind it."""

@@ -1,0 +1,1 @@
+"""Removal of channels: structure, channel groups, importance, search, measurement."""
