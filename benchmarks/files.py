@@ -35,11 +35,11 @@ def main() -> int:
 
 
 def whole_files() -> list[bytes]:
-    """Gray and colour pictures in five formats."""
+    """Gray and color pictures in five formats."""
     noise = np.random.default_rng(1).integers(0, 255, (120, 160, 3), dtype=np.uint8)
-    colour = cv2.GaussianBlur(noise, (0, 0), 4)
+    color = cv2.GaussianBlur(noise, (0, 0), 4)
     files = []
-    for array in (colour, np.ascontiguousarray(colour[..., 0])):
+    for array in (color, np.ascontiguousarray(color[..., 0])):
         for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP"):
             out = io.BytesIO()
             Image.fromarray(array).save(out, kind)

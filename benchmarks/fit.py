@@ -24,7 +24,7 @@ from callbacks import Reseed
 from evaluation.reports.html import number
 from evaluation.stats import ratios
 from lightning_modules import ImageClassifier, backbones
-from lightning_modules.optim import Optimisation
+from lightning_modules.optim import Optimization
 from lightning_modules.pruning.turns import in_turns
 
 CLASSES = ["none", "simple", "comminuted"]
@@ -63,7 +63,7 @@ def ours(asked: argparse.Namespace, loader: DataLoader[dict[str, Tensor]]) -> Ca
         CLASSES,
         asked.backbone,
         backbone_args={"channels_last": asked.channels_last},
-        optimisation=Optimisation(lr=1e-4, weight_decay=0.05),
+        optimization=Optimization(lr=1e-4, weight_decay=0.05),
     )
     trainer = lightning.Trainer(
         max_epochs=1,

@@ -99,7 +99,7 @@ def contenders(
 
 
 def floor_uncached(files: list[str]) -> None:
-    """Decode, area resize, CLAHE, the policy, normalise: nothing else."""
+    """Decode, area resize, CLAHE, the policy, normalize: nothing else."""
     cv2.setNumThreads(0)
     augment, clahe = Augment(POLICY), cv2.createCLAHE(2.0, (8, 8))
     for k, path in enumerate(files):
@@ -109,7 +109,7 @@ def floor_uncached(files: list[str]) -> None:
 
 
 def floor_warm(kept: list[np.ndarray]) -> None:
-    """The policy and the normalisation alone."""
+    """The policy and the normalization alone."""
     cv2.setNumThreads(0)
     augment = Augment(POLICY)
     for k, pixels in enumerate(kept):

@@ -1,4 +1,4 @@
-"""Peak memory of a council that keeps one member at a time, beside its largest member alone.
+"""Peak memory of an ensemble that keeps one member at a time, beside its largest member alone.
 
 python -m benchmarks.memory [--images 64] [--device cpu]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.council import CLASSES, MEMBERS, member, source, tested
+from benchmarks.ensemble import CLASSES, MEMBERS, member, source, tested
 from datamodules.preprocess import Preprocess
 from lightning_modules import EnsembleModule
 
@@ -26,7 +26,7 @@ EVERY = 0.002  # seconds between two looks at the process
 
 
 def main() -> None:
-    """Peaks of each member, of the council, and of the council one at a time; then the ratio."""
+    """Peaks of each member, of the ensemble, and of the ensemble one at a time; then the ratio."""
     asked = arguments()
     if asked.of:
         print(measured(asked))
@@ -37,7 +37,7 @@ def main() -> None:
         files = [member(each, view, data, folder) for each, view in MEMBERS.items()]
         alone = {file.stem: peak(folder, [file], asked) for file in files}
         whole, apart = (peak(folder, files, asked, *flag) for flag in ((), ("--apart",)))
-    for each, found in {**alone, "council": whole, "council, one at a time": apart}.items():
+    for each, found in {**alone, "ensemble": whole, "ensemble, one at a time": apart}.items():
         print(f"{each}: {found / 2**20:.0f} MiB")
     print(f"one at a time / largest member alone: {apart / max(alone.values()):.2f}")
 
@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
 
 
 def peak(folder: Path, files: list[Path], asked: argparse.Namespace, *flags: str) -> int:
-    """Peak bytes of these members' council in a process of its own."""
+    """Peak bytes of these members' ensemble in a process of its own."""
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--folder", str(folder),
              "--images", str(asked.images), "--device", asked.device, *flags,
              "--of", *map(str, files)]  # fmt: skip
@@ -68,8 +68,8 @@ def measured(asked: argparse.Namespace) -> int:
     data.prepare_data()
 
     def work() -> None:
-        council = EnsembleModule(CLASSES, asked.of, one_at_a_time=asked.apart)
-        tested(council, data, asked.device)
+        ensemble = EnsembleModule(CLASSES, asked.of, one_at_a_time=asked.apart)
+        tested(ensemble, data, asked.device)
 
     return on_gpu(work) if asked.device == "cuda" else in_memory(work)
 

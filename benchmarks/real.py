@@ -68,7 +68,7 @@ def settings(asked: argparse.Namespace, folder: Path) -> dict[str, object]:
         "balance": {"class_weights": "sqrt"},
     }
     model = {"backbone": "mobilenetv2_100", "pretrained": str(weights)}
-    model |= {"backbone_args": {"pad_type": "same"}, "optimisation": way}
+    model |= {"backbone_args": {"pad_type": "same"}, "optimization": way}
     return {
         "data": {"class_path": "datamodules.ImageDataModule", "init_args": data},
         "model": {"class_path": "lightning_modules.ImageClassifier", "init_args": model},

@@ -18,7 +18,7 @@ from datamodules import ImageDataModule, Phantoms, images
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
 from lightning_modules.losses import Loss
-from lightning_modules.optim import Optimisation
+from lightning_modules.optim import Optimization
 
 GRADES = ["none", "mild", "moderate", "severe", "proliferative"]
 Split = tuple[Tensor, Tensor]
@@ -58,7 +58,7 @@ def train(
     torch.manual_seed(seed)
     module, (pictures, labels) = make(), data
     optimizer = torch.optim.AdamW(module.parameters(), 3e-3, weight_decay=0.05)
-    curve = Optimisation(schedule="onecycle", warmup_epochs=2).curve(epochs)
+    curve = Optimization(schedule="onecycle", warmup_epochs=2).curve(epochs)
     for epoch in range(epochs):
         order = torch.randperm(len(labels)).split(32)
         for step, rows in enumerate(order):

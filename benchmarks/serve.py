@@ -1,7 +1,7 @@
 """The server under load: latencies and throughput beside what the models reach without it.
 
-Run: python -m benchmarks.serve [CKPT|COUNCIL] [--clients 16] [--seconds 60] [--queue 64]
-Without a model a council of two untrained backbones is made. Clients are threads of this process,
+Run: python -m benchmarks.serve [CKPT|ENSEMBLE] [--clients 16] [--seconds 60] [--queue 64]
+Without a model an ensemble of two untrained backbones is made. Clients are threads of this process,
 each with one connection and one picture a request; the server is a process of its own, and the
 models' own time is taken in a third, alone, before and after, of pictures prepared beforehand. On a
 machine that others use the share of the time in which the models worked says more than the ratio of
@@ -43,7 +43,7 @@ def main() -> None:
     """Prints everything."""
     asked = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        model = asked.model or council(Path(folder))
+        model = asked.model or ensemble(Path(folder))
         if asked.bare:
             print(json.dumps(bare(model)))
             return
@@ -65,8 +65,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def council(folder: Path) -> Path:
-    """A council.json of untrained members."""
+def ensemble(folder: Path) -> Path:
+    """An ensemble.json of untrained members."""
     said: dict[str, object] = {"format": 1, "class_names": CLASSES, "voter": {"kind": "soft"}}
     members = {}
     for name, size in MEMBERS.items():
@@ -80,8 +80,8 @@ def council(folder: Path) -> Path:
         torch.save(content, folder / f"{name}.ckpt")
         weights = checkpoints.read(folder / f"{name}.ckpt")[0].weights
         members[name] = {"path": f"{name}.ckpt", "weights": weights}
-    write_json(folder / "council.json", {**said, "members": members})
-    return folder / "council.json"
+    write_json(folder / "ensemble.json", {**said, "members": members})
+    return folder / "ensemble.json"
 
 
 def alone(model: Path) -> dict[str, float]:

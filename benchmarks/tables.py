@@ -1,4 +1,4 @@
-"""A whole council from tables: 100,000 samples, 4 members, 5 classes; seconds and memory.
+"""A whole ensemble from tables: 100,000 samples, 4 members, 5 classes; seconds and memory.
 
 Run: python -m benchmarks.tables [--samples N] [--films N]
 """
@@ -15,7 +15,7 @@ import pandas as pd
 
 from evaluation import ensemble
 from evaluation.predictions import PredictionTable
-from evaluation.reports import ensemble as council_report
+from evaluation.reports import ensemble as ensemble_report
 from evaluation.results import write_results
 
 CLASSES = ["none", "mild", "moderate", "severe", "proliferative"]
@@ -78,10 +78,10 @@ def measure(folder: Path, made: list[dict[str, PredictionTable]]) -> None:
     )
     lap("8 tables read")
     fitted = ensemble.fit(val, "body_part", ["elbow"])
-    lap(f"{len(fitted.councils)} voters fitted and calibrated on val")
+    lap(f"{len(fitted.ensembles)} voters fitted and calibrated on val")
     judged = ensemble.judge(fitted, test)
     lap("all figures and paired differences on test")
-    written = council_report.results("council", fitted, judged, test, "learned")
+    written = ensemble_report.results("ensemble", fitted, judged, test, "learned")
     write_results(folder / "results.json", replace(written, meta={}))
     lap("results.json written")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

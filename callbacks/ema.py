@@ -13,7 +13,7 @@ class AverageWeights(EMAWeightAveraging):
     process would be of other weights than those of the checkpoint it was given.
 
     Args:
-        decay: share of the old average that each optimiser step keeps.
+        decay: share of the old average that each optimizer step keeps.
     """
 
     def __init__(self, decay: float = 0.999) -> None:

@@ -22,7 +22,7 @@ OURS = ("grad_checkpointing", "channels_last", "compile", "commercial_only", "pr
         "image_size")  # fmt: skip
 FILES = {
     "best.ckpt": "weights and all that is needed to rebuild the model; read without pickle",
-    "last.ckpt": "the last epoch, with the optimiser's state, to go on from",
+    "last.ckpt": "the last epoch, with the optimizer's state, to go on from",
     "model.safetensors": "the weights of the network alone, with model.json",
     "model.json": "what model.safetensors is of: backbone, classes, preprocessing, CAM layer",
     "state_dict.pt": "the same weights for torch.load(..., weights_only=True)",

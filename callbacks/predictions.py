@@ -11,7 +11,7 @@ FOLDER = "predictions"
 
 
 class Predictions(L.Callback):
-    """predictions/SPLIT.parquet; for a council predictions/SPLIT/MEMBER.parquet as well."""
+    """predictions/SPLIT.parquet; for an ensemble predictions/SPLIT/MEMBER.parquet as well."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes val, but not at every epoch of a fit."""

@@ -1,4 +1,4 @@
-"""The run folder's account of itself: config.yaml, results.json, council.json, report.html."""
+"""The run folder's account of itself: config.yaml, results.json, ensemble.json, report.html."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class SaveConfig(SaveConfigCallback):
     """Writes the resolved config of a fit, without the checkpoint it resumed from."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes config.yaml once, at the start of a fit or of a council's test; tells loggers."""
+        """Writes config.yaml at the start of a fit or of an ensemble's test; tells loggers."""
         file = Path(trainer.default_root_dir) / self.config_filename
         wanted = stage == "fit" or not file.exists()
         if not trainer.is_global_zero or not (wanted or trainer.loggers):
@@ -66,7 +66,7 @@ class Record(L.Callback):
         results = results_of(folder.name, split, said)
         results = replace(results, measures=run.measures(folder) if ours else {})
         if results.meta.get("members"):
-            write_json(folder / "council.json", council(results, folder))
+            write_json(folder / "ensemble.json", ensemble(results, folder))
         page = run.sections(folder, results, said, folder / HISTORY, savings=ours)
         run.write_run_report(folder, results, page)
         if ours:
@@ -107,8 +107,8 @@ def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Resul
     return Results(name, split, own.class_names, metrics, others, meta=own.meta)
 
 
-def council(results: Results, folder: Path) -> dict[str, Any]:
-    """What makes the council one thing: voter, classes and members, by paths from `folder`."""
+def ensemble(results: Results, folder: Path) -> dict[str, Any]:
+    """What makes the ensemble one thing: voter, classes and members, by paths from `folder`."""
     members = {
         name: {**member, "path": os.path.relpath(member["path"], folder)}
         for name, member in results.meta["members"].items()

@@ -18,6 +18,6 @@ class WhatTrains(L.Callback):
         table = Table("part", box=None, pad_edge=False)
         for title in ("weights", "trains from epoch", "largest lr"):
             table.add_column(title, justify="right")
-        for part, size, start, rate in module.tuning.table(module.net, module.optimisation.lr):
+        for part, size, start, rate in module.tuning.table(module.net, module.optimization.lr):
             table.add_row(part, f"{size:,}", "never" if start is None else str(start), f"{rate:g}")
         Console().print(table)

@@ -162,7 +162,7 @@ def place(folder: Path) -> tuple[str | None, str]:
 
 
 def settle(loggers: Iterable[object], folder: str, job: str) -> None:
-    """Says to every Board which run folder this is, and whether of a member or of a council."""
+    """Says to every Board which run folder this is, and whether of a member or of an ensemble."""
     for board in loggers:
         if isinstance(board, Board):
             board.folder, board.job = Path(board.given or folder), job

@@ -36,18 +36,18 @@ class Augment:
             raise ValueError(f"strengths has {unknown}; {policy!r} allows {allowed}")
         self.policy = policy
         self.strengths = _POLICIES[policy].strengths | (strengths or {})
-        self._gray, self._colour = self._composed(False, crop), self._composed(True, crop)
+        self._gray, self._color = self._composed(False, crop), self._composed(True, crop)
 
     def __call__(self, pixels: np.ndarray, rng_seed: tuple[int, int, int]) -> np.ndarray:
         """The augmented pixels, of the same type and number of channels."""
-        compose = self._gray if pixels.ndim == 2 else self._colour
+        compose = self._gray if pixels.ndim == 2 else self._color
         if compose is None:
             return pixels
         compose.set_random_seed(_one_seed(rng_seed))
         return np.asarray(compose(image=pixels)["image"])
 
-    def _composed(self, colour: bool, crop: int | None) -> Step:
-        steps = _POLICIES[self.policy].steps(self.strengths, colour)
+    def _composed(self, color: bool, crop: int | None) -> Step:
+        steps = _POLICIES[self.policy].steps(self.strengths, color)
         if not steps:
             return None
         return A.Compose([A.RandomCrop(crop, crop), *steps] if crop else steps, seed=0)
@@ -86,39 +86,39 @@ def _lit(s: Strengths) -> Step:
     return A.RandomBrightnessContrast(s["brightness"], s["contrast"], p=0.8)
 
 
-def _tinted(s: Strengths, colour: bool) -> list[Step]:
+def _tinted(s: Strengths, color: bool) -> list[Step]:
     """Saturation and hue; a gray picture has neither."""
-    if not colour or not s["tint"]:
+    if not color or not s["tint"]:
         return []
     return [A.ColorJitter((1, 1), (1, 1), s["tint"], s["tint"] / 5, p=0.5)]
 
 
-def _none(s: Strengths, colour: bool) -> list[Step]:
+def _none(s: Strengths, color: bool) -> list[Step]:
     return []
 
 
-def _fracture(s: Strengths, colour: bool) -> list[Step]:
+def _fracture(s: Strengths, color: bool) -> list[Step]:
     blur = A.GaussianBlur(blur_limit=(3, 3), p=s["blur"])
-    return [_moved(s), A.HorizontalFlip(p=0.5), _lit(s), *_tinted(s, colour), blur]
+    return [_moved(s), A.HorizontalFlip(p=0.5), _lit(s), *_tinted(s, color), blur]
 
 
-def _retina(s: Strengths, colour: bool) -> list[Step]:
+def _retina(s: Strengths, color: bool) -> list[Step]:
     return [_moved(s), A.HorizontalFlip(p=0.5), _lit(s)]
 
 
-def _mura(s: Strengths, colour: bool) -> list[Step]:
+def _mura(s: Strengths, color: bool) -> list[Step]:
     # with a limit of 0 GridDistortion still moves the picture by a pixel
     bent = A.GridDistortion(num_steps=5, distort_limit=s["distort"], p=0.3 * (s["distort"] > 0))
     flips = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=s["upside_down"])]
     return [*flips, _moved(s), bent, _lit(s)]
 
 
-def _chest(s: Strengths, colour: bool) -> list[Step]:
-    gray = [A.ToGray(p=s["gray"])] if colour and s["gray"] else []
-    return [_moved(s), A.HorizontalFlip(p=0.5), _lit(s), *_tinted(s, colour), *gray]
+def _chest(s: Strengths, color: bool) -> list[Step]:
+    gray = [A.ToGray(p=s["gray"])] if color and s["gray"] else []
+    return [_moved(s), A.HorizontalFlip(p=0.5), _lit(s), *_tinted(s, color), *gray]
 
 
-def _gradcam(s: Strengths, colour: bool) -> list[Step]:
+def _gradcam(s: Strengths, color: bool) -> list[Step]:
     return [_moved(s), A.HorizontalFlip(p=0.5), _lit(s)]
 
 

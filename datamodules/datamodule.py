@@ -53,7 +53,7 @@ PREPROCESS, BALANCE, READING, FOLD = Preprocess(), Balance(), Reading(), Fold()
 class ImageDataModule(LightningDataModule):
     """Batches ``{"image": float32 (B,3,H,W), "label": int64 (B,), "index": int64 (B,)}``.
 
-    Under a trainer the loaders hand over bytes, which are normalised on the device. ``index`` is
+    Under a trainer the loaders hand over bytes, which are normalized on the device. ``index`` is
     the row in ``manifest.table``. After ``view_names`` was called, evaluation batches
     carry a dict of images, one entry a view, from one decoded picture.
 

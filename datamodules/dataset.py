@@ -77,7 +77,7 @@ class Pictures(Dataset[Sample]):
 
 
 def finished(batch: Sample, views: dict[str, Preprocess]) -> Sample:
-    """The batch as networks want it: float32, normalised on the device where it lies.
+    """The batch as networks want it: float32, normalized on the device where it lies.
 
     A batch that is finished already stays as it is.
     """
@@ -95,13 +95,13 @@ def as_it_is(batch: Sample) -> Sample:
 
 
 def _float(seen: torch.Tensor, view: Preprocess) -> torch.Tensor:
-    return view.normalised(seen) if seen.dtype == torch.uint8 else seen
+    return view.normalized(seen) if seen.dtype == torch.uint8 else seen
 
 
 def _together(pictures: list[np.ndarray]) -> torch.Tensor:
     """(B, C, H, W); in a worker it lies in memory that the main process can read.
 
-    Gray pictures keep one channel unless a colour picture is among them.
+    Gray pictures keep one channel unless a color picture is among them.
     """
     shape = (len(pictures), max(len(planes) for planes in pictures), *pictures[0].shape[1:])
     batch = _room(shape)

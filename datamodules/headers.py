@@ -57,7 +57,7 @@ def header(kind: str, data: np.ndarray) -> Header:
 
 def _png(data: np.ndarray) -> Header:
     """Goes from chunk to chunk: a decoder would first make room for a length that is a lie."""
-    width, height, _, colour = struct.unpack(">IIBB", data[16:26].tobytes())
+    width, height, _, color = struct.unpack(">IIBB", data[16:26].tobytes())
     at = 8
     for _ in range(PARTS):
         length, kind = struct.unpack(">I4s", data[at : at + 8].tobytes())
@@ -65,7 +65,7 @@ def _png(data: np.ndarray) -> Header:
         if at > len(data):
             raise IndexError("a chunk is longer than the file")
         if kind == b"IEND":
-            return Header(width, height, gray=colour in (0, 4))
+            return Header(width, height, gray=color in (0, 4))
     raise IndexError("no end")
 
 

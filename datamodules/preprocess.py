@@ -27,7 +27,7 @@ class Preprocess:
             sees the middle.
         circle: Whether the black surround of a fundus picture is cut off first.
         clahe: Clip limit of the local contrast equalisation, applied after the resize, on gray
-            directly and on the luminance of colour; null leaves it out.
+            directly and on the luminance of color; null leaves it out.
         grid: How many tiles the equalisation has along each side.
         mean: What is subtracted from each channel, in units of the full range.
         std: What each channel is divided by, in units of the full range.
@@ -64,9 +64,9 @@ class Preprocess:
         return self.tensor(self.pixels(image))
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
-        """The part worth keeping: uint8, (side, side) for gray and (side, side, 3) for colour."""
+        """The part worth keeping: uint8, (side, side) for gray and (side, side, 3) for color."""
         square = self.placement(image).forward(image)
-        return square if self.clahe is None else _equalised(square, self.clahe, self.grid)
+        return square if self.clahe is None else _equalized(square, self.clahe, self.grid)
 
     def placement(self, image: np.ndarray) -> Placement:
         """Which part of this picture lands where in the square of ``pixels``."""
@@ -91,15 +91,15 @@ class Preprocess:
         return self.placement(image).backward(square, *image.shape[:2])
 
     def tensor(self, pixels: np.ndarray) -> torch.Tensor:
-        """The last part: float32 (3, size, size), normalised, gray repeated three times."""
-        return self.normalised(torch.from_numpy(np.ascontiguousarray(self.planes(pixels))))
+        """The last part: float32 (3, size, size), normalized, gray repeated three times."""
+        return self.normalized(torch.from_numpy(np.ascontiguousarray(self.planes(pixels))))
 
     def planes(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels as (1 or 3, size, size); of those that still have their margin the middle."""
         middle = _middle(pixels, self.size)
         return middle[None] if middle.ndim == 2 else middle.transpose(2, 0, 1)
 
-    def normalised(self, planes: torch.Tensor) -> torch.Tensor:
+    def normalized(self, planes: torch.Tensor) -> torch.Tensor:
         """Float32 (…, 3, size, size) of uint8 (…, 1 or 3, size, size), on the device it is on.
 
         Two steps that round once each, so every device gives the same bits.
@@ -153,8 +153,8 @@ def _middle(pixels: np.ndarray, size: int) -> np.ndarray:
     return pixels[top : top + size, left : left + size]
 
 
-def _equalised(pixels: np.ndarray, clip: float, grid: int) -> np.ndarray:
-    """Gray directly; of a colour picture only the luminance."""
+def _equalized(pixels: np.ndarray, clip: float, grid: int) -> np.ndarray:
+    """Gray directly; of a color picture only the luminance."""
     clahe = cv2.createCLAHE(clipLimit=clip, tileGridSize=(grid, grid))
     if pixels.ndim == 2:
         return np.asarray(clahe.apply(pixels))

@@ -1,4 +1,4 @@
-"""Everything about a council from its members' tables: fitted on val, judged once on test."""
+"""Everything about an ensemble from its members' tables: fitted on val, judged once on test."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from evaluation.voters.simple import (
     pool,
     stack,
 )
-from evaluation.voters.store import Council
+from evaluation.voters.store import Ensemble
 
 Tables = Mapping[str, PredictionTable]
 Fit = Callable[[Sequence[PredictionTable]], Voter]
@@ -34,13 +34,13 @@ View = Callable[[PredictionTable], PredictionTable]
 
 @dataclass(frozen=True)
 class Fitted:
-    """Councils by voter's kind, why others could not be fitted, and the best single member.
+    """Ensembles by voter's kind, why others could not be fitted, and the best single member.
 
     `best` has the least NLL on validation after its own temperature, which stands in
-    `temperatures`: a council is held against a member that is calibrated as well.
+    `temperatures`: an ensemble is held against a member that is calibrated as well.
     """
 
-    councils: dict[str, Council]
+    ensembles: dict[str, Ensemble]
     left_out: dict[str, str]
     temperatures: dict[str, Temperature]
     best: str
@@ -77,18 +77,18 @@ def fit(
     of its values that an attention layer weighs. `weights` adds fixed ones.
     """
     for table in val.values():
-        refuse_test(table, "a council")
+        refuse_test(table, "an ensemble")
     names, tables = list(val), align(list(val.values()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         alone = {n: fit_temperature(t) for n, t in zip(names, tables, strict=True)}
         voters, left_out = _voters(tables, attribute, attended, weights)
-        councils = {kind: _calibrated(voter, tables, names) for kind, voter in voters.items()}
+        ensembles = {kind: _calibrated(voter, tables, names) for kind, voter in voters.items()}
     losses = [
         float(nll(calibrated(t, alone[n])).mean()) for n, t in zip(names, tables, strict=True)
     ]
     warned = sorted({str(warning.message) for warning in caught})
-    return Fitted(councils, left_out, alone, names[int(np.argmin(losses))], warned)
+    return Fitted(ensembles, left_out, alone, names[int(np.argmin(losses))], warned)
 
 
 def _voters(
@@ -120,12 +120,12 @@ def _voters(
     return found, left_out
 
 
-def _calibrated(voter: Voter, tables: Sequence[PredictionTable], names: list[str]) -> Council:
+def _calibrated(voter: Voter, tables: Sequence[PredictionTable], names: list[str]) -> Ensemble:
     pooled = pool(voter, tables)
     hashes = [member_hash(table, name) for name, table in zip(names, tables, strict=True)]
     digest = str(pooled.meta.get("manifest_digest") or "")
     temperature = fit_temperature(pooled)
-    return Council(voter, hashes, pooled.class_names, temperature, digest)
+    return Ensemble(voter, hashes, pooled.class_names, temperature, digest)
 
 
 def member_hash(table: PredictionTable, name: str) -> str:
@@ -138,15 +138,15 @@ def calibrated(table: PredictionTable, temperature: Temperature) -> PredictionTa
     return table.with_probabilities(temperature(table.probabilities))
 
 
-def vote(council: Council, tables: Sequence[PredictionTable]) -> PredictionTable:
-    """The council's own table; refused when the tables come from other members."""
-    tables = [in_class_order(table, council.class_names) for table in align(tables)]
-    for at, (table, wanted) in enumerate(zip(tables, council.members, strict=True), start=1):
+def vote(ensemble: Ensemble, tables: Sequence[PredictionTable]) -> PredictionTable:
+    """The ensemble's own table; refused when the tables come from other members."""
+    tables = [in_class_order(table, ensemble.class_names) for table in align(tables)]
+    for at, (table, wanted) in enumerate(zip(tables, ensemble.members, strict=True), start=1):
         found = table.meta.get("weights") or table.meta.get("checkpoint_hash")
         if found and found != wanted:
             raise ValueError(f"table {at} comes from weights {found}; the voter's are {wanted}")
     first = tables[0]
-    return first.with_probabilities(council(stack(tables), parts_of(council.voter, first)))
+    return first.with_probabilities(ensemble(stack(tables), parts_of(ensemble.voter, first)))
 
 
 def judge(
@@ -162,10 +162,10 @@ def judge(
     """
     tables = align(list(test.values()))
     members = {name: view(table) for name, table in zip(test, tables, strict=True)}
-    voted = {kind: view(vote(council, tables)) for kind, council in fitted.councils.items()}
+    voted = {kind: view(vote(ensemble, tables)) for kind, ensemble in fitted.ensembles.items()}
     alone = tables[list(test).index(fitted.best)]
     best = view(calibrated(alone, fitted.temperatures[fitted.best]))
-    known = [table.labelled for table in members.values()]
+    known = [table.labeled for table in members.values()]
     said, labels = stack(known), known[0].labels
     names, who = list(test), known[0].patients
     pairs = diversity.pairs(said, labels, who, draws, seed)

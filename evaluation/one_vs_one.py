@@ -23,7 +23,7 @@ def pairs(classes: int) -> list[tuple[int, int]]:
 def couple(pair_logits: Tensor, classes: int) -> Tensor:
     """Class probabilities (n, K) in double precision from pair logits (n, K(K-1)/2).
 
-    A pair's logit is that of its first class against its second. The probabilities minimise
+    A pair's logit is that of its first class against its second. The probabilities minimize
     ``sum_ij (r_ji p_i - r_ij p_j)^2`` and sum to 1 (Wu, Lin and Weng 2004, their second method);
     where the pairs agree with some p, ``r_ij = p_i / (p_i + p_j)``, they are that p.
     """
@@ -48,7 +48,7 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
     """
     if table.pairs is None or (table.labels < 0).all():
         return {}
-    known = table.labelled
+    known = table.labeled
     hits, asked = _answers(known)
     names, who = pair_names(known.class_names), known.patients
     found = {
@@ -84,7 +84,7 @@ def accuracies(table: PredictionTable) -> dict[str, float]:
     """Accuracy of each pair that has images, as in `figures`, without intervals."""
     if table.pairs is None:
         return {}
-    hits, asked = (part.sum(axis=0) for part in _answers(table.labelled))
+    hits, asked = (part.sum(axis=0) for part in _answers(table.labeled))
     found = zip(pair_names(table.class_names), hits, asked, strict=True)
     return {name: float(hit / count) for name, hit, count in found if count}
 

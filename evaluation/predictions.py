@@ -23,7 +23,7 @@ _KEY = b"consilium.table"
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """What one model (or council) said about the samples of a split.
+    """What one model (or ensemble) said about the samples of a split.
 
     `rows` holds id, label (-1 unknown), split, patient, study and any attribute; `logits` is
     (n, K). `pairs` are the optional one-versus-one logits in the order (0,1), (0,2), …
@@ -80,7 +80,7 @@ class PredictionTable:
         return [str(c) for c in self.rows.columns if c not in COLUMNS]
 
     @property
-    def labelled(self) -> "PredictionTable":
+    def labeled(self) -> "PredictionTable":
         """The rows whose label is known."""
         return self if (self.labels >= 0).all() else self.take(np.flatnonzero(self.labels >= 0))
 

@@ -1,4 +1,4 @@
-"""What a study left in its folder: members, councils, tables, learning curves."""
+"""What a study left in its folder: members, ensembles, tables, learning curves."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,10 @@ import pandas as pd
 from evaluation.predictions import PredictionTable
 
 
-def voters_of(council: Path) -> Path:
-    """Where a council's fitted voters lie: `voters-x` beside `council-x`, else `voters`."""
-    name = council.name.replace("council", "voters", 1)
-    return council.with_name(name if name != council.name else "voters")
+def voters_of(ensemble: Path) -> Path:
+    """Where an ensemble's fitted voters lie: `voters-x` beside `ensemble-x`, else `voters`."""
+    name = ensemble.name.replace("ensemble", "voters", 1)
+    return ensemble.with_name(name if name != ensemble.name else "voters")
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class StudyFolder:
         return sorted(file.parent.name for file in self.path.glob("members/*/results.json"))
 
     @property
-    def councils(self) -> list[str]:
-        """Names of the councils that have been convened."""
-        return sorted(file.parent.name for file in self.path.glob("*/council.json"))
+    def ensembles(self) -> list[str]:
+        """Names of the ensembles that have been convened."""
+        return sorted(file.parent.name for file in self.path.glob("*/ensemble.json"))
 
     @property
     def first(self) -> Path:
-        """The run folder of the first council, or of the first member where there is none."""
-        return self.run([*self.councils, *self.members][0])
+        """The run folder of the first ensemble, or of the first member where there is none."""
+        return self.run([*self.ensembles, *self.members][0])
 
     def run(self, name: str) -> Path:
-        """The run folder of a member or a council."""
-        if name not in [*self.members, *self.councils]:
-            known = ", ".join([*self.members, *self.councils])
+        """The run folder of a member or an ensemble."""
+        if name not in [*self.members, *self.ensembles]:
+            known = ", ".join([*self.members, *self.ensembles])
             raise ValueError(f"{self.path}: no run {name!r}; there are {known}")
-        return self.path / name if name in self.councils else self.path / "members" / name
+        return self.path / name if name in self.ensembles else self.path / "members" / name
 
     def config(self, name: str) -> str:
         """The resolved config of a run."""

@@ -50,7 +50,7 @@ class Referral:
     coverage_on_val: float
 
     def answered(self, probabilities: np.ndarray) -> np.ndarray:
-        """True (n,) where the council answers itself."""
+        """True (n,) where the ensemble answers itself."""
         return np.asarray(probabilities.max(axis=1) >= self.threshold)
 
 
@@ -60,7 +60,7 @@ def fit_referral(table: PredictionTable, risk: float) -> Referral:
     Where even the surest images err more often, nothing is answered (threshold above 1).
     """
     refuse_test(table, "a referral threshold")
-    known = table.labelled
+    known = table.labeled
     curve = risk_coverage(known.probabilities, known.labels)
     allowed = np.flatnonzero(curve.risk <= risk)
     if len(allowed) == 0:
@@ -95,7 +95,7 @@ def fit_conformal(table: PredictionTable, alpha: float) -> Conformal:
     refuse_test(table, "a conformal limit")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha {alpha} must lie between 0 and 1")
-    known = table.labelled
+    known = table.labeled
     scores = np.sort(1 - known.probabilities[np.arange(len(known)), known.labels])
     k = int(np.ceil((len(scores) + 1) * (1 - alpha) - 1e-9))
     whole = k > len(scores)

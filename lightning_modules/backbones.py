@@ -36,8 +36,8 @@ def build(
     call and leaves the names of the weights as they are.
     """
     _require_known(name)
-    if commercial_only and pretrained is not False and not is_commercial(licence(name)):
-        raise ValueError(f"commercial_only: the weights of {name} are under {licence(name)!r}")
+    if commercial_only and pretrained is not False and not is_commercial(license(name)):
+        raise ValueError(f"commercial_only: the weights of {name} are under {license(name)!r}")
     if image_size is not None:
         _require_size(name, image_size, options)
     net = _create(name, num_classes, image_size, options, download=pretrained is True)
@@ -65,15 +65,15 @@ def input_size(name: str) -> int:
     return int(found.input_size[-1]) if found else 224
 
 
-def licence(name: str) -> str:
-    """Licence of the published weights of ``name``, as timm records it, or "unknown"."""
+def license(name: str) -> str:
+    """License of the published weights of ``name``, as timm records it, or "unknown"."""
     _require_known(name)
     return str(timm.models.get_pretrained_cfg(name).license or "unknown")
 
 
-def is_commercial(licence: str) -> bool:
-    """Whether a licence is known to allow commercial use."""
-    return licence in COMMERCIAL
+def is_commercial(license: str) -> bool:
+    """Whether a license is known to allow commercial use."""
+    return license in COMMERCIAL
 
 
 def sizes(name: str, **options: object) -> list[int]:

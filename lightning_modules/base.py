@@ -34,7 +34,7 @@ class ExactModule(L.LightningModule):
     Nothing is exchanged inside the loop: a process may have any number of samples, none included.
     After the loop rows are gathered by their true lengths, ordered by index and held against the
     split. `tables[split]` then holds the prediction table of the module under "" and those of a
-    council's members under their names. A subclass says `votes(batch)`, (B, M, K).
+    ensemble's members under their names. A subclass says `votes(batch)`, (B, M, K).
     """
 
     class_names: list[str]

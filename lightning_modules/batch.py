@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Batch(TypedDict):
-    """One batch: `image` is (B, 3, H, W), or one such tensor a view for a council."""
+    """One batch: `image` is (B, 3, H, W), or one such tensor a view for an ensemble."""
 
     image: Tensor | dict[str, Tensor]
     label: Tensor

@@ -16,7 +16,7 @@ from lightning_modules.cam import Explainer
 from lightning_modules.freezing import FineTuning, rest
 from lightning_modules.losses import Loss, binary_logits
 from lightning_modules.mixup import Mixing
-from lightning_modules.optim import Optimisation
+from lightning_modules.optim import Optimization
 from lightning_modules.pruning import structure
 
 Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
@@ -33,7 +33,7 @@ class ImageClassifier(ExactModule):
         image_size: side of the input in pixels; linked from the data.
         backbone_args: further arguments of the timm model, drop_rate for instance.
         loss: focal loss, class weights and smoothing.
-        optimisation: optimiser and schedule.
+        optimization: optimizer and schedule.
         tuning: what is frozen, and how the learning rate falls with depth.
         head: softmax over K logits, or for two classes one logit z and its sigmoid; the logits
             are then [0, z].
@@ -48,7 +48,7 @@ class ImageClassifier(ExactModule):
         image_size: int | None = None,
         backbone_args: dict[str, Plain] | None = None,
         loss: Loss = Loss(),
-        optimisation: Optimisation = Optimisation(),
+        optimization: Optimization = Optimization(),
         tuning: FineTuning = FineTuning(),
         head: Literal["softmax", "sigmoid"] = "softmax",
         mixing: Mixing = Mixing(),
@@ -57,7 +57,7 @@ class ImageClassifier(ExactModule):
         super().__init__()
         self.init_args = init_args
         self.class_names = class_names
-        self.loss, self.optimisation, self.tuning = loss, optimisation, tuning
+        self.loss, self.optimization, self.tuning = loss, optimization, tuning
         self.head, self.mixing = head, mixing
         self.class_weights: Tensor | None = None
         self.learnt = torch.empty(0, dtype=torch.int64)  # ids that its first weights were made of
@@ -88,7 +88,7 @@ class ImageClassifier(ExactModule):
         self.structure = kept
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images (B, 3, H, W)."""
+        """Logits (B, K) of normalized images (B, 3, H, W)."""
         return self.logits(self.net(image))
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class ImageClassifier(ExactModule):
         super().on_validation_epoch_end()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             figures = {f"val/{name}": value for name, value in self.figures["val"].items()}
-            self.optimisation.observe(self.trainer, figures)
+            self.optimization.observe(self.trainer, figures)
 
     def on_train_start(self) -> None:
         """Freezes: after a resume Lightning may leave out the start of the first epoch."""
@@ -154,8 +154,8 @@ class ImageClassifier(ExactModule):
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser and schedule that `optimisation` names."""
-        return self.optimisation.configure(self.net, self.trainer, self.tuning)
+        """The optimizer and schedule that `optimization` names."""
+        return self.optimization.configure(self.net, self.trainer, self.tuning)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the block by which the checkpoint describes itself."""

@@ -1,4 +1,4 @@
-"""The council: trained checkpoints look at one image and vote."""
+"""The ensemble: trained checkpoints look at one image and vote."""
 
 import glob
 from dataclasses import replace
@@ -12,7 +12,7 @@ from evaluation.files import read_json
 from evaluation.predictions import PredictionTable
 from evaluation.run_folder import voters_of
 from evaluation.voters import simple, store
-from evaluation.voters.store import Council
+from evaluation.voters.store import Ensemble
 from lightning_modules import checkpoints
 from lightning_modules.base import ExactModule
 from lightning_modules.batch import Batch
@@ -53,7 +53,7 @@ class EnsembleModule(ExactModule):
         loaded = [checkpoints.load(path, mapped=one_at_a_time) for path in paths]
         self.blocks = [block for _, block in loaded]
         self.orders = [self._order(p, b) for p, b in zip(paths, self.blocks, strict=True)]
-        self.council = self._convened(voter)
+        self.ensemble = self._convened(voter)
         modules = [_prepared(module, channels_last, compile) for module, _ in loaded]
         self.apart = modules if one_at_a_time else []
         self.members = nn.ModuleList([] if one_at_a_time else modules)
@@ -62,7 +62,7 @@ class EnsembleModule(ExactModule):
     def setup(self, stage: str) -> None:
         """Asks the data for one view for each distinct Preprocess; refuses training images."""
         if stage == "fit":
-            raise ValueError("a council is not trained: fit its members, then test it")
+            raise ValueError("an ensemble is not trained: fit its members, then test it")
         self.views = self.data.view_names([block.preprocess for block in self.blocks])
         split = self.held_out(stage)
         for name, block in zip(self.member_names, self.blocks, strict=True):
@@ -70,10 +70,10 @@ class EnsembleModule(ExactModule):
                 checkpoints.refuse_seen(block, self.ids(split), split, f"member {name!r}")
 
     def votes(self, batch: Batch) -> Tensor:
-        """Logits of every member in the council's class order, (B, M, K)."""
+        """Logits of every member in the ensemble's class order, (B, M, K)."""
         images = batch["image"]
         if not isinstance(images, dict):
-            raise ValueError("a council needs a batch of views; its data module gave one image")
+            raise ValueError("an ensemble needs a batch of views; its data module gave one image")
         said = [
             self._asked(member, images[view])[:, order].float()
             for member, view, order in zip(
@@ -85,8 +85,8 @@ class EnsembleModule(ExactModule):
     def combine(
         self, members: dict[str, PredictionTable], meta: dict[str, Any]
     ) -> dict[str, PredictionTable]:
-        """The members' tables and, under "", the council's."""
-        pooled = simple.pool(self.council, list(members.values()))
+        """The members' tables and, under "", the ensemble's."""
+        pooled = simple.pool(self.ensemble, list(members.values()))
         return {"": replace(pooled, meta=meta), **members}
 
     def member_meta(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
@@ -102,12 +102,12 @@ class EnsembleModule(ExactModule):
         return {**super().weights(), **known}
 
     def describe(self) -> dict[str, Any]:
-        """What the council's prediction table says of the weights behind it."""
+        """What the ensemble's prediction table says of the weights behind it."""
         members = {
             name: {"path": str(path), "weights": block.weights}
             for name, path, block in zip(self.member_names, self.paths, self.blocks, strict=True)
         }
-        voter = {"kind": self.council.kind, "fitted_on": self.council.fitted_on}
+        voter = {"kind": self.ensemble.kind, "fitted_on": self.ensemble.fitted_on}
         return {**super().describe(), "voter": voter, "members": members}
 
     def _asked(self, member: nn.Module, image: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class EnsembleModule(ExactModule):
         member.to("cpu")
         return logits
 
-    def _convened(self, voter: str) -> Council:
+    def _convened(self, voter: str) -> Ensemble:
         hashes = [block.weights for block in self.blocks]
         if (Path(voter) / "voter.json").is_file():
             return store.load(voter, hashes, self.class_names)
@@ -127,12 +127,12 @@ class EnsembleModule(ExactModule):
                 f"voter: {voter!r} is neither one of {', '.join(UNFITTED)} nor a folder with "
                 "voter.json"
             )
-        return Council(UNFITTED[voter](), hashes, list(self.class_names))
+        return Ensemble(UNFITTED[voter](), hashes, list(self.class_names))
 
     def _order(self, path: Path, block: checkpoints.Block) -> list[int]:
         if sorted(block.class_names) != sorted(self.class_names):
             raise ValueError(
-                f"{path}: its classes are {block.class_names}, the council's {self.class_names}"
+                f"{path}: its classes are {block.class_names}, the ensemble's {self.class_names}"
             )
         return [block.class_names.index(name) for name in self.class_names]
 
@@ -167,29 +167,29 @@ def _matches(pattern: str) -> list[str]:
     return hits
 
 
-def load_council(path: str | Path) -> EnsembleModule:
-    """The council of a council.json, or of the run folder that holds it.
+def load_ensemble(path: str | Path) -> EnsembleModule:
+    """The ensemble of an ensemble.json, or of the run folder that holds it.
 
     Members are found from the file's folder and must have the hashes that it states; a fitted
     voter is read from voter.json in that folder, in its `voters`, or in its study's voters of it.
     """
-    file = Path(path) / "council.json" if Path(path).is_dir() else Path(path)
+    file = Path(path) / "ensemble.json" if Path(path).is_dir() else Path(path)
     said = read_json(file)
     if said.get("format") != 1:
         raise ValueError(f"{file}: format {said.get('format')!r}, this reads 1")
     members = {name: file.parent / one["path"] for name, one in said["members"].items()}
-    council = EnsembleModule(
+    ensemble = EnsembleModule(
         said["class_names"], [str(p) for p in members.values()], _voter(file, said["voter"])
     )
-    for block, (name, one) in zip(council.blocks, said["members"].items(), strict=True):
+    for block, (name, one) in zip(ensemble.blocks, said["members"].items(), strict=True):
         if block.weights != one["weights"]:
-            raise ValueError(f"{file}: member {name!r} has other weights than the council's")
-    council.member_names = tuple(members)
-    return council.eval()
+            raise ValueError(f"{file}: member {name!r} has other weights than the ensemble's")
+    ensemble.member_names = tuple(members)
+    return ensemble.eval()
 
 
 def _voter(file: Path, said: dict[str, str]) -> str:
-    """The folder of the voter that a council states, or its kind where nothing was fitted."""
+    """The folder of the voter that an ensemble states, or its kind where nothing was fitted."""
     folder, kind = file.resolve().parent, said["kind"]
     places = [folder, folder / "voters", folder / "voters" / kind, voters_of(folder)]
     for place in places:

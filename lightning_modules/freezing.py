@@ -83,7 +83,7 @@ class FineTuning:
         rest(net)
 
     def groups(self, net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
-        """Optimiser groups of all that ever trains; norms and biases are not decayed."""
+        """Optimizer groups of all that ever trains; norms and biases are not decayed."""
         never = self.never(net)
         shares, undecayed = self._shares(net), _undecayed(net)
         found: dict[tuple[float, float], list[nn.Parameter]] = {}

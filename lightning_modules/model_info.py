@@ -1,4 +1,4 @@
-"""What is known of a backbone before it is trained: size, cost, licence, CAM layer."""
+"""What is known of a backbone before it is trained: size, cost, license, CAM layer."""
 
 import math
 from collections.abc import Iterator
@@ -71,13 +71,13 @@ class Facts:
     parameters: int
     macs: int
     image_size: int
-    licence: str
+    license: str
     cam: CamLayer | None
 
     @property
     def commercial(self) -> bool:
         """Whether the published weights may be used commercially."""
-        return backbones.is_commercial(self.licence)
+        return backbones.is_commercial(self.license)
 
 
 def facts(name: str, image_size: int | None = None) -> Facts:
@@ -86,8 +86,8 @@ def facts(name: str, image_size: int | None = None) -> Facts:
     with torch.device("meta"):
         net = backbones.build(name, 2, image_size=image_size)
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    licence, cam = backbones.licence(name), cam_layer(net, (3, size, size))
-    return Facts(name, parameters, macs(net, size), size, licence, cam)
+    license, cam = backbones.license(name), cam_layer(net, (3, size, size))
+    return Facts(name, parameters, macs(net, size), size, license, cam)
 
 
 def cost(block: checkpoints.Block) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from lightning_modules.batch import Batch
 from lightning_modules.classifier import ImageClassifier, Plain, one_view
 from lightning_modules.freezing import FineTuning
 from lightning_modules.losses import Loss
-from lightning_modules.optim import Optimisation
+from lightning_modules.optim import Optimization
 
 SMALLEST = 1e-30  # of a coupled probability, whose logarithm is the logit
 
@@ -38,7 +38,7 @@ class OneVsOneClassifier(ImageClassifier):
         image_size: side of the input in pixels; linked from the data.
         backbone_args: further arguments of the timm model, drop_rate for instance.
         loss: the loss of each pair, with the class weights of its two classes.
-        optimisation: optimiser and schedule.
+        optimization: optimizer and schedule.
         tuning: what is frozen, and how the learning rate falls with depth.
         trunks: one shared trunk, or one for each pair.
     """
@@ -51,14 +51,14 @@ class OneVsOneClassifier(ImageClassifier):
         image_size: int | None = None,
         backbone_args: dict[str, Plain] | None = None,
         loss: Loss = Loss(),
-        optimisation: Optimisation = Optimisation(),
+        optimization: Optimization = Optimization(),
         tuning: FineTuning = FineTuning(),
         trunks: Literal["shared", "pair"] = "shared",
     ) -> None:
         init_args = checkpoints.plain(locals())
         self.pairs, self.trunks = one_vs_one.pairs(len(class_names)), trunks
         super().__init__(
-            class_names, backbone, pretrained, image_size, backbone_args, loss, optimisation, tuning
+            class_names, backbone, pretrained, image_size, backbone_args, loss, optimization, tuning
         )
         self.init_args = init_args
 

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by name, exact after a resume."""
+"""Optimizers and learning-rate schedules by name, exact after a resume."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ BETTER_BY = 1e-4  # a plateau ends when the monitored value improves by this sha
 
 
 @dataclass(frozen=True)
-class Optimisation:
-    """Optimiser and schedule of one training; each schedule moves at every optimiser step.
+class Optimization:
+    """Optimizer and schedule of one training; each schedule moves at every optimizer step.
 
     Norms and biases are never decayed.
 
@@ -61,7 +61,7 @@ class Optimisation:
             ("floor", self.floor, 0 <= self.floor <= 1, "from 0 to 1"),
         ):
             if not good:
-                raise ValueError(f"optimisation.{name}: {value} is not {allowed}")
+                raise ValueError(f"optimization.{name}: {value} is not {allowed}")
 
     def configure(
         self, net: nn.Module, trainer: Trainer, tuning: FineTuning | None = None
@@ -98,7 +98,7 @@ class Optimisation:
             return
         if self.monitor not in metrics:
             raise ValueError(
-                f"optimisation.monitor: no {self.monitor!r} among {', '.join(sorted(metrics))}"
+                f"optimization.monitor: no {self.monitor!r} among {', '.join(sorted(metrics))}"
             )
         sign = 1.0 if self.monitor.endswith("loss") else -1.0
         for config in trainer.lr_scheduler_configs:
@@ -119,7 +119,7 @@ class Optimisation:
         epochs = float(self.epochs or steps / _steps_an_epoch(trainer))
         if not self.warmup_epochs < epochs < math.inf:
             raise ValueError(
-                f"optimisation.schedule: {self.schedule} needs a training longer than its "
+                f"optimization.schedule: {self.schedule} needs a training longer than its "
                 f"warmup_epochs {self.warmup_epochs} and with an end, not {epochs} epochs"
             )
         return epochs
@@ -156,7 +156,7 @@ class Schedule(LambdaLR):
         self.restart()
         super().__init__(optimizer, lambda step: curve(step / steps_an_epoch) * self.plateau_share)
 
-    def observe(self, value: float, settings: Optimisation) -> None:
+    def observe(self, value: float, settings: Optimization) -> None:
         """Count a validation whose value (smaller is better) may end or prolong a plateau."""
         if self.best == math.inf or value < self.best - BETTER_BY * abs(self.best):
             self.best, self.waited = value, 0
@@ -172,7 +172,7 @@ class Schedule(LambdaLR):
         self.plateau_share, self.best, self.waited = 1.0, math.inf, 0
 
     def rewrite(self) -> None:
-        """Give the optimiser the rates of this step anew: its curve or share is another."""
+        """Give the optimizer the rates of this step anew: its curve or share is another."""
         shares = [share(self.last_epoch) for share in self.lr_lambdas]
         self._last_lr = [base * s for base, s in zip(self.base_lrs, shares, strict=True)]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):

@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Calibration and referral
-# Can the council's confidence be taken at its word, and which images should a person look at?
+# Can the ensemble's confidence be taken at its word, and which images should a person look at?
 
 # %% tags=["parameters"]
 STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
@@ -25,8 +25,8 @@ from pathlib import Path
 from consilium import ROOT
 from evaluation import ensemble
 from evaluation.plots import curves
-from evaluation.plots import ensemble as council_figures
-from evaluation.reports import ensemble as council_report
+from evaluation.plots import ensemble as ensemble_figures
+from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.answers import answers
 from evaluation.reports.inline import look
 from evaluation.run_folder import StudyFolder
@@ -36,7 +36,7 @@ os.chdir(ROOT)
 study = StudyFolder(Path(STUDY))
 val, test = study.tables("val"), study.tables("test")
 fitted = ensemble.fit(val)
-chosen = fitted.councils[VOTER]
+chosen = fitted.ensembles[VOTER]
 pooled = pool(chosen.voter, list(test.values()))
 calibrated = ensemble.vote(chosen, list(test.values()))
 
@@ -57,14 +57,14 @@ look(curves.reliability(test))
 # ## How much safer is it to answer only when sure?
 
 # %%
-look(council_figures.risks({f"council ({VOTER})": calibrated, **test}))
+look(ensemble_figures.risks({f"ensemble ({VOTER})": calibrated, **test}))
 
 # %% [markdown]
 # ## How many images would a person have to see, for which error rate?
 # Thresholds and sets are chosen on val; the table says what they do on test.
 
 # %%
-look(council_report.selective(fitted, val, test, VOTER))
+look(ensemble_report.selective(fitted, val, test, VOTER))
 
 # %% [markdown]
 # ## Which answers were least sure?

@@ -57,7 +57,7 @@ look(*explained(model, manifest, surest(table, right=False, count=PICTURES)))
 
 # %% [markdown]
 # ## Do the maps point at the lesion, and carry the answer?
-# With randomised weights pointing must be lost; that is the check of the method.
+# With randomized weights pointing must be lost; that is the check of the method.
 
 # %%
 look(section(measure(run, ["GradCAM"], correct(model, some(manifest, "test", MEASURED)))))

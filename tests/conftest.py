@@ -83,7 +83,7 @@ model:
   init_args:
     backbone: test_resnet
     backbone_args: {{drop_rate: 0.2}}
-    optimisation: {{lr: 0.002, schedule: cosine}}
+    optimization: {{lr: 0.002, schedule: cosine}}
 trainer: {{accelerator: cpu, devices: 1, max_epochs: 2}}
 """
 

@@ -130,10 +130,10 @@ def test_what_the_first_weights_were_made_of_is_remembered(tiny, resnet, tmp_pat
 
 
 @pytest.mark.parametrize("verb", ["test", "predict"])
-def test_no_council_votes_on_its_members_training_images(tiny, resnet, tmp_path, capsys, verb):
-    council = {"class_path": "lightning_modules.EnsembleModule",
+def test_no_ensemble_votes_on_its_members_training_images(tiny, resnet, tmp_path, capsys, verb):
+    ensemble = {"class_path": "lightning_modules.EnsembleModule",
                "init_args": {"members": [str(resnet)]}}  # fmt: skip
-    assert main([verb, *moved(tiny, model=council), "--run", str(tmp_path)]) != 0
+    assert main([verb, *moved(tiny, model=ensemble), "--run", str(tmp_path)]) != 0
     assert "member 'resnet': " in capsys.readouterr().err
 
 
@@ -155,7 +155,7 @@ def test_a_plateau_lowers_the_rate(tiny, tmp_path):
     """A figure that cannot improve: the rate falls after each validation that is waited for."""
     stuck = {"schedule": "plateau", "every": 1, "factor": 0.1, "lr": 1e-12, "optimizer": "sgd"}
     run = tiny.fit("plateau", tmp_path / "run", **{
-        "trainer.max_epochs": 6, "model.init_args.optimisation": stuck})  # fmt: skip
+        "trainer.max_epochs": 6, "model.init_args.optimization": stuck})  # fmt: skip
     rates = pd.read_csv(run / "history.csv")["lr"]
     assert rates.iloc[-1] < 0.2 * rates.iloc[0]
 

@@ -55,8 +55,8 @@ def test_an_unknown_verb_names_the_known(capsys):
         ({"early_stopping.monitor": "val/acc"},
          "early_stopping.monitor 'val/acc': the figures of val are val/loss, val/accuracy"),
         ({"early_stopping.monitor": "loss"}, "early_stopping.monitor 'loss': the figures of val"),
-        ({"model.init_args.optimisation": {"schedule": "plateau", "monitor": "val/nll"}},
-         "optimisation.monitor 'val/nll': the figures of val"),
+        ({"model.init_args.optimization": {"schedule": "plateau", "monitor": "val/nll"}},
+         "optimization.monitor 'val/nll': the figures of val"),
         ({"trainer.callbacks+": [
             {"class_path": "callbacks.BestAndLast", "init_args": {"monitor": "val/f1"}}]},
          "callbacks.BestAndLast: monitor 'val/f1': the figures of val"),

@@ -17,13 +17,13 @@ make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 SOURCES = make.sources()
 LEARNT = {"data.init_args.source.init_args.patients": 60, "trainer.max_epochs": 5,
-          "model.init_args.optimisation": {"lr": 0.004, "schedule": "cosine"}}  # fmt: skip
+          "model.init_args.optimization": {"lr": 0.004, "schedule": "cosine"}}  # fmt: skip
 STAGES = {"dense_epochs": 2, "sparse_epochs": 2, "recovery": {"lr": 1e-3}}
 
 
 @pytest.fixture(scope="module")
-def council(tiny):
-    """Folder of a study with two members and their council."""
+def ensemble(tiny):
+    """Folder of a study with two members and their ensemble."""
     folder = tiny.root / "explored"
     members = [folder / "members" / name for name in ("small", "large")]
     tiny.fit("explored_small", members[0], **LEARNT)
@@ -31,14 +31,14 @@ def council(tiny):
     tiny.fit("explored_large", members[1], **LEARNT, **larger)
     tables = [[str(m / "predictions" / f"{s}.parquet") for m in members] for s in ("val", "test")]
     voters = ["-o", str(folder / "voters"), "--draws", "50"]
-    assert main(["council", "--val", *tables[0], "--test", *tables[1], *voters]) == 0
+    assert main(["ensemble", "--val", *tables[0], "--test", *tables[1], *voters]) == 0
     module = {
         "class_path": "lightning_modules.EnsembleModule",
         "init_args": {"members": list(map(str, members)), "voter": str(folder / "voters")},
     }
-    configs = tiny.configs("explored_council", model=module, **{
+    configs = tiny.configs("explored_ensemble", model=module, **{
         key: value for key, value in LEARNT.items() if key.startswith("data")})  # fmt: skip
-    assert main(["test", *configs, "--run", str(folder / "council")]) == 0
+    assert main(["test", *configs, "--run", str(folder / "ensemble")]) == 0
     return folder
 
 
@@ -100,7 +100,7 @@ def test_what_a_notebook_looks_at_unasked_is_of_a_shipped_study(source):
     asked = {}
     exec(nbformat.read(source.with_suffix(".ipynb"), 4).cells[1].source, asked)
     folder = Path(asked["STUDY"])
-    study = read_study(ROOT / "configs/studies" / f"{folder.name}.yaml")
+    study = read_study(ROOT / "configs/experiments" / f"{folder.name}.yaml")
     runs = {run.folder for run in plan(study, folder)}
     assert {folder / MEMBERS / asked[name] for name in asked.keys() & {"SPARSE", "CONTROL"}} <= runs
 
@@ -129,9 +129,9 @@ def run(source, kernel, study):
     assert all("consilium" in each or "dataframe" in each for each in shown[2:]), source
 
 
-def test_five_run_on_a_council(kernel, council):
+def test_five_run_on_a_ensemble(kernel, ensemble):
     for source in SOURCES[:5]:
-        run(source, kernel, council)
+        run(source, kernel, ensemble)
 
 
 def test_one_runs_on_a_sparse_member(kernel, sparse):

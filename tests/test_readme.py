@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
 ELSEWHERE = {  # what the demo study would have made, as the commands before have made it
     "[runs/demo/members/*]": "[runs/resnet10t]",
-    "runs/demo/council": "runs/council",
+    "runs/demo/ensemble": "runs/ensemble",
     "runs/demo/members/resnet10t": "runs/resnet10t",
     "PATH/labels.csv": "data/phantoms/*/manifest.csv",
 }
@@ -55,7 +55,7 @@ def test_the_commands_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, cap
         verbs.append(words[0])
     before = ["fit", "test", "test", "study", "study", "explain", "serve", "export"]
     assert verbs == [*before, "audit", "study", "fit", "study", "fit", "prune"]
-    assert (tmp_path / "runs" / "council" / "council.json").is_file()
+    assert (tmp_path / "runs" / "ensemble" / "ensemble.json").is_file()
     assert list((tmp_path / "runs" / "maps").glob("*.png"))
     assert len(list((tmp_path / "runs" / "board").glob("wandb/offline-run-*/*.wandb"))) == 1
 

@@ -94,10 +94,10 @@ class TwoStageSparseTraining(L.Callback):
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             kind = type(trainer.strategy).__name__
             raise ValueError(f"trainer.strategy: {kind} shards weights; masks need them whole")
-        asked = cast(Any, pl_module).optimisation
+        asked = cast(Any, pl_module).optimization
         self._dense = stages.dense_optimisation(asked, self.dense_epochs)
         self._sparse = stages.sparse_optimisation(asked, self.recovery, self.sparse_epochs)
-        cast(Any, pl_module).optimisation = self._dense
+        cast(Any, pl_module).optimization = self._dense
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses a `start` that cannot be used; a resumed training has no more need of it."""
@@ -230,7 +230,7 @@ class TwoStageSparseTraining(L.Callback):
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         stages.begin_schedules(trainer)
-        cast(Any, module).optimisation = self._sparse
+        cast(Any, module).optimization = self._sparse
         self.begun = True
 
     def _update(self, trainer: L.Trainer, due: int) -> None:
@@ -290,7 +290,7 @@ class TwoStageSparseTraining(L.Callback):
                 setattr(self, name, state[name])
             self._held.verify(trainer.optimizers)
         if self.begun:
-            cast(Any, module).optimisation = self._sparse
+            cast(Any, module).optimization = self._sparse
 
     def _control(self, folder: Path) -> str | None:
         """The control's folder as seen from the run's."""

@@ -55,10 +55,10 @@ def prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> P
 
 
 def require_dense(name: str, weight: object) -> None:
-    """Refuses weights that are sharded over processes or quantised."""
+    """Refuses weights that are sharded over processes or quantized."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else "packed"
-        raise ValueError(f"{name}: quantised weights ({kind}) cannot be pruned; prune before")
+        raise ValueError(f"{name}: quantized weights ({kind}) cannot be pruned; prune before")
     if type(weight.data) is not Tensor:
         kind = type(weight.data).__name__
         raise ValueError(f"{name}: sharded or wrapped weights ({kind}) cannot be pruned")
@@ -106,7 +106,7 @@ def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
     kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
     packed = [n for n, m in module.named_modules() if "quantized" in type(m).__module__]
     if packed:
-        raise ValueError(f"{packed[0]}: quantised weights cannot be pruned; prune before")
+        raise ValueError(f"{packed[0]}: quantized weights cannot be pruned; prune before")
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kinds)]
 
 

@@ -20,7 +20,7 @@ DENSE = "dense.ckpt"
 class Recovery:
     """Rates of stage 2: the peak, the schedule's name and its rise, all counted from its start.
 
-    Whatever else the schedule needs is taken from the module's own `optimisation`.
+    Whatever else the schedule needs is taken from the module's own `optimization`.
 
     Args:
         lr: the largest learning rate.
@@ -34,7 +34,7 @@ class Recovery:
 
 
 class Rates(Protocol):
-    """What is asked of a module's `optimisation`."""
+    """What is asked of a module's `optimization`."""
 
     lr: float
 
@@ -55,17 +55,17 @@ def steps_an_epoch(trainer: L.Trainer) -> int:
 
 
 def dense_optimisation(asked: object, dense_epochs: int) -> Rates:
-    """The module's `optimisation` with its schedule ending where stage 1 ends."""
+    """The module's `optimization` with its schedule ending where stage 1 ends."""
     settings = cast(Any, asked)
     if dense_epochs and settings.epochs not in (None, dense_epochs):
         raise ValueError(
-            f"optimisation.epochs: {settings.epochs} is not dense_epochs {dense_epochs}"
+            f"optimization.epochs: {settings.epochs} is not dense_epochs {dense_epochs}"
         )
     return cast(Rates, replace(settings, epochs=dense_epochs) if dense_epochs else settings)
 
 
 def sparse_optimisation(asked: object, recovery: Recovery, epochs: int) -> Rates:
-    """The module's `optimisation` with the rates of stage 2."""
+    """The module's `optimization` with the rates of stage 2."""
     if recovery.warmup_epochs >= epochs:
         raise ValueError(
             f"recovery.warmup_epochs: {recovery.warmup_epochs} is not below sparse_epochs {epochs}"

@@ -44,7 +44,7 @@ def run(args: list[str]) -> int:
     _print(found, folder)
     if asked.start:
         study = shlex.quote(str(_started(asked, found, folder)))
-        print(f"study: consilium study run {study}")
+        print(f"study: consilium experiment run {study}")
     return 1 if found.leaks else 0
 
 
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     help_ = "the table's column of patients, or several with commas that say it together; of a "
     help_ += "folder, an expression with one group"
     main.add_argument("--patient", metavar="COLUMN|REGEX", help=help_)
-    help_ = "write a study of these pictures into DIR: its data, three small members, a council"
+    help_ = "write a study of these pictures into DIR: its data, three small members, an ensemble"
     main.add_argument("--start", metavar="DIR", help=help_)
     help_ = "side in pixels of what the study's networks see (224)"
     main.add_argument("--size", type=positive, default=224, metavar="N", help=help_)

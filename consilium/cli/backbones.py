@@ -1,4 +1,4 @@
-"""consilium backbones [PATTERN]: what each backbone costs, under which licence its weights are."""
+"""consilium backbones [PATTERN]: what each backbone costs, under which license its weights are."""
 
 import argparse
 import fnmatch
@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     asked = _arguments(argv)
     names = _names(asked.pattern)
     if asked.commercial_only:
-        names = [name for name in names if backbones.is_commercial(backbones.licence(name))]
+        names = [name for name in names if backbones.is_commercial(backbones.license(name))]
     if not names:
         close = ", ".join(backbones.nearest(asked.pattern or "")) or "none"
         raise ValueError(f"PATTERN: nothing matches {asked.pattern!r}; the nearest are: {close}")
@@ -46,10 +46,10 @@ def _print(rows: list[Facts]) -> None:
     table = Table("backbone", box=None, pad_edge=False)
     for title in ("parameters", "MACs", "pixels"):
         table.add_column(title, justify="right")
-    table.add_column("licence of weights")
+    table.add_column("license of weights")
     table.add_column("CAM layer")
     for row in rows:
-        use = row.licence if row.commercial else f"{row.licence} (not commercial)"
+        use = row.license if row.commercial else f"{row.license} (not commercial)"
         cam = f"{row.cam.name} {row.cam.height}x{row.cam.width}" if row.cam else "none"
         numbers = (f"{row.parameters / 1e6:.1f} M", f"{row.macs / 1e9:.2f} G", str(row.image_size))
         table.add_row(row.name, *numbers, use, cam)

@@ -1,4 +1,4 @@
-"""consilium council: fits every voter on val tables, judges it on test tables, and reports."""
+"""consilium ensemble: fits every voter on val tables, judges it on test tables, and reports."""
 
 import argparse
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ LEVEL = "judge by image, study or patient, its films pooled by mean, max or nois
 
 
 def run(args: list[str]) -> int:
-    """Carries out `council --val TABLE... --test TABLE...`."""
+    """Carries out `ensemble --val TABLE... --test TABLE...`."""
     asked = parser().parse_args(args)
     refuse_voter(asked)
     val, test = read_tables(asked.val, "--val"), read_tables(asked.test, "--test")
@@ -41,9 +41,9 @@ def run(args: list[str]) -> int:
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(f"fitting voters on {len(next(iter(val.values()))):,} validation images")
     fitted = fit(val, asked.attribute, asked.attend, asked.weights)
-    if asked.voter not in fitted.councils:
+    if asked.voter not in fitted.ensembles:
         raise ValueError(f"--voter {asked.voter}: {fitted.left_out[asked.voter]}")
-    console.print(f"judging {len(fitted.councils)} voters and {len(test)} members on test")
+    console.print(f"judging {len(fitted.ensembles)} voters and {len(test)} members on test")
     judged = judge(fitted, test, asked.draws, asked.seed, lambda t: by_level(t, *asked.level))
     write(asked, fitted, judged, val, test)
     console.print(summary(fitted, judged))
@@ -54,18 +54,20 @@ def run(args: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
-    main = words.parser("council", __doc__)
+    main = words.parser("ensemble", __doc__)
     add = main.add_argument
     for split, what in (("--val", "val tables, one a member"), ("--test", "their test tables")):
         add(split, nargs="+", required=True, metavar="TABLE", type=Path, help=what)
-    add("-o", "--output", type=Path, default=Path("runs/council"), help="folder (runs/council)")
+    add("-o", "--output", type=Path, default=Path("runs/ensemble"), help="folder (runs/ensemble)")
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL)
     add("--voter", default="soft", choices=list(store.VOTERS), help="what it goes by (soft)")
     add("--attribute", default="", help="attribute with weights of its own, such as body_part")
     add("--attend", nargs="+", default=[], metavar="VALUE", help="its values for attention")
     add("--weights", nargs="+", type=float, metavar="W", help="fixed weights, one a member")
     add("--images", type=Path, metavar="DIR", help="folder that the ids lead from, to show images")
-    add("--title", default="A council from prediction tables", help="what stands above the report")
+    add(
+        "--title", default="An ensemble from prediction tables", help="what stands above the report"
+    )
     add("--draws", type=int, default=2000, help="bootstrap draws (2000)")
     add("--seed", type=int, default=0, help="of the bootstrap (0)")
     return main
@@ -114,23 +116,23 @@ def refuse_strangers(val: Tables, test: Tables) -> None:
         if before != after:
             raise ValueError(f"{name}: --val comes from weights {before}, --test from {after}")
         if "val" in test[name].splits:
-            raise ValueError(f"--test {name}: holds split 'val'; a council is judged on others")
+            raise ValueError(f"--test {name}: holds split 'val'; it is judged on others")
         shared = set(val[name].rows["id"]) & set(test[name].rows["id"])
         if shared:
             raise ValueError(f"--test {name}: {len(shared)} of its ids are in --val as well, "
-                             f"{min(shared)!r} for one; a council is judged on others")  # fmt: skip
+                             f"{min(shared)!r} for one; it is judged on others")  # fmt: skip
 
 
 def write(
     asked: argparse.Namespace, fitted: Fitted, judged: Judged, val: Tables, test: Tables
 ) -> None:
-    """Every file of the council's folder; the report comes last."""
+    """Every file of the ensemble's folder; the report comes last."""
     folder, chosen = asked.output, asked.voter
-    for kind, council in fitted.councils.items():
-        store.save(folder / "voters" / kind, council)
-    store.save(folder, fitted.councils[chosen])
+    for kind, ensemble in fitted.ensembles.items():
+        store.save(folder / "voters" / kind, ensemble)
+    store.save(folder, fitted.ensembles[chosen])
     for split, tables in (("val", val), ("test", test)):
-        voted = vote(fitted.councils[chosen], list(tables.values()))
+        voted = vote(fitted.ensembles[chosen], list(tables.values()))
         voted.write(folder / "predictions" / f"{split}.parquet")
     write_results(folder / "results.json", results(folder.name, fitted, judged, test, chosen))
     shown = pictures(asked.images, test)

@@ -1,4 +1,4 @@
-"""consilium study: fits every member in a process of its own, convenes the councils, reports."""
+"""consilium experiment: trains members in processes of their own, then ensembles and a report."""
 
 import argparse
 from pathlib import Path
@@ -19,18 +19,18 @@ VERBS = {
 }
 OWNER = ".study"  # in a study's folder: the file that fills it
 KEYS = """\
-what a study's file says (configs/studies holds examples):
+what a study's file says (configs/experiments holds examples):
   members    NAME: a config file, settings by dotted name, or a list of both; later ones win
   matrix     axes whose combinations are members, each made of the template `member`
   overrides  the same as a member's, for all of them
   like       another study, whose members are taken over; null leaves one out
-  council    config of the council of all; councils: {NAME: [MEMBER, ...]} where there are several
-  voter      what councils go by (soft); attribute, attend: for weights of each body part
+  ensemble    config of the ensemble of all; ensembles: {NAME: [MEMBER, ...]} for several
+  voter      what ensembles go by (soft); attribute, attend: for weights of each body part
   control    {NAME: [MEMBER, ...]}: trained as the first of them, with all weights; or true
   seeds      [0, 1, 2]: every member with each of them
   folds      5: as many parts of the patients, each tested once, by models that never saw it
   level      study or patient: judged beside images
-  gates      {council.METRIC: LEAST}; also members.METRIC, NAME.METRIC, and * within METRIC
+  gates      {ensemble.METRIC: LEAST}; also members.METRIC, NAME.METRIC, and * within METRIC
   claims     named like gates: {claimed: VALUE, believable: [FROM, TO], why: TEXT}
   maps       {methods: [GradCAM, LayerCAM], limit: 100}: measure heat maps of test pictures
 """
@@ -78,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
             verb, help=what, description=what, epilog=KEYS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        sub.add_argument("file", help="the study, a YAML file such as configs/studies/demo.yaml")
+        sub.add_argument(
+            "file", help="the study, a YAML file such as configs/experiments/demo.yaml"
+        )
         sub.add_argument("--output", metavar="DIR", help="folder of the study (runs/STUDY)")
     add = verbs.choices["run"].add_argument
     add("--dry-run", action="store_true", help="print the command of each run and stop")

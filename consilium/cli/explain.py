@@ -1,4 +1,4 @@
-"""consilium explain: where a model, or each member of a council, sees what it says."""
+"""consilium explain: where a model, or each member of an ensemble, sees what it says."""
 
 import argparse
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
     main = words.parser("explain", __doc__)
     add = main.add_argument
-    add("model", type=Path, metavar="CKPT|COUNCIL", help="checkpoint, run folder or council.json")
+    add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("images", nargs="*", metavar="IMAGE", help="picture files, DICOM among them")
     add("-o", "--output", type=Path, default=Path("runs/explain"), help="folder (runs/explain)")
     add("--class", dest="wanted", metavar="NAME", help="explain this class, not the answer")

@@ -1,4 +1,4 @@
-"""consilium export: the members of a council in a format that other runtimes read, held to torch.
+"""consilium export: the members of an ensemble in a format that other runtimes read, held to torch.
 
 Every member becomes one file with its Preprocess, class names and the hash of its weights inside;
 the batch size is free. The exported files are then asked about pictures that went through the
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
     main = words.parser("export", __doc__)
     add = main.add_argument
-    add("model", type=Path, metavar="CKPT|COUNCIL", help="checkpoint, run folder or council.json")
+    add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("--format", choices=list(FORMATS), default="onnx", help=f"{HELP} (onnx)")
     add("-o", "--output", type=Path, default=Path("runs/export"), help="folder (runs/export)")
     help_ = "pictures to compare on; generated radiographs if none are named"

@@ -29,9 +29,9 @@ init_args:
 """
 LEFT_OUT = "  reading: {reading}  # what the audit put into quarantine\n"
 CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
-           "model/council", "logger/wandb")  # fmt: skip
+           "model/ensemble", "logger/wandb")  # fmt: skip
 STUDY = """\
-# consilium study run {file}
+# consilium experiment run {file}
 title: {title}
 base: {of[base]}
 members:  # others: consilium backbones; weights to start from: model.init_args.pretrained: FILE
@@ -41,7 +41,7 @@ members:  # others: consilium backbones; weights to start from: model.init_args.
     trainer: {{accelerator: auto, devices: 1, max_epochs: 10}}
   regnety_002: {{<<: *member, model: {of[model/regnety_002]}}}
   mobilenetv3_small: {{<<: *member, model: {of[model/mobilenetv3_small]}}}
-council: {{<<: *member, model: {of[model/council]}}}
+ensemble: {{<<: *member, model: {of[model/ensemble]}}}
 # overrides: [{of[logger/wandb]}]
 """
 

@@ -1,7 +1,7 @@
 """consilium inspect: what a checkpoint says of itself, and whether its weights are those it states.
 
-Nothing in the file is run, no YAML and no network is needed. Of a council every member is shown.
-The exit code is 1 when a file's weights are not those that it, or its council, states.
+Nothing in the file is run, no YAML and no network is needed. Of an ensemble every member is shown.
+The exit code is 1 when a file's weights are not those that it, or its ensemble, states.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Inspected:
         training_ids: how many samples it was trained on.
         val_ids: how many samples its epoch was chosen by.
         weights: hash of the weights that are in it.
-        intact: whether that is the hash stated, by the file and by a council that names it.
+        intact: whether that is the hash stated, by the file and by an ensemble that names it.
         measured: whether its figures were measured on these weights.
         parameters: of the network.
         macs: of one image, convolutions and matrix products.
@@ -68,18 +68,18 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
     main = words.parser("inspect", __doc__)
     main.add_argument(
-        "model", type=Path, metavar="CKPT|COUNCIL", help="checkpoint, run folder or council.json"
+        "model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json"
     )
     main.add_argument("--json", action="store_true", help="everything as JSON")
     return main
 
 
 def files(path: Path) -> list[tuple[Path, str | None]]:
-    """Checkpoints with the hash that a council states of each."""
-    council = path / "council.json" if path.is_dir() else path
-    if council.name == "council.json" and council.is_file():
-        members = read_json(council)["members"].values()
-        return [(council.parent / member["path"], member["weights"]) for member in members]
+    """Checkpoints with the hash that an ensemble states of each."""
+    ensemble = path / "ensemble.json" if path.is_dir() else path
+    if ensemble.name == "ensemble.json" and ensemble.is_file():
+        members = read_json(ensemble)["members"].values()
+        return [(ensemble.parent / member["path"], member["weights"]) for member in members]
     return [(path / "best.ckpt" if path.is_dir() else path, None)]
 
 

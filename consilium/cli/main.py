@@ -11,21 +11,21 @@ from consilium.cli.words import unknown, usage
 TRAINING = {
     "fit": "train one member, then measure its best epoch on val and test",
     "validate": "measure a checkpoint on the val split",
-    "test": "measure a checkpoint or a council on the test split",
+    "test": "measure a checkpoint or an ensemble on the test split",
     "predict": "write the prediction table of a split, labels or not",
 }
 VERBS = {
-    "experiment": "run members and their council from one file; resume, status, dry run",
+    "experiment": "run members and their ensemble from one file; resume, status, dry run",
     "ensemble": "fit every voter on val tables, judge it on test tables",
     "compare": "members side by side: figures, strengths, diversity, paired tests",
     "inspect": "what a checkpoint is, what it was measured at, whether its weights are its own",
     "prune": "take channels out of a member, train it on, measure it beside the dense one",
     "audit": "find leaks, copies, broken files and confounds before training",
     "cache": "info: list stores of prepared pixels; build, clear",
-    "explain": "where a model, or each member of a council, sees what it says",
+    "explain": "where a model, or each member of an ensemble, sees what it says",
     "serve": "a web page and an API that answer with the evaluation's numbers",
     "export": "write members as ONNX, torch.export or safetensors, held to torch",
-    "backbones": "list backbones with their size, cost, licence and CAM layer",
+    "backbones": "list backbones with their size, cost, license and CAM layer",
 }
 
 

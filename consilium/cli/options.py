@@ -10,7 +10,7 @@ HELP = """\
 What the data and the model take is explained by their own help:
   consilium {verb} --data.help datamodules.ImageDataModule
   consilium {verb} --model.help lightning_modules.ImageClassifier
-All of it may stand in a config or be a flag: --model.init_args.optimisation.lr 0.001
+All of it may stand in a config or be a flag: --model.init_args.optimization.lr 0.001
 """
 CKPT = {
     "fit": "last.ckpt of a run that was interrupted: the fit goes on from there",

@@ -54,8 +54,8 @@ def watched(config: Namespace) -> dict[str, str]:
     found = {"early_stopping.monitor": config.early_stopping.monitor}
     for callback in listed(config.trainer.callbacks):
         found[f"{callback.class_path}: monitor"] = callback.get("init_args.monitor")
-    if config.model.get("init_args.optimisation.schedule") == "plateau":
-        found["optimisation.monitor"] = config.model.init_args.optimisation.monitor
+    if config.model.get("init_args.optimization.schedule") == "plateau":
+        found["optimization.monitor"] = config.model.init_args.optimization.monitor
     return {name: monitor for name, monitor in found.items() if monitor}
 
 
@@ -66,8 +66,8 @@ def require_known(name: str, monitor: str) -> None:
         raise ValueError(f"{name} {monitor!r}: the figures of val are {', '.join(known)}")
 
 
-def is_council(model: Namespace) -> bool:
-    """Whether the class of a config's model is a council, whose members have their own files."""
+def is_ensemble(model: Namespace) -> bool:
+    """Whether the class of a config's model is an ensemble, whose members have their own files."""
     module, _, name = model.class_path.rpartition(".")
     return issubclass(getattr(import_module(module), name), EnsembleModule)
 

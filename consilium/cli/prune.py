@@ -133,10 +133,10 @@ def fine_tune(asked: argparse.Namespace, out: Path) -> None:
     said = yaml.safe_load((asked.run / "config.yaml").read_text(encoding="utf-8"))
     model, trainer = said["model"]["init_args"], said["trainer"]
     model["pretrained"] = False
-    lr = model["optimisation"]["lr"] if asked.lr is None else asked.lr
+    lr = model["optimization"]["lr"] if asked.lr is None else asked.lr
     rate = {"lr": lr, "epochs": None}
     rise = {"schedule": "cosine", "warmup_epochs": min(1.0, asked.epochs / 2)}
-    model["optimisation"] |= rate | rise
+    model["optimization"] |= rate | rise
     model["tuning"] = {}  # nothing stands still: every layer has to make do with what is left
     trainer["max_epochs"] = asked.epochs
     others = [c for c in trainer["callbacks"] if not c["class_path"].startswith(REPLACED)]

@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of the verb."""
     main = words.parser("serve", __doc__)
     add = main.add_argument
-    help_ = "checkpoint, run folder, council.json or a folder of `consilium export`"
-    add("model", type=Path, metavar="COUNCIL|CKPT", help=help_)
+    help_ = "checkpoint, run folder, ensemble.json or a folder of `consilium export`"
+    add("model", type=Path, metavar="ENSEMBLE|CKPT", help=help_)
     add("--port", type=int, default=8000, help="0 takes a free one (8000)")
     add("--host", default="127.0.0.1", help="address to listen on; others reach it by 0.0.0.0 "
         "(127.0.0.1: this machine only)")  # fmt: skip

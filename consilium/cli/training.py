@@ -19,7 +19,13 @@ from callbacks.results_writer import SaveConfig
 from callbacks.wandb_logger import closed, settle
 from consilium.cli.memory import OutOfMemory, fitting, watched
 from consilium.cli.options import HELP, Parser
-from consilium.cli.preflight import best_of, is_council, refuse_used, require_kept, require_training
+from consilium.cli.preflight import (
+    best_of,
+    is_ensemble,
+    refuse_used,
+    require_kept,
+    require_training,
+)
 from consilium.cli.words import in_short, told
 from consilium.experiments.run_lock import filling, say, stoppable
 from datamodules.datamodule import ImageDataModule
@@ -72,7 +78,7 @@ class ConsiliumCLI(LightningCLI):
             require_training(config)
             if not config["ckpt_path"]:
                 refuse_used(run)
-        elif not config["ckpt_path"] and not is_council(config["model"]):
+        elif not config["ckpt_path"] and not is_ensemble(config["model"]):
             config["ckpt_path"] = str(best_of(run, config["config"] or []))
             say(f"checkpoint: {config['ckpt_path']}")
         if config["ckpt_path"]:
@@ -106,7 +112,7 @@ class ConsiliumCLI(LightningCLI):
         self.model.tta = self.config[self.config["subcommand"]]["tta"]
         for note in looks(self.model.tta):  # a wrong name is refused before anything is computed
             say(note)
-        job = "council" if isinstance(self.model, EnsembleModule) else "member"
+        job = "ensemble" if isinstance(self.model, EnsembleModule) else "member"
         settle(self.trainer.loggers, self.trainer.default_root_dir, job)
 
     def test(self, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A study: members, councils and what is asked of them."""
+"""A study: members, ensembles and what is asked of them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from consilium.experiments.told import told
 from evaluation.grouping import LEVELS, Level
 from evaluation.metrics.spec import MAPS
 
-COUNCIL = "council"
+ENSEMBLE = "ensemble"
 MEMBERS = "members"
 CONTROL: Layer = {"trainer.callbacks.init_args.density": 1.0}  # of the last callback: the sparse
 
@@ -33,23 +33,23 @@ class MapsAsked:
 
 @dataclass(frozen=True)
 class Study:
-    """Members by name, their councils, the gates and the claims.
+    """Members by name, their ensembles, the gates and the claims.
 
     Args:
         name: the file's stem; names the output folder.
         title: what stands above the report.
         base: config that every member starts from.
         members: config files and settings of each member; later ones win.
-        council: the same of the councils.
-        councils: the members of each council; an only one is called council.
+        ensemble: the same of the ensembles.
+        ensembles: the members of each ensemble; an only one is called ensemble.
         controls: members trained with all weights, and those that each is the control of.
-        voter: the voter that the councils go by; all that can be fitted on val are judged.
+        voter: the voter that the ensembles go by; all that can be fitted on val are judged.
         attribute: attribute with weights of its own, such as body_part.
         attend: its values that an attention layer weighs.
         level: what is judged beside images: study or patient; image for nothing else.
         seeds: each member is trained once with each; none leaves the members' own.
         folds: parts of the patients, each of which is tested once; 0 keeps the data's splits.
-        gates: least values by `council.METRIC`, `members.METRIC` or `NAME.METRIC`.
+        gates: least values by `ensemble.METRIC`, `members.METRIC` or `NAME.METRIC`.
         claims: what others state of figures, named in the same way.
         maps: heat maps that are measured; none are where it is left out.
     """
@@ -58,8 +58,8 @@ class Study:
     title: str
     base: Path
     members: dict[str, tuple[Layer, ...]]
-    council: tuple[Layer, ...] = ()
-    councils: dict[str, list[str]] = field(default_factory=dict)
+    ensemble: tuple[Layer, ...] = ()
+    ensembles: dict[str, list[str]] = field(default_factory=dict)
     controls: dict[str, list[str]] = field(default_factory=dict)
     voter: str = "soft"
     attribute: str = ""
@@ -80,19 +80,19 @@ def read_study(path: str | Path) -> Study:
     controls = _controls(f"{where}: control", said.get("control"), members)
     members |= {name: (*members[of[0]], CONTROL) for name, of in controls.items()}
     values.require_names(where, "member", members)
-    councils = _councils(where, said, members)
+    ensembles = _ensembles(where, said, members)
     level = _level(where, said.get("level", "image"))
     attribute = values.text(where, "attribute", said.get("attribute"))
     attend = values.attend(where, said.get("attend"))
     has = {"attribute": bool(attribute), "attend": bool(attend)}
-    subjects = {MEMBERS, *members, *councils} | ({COUNCIL} if councils else set())
+    subjects = {MEMBERS, *members, *ensembles} | ({ENSEMBLE} if ensembles else set())
     return Study(
         name=file.stem,
         title=values.text(where, "title", said.get("title")) or file.stem,
         base=_base(where, said["base"]),
         members=members,
-        council=layers(f"{where}: council", said["council"]) if councils else (),
-        councils=councils,
+        ensemble=layers(f"{where}: ensemble", said["ensemble"]) if ensembles else (),
+        ensembles=ensembles,
         controls=controls,
         voter=values.voter(where, said.get("voter"), has),
         attribute=attribute,
@@ -124,18 +124,18 @@ def _controls(where: str, said: Said, members: Mapping[str, object]) -> dict[str
     return _of_members(where, given, members)
 
 
-def _councils(where: str, said: dict[str, Any], members: Iterable[str]) -> dict[str, list[str]]:
-    """The members of each council; `all` means all of them."""
-    given = said.get("councils")
-    if given and not said.get("council"):
-        raise ValueError(f"{where}: councils need council, the config of all of them")
-    if not said.get("council"):
+def _ensembles(where: str, said: dict[str, Any], members: Iterable[str]) -> dict[str, list[str]]:
+    """The members of each ensemble; `all` means all of them."""
+    given = said.get("ensembles")
+    if given and not said.get("ensemble"):
+        raise ValueError(f"{where}: ensembles need ensemble, the config of all of them")
+    if not said.get("ensemble"):
         return {}
     if not given:
-        return {COUNCIL: list(members)}
-    values.require_names(where, "council", map(str, given))
-    whole = {f"{COUNCIL}-{n}": list(members) if of == "all" else of for n, of in given.items()}
-    return _of_members(f"{where}: councils", whole, members)
+        return {ENSEMBLE: list(members)}
+    values.require_names(where, "ensemble", map(str, given))
+    whole = {f"{ENSEMBLE}-{n}": list(members) if of == "all" else of for n, of in given.items()}
+    return _of_members(f"{where}: ensembles", whole, members)
 
 
 def _of_members(

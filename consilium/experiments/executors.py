@@ -70,8 +70,8 @@ class Ray:
     def start(self, run: Run) -> list[str]:
         """Hands the run to the cluster, which waits until a GPU is free."""
         task = self.ray.remote(max_retries=self.RETRIES, max_calls=1)(_fill)
-        # a council's voters are arithmetic on tables
-        gpus = 0 if run.arguments[0] == "council" else self.gpus
+        # an ensemble's voters are arithmetic on tables
+        gpus = 0 if run.arguments[0] == "ensemble" else self.gpus
         self.tasks[run.name] = task.options(num_gpus=gpus, name=run.name).remote(run, _threads())
         return run.arguments
 

@@ -16,7 +16,7 @@ MAPS = "maps"
 
 @dataclass(frozen=True)
 class Round:
-    """One repetition of all members and councils.
+    """One repetition of all members and ensembles.
 
     Args:
         seed: seed of everything in it, None for the members' own.
@@ -62,8 +62,8 @@ def _runs(study: Study, folder: Path) -> list[Run]:
     runs = []
     for each in rounds(study):
         runs += [_member(study, folder, name, each) for name in study.members]
-        for name in study.councils:
-            runs += [_voters(study, folder, name, each), _council(study, folder, name, each)]
+        for name in study.ensembles:
+            runs += [_voters(study, folder, name, each), _ensemble(study, folder, name, each)]
         if study.maps is not None:
             runs += [_maps(study.maps, folder, of) for of in with_maps(study, folder, each)]
     return runs
@@ -94,26 +94,26 @@ def _member(study: Study, folder: Path, name: str, each: Round) -> Run:
     return Run(run.name, run, ["fit", *layers, *each.flags, "--run", str(run)])
 
 
-def _voters(study: Study, folder: Path, council: str, each: Round) -> Run:
+def _voters(study: Study, folder: Path, ensemble: str, each: Round) -> Run:
     """Fits every voter on val and judges them, from the members' tables alone."""
-    members = member_folders(study, folder, council, each)
-    words = ["council"]
+    members = member_folders(study, folder, ensemble, each)
+    words = ["ensemble"]
     for split in ("val", "test"):
         tables = [str(member / "predictions" / f"{split}.parquet") for member in members]
         words += [f"--{split}", *tables]
-    run = voters_of(folder / f"{council}{each.suffix}")
+    run = voters_of(folder / f"{ensemble}{each.suffix}")
     words += ["-o", str(run), "--voter", study.voter]
     words += ["--attribute", study.attribute] if study.attribute else []
     words += ["--attend", *study.attend] if study.attend else []
     return Run(run.name, run, words, tuple(member.name for member in members))
 
 
-def _council(study: Study, folder: Path, council: str, each: Round) -> Run:
-    """Tests the council by its fitted voter."""
-    members = member_folders(study, folder, council, each)
-    run = folder / f"{council}{each.suffix}"
+def _ensemble(study: Study, folder: Path, ensemble: str, each: Round) -> Run:
+    """Tests the ensemble by its fitted voter."""
+    members = member_folders(study, folder, ensemble, each)
+    run = folder / f"{ensemble}{each.suffix}"
     voters = voters_of(run)
-    words = ["test", *arguments((study.base, *study.council)), *each.flags, "--run", str(run)]
+    words = ["test", *arguments((study.base, *study.ensemble)), *each.flags, "--run", str(run)]
     words += ["--model.init_args.voter", str(voters)]
     words += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
     return Run(run.name, run, words, (voters.name, *(member.name for member in members)))
@@ -129,11 +129,11 @@ def _maps(maps: MapsAsked, folder: Path, of: Path) -> Run:
 
 
 def with_maps(study: Study, folder: Path, each: Round) -> list[Path]:
-    """Run folders whose maps are measured: the councils', or the members' where there are none."""
-    above = folder if study.councils else folder / MEMBERS
-    return [above / f"{name}{each.suffix}" for name in study.councils or study.members]
+    """Run folders whose maps are measured: the ensembles', or the members' where there are none."""
+    above = folder if study.ensembles else folder / MEMBERS
+    return [above / f"{name}{each.suffix}" for name in study.ensembles or study.members]
 
 
-def member_folders(study: Study, folder: Path, council: str, each: Round) -> list[Path]:
-    """Run folders of a council's members in a round."""
-    return [folder / MEMBERS / f"{name}{each.suffix}" for name in study.councils[council]]
+def member_folders(study: Study, folder: Path, ensemble: str, each: Round) -> list[Path]:
+    """Run folders of an ensemble's members in a round."""
+    return [folder / MEMBERS / f"{name}{each.suffix}" for name in study.ensembles[ensemble]]

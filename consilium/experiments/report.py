@@ -1,4 +1,4 @@
-"""A study's page: gates and claims, members, councils, cost, data, and how it all was made."""
+"""A study's page: gates and claims, members, ensembles, cost, data, and how it all was made."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from consilium.experiments import tables
-from consilium.experiments.config import COUNCIL, MEMBERS, Study
+from consilium.experiments.config import ENSEMBLE, MEMBERS, Study
 from consilium.experiments.plan import plan
 from consilium.experiments.results import Runs, claims, gates, read_runs, subjects
 from consilium.experiments.sections import audit, cost, ensemble, saliency, seeds_folds, sparsity
@@ -42,7 +42,7 @@ def write(study: Study, folder: Path) -> tuple[bool, list[str]]:
 
 
 def _relative(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A council's members by paths from the study's folder, which may be moved."""
+    """An ensemble's members by paths from the study's folder, which may be moved."""
     if "members" not in meta:
         return meta
     members = {
@@ -64,15 +64,15 @@ def last_words(study: Study, folder: Path, runs: Runs) -> list[str]:
 def lead(study: Study, runs: Runs) -> str:
     """What the study found, in one or two sentences."""
     members = {n: runs[n].metrics["accuracy"] for n in subjects(study, MEMBERS) if n in runs}
-    councils = [name for name in subjects(study, COUNCIL) if name in runs]
+    ensembles = [name for name in subjects(study, ENSEMBLE) if name in runs]
     said = []
-    for name in councils:
+    for name in ensembles:
         found = runs[name].metrics["accuracy"]
         said.append(f"{name}: accuracy {html.number(found)} on {html.counted(found)}.")
     if members:
         best = max(members, key=lambda name: members[name].value or 0.0)
         found = members[best]
-        many = "" if councils else f" on {html.counted(found)}"
+        many = "" if ensembles else f" on {html.counted(found)}"
         which = f"{best}, the best of {len(members)} members here"
         said.append(f"{which}: accuracy {html.number(found)}{many}.")
     return " ".join(said)
@@ -123,13 +123,13 @@ def missing(study: Study, folder: Path) -> list[html.Section]:
 
 
 def side_by_side(runs: Runs) -> html.Table:
-    """Main figures of all councils and members."""
+    """Main figures of all ensembles and members."""
     rows: list[tuple[html.Cell, ...]] = [
         (name, *(run.metrics[key] for key in MAIN)) for name, run in runs.items()
     ]
     note = "In small: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
-    strong = [at for at, name in enumerate(runs) if name.startswith(COUNCIL)]
-    heading = "Councils and members" if strong else "Members"
+    strong = [at for at, name in enumerate(runs) if name.startswith(ENSEMBLE)]
+    heading = "Ensembles and members" if strong else "Members"
     return html.Table(("", *MAIN), rows, heading, note, strong=strong)
 
 

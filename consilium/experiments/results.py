@@ -5,7 +5,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from consilium.experiments.config import COUNCIL, MEMBERS, Study
+from consilium.experiments.config import ENSEMBLE, MEMBERS, Study
 from consilium.experiments.gates import Claim
 from consilium.experiments.plan import plan, rounds
 from evaluation.grouping import by_level
@@ -19,9 +19,9 @@ Runs = dict[str, Results]
 
 
 def read_runs(study: Study, folder: Path) -> Runs:
-    """Results of every council (first) and member that is done, by the run's name."""
+    """Results of every ensemble (first) and member that is done, by the run's name."""
     done = {run.name: run.folder for run in plan(study, folder) if run.done()}
-    names = [*subjects(study, COUNCIL), *subjects(study, MEMBERS)]
+    names = [*subjects(study, ENSEMBLE), *subjects(study, MEMBERS)]
     found = {name: _results(study, done[name]) for name in names if name in done}
     if not found:
         raise ValueError(f"{folder}: no run of the study {study.name} is done")
@@ -44,9 +44,12 @@ def table_of(folder: Path, split: str = "test") -> PredictionTable:
 
 
 def subjects(study: Study, who: str) -> list[str]:
-    """Names of the runs that are meant by council, members, or the name of one, in all rounds."""
-    groups: Mapping[str, list[str]] = {COUNCIL: list(study.councils), MEMBERS: list(study.members)}
-    names = [who] if who in study.councils else groups.get(who, [who])
+    """Names of the runs that are meant by ensemble, members, or the name of one, in all rounds."""
+    groups: Mapping[str, list[str]] = {
+        ENSEMBLE: list(study.ensembles),
+        MEMBERS: list(study.members),
+    }
+    names = [who] if who in study.ensembles else groups.get(who, [who])
     return [name + each.suffix for each in rounds(study) for name in names]
 
 

@@ -17,7 +17,7 @@ LOG = "log.txt"
 FAILED = ".failed"
 DONE = ".done"
 LAST = "last.ckpt"
-OF_MEMBERS = ("predictions", "voters")  # folders of a council with files named like its members
+OF_MEMBERS = ("predictions", "voters")  # folders of an ensemble with files named like its members
 PATIENCE = 10  # seconds that a process gets to end by itself
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from consilium.experiments.config import COUNCIL, MEMBERS, Study
+from consilium.experiments.config import ENSEMBLE, MEMBERS, Study
 from consilium.experiments.results import Runs, claimed, gates, subjects, verdict
 from consilium.experiments.sections import cost, saliency, seeds_folds, sparsity
 from evaluation.files import write_json, write_text
@@ -35,12 +35,12 @@ def tables(
     study: Study, folder: Path, runs: Runs, pooled: seeds_folds.Pooled, sparse: sparsity.Beside
 ) -> dict[str, pd.DataFrame]:
     """Every table by name."""
-    councils = set(subjects(study, COUNCIL))
+    ensembles = set(subjects(study, ENSEMBLE))
     folds = pooled if study.folds else {}
     return {
-        "members": _figures({n: r.metrics for n, r in runs.items() if n not in councils}),
-        "councils": _figures({n: r.metrics for n, r in runs.items() if n in councils}),
-        "voters": voters(folder, [name for name in subjects(study, COUNCIL) if name in runs]),
+        "members": _figures({n: r.metrics for n, r in runs.items() if n not in ensembles}),
+        "ensembles": _figures({n: r.metrics for n, r in runs.items() if n in ensembles}),
+        "voters": voters(folder, [name for name in subjects(study, ENSEMBLE) if name in runs]),
         "gates": pd.DataFrame([asdict(gate) for gate in gates(study, runs)]),
         "claims": claims(study, runs),
         "folds": _figures({f"{n} {s}" if s is not None else n: f for (n, s), f in folds.items()}),
@@ -63,13 +63,13 @@ def _figures(groups: dict[str, dict[str, Figure]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def voters(folder: Path, councils: list[str]) -> pd.DataFrame:
+def voters(folder: Path, ensembles: list[str]) -> pd.DataFrame:
     """Figures of every voter, and its gain over the best single member."""
     parts = []
-    for council in councils:
-        others = read_results(voters_of(folder / council) / "results.json").others
+    for ensemble in ensembles:
+        others = read_results(voters_of(folder / ensemble) / "results.json").others
         shown = {name: each for name, each in others.items() if not name.startswith("member/")}
-        parts.append(_figures(shown).rename(columns={"run": "voter"}).assign(council=council))
+        parts.append(_figures(shown).rename(columns={"run": "voter"}).assign(ensemble=ensemble))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

@@ -10,14 +10,14 @@ from consilium.experiments.layers import Said, beside, expanded, filled, flat
 DEFAULT_BASE = "../base.yaml"
 KEYS = {
     "like", "title", "base", "members", "matrix", "member", "overrides", "control",
-    "council", "councils", "voter", "attribute", "attend", "level",
+    "ensemble", "ensembles", "voter", "attribute", "attend", "level",
     "seeds", "folds", "gates", "claims", "maps",
 }  # fmt: skip
 NEEDED = "members (or matrix and member, or like) needed"
-NAMED = ("members", "matrix", "councils", "gates", "claims", "maps")  # mappings
-EMPTY = ("councils", "gates", "claims", "maps")  # or nothing
+NAMED = ("members", "matrix", "ensembles", "gates", "claims", "maps")  # mappings
+EMPTY = ("ensembles", "gates", "claims", "maps")  # or nothing
 OWN = ("gates", "claims")  # of one study alone
-OF_MEMBERS = ("model", "trainer.callbacks", "early_stopping")  # means nothing to a council
+OF_MEMBERS = ("model", "trainer.callbacks", "early_stopping")  # means nothing to an ensemble
 
 
 def told(file: Path, twins: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def told(file: Path, twins: tuple[Path, ...] = ()) -> dict[str, Any]:
     for name, layers in members.items():
         layers += listed(filled(list(overrides), axes.get(name, {})))
     found = {k: v for k, v in before.items() if k not in OWN} | said
-    if found.get("council"):
-        found["council"] = [*listed(found["council"]), *map(_of_data, overrides)]
+    if found.get("ensemble"):
+        found["ensemble"] = [*listed(found["ensemble"]), *map(_of_data, overrides)]
     return {**found, "members": members, "axes": axes}
 
 
@@ -99,7 +99,7 @@ def _members(
 
 
 def _of_data(override: Said) -> Said:
-    """An override of the members as far as it means something to a council."""
+    """An override of the members as far as it means something to an ensemble."""
     if not isinstance(override, dict):
         return override
     return {name: v for name, v in flat(override) if not name.startswith(OF_MEMBERS)}

@@ -6,8 +6,8 @@ from consilium.experiments.layers import Said
 from evaluation.voters.store import VOTERS
 
 NEEDS = {"per_part": "attribute", "part_attention": "attend"}
-GIVEN = "weighted"  # its weights are an option of consilium council, which no study has
-OWN = ("council", "voters", "members", "maps")  # runs and groups that a study names itself
+GIVEN = "weighted"  # its weights are an option of consilium ensemble, which no study has
+OWN = ("ensemble", "voters", "members", "maps")  # runs and groups that a study names itself
 
 
 def seeds(where: str, said: Said) -> list[int]:

@@ -28,7 +28,7 @@ def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: M
 
 
 def panel(name: str, picture: np.ndarray, looked: Looked, model: Model) -> Drawing:
-    """The picture, each member and the council, side by side."""
+    """The picture, each member and the ensemble, side by side."""
     return maps.panel(picture, shown(name, looked, model))
 
 
@@ -43,7 +43,7 @@ def explained(model: Model, manifest: Manifest, ids: Sequence[str]) -> list[Draw
 
 
 def shown(name: str, looked: Looked, model: Model) -> list[Shown]:
-    """What stands in the panel: the picture, each member, the council."""
+    """What stands in the panel: the picture, each member, the ensemble."""
     names, about = model.class_names, model.class_names[looked.asked]
     found = [Shown("Original", name)]
     for at, member in enumerate(model.members):
@@ -58,7 +58,7 @@ def shown(name: str, looked: Looked, model: Model) -> list[Shown]:
         found.append(Shown(member.name, "\n".join(lines), looked.maps[at]))
     if len(model.members) > 1:
         lines = [said(looked.probabilities, names), f"map: {about}", _poll(looked, names)]
-        found.append(Shown(f"Council ({model.kind})", "\n".join(lines), looked.heat))
+        found.append(Shown(f"Ensemble ({model.kind})", "\n".join(lines), looked.heat))
     return found
 
 

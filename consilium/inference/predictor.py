@@ -1,4 +1,4 @@
-"""A checkpoint or a council that looks at one picture: votes, weights and maps over the picture."""
+"""A checkpoint or an ensemble applied to one picture: votes, weights and saliency maps."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import torch
 
 from datamodules.preprocess import Preprocess
 from evaluation.voters.shares import shares
-from evaluation.voters.store import Council
+from evaluation.voters.store import Ensemble
 from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.cam import Explainer
-from lightning_modules.ensemble import EnsembleModule, load_council
+from lightning_modules.ensemble import EnsembleModule, load_ensemble
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ Runtime = Callable[[torch.Tensor], np.ndarray]
 
 @dataclass(frozen=True)
 class Member:
-    """One network: its own view of a picture, and its classes in the council's order.
+    """One network: its own view of a picture, and its classes in the ensemble's order.
 
     Args:
-        name: what it is called in the council.
+        name: what it is called in the ensemble.
         weights: hash of its weights.
         preprocess: what it sees of a picture.
-        order: where the council's classes stand in its own order.
+        order: where the ensemble's classes stand in its own order.
         explain: what makes its maps; None where its file has none to make them with.
         runtime: what gives its logits (n, K) instead of the module that `explain` holds.
         block: what its checkpoint says, where it comes from one.
@@ -93,7 +93,7 @@ class Member:
         return found.maps[0], self.odds(found.logits)[0]
 
     def odds(self, logits: np.ndarray) -> np.ndarray:
-        """Probabilities (n, K) in the council's order of classes, from logits in its own."""
+        """Probabilities (n, K) in the ensemble's order of classes, from logits in its own."""
         logits = logits[:, self.order].astype(np.float64)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
@@ -101,26 +101,26 @@ class Member:
 
 @dataclass(frozen=True)
 class Model:
-    """Members and how they vote; a single checkpoint is a council of one."""
+    """Members and how they vote; a single checkpoint is an ensemble of one."""
 
     members: list[Member]
-    council: Council
+    ensemble: Ensemble
     device: torch.device
 
     @property
     def class_names(self) -> list[str]:
         """The classes in the order of the probabilities."""
-        return self.council.class_names
+        return self.ensemble.class_names
 
     @property
     def kind(self) -> str:
         """The voter's kind."""
-        return self.council.kind
+        return self.ensemble.kind
 
     @property
     def attribute(self) -> str:
         """What must be known of a picture beside its pixels, or ''."""
-        return self.council.attribute
+        return self.ensemble.attribute
 
     @property
     def has_maps(self) -> bool:
@@ -128,7 +128,7 @@ class Model:
         return all(member.explain is not None for member in self.members)
 
     def ask(self, picture: np.ndarray, part: str = "") -> np.ndarray:
-        """Probabilities of each member and, last, of the council, (M + 1, K)."""
+        """Probabilities of each member and, last, of the ensemble, (M + 1, K)."""
         return self.answer([self.prepare(picture)], [part])[:, 0]
 
     def prepare(self, picture: np.ndarray) -> dict[str, torch.Tensor]:
@@ -137,11 +137,11 @@ class Model:
         return {name: view(picture) for name, view in views.items()}
 
     def answer(self, seen: Sequence[dict[str, torch.Tensor]], parts: Sequence[str]) -> np.ndarray:
-        """Probabilities of each member and, last, of the council for n pictures, (M + 1, n, K)."""
+        """Probabilities of each member and, last, of the ensemble for n pictures, (M + 1, n, K)."""
         names = {one.preprocess.name for one in self.members}
         views = {n: torch.stack([one[n] for one in seen]).to(self.device) for n in names}
         votes = np.stack([one.votes(views[one.preprocess.name]) for one in self.members])
-        return np.concatenate([votes, self.council(votes, self._parts(parts))[None]])
+        return np.concatenate([votes, self.ensemble(votes, self._parts(parts))[None]])
 
     def require_unseen(self, ids: Iterable[str], split: str) -> None:
         """Refuses samples that a member was trained on, or of a test that it was chosen by."""
@@ -172,9 +172,9 @@ class Model:
         parts = self._parts([part])
         looked = [m.look(seen[m.preprocess.name].to(self.device), asked) for m in self.members]
         votes = np.stack([vote for _, vote in looked])
-        answer = self.council(votes[:, None], parts)[0]
+        answer = self.ensemble(votes[:, None], parts)[0]
         asked = int(answer.argmax()) if asked is None else asked
-        weights = shares(self.council.voter, votes[:, None], np.array([asked]), parts)[0]
+        weights = shares(self.ensemble.voter, votes[:, None], np.array([asked]), parts)[0]
         views = zip(self.members, looked, strict=True)
         maps = np.stack([m.preprocess.back(found, picture) for m, (found, _) in views])
         common = np.einsum("m,mhw->hw", weights, maps).astype(np.float32)
@@ -187,11 +187,11 @@ def folder_of(path: Path) -> Path:
 
 
 def load(path: Path, method: str = "GradCAM", device: torch.device | None = None) -> Model:
-    """The model of a checkpoint, a run folder or a council.json."""
+    """The model of a checkpoint, a run folder or an ensemble.json."""
     device = device or torch.device("cpu")
     folder = folder_of(path)
-    if path.name == "council.json" or (path.is_dir() and (folder / "council.json").is_file()):
-        ensemble = load_council(path)
+    if path.name == "ensemble.json" or (path.is_dir() and (folder / "ensemble.json").is_file()):
+        ensemble = load_ensemble(path)
     else:
         ensemble = alone(path)
     ensemble.to(device)
@@ -202,10 +202,10 @@ def load(path: Path, method: str = "GradCAM", device: torch.device | None = None
         for name, block, order, module in blocks
         for view in [Preprocess.from_dict(block.preprocess)]
     ]
-    return Model(members, ensemble.council, device)
+    return Model(members, ensemble.ensemble, device)
 
 
 def alone(path: Path) -> EnsembleModule:
-    """A council of one checkpoint, or of the best of a run folder."""
+    """An ensemble of one checkpoint, or of the best of a run folder."""
     file = path / "best.ckpt" if path.is_dir() else path
     return EnsembleModule(checkpoints.read(file)[0].class_names, [str(file)])

@@ -25,13 +25,13 @@ from evaluation.stats.estimate import Figure
 EXAMPLES = "examples"
 EXAMPLE = "The first picture of a class that all classify rightly, by the first method."
 NAMES = ("pointing", "energy_in_box", "deletion", "insertion")
-RANDOM = "weights randomised"
+RANDOM = "weights randomized"
 NOTE = (
     "Pictures that were rightly classified by all; the map is of their class. pointing: the peak "
     "lies in the lesion's box grown by 5 % of the long side. energy_in_box: share of the map in "
     "that box. deletion: area under the probability while the best places are blurred away (low "
     "is good); insertion: while they are put into the blurred picture (high is good). With "
-    "randomised weights pointing must be lost. In brackets: 95 % intervals over patients."
+    "randomized weights pointing must be lost. In brackets: 95 % intervals over patients."
 )
 Row = tuple[str, str, dict[str, Figure]]
 
@@ -43,20 +43,20 @@ def measure(
     device: torch.device | None = None,
     seed: int = 0,
 ) -> list[Row]:
-    """Figures of every member, and of the council, by method; then with weights randomised.
+    """Figures of every member, and of the ensemble, by method; then with weights randomized.
 
     `right`: the rows of pictures that all classify rightly, see `correct`.
     """
     rows = []
     for method in methods:
         rows += _measured(load(path, method, device), method, right, f"measuring {method}")
-    strange = randomised(load(path, methods[0], device), seed)
+    strange = randomized(load(path, methods[0], device), seed)
     rows += _measured(strange, f"{methods[0]}, {RANDOM}", right, "with random weights")
     return rows
 
 
 def correct(model: Model, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that every member and the council classify rightly, those with a box if any has."""
+    """The rows that every member and the ensemble classify rightly, those with a box if any has."""
     rows = table[table["label"] >= 0]
     boxed = np.array([text != "" for text in _boxes(rows)], dtype=bool)
     rows = rows[boxed] if boxed.any() else rows
@@ -68,7 +68,7 @@ def correct(model: Model, table: pd.DataFrame) -> pd.DataFrame:
     return rows[kept]
 
 
-def randomised(model: Model, seed: int = 0) -> Model:
+def randomized(model: Model, seed: int = 0) -> Model:
     """The model with the entries of each of its weights shuffled."""
     generator = torch.Generator().manual_seed(seed)
     for member in model.members:
@@ -101,7 +101,7 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
     lead = (
         f"Heat maps of {many.n:,} pictures of {many.patients:,} patients, measured."
         if many.n
-        else "No labelled picture is rightly classified by all, so no map was measured."
+        else "No labeled picture is rightly classified by all, so no map was measured."
     )
     sections = [html.Text(lead, lead=True), section(rows), *pictures(folder)]
     html.write_report(folder / "report.html", "Are the heat maps faithful?", sections)
@@ -147,9 +147,9 @@ def _measured(model: Model, method: str, rows: pd.DataFrame, what: str) -> list[
 
 
 def _names(model: Model) -> list[str]:
-    """Whose maps there are: each member's and, of several, their council's."""
+    """Whose maps there are: each member's and, of several, their ensemble's."""
     names = [member.name for member in model.members]
-    return [*names, f"council ({model.kind})"] if len(names) > 1 else names
+    return [*names, f"ensemble ({model.kind})"] if len(names) > 1 else names
 
 
 def _boxes(rows: pd.DataFrame) -> list[str]:
@@ -172,7 +172,7 @@ def _one(said: "Asked", picture: np.ndarray, heat: np.ndarray, patient: str, box
 
 
 class Asked:
-    """The probability of one class that a member, or after all members the council, gives."""
+    """The probability of one class that a member, or after all members the ensemble, gives."""
 
     def __init__(self, model: Model, at: int, label: int, part: str) -> None:
         self.model, self.at, self.label, self.part = model, at, label, part

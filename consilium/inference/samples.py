@@ -27,7 +27,7 @@ def examples(manifest: Manifest, split: str = "train", each: int = 4) -> Thumbna
 
 
 def some(manifest: Manifest, split: str, count: int) -> pd.DataFrame:
-    """At most `count` labelled samples of a split, evenly spread over it."""
+    """At most `count` labeled samples of a split, evenly spread over it."""
     table = manifest.table
     return spread(table[(table["split"] == split) & (table["label"] >= 0)], count)
 

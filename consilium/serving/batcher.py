@@ -19,7 +19,7 @@ class Desk:
     """Answers pictures in the order in which they come; all that wait go together.
 
     Args:
-        model: the council; only this desk's thread asks it.
+        model: the ensemble; only this desk's thread asks it.
         refer_below: confidence below which a picture is referred; None for no referral.
         together: pictures that go through the models at once, at most.
         seen: is told the size of each batch.
@@ -45,7 +45,7 @@ class Desk:
         return self._thread.is_alive()
 
     def submit(self, asked: Asked) -> "Future[Answer]":
-        """A picture's answer, once there is one; cancelled in time, it costs nothing."""
+        """A picture's answer, once there is one; canceled in time, it costs nothing."""
         future: Future[Answer] = Future()
         self._waiting.put((asked, future))
         return future

@@ -35,7 +35,7 @@ FORM: dict[str, Any] = {
                         },
                         "body_part": {
                             "type": "string",
-                            "description": "for a council whose voter needs it",
+                            "description": "for an ensemble whose voter needs it",
                         },
                         "frame": {
                             "type": "integer",
@@ -44,7 +44,7 @@ FORM: dict[str, Any] = {
                         "maps": {
                             "type": "boolean",
                             "default": False,
-                            "description": "Grad-CAM of the council and of each member as PNGs",
+                            "description": "Grad-CAM of the ensemble and of each member as PNGs",
                         },
                     },
                 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from consilium.inference.predictor import Model
 from consilium.inference.thumbnails import png, smaller
 from datamodules import images
-from evaluation.plots.maps import coloured, rgb
+from evaluation.plots.maps import colored, rgb
 
 SIDE = 640  # of the picture and the maps that are sent back, at most
 LINE = 12  # pixels; a shorter line is a speck
@@ -26,7 +26,7 @@ class Vote(BaseModel):
     label: str = Field(serialization_alias="class", description="its own answer")
     confidence: float = Field(description="its probability of that class, as it says it")
     probabilities: dict[str, float] = Field(description="of each class; they sum to 1")
-    agrees: bool = Field(description="whether it names the council's class")
+    agrees: bool = Field(description="whether it names the ensemble's class")
 
 
 class Maps(BaseModel):
@@ -34,7 +34,7 @@ class Maps(BaseModel):
 
     about: str = Field(serialization_alias="class", description="the class that the maps are of")
     picture: str
-    council: str
+    ensemble: str
     members: dict[str, str]
 
 
@@ -44,7 +44,7 @@ class Answer(BaseModel):
     name: str = Field(description="the file's, without folders")
     width: int = Field(description="of the picture in pixels")
     height: int = Field(description="of the picture in pixels")
-    label: str = Field(serialization_alias="class", description="the council's answer")
+    label: str = Field(serialization_alias="class", description="the ensemble's answer")
     confidence: float = Field(description="the probability of the class, calibrated if fitted so")
     probabilities: dict[str, float] = Field(description="of each class; they sum to 1")
     referred: bool | None = Field(description="below the referral threshold; null without one")
@@ -92,8 +92,8 @@ def answered(model: Model, asked: Sequence[Asked], refer_below: float | None) ->
 
 
 def _answer(model: Model, asked: Asked, said: np.ndarray, refer_below: float | None) -> Answer:
-    names, council = model.class_names, said[-1]
-    top = int(council.argmax())
+    names, ensemble = model.class_names, said[-1]
+    top = int(ensemble.argmax())
     votes = [
         Vote(
             name=member.name,
@@ -109,9 +109,9 @@ def _answer(model: Model, asked: Asked, said: np.ndarray, refer_below: float | N
         width=asked.width,
         height=asked.height,
         label=names[top],
-        confidence=float(council[top]),
-        probabilities=dict(zip(names, council.tolist(), strict=True)),
-        referred=None if refer_below is None else bool(council[top] < refer_below),
+        confidence=float(ensemble[top]),
+        probabilities=dict(zip(names, ensemble.tolist(), strict=True)),
+        referred=None if refer_below is None else bool(ensemble[top] < refer_below),
         agreement=sum(vote.agrees for vote in votes) / len(votes),
         members=votes,
     )
@@ -125,14 +125,14 @@ def mapped(model: Model, asked: Asked, answer: Answer) -> Answer:
     maps = Maps(
         about=answer.label,
         picture=url(rgb(asked.shown)),
-        council=url(veil(looked.heat)),
+        ensemble=url(veil(looked.heat)),
         members={member.name: url(veil(heat)) for member, heat in members},
     )
     return answer.model_copy(update={"maps": maps})
 
 
 def veil(heat: np.ndarray) -> np.ndarray:
-    """A map as colour and opacity, RGBA; a white line at half of its peak needs no colour.
+    """A map as color and opacity, RGBA; a white line at half of its peak needs no color.
 
     Over a small picture it is drawn larger than the picture, so that the line is fine.
     """
@@ -140,7 +140,7 @@ def veil(heat: np.ndarray) -> np.ndarray:
     heat = cv2.resize(heat, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     levels = np.rint(np.clip(heat, 0.0, 1.0) * LEVELS) / LEVELS
     opacity = np.rint(levels[..., None] * 255).astype(np.uint8)
-    found = np.ascontiguousarray(np.concatenate([coloured(levels), opacity], axis=2))
+    found = np.ascontiguousarray(np.concatenate([colored(levels), opacity], axis=2))
     if heat.max() > 0:
         inside = (heat >= 0.5 * heat.max()).astype(np.uint8)
         lines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

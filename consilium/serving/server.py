@@ -65,6 +65,6 @@ def greeting(asked: argparse.Namespace, how: Settings, server: socket.socket) ->
 
 
 def _named(folder: Path) -> str:
-    """`demo council` for runs/demo/council, `resnet10t` for runs/demo/members/resnet10t."""
+    """`demo ensemble` for runs/demo/ensemble, `resnet10t` for runs/demo/members/resnet10t."""
     folder = folder.resolve()
-    return f"{folder.parent.name} council" if folder.name == "council" else folder.name
+    return f"{folder.parent.name} ensemble" if folder.name == "ensemble" else folder.name

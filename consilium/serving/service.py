@@ -141,7 +141,7 @@ class Service:
         """What the models need beside the pixels."""
         attribute = self.model.attribute
         if attribute and form.part.strip() in ("", "nan"):
-            raise HTTPException(422, f"body_part is {form.part!r}: this council's voter weighs its "
+            raise HTTPException(422, f"body_part is {form.part!r}: its voter weighs its "
                                 f"members by {attribute}")  # fmt: skip
         if form.maps and not self.model.has_maps:
             raise HTTPException(422, "maps: this export has none; serve the checkpoints")
@@ -149,14 +149,14 @@ class Service:
     def facts(self) -> ModelFacts:
         """What is being asked here."""
         model, settings = self.model, self.settings
-        council, limits = model.council, settings.limits
+        ensemble, limits = model.ensemble, settings.limits
         return ModelFacts(
             title=settings.title,
             class_names=model.class_names,
             voter=model.kind,
-            calibrated=council.temperature.value != 1.0,
-            temperature=council.temperature.value,
-            at_bound=council.temperature.at_bound,
+            calibrated=ensemble.temperature.value != 1.0,
+            temperature=ensemble.temperature.value,
+            at_bound=ensemble.temperature.at_bound,
             refer_below=settings.refer_below,
             body_parts=parts_of(model),
             maps=model.has_maps,
@@ -179,5 +179,5 @@ def parts_of(model: Model) -> list[str] | None:
     """The body parts that the voter knows; None if it needs none."""
     if not model.attribute:
         return None
-    voter = model.council.voter
+    voter = model.ensemble.voter
     return list(getattr(getattr(voter, "rest", voter), "values", []))

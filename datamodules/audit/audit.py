@@ -75,7 +75,7 @@ def audit(manifest: Manifest) -> Audit:
     findings += near_copies(manifest, seen)
     findings += conflicts(manifest, findings)
     findings += files(manifest, seen)
-    facts = seen.table[["format", "colour", *NUMBERS]].join(_attributes(manifest))
+    facts = seen.table[["format", "color", *NUMBERS]].join(_attributes(manifest))
     labels = manifest.table["label"].to_numpy()
     found = confounds(facts, list(NUMBERS), labels, manifest.class_names)
     return Audit(manifest, sorted(findings, key=lambda f: not f.leak), found)

@@ -34,7 +34,7 @@ class Survey:
     """What was seen of each file, in the order of the paths.
 
     Args:
-        table: Columns ``digest``, ``format``, ``colour``, ``error`` (empty when the file can be
+        table: Columns ``digest``, ``format``, ``color``, ``error`` (empty when the file can be
             read) and the ``NUMBERS``, which are missing where there is an error.
         looks: (n, 2, LOOK, LOOK) small pictures, kept on disk.
     """
@@ -59,7 +59,7 @@ def survey(paths: list[str]) -> Survey:
 
 
 def _one(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:
-    row: dict[str, str | float] = {"digest": "", "format": "", "colour": "", "error": ""}
+    row: dict[str, str | float] = {"digest": "", "format": "", "color": "", "error": ""}
     try:
         data = content(path)
         row["digest"] = digest_of(data, without_frame(path)[1])
@@ -67,7 +67,7 @@ def _one(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:
         image = decoded(data, path)
     except ImageError as error:
         return row | dict.fromkeys(NUMBERS, np.nan) | {"error": str(error)}, None
-    row["colour"] = "gray" if image.ndim == 2 else "colour"
+    row["color"] = "gray" if image.ndim == 2 else "color"
     small = look(image)
     return row | _numbers(image, small[-1], len(data)), small
 

@@ -2,7 +2,7 @@
 
 Three steps, each for fewer pairs. A descriptor that no flip or turn about the middle changes (the
 spectra of rings) is searched through a tree, so that the cost of a picture stays nearly flat as the
-set grows. Each neighbour is laid over the picture and the local structure compared. What still
+set grows. Each neighbor is laid over the picture and the local structure compared. What still
 looks alike is aligned to a fraction of a pixel and judged on three scales of detail, the grain
 among them: round frames and alike anatomy fool thumbnails, they do not share their grain.
 """
@@ -159,10 +159,10 @@ def _learned(descriptors: np.ndarray, looks: Looks) -> np.ndarray:
         for k in some
         for copy in _copies(looks.view(k, 1))
     ]
-    centred = descriptors / (np.std(np.array(noise), axis=0) + 0.05)
-    centred -= centred.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    return np.asarray(centred @ axes[:, -_DIMENSIONS:], dtype=np.float32)
+    centerd = descriptors / (np.std(np.array(noise), axis=0) + 0.05)
+    centerd -= centerd.mean(axis=0)
+    _, axes = np.linalg.eigh(centerd.T @ centerd)
+    return np.asarray(centerd @ axes[:, -_DIMENSIONS:], dtype=np.float32)
 
 
 def _copies(view: np.ndarray) -> Iterator[np.ndarray]:

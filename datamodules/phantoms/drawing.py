@@ -59,7 +59,7 @@ def turn(degrees: int) -> tuple[int, int]:
 
 
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y) of each pixel's centre in drawing units, the picture's middle being (0, 0)."""
+    """(x, y) of each pixel's center in drawing units, the picture's middle being (0, 0)."""
     line = (2 * np.arange(size, dtype=np.int32) + 1 - size) * (UNIT // 2) // size
     x, y = np.meshgrid(line, line)
     return x, y
@@ -72,7 +72,7 @@ def turned(x: np.ndarray, y: np.ndarray, degrees: int) -> tuple[np.ndarray, np.n
 
 
 def softened(picture: np.ndarray) -> np.ndarray:
-    """Mean over 3 x 3 neighbours, weighted 1 2 1."""
+    """Mean over 3 x 3 neighbors, weighted 1 2 1."""
     p = np.pad(picture, 1, mode="edge")
     p = p[:-2] + 2 * p[1:-1] + p[2:]
     return np.asarray((p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]) >> 4)

@@ -29,7 +29,7 @@ def retina(label: int, patient: Dice, film: Dice, size: int) -> Drawn:
         tuft = _tuft(x, y, film)
         pale, lesions = pale + 100 * tuft, lesions | tuft
     disc = blob(x, y, (0, 0), (radius, radius)) > 0
-    pixels = _coloured(softened(pale), softened(dark), disc, tone, film)
+    pixels = _colored(softened(pale), softened(dark), disc, tone, film)
     return Drawn(pixels, box_of(lesions & disc), {"lesions": str(sum(counts) + (label == 4))})
 
 
@@ -54,7 +54,7 @@ def _tuft(x: np.ndarray, y: np.ndarray, dice: Dice) -> np.ndarray:
     return np.asarray(lines & (blob(u, v, (0, 0), (reach, reach)) > 0))
 
 
-def _coloured(
+def _colored(
     pale: np.ndarray, dark: np.ndarray, disc: np.ndarray, tone: int, dice: Dice
 ) -> np.ndarray:
     gain = dice.between(190, 280)

@@ -17,9 +17,9 @@ _MURA_PATH = re.compile(
 class Mura(Source):
     """Stanford's MURA: ``{train,valid}/XR_ELBOW/patient00011/study1_negative/image1.png``.
 
-    40,561 films of 14,863 studies of 12,173 patients, seven body parts, labelled by study as
+    40,561 films of 14,863 studies of 12,173 patients, seven body parts, labeled by study as
     negative or positive (abnormal). Rajpurkar and others 2018, arXiv:1712.06957; to be had on
-    request from Stanford's AIMI centre. Its own test set is hidden: ``valid`` is its public part.
+    request from Stanford's AIMI center. Its own test set is hidden: ``valid`` is its public part.
 
     Args:
         root: The folder that holds ``train`` and ``valid``.

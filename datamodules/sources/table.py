@@ -56,7 +56,7 @@ class Table(Source):
         given = {ours: name for ours, name in self.columns.items() if name is not None}
         more = [*(self.patient or []), *([self.study] if self.study else [])]
         self._check_columns(raw, [*given.values(), *more])
-        raw, untold = self._labelled(raw)
+        raw, untold = self._labeled(raw)
         table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
         table["path"] = [str(self.root / name) for name in raw[given["path"]]]
         table["label"] = self._labels(raw, class_names)
@@ -65,7 +65,7 @@ class Table(Source):
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
         return Manifest(table.join(self._attributes(raw)), class_names, (*untold, *notes))
 
-    def _labelled(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    def _labeled(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
         """Labels without white space around them; rows that have none are left out and noted."""
         column = self.columns["label"]
         if column is None:

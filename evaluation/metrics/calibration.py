@@ -82,7 +82,7 @@ def fit_temperature(table: PredictionTable) -> Temperature:
     outside the bounds, the bound is taken with a warning.
     """
     refuse_test(table, "a temperature")
-    known = table.labelled
+    known = table.labeled
     classes_first = np.ascontiguousarray(known.log_probabilities.T)
     own = classes_first[known.labels, np.arange(len(known))]
     others = (classes_first.sum(axis=0) - own) / (len(classes_first) - 1)

@@ -38,16 +38,16 @@ def by_class(table: PredictionTable) -> dict[str, float]:
 
 
 def confusion(table: PredictionTable) -> np.ndarray:
-    """Counts (K, K) of the labelled rows: rows are labels, columns are predictions."""
-    known = table.labelled
+    """Counts (K, K) of the labeled rows: rows are labels, columns are predictions."""
+    known = table.labeled
     return rates.confusion(known.labels, known.logits.argmax(axis=1), len(table.class_names))
 
 
 def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Figures:
-    """Figures of the labelled rows by name; those of one class are named `recall/<class>`."""
+    """Figures of the labeled rows by name; those of one class are named `recall/<class>`."""
     if (table.labels < 0).all():
         return {"accuracy": Figure(None, None, None, "none", 0, 0, "no row has a known label")}
-    known = table.labelled
+    known = table.labeled
     clusters = Clusters.make(known.patients, known.labels)
     return {
         **summed_figures(known, clusters, draws, seed),

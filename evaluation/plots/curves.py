@@ -37,7 +37,7 @@ def confusion(table: PredictionTable, title: str = "") -> Figure:
 
 def roc(table: PredictionTable) -> Figure:
     """ROC of each class against the others: whole, and the corner where decisions are made."""
-    known = table.labelled
+    known = table.labeled
     figure, axes = style.panels(8.4, 4.2, columns=2)
     scores = known.probabilities
     # of two classes the second says it all: the first is its mirror
@@ -55,7 +55,7 @@ def roc_compared(tables: Tables, title: str = "macro mean over classes") -> Figu
     """ROC of several models, averaged over classes at each false positive rate."""
     figure, axes = style.panels(8.4, 4.2, columns=2)
     for at, (name, table) in enumerate(tables.items()):
-        fpr, tpr, area = macro_roc(table.labelled)
+        fpr, tpr, area = macro_roc(table.labeled)
         _curves(axes, fpr, tpr, f"{name}  {area:.4f}", at)
     _zoomed(axes)
     style.legend(axes[0], "lower right")
@@ -67,7 +67,7 @@ def precision_recall(tables: Tables) -> Figure:
     """Precision against recall, mean over classes at each recall, and the area."""
     figure, axes = style.panels(4.8, 4.2)
     for at, (name, table) in enumerate(tables.items()):
-        recall, precision, area = macro_precision_recall(table.labelled)
+        recall, precision, area = macro_precision_recall(table.labeled)
         _curves(axes, recall, precision, f"{name}  {area:.4f}".strip(), at)
     style.square(axes[0], "recall", "precision")
     style.legend(axes[0], "lower left")
@@ -112,7 +112,7 @@ def macro_roc(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, float]:
 
 def _curves(axes: list[Axes], x: np.ndarray, y: np.ndarray, name: str, at: int) -> None:
     for panel in axes:
-        panel.plot(x, y, color=style.colour(at), linestyle=style.dash(at), label=name)
+        panel.plot(x, y, color=style.color(at), linestyle=style.dash(at), label=name)
 
 
 def _zoomed(axes: list[Axes]) -> None:
@@ -127,7 +127,7 @@ def reliability(tables: Tables) -> Figure:
     """Confidence against accuracy in equal-mass bins, one panel a table, with its ECE."""
     figure, axes = style.panels(max(4.2, 3.7 * len(tables)), 4.0, columns=len(tables))
     for panel, (name, table) in zip(axes, tables.items(), strict=True):
-        _reliability(panel, table.labelled, name)
+        _reliability(panel, table.labeled, name)
     axes[0].set_ylabel("accuracy")
     return figure
 
@@ -144,7 +144,7 @@ def _reliability(axes: Axes, table: PredictionTable, name: str) -> None:
         fmt="o-",
         markersize=4,
         linewidth=1.0,
-        color=style.colour(0),
+        color=style.color(0),
         ecolor=style.FAINT,
         elinewidth=1.0,
     )
@@ -182,7 +182,7 @@ def _learning(axes: Axes, history: pd.DataFrame, quantity: str, columns: list[st
             known["epoch"],
             known[column],
             label=part,
-            color=style.colour(at),
+            color=style.color(at),
             linestyle=style.dash(at),
             marker="o",
             markersize=2.5,

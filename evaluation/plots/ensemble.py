@@ -1,4 +1,4 @@
-"""Pictures of a council: what each voter gains, how members differ, who leads where."""
+"""Pictures of an ensemble: what each voter gains, how members differ, who leads where."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,8 +35,8 @@ def _gains(axes: Axes, found: Gains, metric: str) -> None:
         shown = each[metric].figure
         if shown.value is None or shown.low is None or shown.high is None:
             continue
-        axes.plot([shown.low, shown.high], [row, row], color=style.colour(0), linewidth=1.4)
-        axes.plot(shown.value, row, "o", color=style.colour(0), markersize=4.5)
+        axes.plot([shown.low, shown.high], [row, row], color=style.color(0), linewidth=1.4)
+        axes.plot(shown.value, row, "o", color=style.color(0), markersize=4.5)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=7.5)
@@ -82,7 +82,7 @@ def _strengths(axes: Axes, values: np.ndarray, names: Sequence[str]) -> None:
     for at, name in enumerate(names):
         x = np.arange(values.shape[1]) + _offset(at, len(names))
         axes.plot(x, values[at], style.MARKS[at % len(style.MARKS)], label=name, markersize=6,
-                  color=style.colour(at), linestyle="none")  # fmt: skip
+                  color=style.color(at), linestyle="none")  # fmt: skip
 
 
 def _offset(at: int, count: int) -> float:
@@ -99,7 +99,7 @@ def diversity(judged: Judged) -> Figure:
             100 * (pair.disagreement.value or 0.0),
             np.mean(both),
             style.MARKS[at % len(style.MARKS)],
-            color=style.colour(at),
+            color=style.color(at),
             markersize=6.5,
             linestyle="none",
             label=name,
@@ -144,9 +144,9 @@ def risks(tables: Mapping[str, PredictionTable]) -> Figure:
     rows = rows_of(next(iter(tables.values())))
     style.grid(axes[0])
     for at, (name, table) in enumerate(tables.items()):
-        known = table.labelled
+        known = table.labeled
         curve = risk_coverage(known.probabilities, known.labels)
-        axes[0].plot(curve.coverage, curve.risk, color=style.colour(at), linestyle=style.dash(at),
+        axes[0].plot(curve.coverage, curve.risk, color=style.color(at), linestyle=style.dash(at),
                      label=f"{name}  {curve.aurc:.4f}", drawstyle="steps-post")  # fmt: skip
     for coverage in COVERAGES:
         axes[0].axvline(coverage, color=style.FAINT, linewidth=0.7, linestyle=":")

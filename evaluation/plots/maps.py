@@ -1,4 +1,4 @@
-"""Heat maps over pictures: colours that colour-blind readers can tell apart, and panels of them."""
+"""Heat maps over pictures: colors that color-blind readers can tell apart, and panels of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure as Drawing
 
 from evaluation.plots.style import panels
 
-SHARE = 0.65  # of the colour where the map is 1; where it is 0 the picture is bare
-TOP = 0.85  # the brightest end of the colours cannot be told from bright bone
+SHARE = 0.65  # of the color where the map is 1; where it is 0 the picture is bare
+TOP = 0.85  # the brightest end of the colors cannot be told from bright bone
 SIDE = 2.9  # inches of a panel's picture
 LINES = 7  # of a caption, at most
 WIDTH = 36  # letters of its line
@@ -28,7 +28,7 @@ class Shown:
     heat: np.ndarray | None = None
 
 
-def coloured(heat: np.ndarray) -> np.ndarray:
+def colored(heat: np.ndarray) -> np.ndarray:
     """A map from 0 to 1 as RGB (H, W, 3): dark over red to orange, lighter means more."""
     shades = colormaps["inferno"](np.clip(heat, 0.0, 1.0) * TOP)
     return np.asarray(np.rint(shades[..., :3] * 255), dtype=np.uint8)
@@ -39,7 +39,7 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     if picture.shape[:2] != heat.shape:
         raise ValueError(f"the picture is {picture.shape[:2]}, the map {heat.shape}")
     share = SHARE * np.clip(heat, 0.0, 1.0)[..., None]
-    mixed = (1 - share) * rgb(picture) + share * coloured(heat)
+    mixed = (1 - share) * rgb(picture) + share * colored(heat)
     return np.asarray(np.rint(mixed), dtype=np.uint8)
 
 
@@ -72,7 +72,7 @@ def _draw(axes: Axes, picture: np.ndarray, one: Shown) -> None:
     seen = rgb(picture) if one.heat is None else overlay(picture, one.heat)
     axes.imshow(seen, interpolation="nearest")
     if one.heat is not None and one.heat.max() > 0:
-        # the line at half of the peak can be seen without any colour
+        # the line at half of the peak can be seen without any color
         axes.contour(one.heat, [0.5 * one.heat.max()], colors="white", linewidths=0.9)
     axes.set_anchor("W")  # text beside a narrow picture then has the whole column's width
     axes.set_xticks([])

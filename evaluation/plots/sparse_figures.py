@@ -52,10 +52,10 @@ def _row(axes: Axes, row: int, arm: Arm) -> None:
     """The whole as a large mark on its interval, the runs as small marks below it."""
     if len(arm.runs) > 1 or arm.whole is None:
         points = [100 * value for value in arm.runs]
-        axes.plot(points, [row + 0.22] * len(points), "o", color=style.colour(5), markersize=3.5)
+        axes.plot(points, [row + 0.22] * len(points), "o", color=style.color(5), markersize=3.5)
     if arm.whole is None or arm.whole.value is None:
         return
     if arm.whole.low is not None and arm.whole.high is not None:
         ends = [100 * arm.whole.low, 100 * arm.whole.high]
-        axes.plot(ends, [row, row], color=style.colour(0), linewidth=1.6)
-    axes.plot(100 * arm.whole.value, row, "o", color=style.colour(0), markersize=7)
+        axes.plot(ends, [row, row], color=style.color(0), linewidth=1.6)
+    axes.plot(100 * arm.whole.value, row, "o", color=style.color(0), markersize=7)

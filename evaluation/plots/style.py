@@ -1,4 +1,4 @@
-"""One look for every picture: restrained, readable in print, safe for colour-blind readers."""
+"""One look for every picture: restrained, readable in print, safe for color-blind readers."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -47,13 +47,13 @@ def panels(
     return figure, [axes for row in grid for axes in row]
 
 
-def colour(at: int) -> str:
-    """The colour of series `at`."""
+def color(at: int) -> str:
+    """The color of series `at`."""
     return COLOURS[at % len(COLOURS)]
 
 
 def dash(at: int) -> str:
-    """The line style of series `at`, so that a grey print can still be read."""
+    """The line style of series `at`, so that a gray print can still be read."""
     return DASHES[(at + at // len(COLOURS)) % len(DASHES)]
 
 

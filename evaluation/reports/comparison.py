@@ -45,7 +45,7 @@ class Compared:
 def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> Compared:
     """Every member and every two members; p-values corrected by Holm over the pairs."""
     aligned = dict(zip(tables, align(list(tables.values())), strict=True))
-    known = [table.labelled for table in aligned.values()]
+    known = [table.labeled for table in aligned.values()]
     said, names, who = stack(known), list(aligned), known[0].patients
     found = diversity.pairs(said, known[0].labels, who, draws, seed)
     gaps = {

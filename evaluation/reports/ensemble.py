@@ -1,4 +1,4 @@
-"""The council's report: every voter beside the best single member, and what may be said."""
+"""The ensemble's report: every voter beside the best single member, and what may be said."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,9 +33,9 @@ def sections(
     chosen: str,
     thumbnails: Sequence[Thumbnail] = (),
 ) -> list[html.Section]:
-    """The page from top to bottom; `chosen` is the voter that the council goes by."""
-    voted = judged.view(vote(fitted.councils[chosen], list(tables.values())))
-    every = f"All figures of the council ({chosen})"
+    """The page from top to bottom; `chosen` is the voter that the ensemble goes by."""
+    voted = judged.view(vote(fitted.ensembles[chosen], list(tables.values())))
+    every = f"All figures of the ensemble ({chosen})"
     return [
         html.Text(sentence(fitted, judged, chosen), lead=True),
         *[html.Text(f"Note: {note}.") for note in (*fitted.warned, *notes_of(tables.values()))],
@@ -56,7 +56,7 @@ def sentence(fitted: Fitted, judged: Judged, chosen: str) -> str:
     many = html.counted(found, judged.rows)
     word = {"gain": "a gain", "loss": "a loss"}.get(said, said)
     return (
-        f"The council ({chosen}) reaches accuracy {html.number(found)} on {many}. "
+        f"The ensemble ({chosen}) reaches accuracy {html.number(found)} on {many}. "
         f"Against {fitted.best}, the best single member on validation, that is "
         f"{signed(gap.figure)}: {word}."
     )
@@ -91,15 +91,15 @@ def voters(fitted: Fitted, judged: Judged, chosen: str) -> html.Table:
 def by_part(
     fitted: Fitted, judged_tables: Tables, chosen: str, attribute: str, draws: int
 ) -> html.Table:
-    """The council's main figures for each value of an attribute, by image."""
-    voted = vote(fitted.councils[chosen], list(judged_tables.values()))
+    """The ensemble's main figures for each value of an attribute, by image."""
+    voted = vote(fitted.ensembles[chosen], list(judged_tables.values()))
     parts = by_attribute(voted, attribute, draws)
     rows: list[tuple[html.Cell, ...]] = [
         (value, each["accuracy"].n, *(each.get(metric) for metric in PARTS))
         for value, each in parts.items()
     ]
     columns = (attribute, "images", *PARTS)
-    return html.Table(columns, rows, f"The council ({chosen}) by {attribute}", "By image.")
+    return html.Table(columns, rows, f"The ensemble ({chosen}) by {attribute}", "By image.")
 
 
 def mean_member(judged: Judged, metric: str) -> float | None:
@@ -136,9 +136,9 @@ def _left_out(fitted: Fitted) -> list[html.Section]:
 def _pictures(
     fitted: Fitted, judged: Judged, tables: Tables, chosen: str, voted: PredictionTable
 ) -> list[html.Section]:
-    before = judged.view(pool(fitted.councils[chosen].voter, list(tables.values())))
+    before = judged.view(pool(fitted.ensembles[chosen].voter, list(tables.values())))
     members = {name: judged.view(table) for name, table in tables.items()}
-    everyone = {f"council ({chosen})": voted, **members}
+    everyone = {f"ensemble ({chosen})": voted, **members}
     found = [
         html.Picture(drawings.gains(judged.gains), "Right of the line is better.", "Gains"),
         html.Picture(plain.confusion(voted), "Rows are the true classes.", "Confusion"),
@@ -146,7 +146,7 @@ def _pictures(
         html.Picture(plain.precision_recall(everyone), "", "Precision and recall"),
         html.Picture(
             plain.reliability({"pooled": before, "and calibrated": voted}),
-            f"Temperature {fitted.councils[chosen].temperature.value:.3f}, fitted on validation. "
+            f"Temperature {fitted.ensembles[chosen].temperature.value:.3f}, fitted on validation. "
             "Bars are 95 % intervals of a bin's accuracy.",
             "Confidence before and after calibration",
         ),
@@ -168,7 +168,7 @@ def _pictures(
 
 def weights(fitted: Fitted, tables: Tables) -> list[html.Picture]:
     """What share of the vote each member gets; nothing where no voter weighs them."""
-    voters = {kind: each.voter for kind, each in fitted.councils.items()}
+    voters = {kind: each.voter for kind, each in fitted.ensembles.items()}
     names = next(iter(tables.values())).class_names
     drawn = drawings.weights(voters, list(tables), names)
     return [] if drawn is None else [html.Picture(drawn, "% of the vote.", "Weights")]
@@ -211,8 +211,8 @@ def disputes(tables: Tables, thumbnails: Sequence[Thumbnail] = ()) -> list[html.
 
 def selective(fitted: Fitted, val: Tables, test: Tables, chosen: str) -> html.Table:
     """Referral thresholds and conformal sets chosen on validation, and what they do on test."""
-    council = fitted.councils[chosen]
-    before, after = (vote(council, list(t.values())).labelled for t in (val, test))
+    ensemble = fitted.ensembles[chosen]
+    before, after = (vote(ensemble, list(t.values())).labeled for t in (val, test))
     rows = [
         *[_referred(before, after, risk) for risk in (0.01, 0.02, 0.05)],
         *[_in_sets(before, after, alpha) for alpha in (0.05, 0.1)],
@@ -248,7 +248,7 @@ def _in_sets(
 
 
 def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: str) -> Results:
-    """The council's figures, those of every voter and member, and the paired differences."""
+    """The ensemble's figures, those of every voter and member, and the paired differences."""
     first = next(iter(tables.values()))
     others: dict[str, Figures] = {f"member/{n}": f for n, f in judged.members.items()}
     others |= {f"voter/{kind}": each for kind, each in judged.voters.items()}
@@ -257,7 +257,7 @@ def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: s
     meta = {
         "voter": chosen,
         "best_member_on_val": fitted.best,
-        "temperatures": {k: c.temperature.value for k, c in fitted.councils.items()},
+        "temperatures": {k: c.temperature.value for k, c in fitted.ensembles.items()},
         "left_out": fitted.left_out,
         "notes": [*fitted.warned, *notes_of(tables.values())],
         "p_values": {k: {m: g[m].p for m in (*COMPARED, "auroc")} for k, g in judged.gains.items()},

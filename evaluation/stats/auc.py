@@ -108,7 +108,7 @@ def areas(scores: np.ndarray, positive: np.ndarray, clusters: Clusters) -> Areas
 
 
 def _components(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centred placements of positives and of negatives, each divided by its own count."""
+    """Centerd placements of positives and of negatives, each divided by its own count."""
     m, n = int(positive.sum()), int((~positive).sum())
     above, below = np.zeros(len(scores)), np.zeros(len(scores))
     if m and n:

@@ -9,7 +9,7 @@ from evaluation.stats.clusters import Clusters
 from evaluation.stats.estimate import Figure, Parts, Replicates, bootstrap, figure, wilson
 from evaluation.stats.small_samples import ALIKE, BOOTSTRAP, WILSON, added, moved, with_room
 
-CENTRED = "patient bootstrap, centred"
+CENTRED = "patient bootstrap, centerd"
 NOTHING = "a class has no image, or is never predicted"
 LEAST = {"kappa": -1.0, "kappa_quadratic": -1.0, "mcc": -1.0}  # 0 for all others
 Room = tuple[np.ndarray, np.ndarray]
@@ -41,7 +41,7 @@ def _by_image(name: str, redrawn: Replicates, at: int, patients: int) -> tuple[P
     """Parts and method of a figure in which no class weighs more than its images."""
     value = float(redrawn.value[at])
     if name in summary.CENTRED:
-        low, high = redrawn.centred(at)
+        low, high = redrawn.centerd(at)
         return (value, float(np.maximum(0.0, low)), high), CENTRED
     if name in summary.SHARES and value in (0.0, 1.0):
         return (value, *wilson(value * patients, patients)), WILSON

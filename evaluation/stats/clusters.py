@@ -76,7 +76,7 @@ class Clusters:
         return _drawn(self.stratum.astype(np.int64).tobytes(), draws, seed)
 
 
-@lru_cache(maxsize=2)  # every table of one council is redrawn in the same way
+@lru_cache(maxsize=2)  # every table of one ensemble is redrawn in the same way
 def _drawn(stratum: bytes, draws: int, seed: int) -> np.ndarray:
     of_patient = np.frombuffer(stratum, np.int64)
     counts = np.empty((len(of_patient), draws), np.uint8)

@@ -46,9 +46,9 @@ def figure(parts: Parts, method: str, n: int, patients: int, reason: str) -> Fig
 def wilson(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of the proportion hits / n; needs n >= 1."""
     z = float(ndtri(0.5 + level / 2))
-    p, centre = hits / n, (hits + z * z / 2) / (n + z * z)
+    p, center = hits / n, (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * p * (1 - p) + z * z / 4)
-    low, high = float(centre - half), float(centre + half)
+    low, high = float(center - half), float(center + half)
     return 0.0 if hits == 0 else max(0.0, low), 1.0 if hits == n else min(1.0, high)
 
 
@@ -94,7 +94,7 @@ class Replicates:
         low, high = np.quantile(self._usable(at), [0.5 - level / 2, 0.5 + level / 2])
         return float(low), float(high)
 
-    def centred(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+    def centerd(self, at: int, level: float = LEVEL) -> tuple[float, float]:
         """Percentiles of the draws moved back onto the value; NaN as for `interval`.
 
         For calibration errors: redrawing adds noise that they cannot but count, and BCa would

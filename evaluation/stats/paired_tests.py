@@ -20,7 +20,7 @@ SHOWN = 5e-5  # what is nearer to 0 is printed as 0.0000, and is no gain
 ROUNDING = 1e-6  # what float32 logits in a table can move a figure by
 LOWER_IS_BETTER = ("nll", "brier", "ece", "ece_classwise")
 ABSENT = "a class is absent, or no redraw differs"
-PERCENTILES, CENTRED = "paired patient bootstrap, percentiles", "paired patient bootstrap, centred"
+PERCENTILES, CENTRED = "paired patient bootstrap, percentiles", "paired patient bootstrap, centerd"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def mean_differences(pairs: Sequence[Pair], draws: int = DRAWS, seed: int = 0) -
     Patients are redrawn for all pairs at once; the models are taken as they are, so what chance
     in training moves is in no interval.
     """
-    tables = [table.labelled for table in align([table for pair in pairs for table in pair])]
+    tables = [table.labeled for table in align([table for pair in pairs for table in pair])]
     clusters = Clusters.make(tables[0].patients, tables[0].labels)
     every = range(len(tables))
     redrawn = _redrawn(tables, [(every[::2], every[1::2])], clusters, draws, seed)
@@ -88,7 +88,7 @@ def _all(
     tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int, seed: int
 ) -> dict[str, Differences]:
     """Baseline and tables are redrawn together, so each draw is shared by all."""
-    base, *others = (table.labelled for table in align([baseline, *tables.values()]))
+    base, *others = (table.labeled for table in align([baseline, *tables.values()]))
     clusters = Clusters.make(base.patients, base.labels)
     asked = [([at], [0]) for at in range(1, len(others) + 1)]
     redrawn = _redrawn([base, *others], asked, clusters, draws, seed)
@@ -148,13 +148,13 @@ def _difference(
     agree with the p-value.
     """
     drawn, reason = _drawn(redrawn, at, metric, pairs[0][0], clusters)
-    value, centred = float(drawn.value[0]), metric in summary.CENTRED
-    low, high = drawn.centred(0) if centred else drawn.percentiles(0)
+    value, centerd = float(drawn.value[0]), metric in summary.CENTRED
+    low, high = drawn.centerd(0) if centerd else drawn.percentiles(0)
     known = bool(np.isfinite(low))
     if not known and value == 0:
         low, high = _unvaried(metric, all(_same(*pair) for pair in pairs), clusters.count)
     size = (len(pairs[0][0]), clusters.count, reason or ABSENT)
-    found = figure((value, low, high), CENTRED if centred else PERCENTILES, *size)
+    found = figure((value, low, high), CENTRED if centerd else PERCENTILES, *size)
     if metric == "accuracy":
         test = "McNemar, exact" if clusters.single else "sign test over patients, exact"
         return Difference(found, sign_test(pairs, clusters), test)

@@ -40,7 +40,7 @@ class PartAttention:
     """For named parts, weights from an attention layer; for all others, those of `rest`.
 
     The layer scores member m of an image by `bias[m] + keys[m] . f`, f being that member's
-    own centred log-probabilities and its entropy, and pools under the softmax of the scores.
+    own centerd log-probabilities and its entropy, and pools under the softmax of the scores.
     `bias` is (parts, members), `keys` (parts, members, K + 1).
     """
 
@@ -72,7 +72,7 @@ class PartAttention:
 
 
 def features(members: np.ndarray) -> np.ndarray:
-    """What the attention layer sees: centred log-probabilities and entropy, (members, n, K+1).
+    """What the attention layer sees: centerd log-probabilities and entropy, (members, n, K+1).
 
     Log-probabilities are cut at -10, so that one sure member cannot outshout the rest.
     """
@@ -93,7 +93,7 @@ def fit_stacked(tables: Sequence[PredictionTable], decay: float = DECAY) -> Stac
     k, count = len(table.class_names), len(members)
     if len(table) < ROWS_PER_CELL * count * k:
         wanted = f"{ROWS_PER_CELL} x {count} members x {k} classes = {ROWS_PER_CELL * count * k}"
-        raise ValueError(f"a stack needs {wanted} labelled rows, the tables have {len(table)}")
+        raise ValueError(f"a stack needs {wanted} labeled rows, the tables have {len(table)}")
     seen = np.vstack([_side_by_side(members).T, np.ones(len(table))])
     start = np.hstack([np.tile(np.eye(k), count) / count, np.zeros((k, 1))])
 
@@ -136,7 +136,7 @@ def fit_part_attention(
 def _fit_layer(
     members: np.ndarray, labels: np.ndarray, weights: np.ndarray, b: float, decay: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A layer of least NLL at the inverse temperature b that the whole council will have."""
+    """A layer of least NLL at the inverse temperature b that the whole ensemble will have."""
     seen, n = features(members), len(labels)
     start = np.column_stack([np.log(np.maximum(weights, 0.01)), np.zeros(seen[:, 0].shape)])
 

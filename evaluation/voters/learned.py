@@ -26,16 +26,16 @@ class Learned(Weighted):
 class Greedy(Weighted):
     """Weights by Caruana's selection with replacement, scored by NLL.
 
-    `optimism` is the NLL on the other half of the patients minus that on the half chosen on.
+    `optimizm` is the NLL on the other half of the patients minus that on the half chosen on.
     """
 
-    optimism: float = 0.0
+    optimizm: float = 0.0
     kind: ClassVar[str] = "greedy"
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """Weights (K, members), one set a class, shrunk towards everybody's; then normalised."""
+    """Weights (K, members), one set a class, shrunk towards everybody's; then normalized."""
 
     weights: np.ndarray
     kind: ClassVar[str] = "per_class"
@@ -108,14 +108,14 @@ def fit_greedy(tables: Sequence[PredictionTable], rounds: int = 40) -> Greedy:
             unseen = Pool(members[:, ~chosen], table.labels[~chosen])
             weights, b = _select(seen, rounds)
             gaps.append(unseen.loss(weights, b)[0] - seen.loss(weights, b)[0])
-    optimism = float(np.mean(gaps)) if gaps else 0.0
-    return Greedy(_select(Pool(members, table.labels), rounds)[0], optimism)
+    optimizm = float(np.mean(gaps)) if gaps else 0.0
+    return Greedy(_select(Pool(members, table.labels), rounds)[0], optimizm)
 
 
 def fit_per_class(
     tables: Sequence[PredictionTable], shrinkage: float = SHRINKAGE, enough: int = ENOUGH
 ) -> PerClass:
-    """Each class's weights minimise its own log loss against the rest, then are shrunk."""
+    """Each class's weights minimize its own log loss against the rest, then are shrunk."""
     members, table = fitting(tables, "per-class weights")
     common, rows = least_nll(members, table.labels), []
     for c in range(len(table.class_names)):
@@ -147,10 +147,10 @@ def fit_per_part(
 
 
 def fitting(tables: Sequence[PredictionTable], what: str) -> tuple[np.ndarray, PredictionTable]:
-    """Members (members, n, K) on the labelled rows, and the first table of them; not of test."""
+    """Members (members, n, K) on the labeled rows, and the first table of them; not of test."""
     for table in tables:
         refuse_test(table, what)
-    known = align([table.labelled for table in tables])
+    known = align([table.labeled for table in tables])
     return np.stack([table.probabilities for table in known]), known[0]
 
 
@@ -158,7 +158,7 @@ def least_nll(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Convex weights (members,) whose pool has the least NLL once its temperature is fitted.
 
     A pool is calibrated after pooling, so it is judged as it will be used: weights that suit
-    the uncalibrated pool favour single sure members over a good mixture that is merely hesitant.
+    the uncalibrated pool favor single sure members over a good mixture that is merely hesitant.
     The search starts at equal weights and near each end, and keeps the least.
     """
     pool, count = Pool(members, labels), len(members)

@@ -1,4 +1,4 @@
-"""How much each member says in a council's answer, for sharing out what only members have."""
+"""How much each member says in an ensemble's answer, for sharing out what only members have."""
 
 import numpy as np
 

@@ -13,7 +13,7 @@ FLOOR = 1e-30  # below any probability that float32 logits can tell from 0
 
 
 class Voter(Protocol):
-    """Members' probabilities (members, n, K) become the council's (n, K), rows summing to 1.
+    """Members' probabilities (members, n, K) become the ensemble's (n, K), rows summing to 1.
 
     A voter whose `attribute` is not empty needs the value of that attribute for each image in
     `parts` (n,).
@@ -45,7 +45,7 @@ class Soft:
 
 @dataclass(frozen=True)
 class Geometric:
-    """The members' geometric mean, normalised."""
+    """The members' geometric mean, normalized."""
 
     kind: ClassVar[str] = "geometric"
     attribute: ClassVar[str] = ""
@@ -115,7 +115,7 @@ def stack(tables: Sequence[PredictionTable]) -> np.ndarray:
 
 
 def pool(voter: Voter, tables: Sequence[PredictionTable]) -> PredictionTable:
-    """The council's own prediction table, in the row and class order of the first member's."""
+    """The ensemble's own prediction table, in the row and class order of the first member's."""
     aligned = align(tables)
     members = np.stack([table.probabilities for table in aligned])
     return aligned[0].with_probabilities(voter(members, parts_of(voter, aligned[0])))

@@ -35,7 +35,7 @@ Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
-class Council:
+class Ensemble:
     """How the members' probabilities become one answer: a voter, then a temperature.
 
     `members` are the hashes of the members' checkpoints, in the order of the first axis;
@@ -62,29 +62,29 @@ class Council:
         """Probabilities (members, n, K) -> (n, K), pooled and then calibrated."""
         if members.shape[::2] != (len(self.members), len(self.class_names)):
             wanted = (len(self.members), "n", len(self.class_names))
-            raise ValueError(f"members have shape {members.shape}, this council needs {wanted}")
+            raise ValueError(f"members have shape {members.shape}, this ensemble needs {wanted}")
         return self.temperature(self.voter(members, parts))
 
 
-def save(folder: Path | str, council: Council) -> None:
+def save(folder: Path | str, ensemble: Ensemble) -> None:
     """Writes `voter.json` and `voter.safetensors`; the first holds the hash of the second."""
     arrays: dict[str, np.ndarray] = {}
     plain = {
         "schema": SCHEMA,
         "version": VERSION,
-        "members": council.members,
-        "class_names": council.class_names,
-        "fitted_on": council.fitted_on,
-        "temperature": _plain(council.temperature, "temperature", arrays),
-        "voter": {"kind": council.kind, **_plain(council.voter, "voter", arrays)},
+        "members": ensemble.members,
+        "class_names": ensemble.class_names,
+        "fitted_on": ensemble.fitted_on,
+        "temperature": _plain(ensemble.temperature, "temperature", arrays),
+        "voter": {"kind": ensemble.kind, **_plain(ensemble.voter, "voter", arrays)},
     }
     data = save_arrays(arrays)
     write_bytes(Path(folder) / "voter.safetensors", data)
     write_json(Path(folder) / "voter.json", {**plain, "arrays": _sha(data)})
 
 
-def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str]) -> Council:
-    """Reads a council back; refused unless it was fitted for these members and classes."""
+def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str]) -> Ensemble:
+    """Reads an ensemble back; refused unless it was fitted for these members and classes."""
     path = Path(folder) / "voter.json"
     plain = read_json(path)
     found = (plain.get("schema"), plain.get("version"))
@@ -94,28 +94,28 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
     if _sha(data) != plain.get("arrays"):
         raise ValueError(f"{path.with_suffix('.safetensors')} does not belong to {path.name}")
     try:
-        council = _council(plain, load_arrays(data))
+        ensemble = _ensemble(plain, load_arrays(data))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from None
-    _verify(path, council, list(members), list(class_names))
-    return council
+    _verify(path, ensemble, list(members), list(class_names))
+    return ensemble
 
 
-def _verify(path: Path, council: Council, members: list[str], class_names: list[str]) -> None:
-    if council.members != members:
-        strange = [m for m in members if m not in council.members]
+def _verify(path: Path, ensemble: Ensemble, members: list[str], class_names: list[str]) -> None:
+    if ensemble.members != members:
+        strange = [m for m in members if m not in ensemble.members]
         what = f"member {strange[0]!r} is not one of them" if strange else f"not {members}"
-        raise ValueError(f"{path}: fitted for the members {council.members}; {what}")
-    if council.class_names != class_names:
-        raise ValueError(f"{path}: fitted for classes {council.class_names}, not {class_names}")
+        raise ValueError(f"{path}: fitted for the members {ensemble.members}; {what}")
+    if ensemble.class_names != class_names:
+        raise ValueError(f"{path}: fitted for classes {ensemble.class_names}, not {class_names}")
 
 
-def _council(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Council:
+def _ensemble(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ensemble:
     settings = dict(plain["voter"])
     kind = settings.pop("kind")
     if kind not in VOTERS:
         raise ValueError(f"voter kind {kind!r} is not among {sorted(VOTERS)}")
-    return Council(
+    return Ensemble(
         voter=_build(VOTERS[kind], settings, "voter", arrays),
         members=plain["members"],
         class_names=plain["class_names"],

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from callbacks import BestAndLast, History, Reseed, TwoStageSparseTraining
-from lightning_modules.optim import Optimisation
+from lightning_modules.optim import Optimization
 
 BATCHES, BATCH = 5, 8
 
@@ -20,9 +20,9 @@ BATCHES, BATCH = 5, 8
 class Net(L.LightningModule):
     """Convolutions of every kind: stem, plain, depthwise, squeeze-excite, linear, head."""
 
-    def __init__(self, optimisation: Optimisation = Optimisation(lr=1e-2)) -> None:
+    def __init__(self, optimization: Optimization = Optimization(lr=1e-2)) -> None:
         super().__init__()
-        self.optimisation = optimisation
+        self.optimization = optimization
         torch.manual_seed(0)
         self.stem = nn.Conv2d(3, 64, 3, stride=2, padding=1)
         self.norm = nn.BatchNorm2d(64)
@@ -51,7 +51,7 @@ class Net(L.LightningModule):
         self.log("val/loss", loss, sync_dist=True)
 
     def configure_optimizers(self):
-        return self.optimisation.configure(self, self.trainer)
+        return self.optimization.configure(self, self.trainer)
 
 
 class Watch(L.Callback):

@@ -134,17 +134,17 @@ def test_the_weights_are_those_of_a_run_that_nobody_watched(resnet, member):
     assert all(torch.equal(plain[key], watched[key]) for key in plain)
 
 
-def test_a_council_is_on_the_board_too(tiny, member, larger, tmp_path):
+def test_a_ensemble_is_on_the_board_too(tiny, member, larger, tmp_path):
     members = {"class_path": "lightning_modules.EnsembleModule",
                "init_args": {"members": [str(member), str(larger)]}}  # fmt: skip
-    folder = tiny.root / "boarded" / "council"
-    args = ["test", *tiny.configs("board_council", model=members), *LOGGER]
+    folder = tiny.root / "boarded" / "ensemble"
+    args = ["test", *tiny.configs("board_ensemble", model=members), *LOGGER]
     folder.mkdir()
     (folder / "config.yaml").write_text("# of a test before\n")
     assert main([*args, "--run", str(folder)]) == 0
     said = wandb_file.records(folder)
     run = wandb_file.run(said)
-    assert (run.run_group, run.job_type, run.display_name) == ("boarded", "council", "council")
+    assert (run.run_group, run.job_type, run.display_name) == ("boarded", "ensemble", "ensemble")
     assert wandb_file.config(said)["model"]["class_path"].endswith("EnsembleModule")
     assert "test/Confusion" in media(said, folder)
     assert not [each for each in wandb_file.artifacts(said) if each.type == "model"]
@@ -187,7 +187,7 @@ def test_online_without_an_account_is_one_line(tmp_path, monkeypatch):
     [
         ("runs/demo/members/a", "demo", "a"),
         ("runs/demo/members/a-seed1", "demo", "a-seed1"),
-        ("runs/demo/council", "demo", "council"),
+        ("runs/demo/ensemble", "demo", "ensemble"),
         ("runs/alone", None, "alone"),
         ("runs/demo/members/a/elsewhere", None, "elsewhere"),
     ],
@@ -201,11 +201,11 @@ def test_loggers_without_pictures_are_left_alone():
     show([object()], "a", b"")
 
 
-def test_one_line_in_a_study_puts_every_member_and_the_council_on_the_board(tmp_path, capsys):
-    studies = HERE.parents[1] / "configs/studies"
+def test_one_line_in_a_study_puts_every_member_and_the_ensemble_on_the_board(tmp_path, capsys):
+    studies = HERE.parents[1] / "configs/experiments"
     lines = [f"like: {studies}/demo.yaml", f"overrides: [{LOGGER[1]}]"]
     (tmp_path / "watched.yaml").write_text("\n".join(lines))
-    assert main(["study", "run", str(tmp_path / "watched.yaml"), "--dry-run"]) == 0
+    assert main(["experiment", "run", str(tmp_path / "watched.yaml"), "--dry-run"]) == 0
     typed = [line.split() for line in capsys.readouterr().out.splitlines()]
     trained = [words for words in typed if words[1] in ("fit", "test")]
     assert len(trained) == 4

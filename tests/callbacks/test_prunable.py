@@ -93,7 +93,7 @@ def test_one_left_out_use_leaves_a_tied_weight_out():
     assert "one.weight" not in [layer.name for layer in prunable(net, IMAGE).layers]
 
 
-def test_quantised_and_nothing_are_refused():
+def test_quantized_and_nothing_are_refused():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 62 * 62, 3))
     with pytest.raises(
         ValueError, match="nothing is left to prune: makes the logits; sees the image"
@@ -103,5 +103,5 @@ def test_quantised_and_nothing_are_refused():
     net.one.weight = nn.Parameter(torch.zeros(64, 64, dtype=torch.int8), requires_grad=False)
     net.one.forward = net.two.forward = lambda x: x @ net.one.weight.float()
     net.one.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"one\.weight: quantised weights"):
+    with pytest.raises(ValueError, match=r"one\.weight: quantized weights"):
         prunable(net, IMAGE)

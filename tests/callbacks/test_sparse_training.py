@@ -12,7 +12,7 @@ from callbacks import StartFrom, TwoStageSparseTraining
 from callbacks.sparse_training.density_schedule import Ramp
 from callbacks.sparse_training.masked_weights import Held
 from callbacks.sparse_training.stages import Recovery
-from lightning_modules.optim import Optimisation
+from lightning_modules.optim import Optimization
 
 spec = importlib.util.spec_from_file_location(
     "sparse_runs", Path(__file__).with_name("sparse_runs.py")
@@ -33,7 +33,7 @@ def sparse(density=0.25, dense=1, epochs=2, **more):
 def test_pruned_numbers_are_zero_at_every_step(optimizer, split, tmp_path):
     callback = sparse(split=split)
     watch = runs.Watch(callback)
-    way = Optimisation(optimizer=optimizer, lr=1e-2, weight_decay=0.1)
+    way = Optimization(optimizer=optimizer, lr=1e-2, weight_decay=0.1)
     net, _ = runs.run(tmp_path, callback, watch, net=runs.Net(way), gradient_clip_val=1.0)
     assert watch.strays == []
     assert len(watch.densities) == 15
@@ -118,7 +118,7 @@ def test_all_equal_weights_are_pruned_exactly(tmp_path):
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle", "step", "cyclic", "plateau", "none"])
 def test_density_one_changes_nothing(schedule, tmp_path):
     """Not one bit, when stage 2 has the module's own rates."""
-    way = Optimisation(lr=1e-2, weight_decay=0.1, schedule=schedule, warmup_epochs=1, every=1)
+    way = Optimization(lr=1e-2, weight_decay=0.1, schedule=schedule, warmup_epochs=1, every=1)
     plain, _ = runs.run(tmp_path / "a", None, net=runs.Net(way), epochs=3)
     callback = sparse(1.0, 0, 3, recovery=Recovery(1e-2, schedule, 1))
     masked, _ = runs.run(tmp_path / "b", callback, net=runs.Net(way))
@@ -128,7 +128,7 @@ def test_density_one_changes_nothing(schedule, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle", "step", "cyclic", "plateau", "none"])
 def test_stage_two_has_rates_of_its_own(schedule, tmp_path):
-    way = Optimisation(lr=1e-2, schedule=schedule, warmup_epochs=0.4, every=2)
+    way = Optimization(lr=1e-2, schedule=schedule, warmup_epochs=0.4, every=2)
     callback = sparse(1.0, 2, 3, recovery=Recovery(4e-3, "cosine", 1))
     watch = runs.Watch(callback)
     runs.run(tmp_path, callback, watch, net=runs.Net(way))
@@ -188,7 +188,7 @@ def test_best_is_of_the_final_density_and_the_dense_best_is_kept(whole):
 
 def test_stage_two_starts_from_the_best_of_stage_one(tmp_path):
     """Weights that are spoilt after the first epoch make it the best."""
-    way = Optimisation(lr=1e-2, schedule="step", every=1, factor=0.999)
+    way = Optimization(lr=1e-2, schedule="step", every=1, factor=0.999)
     net, seen = runs.Net(way), []
 
     class Spoil(runs.L.Callback):

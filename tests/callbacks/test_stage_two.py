@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks.sparse_training import stages
-from lightning_modules.optim import Optimisation
+from lightning_modules.optim import Optimization
 
 
 def trainer_with(*callbacks):
@@ -31,16 +31,16 @@ def test_nobody_stops_or_chooses_before_the_final_density(mode):
 
 
 def test_the_dense_schedule_ends_with_its_stage():
-    way = Optimisation(lr=1e-2, schedule="onecycle", warmup_epochs=1)
+    way = Optimization(lr=1e-2, schedule="onecycle", warmup_epochs=1)
     assert stages.dense_optimisation(way, 60).epochs == 60
     assert stages.dense_optimisation(way, 0) is way
-    other = Optimisation(lr=1e-2, schedule="cosine", epochs=40)
-    with pytest.raises(ValueError, match=r"optimisation\.epochs: 40 is not dense_epochs 60"):
+    other = Optimization(lr=1e-2, schedule="cosine", epochs=40)
+    with pytest.raises(ValueError, match=r"optimization\.epochs: 40 is not dense_epochs 60"):
         stages.dense_optimisation(other, 60)
 
 
 def test_the_sparse_schedule_is_the_modules_with_its_own_rates():
-    way = Optimisation(lr=1e-2, schedule="onecycle", weight_decay=0.3, warmup_epochs=1)
+    way = Optimization(lr=1e-2, schedule="onecycle", weight_decay=0.3, warmup_epochs=1)
     found = stages.sparse_optimisation(way, stages.Recovery(), 20)
     assert (found.lr, found.schedule, found.weight_decay) == (5e-5, "cosine", 0.3)
     with pytest.raises(ValueError, match=r"warmup_epochs: 3 is not below sparse_epochs 2"):

@@ -1,4 +1,4 @@
-"""A study of two tiny members, run once; and an untrained council, for what needs no training."""
+"""A study of two tiny members, run once; and an untrained ensemble, for what needs no training."""
 
 from pathlib import Path
 
@@ -11,19 +11,19 @@ from consilium.inference.predictor import load
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
 from tests.conftest import ROOT, Tiny
-from tests.consilium.saved import CLASSES, council_of, saved
+from tests.consilium.saved import CLASSES, ensemble_of, saved
 
 
 @pytest.fixture(scope="session")
 def study_file(tiny: Tiny) -> Path:
-    """Two members, their council, and a gate that cannot pass."""
+    """Two members, their ensemble, and a gate that cannot pass."""
     tiny.member("small", **{"trainer.max_epochs": 3, "data.init_args.workers": 2})
     tiny.member("large", **{"data.init_args.preprocess": {"size": 48, "clahe": 2.0}})
     members = "lightning_modules.EnsembleModule"
-    tiny.member("council", model={"class_path": members, "init_args": {"members": []}})
-    study = {"base": str(ROOT / "configs/base.yaml"), "council": "council.yaml",
+    tiny.member("ensemble", model={"class_path": members, "init_args": {"members": []}})
+    study = {"base": str(ROOT / "configs/base.yaml"), "ensemble": "ensemble.yaml",
              "members": {"small": "small.yaml", "large": "large.yaml"},
-             "gates": {"council.accuracy": 0.0, "members.auroc": 1.0}}  # fmt: skip
+             "gates": {"ensemble.accuracy": 0.0, "members.auroc": 1.0}}  # fmt: skip
     file = tiny.root / "study.yaml"
     file.write_text(yaml.safe_dump(study))
     return file
@@ -33,7 +33,7 @@ def study_file(tiny: Tiny) -> Path:
 def study(study_file: Path, tiny: Tiny) -> Path:
     """Folder of the study, run from nothing; one of its gates cannot pass."""
     folder = tiny.root / "study"
-    assert main(["study", "run", str(study_file), "--output", str(folder)]) == 1
+    assert main(["experiment", "run", str(study_file), "--output", str(folder)]) == 1
     return folder
 
 
@@ -50,10 +50,10 @@ def served_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def served_council(served_files):
-    return council_of(served_files[0].parent / "council", served_files)
+def served_ensemble(served_files):
+    return ensemble_of(served_files[0].parent / "ensemble", served_files)
 
 
 @pytest.fixture(scope="session")
-def served_model(served_council):
-    return load(served_council)
+def served_model(served_ensemble):
+    return load(served_ensemble)

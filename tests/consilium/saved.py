@@ -1,4 +1,4 @@
-"""Checkpoints and councils of untrained members, written in a moment."""
+"""Checkpoints and ensembles of untrained members, written in a moment."""
 
 import json
 
@@ -32,8 +32,8 @@ def saved(module, preprocess: Preprocess, path):
     return path
 
 
-def council_of(folder, files, kind="soft", class_names=CLASSES, fitted_on=""):
-    """A council.json of checkpoints, named by their files or run folders; its folder."""
+def ensemble_of(folder, files, kind="soft", class_names=CLASSES, fitted_on=""):
+    """An ensemble.json of checkpoints, named by their files or run folders; its folder."""
     members = {
         file.parent.name if file.name == "best.ckpt" else file.stem: {
             "path": str(file),
@@ -44,5 +44,5 @@ def council_of(folder, files, kind="soft", class_names=CLASSES, fitted_on=""):
     voter = {"kind": kind, "fitted_on": fitted_on}
     said = {"format": 1, "class_names": class_names, "voter": voter}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "council.json").write_text(json.dumps({**said, "members": members}))
+    (folder / "ensemble.json").write_text(json.dumps({**said, "members": members}))
     return folder

@@ -13,7 +13,7 @@ def test_one_row_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "layer2 8x8" in row
 
 
-def test_licences_that_forbid_are_marked_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_licenses_that_forbid_are_marked_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     run(["convnextv2_atto.*"])
     assert "(not commercial)" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nothing matches 'convnextv2_atto"):

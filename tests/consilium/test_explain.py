@@ -1,4 +1,4 @@
-"""Maps come back to the right pixel of the picture; files, panels and councils."""
+"""Maps come back to the right pixel of the picture; files, panels and ensembles."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ from consilium.cli.main import main
 from consilium.inference.predictor import Member, Model, load
 from datamodules.preprocess import Preprocess
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import Council, save
+from evaluation.voters.store import Ensemble, save
 from lightning_modules.cam import Maps
 from lightning_modules.checkpoints import read
-from lightning_modules.ensemble import load_council
-from tests.consilium.saved import CLASSES, council_of
+from lightning_modules.ensemble import load_ensemble
+from tests.consilium.saved import CLASSES, ensemble_of
 
 
 class Planted:
@@ -40,10 +40,10 @@ class Planted:
 def test_a_planted_peak_comes_back_to_its_pixel(fit, height, width, place, cells):
     x, y = place[0] * width, place[1] * height
     u, v = seen_at(fit, height, width, x, y)
-    council = Council(Weighted(np.ones(1)), ["w"], CLASSES)
+    ensemble = Ensemble(Weighted(np.ones(1)), ["w"], CLASSES)
     planted = Planted(u, v, 224, cells)
     member = Member("m", "w", Preprocess(size=224, fit=fit), [0, 1, 2], planted)
-    model = Model([member], council, torch.device("cpu"))
+    model = Model([member], ensemble, torch.device("cpu"))
     found = model.look(np.zeros((height, width), np.uint8), 1).heat
     assert found.shape == (height, width)
     at = np.argwhere(found > found.max() - 1e-6).mean(axis=0)
@@ -119,10 +119,10 @@ def test_another_class_may_be_asked_for(resnet, films, tmp_path):
     assert np.abs(maps[0] - maps[1]).max() > 0.05
 
 
-def test_a_council_lays_its_members_maps_over_the_picture(resnet, larger, films, tmp_path):
-    folder = council_of(tmp_path / "council", bests(resnet, larger), "weighted")
+def test_a_ensemble_lays_its_members_maps_over_the_picture(resnet, larger, films, tmp_path):
+    folder = ensemble_of(tmp_path / "ensemble", bests(resnet, larger), "weighted")
     hashes = [read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
-    save(folder / "voters" / "weighted", Council(Weighted(np.array([3, 1])), hashes, CLASSES))
+    save(folder / "voters" / "weighted", Ensemble(Weighted(np.array([3, 1])), hashes, CLASSES))
     assert main(["explain", str(folder), films[0], "-o", str(tmp_path / "out")]) == 0
     row = json.loads((tmp_path / "out/explain.json").read_text())["images"][0]
     each = np.load(tmp_path / "out" / f"{row['name']}.members.npy")
@@ -133,17 +133,17 @@ def test_a_council_lays_its_members_maps_over_the_picture(resnet, larger, films,
     assert [one["weight"] for one in row["members"].values()] == [0.75, 0.25]
 
 
-def test_a_council_with_a_voter_that_is_lost_or_other_members_is_refused(
+def test_a_ensemble_with_a_voter_that_is_lost_or_other_members_is_refused(
     resnet, larger, tmp_path
 ):  # fmt: skip
-    folder = council_of(tmp_path / "council", bests(resnet, larger), "learned")
+    folder = ensemble_of(tmp_path / "ensemble", bests(resnet, larger), "learned")
     with pytest.raises(ValueError, match=r"no voter.json of its voter 'learned' in"):
-        load_council(folder)
-    file = council_of(tmp_path / "other", bests(resnet, larger)) / "council.json"
-    assert load_council(file).member_names == ("resnet", "larger")
+        load_ensemble(folder)
+    file = ensemble_of(tmp_path / "other", bests(resnet, larger)) / "ensemble.json"
+    assert load_ensemble(file).member_names == ("resnet", "larger")
     file.write_text(file.read_text().replace(read(larger / "best.ckpt")[0].weights, "ff"))
     with pytest.raises(ValueError, match="member 'larger' has other weights"):
-        load_council(file)
+        load_ensemble(file)
 
 
 def test_wrong_questions_are_one_line(resnet, films, tmp_path, capsys):

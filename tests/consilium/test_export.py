@@ -15,17 +15,17 @@ from consilium.inference.predictor import load
 from datamodules.preprocess import Preprocess
 from evaluation.metrics.calibration import Temperature
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import Council, save
+from evaluation.voters.store import Ensemble, save
 from lightning_modules import ImageClassifier, OneVsOneClassifier
 from lightning_modules.checkpoints import read
-from tests.consilium.saved import CLASSES, council_of, saved
+from tests.consilium.saved import CLASSES, ensemble_of, saved
 
 
 @pytest.fixture(scope="module")
-def council(tmp_path_factory):
+def ensemble(tmp_path_factory):
     """Two unlike members, one with its classes in another order, and a calibrated voter."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("council")
+    folder = tmp_path_factory.mktemp("ensemble")
     pairs = OneVsOneClassifier([CLASSES[k] for k in (2, 0, 1)], "test_efficientnet", image_size=48)
     plain = ImageClassifier(CLASSES, "test_resnet", image_size=32)
     files = [
@@ -33,23 +33,23 @@ def council(tmp_path_factory):
         saved(pairs, Preprocess(size=48, clahe=2.0), folder / "pairs.ckpt"),
     ]
     hashes = [read(file)[0].weights for file in files]
-    voter = Council(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.7), "val")
-    save(folder / "council", voter)
-    return council_of(folder / "council", files, "weighted", fitted_on="val")
+    voter = Ensemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.7), "val")
+    save(folder / "ensemble", voter)
+    return ensemble_of(folder / "ensemble", files, "weighted", fitted_on="val")
 
 
 @pytest.fixture(scope="module")
-def exports(council, tmp_path_factory):
-    """The council in every format."""
+def exports(ensemble, tmp_path_factory):
+    """The ensemble in every format."""
     folder = tmp_path_factory.mktemp("exports")
     for kind in FORMATS:
-        assert main(["export", str(council), "--format", kind, "-o", str(folder / kind)]) == 0
+        assert main(["export", str(ensemble), "--format", kind, "-o", str(folder / kind)]) == 0
     return folder
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_an_export_answers_like_the_council(kind, council, exports):
-    ours, theirs = load(council), bundle.load(exports / kind)
+def test_an_export_answers_like_the_ensemble(kind, ensemble, exports):
+    ours, theirs = load(ensemble), bundle.load(exports / kind)
     pictures = parity.generated(5)
     parts = [""] * len(pictures)
     said = [m.answer([m.prepare(p) for p in pictures], parts) for m in (ours, theirs)]
@@ -59,13 +59,13 @@ def test_an_export_answers_like_the_council(kind, council, exports):
     np.testing.assert_allclose(theirs.ask(pictures[2]), said[0][:, 2], atol=near)
 
 
-def test_an_onnx_file_describes_itself_and_takes_any_batch(council, exports):
+def test_an_onnx_file_describes_itself_and_takes_any_batch(ensemble, exports):
     session = onnxruntime.InferenceSession(str(exports / "onnx" / "plain.onnx"))
     about = json.loads(session.get_modelmeta().custom_metadata_map["consilium"])
-    module = load(council).members[0].module
+    module = load(ensemble).members[0].module
     assert about["class_names"] == CLASSES
     assert Preprocess.from_dict(about["preprocess"]) == Preprocess(size=32)
-    assert about["weights"] == read(council.parent / "plain.ckpt")[0].weights
+    assert about["weights"] == read(ensemble.parent / "plain.ckpt")[0].weights
     for count in (1, 2, 7):
         images = torch.randn(count, 3, 32, 32)
         with torch.inference_mode():
@@ -90,11 +90,11 @@ def test_only_an_export_that_can_be_built_anew_has_maps(exports):
         bundle.load(exports / "onnx").look(picture)
 
 
-def test_other_weights_and_numbers_that_are_none_are_refused(council):
-    ours, other = load(council), load(council)
+def test_other_weights_and_numbers_that_are_none_are_refused(ensemble):
+    ours, other = load(ensemble), load(ensemble)
     with torch.no_grad():
         next(iter(other.members[0].module.net.parameters())).mul_(1.01)
-    files = [council / "council.json"] * 2
+    files = [ensemble / "ensemble.json"] * 2
     found = parity.compare(ours, other, parity.generated(2), files)
     with pytest.raises(ValueError, match=r"plain: as onnx a probability differs by .* than 1e-04"):
         parity.refuse("onnx", found)
@@ -113,8 +113,8 @@ def test_two_classes_from_one_logit(tmp_path):
     np.testing.assert_allclose(other, load(file).ask(picture), atol=1e-6)
 
 
-def test_a_folder_of_other_things_is_left_alone_and_an_export_replaced(council, tmp_path, capsys):
-    words = ["export", str(council), "--format", "safetensors", "-o", str(tmp_path)]
+def test_a_folder_of_other_things_is_left_alone_and_an_export_replaced(ensemble, tmp_path, capsys):
+    words = ["export", str(ensemble), "--format", "safetensors", "-o", str(tmp_path)]
     (tmp_path / "thesis.txt").write_text("mine")
     assert main(words) == 2
     assert "holds files that are no export" in capsys.readouterr().err
@@ -125,17 +125,17 @@ def test_a_folder_of_other_things_is_left_alone_and_an_export_replaced(council, 
     assert "2 files, each held to torch on 8 pictures" in capsys.readouterr().out
 
 
-def test_an_export_may_be_replaced_from_within(council, tmp_path, monkeypatch):
+def test_an_export_may_be_replaced_from_within(ensemble, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "export.json").write_text("an older one")
     monkeypatch.chdir(tmp_path / "out")
-    assert main(["export", str(council), "--format", "safetensors", "-o", "."]) == 0
+    assert main(["export", str(ensemble), "--format", "safetensors", "-o", "."]) == 0
     assert bundle.load(tmp_path / "out").class_names == CLASSES
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_file_that_was_changed_is_refused(council, tmp_path):
-    main(["export", str(council), "--format", "safetensors", "-o", str(tmp_path / "out")])
+def test_a_file_that_was_changed_is_refused(ensemble, tmp_path):
+    main(["export", str(ensemble), "--format", "safetensors", "-o", str(tmp_path / "out")])
     file = tmp_path / "out" / "plain.safetensors"
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(ValueError, match=r"plain.safetensors: it is missing, or not the file"):

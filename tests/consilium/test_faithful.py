@@ -14,7 +14,7 @@ from consilium.inference import saliency_evaluation
 from consilium.inference.predictor import Member, Model, load
 from datamodules.preprocess import Preprocess
 from evaluation.voters.simple import Soft
-from evaluation.voters.store import Council
+from evaluation.voters.store import Ensemble
 from lightning_modules import checkpoints
 from lightning_modules.cam import Maps
 from tests.consilium.saved import CLASSES, saved
@@ -56,8 +56,8 @@ def films(tmp_path):
 def model_that_points_at(y, x):
     view = Preprocess(size=32, mean=(0, 0, 0), std=(1, 1, 1))
     member = Member("spot", "w", view, [0, 1], Told(y, x))
-    council = Council(Soft(), ["w"], ["dark", "bright"])
-    return Model([member], council, torch.device("cpu"))
+    ensemble = Ensemble(Soft(), ["w"], ["dark", "bright"])
+    return Model([member], ensemble, torch.device("cpu"))
 
 
 def test_the_right_place_is_told_from_a_wrong_one(films):
@@ -93,12 +93,12 @@ def test_where_nothing_is_right_the_figures_are_null_and_say_why(films, tmp_path
     saliency_evaluation.examples(model_that_points_at(8, 20), wrong, tmp_path)
     saliency_evaluation.write(tmp_path, rows)
     page = (tmp_path / "report.html").read_text()
-    assert "No labelled picture is rightly classified by all" in page
+    assert "No labeled picture is rightly classified by all" in page
     assert "Where they look" not in page
 
 
 def test_shuffled_weights_keep_their_entries_and_lose_their_order(resnet):
-    model, strange = load(resnet), saliency_evaluation.randomised(load(resnet))
+    model, strange = load(resnet), saliency_evaluation.randomized(load(resnet))
     for before, after in zip(
         *(m.members[0].explain.module.net.parameters() for m in (model, strange)), strict=True
     ):
@@ -120,10 +120,10 @@ def test_the_verb_measures_members_and_methods(resnet, simple, tmp_path, capsys)
     args = ["--split", "test", "--measure", "GradCAM", "EigenCAM", "-o", str(tmp_path)]
     assert main(["explain", str(simple), "--config", str(resnet / "config.yaml"), *args]) == 0
     rows = json.loads((tmp_path / "faithfulness.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["GradCAM", "EigenCAM", "GradCAM, weights randomised"]
+    assert [row["method"] for row in rows] == ["GradCAM", "EigenCAM", "GradCAM, weights randomized"]
     assert rows[0]["figures"]["pointing"]["n"] > 0
     page = (tmp_path / "report.html").read_text()
-    assert "weights randomised" in page
+    assert "weights randomized" in page
     assert "Where they look" in page
     examples = sorted(tmp_path.glob("examples/*.png"))
     assert [file.stem for file in examples] == [str(CLASSES.index("simple"))]  # all it is right of

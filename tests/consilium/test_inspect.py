@@ -70,18 +70,18 @@ def test_weights_that_are_not_those_stated_are_told_and_end_in_1(resnet, tmp_pat
     assert "measured on OTHER weights" in shown
 
 
-def test_a_councils_members_are_held_to_the_hashes_it_states(resnet, larger, tmp_path, capsys):
+def test_a_ensembles_members_are_held_to_the_hashes_it_states(resnet, larger, tmp_path, capsys):
     members = {}
     for run in (resnet, larger):
         _, (one,) = said(capsys, run)
         members[run.name] = {"path": str(run / "best.ckpt"), "weights": one["weights"]}
-    (tmp_path / "council.json").write_text(json.dumps({"members": members}))
+    (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
     code, found = said(capsys, tmp_path)
     assert code == 0
     assert [one["path"] for one in found] == [m["path"] for m in members.values()]
     members["larger"]["weights"] = members["resnet"]["weights"]
-    (tmp_path / "council.json").write_text(json.dumps({"members": members}))
-    code, found = said(capsys, tmp_path / "council.json")
+    (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
+    code, found = said(capsys, tmp_path / "ensemble.json")
     assert code == 1
     assert [one["intact"] for one in found] == [True, False]
 

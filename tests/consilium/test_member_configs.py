@@ -73,7 +73,7 @@ def test_fracture_members(
     said = resolved("fracture", name, capsys)
     model, data = said["model"]["init_args"], said["data"]["init_args"]
     assert (model["backbone"], model["pretrained"], data["batch_size"]) == (backbone, True, batch)
-    assert model["optimisation"].items() >= FRACTURE.items()
+    assert model["optimization"].items() >= FRACTURE.items()
     assert (said["trainer"]["max_epochs"], said["early_stopping"]["patience"]) == (30, 5)
     assert (data["preprocess"]["size"], data["augment"]) == (224, "fracture")
 
@@ -84,7 +84,7 @@ def test_fundus_members(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, data = said["model"]["init_args"], said["data"]["init_args"]
     assert said["model"]["class_path"] == "lightning_modules.OneVsOneClassifier"
     assert model["loss"].items() >= {"gamma": 3.0, "alpha": 2.5, "smoothing": 0.1}.items()
-    assert model["optimisation"].items() >= FUNDUS.items()
+    assert model["optimization"].items() >= FUNDUS.items()
     assert model["backbone_args"] == {"drop_rate": 0.28, "grad_checkpointing": True}
     assert model["tuning"]["frozen_stages"] == 2
     assert (data["batch_size"], said["trainer"]["accumulate_grad_batches"]) == (2, 4)
@@ -96,7 +96,7 @@ def test_fundus_members(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mura_members_differ_in_how_they_are_trained(capsys: pytest.CaptureFixture[str]) -> None:
     said = [resolved("mura", name, capsys) for name in "abc"]
-    ways = [one["model"]["init_args"]["optimisation"] for one in said]
+    ways = [one["model"]["init_args"]["optimization"] for one in said]
     assert [way["optimizer"] for way in ways] == ["adam", "sgd", "rmsprop"]
     assert [way["schedule"] for way in ways] == ["cosine", "step", "cyclic"]
     assert [one["data"]["init_args"]["batch_size"] for one in said] == [16, 32, 64]
@@ -117,7 +117,7 @@ def test_chest_members(variant: str, capsys: pytest.CaptureFixture[str]) -> None
     assert model["backbone"].startswith(f"efficientnet_{variant}.")
     assert model["backbone_args"] == {"drop_rate": 0.3}
     way = {"optimizer": "adamw", "lr": 3e-4, "schedule": "onecycle", "warmup_epochs": 6.0}
-    assert model["optimisation"].items() >= way.items()
+    assert model["optimization"].items() >= way.items()
     assert said["trainer"]["max_epochs"] == 80
     assert (preprocess["size"], preprocess["margin"]) == (260, 28)
     stages = {"density": 0.25, "dense_epochs": 60, "sparse_epochs": 20}
@@ -151,7 +151,7 @@ def test_gradcam_members(kind: str, epochs: int, capsys: pytest.CaptureFixture[s
     assert said["trainer"]["max_epochs"] == epochs
     assert model["backbone"].startswith("densenet121.")
     assert (model["head"], model["tuning"]["trainable_layers"]) == ("sigmoid", 20)
-    assert model["optimisation"]["optimizer"] == "adam"
+    assert model["optimization"]["optimizer"] == "adam"
     assert data["class_names"] == ["normal", "cardiomegaly"]
     assert data["source"]["init_args"]["root"] == "data/gradcam/cardiomegaly"
 
@@ -164,7 +164,7 @@ def test_gradcam_members(kind: str, epochs: int, capsys: pytest.CaptureFixture[s
 def test_each_study_prints_a_line_a_run(
     study: str, runs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["study", "run", str(CONFIGS / f"studies/{study}.yaml"), "--dry-run"]) == 0
+    assert main(["experiment", "run", str(CONFIGS / f"studies/{study}.yaml"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == runs
-    assert {line.split()[1] for line in lines} <= {"fit", "council", "test", "explain"}
+    assert {line.split()[1] for line in lines} <= {"fit", "ensemble", "test", "explain"}

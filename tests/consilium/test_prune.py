@@ -68,13 +68,13 @@ def test_its_own_config_gives_the_same_figures_again(slim, tmp_path):
     assert first.metrics == again.metrics
 
 
-def test_it_sits_in_a_council_and_is_explained(resnet, slim, tmp_path):
+def test_it_sits_in_a_ensemble_and_is_explained(resnet, slim, tmp_path):
     classes = checkpoints.read(slim / "best.ckpt")[0].class_names
-    council = EnsembleModule(classes, [str(resnet), str(slim)])
-    assert [len(block.structure) > 0 for block in council.blocks] == [False, True]
+    ensemble = EnsembleModule(classes, [str(resnet), str(slim)])
+    assert [len(block.structure) > 0 for block in ensemble.blocks] == [False, True]
     image = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        said = [member(image) for member in council.members]
+        said = [member(image) for member in ensemble.members]
     assert said[1].shape == said[0].shape
     looked = load(slim).look(np.zeros((64, 64), np.uint8))
     assert looked.heat.shape == (64, 64)

@@ -44,7 +44,7 @@ def worker_of(run: Path) -> int:
 def test_a_cluster_gives_the_same_results_though_a_worker_is_killed(
     study: Path, study_file: Path, tmp_path: Path, cluster: str
 ) -> None:
-    args = ["study", "run", str(study_file), "--output", str(tmp_path), "--engine", "ray"]
+    args = ["experiment", "run", str(study_file), "--output", str(tmp_path), "--engine", "ray"]
     words = [sys.executable, "-m", "consilium", *args, "--ray-address", cluster]
     run = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     small = tmp_path / "members" / "small"
@@ -63,5 +63,5 @@ def test_a_cluster_gives_the_same_results_though_a_worker_is_killed(
 
 
 def test_options_of_ray_need_ray(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "run", str(study_file), "--num-gpus", "1"]) == 2
+    assert main(["experiment", "run", str(study_file), "--num-gpus", "1"]) == 2
     assert "are for --engine ray" in capsys.readouterr().err

@@ -22,27 +22,27 @@ from evaluation.selective import fit_referral
 from evaluation.voters import store
 from evaluation.voters.learned import PerPart
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import Council
+from evaluation.voters.store import Ensemble
 from lightning_modules import checkpoints
-from tests.consilium.saved import CLASSES, council_of
+from tests.consilium.saved import CLASSES, ensemble_of
 from tests.consilium.served import client, film, post
 
 
 @pytest.fixture(scope="module")
 def tested(tiny, resnet, larger):
-    """Run folder of a council with a fitted, calibrated voter, tested by the command."""
+    """Run folder of an ensemble with a fitted, calibrated voter, tested by the command."""
     folder = tiny.root / "served"
     runs = [resnet, larger]
     hashes = [checkpoints.read(run / "best.ckpt")[0].weights for run in runs]
-    voter = Council(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.6), "val")
+    voter = Ensemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.6), "val")
     store.save(folder / "voters", voter)
     said = {"members": [str(run) for run in runs], "voter": str(folder / "voters")}
-    council = {"class_path": "lightning_modules.EnsembleModule", "init_args": said}
-    config = tiny.member("served", model=council)
+    ensemble = {"class_path": "lightning_modules.EnsembleModule", "init_args": said}
+    config = tiny.member("served", model=ensemble)
     base = Path(__file__).parents[2] / "configs" / "base.yaml"
-    words = ["--config", str(base), "--config", str(config), "--run", str(folder / "council")]
+    words = ["--config", str(base), "--config", str(config), "--run", str(folder / "ensemble")]
     assert main(["test", *words]) == 0
-    return folder / "council"
+    return folder / "ensemble"
 
 
 def tables(tested, resnet, which):
@@ -53,7 +53,7 @@ def tables(tested, resnet, which):
     return tested, {name: PredictionTable.read(folder / file) for name, file in names.items()}
 
 
-@pytest.mark.parametrize("which", ["checkpoint", "council"])
+@pytest.mark.parametrize("which", ["checkpoint", "ensemble"])
 def test_the_numbers_are_those_of_the_prediction_table(which, tiny, tested, resnet):
     path, expected = tables(tested, resnet, which)
     folder = next((tiny.root / "phantoms").glob("fracture-64px*"))
@@ -66,10 +66,10 @@ def test_the_numbers_are_those_of_the_prediction_table(which, tiny, tested, resn
             found += reply.json()["answers"]
     assert len(found) == len(ids) > 10
     for at, answer in enumerate(found):
-        council = list(answer["probabilities"].values())
-        np.testing.assert_allclose(council, expected[""].probabilities[at], atol=1e-5)
-        assert answer["confidence"] == max(council)
-        for vote in answer["members"] if which == "council" else []:
+        ensemble = list(answer["probabilities"].values())
+        np.testing.assert_allclose(ensemble, expected[""].probabilities[at], atol=1e-5)
+        assert answer["confidence"] == max(ensemble)
+        for vote in answer["members"] if which == "ensemble" else []:
             own = expected[vote["name"]].probabilities[at]
             np.testing.assert_allclose(list(vote["probabilities"].values()), own, atol=1e-5)
 
@@ -107,13 +107,13 @@ def pixels(url):
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def test_maps_are_those_of_explain_in_colours_that_warm_up(served_model):
+def test_maps_are_those_of_explain_in_colors_that_warm_up(served_model):
     name, data = film(1, 64)
     looked = served_model.look(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE))
     with client(served_model) as asked:
         maps = post(asked, [(name, data)], maps="true").json()["answers"][0]["maps"]
     assert pixels(maps["picture"]).shape == (64, 72, 3)
-    for heat, url in ((looked.heat, maps["council"]), (looked.maps[1], maps["members"]["large"])):
+    for heat, url in ((looked.heat, maps["ensemble"]), (looked.maps[1], maps["members"]["large"])):
         blue, _, red, opacity = np.moveaxis(pixels(url).astype(int), 2, 0)
         size = heat.shape[::-1]
         small = cv2.resize(opacity.astype(np.float32) / 255, size, interpolation=cv2.INTER_AREA)
@@ -122,15 +122,15 @@ def test_maps_are_those_of_explain_in_colours_that_warm_up(served_model):
         assert (red[warm] > blue[warm]).mean() > 0.99
 
 
-def test_a_council_that_needs_the_body_part_asks_for_it(served_model):
+def test_a_ensemble_that_needs_the_body_part_asks_for_it(served_model):
     weights = np.array([[1.0, 0.0], [0.0, 1.0]])
     voter = PerPart("body_part", ["elbow", "wrist"], weights, np.array([0.5, 0.5]))
-    parts = replace(served_model, council=replace(served_model.council, voter=voter))
+    parts = replace(served_model, ensemble=replace(served_model.ensemble, voter=voter))
     with client(parts) as asked:
         assert asked.get("/v1/model").json()["body_parts"] == ["elbow", "wrist"]
         for none in ("", " ", "nan"):
             detail = post(asked, [film()], body_part=none).json()["detail"]
-            assert f"body_part is {none!r}: this council's voter" in detail
+            assert f"body_part is {none!r}: this ensemble's voter" in detail
         for part, member in (("elbow", 0), ("wrist", 1)):
             answer = post(asked, [film()], body_part=part).json()["answers"][0]
             expected = answer["members"][member]["probabilities"]
@@ -178,15 +178,15 @@ def test_examples_are_what_the_folder_holds_that_can_be_read(served_model, tmp_p
         options.examples(tmp_path / "empty")
 
 
-def test_a_threshold_for_a_risk_is_chosen_on_val(resnet, served_council):
+def test_a_threshold_for_a_risk_is_chosen_on_val(resnet, served_ensemble):
     words = ["--refer-risk", "0.3"]
     asked = serve.parser().parse_args([str(resnet), *words])
     table = PredictionTable.read(resnet / "predictions" / "val.parquet")
     expected = fit_referral(table, 0.3).threshold
     assert options.refer_below(asked, load(resnet)) == expected
-    asked = serve.parser().parse_args([str(served_council), *words])
+    asked = serve.parser().parse_args([str(served_ensemble), *words])
     with pytest.raises(ValueError, match=r"--refer-risk: no val table in .*predictions"):
-        options.refer_below(asked, load(served_council))
+        options.refer_below(asked, load(served_ensemble))
 
 
 def test_a_threshold_is_not_chosen_by_another_models_table(resnet, larger, tmp_path):
@@ -199,12 +199,12 @@ def test_a_threshold_is_not_chosen_by_another_models_table(resnet, larger, tmp_p
 
 @pytest.fixture
 def refer(resnet, served_files, tmp_path):
-    """Asks council-all for its threshold, with a voter of these members' hashes beside it."""
-    folder = council_of(tmp_path / "council-all", served_files)
+    """Asks ensemble-all for its threshold, with a voter of these members' hashes beside it."""
+    folder = ensemble_of(tmp_path / "ensemble-all", served_files)
     model = load(folder)
 
     def asked(hashes):
-        fitted = Council(model.council.voter, hashes, CLASSES)
+        fitted = Ensemble(model.ensemble.voter, hashes, CLASSES)
         store.save(tmp_path / "voters-all", fitted)
         shutil.copytree(resnet / "predictions", tmp_path / "voters-all/predictions")
         return options.refer_below(
@@ -214,7 +214,7 @@ def refer(resnet, served_files, tmp_path):
     return asked
 
 
-def test_a_councils_threshold_is_chosen_by_its_own_voters(refer, resnet, served_files):
+def test_a_ensembles_threshold_is_chosen_by_its_own_voters(refer, resnet, served_files):
     table = PredictionTable.read(resnet / "predictions" / "val.parquet")
     hashes = [checkpoints.read(file)[0].weights for file in served_files]
     assert refer(hashes) == fit_referral(table, 0.3).threshold
@@ -225,7 +225,7 @@ def test_voters_of_other_members_choose_no_threshold(refer):
         refer(["older", "than these"])
 
 
-def test_a_councils_own_table_must_be_of_its_members(served_model, resnet, tmp_path):
+def test_a_ensembles_own_table_must_be_of_its_members(served_model, resnet, tmp_path):
     table = PredictionTable.read(resnet / "predictions" / "val.parquet")
     hashes = [member.weights for member in served_model.members]
     for found, expected in ((hashes, True), (hashes[::-1], False)):
@@ -236,11 +236,11 @@ def test_a_councils_own_table_must_be_of_its_members(served_model, resnet, tmp_p
 
 
 def test_an_address_that_is_taken_and_a_model_that_is_none_are_one_line(
-    served_council, tmp_path, capsys
+    served_ensemble, tmp_path, capsys
 ):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        assert main(["serve", str(served_council), "--port", port]) == 2
+        assert main(["serve", str(served_ensemble), "--port", port]) == 2
     assert re.search(rf"--port {port}: .*in use", capsys.readouterr().err)
     assert main(["serve", str(tmp_path / "no.ckpt")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err

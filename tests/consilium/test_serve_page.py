@@ -19,7 +19,7 @@ from consilium.serving.app import make
 from consilium.serving.service import Settings
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
-from tests.consilium.saved import CLASSES, council_of, saved
+from tests.consilium.saved import CLASSES, ensemble_of, saved
 
 DROP = """([name, bytes]) => {
     const held = new DataTransfer();
@@ -49,7 +49,7 @@ def model(tmp_path_factory):
               folder / f"{file}.ckpt")
         for file, name in names.items()
     ]  # fmt: skip
-    return load(council_of(folder / "council", files))
+    return load(ensemble_of(folder / "ensemble", files))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_phantom_is_dropped_and_class_votes_and_map_appear(page, model, films,
     assert f"{100 * said[-1].max():.1f} %" in answer.locator(".confidence").inner_text()
     assert "Refer to a person" in answer.locator(".refer").inner_text()
     votes = dict(text.split("\n") for text in answer.locator(".vote .who").all_inner_texts())
-    assert list(votes) == ["Council", "resnet", "efficientnet", "tiny"]
+    assert list(votes) == ["Ensemble", "resnet", "efficientnet", "tiny"]
     for name, vote in zip(list(votes)[1:], said, strict=False):
         assert f"{CLASSES[int(vote.argmax())]} {100 * vote.max():.1f} %" in votes[name]
     agree = int((said[:-1].argmax(axis=1) == said[-1].argmax()).sum())
@@ -136,9 +136,9 @@ def test_the_map_fades_with_the_slider_and_is_each_members_own(page, films):
     map_ = card(page).locator("img.map")
     page.get_by_label("Opacity").fill("20")
     assert float(map_.evaluate("image => image.style.opacity")) == 0.2
-    council = map_.get_attribute("src")
+    ensemble = map_.get_attribute("src")
     page.get_by_label("efficientnet", exact=True).check()
-    assert map_.get_attribute("src") != council
+    assert map_.get_attribute("src") != ensemble
 
 
 def test_everything_can_be_done_by_keyboard(page):
@@ -204,7 +204,7 @@ def test_a_frame_that_cannot_be_asked_for_is_said(page, films):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_the_systems_colours(page, films, scheme):
+def test_it_fits_a_phone_and_the_systems_colors(page, films, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
     page.set_input_files("#file", films / "phantom0.png")

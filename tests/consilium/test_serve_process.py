@@ -83,7 +83,7 @@ def test_sigterm_under_load_answers_what_is_in_flight_and_takes_no_more(server):
     for _, said in found:
         answers = json.loads(said)["answers"]
         assert len(answers) == PICTURES
-        assert all(answer["maps"]["council"].startswith("data:image/png") for answer in answers)
+        assert all(answer["maps"]["ensemble"].startswith("data:image/png") for answer in answers)
     assert process.wait(120) == 0
     rest = process.stdout.read()
     assert "Research use only. Not a medical device." in rest

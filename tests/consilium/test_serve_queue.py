@@ -32,7 +32,7 @@ class Held(Model):
 
 @pytest.fixture
 def held(served_model):
-    slow = Held(served_model.members, served_model.council, served_model.device)
+    slow = Held(served_model.members, served_model.ensemble, served_model.device)
     object.__setattr__(slow, "let", threading.Event())
     return slow
 
@@ -123,7 +123,7 @@ def test_one_callers_fault_costs_those_who_wait_beside_it_nothing(held):
                 raise ValueError("a knee")
             return found
 
-    picky, sizes = Picky(held.members, held.council, held.device), []
+    picky, sizes = Picky(held.members, held.ensemble, held.device), []
     object.__setattr__(picky, "let", held.let)
     desk = Desk(picky, seen=sizes.append)
     futures = [desk.submit(wanted(held))]
@@ -148,7 +148,7 @@ def test_a_fault_of_the_models_is_the_callers_answer_and_not_the_end(served_mode
                 raise RuntimeError("no memory")
             return super().answer(seen, parts)
 
-    faulty = Faulty(served_model.members, served_model.council, served_model.device)
+    faulty = Faulty(served_model.members, served_model.ensemble, served_model.device)
     app = make(faulty, Settings())
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as asked:
         assert post(asked, [film()]).status_code == 500

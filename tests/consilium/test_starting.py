@@ -31,7 +31,7 @@ def films(tiny, resnet, tmp_path):
 
 def commands(study, capsys):
     capsys.readouterr()
-    assert main(["study", "run", str(study), "--dry-run"]) == 0
+    assert main(["experiment", "run", str(study), "--dry-run"]) == 0
     return [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
 
 
@@ -39,7 +39,7 @@ def test_from_a_table_to_a_member_without_writing_a_line(films, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     patient = ["--patient", "site,number"]
     assert main(["audit", str(films), *patient, "--size", "32", "--start", "mine"]) == 0
-    assert "study: consilium study run mine/mine.yaml" in capsys.readouterr().out
+    assert "study: consilium experiment run mine/mine.yaml" in capsys.readouterr().out
     study = read_study("mine/mine.yaml")
     assert list(study.members) == ["resnet10t", "regnety_002", "mobilenetv3_small"]
     fits = [words for words in commands("mine/mine.yaml", capsys) if words[0] == "fit"]
@@ -72,7 +72,7 @@ def test_printed_commands_can_be_typed(films, tmp_path, monkeypatch, capsys):
     assert main(words) == 0
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("study: ")]
     data, study = (Path("my own's", f"{name}.yaml") for name in ("data", "my own's"))
-    assert shlex.split(said)[1:] == ["consilium", "study", "run", str(study)]
+    assert shlex.split(said)[1:] == ["consilium", "experiment", "run", str(study)]
     assert shlex.split(study.read_text().splitlines()[0])[1:] == shlex.split(said)[1:]
     assert shlex.split(data.read_text().splitlines()[0])[-2:] == ["--config", str(data)]
     assert f"audit {shlex.quote('the films.csv')} --augmentations" in data.read_text()

@@ -20,29 +20,29 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_folder_is_complete(study):
-    for name in ("report.html", "results.json", "study.log", "council/council.json",
-                 "council/results.json", "members/small/best.ckpt"):  # fmt: skip
+    for name in ("report.html", "results.json", "study.log", "ensemble/ensemble.json",
+                 "ensemble/results.json", "members/small/best.ckpt"):  # fmt: skip
         assert (study / name).is_file(), name
     results = read_results(study / "results.json")
-    assert results.gates == {"council.accuracy": True, "members.auroc": False}
-    assert set(results.others) == {"council", "small", "large"}
+    assert results.gates == {"ensemble.accuracy": True, "members.auroc": False}
+    assert set(results.others) == {"ensemble", "small", "large"}
 
 
 @pytest.mark.parametrize("member", ["small", "large"])
-def test_a_members_figures_in_the_council_are_its_own(study, member):
+def test_a_members_figures_in_the_ensemble_are_its_own(study, member):
     own = PredictionTable.read(study / "members" / member / "predictions" / "test.parquet")
-    inside = PredictionTable.read(study / "council" / "predictions" / "test" / f"{member}.parquet")
+    inside = PredictionTable.read(study / "ensemble" / "predictions" / "test" / f"{member}.parquet")
     assert own.rows["id"].tolist() == inside.rows["id"].tolist()
     np.testing.assert_allclose(own.logits, inside.logits, atol=1e-6)
     assert own.meta["weights"] == inside.meta["weights"]
     figures = [read_results(study / "members" / member / "results.json").metrics,
-               read_results(study / "council" / "results.json").others[member]]  # fmt: skip
+               read_results(study / "ensemble" / "results.json").others[member]]  # fmt: skip
     assert figures[0]["accuracy"] == figures[1]["accuracy"]
     assert figures[0]["auroc"].value == pytest.approx(figures[1]["auroc"].value, abs=1e-6)
 
 
-def test_the_council_says_what_was_voted_offline(study):
-    tables = [PredictionTable.read(study / "council" / "predictions" / name)
+def test_the_ensemble_says_what_was_voted_offline(study):
+    tables = [PredictionTable.read(study / "ensemble" / "predictions" / name)
               for name in ("test/small.parquet", "test/large.parquet", "test.parquet")]  # fmt: skip
     temperature = yaml.safe_load((study / "voters" / "voter.json").read_text())["temperature"]
     mean = (tables[0].probabilities + tables[1].probabilities) / 2
@@ -53,16 +53,16 @@ def test_the_council_says_what_was_voted_offline(study):
     np.testing.assert_allclose(tables[2].logits, offline.logits, atol=1e-5)
 
 
-def test_the_council_stands_on_members_by_relative_paths(study):
-    council = yaml.safe_load((study / "council" / "council.json").read_text())
-    for member in council["members"].values():
-        block, _ = checkpoints.read(study / "council" / member["path"])
+def test_the_ensemble_stands_on_members_by_relative_paths(study):
+    ensemble = yaml.safe_load((study / "ensemble" / "ensemble.json").read_text())
+    for member in ensemble["members"].values():
+        block, _ = checkpoints.read(study / "ensemble" / member["path"])
         assert block.weights == member["weights"]
 
 
 def test_a_finished_study_is_left_as_it_is(study, study_file, capsys):
     before = (study / "study.log").read_text()
-    assert main(["study", "run", str(study_file), "--output", str(study)]) == 1
+    assert main(["experiment", "run", str(study_file), "--output", str(study)]) == 1
     assert (study / "study.log").read_text() == before
     said = capsys.readouterr().out
     assert "gate members.auroc: FAIL" in said
@@ -70,19 +70,19 @@ def test_a_finished_study_is_left_as_it_is(study, study_file, capsys):
 
 
 def test_status_and_dry_run(study, study_file, capsys):
-    assert main(["study", "status", str(study_file), "--output", str(study)]) == 0
+    assert main(["experiment", "status", str(study_file), "--output", str(study)]) == 0
     assert capsys.readouterr().out.count("done") == 4
-    assert main(["study", "run", str(study_file), "--output", "elsewhere", "--dry-run"]) == 0
+    assert main(["experiment", "run", str(study_file), "--output", "elsewhere", "--dry-run"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split()[:2] for line in lines] == [["consilium", "fit"]] * 2 + [
-        ["consilium", "council"],
+        ["consilium", "ensemble"],
         ["consilium", "test"],
     ]
     assert not Path("elsewhere").exists()
 
 
 def test_killed_and_run_again_gives_the_same_weights(study, study_file, tmp_path):
-    args = ["study", "run", str(study_file), "--output", str(tmp_path), "--only", "small"]
+    args = ["experiment", "run", str(study_file), "--output", str(tmp_path), "--only", "small"]
     run = subprocess.Popen(
         [sys.executable, "-m", "consilium", *args], cwd=ROOT, start_new_session=True,
         stdout=subprocess.DEVNULL, env=dict(os.environ),
@@ -109,11 +109,11 @@ def test_a_failed_member_is_named_and_does_not_stop_the_rest(tiny, tmp_path, cap
     file = tiny.root / "broken_study.yaml"
     file.write_text(yaml.safe_dump({"base": str(ROOT / "configs/base.yaml"),
                     "members": {"broken": "broken.yaml", "quick": "quick.yaml"}}))  # fmt: skip
-    assert main(["study", "run", str(file), "--output", str(tmp_path)]) == 1
+    assert main(["experiment", "run", str(file), "--output", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "broken failed: consilium fit: backbone: unknown name 'resnet51'" in said
     assert (tmp_path / "members" / "quick" / "results.json").is_file()
-    assert main(["study", "status", str(file), "--output", str(tmp_path)]) == 0
+    assert main(["experiment", "status", str(file), "--output", str(tmp_path)]) == 0
     assert "broken           failed" in capsys.readouterr().out
 
 
@@ -121,7 +121,7 @@ def test_a_printed_command_typed_by_hand_fills_the_same_run_folder(
     study, study_file, tmp_path, capsys
 ):
     """The very line, through a shell; only the word consilium is this interpreter's."""
-    args = ["study", "run", str(study_file), "--output", str(tmp_path), "--only", "large"]
+    args = ["experiment", "run", str(study_file), "--output", str(tmp_path), "--only", "large"]
     assert main([*args, "--dry-run"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     consilium = f'consilium() {{ {sys.executable} -m consilium "$@"; }}'
@@ -151,7 +151,7 @@ def test_killed_at_five_moments_the_study_ends_as_if_nothing_had_happened(
 ):
     """Five kills of runner and runs, at random moments between nothing and the last files."""
     moments = sorted(np.random.default_rng(2).choice(progress(study) - 10, 5, replace=False) + 1)
-    args = ["study", "run", str(study_file), "--output", str(tmp_path), "--jobs", "2"]
+    args = ["experiment", "run", str(study_file), "--output", str(tmp_path), "--jobs", "2"]
     for moment in moments:
         run = subprocess.Popen([sys.executable, "-m", "consilium", *args], cwd=ROOT,
                                start_new_session=True, stdout=subprocess.DEVNULL)  # fmt: skip

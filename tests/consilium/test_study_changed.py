@@ -19,11 +19,11 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text("trainer: {callbacks: [{class_path: X}], max_epochs: 3}\n")
     Path("data.yaml").write_text("init_args: {batch_size: 8, workers: 2}\n")
-    for name in ("a", "b", "c", "council"):
+    for name in ("a", "b", "c", "ensemble"):
         Path(f"{name}.yaml").write_text("data: data.yaml\n")
 
     def written(more: dict, file: str = "s.yaml", out: str = "out") -> dict[str, Run]:
-        said = {"base": "base.yaml", "council": "council.yaml",
+        said = {"base": "base.yaml", "ensemble": "ensemble.yaml",
                 "members": {"a": "a.yaml", "b": "b.yaml"}, **more}  # fmt: skip
         Path(file).write_text(yaml.safe_dump(said, sort_keys=False))
         return {run.name: run for run in plan(read_study(file), Path(out))}
@@ -58,23 +58,24 @@ LR = {"model.init_args.lr": 0.1}
         ({"overrides": {"data.init_args.workers": 9, "trainer.accelerator": "gpu"}}, "", ""),
         ({"members": {"a": ["a.yaml", {"trainer.max_epochs": 3}], "b": "b.yaml"}}, "", ""),
         ({"members": {"a": ["a.yaml", {"trainer.max_epochs": 5}], "b": "b.yaml"}},
-         "a voters council", "with trainer.max_epochs 3, the study says 5"),
-        ({"overrides": LR}, "a b voters council", "without model.init_args.lr, the study says 0.1"),
-        ({"overrides": {"trainer.callbacks+": [{"class_path": "Y"}]}}, "a b voters council",
+         "a voters ensemble", "with trainer.max_epochs 3, the study says 5"),
+        ({"overrides": LR}, "a b voters ensemble",
+          "without model.init_args.lr, the study says 0.1"),
+        ({"overrides": {"trainer.callbacks+": [{"class_path": "Y"}]}}, "a b voters ensemble",
          "without trainer.callbacks+.0.class_path, the study says Y"),
-        ({"voter": "majority"}, "voters council", ""),
-        ({"council": ["council.yaml", {"data.init_args.batch_size": 4}]}, "council", ""),
-        ({"members": {"a": "a.yaml", "c": "c.yaml"}}, "voters council", ""),
+        ({"voter": "majority"}, "voters ensemble", ""),
+        ({"ensemble": ["ensemble.yaml", {"data.init_args.batch_size": 4}]}, "ensemble", ""),
+        ({"members": {"a": "a.yaml", "c": "c.yaml"}}, "voters ensemble", ""),
     ],
 )  # fmt: skip
 def test_what_was_made_with_other_settings_is_not_done(write, more, changed, why, capsys):
     finish(write({}))
     runs = write(more)
     assert [name for name, word in words(runs).items() if word == "changed"] == changed.split()
-    assert main(["study", "status", "s.yaml", "--output", "out"]) == 0
+    assert main(["experiment", "status", "s.yaml", "--output", "out"]) == 0
     assert capsys.readouterr().out.count("changed") == len(changed.split())
     if why:
-        assert main(["study", "run", "s.yaml", "--output", "out"]) == 2
+        assert main(["experiment", "run", "s.yaml", "--output", "out"]) == 2
         assert f"out/members/a was made {why}: remove that" in capsys.readouterr().err
         return
     finish(runs)
@@ -86,13 +87,13 @@ def test_config_files_are_read_through_and_may_move(write, tmp_path):
     Path("data.yaml").rename("other.yaml")
     Path("a.yaml").write_text("data: other.yaml\n")
     Path("b.yaml").write_text("data: {init_args: {workers: 1, batch_size: 8}}\n")
-    Path("council.yaml").write_text("data: {init_args: {batch_size: 8}}\n")
+    Path("ensemble.yaml").write_text("data: {init_args: {batch_size: 8}}\n")
     shutil.move("out", "moved")
     assert set(words(write({}, out=str(tmp_path / "moved"))).values()) == {"done"}
     Path("other.yaml").write_text("init_args: {batch_size: 4}\n")
     said = write({}, out="moved")
     assert said["a"].changed() == "with data.init_args.batch_size 8, the study says 4"
-    assert words(said) == {"a": "changed", "b": "done", "voters": "changed", "council": "changed"}
+    assert words(said) == {"a": "changed", "b": "done", "voters": "changed", "ensemble": "changed"}
 
 
 def test_what_was_begun_with_other_settings_is_not_gone_on_with(write):
@@ -109,11 +110,11 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(write):
     assert (run.folder / ".made.json").is_file()
 
 
-def test_a_member_that_is_made_again_has_its_council_made_again(write):
+def test_a_member_that_is_made_again_has_its_ensemble_made_again(write):
     runs = write({})
     finish(runs)
     (runs["b"].folder / "results.json").write_text("another")
-    assert words(runs) == {"a": "done", "b": "done", "voters": "changed", "council": "changed"}
+    assert words(runs) == {"a": "done", "b": "done", "voters": "changed", "ensemble": "changed"}
     finish(runs)
     shutil.rmtree(runs["b"].folder)
     assert words(runs)["voters"] == "changed"
@@ -126,15 +127,15 @@ def test_runs_of_which_nobody_wrote_how_they_were_made_are_done(write):
     runs = write({"overrides": LR, "voter": "majority"})
     assert set(words(runs).values()) == {"done"}
     shutil.rmtree(runs["b"].folder)
-    assert words(runs) == {"a": "done", "b": "waiting", "voters": "changed", "council": "changed"}
+    assert words(runs) == {"a": "done", "b": "waiting", "voters": "changed", "ensemble": "changed"}
     runs["voters"].outdate()
     finish({"b": runs["b"]})
     assert words(runs)["voters"] == "changed"  # though its members are there again
 
 
-def test_a_council_that_is_made_again_keeps_no_table_of_its_old_members(write):
+def test_a_ensemble_that_is_made_again_keeps_no_table_of_its_old_members(write):
     finish(write({}))
-    old = Path("out/council/predictions/test/b.parquet")
+    old = Path("out/ensemble/predictions/test/b.parquet")
     old.parent.mkdir(parents=True)
     old.touch()
     finish(write({"members": {"a": "a.yaml", "c": "c.yaml"}}))
@@ -143,7 +144,7 @@ def test_a_council_that_is_made_again_keeps_no_table_of_its_old_members(write):
 
 def test_the_states_of_runs_with_long_names_stand_below_one_another(write, capsys):
     finish(write({"members": {"a": "a.yaml", "resnet_with_a_long_name": "b.yaml"}}))
-    assert main(["study", "status", "s.yaml", "--output", "out"]) == 0
+    assert main(["experiment", "status", "s.yaml", "--output", "out"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.index("done") for line in lines} == {len("resnet_with_a_long_name ")}
 
@@ -151,14 +152,14 @@ def test_the_states_of_runs_with_long_names_stand_below_one_another(write, capsy
 def test_two_studies_of_one_name_do_not_share_a_folder(write, capsys):
     Path("other").mkdir()
     finish({"a": write({}, out="runs/s")["a"]})
-    assert main(["study", "run", "s.yaml", "--only", "a"]) == 0
-    for name in ("base", "a", "b", "council", "data"):
+    assert main(["experiment", "run", "s.yaml", "--only", "a"]) == 0
+    for name in ("base", "a", "b", "ensemble", "data"):
         shutil.copy(f"{name}.yaml", "other")
     shutil.copy("s.yaml", "other")
-    assert main(["study", "run", "other/s.yaml", "--only", "a"]) == 2
+    assert main(["experiment", "run", "other/s.yaml", "--only", "a"]) == 2
     said = capsys.readouterr().err
     assert "runs/s is of the study " in said
     assert "/s.yaml, not of other/s.yaml: give --output DIR" in said
-    assert main(["study", "status", "other/s.yaml", "--output", "runs/s"]) == 0
+    assert main(["experiment", "status", "other/s.yaml", "--output", "runs/s"]) == 0
     Path("s.yaml").unlink()
-    assert main(["study", "status", "other/s.yaml"]) == 0
+    assert main(["experiment", "status", "other/s.yaml"]) == 0

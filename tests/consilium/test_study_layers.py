@@ -1,4 +1,4 @@
-"""Studies as they are written: matrices, layers, overrides, twins, councils, rounds."""
+"""Studies as they are written: matrices, layers, overrides, twins, ensembles, rounds."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from consilium.experiments.plan import Round, chosen, plan
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Writes a study beside its configs and reads it."""
     monkeypatch.chdir(tmp_path)
-    for name in ("base", "a", "b", "council"):
+    for name in ("base", "a", "b", "ensemble"):
         Path(f"{name}.yaml").touch()
 
     def written(said: dict, name: str = "s") -> Study:
@@ -76,34 +76,34 @@ def test_a_twin_changes_what_it_names(write):
         write({"like": "s.yaml", "members": {"3": "a.yaml"}}, "wrong")
 
 
-def test_councils_get_what_overrides_say_of_the_data(write):
+def test_ensembles_get_what_overrides_say_of_the_data(write):
     over = {"data.init_args.workers": 0, "model.init_args.backbone": "x", "trainer.devices": 1,
             "trainer.callbacks+": [{"class_path": "Y"}]}  # fmt: skip
-    members, councils = {"m": "a.yaml", "n": "b.yaml"}, {"one": ["m"], "both": "all"}
+    members, ensembles = {"m": "a.yaml", "n": "b.yaml"}, {"one": ["m"], "both": "all"}
     study = write({"base": "base.yaml", "members": members, "overrides": over,
-                   "council": "council.yaml", "councils": councils})  # fmt: skip
+                   "ensemble": "ensemble.yaml", "ensembles": ensembles})  # fmt: skip
     runs = {run.name: run for run in plan(study, Path("out"))}
-    assert list(runs) == ["m", "n", "voters-one", "council-one", "voters-both", "council-both"]
-    assert runs["council-both"].needs == ("voters-both", "m", "n")
-    words = runs["council-one"].arguments
-    assert words[words.index("council.yaml") + 1 :][:4] == [
+    assert list(runs) == ["m", "n", "voters-one", "ensemble-one", "voters-both", "ensemble-both"]
+    assert runs["ensemble-both"].needs == ("voters-both", "m", "n")
+    words = runs["ensemble-one"].arguments
+    assert words[words.index("ensemble.yaml") + 1 :][:4] == [
         "--data.init_args.workers", "0", "--trainer.devices", "1"]  # fmt: skip
     assert words[-1] == "--model.init_args.members=[out/members/m]"
     assert "x" not in words
 
 
 def test_rounds_are_seeds_times_folds(write):
-    study = write({"base": "base.yaml", "members": {"m": "a.yaml"}, "council": "council.yaml",
+    study = write({"base": "base.yaml", "members": {"m": "a.yaml"}, "ensemble": "ensemble.yaml",
                    "seeds": [0, 7], "folds": 3})  # fmt: skip
     runs = plan(study, Path("out"))
     assert [run.name for run in runs[:3]] == ["m-seed0-fold0", "voters-seed0-fold0",
-                                              "council-seed0-fold0"]  # fmt: skip
+                                              "ensemble-seed0-fold0"]  # fmt: skip
     assert len(runs) == 2 * 3 * 3
     flags = "--seed_everything 7 --data.init_args.fold.part 2 --data.init_args.fold.of 3"
     assert flags in " ".join(runs[-1].arguments)
     assert flags in " ".join(runs[-3].arguments)
     only = [run.name for run in chosen(study, runs, ["m-seed7-fold1"])]
-    assert only == ["m-seed7-fold1", "voters-seed7-fold1", "council-seed7-fold1"]
+    assert only == ["m-seed7-fold1", "voters-seed7-fold1", "ensemble-seed7-fold1"]
     assert Round().suffix == ""
 
 
@@ -114,16 +114,16 @@ def test_a_control_is_the_member_at_density_one(write):
     assert write({**said, "control": True}).controls == {"s_control": ["s"], "t_control": ["t"]}
 
 
-def test_maps_are_measured_of_each_council_or_of_each_member_without_one(write):
+def test_maps_are_measured_of_each_ensemble_or_of_each_member_without_one(write):
     said = {"base": "base.yaml", "members": {"a": "a.yaml", "b": "b.yaml"}, "seeds": [4],
             "maps": {"methods": ["GradCAM", "LayerCAM"], "limit": 9}}  # fmt: skip
-    alone, council = (commands(write({**said, **more})) for more in ({}, {"council": "a.yaml"}))
+    alone, ensemble = (commands(write({**said, **more})) for more in ({}, {"ensemble": "a.yaml"}))
     assert alone["maps-b-seed4"] == [
         *("explain", "out/members/b-seed4", "--split", "test", "--measure", "GradCAM", "LayerCAM"),
         *("--limit", "9", "--device", "auto", "-o", "out/maps/b-seed4"),
     ]
-    assert [name for name in council if "maps" in name] == ["maps-council-seed4"]
-    assert council["maps-council-seed4"][1] == "out/council-seed4"
+    assert [name for name in ensemble if "maps" in name] == ["maps-ensemble-seed4"]
+    assert ensemble["maps-ensemble-seed4"][1] == "out/ensemble-seed4"
 
 
 def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
@@ -138,7 +138,7 @@ def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
         ({"memebrs": {}}, "unknown key 'memebrs'; the nearest is 'members'; allowed"),
         ({"matrix": {"x": [1]}}, "matrix and member"),
         ({"members": {}}, "members: there are none"),
-        ({"members": {"council": "a.yaml"}}, "member: 'council' is a name that the study uses"),
+        ({"members": {"ensemble": "a.yaml"}}, "member: 'ensemble' is a name that the study uses"),
         ({"members": {"voters-a": "a.yaml"}}, "member: 'voters-a' is a name that the study uses"),
         ({"members": {"a/b": "a.yaml"}}, "member: 'a/b'; a name of a folder, without /"),
         ({"seeds": 3}, "seeds: 3; a list of whole numbers from 0, each once"),
@@ -159,7 +159,7 @@ def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
         ({"gates": ["members.accuracy"]}, "gates: .* is no mapping of names"),
         ({"gates": {"accuracy": 1}}, "gates: accuracy; allowed are WHO.METRIC with WHO of a, mem"),
         ({"gates": {"members": 0.9}}, "gates: members; allowed are WHO.METRIC"),
-        ({"gates": {"council.accuracy": 1}}, "gates: council.accuracy; allowed"),
+        ({"gates": {"ensemble.accuracy": 1}}, "gates: ensemble.accuracy; allowed"),
         ({"gates": {"a.acuracy": 1}}, "gates: a.acuracy; allowed .* METRIC of accuracy, balanced"),
         ({"gates": {"a.study/kappa": 1}}, "gates: a.study/kappa; allowed"),
         ({"gates": {"a.accuracy": 97}}, "a.accuracy: 97; figures of this kind go to 1"),
@@ -168,9 +168,12 @@ def test_gates_of_classes_pairs_levels_and_patterns_are_read(write):
         ({"gates": {"a.accuracy": "high"}}, "gates: a.accuracy: 'high' is not the least value"),
         ({"claims": {"members.accuracy": {"believable": [1, 0], "why": "?"}}}, "claims: members.a"),
         ({"claims": {"members": {"believable": [0, 1], "why": "?"}}}, "claims: members; allowed"),
-        ({"councils": {"x": "all"}}, "councils need council"),
-        ({"council": "council.yaml", "councils": {"x": ["b"]}}, "x: .'b'.; members, each once"),
-        ({"council": "council.yaml", "councils": {"x": ["a", "a"]}}, "x: .*; members, each once"),
+        ({"ensembles": {"x": "all"}}, "ensembles need ensemble"),
+        ({"ensemble": "ensemble.yaml", "ensembles": {"x": ["b"]}}, "x: .'b'.; members, each once"),
+        (
+            {"ensemble": "ensemble.yaml", "ensembles": {"x": ["a", "a"]}},
+            "x: .*; members, each once",
+        ),
         ({"control": 3}, "control: 3; true, or names"),
         ({"control": {"a": ["a"]}}, "control: 'a' is a member already"),
         ({"maps": ["GradCAM"]}, "maps: .* is no mapping of names"),
@@ -201,7 +204,7 @@ def test_what_is_no_study_is_one_line_with_its_place(said, words, tmp_path, monk
     for name in ("a.yaml", "base.yaml"):
         Path(name).touch()
     Path("s.yaml").write_text(said + ("\nbase: base.yaml" if not words else ""))
-    assert main(["study", "status", "s.yaml"]) == (2 if words else 0)
+    assert main(["experiment", "status", "s.yaml"]) == (2 if words else 0)
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == bool(words)

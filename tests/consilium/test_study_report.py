@@ -66,7 +66,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             history = pd.DataFrame({"epoch": [0, 1], "seconds": [2.0, 3.0], "train/loss": [1, 0.5]})
             history.to_csv(run.folder / "history.csv", index=False)
             (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
-        return study, ["study", "report", "s.yaml", "--output", "out"]
+        return study, ["experiment", "report", "s.yaml", "--output", "out"]
 
     return written
 

@@ -16,7 +16,7 @@ def told(error):
 
 @pytest.mark.parametrize(
     "args",
-    [["study", "run", "s.yaml", "--jbs", "2"], ["study"], ["cache", "foo"], ["compare"],
+    [["experiment", "run", "s.yaml", "--jbs", "2"], ["study"], ["cache", "foo"], ["compare"],
      ["cache", "build"], ["audit", "x", "--size", "wide"], ["serve", "x", "--port", "http"]],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line_that_says_where_help_is(args, capsys):

@@ -8,7 +8,7 @@ COLOUR = np.random.default_rng(1).integers(0, 255, (48, 48, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("policy", policies())
-@pytest.mark.parametrize("pixels", [GRAY, COLOUR], ids=["gray", "colour"])
+@pytest.mark.parametrize("pixels", [GRAY, COLOUR], ids=["gray", "color"])
 def test_shape_and_type_stay_and_the_seed_decides(policy, pixels):
     augment = Augment(policy)
     first = [augment(pixels, (0, 0, index)) for index in range(8)]

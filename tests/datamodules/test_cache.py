@@ -51,7 +51,7 @@ def test_a_second_opening_finds_it_and_a_worker_opens_its_own_map(paths, root):
     assert np.array_equal(pickle.loads(sent).pixels(paths[0]), again.pixels(paths[0]))
 
 
-def test_settings_that_make_pixels_miss_and_normalisation_does_not(paths, root):
+def test_settings_that_make_pixels_miss_and_normalization_does_not(paths, root):
     folder = cache.opened(paths, SMALL, root).folder
     assert cache.opened(paths, Preprocess(size=16, clahe=2.5), root).folder != folder
     assert cache.opened(paths, Preprocess(16, clahe=2.0, mean=(0, 0, 0)), root).folder == folder

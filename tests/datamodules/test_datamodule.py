@@ -90,16 +90,16 @@ def test_under_a_trainer_batches_stay_bytes_until_they_are_on_the_device(root):
     assert torch.equal(data.on_after_batch_transfer(done, 0)["image"], floats["image"])
 
 
-def test_gray_and_colour_pictures_share_a_batch(root, tmp_path):
+def test_gray_and_color_pictures_share_a_batch(root, tmp_path):
     gray = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
-    colour = np.dstack([gray, gray // 2, gray // 3])
-    for name, image in (("train/none/a", gray), ("val/none/b", gray), ("val/none/c", colour)):
+    color = np.dstack([gray, gray // 2, gray // 3])
+    for name, image in (("train/none/a", gray), ("val/none/b", gray), ("val/none/c", color)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / f"{name}.png"), image)
     data = ImageDataModule(Folders(str(tmp_path), None), ["none"], Preprocess(size=32), workers=0)
     data.setup("validate")
     seen = next(iter(data.val_dataloader()))["image"]
-    for k, image in enumerate((gray, cv2.cvtColor(colour, cv2.COLOR_BGR2RGB))):
+    for k, image in enumerate((gray, cv2.cvtColor(color, cv2.COLOR_BGR2RGB))):
         assert torch.equal(seen[k], data.preprocess(image))
 
 

@@ -12,7 +12,7 @@ from datamodules.images import ImageError, read
 
 
 @pytest.fixture(scope="module")
-def colour():
+def color():
     noise = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 4)
 
@@ -31,9 +31,9 @@ def put(folder, data, name="x.bin"):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_lossless_files_give_their_very_pixels(tmp_path, colour, kind):
-    assert np.array_equal(read(put(tmp_path, encoded(colour, kind))), colour)
-    gray = colour[..., 0].copy()
+def test_lossless_files_give_their_very_pixels(tmp_path, color, kind):
+    assert np.array_equal(read(put(tmp_path, encoded(color, kind))), color)
+    gray = color[..., 0].copy()
     assert np.array_equal(read(put(tmp_path, encoded(gray, kind))), gray)
 
 
@@ -46,35 +46,35 @@ def test_lossless_files_give_their_very_pixels(tmp_path, colour, kind):
         ("WEBP", None, {"quality": 98}),
     ],
 )
-def test_lossy_files_are_close_to_their_pixels(tmp_path, colour, kind, mode, options):
-    found = read(put(tmp_path, encoded(colour, kind, mode, **options)))
-    assert found.shape == colour.shape
-    assert np.abs(found.astype(int) - colour).mean() < 3
+def test_lossy_files_are_close_to_their_pixels(tmp_path, color, kind, mode, options):
+    found = read(put(tmp_path, encoded(color, kind, mode, **options)))
+    assert found.shape == color.shape
+    assert np.abs(found.astype(int) - color).mean() < 3
 
 
-def test_fill_bytes_before_the_markers_of_a_jpeg_change_nothing(tmp_path, colour):
-    plain = filled = encoded(colour, "JPEG")
+def test_fill_bytes_before_the_markers_of_a_jpeg_change_nothing(tmp_path, color):
+    plain = filled = encoded(color, "JPEG")
     for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda"):
         filled = filled.replace(marker, b"\xff\xff\xff" + marker, 1)
     assert len(filled) == len(plain) + 9
     assert np.array_equal(read(put(tmp_path, filled, "a")), read(put(tmp_path, plain, "b")))
 
 
-def test_gray_stays_gray_and_alpha_is_dropped(tmp_path, colour):
-    gray = colour[..., 1].copy()
+def test_gray_stays_gray_and_alpha_is_dropped(tmp_path, color):
+    gray = color[..., 1].copy()
     assert read(put(tmp_path, encoded(gray, "JPEG"))).ndim == 2
     assert np.array_equal(read(put(tmp_path, encoded(gray, "PNG", "LA"))), gray)
-    with_alpha = np.dstack([colour, gray])
-    assert np.array_equal(read(put(tmp_path, encoded(with_alpha, "PNG"))), colour)
+    with_alpha = np.dstack([color, gray])
+    assert np.array_equal(read(put(tmp_path, encoded(with_alpha, "PNG"))), color)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_the_exif_turn_is_applied(tmp_path, colour, kind):
+def test_the_exif_turn_is_applied(tmp_path, color, kind):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise
     options = {"quality": 98} if kind != "PNG" else {}
-    found = read(put(tmp_path, encoded(colour, kind, exif=exif, **options)))
-    assert np.abs(found.astype(int) - np.rot90(colour, -1)).mean() < 3
+    found = read(put(tmp_path, encoded(color, kind, exif=exif, **options)))
+    assert np.abs(found.astype(int) - np.rot90(color, -1)).mean() < 3
 
 
 @pytest.mark.parametrize(("top", "bits"), [(4095, 12), (4096, 14), (65535, 16), (255, 8)])
@@ -93,14 +93,14 @@ def test_float_tiffs_are_taken_from_0_to_1_or_refused(tmp_path):
         read(put(tmp_path, encoded(ramp * 7, "TIFF")))
 
 
-def test_a_page_is_named_or_the_file_is_refused(tmp_path, colour):
-    pages = [Image.fromarray(colour), Image.fromarray(255 - colour)]
+def test_a_page_is_named_or_the_file_is_refused(tmp_path, color):
+    pages = [Image.fromarray(color), Image.fromarray(255 - color)]
     path = tmp_path / "pages.tif"
     pages[0].save(path, save_all=True, append_images=pages[1:])
     with pytest.raises(ImageError, match=r"pages.tif: 2 frames; name one"):
         read(path)
-    assert np.array_equal(read(f"{path}#0"), colour)
-    assert np.array_equal(read(f"{path}#1"), 255 - colour)
+    assert np.array_equal(read(f"{path}#0"), color)
+    assert np.array_equal(read(f"{path}#1"), 255 - color)
     with pytest.raises(ImageError, match="frame is 2; the file has the frames 0 to 1"):
         read(f"{path}#2")
 
@@ -147,20 +147,20 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path, data, message):
         read(put(tmp_path, data, "film.png"))
 
 
-def test_a_chunk_that_lies_about_its_length_is_refused_before_room_is_made(tmp_path, colour):
-    data = bytearray(encoded(colour, "PNG"))
+def test_a_chunk_that_lies_about_its_length_is_refused_before_room_is_made(tmp_path, color):
+    data = bytearray(encoded(color, "PNG"))
     at = data.index(b"IDAT") - 4
     data[at : at + 4] = (2**31 - 9).to_bytes(4, "big")
     with pytest.raises(ImageError, match="png header is cut or damaged"):
         read(put(tmp_path, bytes(data)))
 
 
-def test_a_missing_file_and_too_many_bytes_are_refused(tmp_path, colour, monkeypatch):
+def test_a_missing_file_and_too_many_bytes_are_refused(tmp_path, color, monkeypatch):
     with pytest.raises(ImageError, match=r"nowhere\.png: No such file"):
         read(tmp_path / "nowhere.png")
     monkeypatch.setattr(images, "MAX_BYTES", 100)
     with pytest.raises(ImageError, match=r"x.bin: \d+ bytes; allowed are 100"):
-        read(put(tmp_path, encoded(colour, "PNG")))
+        read(put(tmp_path, encoded(color, "PNG")))
 
 
 def mutated(data, dice):
@@ -184,10 +184,10 @@ def outcome(path):
     return "picture" if found.dtype == np.uint8 and found.shape[2:] in ((), (3,)) else "odd"
 
 
-def test_mutated_files_end_in_a_picture_or_in_an_error_with_their_name(tmp_path, colour):
+def test_mutated_files_end_in_a_picture_or_in_an_error_with_their_name(tmp_path, color):
     dice = np.random.default_rng(7)
     kinds = ["PNG", "JPEG", "TIFF", "BMP", "WEBP"]
-    whole = [encoded(part, kind) for kind in kinds for part in (colour, colour[..., 0].copy())]
+    whole = [encoded(part, kind) for kind in kinds for part in (color, color[..., 0].copy())]
     for number in range(200):
         path = put(tmp_path, mutated(whole[number % len(whole)], dice), f"m{number}.png")
         assert outcome(path) in ("picture", "named")

@@ -21,15 +21,15 @@ def test_letterbox_pads_and_crop_cuts():
     assert set(Preprocess(size=10, fit="crop").pixels(wide).ravel()) == {7}
 
 
-def test_tensor_is_the_textbook_normalisation_and_gray_is_repeated():
+def test_tensor_is_the_textbook_normalization_and_gray_is_repeated():
     preprocess = Preprocess(size=4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
     gray = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
     expected = [(gray / 255 - m) / s for m, s in zip(preprocess.mean, preprocess.std, strict=True)]
     found = preprocess(gray)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), np.stack(expected), atol=1e-5)
-    colour = np.stack([gray, gray, gray], axis=-1)
-    assert torch.equal(preprocess(colour), found)
+    color = np.stack([gray, gray, gray], axis=-1)
+    assert torch.equal(preprocess(color), found)
 
 
 def test_it_travels_as_plain_data_and_its_name_follows_its_values():

@@ -12,7 +12,7 @@ def make(
     films: int = 1,
     split: str = "test",
 ) -> PredictionTable:
-    """A table whose logits favour the label by `gain`; `films` rows to a patient."""
+    """A table whose logits favor the label by `gain`; `films` rows to a patient."""
     rng = np.random.default_rng(seed)
     label = np.random.default_rng(99).integers(0, classes, n)
     label[:classes] = np.arange(classes)

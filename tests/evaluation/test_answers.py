@@ -53,32 +53,32 @@ def test_the_surest_take_turns_among_the_classes(table):
 
 
 def test_a_study_folder_knows_its_runs(tmp_path):
-    for name in ("members/b", "members/a", "council"):
+    for name in ("members/b", "members/a", "ensemble"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").touch()
-    (tmp_path / "council/council.json").touch()
+    (tmp_path / "ensemble/ensemble.json").touch()
     (tmp_path / "members/unfinished").mkdir()
     study = StudyFolder(tmp_path)
-    assert (study.members, study.councils) == (["a", "b"], ["council"])
-    assert study.first == study.run("council") == tmp_path / "council"
+    assert (study.members, study.ensembles) == (["a", "b"], ["ensemble"])
+    assert study.first == study.run("ensemble") == tmp_path / "ensemble"
     assert study.config("a") == str(tmp_path / "members/a/config.yaml")
-    with pytest.raises(ValueError, match="no run 'c'; there are a, b, council"):
+    with pytest.raises(ValueError, match="no run 'c'; there are a, b, ensemble"):
         study.run("c")
     with pytest.raises(ValueError, match="no finished member"):
         StudyFolder(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
-    ("council", "voters"),
+    ("ensemble", "voters"),
     [
-        ("council", "voters"),
-        ("council-all_7", "voters-all_7"),
-        ("council-seed0-fold1", "voters-seed0-fold1"),
+        ("ensemble", "voters"),
+        ("ensemble-all_7", "voters-all_7"),
+        ("ensemble-seed0-fold1", "voters-seed0-fold1"),
         ("chosen", "voters"),
     ],
 )
-def test_each_council_has_voters_of_its_own(council, voters):
-    assert voters_of(Path("runs/x") / council) == Path("runs/x") / voters
+def test_each_ensemble_has_voters_of_its_own(ensemble, voters):
+    assert voters_of(Path("runs/x") / ensemble) == Path("runs/x") / voters
 
 
 def test_sections_and_drawings_are_shown_in_a_notebook():

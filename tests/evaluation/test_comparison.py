@@ -88,8 +88,8 @@ def test_pairing_narrows_the_difference_of_like_models() -> None:
 
 def test_five_copies_of_one_net_give_no_gain() -> None:
     table = make(300, films=3)
-    council = pool(Soft(), [table] * 5)
-    found = against({"soft": council, "again": council}, table, draws=200)["soft"]
+    ensemble = pool(Soft(), [table] * 5)
+    found = against({"soft": ensemble, "again": ensemble}, table, draws=200)["soft"]
     for name, difference in found.items():
         assert difference.figure.value == pytest.approx(0, abs=1e-6), name
         assert verdict(name, difference) == "no evidence of gain", name

@@ -64,7 +64,7 @@ def test_deletion_and_insertion_of_a_model_that_looks_at_one_place():
     assert faith.insertion(score, picture, blank, worst) == pytest.approx(0.05)
 
 
-def test_colour_is_taken_away_whole():
+def test_color_is_taken_away_whole():
     picture, blank = np.ones((4, 4, 3)), np.zeros((4, 4, 3))
     seen = []
 

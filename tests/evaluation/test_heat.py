@@ -16,8 +16,8 @@ def test_a_bare_map_changes_nothing_and_a_peak_is_seen():
     assert (moved > 0).sum() == 1
 
 
-def test_colours_grow_lighter_so_that_no_colour_sense_is_needed():
-    light = maps.coloured(np.linspace(0, 1, 50)[None]).astype(float) @ [0.2126, 0.7152, 0.0722]
+def test_colors_grow_lighter_so_that_no_color_sense_is_needed():
+    light = maps.colored(np.linspace(0, 1, 50)[None]).astype(float) @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(light[0]) >= 0).all()
     assert light[0, 0] < 5
     assert 120 < light[0, -1] < 200  # bright, and not as bright as bone

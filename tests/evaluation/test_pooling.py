@@ -18,7 +18,7 @@ def test_soft_voting_is_the_mean() -> None:
     np.testing.assert_allclose(Soft()(members), expected, rtol=1e-12)
 
 
-def test_geometric_voting_is_the_normalised_root_of_the_product() -> None:
+def test_geometric_voting_is_the_normalized_root_of_the_product() -> None:
     members = _members()
     product = (members[0] * members[1] * members[2]) ** (1 / 3)
     expected = product / product.sum(1, keepdims=True)
@@ -59,12 +59,12 @@ def test_every_voter_gives_probabilities_and_copies_change_nothing() -> None:
     assert np.array_equal(Majority()(copies).argmax(1), one.argmax(1))
 
 
-def test_a_councils_table_holds_its_pooled_probabilities() -> None:
+def test_a_ensembles_table_holds_its_pooled_probabilities() -> None:
     tables = [make(seed=s) for s in range(3)]
     shuffled = tables[1].take(np.random.default_rng(0).permutation(60))
-    council = pool(Soft(), [tables[0], shuffled, tables[2]])
-    np.testing.assert_allclose(council.probabilities, Soft()(stack(tables)), atol=1e-6)
-    assert council.rows.equals(tables[0].rows)
+    ensemble = pool(Soft(), [tables[0], shuffled, tables[2]])
+    np.testing.assert_allclose(ensemble.probabilities, Soft()(stack(tables)), atol=1e-6)
+    assert ensemble.rows.equals(tables[0].rows)
 
 
 def test_an_image_without_its_part_is_named() -> None:

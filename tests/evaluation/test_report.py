@@ -24,7 +24,7 @@ def _results() -> Results:
     good = Figure(0.9, 0.8, 0.95, "Wilson", 50, 50)
     absent = Figure(None, None, None, "DeLong", 50, 50, "class 'c' has no image")
     return Results(
-        "council",
+        "ensemble",
         "test",
         ["a", "b"],
         {"accuracy": good, "auroc": absent},
@@ -65,7 +65,7 @@ def test_a_report_is_one_file_that_asks_nothing_of_the_network(tmp_path: Path) -
     table = make()
     found = compute.figures(table, draws=20)
     sections = [
-        html.lead("The council", "accuracy", found["accuracy"]),
+        html.lead("The ensemble", "accuracy", found["accuracy"]),
         html.Text("Less than <b>all</b>."),
         html.figures_table(found),
         html.Gates([html.Gate("accuracy", ">= 0.9", "0.8", False)]),
@@ -84,9 +84,9 @@ def test_a_report_is_one_file_that_asks_nothing_of_the_network(tmp_path: Path) -
 
 
 def test_the_lead_carries_the_interval_and_the_counts() -> None:
-    text = html.lead("The council", "accuracy", Figure(0.97, 0.955, 0.98, "Wilson", 1200, 300))
+    text = html.lead("The ensemble", "accuracy", Figure(0.97, 0.955, 0.98, "Wilson", 1200, 300))
     assert text.body == (
-        "The council reaches accuracy 0.9700 (95 % interval 0.9550 to 0.9800) "
+        "The ensemble reaches accuracy 0.9700 (95 % interval 0.9550 to 0.9800) "
         "on 1,200 images of 300 patients."
     )
 

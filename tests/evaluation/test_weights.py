@@ -39,9 +39,9 @@ def test_nothing_is_fitted_on_test(fit: Fit) -> None:
 @pytest.mark.parametrize("fit", FITS)
 def test_every_fitted_voter_gives_probabilities_and_helps_on_new_images(fit: Fit) -> None:
     voter, fresh = fit(experts(seed=0)), experts(seed=1, split="test")
-    council = pool(voter, fresh)
-    np.testing.assert_allclose(council.probabilities.sum(1), 1)
-    assert _nll(council) < _nll(pool(Soft(), fresh)) - 0.01
+    ensemble = pool(voter, fresh)
+    np.testing.assert_allclose(ensemble.probabilities.sum(1), 1)
+    assert _nll(ensemble) < _nll(pool(Soft(), fresh)) - 0.01
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -98,7 +98,7 @@ def test_greedy_selection_finds_the_same_weights_in_steps() -> None:
     members, labels = stack(tables), tables[0].labels
     losses = [_calibrated_nll(w, members, labels) for w in (greedy.weights, learned.weights)]
     assert losses[0] < losses[1] + 1e-3
-    assert abs(greedy.optimism) < 0.05
+    assert abs(greedy.optimizm) < 0.05
     again = fit_greedy(tables)
     assert np.array_equal(greedy.weights, again.weights)
 
@@ -139,7 +139,7 @@ def test_a_rare_class_takes_the_common_weights() -> None:
 
 def test_a_stack_asks_for_enough_rows() -> None:
     tables = [make(440, 3, seed=s, split="val") for s in range(3)]
-    with pytest.raises(ValueError, match="50 x 3 members x 3 classes = 450 labelled rows"):
+    with pytest.raises(ValueError, match="50 x 3 members x 3 classes = 450 labeled rows"):
         fit_stacked(tables)
 
 
@@ -183,6 +183,6 @@ def test_a_layer_without_keys_is_a_softmax_of_its_bias() -> None:
 
 def test_experts_pooled_by_part_are_right_where_each_is() -> None:
     fresh = experts(seed=1, split="test")
-    council = pool(fit_per_part(experts()), fresh)
-    found = quick(council.probabilities, council.labels)
+    ensemble = pool(fit_per_part(experts()), fresh)
+    found = quick(ensemble.probabilities, ensemble.labels)
     assert found["accuracy"] > quick(fresh[0].probabilities, fresh[0].labels)["accuracy"] + 0.2

@@ -39,7 +39,7 @@ def main(world: int, folder: Path, mutation: str) -> None:
     members = sorted(str(path) for path in folder.parent.glob("member*.ckpt"))
     subjects: dict[str, ExactModule] = {"single": single}
     if members and not mutation:
-        subjects["council"] = EnsembleModule(CLASSES, members)
+        subjects["ensemble"] = EnsembleModule(CLASSES, members)
     figures = {}
     for size in SIZES:
         for name, module in subjects.items():

@@ -41,7 +41,7 @@ def test_facts_of_the_known(name: str) -> None:
         assert found.parameters / 1e6 == pytest.approx(PUBLISHED[bare(name)], rel=0.01)
     assert found.cam is not None
     assert min(found.cam.height, found.cam.width) >= 7
-    assert found.licence != "unknown"
+    assert found.license != "unknown"
     assert found.commercial == (not name.startswith("convnextv2"))
 
 

@@ -1,4 +1,4 @@
-"""A council's module by itself: order of classes, ways to keep members, what is refused."""
+"""An ensemble's module by itself: order of classes, ways to keep members, what is refused."""
 
 import gc
 import json
@@ -11,7 +11,7 @@ from evaluation.metrics.calibration import Temperature
 from evaluation.voters import store
 from evaluation.voters.simple import Soft
 from lightning_modules import EnsembleModule, checkpoints
-from lightning_modules.ensemble import load_council
+from lightning_modules.ensemble import load_ensemble
 
 CLASSES = ["none", "simple", "comminuted"]
 MAPS = Path("/proc/self/maps")
@@ -22,16 +22,16 @@ def runs(resnet, larger):
     return [str(resnet), str(larger)]
 
 
-def asked(council):
+def asked(ensemble):
     """Votes of one fixed batch; two views, one for each size."""
     torch.manual_seed(0)
-    council.views = ["small", "large"]
+    ensemble.views = ["small", "large"]
     images = {"small": torch.randn(3, 3, 32, 32), "large": torch.randn(3, 3, 48, 48)}
     with torch.inference_mode():
-        return council.eval().votes({"image": images, "label": None, "index": None})
+        return ensemble.eval().votes({"image": images, "label": None, "index": None})
 
 
-def test_votes_are_the_members_own_logits_in_the_councils_order(runs):
+def test_votes_are_the_members_own_logits_in_the_ensembles_order(runs):
     votes = asked(EnsembleModule(CLASSES, runs))
     turned = asked(EnsembleModule(CLASSES[::-1], runs))
     assert torch.equal(votes.flip(-1), turned)
@@ -49,10 +49,10 @@ def test_members_kept_apart_say_the_same_and_are_no_part_of_the_module(runs):
     assert list(together.parameters())
 
 
-def stated(council):
+def stated(ensemble):
     """The hash of the weights that its tables would state."""
-    council.on_test_epoch_start()
-    return council.measured
+    ensemble.on_test_epoch_start()
+    return ensemble.measured
 
 
 def test_members_kept_apart_state_the_same_weights(runs):
@@ -92,8 +92,8 @@ def test_members_of_other_classes_are_refused(runs):
         EnsembleModule(["none", "simple", "open"], runs)
 
 
-def test_a_council_is_not_fitted(runs):
-    with pytest.raises(ValueError, match="a council is not trained: fit its members"):
+def test_a_ensemble_is_not_fitted(runs):
+    with pytest.raises(ValueError, match="an ensemble is not trained: fit its members"):
         EnsembleModule(CLASSES, runs).setup("fit")
 
 
@@ -104,7 +104,7 @@ def test_a_voter_that_is_neither_known_nor_fitted_is_refused(runs, tmp_path):
 
 @pytest.fixture
 def convened(runs, tmp_path):
-    """Writes a council.json of the runs into a folder, with what it says of its voter."""
+    """Writes an ensemble.json of the runs into a folder, with what it says of its voter."""
 
     def written(name, fitted_on, temperature=None):
         blocks = {run: checkpoints.read(f"{run}/best.ckpt")[0] for run in runs}
@@ -112,27 +112,27 @@ def convened(runs, tmp_path):
         said = {"format": 1, "class_names": CLASSES, "members": members,
                 "voter": {"kind": "soft", "fitted_on": fitted_on}}  # fmt: skip
         (tmp_path / name).mkdir()
-        (tmp_path / name / "council.json").write_text(json.dumps(said))
+        (tmp_path / name / "ensemble.json").write_text(json.dumps(said))
         if temperature is not None:
             hashes = [block.weights for block in blocks.values()]
-            fitted = store.Council(Soft(), hashes, CLASSES, Temperature(temperature), fitted_on)
-            store.save(tmp_path / name.replace("council", "voters"), fitted)
+            fitted = store.Ensemble(Soft(), hashes, CLASSES, Temperature(temperature), fitted_on)
+            store.save(tmp_path / name.replace("ensemble", "voters"), fitted)
         return tmp_path / name
 
     return written
 
 
-def test_each_council_of_a_study_is_calibrated_by_its_own_voters(convened, monkeypatch):
-    heats = {"council": 0.5, "council-all_7": 0.6, "council-seed0-fold1": 0.7}
+def test_each_ensemble_of_a_study_is_calibrated_by_its_own_voters(convened, monkeypatch):
+    heats = {"ensemble": 0.5, "ensemble-all_7": 0.6, "ensemble-seed0-fold1": 0.7}
     for name, heat in heats.items():
-        assert load_council(convened(name, "val", heat)).council.temperature.value == heat
+        assert load_ensemble(convened(name, "val", heat)).ensemble.temperature.value == heat
         monkeypatch.chdir(convened(f"{name}-here", "val", heat))
-        assert load_council("council.json").council.temperature.value == heat
+        assert load_ensemble("ensemble.json").ensemble.temperature.value == heat
 
 
 def test_a_voter_that_is_not_the_one_stated_is_not_taken(convened):
-    lost = convened("council-lost", "val")
+    lost = convened("ensemble-lost", "val")
     with pytest.raises(ValueError, match=r"no voter.json of its voter 'soft' in .*voters-lost"):
-        load_council(lost)
-    convened("council", "val", 0.5)
-    assert load_council(convened("plain", "")).council.temperature.value == 1
+        load_ensemble(lost)
+    convened("ensemble", "val", 0.5)
+    assert load_ensemble(convened("plain", "")).ensemble.temperature.value == 1

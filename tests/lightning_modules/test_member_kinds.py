@@ -31,7 +31,7 @@ KINDS = {
     "averaged": {"trainer.callbacks+": [EMA]},
     "recomputed": {"model.init_args.backbone_args": {"grad_checkpointing": True}},
     "thawing": {"model.init_args.tuning": {"frozen_stages": 2, "thaw_epochs": [1]}},
-    "plateau": {"model.init_args.optimisation": {"schedule": "plateau", "every": 1}},
+    "plateau": {"model.init_args.optimization": {"schedule": "plateau", "every": 1}},
 }
 
 

@@ -1,4 +1,4 @@
-"""One-versus-one: what each head learns from, what the council sees, and what tables keep."""
+"""One-versus-one: what each head learns from, what the ensemble sees, and what tables keep."""
 
 import numpy as np
 import pandas as pd
@@ -85,7 +85,7 @@ def test_dropout_acts_before_the_heads() -> None:
     assert not torch.equal(net.net(image), net.net(image))
 
 
-def test_tables_keep_the_pairs_and_agree_with_the_council() -> None:
+def test_tables_keep_the_pairs_and_agree_with_the_ensemble() -> None:
     net = model().eval()
     batch = {"image": torch.rand(5, 3, 32, 32), "label": torch.arange(5) % 4, "index": None}
     with torch.no_grad():
@@ -111,4 +111,4 @@ def test_it_is_in_the_registry_of_checkpoints() -> None:
 
 def plain() -> dict[str, object]:
     defaults = model()
-    return {"optimisation": defaults.optimisation, "tuning": defaults.tuning}
+    return {"optimization": defaults.optimization, "tuning": defaults.tuning}

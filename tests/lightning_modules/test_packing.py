@@ -91,8 +91,8 @@ def test_a_packed_checkpoint_is_a_member_again(checkpoint, packed):
     assert torch.equal(again.train_ids, block.train_ids)
     assert again.class_names == block.class_names
     assert packed.stat().st_size < checkpoint.stat().st_size / 4
-    council = EnsembleModule(CLASSES, [str(checkpoint), str(packed)])
-    assert council.blocks[1].weights == again.weights
+    ensemble = EnsembleModule(CLASSES, [str(checkpoint), str(packed)])
+    assert ensemble.blocks[1].weights == again.weights
 
 
 def test_a_packed_run_is_tested_like_its_checkpoint(resnet, tmp_path):

@@ -1,4 +1,4 @@
-"""A weight file, its padding and its normalisation, from the command line to the checkpoint."""
+"""A weight file, its padding and its normalization, from the command line to the checkpoint."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.conftest import Tiny
 HALF = [0.5, 0.5, 0.5]
 
 
-def test_file_padding_and_normalisation_arrive(tiny: Tiny, tmp_path: Path) -> None:
+def test_file_padding_and_normalization_arrive(tiny: Tiny, tmp_path: Path) -> None:
     source = timm.create_model("test_efficientnet", pad_type="same").state_dict()
     source = {name: value + 0.01 for name, value in source.items() if value.is_floating_point()}
     weights = tmp_path / "made_up.safetensors"

@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import backbones
 from lightning_modules.freezing import FineTuning, rest
-from lightning_modules.optim import Optimisation, Schedule
+from lightning_modules.optim import Optimization, Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
-STEPS = 5  # optimiser steps an epoch of the curves below
+STEPS = 5  # optimizer steps an epoch of the curves below
 
 
-def rates(settings: Optimisation, epochs: int) -> list[float]:
+def rates(settings: Optimization, epochs: int) -> list[float]:
     curve = settings.curve(epochs)
     return [curve(step / STEPS) for step in range(epochs * STEPS)]
 
@@ -45,11 +45,11 @@ def torch_rates(make: Callable[[optim.Optimizer], LRScheduler], epochs: int) -> 
 
 def test_cosine_is_torchs() -> None:
     expected = torch_rates(lambda o: CosineAnnealingLR(o, 8 * STEPS, eta_min=0.2), 8)
-    assert rates(Optimisation(schedule="cosine", floor=0.2), 8) == pytest.approx(expected)
+    assert rates(Optimization(schedule="cosine", floor=0.2), 8) == pytest.approx(expected)
 
 
 def test_onecycle_is_torchs() -> None:
-    found = rates(Optimisation(schedule="onecycle", warmup_epochs=2), 10)
+    found = rates(Optimization(schedule="onecycle", warmup_epochs=2), 10)
     # torch counts steps, so that its peak and its end stand at whole ones
     expected = torch_rates(
         lambda o: OneCycleLR(o, 1.0, total_steps=10 * STEPS + 1, pct_start=11 / (10 * STEPS + 1)),
@@ -60,22 +60,22 @@ def test_onecycle_is_torchs() -> None:
 
 def test_stairs_are_torchs() -> None:
     expected = torch_rates(lambda o: StepLR(o, 3 * STEPS, gamma=0.5), 10)
-    assert rates(Optimisation(schedule="step", every=3, factor=0.5), 10) == pytest.approx(expected)
+    assert rates(Optimization(schedule="step", every=3, factor=0.5), 10) == pytest.approx(expected)
 
 
 def test_waves_are_torchs() -> None:
     expected = torch_rates(lambda o: CyclicLR(o, 0.1, 1.0, step_size_up=2 * STEPS), 9)
-    assert rates(Optimisation(schedule="cyclic", every=2, floor=0.1), 9) == pytest.approx(expected)
+    assert rates(Optimization(schedule="cyclic", every=2, floor=0.1), 9) == pytest.approx(expected)
 
 
 def test_a_level_schedule_stays() -> None:
-    assert rates(Optimisation(), 4) == [1.0] * 4 * STEPS
+    assert rates(Optimization(), 4) == [1.0] * 4 * STEPS
 
 
 @pytest.mark.parametrize("schedule", ["none", "cosine", "step", "cyclic", "plateau"])
 def test_warm_up_is_a_straight_line_from_zero(schedule: str) -> None:
-    settings = Optimisation(schedule=schedule, warmup_epochs=2, every=100)
-    shape = Optimisation(schedule=schedule, every=100).curve(20)
+    settings = Optimization(schedule=schedule, warmup_epochs=2, every=100)
+    shape = Optimization(schedule=schedule, every=100).curve(20)
     warm = settings.curve(20)
     assert warm(0) == 0
     if schedule == "cosine":
@@ -91,7 +91,7 @@ def test_plateaus_are_torchs() -> None:
     losses = (torch.rand(60) + torch.linspace(1, 0.5, 60)).tolist()
     theirs = optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     ours = optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    settings = Optimisation(schedule="plateau", every=2, factor=0.5, floor=0.01)
+    settings = Optimization(schedule="plateau", every=2, factor=0.5, floor=0.01)
     reference = ReduceLROnPlateau(theirs, factor=0.5, patience=2, min_lr=0.01)
     schedule = Schedule(ours, settings.curve(60), 1)
     for loss in losses:
@@ -105,7 +105,7 @@ def test_plateaus_are_torchs() -> None:
 
 def test_plateau_keeps_the_ratio_of_its_groups() -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.1)]
-    settings = Optimisation(schedule="plateau", every=1, factor=0.5)
+    settings = Optimization(schedule="plateau", every=1, factor=0.5)
     optimizer = optim.SGD(groups, lr=1.0)
     schedule = Schedule(optimizer, settings.curve(9), 1)
     for _ in range(3):
@@ -116,7 +116,7 @@ def test_plateau_keeps_the_ratio_of_its_groups() -> None:
 class Learner(lightning.LightningModule):
     """As little of a classifier as the schedules need; each epoch's val loss is told in advance."""
 
-    def __init__(self, settings: Optimisation, tuning: FineTuning) -> None:
+    def __init__(self, settings: Optimization, tuning: FineTuning) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.net = backbones.build("test_resnet", 2)
@@ -178,13 +178,13 @@ def fit(folder: Path, learner: Learner, *, stop: int = 4, resume: str | None = N
 
 
 SCHEDULES = [
-    Optimisation(),
-    Optimisation(schedule="cosine", warmup_epochs=0.5, optimizer="adam"),
-    Optimisation(schedule="onecycle", warmup_epochs=1, weight_decay=0.1),
-    Optimisation(schedule="step", every=1, factor=0.5, optimizer="rmsprop"),
-    Optimisation(schedule="cyclic", every=1, floor=0.1, optimizer="sgd"),
-    Optimisation(schedule="plateau", every=1, factor=0.5),
-    Optimisation(schedule="plateau", every=1, factor=0.5, monitor="val/accuracy"),
+    Optimization(),
+    Optimization(schedule="cosine", warmup_epochs=0.5, optimizer="adam"),
+    Optimization(schedule="onecycle", warmup_epochs=1, weight_decay=0.1),
+    Optimization(schedule="step", every=1, factor=0.5, optimizer="rmsprop"),
+    Optimization(schedule="cyclic", every=1, floor=0.1, optimizer="sgd"),
+    Optimization(schedule="plateau", every=1, factor=0.5),
+    Optimization(schedule="plateau", every=1, factor=0.5, monitor="val/accuracy"),
 ]
 TUNINGS = [FineTuning(), FineTuning(frozen_stages=2, thaw_epochs=[1, 3])]
 
@@ -192,7 +192,7 @@ TUNINGS = [FineTuning(), FineTuning(frozen_stages=2, thaw_epochs=[1, 3])]
 @pytest.mark.parametrize("tuning", TUNINGS, ids=["all", "thawing"])
 @pytest.mark.parametrize("settings", SCHEDULES, ids=lambda s: s.schedule)
 def test_two_and_two_epochs_are_four(
-    tmp_path: Path, settings: Optimisation, tuning: FineTuning
+    tmp_path: Path, settings: Optimization, tuning: FineTuning
 ) -> None:
     whole, part = Learner(settings, tuning), Learner(settings, tuning)
     straight = fit(tmp_path / "whole", whole)
@@ -205,19 +205,19 @@ def test_two_and_two_epochs_are_four(
 
 
 def test_a_plateau_falls_at_the_validation_that_ends_it(tmp_path: Path) -> None:
-    settings = Optimisation(lr=1.0, schedule="plateau", every=1, factor=0.5, optimizer="sgd")
+    settings = Optimization(lr=1.0, schedule="plateau", every=1, factor=0.5, optimizer="sgd")
     seen = fit(tmp_path, Learner(settings, FineTuning()))
     assert seen == [1.0] * 9 + [0.5] * 3
 
 
 def test_unknown_monitor_names_those_there_are(tmp_path: Path) -> None:
-    settings = Optimisation(schedule="plateau", monitor="val/los")
+    settings = Optimization(schedule="plateau", monitor="val/los")
     with pytest.raises(ValueError, match=r"monitor: no 'val/los' among val/accuracy, val/loss"):
         fit(tmp_path, Learner(settings, FineTuning()))
 
 
 def test_cosine_longer_than_its_warm_up(tmp_path: Path) -> None:
-    settings = Optimisation(schedule="cosine", warmup_epochs=4)
+    settings = Optimization(schedule="cosine", warmup_epochs=4)
     with pytest.raises(ValueError, match=r"warmup_epochs 4 .* not 4\.0 epochs"):
         fit(tmp_path, Learner(settings, FineTuning()))
 
@@ -227,5 +227,5 @@ def test_cosine_longer_than_its_warm_up(tmp_path: Path) -> None:
     [("lr", 0.0), ("weight_decay", -1.0), ("every", 0), ("factor", 1.0), ("floor", 2.0)],
 )
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"optimisation\.{name}: {value} is not"):
-        Optimisation(**{name: value})
+    with pytest.raises(ValueError, match=rf"optimization\.{name}: {value} is not"):
+        Optimization(**{name: value})

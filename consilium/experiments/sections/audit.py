@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from consilium.cli.audit import write
-from consilium.experiments.config import COUNCIL, MEMBERS
+from consilium.experiments.config import ENSEMBLE, MEMBERS
 from consilium.experiments.results import Runs
 from consilium.inference import data_config
 from datamodules.audit.audit import audit
@@ -37,7 +37,7 @@ def sections(kept: dict[str, Path], runs: Runs) -> list[html.Section]:
     rows: list[tuple[html.Cell, ...]] = []
     for digest, file in kept.items():
         said = read_json(file)
-        names = [n for n in runs if _digest(runs, n) == digest and not n.startswith(COUNCIL)]
+        names = [n for n in runs if _digest(runs, n) == digest and not n.startswith(ENSEMBLE)]
         suspects = [fact["name"] for fact in said["confounds"] if fact["suspect"]]
         words = [finding["message"] for finding in said["findings"]] + said["notes"]
         words += [f"predicts the class by itself: {', '.join(suspects)}"] if suspects else []

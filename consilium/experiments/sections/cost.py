@@ -18,7 +18,7 @@ NOTE = (
     "Parameters and multiply-accumulates are those of the network in best.ckpt, counted on paper; "
     "a dash where that file is gone. Seconds are those of training and validation, epoch by "
     "epoch, on the machine that trained it. Zeros: share of all weights; a dash where the member "
-    "is dense. A council costs the sum of its members."
+    "is dense. An ensemble costs the sum of its members."
 )
 
 

@@ -1,4 +1,4 @@
-"""What the voters of a study's councils are worth; members side by side where there are none."""
+"""What the voters of a study's ensembles are worth; members side by side where there are none."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +14,17 @@ from evaluation.ensemble import Fitted, Judged
 from evaluation.plots import curves as drawings
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html
-from evaluation.reports import ensemble as council_report
+from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.run import pictures
 
 SPLITS = ("val", "test")
-MOST = 4  # members without a council that get pictures of their own
+MOST = 4  # members without an ensemble that get pictures of their own
 
 
 def sections(study: Study, folder: Path, runs: Runs) -> list[html.Section]:
-    """Every voter of every council in the first round; members alone where there is no council."""
+    """Every voter of every ensemble in the first round; members alone where there is none."""
     first = rounds(study)[0]
-    there = [name for name in study.councils if name + first.suffix in runs]
+    there = [name for name in study.ensembles if name + first.suffix in runs]
     if not there:
         members = [name + first.suffix for name in study.members]
         done = [name for name in subjects(study, MEMBERS) if name in runs]
@@ -32,16 +32,16 @@ def sections(study: Study, folder: Path, runs: Runs) -> list[html.Section]:
     page: list[html.Section] = []
     for name in there:
         fitted, judged, test = judged_anew(study, folder, name)
-        said = council_report.sections(
+        said = ensemble_report.sections(
             fitted, judged, test, study.voter, disputes(folder / (name + first.suffix), test)
         )
         heading = f"{name}{first.suffix}: every voter of {', '.join(test)}"
         page += [html.Text(said[0].body if isinstance(said[0], html.Text) else "", heading)]
-        # the page of each further council would repeat the pictures of its members
+        # the page of each further ensemble would repeat the pictures of its members
         page += said[1:] if name == there[-1] else [s for s in said[1:] if tabular(s)]
         if study.attribute:
             page.append(
-                council_report.by_part(fitted, test, study.voter, study.attribute, draws=2000)
+                ensemble_report.by_part(fitted, test, study.voter, study.attribute, draws=2000)
             )
     return page
 
@@ -63,7 +63,7 @@ def judged_anew(
 
 
 def disputes(run: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
-    """The images that the members disagree on most, as the council's data module finds them."""
+    """The images that the members disagree on most, as the ensemble's data module finds them."""
     manifest = data_config.from_configs([str(run / "config.yaml")]).listed().table
     paths = dict(zip(manifest["id"], manifest["path"], strict=True))
     found = ensemble.disputed(list(tables.values()))
@@ -71,7 +71,7 @@ def disputes(run: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes,
 
 
 def alone(folder: Path, names: list[str]) -> list[html.Section]:
-    """Members without a council, of one round; side by side where they answer one question."""
+    """Members without an ensemble, of one round; side by side where they answer one question."""
     tables = {name: table_of(folder / MEMBERS / name) for name in names}
     first = next(iter(tables.values()))
     same = [t for t in tables.values() if t.class_names == first.class_names

@@ -43,7 +43,7 @@ def table(study: Study, folder: Path) -> pd.DataFrame:
 
 
 def _named(found: list[tuple[Path, list[Row]]]) -> list[Row]:
-    """All rows, a council's members by the name of the council as well."""
+    """All rows, an ensemble's members by the name of the ensemble as well."""
     return [
         (member if member == run.name else f"{run.name}: {member}", method, figures)
         for run, rows in found

@@ -39,10 +39,10 @@ def sections(study: Study, pooled: Pooled) -> list[html.Section]:
 
 
 def over_folds(study: Study, runs: Runs, folder: Path) -> Pooled:
-    """Figures of each member and council at each seed, over all its folds together."""
+    """Figures of each member and ensemble at each seed, over all its folds together."""
     found: Pooled = {}
     seeds: list[int] | list[None] = study.seeds or [None]
-    for name in (*study.councils, *study.members):
+    for name in (*study.ensembles, *study.members):
         for seed in seeds:
             names = of_seed(study, name, seed)
             if all(run in runs for run in names):
@@ -51,7 +51,7 @@ def over_folds(study: Study, runs: Runs, folder: Path) -> Pooled:
 
 
 def of_seed(study: Study, name: str, seed: int | None) -> list[str]:
-    """The runs of a member or council with a seed, one for each fold."""
+    """The runs of a member or ensemble with a seed, one for each fold."""
     return [name + each.suffix for each in rounds(study) if each.seed == seed]
 
 
@@ -86,7 +86,7 @@ def together(tables: Sequence[PredictionTable]) -> PredictionTable:
 def over_seeds(study: Study, pooled: Pooled) -> pd.DataFrame:
     """Mean, standard deviation, least and greatest of each figure over the seeds."""
     rows = []
-    for name in (*study.councils, *study.members):
+    for name in (*study.ensembles, *study.members):
         each = [found for (subject, _), found in pooled.items() if subject == name]
         for metric in MAIN if len(each) > 1 else ():
             values = np.array([found[metric].value for found in each], dtype=float)

@@ -1,4 +1,4 @@
-"""A folder of exported members: written with what describes it, and read as a council."""
+"""A folder of exported members: written with what describes it, and read as an ensemble."""
 
 import hashlib
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def save(
         file = f"{name}{FORMATS[kind].suffix}"
         write_bytes(folder / file, data)
         members[member.name] = {"file": file, "sha256": _sha(data), "about": about}
-    store.save(folder, model.council)
+    store.save(folder, model.ensemble)
     said = {"version": VERSION, "format": kind, "class_names": model.class_names}
     write_json(folder / FILE, {**said, "members": members})
     return [folder / one["file"] for one in members.values()]
@@ -57,7 +57,7 @@ def metadata(member: Member) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Model:
-    """The council of an export; members whose format holds no gradients have no maps."""
+    """The ensemble of an export; members whose format holds no gradients have no maps."""
     said = read_json(folder / FILE)
     if said.get("version") != VERSION or said.get("format") not in FORMATS:
         found = (said.get("version"), said.get("format"))
@@ -65,8 +65,8 @@ def load(folder: Path) -> Model:
                          f"{', '.join(FORMATS)}")  # fmt: skip
     names, kind = list(said["class_names"]), FORMATS[said["format"]]
     members = [_member(folder, name, one, kind, names) for name, one in said["members"].items()]
-    council = store.load(folder, [one.weights for one in members], names)
-    return Model(members, council, torch.device("cpu"))
+    ensemble = store.load(folder, [one.weights for one in members], names)
+    return Model(members, ensemble, torch.device("cpu"))
 
 
 def _member(

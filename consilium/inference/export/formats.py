@@ -25,7 +25,7 @@ Outputs = Callable[[Tensor], Tensor]
 
 
 class Network(nn.Module):
-    """What is exported: normalised images (n, 3, H, W) in; logits out, of pairs for one-versus-one.
+    """What is exported: normalized images (n, 3, H, W) in; logits out, of pairs for one-versus-one.
 
     Pairs are coupled outside, since no runtime but torch solves the linear systems.
     """

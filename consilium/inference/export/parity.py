@@ -49,10 +49,10 @@ def refuse(kind: str, found: dict[str, Parity]) -> None:
 
 
 def generated(count: int) -> list[np.ndarray]:
-    """Generated radiographs and, every fourth, a generated fundus picture in colour."""
+    """Generated radiographs and, every fourth, a generated fundus picture in color."""
     gray = films(Recipe("fracture", count, 1, 256, seed=7))
-    colour = films(Recipe("retina", count, 1, 256, seed=7))
-    return [next(colour if at % 4 == 3 else gray)[1] for at in range(count)]
+    color = films(Recipe("retina", count, 1, 256, seed=7))
+    return [next(color if at % 4 == 3 else gray)[1] for at in range(count)]
 
 
 def _apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -11,8 +11,8 @@
 # ---
 
 # %% [markdown]
-# # The council and its diversity
-# Is the council worth more than its best member, by which vote, and why?
+# # The ensemble and its diversity
+# Is the ensemble worth more than its best member, by which vote, and why?
 
 # %% tags=["parameters"]
 STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
@@ -24,8 +24,8 @@ from pathlib import Path
 
 from consilium import ROOT
 from evaluation import ensemble
-from evaluation.plots import ensemble as council_figures
-from evaluation.reports import ensemble as council_report
+from evaluation.plots import ensemble as ensemble_figures
+from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.html import Text
 from evaluation.reports.inline import look
 from evaluation.run_folder import StudyFolder
@@ -37,36 +37,36 @@ fitted = ensemble.fit(val)
 judged = ensemble.judge(fitted, test)
 
 # %% [markdown]
-# ## Is the council worth more than its best member?
+# ## Is the ensemble worth more than its best member?
 
 # %%
-look(Text(council_report.sentence(fitted, judged, VOTER)), council_figures.gains(judged.gains))
+look(Text(ensemble_report.sentence(fitted, judged, VOTER)), ensemble_figures.gains(judged.gains))
 
 # %% [markdown]
 # ## Which vote is best, and how do the members stand beside it?
 # Voters are fitted on val and judged once on test.
 
 # %%
-look(council_report.voters(fitted, judged, VOTER), council_report.paired(fitted, judged))
+look(ensemble_report.voters(fitted, judged, VOTER), ensemble_report.paired(fitted, judged))
 
 # %% [markdown]
 # ## How much of the vote does each member get?
 
 # %%
-look(*council_report.weights(fitted, test))
+look(*ensemble_report.weights(fitted, test))
 
 # %% [markdown]
 # ## Do the members err on different images?
 # Members that agree on everything gain nothing from each other.
 
 # %%
-look(council_figures.agreement(test), council_figures.diversity(judged))
+look(ensemble_figures.agreement(test), ensemble_figures.diversity(judged))
 
 # %%
-look(council_report.pairs(judged))
+look(ensemble_report.pairs(judged))
 
 # %% [markdown]
 # ## Which images divide them?
 
 # %%
-look(*council_report.disputes(test))
+look(*ensemble_report.disputes(test))

@@ -33,25 +33,25 @@ def runs(tmp_path: Path) -> Path:
 def _arguments(runs: Path, *more: str) -> list[str]:
     tables = {s: [str(runs / f"members/{m}/predictions/{s}.parquet") for m in MEMBERS]
               for s in ("val", "test")}  # fmt: skip
-    out = ["-o", str(runs / "council"), "--draws", "100"]
-    return ["council", "--val", *tables["val"], "--test", *tables["test"], *out, *more]
+    out = ["-o", str(runs / "ensemble"), "--draws", "100"]
+    return ["ensemble", "--val", *tables["val"], "--test", *tables["test"], *out, *more]
 
 
-def test_a_council_is_fitted_judged_saved_and_reported(
+def test_a_ensemble_is_fitted_judged_saved_and_reported(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--attribute", "body_part", "--attend", "elbow", "--voter", "per_part"]
     assert main(_arguments(runs, *more)) == 0
     said = capsys.readouterr().out
-    assert "The council (per_part) reaches accuracy" in said
+    assert "The ensemble (per_part) reaches accuracy" in said
     assert "report.html" in said
-    folder = runs / "council"
+    folder = runs / "ensemble"
     names = ["none", "simple", "comminuted"]
-    council = load(folder, [f"hash of {m}" for m in MEMBERS], names)
-    assert council.kind == "per_part"
+    ensemble = load(folder, [f"hash of {m}" for m in MEMBERS], names)
+    assert ensemble.kind == "per_part"
     tables = [PredictionTable.read(runs / f"members/{m}/predictions/test.parquet") for m in MEMBERS]
     parts = tables[0].rows["body_part"].to_numpy(dtype=object)
-    again = council(np.stack([t.probabilities for t in tables]), parts)
+    again = ensemble(np.stack([t.probabilities for t in tables]), parts)
     written = PredictionTable.read(folder / "predictions" / "test.parquet")
     np.testing.assert_allclose(written.probabilities, again, atol=1e-6)
     assert read_results(folder / "results.json").meta["voter"] == "per_part"
@@ -82,7 +82,7 @@ def test_disputed_images_are_shown(runs: Path) -> None:
             table = PredictionTable.read(path)
             replace(table, rows=table.rows.assign(id=table.rows["id"] + ".png")).write(path)
     assert main(_arguments(runs, "--images", str(runs))) == 0
-    assert 'class="thumbnails"' in (runs / "council" / "report.html").read_text()
+    assert 'class="thumbnails"' in (runs / "ensemble" / "report.html").read_text()
 
 
 def test_wrong_tables_are_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +100,7 @@ def test_wrong_tables_are_one_line(runs: Path, capsys: pytest.CaptureFixture[str
     assert "second: --val comes from weights hash of second, --test from x" in (
         capsys.readouterr().err
     )
-    assert not (runs / "council").exists()
+    assert not (runs / "ensemble").exists()
 
 
 def test_nobody_is_judged_on_images_that_fitted_the_voters(

@@ -1,6 +1,6 @@
-"""A council of four mixed members beside its bare forward passes and beside four separate tests.
+"""An ensemble of four mixed members beside its bare forward passes and beside four separate tests.
 
-python benchmarks/council.py [--images 192] [--rounds 5] [--device cpu]
+python benchmarks/ensemble.py [--images 192] [--rounds 5] [--device cpu]
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = source(Path(folder), asked.images)
         files = [member(name, view, data, Path(folder)) for name, view in MEMBERS.items()]
-        council = EnsembleModule(CLASSES, [str(file) for file in files])
+        ensemble = EnsembleModule(CLASSES, [str(file) for file in files])
         bare = Bare(files, data(Preprocess()), asked.device)
         others: dict[str, Callable[[], object]] = {
             "decode + bare forwards": bare,
@@ -47,11 +47,11 @@ def main() -> None:
         }
         for name, other in others.items():
             pairs = alternating(
-                lambda: tested(council, data(Preprocess()), asked.device),
+                lambda: tested(ensemble, data(Preprocess()), asked.device),
                 other, asked.rounds, torch.device(asked.device),
             )  # fmt: skip
             ratio = number(ratios.paired(pairs), 3)
-            print(f"council / {name}: {ratio}, {asked.images} images", flush=True)
+            print(f"ensemble / {name}: {ratio}, {asked.images} images", flush=True)
 
 
 def arguments() -> argparse.Namespace:

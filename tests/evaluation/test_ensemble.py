@@ -32,7 +32,7 @@ def _copies(split: str) -> dict[str, PredictionTable]:
     return {f"copy{i}": replace(table, meta={"weights": f"hash{i}"}) for i in range(5)}
 
 
-def test_a_council_of_experts_gains_and_says_so() -> None:
+def test_a_ensemble_of_experts_gains_and_says_so() -> None:
     val, test = _tables("val", 0), _tables("test", 1)
     fitted = fit(val, "body_part", ["elbow"])
     judged = judge(fitted, test, draws=300)
@@ -69,7 +69,7 @@ def test_a_planted_overconfidence_is_halved_by_pooling_and_temperature() -> None
 
 
 def test_what_may_not_be_fitted_is_refused_or_named() -> None:
-    with pytest.raises(ValueError, match="a council may not be fitted on split 'test'"):
+    with pytest.raises(ValueError, match="an ensemble may not be fitted on split 'test'"):
         fit(_tables("test", 0))
     small = {name: table.take(np.arange(200)) for name, table in _tables("val", 0).items()}
     assert "a stack needs 50 x 3 members x 3 classes" in fit(small).left_out["stacked"]
@@ -79,15 +79,15 @@ def test_tables_of_other_weights_are_refused() -> None:
     fitted, test = fit(_tables("val", 0)), _tables("test", 1)
     test["second"] = replace(test["second"], meta={"weights": "another"})
     with pytest.raises(ValueError, match="table 2 comes from weights another"):
-        vote(fitted.councils["soft"], list(test.values()))
+        vote(fitted.ensembles["soft"], list(test.values()))
 
 
 def test_the_order_of_rows_and_classes_does_not_matter() -> None:
     fitted, test = fit(_tables("val", 0), "body_part"), list(_tables("test", 1).values())
     order = np.random.default_rng(0).permutation(900)
     moved = [table.take(order) if i else table for i, table in enumerate(test)]
-    for council in fitted.councils.values():
-        assert np.array_equal(vote(council, moved).logits, vote(council, test).logits)
+    for ensemble in fitted.ensembles.values():
+        assert np.array_equal(vote(ensemble, moved).logits, vote(ensemble, test).logits)
 
 
 def test_the_image_that_members_differ_on_most_comes_first() -> None:
@@ -107,11 +107,11 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
     fitted = fit(val, "body_part", weights=[1, 1, 0])
     judged = judge(fitted, test, draws=100)
     page = [*sections(fitted, judged, test, "soft"), selective(fitted, val, test, "soft")]
-    write_report(tmp_path / "report.html", "A council", page)
-    write_results(tmp_path / "results.json", results("council", fitted, judged, test, "soft"))
+    write_report(tmp_path / "report.html", "An ensemble", page)
+    write_results(tmp_path / "results.json", results("ensemble", fitted, judged, test, "soft"))
     text, read = (tmp_path / "report.html").read_text(), read_results(tmp_path / "results.json")
-    assert set(fitted.councils) == set(judged.voters) >= {"weighted", "per_part", "learned"}
-    for kind in fitted.councils:
+    assert set(fitted.ensembles) == set(judged.voters) >= {"weighted", "per_part", "learned"}
+    for kind in fitted.ensembles:
         assert f"voter: {kind}" in text
         assert read.others[f"voter/{kind}"]["nll"] == judged.voters[kind]["nll"]
     assert {metric for metric in MAIN} <= set(read.metrics)
@@ -184,7 +184,7 @@ def test_what_the_data_warns_of_stands_in_every_report() -> None:
     for page in (sections(fitted, judged, test, "soft"), comparison.sections(compared, test, {})):
         assert f"Note: {said}." in [part.body for part in page if isinstance(part, Text)]
     for found in (
-        results("council", fitted, judged, test, "soft"),
+        results("ensemble", fitted, judged, test, "soft"),
         comparison.results("compare", compared, test),
     ):
         assert said in found.meta["notes"]
@@ -200,10 +200,10 @@ def test_a_handful_of_images_and_an_absent_class_still_give_a_report(
     )
     fitted = fit(val, "body_part")
     judged = judge(fitted, test, draws=50)
-    for kind in fitted.councils:
-        save(tmp_path / kind, fitted.councils[kind])
-    write_results(tmp_path / "r.json", results("council", fitted, judged, test, "soft"))
+    for kind in fitted.ensembles:
+        save(tmp_path / kind, fitted.ensembles[kind])
+    write_results(tmp_path / "r.json", results("ensemble", fitted, judged, test, "soft"))
     page = [*sections(fitted, judged, test, "soft"), selective(fitted, val, test, "soft")]
-    write_report(tmp_path / "report.html", "A council", page)
+    write_report(tmp_path / "report.html", "An ensemble", page)
     assert judged.voters["soft"]["auroc"].value is None
     assert "stacked" in fitted.left_out
