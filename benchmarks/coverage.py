@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from evaluation.metrics.compute import figures
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import differences
 from evaluation.stats.summary import CENTRED
 
@@ -58,7 +58,9 @@ def truth(population: int) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _values(table: PredictionTable) -> dict[str, float]:
-    return {name: f.value for name, f in figures(table, draws=2).items() if f.value is not None}
+    return {
+        name: f.value for name, f in compute_metrics(table, draws=2).items() if f.value is not None
+    }
 
 
 def coverage(
@@ -73,10 +75,10 @@ def coverage(
     A calibration error rises as images get fewer; its interval is held against its mean here.
     """
     single, gaps = truth(population)
-    found: dict[str, list[Figure]] = {}
+    found: dict[str, list[Estimate]] = {}
     for seed in range(rounds):
         one, other = drawn(patients, films, seed)
-        for name, figure in figures(one, draws, seed).items():
+        for name, figure in compute_metrics(one, draws, seed).items():
             found.setdefault(name, []).append(figure)
         for name, gap in differences(one, other, draws, seed).items():
             found.setdefault(f"{name} gap", []).append(gap.figure)
@@ -87,7 +89,7 @@ def coverage(
     return {name: float(np.mean([_holds(f, true[name]) for f in found[name]])) for name in names}
 
 
-def _holds(figure: Figure, true: float) -> bool:
+def _holds(figure: Estimate, true: float) -> bool:
     return figure.low is not None and figure.high is not None and figure.low <= true <= figure.high
 
 

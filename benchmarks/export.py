@@ -21,7 +21,7 @@ from consilium.inference.predictor import Member, Model
 from datamodules.preprocess import Preprocess
 from evaluation.stats.ratios import paired
 from evaluation.voters.simple import Soft
-from evaluation.voters.store import Ensemble
+from evaluation.voters.store import FittedEnsemble
 from lightning_modules import ImageClassifier
 from lightning_modules.cam import Explainer
 from lightning_modules.model_info import KNOWN
@@ -76,7 +76,7 @@ def one(name: str) -> Model:
         module.net.get_classifier().weight.normal_()
         module.net.get_classifier().weight.mul_(SPREAD / module(seen).std())
     member = Member(name, "w", view, list(range(len(CLASSES))), Explainer(module, view.size))
-    return Model([member], Ensemble(Soft(), ["w"], CLASSES), torch.device("cpu"))
+    return Model([member], FittedEnsemble(Soft(), ["w"], CLASSES), torch.device("cpu"))
 
 
 def timed(ours: Member, theirs: Member, seen: torch.Tensor, repeats: int) -> tuple[float, float]:

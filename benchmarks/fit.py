@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from callbacks import Reseed
+from callbacks import StepSeeding
 from evaluation.reports.html import number
 from evaluation.stats import ratios
 from lightning_modules import ImageClassifier, backbones
@@ -74,7 +74,7 @@ def ours(asked: argparse.Namespace, loader: DataLoader[dict[str, Tensor]]) -> Ca
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        callbacks=[Reseed()],
+        callbacks=[StepSeeding()],
     )
     return lambda: trainer.fit(module, loader)
 

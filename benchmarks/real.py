@@ -23,7 +23,7 @@ from datamodules import ImageDataModule, Table
 from datamodules.balance import Balance
 from datamodules.manifest import split_of
 from datamodules.preprocess import Preprocess
-from evaluation.metrics.compute import figures
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 
@@ -116,7 +116,7 @@ def bare(said: dict, folder: Path) -> dict[str, object]:
         seen = [(b["index"], net(b["image"])) for b in data.test_dataloader()]
     index, logits = (torch.cat(part).numpy() for part in zip(*seen, strict=True))
     rows = data.manifest.table.iloc[index].drop(columns="path")
-    return dict(figures(PredictionTable(rows, logits, d["class_names"])))
+    return dict(compute_metrics(PredictionTable(rows, logits, d["class_names"])))
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from callbacks.sparse_training import masks
-from callbacks.sparse_training.masked_weights import Held
+from callbacks.sparse_training.masked_weights import MaskedWeights
 from callbacks.sparse_training.prunable import prunable
 from evaluation.files import write_bytes
 from evaluation.stats import ratios
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from lightning_modules import ImageClassifier, checkpoints, packing
 from lightning_modules.pruning import groups, latency, search
 from lightning_modules.pruning import narrow as narrower
@@ -39,7 +39,7 @@ def clock() -> Callable[[], float]:
     return time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
-def said(figure: Figure) -> str:
+def said(figure: Estimate) -> str:
     """A ratio with its interval."""
     if figure.value is None:
         return f"null ({figure.reason})"
@@ -53,10 +53,10 @@ def dense(asked: Asked) -> tuple[nn.Module, Tensor]:
     return net, torch.randn(asked.batch, 3, asked.size, asked.size, device=asked.device)
 
 
-def masked(net: nn.Module, image: Tensor) -> Held:
+def masked(net: nn.Module, image: Tensor) -> MaskedWeights:
     """Masks at 25 % over what may be pruned of a network, held once."""
     layers = prunable(net, image[:1]).layers
-    held = Held(net, layers)
+    held = MaskedWeights(net, layers)
     keep = masks.counts(layers, DENSITY, "uniform")
     held.put(masks.shrunk([masks.magnitudes(weight) for weight in held.weights], keep))
     held.hold_weights()

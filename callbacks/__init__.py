@@ -1,31 +1,31 @@
 """What happens around training."""
 
-from callbacks.checkpoint import BestAndLast
-from callbacks.ema import AverageWeights
-from callbacks.history import History
-from callbacks.model_card import Readme
-from callbacks.predictions import Predictions
-from callbacks.progress_bar import Bar
-from callbacks.results_writer import Record
-from callbacks.saliency_maps import Heatmaps
+from callbacks.checkpoint import BestAndLastCheckpoint
+from callbacks.ema import EMA
+from callbacks.history import HistoryWriter
+from callbacks.model_card import ModelCard
+from callbacks.predictions import PredictionWriter
+from callbacks.progress_bar import ProgressBar
+from callbacks.results_writer import ResultsWriter
+from callbacks.saliency_maps import SaliencyMaps
 from callbacks.sparse_training.callback import TwoStageSparseTraining
-from callbacks.step_seeding import Reseed
-from callbacks.trainable_summary import WhatTrains
-from callbacks.wandb_logger import Board
-from callbacks.warm_start import StartFrom
+from callbacks.step_seeding import StepSeeding
+from callbacks.trainable_summary import TrainableSummary
+from callbacks.wandb_logger import WandbLogger
+from callbacks.warm_start import WarmStart
 
 __all__ = [
-    "AverageWeights",
-    "Bar",
-    "Board",
-    "BestAndLast",
-    "Heatmaps",
-    "History",
-    "Predictions",
-    "Readme",
-    "Record",
-    "Reseed",
-    "StartFrom",
+    "EMA",
+    "ProgressBar",
+    "WandbLogger",
+    "BestAndLastCheckpoint",
+    "SaliencyMaps",
+    "HistoryWriter",
+    "PredictionWriter",
+    "ModelCard",
+    "ResultsWriter",
+    "StepSeeding",
+    "WarmStart",
     "TwoStageSparseTraining",
-    "WhatTrains",
+    "TrainableSummary",
 ]

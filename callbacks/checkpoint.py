@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
-class BestAndLast(ModelCheckpoint):
+class BestAndLastCheckpoint(ModelCheckpoint):
     """Keeps the best epoch by `monitor` as best.ckpt and the newest as last.ckpt.
 
     Args:

@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
-class AverageWeights(EMAWeightAveraging):
+class EMA(EMAWeightAveraging):
     """Lightning's own average during a fit, and nothing afterwards.
 
     Lightning's keeps its average of the fit, and a validation or test that follows in the same

@@ -11,7 +11,7 @@ from evaluation.files import write_text
 FILE = "history.csv"
 
 
-class History(L.Callback):
+class HistoryWriter(L.Callback):
     """Writes epoch, step, learning rate, seconds and every logged figure to history.csv."""
 
     def __init__(self) -> None:

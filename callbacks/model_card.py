@@ -44,7 +44,7 @@ class Model(Protocol):
     explainer: Callable[[int], Any]
 
 
-class Readme(L.Callback):
+class ModelCard(L.Callback):
     """After a test of one model: README.md, model.safetensors, model.json and state_dict.pt.
 
     It belongs behind `Record`, whose figures it quotes.

@@ -10,7 +10,7 @@ from evaluation.predictions import PredictionTable
 FOLDER = "predictions"
 
 
-class Predictions(L.Callback):
+class PredictionWriter(L.Callback):
     """predictions/SPLIT.parquet; for an ensemble predictions/SPLIT/MEMBER.parquet as well."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 WATCHED = ("train/loss", "val/loss", "val/accuracy")
 
 
-class Bar(RichProgressBar):
+class ProgressBar(RichProgressBar):
     """Rich's bar where somebody can see it; a log file gets one line an epoch instead."""
 
     def __init__(self) -> None:

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from callbacks import weights
 from callbacks.history import FILE as HISTORY
-from callbacks.wandb_logger import Board, show, tell
+from callbacks.wandb_logger import WandbLogger, show, tell
 from evaluation import one_vs_one
 from evaluation.files import write_json, write_text
-from evaluation.metrics.compute import Figure, figures
+from evaluation.metrics.compute import Estimate, compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import run
 from evaluation.reports.answers import shared
@@ -43,7 +43,7 @@ class SaveConfig(SaveConfigCallback):
             write_text(file, yaml.safe_dump(config, sort_keys=False))
 
 
-class Record(L.Callback):
+class ResultsWriter(L.Callback):
     """After validate or test: figures with intervals to files and terminal, and a report."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -85,7 +85,7 @@ def mirror(
             show(loggers, f"{results.split}/{section.heading or section.caption}", png_of(section))
     tell(loggers, f"{results.split}/predictions", shared(table))
     for board in loggers:
-        if isinstance(board, Board):
+        if isinstance(board, WandbLogger):
             board.log_facts(results.split, facts(results))
 
 
@@ -102,8 +102,8 @@ def facts(results: Results) -> dict[str, Any]:
 def results_of(name: str, split: str, said: dict[str, PredictionTable]) -> Results:
     """Figures of the module's own table, and of its members' beside them."""
     own = said[""]
-    others = {member: figures(table) for member, table in said.items() if member}
-    metrics = figures(own) | one_vs_one.figures(own)
+    others = {member: compute_metrics(table) for member, table in said.items() if member}
+    metrics = compute_metrics(own) | one_vs_one.figures(own)
     return Results(name, split, own.class_names, metrics, others, meta=own.meta)
 
 
@@ -130,6 +130,6 @@ def summary(results: Results) -> Table:
     return table
 
 
-def value(figure: Figure) -> str:
+def value(figure: Estimate) -> str:
     """The bare figure, four digits."""
     return "-" if figure.value is None else f"{figure.value:.4f}"

@@ -21,7 +21,7 @@ from evaluation.reports.html import to_png
 FOLDER = "heatmaps"
 
 
-class Heatmaps(L.Callback):
+class SaliencyMaps(L.Callback):
     """heatmaps/epoch-NNN.png: what the model answers for a fixed handful, and where it looks.
 
     The pictures are taken from val class by class, as the network sees them; maps are of the true
@@ -43,7 +43,9 @@ class Heatmaps(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the handful, once."""
         if not hasattr(pl_module, "explainer"):
-            raise ValueError(f"callbacks.Heatmaps: {type(pl_module).__name__} cannot be explained")
+            raise ValueError(
+                f"callbacks.SaliencyMaps: {type(pl_module).__name__} cannot be explained"
+            )
         if not trainer.is_global_zero:
             return
         data = cast(Any, trainer).datamodule

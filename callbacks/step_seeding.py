@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 
-class Reseed(L.Callback):
+class StepSeeding(L.Callback):
     """Seeds every generator before a training step by (seed, step of the epoch, epoch, process).
 
     Dropout and mixing then depend on nothing that a checkpoint would have to carry, nor on what

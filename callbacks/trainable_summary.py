@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-class WhatTrains(L.Callback):
+class TrainableSummary(L.Callback):
     """Prints one row for each part of the network that is frozen, thaws or trains."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

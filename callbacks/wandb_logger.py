@@ -23,7 +23,7 @@ ROWS = 10_000  # of one W&B table; it would cut the rest off
 FOLDER, ID, BEST = "wandb", "wandb/run-id", "best.ckpt"
 
 
-class Board(Logger):
+class WandbLogger(Logger):
     """One W&B run a run folder, kept in it and sent later by `wandb sync`, or at once.
 
     What is logged in one epoch stands in one row. Patients, other attributes, ids and notes stay
@@ -164,7 +164,7 @@ def place(folder: Path) -> tuple[str | None, str]:
 def settle(loggers: Iterable[object], folder: str, job: str) -> None:
     """Says to every Board which run folder this is, and whether of a member or of an ensemble."""
     for board in loggers:
-        if isinstance(board, Board):
+        if isinstance(board, WandbLogger):
             board.folder, board.job = Path(board.given or folder), job
 
 
@@ -177,7 +177,7 @@ def closed(loggers: Iterable[object]) -> Iterator[None]:
         failed = False
     finally:
         for board in loggers:
-            if isinstance(board, Board):
+            if isinstance(board, WandbLogger):
                 board.close(failed)
 
 

@@ -8,7 +8,7 @@ import lightning as L
 from callbacks import weights
 
 
-class StartFrom(L.Callback):
+class WarmStart(L.Callback):
     """Before a fit: the checkpoint's structure and weights into the module.
 
     The checkpoint must be of the same data (its manifest's digest) and classes. It belongs in

@@ -16,7 +16,7 @@ from datamodules import cache
 from datamodules.audit.audit import cheap_leaks
 from datamodules.augment import Augment
 from datamodules.balance import Balance
-from datamodules.dataset import Pictures, Sample, as_it_is, finished
+from datamodules.dataset import ImageDataset, Sample, as_it_is, finished
 from datamodules.folds import Fold
 from datamodules.images import unreadable
 from datamodules.loader import LateLoader
@@ -232,9 +232,9 @@ class ImageDataModule(LightningDataModule):
 
     def _pictures(
         self, rows: np.ndarray, views: dict[str, Preprocess], augment: Augment | None = None
-    ) -> Pictures:
+    ) -> ImageDataset:
         stores = self._stores(views)
-        return Pictures(self.manifest, rows, views, stores, augment, self.seed)
+        return ImageDataset(self.manifest, rows, views, stores, augment, self.seed)
 
     def _order(self, rows: np.ndarray) -> ShuffledSampler:
         if self.balance.sampler == "shuffled":
@@ -255,7 +255,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(
         self,
-        pictures: Pictures,
+        pictures: ImageDataset,
         sampler: ShuffledSampler | ExactSampler,
         drop_last: bool = False,
     ) -> LateLoader:

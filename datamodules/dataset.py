@@ -18,7 +18,7 @@ from datamodules.samplers import STAND_IN
 Sample = dict[str, Any]
 
 
-class Pictures(Dataset[Sample]):
+class ImageDataset(Dataset[Sample]):
     """An item is asked for as ``(epoch, position)``; a file is decoded at most once an item.
 
     Args:

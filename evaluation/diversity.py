@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from evaluation.metrics import confusion
 from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import DRAWS, Figure, bootstrap, figure
+from evaluation.stats.estimate import DRAWS, Estimate, bootstrap, make_estimate
 from evaluation.stats.means import mean
 from evaluation.stats.small_samples import ALIKE, with_room
 
@@ -20,11 +20,11 @@ UNERRING = "a member is right on all images, or on none"
 class Pair:
     """What two members share; a quantity that has no value says why."""
 
-    disagreement: Figure
-    double_fault: Figure
-    q: Figure
-    kappa: Figure
-    error_correlation: Figure
+    disagreement: Estimate
+    double_fault: Estimate
+    q: Estimate
+    kappa: Estimate
+    error_correlation: Estimate
 
 
 def pair(
@@ -53,7 +53,7 @@ def _coefficients(
     patients: np.ndarray,
     draws: int,
     seed: int,
-) -> list[Figure]:
+) -> list[Estimate]:
     """Yule's Q of the errors, kappa of the answers, and the correlation of the errors."""
     n, k = len(first), int(max(first.max(), second.max())) + 1
     clusters = Clusters.make(patients, np.zeros(n, dtype=np.int64))
@@ -63,7 +63,7 @@ def _coefficients(
     size, found = (n, clusters.count), []
     for at, none in enumerate((UNERRING, "both members name one class alone", UNERRING)):
         parts, method = with_room(redrawn, at, 0.0, 0.0, -1.0)
-        found.append(figure(parts, method, *size, ALIKE if np.isfinite(parts[0]) else none))
+        found.append(make_estimate(parts, method, *size, ALIKE if np.isfinite(parts[0]) else none))
     return found
 
 
@@ -94,7 +94,7 @@ def pairs(
 
 def agreement(
     members: np.ndarray, patients: np.ndarray, draws: int = DRAWS, seed: int = 0
-) -> Figure:
+) -> Estimate:
     """Share of the images on which all members name the same class."""
     said = members.argmax(axis=2)
     return mean(patients, (said == said[0]).all(axis=0), draws=draws, seed=seed)

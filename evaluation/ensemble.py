@@ -9,9 +9,9 @@ import numpy as np
 from evaluation import diversity
 from evaluation.grouping import rows_of
 from evaluation.metrics.calibration import Temperature, fit_temperature
-from evaluation.metrics.compute import Figures, figures, nll
+from evaluation.metrics.compute import Estimates, compute_metrics, nll
 from evaluation.predictions import PredictionTable, align, in_class_order, refuse_test
-from evaluation.stats.estimate import DRAWS, Figure
+from evaluation.stats.estimate import DRAWS, Estimate
 from evaluation.stats.paired_tests import Difference, against
 from evaluation.voters.attention import fit_part_attention, fit_stacked
 from evaluation.voters.learned import fit_greedy, fit_learned, fit_per_class, fit_per_part
@@ -25,7 +25,7 @@ from evaluation.voters.simple import (
     pool,
     stack,
 )
-from evaluation.voters.store import Ensemble
+from evaluation.voters.store import FittedEnsemble
 
 Tables = Mapping[str, PredictionTable]
 Fit = Callable[[Sequence[PredictionTable]], Voter]
@@ -33,14 +33,14 @@ View = Callable[[PredictionTable], PredictionTable]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedVoters:
     """Ensembles by voter's kind, why others could not be fitted, and the best single member.
 
     `best` has the least NLL on validation after its own temperature, which stands in
     `temperatures`: an ensemble is held against a member that is calibrated as well.
     """
 
-    ensembles: dict[str, Ensemble]
+    ensembles: dict[str, FittedEnsemble]
     left_out: dict[str, str]
     temperatures: dict[str, Temperature]
     best: str
@@ -48,29 +48,29 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedVoters:
     """What the test split says: figures of members and voters, and voters against the best.
 
     `pairs` holds the diversity of each two members by their names joined with ' & '. `view` made
     of each image table the one that was measured, whose rows are `rows`: images, studies, patients.
     """
 
-    members: dict[str, Figures]
-    voters: dict[str, Figures]
+    members: dict[str, Estimates]
+    voters: dict[str, Estimates]
     gains: dict[str, dict[str, Difference]]
     pairs: dict[str, diversity.Pair]
-    agreement: Figure
+    agreement: Estimate
     split: diversity.Split
     view: View
     rows: str
 
 
-def fit(
+def fit_voters(
     val: Tables,
     attribute: str = "",
     attended: Sequence[str] = (),
     weights: Sequence[float] | None = None,
-) -> Fitted:
+) -> FittedVoters:
     """Fits every voter, then its temperature, on validation tables; tables of test are refused.
 
     `attribute` adds the voter with weights for each of its values, and `attended` names those
@@ -88,7 +88,7 @@ def fit(
         float(nll(calibrated(t, alone[n])).mean()) for n, t in zip(names, tables, strict=True)
     ]
     warned = sorted({str(warning.message) for warning in caught})
-    return Fitted(ensembles, left_out, alone, names[int(np.argmin(losses))], warned)
+    return FittedVoters(ensembles, left_out, alone, names[int(np.argmin(losses))], warned)
 
 
 def _voters(
@@ -120,12 +120,14 @@ def _voters(
     return found, left_out
 
 
-def _calibrated(voter: Voter, tables: Sequence[PredictionTable], names: list[str]) -> Ensemble:
+def _calibrated(
+    voter: Voter, tables: Sequence[PredictionTable], names: list[str]
+) -> FittedEnsemble:
     pooled = pool(voter, tables)
     hashes = [member_hash(table, name) for name, table in zip(names, tables, strict=True)]
     digest = str(pooled.meta.get("manifest_digest") or "")
     temperature = fit_temperature(pooled)
-    return Ensemble(voter, hashes, pooled.class_names, temperature, digest)
+    return FittedEnsemble(voter, hashes, pooled.class_names, temperature, digest)
 
 
 def member_hash(table: PredictionTable, name: str) -> str:
@@ -138,7 +140,7 @@ def calibrated(table: PredictionTable, temperature: Temperature) -> PredictionTa
     return table.with_probabilities(temperature(table.probabilities))
 
 
-def vote(ensemble: Ensemble, tables: Sequence[PredictionTable]) -> PredictionTable:
+def combine_members(ensemble: FittedEnsemble, tables: Sequence[PredictionTable]) -> PredictionTable:
     """The ensemble's own table; refused when the tables come from other members."""
     tables = [in_class_order(table, ensemble.class_names) for table in align(tables)]
     for at, (table, wanted) in enumerate(zip(tables, ensemble.members, strict=True), start=1):
@@ -149,29 +151,31 @@ def vote(ensemble: Ensemble, tables: Sequence[PredictionTable]) -> PredictionTab
     return first.with_probabilities(ensemble(stack(tables), parts_of(ensemble.voter, first)))
 
 
-def judge(
-    fitted: Fitted,
+def evaluate_voters(
+    fitted: FittedVoters,
     test: Tables,
     draws: int = DRAWS,
     seed: int = 0,
     view: View = lambda table: table,
-) -> Judged:
+) -> EvaluatedVoters:
     """Every figure of members and voters on test, and each voter against the best member.
 
     `view` makes of each image table the one that is measured, for instance one row a study.
     """
     tables = align(list(test.values()))
     members = {name: view(table) for name, table in zip(test, tables, strict=True)}
-    voted = {kind: view(vote(ensemble, tables)) for kind, ensemble in fitted.ensembles.items()}
+    voted = {
+        kind: view(combine_members(ensemble, tables)) for kind, ensemble in fitted.ensembles.items()
+    }
     alone = tables[list(test).index(fitted.best)]
     best = view(calibrated(alone, fitted.temperatures[fitted.best]))
     known = [table.labeled for table in members.values()]
     said, labels = stack(known), known[0].labels
     names, who = list(test), known[0].patients
     pairs = diversity.pairs(said, labels, who, draws, seed)
-    return Judged(
-        members={name: figures(table, draws, seed) for name, table in members.items()},
-        voters={kind: figures(table, draws, seed) for kind, table in voted.items()},
+    return EvaluatedVoters(
+        members={name: compute_metrics(table, draws, seed) for name, table in members.items()},
+        voters={kind: compute_metrics(table, draws, seed) for kind, table in voted.items()},
         gains=against(voted, best, draws, seed),
         pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in pairs.items()},
         agreement=diversity.agreement(said, who, draws, seed),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evaluation.predictions import PredictionTable
 from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import DRAWS, Figure, bootstrap, figure
+from evaluation.stats.estimate import DRAWS, Estimate, bootstrap, make_estimate
 from evaluation.stats.means import mean
 from evaluation.stats.small_samples import ALIKE, BOOTSTRAP, with_room
 
@@ -40,7 +40,7 @@ def couple(pair_logits: Tensor, classes: int) -> Tensor:
     return solved / solved.sum(dim=1, keepdim=True)
 
 
-def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[str, Figure]:
+def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[str, Estimate]:
     """Accuracy of each pair on the images of its two classes, their mean, and the gap.
 
     The gap is the pairs' mean accuracy minus the accuracy of the coupled probabilities. A table
@@ -59,9 +59,9 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> dict[s
 
 
 def _over_pairs(
-    table: PredictionTable, hits: np.ndarray, asked: np.ndarray, each: list[Figure],
+    table: PredictionTable, hits: np.ndarray, asked: np.ndarray, each: list[Estimate],
     draws: int, seed: int,
-) -> dict[str, Figure]:  # fmt: skip
+) -> dict[str, Estimate]:  # fmt: skip
     """The pairs' mean and the gap; a pair that is always right, or never, has Wilson's room."""
     clusters = Clusters.make(table.patients, table.labels).whole
     right = (table.logits.argmax(axis=1) == table.labels)[:, None]
@@ -75,8 +75,8 @@ def _over_pairs(
     parts, method = with_room(redrawn, at, float(fall), float(rise))
     gap = (float(redrawn.value[at + 1]), *redrawn.interval(at + 1))
     return {
-        "pairs": figure(parts, method, *size, reason),
-        "pairs_gap": figure(gap, BOOTSTRAP, *size, reason),
+        "pairs": make_estimate(parts, method, *size, reason),
+        "pairs_gap": make_estimate(gap, BOOTSTRAP, *size, reason),
     }
 
 

@@ -11,7 +11,7 @@ from evaluation import sparsity
 from evaluation.files import read_json
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 FILE = "pruning.json"
 BESIDE = "The dense model beside it has not had the epochs of fine-tuning."
@@ -58,5 +58,5 @@ def sentence(said: Mapping[str, Any]) -> str:
     )
 
 
-def _figure(said: Mapping[str, Any]) -> Figure:
-    return Figure(**said)
+def _figure(said: Mapping[str, Any]) -> Estimate:
+    return Estimate(**said)

@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.files import read_json, write_json
 from evaluation.predictions import PredictionTable
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 SCHEMA = "consilium.results"
 VERSION = 1
@@ -26,8 +26,8 @@ class Results:
     name: str
     split: str
     class_names: list[str]
-    metrics: dict[str, Figure]
-    others: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    metrics: dict[str, Estimate]
+    others: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     measures: dict[str, float | None] = field(default_factory=dict)
     gates: dict[str, bool] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
@@ -60,14 +60,14 @@ def read_results(path: Path | str) -> Results:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _figures(group: dict[str, dict[str, Any]]) -> dict[str, Figure]:
-    figures = {name: Figure(**plain) for name, plain in group.items()}
+def _figures(group: dict[str, dict[str, Any]]) -> dict[str, Estimate]:
+    figures = {name: Estimate(**plain) for name, plain in group.items()}
     for name, figure in figures.items():
         _check(name, figure)
     return figures
 
 
-def _check(name: str, figure: Figure) -> None:
+def _check(name: str, figure: Estimate) -> None:
     for part in _NUMBERS:
         number = getattr(figure, part)
         if number is not None and not abs(number) < float("inf"):

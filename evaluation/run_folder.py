@@ -15,7 +15,7 @@ def voters_of(ensemble: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class StudyFolder:
+class ExperimentFolder:
     """A study's folder, read and never written."""
 
     path: Path

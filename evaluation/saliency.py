@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from evaluation.stats.means import mean
 
 FILE = "faithfulness.json"
@@ -97,7 +97,7 @@ class Measured:
     insertion: float
 
 
-def figures(found: Sequence[Measured]) -> dict[str, Figure]:
+def figures(found: Sequence[Measured]) -> dict[str, Estimate]:
     """Pointing, energy in the box, deletion and insertion, with intervals over patients."""
     boxed = [one for one in found if one.hit is not None]
     patients, whose = (np.array([one.patient for one in each]) for each in (found, boxed))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evaluation.metrics.compute import nll, quick
+from evaluation.metrics.compute import epoch_metrics, nll
 from evaluation.predictions import PredictionTable, require_ids
 from lightning_modules.batch import Batch, Data
 from lightning_modules.checkpoints import weights_hash
@@ -20,7 +20,7 @@ FIGURES = ("loss", "accuracy", "balanced_accuracy", "auroc")  # the names of wha
 
 def measured(table: PredictionTable) -> dict[str, float]:
     """Figures of each epoch; `loss` is the mean negative log-likelihood, whatever was trained."""
-    return {"loss": float(nll(table).mean()), **quick(table.probabilities, table.labels)}
+    return {"loss": float(nll(table).mean()), **epoch_metrics(table.probabilities, table.labels)}
 
 
 def is_all(limit: float) -> bool:
@@ -28,7 +28,7 @@ def is_all(limit: float) -> bool:
     return isinstance(limit, float) and limit == 1.0
 
 
-class ExactModule(L.LightningModule):
+class BaseModule(L.LightningModule):
     """A module whose validate, test and predict count every sample once on any number of processes.
 
     Nothing is exchanged inside the loop: a process may have any number of samples, none included.
@@ -141,7 +141,7 @@ class ExactModule(L.LightningModule):
         if self.stated and self.measured != self.stated:
             raise ValueError(
                 "the weights in use are not those of the checkpoint: a callback changed them; "
-                "average weights with callbacks.AverageWeights"
+                "average weights with callbacks.EMA"
             )
 
     def _collect(self, batch: Batch) -> None:

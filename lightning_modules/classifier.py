@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from evaluation import one_vs_one
 from evaluation.metrics.compute import by_class
 from lightning_modules import backbones, checkpoints, same_network
-from lightning_modules.base import ExactModule
+from lightning_modules.base import BaseModule
 from lightning_modules.batch import Batch
 from lightning_modules.cam import Explainer
 from lightning_modules.freezing import FineTuning, rest
@@ -23,7 +23,7 @@ Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 
 
 @checkpoints.register
-class ImageClassifier(ExactModule):
+class ImageClassifier(BaseModule):
     """A timm backbone that gives one logit a class, (B, K), and learns by a weighted loss.
 
     Args:

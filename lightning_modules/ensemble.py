@@ -12,15 +12,15 @@ from evaluation.files import read_json
 from evaluation.predictions import PredictionTable
 from evaluation.run_folder import voters_of
 from evaluation.voters import simple, store
-from evaluation.voters.store import Ensemble
+from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
-from lightning_modules.base import ExactModule
+from lightning_modules.base import BaseModule
 from lightning_modules.batch import Batch
 
 UNFITTED = {voter.kind: voter for voter in (simple.Soft, simple.Geometric, simple.Majority)}
 
 
-class EnsembleModule(ExactModule):
+class EnsembleModule(BaseModule):
     """Members from checkpoints, each with its own view of the image, and a voter.
 
     The members' logits are gathered like those of a single model and pooled on the whole table by
@@ -118,7 +118,7 @@ class EnsembleModule(ExactModule):
         member.to("cpu")
         return logits
 
-    def _convened(self, voter: str) -> Ensemble:
+    def _convened(self, voter: str) -> FittedEnsemble:
         hashes = [block.weights for block in self.blocks]
         if (Path(voter) / "voter.json").is_file():
             return store.load(voter, hashes, self.class_names)
@@ -127,7 +127,7 @@ class EnsembleModule(ExactModule):
                 f"voter: {voter!r} is neither one of {', '.join(UNFITTED)} nor a folder with "
                 "voter.json"
             )
-        return Ensemble(UNFITTED[voter](), hashes, list(self.class_names))
+        return FittedEnsemble(UNFITTED[voter](), hashes, list(self.class_names))
 
     def _order(self, path: Path, block: checkpoints.Block) -> list[int]:
         if sorted(block.class_names) != sorted(self.class_names):

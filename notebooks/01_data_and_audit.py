@@ -28,10 +28,10 @@ from consilium.inference.samples import examples, sheet
 from datamodules.audit.audit import audit
 from evaluation.reports.html import Picture
 from evaluation.reports.inline import look
-from evaluation.run_folder import StudyFolder
+from evaluation.run_folder import ExperimentFolder
 
 os.chdir(ROOT)
-study = StudyFolder(Path(STUDY))
+study = ExperimentFolder(Path(STUDY))
 data = from_configs([study.config(study.members[0])])
 data.prepare_data()
 manifest = data.listed()

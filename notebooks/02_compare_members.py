@@ -26,10 +26,10 @@ from evaluation.plots import curves, ensemble
 from evaluation.reports import comparison
 from evaluation.reports.html import Picture, Text
 from evaluation.reports.inline import look
-from evaluation.run_folder import StudyFolder
+from evaluation.run_folder import ExperimentFolder
 
 os.chdir(ROOT)
-study = StudyFolder(Path(STUDY))
+study = ExperimentFolder(Path(STUDY))
 tables = study.tables("test")
 found = comparison.compare(tables)
 

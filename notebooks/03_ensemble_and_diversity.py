@@ -28,13 +28,13 @@ from evaluation.plots import ensemble as ensemble_figures
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.html import Text
 from evaluation.reports.inline import look
-from evaluation.run_folder import StudyFolder
+from evaluation.run_folder import ExperimentFolder
 
 os.chdir(ROOT)
-study = StudyFolder(Path(STUDY))
+study = ExperimentFolder(Path(STUDY))
 val, test = study.tables("val"), study.tables("test")
-fitted = ensemble.fit(val)
-judged = ensemble.judge(fitted, test)
+fitted = ensemble.fit_voters(val)
+judged = ensemble.evaluate_voters(fitted, test)
 
 # %% [markdown]
 # ## Is the ensemble worth more than its best member?

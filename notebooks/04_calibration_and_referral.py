@@ -29,16 +29,16 @@ from evaluation.plots import ensemble as ensemble_figures
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.answers import answers
 from evaluation.reports.inline import look
-from evaluation.run_folder import StudyFolder
+from evaluation.run_folder import ExperimentFolder
 from evaluation.voters.simple import pool
 
 os.chdir(ROOT)
-study = StudyFolder(Path(STUDY))
+study = ExperimentFolder(Path(STUDY))
 val, test = study.tables("val"), study.tables("test")
-fitted = ensemble.fit(val)
+fitted = ensemble.fit_voters(val)
 chosen = fitted.ensembles[VOTER]
 pooled = pool(chosen.voter, list(test.values()))
-calibrated = ensemble.vote(chosen, list(test.values()))
+calibrated = ensemble.combine_members(chosen, list(test.values()))
 
 # %% [markdown]
 # ## Is an answer given with 90 % right nine times in ten?

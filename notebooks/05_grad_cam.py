@@ -32,10 +32,10 @@ from consilium.inference.samples import some
 from evaluation.predictions import PredictionTable
 from evaluation.reports.answers import surest
 from evaluation.reports.inline import look
-from evaluation.run_folder import StudyFolder
+from evaluation.run_folder import ExperimentFolder
 
 os.chdir(ROOT)
-study = StudyFolder(Path(STUDY))
+study = ExperimentFolder(Path(STUDY))
 run = study.first
 data = from_configs([study.config(run.name)])
 data.prepare_data()

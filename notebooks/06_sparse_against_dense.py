@@ -28,10 +28,10 @@ from evaluation.plots import curves
 from evaluation.reports import comparison
 from evaluation.reports.html import Picture, Text
 from evaluation.reports.inline import look
-from evaluation.run_folder import StudyFolder
+from evaluation.run_folder import ExperimentFolder
 
 os.chdir(ROOT)
-study = StudyFolder(Path(STUDY))
+study = ExperimentFolder(Path(STUDY))
 tables, histories = study.tables("test"), study.histories()
 
 # %% [markdown]

@@ -120,7 +120,7 @@ def test_nobody_is_tested_on_images_that_chose_the_epoch(tiny, resnet, tmp_path,
 
 
 def test_what_the_first_weights_were_made_of_is_remembered(tiny, resnet, tmp_path):
-    start = {"class_path": "callbacks.StartFrom",
+    start = {"class_path": "callbacks.WarmStart",
              "init_args": {"start": str(resnet / "best.ckpt")}}  # fmt: skip
     few = {"data.init_args.balance": {"limit": 2}, "trainer.callbacks+": [start],
            "trainer.max_epochs": 1}  # fmt: skip

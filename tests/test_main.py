@@ -58,9 +58,9 @@ def test_an_unknown_verb_names_the_known(capsys):
         ({"model.init_args.optimization": {"schedule": "plateau", "monitor": "val/nll"}},
          "optimization.monitor 'val/nll': the figures of val"),
         ({"trainer.callbacks+": [
-            {"class_path": "callbacks.BestAndLast", "init_args": {"monitor": "val/f1"}}]},
-         "callbacks.BestAndLast: monitor 'val/f1': the figures of val"),
-        ({"trainer.callbacks": [{"class_path": "callbacks.Bar"}]},
+            {"class_path": "callbacks.BestAndLastCheckpoint", "init_args": {"monitor": "val/f1"}}]},
+         "callbacks.BestAndLastCheckpoint: monitor 'val/f1': the figures of val"),
+        ({"trainer.callbacks": [{"class_path": "callbacks.ProgressBar"}]},
          "configs/base.yaml is not among the configs"),
         (
             {"data.init_args.source": {"class_path": "datamodules.Folders",

@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from callbacks import weights
 from callbacks.sparse_training import mask_update, masks, stages
 from callbacks.sparse_training import state as account
-from callbacks.sparse_training.density_schedule import Ramp
-from callbacks.sparse_training.masked_weights import Held
+from callbacks.sparse_training.density_schedule import DensitySchedule
+from callbacks.sparse_training.masked_weights import MaskedWeights
 from callbacks.sparse_training.prunable import Prunable, prunable
 from callbacks.sparse_training.stages import Recovery
 from evaluation import sparsity
@@ -59,7 +59,7 @@ class TwoStageSparseTraining(L.Callback):
         start: str | None = None,
         exclude: list[str] | None = None,
         choice: Literal["magnitude", "random"] = "magnitude",
-        ramp: Ramp = Ramp(),
+        ramp: DensitySchedule = DensitySchedule(),
         recovery: Recovery = Recovery(),
         control: str | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class TwoStageSparseTraining(L.Callback):
         self.exclude, self.ramp, self.recovery = list(exclude or []), ramp, recovery
         self.control = control  # no setting of the training, so a resume may name another
         self.found: Prunable | None = None
-        self.held: Held | None = None
+        self.held: MaskedWeights | None = None
         self.begun, self.updates, self.churned, self.settled = False, 0, 0.0, False
         self._swap_due, self._sleep = False, stages.Sleep()
         self._state: dict[str, Any] | None = None
@@ -125,7 +125,7 @@ class TwoStageSparseTraining(L.Callback):
         """Begins stage 2 and updates the masks, when it is time."""
         if self.held is None:
             self.found = prunable(pl_module, torch.zeros_like(batch["image"][:1]), self.exclude)
-            self.held = Held(pl_module, self.found.layers)
+            self.held = MaskedWeights(pl_module, self.found.layers)
         if not self.begun and trainer.current_epoch >= self.dense_epochs:
             self._begin(trainer, pl_module)
         due = self.ramp.due(trainer.global_step - self.first, self.steps) if self.begun else 0
@@ -208,7 +208,7 @@ class TwoStageSparseTraining(L.Callback):
         self._state = state_dict
 
     @property
-    def _held(self) -> Held:
+    def _held(self) -> MaskedWeights:
         if self.held is None:
             raise ValueError("masks: no batch was seen yet")
         return self.held

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Ramp:
+class DensitySchedule:
     """How the density falls: cubically, and then not at all.
 
     Args:

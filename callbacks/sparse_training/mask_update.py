@@ -6,13 +6,15 @@ from typing import Literal, cast
 from torch import Tensor
 
 from callbacks.sparse_training import masks
-from callbacks.sparse_training.masked_weights import Held
+from callbacks.sparse_training.masked_weights import MaskedWeights
 from callbacks.sparse_training.masks import Split
 
 Choice = Literal["magnitude", "random"]
 
 
-def fewer(held: Held, density: float, split: Split, choice: Choice, left: float) -> list[Tensor]:
+def fewer(
+    held: MaskedWeights, density: float, split: Split, choice: Choice, left: float
+) -> list[Tensor]:
     """Masks of a ramp to `density` on which the share `left` of the pruning is still to come."""
     layers, sizes = held.layers, [layer.size for layer in held.layers]
     final = masks.counts(layers, density, split)
@@ -24,7 +26,7 @@ def fewer(held: Held, density: float, split: Split, choice: Choice, left: float)
     return masks.shrunk_globally(scores, keep, floors)
 
 
-def exchanged(held: Held, share: float) -> list[Tensor] | None:
+def exchanged(held: MaskedWeights, share: float) -> list[Tensor] | None:
     """Masks with a `share` exchanged by the gradients; None if one is missing or not finite."""
     grads = [weight.grad for weight in held.weights]
     if any(grad is None or not bool(grad.isfinite().all()) for grad in grads):
@@ -35,7 +37,7 @@ def exchanged(held: Held, share: float) -> list[Tensor] | None:
     ]
 
 
-def _scores(held: Held, i: int, choice: Choice) -> Tensor:
+def _scores(held: MaskedWeights, i: int, choice: Choice) -> Tensor:
     allowed, weight = held.kept[i], held.weights[i]
     if choice == "magnitude":
         return masks.magnitudes(weight, allowed)

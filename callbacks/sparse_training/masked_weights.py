@@ -14,7 +14,7 @@ from callbacks.sparse_training.prunable import require_dense
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 
-class Held:
+class MaskedWeights:
     """Keeps pruned numbers at exactly 0 wherever they are stored.
 
     A mask is laid over the bits of a number (all ones or all zeros), so that kept numbers stay

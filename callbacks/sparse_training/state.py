@@ -6,13 +6,13 @@ from torch import nn
 
 from callbacks import weights
 from callbacks.sparse_training import masks
-from callbacks.sparse_training.masked_weights import Held
+from callbacks.sparse_training.masked_weights import MaskedWeights
 from callbacks.sparse_training.masks import Layer
 from callbacks.sparse_training.prunable import Prunable
 from evaluation import sparsity
 
 
-def state(found: Prunable, held: Held) -> dict[str, Any]:
+def state(found: Prunable, held: MaskedWeights) -> dict[str, Any]:
     """Layers and packed masks with their hash."""
     packed = held.packed()
     layers = [[layer.name, list(layer.shape), layer.positions] for layer in found.layers]
@@ -21,17 +21,17 @@ def state(found: Prunable, held: Held) -> dict[str, Any]:
             "digest": digest}  # fmt: skip
 
 
-def taken(state: dict[str, Any], module: nn.Module) -> tuple[Prunable, Held]:
+def taken(state: dict[str, Any], module: nn.Module) -> tuple[Prunable, MaskedWeights]:
     """The masks of `state`, held on the module; another hash than the stated one is an error."""
     layers = [Layer(name, tuple(shape), n) for name, shape, n in state["layers"]]
     if masks.digest(layers, state["masks"]) != state["digest"]:
         raise ValueError("masks: the checkpoint's do not have the hash that it states")
-    held = Held(module, layers)
+    held = MaskedWeights(module, layers)
     held.put([masks.unpack(m, la.size) for m, la in zip(state["masks"], layers, strict=True)])
     return Prunable(layers, state["left_out"], state["macs"]), held
 
 
-def shares(found: Prunable, held: Held, module: nn.Module) -> dict[str, float]:
+def shares(found: Prunable, held: MaskedWeights, module: nn.Module) -> dict[str, float]:
     """Shares of numbers kept and of zeros, and theoretical multiply-accumulates."""
     kept = [int(mask.sum()) for mask in held.kept]
     each = zip(found.layers, kept, strict=True)
@@ -44,7 +44,7 @@ def shares(found: Prunable, held: Held, module: nn.Module) -> dict[str, float]:
     }
 
 
-def file(found: Prunable, held: Held, module: nn.Module) -> dict[str, Any]:
+def file(found: Prunable, held: MaskedWeights, module: nn.Module) -> dict[str, Any]:
     """What sparsity.json says of the masks; what was not measured is null."""
     layers = [
         {"name": la.name, "shape": list(la.shape), "numbers": la.size, "kept": int(m.sum()),

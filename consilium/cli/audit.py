@@ -15,7 +15,7 @@ from consilium.inference import data_config
 from consilium.inference.samples import HEIGHT, sheet
 from consilium.inference.thumbnails import png
 from datamodules.audit.audit import Audit, audit
-from datamodules.audit.issues import Finding, Match
+from datamodules.audit.issues import Issue, Match
 from datamodules.images import ImageError, read
 from datamodules.manifest import Manifest
 from evaluation.files import write_bytes, write_json, write_text
@@ -161,7 +161,7 @@ def counts_table(manifest: Manifest) -> Table:
     return Table(columns, [(split, *each.values()) for split, each in counts.items()], "Counts")
 
 
-def _pairs(finding: Finding, paths: dict[str, str]) -> Thumbnails:
+def _pairs(finding: Issue, paths: dict[str, str]) -> Thumbnails:
     chosen = _spread(finding.matches)
     alike = [f" ({m.likeness:.2f})" if m.likeness < 1 else "" for m in chosen]
     captions = [f"{m.first} | {m.second}: {m.how}{a}" for m, a in zip(chosen, alike, strict=True)]

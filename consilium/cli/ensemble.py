@@ -10,7 +10,15 @@ from rich.table import Table
 
 from consilium.cli import words
 from consilium.inference.thumbnails import thumbnail
-from evaluation.ensemble import Fitted, Judged, disputed, fit, judge, member_hash, vote
+from evaluation.ensemble import (
+    EvaluatedVoters,
+    FittedVoters,
+    combine_members,
+    disputed,
+    evaluate_voters,
+    fit_voters,
+    member_hash,
+)
 from evaluation.grouping import LEVELS, RULES, Level, Rule, by_level
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
@@ -40,11 +48,13 @@ def run(args: list[str]) -> int:
     refuse_strangers(val, test)
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(f"fitting voters on {len(next(iter(val.values()))):,} validation images")
-    fitted = fit(val, asked.attribute, asked.attend, asked.weights)
+    fitted = fit_voters(val, asked.attribute, asked.attend, asked.weights)
     if asked.voter not in fitted.ensembles:
         raise ValueError(f"--voter {asked.voter}: {fitted.left_out[asked.voter]}")
     console.print(f"judging {len(fitted.ensembles)} voters and {len(test)} members on test")
-    judged = judge(fitted, test, asked.draws, asked.seed, lambda t: by_level(t, *asked.level))
+    judged = evaluate_voters(
+        fitted, test, asked.draws, asked.seed, lambda t: by_level(t, *asked.level)
+    )
     write(asked, fitted, judged, val, test)
     console.print(summary(fitted, judged))
     console.print(sentence(fitted, judged, asked.voter))
@@ -124,7 +134,11 @@ def refuse_strangers(val: Tables, test: Tables) -> None:
 
 
 def write(
-    asked: argparse.Namespace, fitted: Fitted, judged: Judged, val: Tables, test: Tables
+    asked: argparse.Namespace,
+    fitted: FittedVoters,
+    judged: EvaluatedVoters,
+    val: Tables,
+    test: Tables,
 ) -> None:
     """Every file of the ensemble's folder; the report comes last."""
     folder, chosen = asked.output, asked.voter
@@ -132,7 +146,7 @@ def write(
         store.save(folder / "voters" / kind, ensemble)
     store.save(folder, fitted.ensembles[chosen])
     for split, tables in (("val", val), ("test", test)):
-        voted = vote(fitted.ensembles[chosen], list(tables.values()))
+        voted = combine_members(fitted.ensembles[chosen], list(tables.values()))
         voted.write(folder / "predictions" / f"{split}.parquet")
     write_results(folder / "results.json", results(folder.name, fitted, judged, test, chosen))
     shown = pictures(asked.images, test)
@@ -150,7 +164,7 @@ def pictures(images: Path | None, tables: Tables) -> list[tuple[bytes, str]]:
     return [(thumbnail(images / name), f"{name}\n{said}") for name, said in found]
 
 
-def summary(fitted: Fitted, judged: Judged) -> Table:
+def summary(fitted: FittedVoters, judged: EvaluatedVoters) -> Table:
     """Voters and members with their main figures, for the terminal."""
     table = Table(box=None, pad_edge=False)
     shown = [metric for metric in MAIN if metric != "balanced_accuracy"]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from consilium.cli import words
-from consilium.experiments.config import Study, read_study
+from consilium.experiments.config import ExperimentConfig, read_study
 from consilium.experiments.executors import Engine, Local, Ray
 from consilium.experiments.plan import chosen, command_line, plan
 from consilium.experiments.progress import Progress
@@ -59,7 +59,7 @@ def run(args: list[str]) -> int:
     return runner.run(names, runs)
 
 
-def own_folder(study: Study, file: Path) -> Path:
+def own_folder(study: ExperimentConfig, file: Path) -> Path:
     """The folder named like the study; one that another file of that name fills is refused."""
     folder = Path("runs") / study.name
     owner = folder / OWNER
@@ -109,7 +109,7 @@ def status(runs: list[Run]) -> int:
     return 0
 
 
-def report(study: Study, folder: Path) -> int:
+def report(study: ExperimentConfig, folder: Path) -> int:
     """Writes the report of the runs that are done; 0 when every gate passed."""
     # torch and all: seconds that a dry run does not need
     from consilium.experiments import report as page

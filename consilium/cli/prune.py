@@ -27,7 +27,7 @@ from lightning_modules.pruning.narrow import Wanted, account, choose
 from lightning_modules.pruning.structure import Kept
 
 START = "start.ckpt"
-REPLACED = ("callbacks.TwoStageSparseTraining", "callbacks.StartFrom")
+REPLACED = ("callbacks.TwoStageSparseTraining", "callbacks.WarmStart")
 EXAMPLE = """\
 example: consilium prune runs/b2 --macs 0.6 --epochs 10
 reads runs/b2/best.ckpt, takes out the channels that its loss hangs on least, by training
@@ -140,7 +140,7 @@ def fine_tune(asked: argparse.Namespace, out: Path) -> None:
     model["tuning"] = {}  # nothing stands still: every layer has to make do with what is left
     trainer["max_epochs"] = asked.epochs
     others = [c for c in trainer["callbacks"] if not c["class_path"].startswith(REPLACED)]
-    start = {"class_path": "callbacks.StartFrom", "init_args": {"start": str(out / START)}}
+    start = {"class_path": "callbacks.WarmStart", "init_args": {"start": str(out / START)}}
     trainer["callbacks"] = [start, *others]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"

@@ -30,7 +30,7 @@ from consilium.cli.words import in_short, told
 from consilium.experiments.run_lock import filling, say, stoppable
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
-from lightning_modules.base import ExactModule
+from lightning_modules.base import BaseModule
 from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.tta import ALLOWED, looks
 
@@ -44,7 +44,7 @@ class ConsiliumCLI(LightningCLI):
         verbs = {verb: {"exit_on_error": False, "epilog": HELP.format(verb=verb)} for verb in VERBS}
         with ExitStack() as self.ends:
             super().__init__(
-                ExactModule,
+                BaseModule,
                 ImageDataModule,
                 parser_class=Parser,
                 subclass_mode_model=True,

@@ -32,7 +32,7 @@ class MapsAsked:
 
 
 @dataclass(frozen=True)
-class Study:
+class ExperimentConfig:
     """Members by name, their ensembles, the gates and the claims.
 
     Args:
@@ -72,7 +72,7 @@ class Study:
     maps: MapsAsked | None = None
 
 
-def read_study(path: str | Path) -> Study:
+def read_study(path: str | Path) -> ExperimentConfig:
     """The study of a YAML file; unknown keys, names and missing files are refused."""
     file = Path(path)
     said, where = told(file), f"study {file}"
@@ -86,7 +86,7 @@ def read_study(path: str | Path) -> Study:
     attend = values.attend(where, said.get("attend"))
     has = {"attribute": bool(attribute), "attend": bool(attend)}
     subjects = {MEMBERS, *members, *ensembles} | ({ENSEMBLE} if ensembles else set())
-    return Study(
+    return ExperimentConfig(
         name=file.stem,
         title=values.text(where, "title", said.get("title")) or file.stem,
         base=_base(where, said["base"]),

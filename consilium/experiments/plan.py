@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from consilium.experiments.config import MEMBERS, MapsAsked, Study
+from consilium.experiments.config import MEMBERS, ExperimentConfig, MapsAsked
 from consilium.experiments.layers import arguments
 from consilium.experiments.run import Run
 from evaluation import saliency
@@ -42,14 +42,14 @@ class Round:
         return seed + [w for k, v in at.items() for w in (f"--data.init_args.fold.{k}", str(v))]
 
 
-def rounds(study: Study) -> list[Round]:
+def rounds(study: ExperimentConfig) -> list[Round]:
     """Every seed with every fold; one round of neither where the study names none."""
     seeds: list[int] | list[None] = study.seeds or [None]
     folds: list[int] | list[None] = list(range(study.folds)) or [None]
     return [Round(seed, fold, study.folds) for seed, fold in product(seeds, folds)]
 
 
-def plan(study: Study, folder: Path) -> list[Run]:
+def plan(study: ExperimentConfig, folder: Path) -> list[Run]:
     """Every run in the order in which they would be typed, each with those that it needs."""
     runs: dict[str, Run] = {}
     for run, bare in zip(_runs(study, folder), _runs(study, Path()), strict=True):
@@ -58,7 +58,7 @@ def plan(study: Study, folder: Path) -> list[Run]:
     return list(runs.values())
 
 
-def _runs(study: Study, folder: Path) -> list[Run]:
+def _runs(study: ExperimentConfig, folder: Path) -> list[Run]:
     runs = []
     for each in rounds(study):
         runs += [_member(study, folder, name, each) for name in study.members]
@@ -69,7 +69,7 @@ def _runs(study: Study, folder: Path) -> list[Run]:
     return runs
 
 
-def chosen(study: Study, runs: list[Run], only: list[str] | None) -> list[Run]:
+def chosen(study: ExperimentConfig, runs: list[Run], only: list[str] | None) -> list[Run]:
     """The runs of these members and of what needs no others; all when none are named."""
     allowed = {name + each.suffix: name for each in rounds(study) for name in study.members}
     for name in only or []:
@@ -88,13 +88,13 @@ def command_line(words: list[str]) -> str:
     return shlex.join(["consilium", *words])
 
 
-def _member(study: Study, folder: Path, name: str, each: Round) -> Run:
+def _member(study: ExperimentConfig, folder: Path, name: str, each: Round) -> Run:
     run = folder / MEMBERS / f"{name}{each.suffix}"
     layers = arguments((study.base, *study.members[name]))
     return Run(run.name, run, ["fit", *layers, *each.flags, "--run", str(run)])
 
 
-def _voters(study: Study, folder: Path, ensemble: str, each: Round) -> Run:
+def _voters(study: ExperimentConfig, folder: Path, ensemble: str, each: Round) -> Run:
     """Fits every voter on val and judges them, from the members' tables alone."""
     members = member_folders(study, folder, ensemble, each)
     words = ["ensemble"]
@@ -108,7 +108,7 @@ def _voters(study: Study, folder: Path, ensemble: str, each: Round) -> Run:
     return Run(run.name, run, words, tuple(member.name for member in members))
 
 
-def _ensemble(study: Study, folder: Path, ensemble: str, each: Round) -> Run:
+def _ensemble(study: ExperimentConfig, folder: Path, ensemble: str, each: Round) -> Run:
     """Tests the ensemble by its fitted voter."""
     members = member_folders(study, folder, ensemble, each)
     run = folder / f"{ensemble}{each.suffix}"
@@ -128,12 +128,12 @@ def _maps(maps: MapsAsked, folder: Path, of: Path) -> Run:
     return Run(f"maps-{of.name}", into, words, (of.name,), result=saliency.FILE)
 
 
-def with_maps(study: Study, folder: Path, each: Round) -> list[Path]:
+def with_maps(study: ExperimentConfig, folder: Path, each: Round) -> list[Path]:
     """Run folders whose maps are measured: the ensembles', or the members' where there are none."""
     above = folder if study.ensembles else folder / MEMBERS
     return [above / f"{name}{each.suffix}" for name in study.ensembles or study.members]
 
 
-def member_folders(study: Study, folder: Path, ensemble: str, each: Round) -> list[Path]:
+def member_folders(study: ExperimentConfig, folder: Path, ensemble: str, each: Round) -> list[Path]:
     """Run folders of an ensemble's members in a round."""
     return [folder / MEMBERS / f"{name}{each.suffix}" for name in study.ensembles[ensemble]]

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from consilium.experiments import tables
-from consilium.experiments.config import ENSEMBLE, MEMBERS, Study
+from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
 from consilium.experiments.plan import plan
 from consilium.experiments.results import Runs, claims, gates, read_runs, subjects
 from consilium.experiments.sections import audit, cost, ensemble, saliency, seeds_folds, sparsity
@@ -23,7 +23,7 @@ from evaluation.results import write_results
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
 
 
-def write(study: Study, folder: Path) -> tuple[bool, list[str]]:
+def write(study: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
     """Writes report.html, results.json and results/; whether all gates passed, and last words."""
     runs = read_runs(study, folder)
     pooled = seeds_folds.over_folds(study, runs, folder)
@@ -52,7 +52,7 @@ def _relative(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**meta, "members": members}
 
 
-def last_words(study: Study, folder: Path, runs: Runs) -> list[str]:
+def last_words(study: ExperimentConfig, folder: Path, runs: Runs) -> list[str]:
     """What the study found and where it stands, for the terminal."""
     verdicts = [
         f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.asked}, found {g.found})"
@@ -61,7 +61,7 @@ def last_words(study: Study, folder: Path, runs: Runs) -> list[str]:
     return [lead(study, runs), *verdicts, f"Report: {folder / 'report.html'}"]
 
 
-def lead(study: Study, runs: Runs) -> str:
+def lead(study: ExperimentConfig, runs: Runs) -> str:
     """What the study found, in one or two sentences."""
     members = {n: runs[n].metrics["accuracy"] for n in subjects(study, MEMBERS) if n in runs}
     ensembles = [name for name in subjects(study, ENSEMBLE) if name in runs]
@@ -79,7 +79,11 @@ def lead(study: Study, runs: Runs) -> str:
 
 
 def sections(
-    study: Study, folder: Path, runs: Runs, pooled: seeds_folds.Pooled, sparse: sparsity.Beside
+    study: ExperimentConfig,
+    folder: Path,
+    runs: Runs,
+    pooled: seeds_folds.Pooled,
+    sparse: sparsity.Beside,
 ) -> list[html.Section]:
     """The page from top to bottom."""
     first = next(iter(runs))
@@ -109,7 +113,7 @@ def notes(runs: Runs) -> list[html.Section]:
     return [html.Text(note) for note in dict.fromkeys(said)]
 
 
-def missing(study: Study, folder: Path) -> list[html.Section]:
+def missing(study: ExperimentConfig, folder: Path) -> list[html.Section]:
     """Which runs the page does without."""
     runs = plan(study, folder)
     changed = [run.name for run in runs if run.changed()]
@@ -133,7 +137,7 @@ def side_by_side(runs: Runs) -> html.Table:
     return html.Table(("", *MAIN), rows, heading, note, strong=strong)
 
 
-def by_level(study: Study, runs: Runs) -> list[html.Section]:
+def by_level(study: ExperimentConfig, runs: Runs) -> list[html.Section]:
     """The same by study or patient, where the study asks for it."""
     if study.level == "image":
         return []

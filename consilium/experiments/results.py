@@ -5,20 +5,20 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from consilium.experiments.config import ENSEMBLE, MEMBERS, Study
+from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
 from consilium.experiments.gates import Claim
 from consilium.experiments.plan import plan, rounds
 from evaluation.grouping import by_level
-from evaluation.metrics.compute import figures
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.results import Results, read_results
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 Runs = dict[str, Results]
 
 
-def read_runs(study: Study, folder: Path) -> Runs:
+def read_runs(study: ExperimentConfig, folder: Path) -> Runs:
     """Results of every ensemble (first) and member that is done, by the run's name."""
     done = {run.name: run.folder for run in plan(study, folder) if run.done()}
     names = [*subjects(study, ENSEMBLE), *subjects(study, MEMBERS)]
@@ -28,12 +28,12 @@ def read_runs(study: Study, folder: Path) -> Runs:
     return found
 
 
-def _results(study: Study, folder: Path) -> Results:
+def _results(study: ExperimentConfig, folder: Path) -> Results:
     """The run's own results and, named `study/accuracy`, those of the study's level."""
     found = read_results(folder / "results.json")
     if study.level == "image":
         return found
-    whole = figures(by_level(table_of(folder), study.level))
+    whole = compute_metrics(by_level(table_of(folder), study.level))
     pooled = {f"{study.level}/{name}": figure for name, figure in whole.items()}
     return replace(found, metrics=found.metrics | pooled)
 
@@ -43,7 +43,7 @@ def table_of(folder: Path, split: str = "test") -> PredictionTable:
     return PredictionTable.read(folder / "predictions" / f"{split}.parquet")
 
 
-def subjects(study: Study, who: str) -> list[str]:
+def subjects(study: ExperimentConfig, who: str) -> list[str]:
     """Names of the runs that are meant by ensemble, members, or the name of one, in all rounds."""
     groups: Mapping[str, list[str]] = {
         ENSEMBLE: list(study.ensembles),
@@ -53,13 +53,13 @@ def subjects(study: Study, who: str) -> list[str]:
     return [name + each.suffix for each in rounds(study) for name in names]
 
 
-def figures_of(study: Study, name: str, runs: Runs) -> dict[str, Figure | None]:
+def figures_of(study: ExperimentConfig, name: str, runs: Runs) -> dict[str, Estimate | None]:
     """The figures `WHO.METRIC` of all runs that are meant, None where a run is not done.
 
     METRIC may hold `*`: `recall/*` means the recall of every class.
     """
     who, metric = name.split(".", 1)
-    found: dict[str, Figure | None] = {}
+    found: dict[str, Estimate | None] = {}
     for run in subjects(study, who):
         metrics = runs[run].metrics if run in runs else {metric: None}
         names = [each for each in metrics if fnmatchcase(each, metric)]
@@ -69,12 +69,12 @@ def figures_of(study: Study, name: str, runs: Runs) -> dict[str, Figure | None]:
     return found
 
 
-def gates(study: Study, runs: Runs) -> list[html.Gate]:
+def gates(study: ExperimentConfig, runs: Runs) -> list[html.Gate]:
     """Every gate; one of several runs is asked of the weakest."""
     return [_gate(study, name, least, runs) for name, least in study.gates.items()]
 
 
-def _gate(study: Study, name: str, least: float, runs: Runs) -> html.Gate:
+def _gate(study: ExperimentConfig, name: str, least: float, runs: Runs) -> html.Gate:
     found = figures_of(study, name, runs)
     values = {at: f.value for at, f in found.items() if f is not None and f.value is not None}
     if not values:
@@ -86,14 +86,16 @@ def _gate(study: Study, name: str, least: float, runs: Runs) -> html.Gate:
     return html.Gate(name, f"at least {least}", said + missing, passed)
 
 
-def claimed(study: Study, runs: Runs) -> Iterator[tuple[str, str, Claim, Figure | None]]:
+def claimed(
+    study: ExperimentConfig, runs: Runs
+) -> Iterator[tuple[str, str, Claim, Estimate | None]]:
     """Every claim by its name, with each figure that it speaks of."""
     for name, claim in study.claims.items():
         for at, figure in figures_of(study, name, runs).items():
             yield name, at, claim, figure
 
 
-def claims(study: Study, runs: Runs) -> list[html.Section]:
+def claims(study: ExperimentConfig, runs: Runs) -> list[html.Section]:
     """What others state of a figure, what is believable, and what was found."""
     if not study.claims:
         return []
@@ -107,7 +109,7 @@ def claims(study: Study, runs: Runs) -> list[html.Section]:
     return [html.Table(columns, rows, "Claims", note)]
 
 
-def verdict(believable: tuple[float, float], figure: Figure | None) -> str:
+def verdict(believable: tuple[float, float], figure: Estimate | None) -> str:
     """Where a figure stands beside the believable range."""
     if figure is None or figure.value is None:
         return "not measured"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from consilium.experiments.config import Study
+from consilium.experiments.config import ExperimentConfig
 from consilium.experiments.executors import Engine
 from consilium.experiments.plan import command_line
 from consilium.experiments.progress import Progress
@@ -31,7 +31,7 @@ def ended_like_ctrl_c() -> Iterator[None]:
 class Runner:
     """Fills the run folders of a study; whatever is done already is left as it is."""
 
-    def __init__(self, study: Study, folder: Path, engine: Engine) -> None:
+    def __init__(self, study: ExperimentConfig, folder: Path, engine: Engine) -> None:
         self.study, self.folder, self.engine = study, folder, engine
         self.failed: dict[str, str] = {}
 

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from consilium.experiments.config import ENSEMBLE, MEMBERS, Study
+from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
 from consilium.experiments.results import Runs, claimed, gates, subjects, verdict
 from consilium.experiments.sections import cost, saliency, seeds_folds, sparsity
 from evaluation.files import write_json, write_text
 from evaluation.results import read_results
 from evaluation.run_folder import voters_of
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 FOLDER = "results"
 
 
 def write(
-    study: Study, folder: Path, runs: Runs, pooled: seeds_folds.Pooled, sparse: sparsity.Beside
+    study: ExperimentConfig,
+    folder: Path,
+    runs: Runs,
+    pooled: seeds_folds.Pooled,
+    sparse: sparsity.Beside,
 ) -> None:
     """One CSV a table that has rows, and tables.json with all of them; others are removed."""
     whole = tables(study, folder, runs, pooled, sparse)
@@ -32,7 +36,11 @@ def write(
 
 
 def tables(
-    study: Study, folder: Path, runs: Runs, pooled: seeds_folds.Pooled, sparse: sparsity.Beside
+    study: ExperimentConfig,
+    folder: Path,
+    runs: Runs,
+    pooled: seeds_folds.Pooled,
+    sparse: sparsity.Beside,
 ) -> dict[str, pd.DataFrame]:
     """Every table by name."""
     ensembles = set(subjects(study, ENSEMBLE))
@@ -53,7 +61,7 @@ def tables(
     }
 
 
-def _figures(groups: dict[str, dict[str, Figure]]) -> pd.DataFrame:
+def _figures(groups: dict[str, dict[str, Estimate]]) -> pd.DataFrame:
     """One row a run and figure."""
     rows = [
         {"run": run, "figure": name, **asdict(figure)}
@@ -73,7 +81,7 @@ def voters(folder: Path, ensembles: list[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def claims(study: Study, runs: Runs) -> pd.DataFrame:
+def claims(study: ExperimentConfig, runs: Runs) -> pd.DataFrame:
     """One row a claim and run."""
     rows = []
     for name, at, claim, figure in claimed(study, runs):

@@ -11,7 +11,7 @@ import torch
 
 from datamodules.preprocess import Preprocess
 from evaluation.voters.shares import shares
-from evaluation.voters.store import Ensemble
+from evaluation.voters.store import FittedEnsemble
 from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.cam import Explainer
 from lightning_modules.ensemble import EnsembleModule, load_ensemble
@@ -104,7 +104,7 @@ class Model:
     """Members and how they vote; a single checkpoint is an ensemble of one."""
 
     members: list[Member]
-    ensemble: Ensemble
+    ensemble: FittedEnsemble
     device: torch.device
 
     @property

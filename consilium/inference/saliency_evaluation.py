@@ -20,7 +20,7 @@ from evaluation import saliency
 from evaluation.files import read_json, write_bytes, write_json
 from evaluation.reports import html
 from evaluation.saliency import Measured
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 EXAMPLES = "examples"
 EXAMPLE = "The first picture of a class that all classify rightly, by the first method."
@@ -33,7 +33,7 @@ NOTE = (
     "is good); insertion: while they are put into the blurred picture (high is good). With "
     "randomized weights pointing must be lost. In brackets: 95 % intervals over patients."
 )
-Row = tuple[str, str, dict[str, Figure]]
+Row = tuple[str, str, dict[str, Estimate]]
 
 
 def measure(
@@ -111,7 +111,7 @@ def read_rows(folder: Path) -> list[Row]:
     """What `write` has written."""
     said = read_json(folder / saliency.FILE)["rows"]
     return [
-        (row["member"], row["method"], {k: Figure(**f) for k, f in row["figures"].items()})
+        (row["member"], row["method"], {k: Estimate(**f) for k, f in row["figures"].items()})
         for row in said
     ]
 

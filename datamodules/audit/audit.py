@@ -19,7 +19,7 @@ from datamodules.audit.issues import (
     NEAR,
     PATIENT,
     SAME,
-    Finding,
+    Issue,
     Match,
     quarantine,
 )
@@ -39,11 +39,11 @@ class Audit:
     """All that an audit found."""
 
     manifest: Manifest
-    findings: list[Finding]
+    findings: list[Issue]
     confounds: list[Confound]
 
     @property
-    def leaks(self) -> list[Finding]:
+    def leaks(self) -> list[Issue]:
         """The findings for which the audit fails."""
         return [finding for finding in self.findings if finding.leak]
 
@@ -52,7 +52,7 @@ class Audit:
         return quarantine(self.manifest.table, self.findings)
 
 
-def cheap_leaks(manifest: Manifest) -> list[Finding]:
+def cheap_leaks(manifest: Manifest) -> list[Issue]:
     """Leaks that can be found without decoding: patients, names, equal bytes across splits."""
     sizes = defaultdict(list)
     for k, path in enumerate(manifest.table["path"]):
@@ -81,7 +81,7 @@ def audit(manifest: Manifest) -> Audit:
     return Audit(manifest, sorted(findings, key=lambda f: not f.leak), found)
 
 
-def patients(manifest: Manifest) -> list[Finding]:
+def patients(manifest: Manifest) -> list[Issue]:
     """One finding if any patient stands in more than one split."""
     table = manifest.table
     sides = table.groupby("patient")["split"].nunique()
@@ -92,10 +92,10 @@ def patients(manifest: Manifest) -> list[Finding]:
     matches = [_across(part) for _, part in rows.groupby("patient")]
     message = f"{len(shared)} patients stand in more than one split: {_some(shared)}"
     groups = tuple(tuple(part["id"]) for _, part in rows.groupby("patient"))
-    return [Finding(PATIENT, True, message, rows["id"].tolist(), tuple(matches), groups)]
+    return [Issue(PATIENT, True, message, rows["id"].tolist(), tuple(matches), groups)]
 
 
-def derived(manifest: Manifest) -> list[Finding]:
+def derived(manifest: Manifest) -> list[Issue]:
     """Files whose names say that they were made from one another."""
     table = manifest.table
     bases = defaultdict(list)
@@ -111,11 +111,11 @@ def derived(manifest: Manifest) -> list[Finding]:
             message = f"{len(chosen)} originals have derived files {where}: {_some(ids)}"
             matches = tuple(_across(table.iloc[rows], "name") for rows in chosen)
             named = tuple(tuple(table["id"].iloc[rows]) for rows in chosen)
-            found.append(Finding(NAMES, leak, message, ids, matches, named))
+            found.append(Issue(NAMES, leak, message, ids, matches, named))
     return found
 
 
-def same_bytes(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
+def same_bytes(manifest: Manifest, digests: np.ndarray) -> list[Issue]:
     """Files that are equal to the last byte; an empty digest stands for none."""
     table = manifest.table
     groups = [list(rows) for digest, rows in _grouped(digests).items() if digest]
@@ -127,7 +127,7 @@ def same_bytes(manifest: Manifest, digests: np.ndarray) -> list[Finding]:
     return _by_side(manifest, SAME, matches, _copies(manifest, digests))
 
 
-def near_copies(manifest: Manifest, seen: Survey) -> list[Finding]:
+def near_copies(manifest: Manifest, seen: Survey) -> list[Issue]:
     """Pictures that show the same, though their bytes differ."""
     rows = _distinct(seen.table)
     table = manifest.table.iloc[rows]
@@ -147,7 +147,7 @@ def near_copies(manifest: Manifest, seen: Survey) -> list[Finding]:
     return _by_side(manifest, NEAR, matches, copies)
 
 
-def conflicts(manifest: Manifest, findings: list[Finding]) -> list[Finding]:
+def conflicts(manifest: Manifest, findings: list[Issue]) -> list[Issue]:
     """Copies that carry different labels: at least one of the labels is wrong."""
     label = dict(zip(manifest.table["id"], manifest.table["label"], strict=True))
     names = manifest.class_names
@@ -162,10 +162,10 @@ def conflicts(manifest: Manifest, findings: list[Finding]) -> list[Finding]:
         return []
     ids = list(dict.fromkeys(name for m in found for name in (m.first, m.second)))
     message = f"{len(found)} pairs of copies carry different labels: {_some(ids)}"
-    return [Finding(CONFLICT, False, message, ids, tuple(found))]
+    return [Issue(CONFLICT, False, message, ids, tuple(found))]
 
 
-def files(manifest: Manifest, seen: Survey) -> list[Finding]:
+def files(manifest: Manifest, seen: Survey) -> list[Issue]:
     """Files that cannot be read, show nothing, or are far larger than a network can use."""
     facts, ids = seen.table, manifest.table["id"]
     broken = facts["error"] != ""
@@ -175,7 +175,7 @@ def files(manifest: Manifest, seen: Survey) -> list[Finding]:
         if rows.any():
             named = facts["error"][rows].tolist() if kind == BROKEN else ids[rows].tolist()
             message = f"{int(rows.sum())} {kind}: {_some(named)}"
-            found.append(Finding(kind, False, message, ids[rows].tolist()))
+            found.append(Issue(kind, False, message, ids[rows].tolist()))
     return found
 
 
@@ -188,7 +188,7 @@ def _copies(manifest: Manifest, digests: np.ndarray) -> dict[str, tuple[str, ...
 
 def _by_side(
     manifest: Manifest, kind: str, matches: list[Match], copies: dict[str, tuple[str, ...]]
-) -> list[Finding]:
+) -> list[Issue]:
     split = dict(zip(manifest.table["id"], manifest.table["split"], strict=True))
     found = []
     for leak in (True, False):
@@ -202,7 +202,7 @@ def _by_side(
                                      m.first, m.second]))
                 for m in chosen
             )  # fmt: skip
-            found.append(Finding(kind, leak, message, ids, chosen, groups))
+            found.append(Issue(kind, leak, message, ids, chosen, groups))
     return found
 
 

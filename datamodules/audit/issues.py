@@ -30,7 +30,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """One fault of the data set.
 
     Args:
@@ -50,7 +50,7 @@ class Finding:
     groups: tuple[tuple[str, ...], ...] = ()
 
 
-def quarantine(table: pd.DataFrame, findings: Iterable[Finding]) -> pd.DataFrame:
+def quarantine(table: pd.DataFrame, findings: Iterable[Issue]) -> pd.DataFrame:
     """Samples to leave out: id, path, split, reason; `table` is that of the manifest.
 
     Of samples that belong together those of the last split stay and those of every earlier one
@@ -65,7 +65,7 @@ def quarantine(table: pd.DataFrame, findings: Iterable[Finding]) -> pd.DataFrame
     return chosen.assign(reason=[reasons[name] for name in chosen["id"]])
 
 
-def _expendable(finding: Finding, split: dict[str, str]) -> Iterable[str]:
+def _expendable(finding: Issue, split: dict[str, str]) -> Iterable[str]:
     rank = {name: SPLITS.index(side) for name, side in split.items()}
     if finding.kind == CONFLICT:
         return [min((m.first, m.second), key=rank.__getitem__) for m in finding.matches]

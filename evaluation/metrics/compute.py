@@ -8,15 +8,24 @@ from evaluation.predictions import PredictionTable
 from evaluation.stats.auc import areas, one_vs_rest
 from evaluation.stats.bootstrap import summed_figures
 from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import DRAWS, Figure, figure
+from evaluation.stats.estimate import DRAWS, Estimate, make_estimate
 from evaluation.stats.summary import nll
 
-__all__ = ["Figure", "Figures", "by_attribute", "by_class", "confusion", "figures", "nll", "quick"]
+__all__ = [
+    "Estimate",
+    "Estimates",
+    "by_attribute",
+    "by_class",
+    "confusion",
+    "compute_metrics",
+    "nll",
+    "epoch_metrics",
+]
 
-Figures = dict[str, Figure]
+Estimates = dict[str, Estimate]
 
 
-def quick(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def epoch_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, balanced accuracy and macro AUC without intervals; NaN when a class is absent."""
     matrix = rates.confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
     return {
@@ -43,10 +52,10 @@ def confusion(table: PredictionTable) -> np.ndarray:
     return rates.confusion(known.labels, known.logits.argmax(axis=1), len(table.class_names))
 
 
-def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Figures:
+def compute_metrics(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Estimates:
     """Figures of the labeled rows by name; those of one class are named `recall/<class>`."""
     if (table.labels < 0).all():
-        return {"accuracy": Figure(None, None, None, "none", 0, 0, "no row has a known label")}
+        return {"accuracy": Estimate(None, None, None, "none", 0, 0, "no row has a known label")}
     known = table.labeled
     clusters = Clusters.make(known.patients, known.labels)
     return {
@@ -58,22 +67,22 @@ def figures(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Figure
 
 def by_attribute(
     table: PredictionTable, attribute: str, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Figures]:
+) -> dict[str, Estimates]:
     """`figures` of the rows of each value of an attribute, by value."""
     if attribute not in table.attributes:
         raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
     value = table.rows[attribute].astype(str).to_numpy(dtype=object)
     return {
-        str(part): figures(table.take(np.flatnonzero(value == part)), draws, seed)
+        str(part): compute_metrics(table.take(np.flatnonzero(value == part)), draws, seed)
         for part in np.unique(value.astype(str))
     }
 
 
-def _areas(table: PredictionTable, clusters: Clusters) -> Figures:
+def _areas(table: PredictionTable, clusters: Clusters) -> Estimates:
     k, method = len(table.class_names), "DeLong" if clusters.single else "cluster-robust DeLong"
     positive = table.labels[:, None] == np.arange(k)
     found = areas(table.probabilities, positive, clusters)
     groups = {"auroc": np.arange(k)}
     groups |= {f"auroc/{name}": np.array([c]) for c, name in enumerate(table.class_names)}
     size = (method, len(table), clusters.count, "a class has no image, or it has them all")
-    return {name: figure(found.mean(at), *size) for name, at in groups.items()}
+    return {name: make_estimate(found.mean(at), *size) for name, at in groups.items()}

@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from evaluation.predictions import PredictionTable
 from evaluation.stats.clusters import Clusters, Sums
-from evaluation.stats.estimate import TIE, Figure, Replicates, bootstrap, figure, wilson
+from evaluation.stats.estimate import TIE, Estimate, Replicates, bootstrap, make_estimate, wilson
 from evaluation.stats.small_samples import ALIKE, FEW, few, with_room
 
 ABSENT = "a class has no image, or it has them all"
@@ -31,7 +31,7 @@ def sensitivity_at(
 
 def ranked_figures(
     table: PredictionTable, clusters: Clusters, draws: int, seed: int
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Both figures of each class and their means over classes, by name.
 
     Where there are many distinct scores the redraws rank blocks of them, and what the blocks
@@ -59,12 +59,12 @@ def ranked_figures(
 
 def _figure(
     redrawn: Replicates, at: int, value: float, fall: float, reason: str, size: tuple[int, int]
-) -> Figure:
+) -> Estimate:
     shift = value - float(redrawn.value[at])
     parts, method = with_room(redrawn, at, fall, 0.0, shift=shift)
     if reason:
         parts = (value, np.nan, np.nan)
-    return figure(parts, method, *size, reason or (ALIKE if np.isfinite(value) else ABSENT))
+    return make_estimate(parts, method, *size, reason or (ALIKE if np.isfinite(value) else ABSENT))
 
 
 def _few(names: Sequence[str], held: np.ndarray, values: np.ndarray) -> list[str]:

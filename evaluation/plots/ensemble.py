@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.ensemble import Judged
+from evaluation.ensemble import EvaluatedVoters
 from evaluation.grouping import rows_of
-from evaluation.metrics.compute import Figures
+from evaluation.metrics.compute import Estimates
 from evaluation.plots import style
 from evaluation.predictions import PredictionTable
 from evaluation.selective import COVERAGES, risk_coverage
@@ -58,7 +58,7 @@ def agreement(members: Mapping[str, PredictionTable]) -> Figure:
     return figure
 
 
-def strengths(members: Mapping[str, Figures], class_names: Sequence[str]) -> Figure:
+def strengths(members: Mapping[str, Estimates], class_names: Sequence[str]) -> Figure:
     """Recall of each member on each class; the leader of a class is ringed."""
     names = list(members)
     figure, axes = style.panels(max(5.0, 1.3 * len(class_names) + 1.8), 3.4)
@@ -89,7 +89,7 @@ def _offset(at: int, count: int) -> float:
     return (at - (count - 1) / 2) * min(0.16, 0.7 / count)
 
 
-def diversity(judged: Judged) -> Figure:
+def diversity(judged: EvaluatedVoters) -> Figure:
     """Each pair of members: how often they differ against their mean accuracy."""
     figure, axes = style.panels(5.4, 3.6)
     style.grid(axes[0])

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 from evaluation.plots import style
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Arm:
     control: str
     zeros: float | None
     runs: Sequence[float]
-    whole: Figure | None
+    whole: Estimate | None
 
     @property
     def label(self) -> str:

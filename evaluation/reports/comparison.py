@@ -9,14 +9,14 @@ import pandas as pd
 
 from evaluation import diversity
 from evaluation.grouping import rows_of
-from evaluation.metrics.compute import Figures, by_attribute, figures
+from evaluation.metrics.compute import Estimates, by_attribute, compute_metrics
 from evaluation.plots import curves as plain
 from evaluation.plots import ensemble as drawings
 from evaluation.predictions import PredictionTable, align
 from evaluation.reports import html
 from evaluation.reports.ensemble import diversities, signed
 from evaluation.results import Results, notes_of
-from evaluation.stats.estimate import DRAWS, Figure
+from evaluation.stats.estimate import DRAWS, Estimate
 from evaluation.stats.paired_tests import Difference, corrected, differences, verdict
 from evaluation.voters.simple import stack
 
@@ -34,12 +34,12 @@ class Compared:
     `parts` holds each member's figures for each value of an attribute, where one was asked for.
     """
 
-    members: dict[str, Figures]
+    members: dict[str, Estimates]
     gaps: dict[str, dict[str, Difference]]
     pairs: dict[str, diversity.Pair]
-    agreement: Figure
+    agreement: Estimate
     rows: str
-    parts: dict[str, dict[str, Figures]] = field(default_factory=dict)
+    parts: dict[str, dict[str, Estimates]] = field(default_factory=dict)
 
 
 def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> Compared:
@@ -53,7 +53,7 @@ def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> 
         for a, b in combinations(aligned, 2)
     }
     return Compared(
-        members={name: figures(table, draws, seed) for name, table in aligned.items()},
+        members={name: compute_metrics(table, draws, seed) for name, table in aligned.items()},
         gaps=corrected(gaps),
         pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in found.items()},
         agreement=diversity.agreement(said, who, draws, seed),

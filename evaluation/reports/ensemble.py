@@ -6,15 +6,15 @@ from dataclasses import asdict
 import numpy as np
 
 from evaluation.diversity import Pair
-from evaluation.ensemble import Fitted, Judged, disputed, vote
-from evaluation.metrics.compute import Figures, by_attribute
+from evaluation.ensemble import EvaluatedVoters, FittedVoters, combine_members, disputed
+from evaluation.metrics.compute import Estimates, by_attribute
 from evaluation.plots import curves as plain
 from evaluation.plots import ensemble as drawings
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html, run
 from evaluation.results import Results, notes_of
 from evaluation.selective import fit_conformal, fit_referral, risk_coverage
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from evaluation.stats.means import mean
 from evaluation.stats.paired_tests import COMPARED, Difference, verdict
 from evaluation.voters.simple import pool
@@ -27,14 +27,14 @@ Thumbnail = tuple[bytes, str]
 
 
 def sections(
-    fitted: Fitted,
-    judged: Judged,
+    fitted: FittedVoters,
+    judged: EvaluatedVoters,
     tables: Tables,
     chosen: str,
     thumbnails: Sequence[Thumbnail] = (),
 ) -> list[html.Section]:
     """The page from top to bottom; `chosen` is the voter that the ensemble goes by."""
-    voted = judged.view(vote(fitted.ensembles[chosen], list(tables.values())))
+    voted = judged.view(combine_members(fitted.ensembles[chosen], list(tables.values())))
     every = f"All figures of the ensemble ({chosen})"
     return [
         html.Text(sentence(fitted, judged, chosen), lead=True),
@@ -49,7 +49,7 @@ def sections(
     ]
 
 
-def sentence(fitted: Fitted, judged: Judged, chosen: str) -> str:
+def sentence(fitted: FittedVoters, judged: EvaluatedVoters, chosen: str) -> str:
     """What was found, on how much, and whether it is more than the best single member gives."""
     found, gap = judged.voters[chosen]["accuracy"], judged.gains[chosen]["accuracy"]
     said = verdict("accuracy", gap)
@@ -62,7 +62,7 @@ def sentence(fitted: Fitted, judged: Judged, chosen: str) -> str:
     )
 
 
-def signed(figure: Figure, digits: int = 4) -> str:
+def signed(figure: Estimate, digits: int = 4) -> str:
     """`+0.0121 (-0.0040 to +0.0282)`."""
     if figure.value is None or figure.low is None or figure.high is None:
         return "not measured"
@@ -70,7 +70,7 @@ def signed(figure: Figure, digits: int = 4) -> str:
     return f"{value} ({low} to {high})"
 
 
-def voters(fitted: Fitted, judged: Judged, chosen: str) -> html.Table:
+def voters(fitted: FittedVoters, judged: EvaluatedVoters, chosen: str) -> html.Table:
     """Main figures of every voter, of every member and of the mean member."""
     rows: list[tuple[html.Cell, ...]] = [
         (f"voter: {kind}", *(each[metric] for metric in MAIN))
@@ -89,10 +89,10 @@ def voters(fitted: Fitted, judged: Judged, chosen: str) -> html.Table:
 
 
 def by_part(
-    fitted: Fitted, judged_tables: Tables, chosen: str, attribute: str, draws: int
+    fitted: FittedVoters, judged_tables: Tables, chosen: str, attribute: str, draws: int
 ) -> html.Table:
     """The ensemble's main figures for each value of an attribute, by image."""
-    voted = vote(fitted.ensembles[chosen], list(judged_tables.values()))
+    voted = combine_members(fitted.ensembles[chosen], list(judged_tables.values()))
     parts = by_attribute(voted, attribute, draws)
     rows: list[tuple[html.Cell, ...]] = [
         (value, each["accuracy"].n, *(each.get(metric) for metric in PARTS))
@@ -102,14 +102,14 @@ def by_part(
     return html.Table(columns, rows, f"The ensemble ({chosen}) by {attribute}", "By image.")
 
 
-def mean_member(judged: Judged, metric: str) -> float | None:
+def mean_member(judged: EvaluatedVoters, metric: str) -> float | None:
     """Mean of a figure over the members; None where a member lacks it."""
     values = [each[metric].value for each in judged.members.values()]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if len(known) == len(values) else None
 
 
-def paired(fitted: Fitted, judged: Judged) -> html.Table:
+def paired(fitted: FittedVoters, judged: EvaluatedVoters) -> html.Table:
     """Each voter minus the best single member, and the verdict on its accuracy and NLL."""
     rows: list[tuple[html.Cell, ...]] = []
     for kind, gaps in judged.gains.items():
@@ -126,7 +126,7 @@ def paired(fitted: Fitted, judged: Judged) -> html.Table:
     return html.Table(columns, rows, f"Difference to the best single member: {fitted.best}", note)
 
 
-def _left_out(fitted: Fitted) -> list[html.Section]:
+def _left_out(fitted: FittedVoters) -> list[html.Section]:
     if not fitted.left_out:
         return []
     rows = [(kind, reason) for kind, reason in fitted.left_out.items()]
@@ -134,7 +134,11 @@ def _left_out(fitted: Fitted) -> list[html.Section]:
 
 
 def _pictures(
-    fitted: Fitted, judged: Judged, tables: Tables, chosen: str, voted: PredictionTable
+    fitted: FittedVoters,
+    judged: EvaluatedVoters,
+    tables: Tables,
+    chosen: str,
+    voted: PredictionTable,
 ) -> list[html.Section]:
     before = judged.view(pool(fitted.ensembles[chosen].voter, list(tables.values())))
     members = {name: judged.view(table) for name, table in tables.items()}
@@ -166,7 +170,7 @@ def _pictures(
     return list(found)
 
 
-def weights(fitted: Fitted, tables: Tables) -> list[html.Picture]:
+def weights(fitted: FittedVoters, tables: Tables) -> list[html.Picture]:
     """What share of the vote each member gets; nothing where no voter weighs them."""
     voters = {kind: each.voter for kind, each in fitted.ensembles.items()}
     names = next(iter(tables.values())).class_names
@@ -174,7 +178,7 @@ def weights(fitted: Fitted, tables: Tables) -> list[html.Picture]:
     return [] if drawn is None else [html.Picture(drawn, "% of the vote.", "Weights")]
 
 
-def pairs(judged: Judged) -> html.Table:
+def pairs(judged: EvaluatedVoters) -> html.Table:
     """Diversity of each two members, and what it is worth."""
     split = judged.split
     worth = (
@@ -185,7 +189,7 @@ def pairs(judged: Judged) -> html.Table:
 
 
 def diversities(
-    found: Mapping[str, Pair], agreement: Figure, counts: str, worth: str = ""
+    found: Mapping[str, Pair], agreement: Estimate, counts: str, worth: str = ""
 ) -> html.Table:
     """Diversity of each two members, by `a & b`; `worth` ends the note."""
     rows: list[tuple[html.Cell, ...]] = [
@@ -209,10 +213,10 @@ def disputes(tables: Tables, thumbnails: Sequence[Thumbnail] = ()) -> list[html.
     return [html.Table(("image", "what is true and what each member says"), rows, heading, note)]
 
 
-def selective(fitted: Fitted, val: Tables, test: Tables, chosen: str) -> html.Table:
+def selective(fitted: FittedVoters, val: Tables, test: Tables, chosen: str) -> html.Table:
     """Referral thresholds and conformal sets chosen on validation, and what they do on test."""
     ensemble = fitted.ensembles[chosen]
-    before, after = (vote(ensemble, list(t.values())).labeled for t in (val, test))
+    before, after = (combine_members(ensemble, list(t.values())).labeled for t in (val, test))
     rows = [
         *[_referred(before, after, risk) for risk in (0.01, 0.02, 0.05)],
         *[_in_sets(before, after, alpha) for alpha in (0.05, 0.1)],
@@ -247,10 +251,12 @@ def _in_sets(
     return f"sets at {1 - alpha:.0%}{said}", 1.0, mean(after.patients, missed), size
 
 
-def results(name: str, fitted: Fitted, judged: Judged, tables: Tables, chosen: str) -> Results:
+def results(
+    name: str, fitted: FittedVoters, judged: EvaluatedVoters, tables: Tables, chosen: str
+) -> Results:
     """The ensemble's figures, those of every voter and member, and the paired differences."""
     first = next(iter(tables.values()))
-    others: dict[str, Figures] = {f"member/{n}": f for n, f in judged.members.items()}
+    others: dict[str, Estimates] = {f"member/{n}": f for n, f in judged.members.items()}
     others |= {f"voter/{kind}": each for kind, each in judged.voters.items()}
     for kind, gaps in judged.gains.items():
         others[f"gain/{kind}"] = {metric: gap.figure for metric, gap in gaps.items()}

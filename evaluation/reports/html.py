@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 
 from evaluation.files import write_text
 from evaluation.reports.page import PAGE, STYLE
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 CSS_PER_INCH = 104
 
@@ -21,10 +21,10 @@ CSS_PER_INCH = 104
 class Gap:
     """A difference, shown with its sign."""
 
-    figure: Figure
+    figure: Estimate
 
 
-Cell = str | int | float | Figure | Gap | None
+Cell = str | int | float | Estimate | Gap | None
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> N
     write_text(path, PAGE.format(title=html.escape(title), style=STYLE, body=body))
 
 
-def number(figure: Figure, digits: int = 4) -> str:
+def number(figure: Estimate, digits: int = 4) -> str:
     """`0.9701 (0.9553 to 0.9801)`, or `not measured`."""
     if figure.value is None:
         return "not measured"
@@ -115,14 +115,14 @@ def number(figure: Figure, digits: int = 4) -> str:
     return f"{value} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
 
 
-def counted(figure: Figure, rows: str = "images") -> str:
+def counted(figure: Estimate, rows: str = "images") -> str:
     """`1,200 images of 300 patients`; `rows` is what was counted: images, studies or patients."""
     if rows == "patients":
         return f"{figure.n:,} patients"
     return f"{figure.n:,} {rows} of {figure.patients:,} patients"
 
 
-def lead(subject: str, name: str, figure: Figure) -> Text:
+def lead(subject: str, name: str, figure: Estimate) -> Text:
     """The opening sentence: what was found, on how much, with its interval."""
     if figure.value is None:
         return Text(f"{subject}: {name} was not measured ({figure.reason}).", lead=True)
@@ -134,7 +134,7 @@ def lead(subject: str, name: str, figure: Figure) -> Text:
 
 
 def figures_table(
-    figures: Mapping[str, Figure], heading: str = "Figures", counts: str = "images"
+    figures: Mapping[str, Estimate], heading: str = "Figures", counts: str = "images"
 ) -> Table:
     """One row a figure: value, interval, method, images or what else `counts` says, patients."""
     rows = [
@@ -188,13 +188,13 @@ def _cell(cell: Cell, digits: int) -> str:
         return '<td class="number">&ndash;</td>'
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
-    if isinstance(cell, Figure | Gap):
+    if isinstance(cell, Estimate | Gap):
         return f'<td class="number">{_figure_cell(cell, digits)}</td>'
     shown = f"{cell:,}" if isinstance(cell, int) else f"{cell:.{digits}f}"
     return f'<td class="number">{shown}</td>'
 
 
-def _figure_cell(cell: Figure | Gap, digits: int) -> str:
+def _figure_cell(cell: Estimate | Gap, digits: int) -> str:
     """The value, and under it the interval in small."""
     figure, sign = (cell.figure, "+") if isinstance(cell, Gap) else (cell, "")
     if figure.value is None:

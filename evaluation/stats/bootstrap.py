@@ -6,7 +6,7 @@ from evaluation.metrics import confusion
 from evaluation.predictions import PredictionTable
 from evaluation.stats import summary
 from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import Figure, Parts, Replicates, bootstrap, figure, wilson
+from evaluation.stats.estimate import Estimate, Parts, Replicates, bootstrap, make_estimate, wilson
 from evaluation.stats.small_samples import ALIKE, BOOTSTRAP, WILSON, added, moved, with_room
 
 CENTRED = "patient bootstrap, centerd"
@@ -17,7 +17,7 @@ Room = tuple[np.ndarray, np.ndarray]
 
 def summed_figures(
     table: PredictionTable, clusters: Clusters, draws: int, seed: int
-) -> dict[str, Figure]:
+) -> dict[str, Estimate]:
     """Figures by name; a rate of one class has n and patients of what it is a share of."""
     names, sums = table.class_names, clusters.total(summary.columns(table))
     within = bootstrap(sums, lambda s: _stacked(s, names), clusters, draws, seed)
@@ -33,7 +33,9 @@ def summed_figures(
             fall, rise = float(room[0][at]), float(room[1][at])
             parts, method = with_room(within, at, fall, rise, LEAST.get(name, 0.0))
         size = sizes.get(name, (len(table), clusters.count))
-        found[name] = figure(parts, method, *size, ALIKE if np.isfinite(parts[0]) else NOTHING)
+        found[name] = make_estimate(
+            parts, method, *size, ALIKE if np.isfinite(parts[0]) else NOTHING
+        )
     return found | (_proportions(table) if clusters.single else {})
 
 
@@ -79,7 +81,7 @@ def _sizes(table: PredictionTable, clusters: Clusters) -> dict[str, tuple[int, i
     }
 
 
-def _proportions(table: PredictionTable) -> dict[str, Figure]:
+def _proportions(table: PredictionTable) -> dict[str, Estimate]:
     """Wilson's interval where each patient has one image."""
     matrix = confusion.confusion(table.labels, table.logits.argmax(axis=1), len(table.class_names))
     hits, total = np.diagonal(matrix), matrix.sum()
@@ -96,7 +98,7 @@ def _proportions(table: PredictionTable) -> dict[str, Figure]:
     return found
 
 
-def _wilson(hits: int, n: int) -> Figure:
+def _wilson(hits: int, n: int) -> Estimate:
     if n == 0:
-        return Figure(None, None, None, "Wilson", 0, 0, "there is nothing to divide by")
-    return Figure(hits / n, *wilson(hits, n), "Wilson", n, n)
+        return Estimate(None, None, None, "Wilson", 0, 0, "there is nothing to divide by")
+    return Estimate(hits / n, *wilson(hits, n), "Wilson", n, n)

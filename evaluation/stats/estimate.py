@@ -20,7 +20,7 @@ Parts = tuple[float, float, float]  # value, low, high
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A measured value with its interval, how that was made, and on how much.
 
     `value` None means not measured and `reason` says why; `low` and `high` may be None with a
@@ -36,11 +36,11 @@ class Figure:
     reason: str = ""
 
 
-def figure(parts: Parts, method: str, n: int, patients: int, reason: str) -> Figure:
+def make_estimate(parts: Parts, method: str, n: int, patients: int, reason: str) -> Estimate:
     """A Figure whose NaN parts are None; `reason` is kept only where something is None."""
     plain = [float(x) if np.isfinite(x) else None for x in parts]
     said = reason if None in plain else ""
-    return Figure(plain[0], plain[1], plain[2], method, n, patients, said)
+    return Estimate(plain[0], plain[1], plain[2], method, n, patients, said)
 
 
 def wilson(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:

@@ -11,7 +11,15 @@ from evaluation.predictions import PredictionTable, align
 from evaluation.stats import summary
 from evaluation.stats.auc import areas
 from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import DRAWS, LEVEL, Figure, Replicates, bootstrap, figure, wilson
+from evaluation.stats.estimate import (
+    DRAWS,
+    LEVEL,
+    Estimate,
+    Replicates,
+    bootstrap,
+    make_estimate,
+    wilson,
+)
 from evaluation.stats.significance import Pair, far_side, holm, sign_test
 from evaluation.stats.small_samples import few
 
@@ -30,7 +38,7 @@ class Difference:
     `p` is not yet corrected for how many comparisons are made: see `corrected`.
     """
 
-    figure: Figure
+    figure: Estimate
     p: float
     test: str
 
@@ -154,7 +162,7 @@ def _difference(
     if not known and value == 0:
         low, high = _unvaried(metric, all(_same(*pair) for pair in pairs), clusters.count)
     size = (len(pairs[0][0]), clusters.count, reason or ABSENT)
-    found = figure((value, low, high), CENTRED if centerd else PERCENTILES, *size)
+    found = make_estimate((value, low, high), CENTRED if centerd else PERCENTILES, *size)
     if metric == "accuracy":
         test = "McNemar, exact" if clusters.single else "sign test over patients, exact"
         return Difference(found, sign_test(pairs, clusters), test)
@@ -215,7 +223,7 @@ def _auroc_gaps(
         value, low, high, p = found.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
         if value == 0 and _same(others[at - 1], base):
             low, high = 0.0, 0.0
-        gap = figure((value, low, high), method, len(base), clusters.count, ABSENT)
+        gap = make_estimate((value, low, high), method, len(base), clusters.count, ABSENT)
         gaps.append(Difference(gap, p, method))
     return gaps
 

@@ -35,7 +35,7 @@ Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class FittedEnsemble:
     """How the members' probabilities become one answer: a voter, then a temperature.
 
     `members` are the hashes of the members' checkpoints, in the order of the first axis;
@@ -66,7 +66,7 @@ class Ensemble:
         return self.temperature(self.voter(members, parts))
 
 
-def save(folder: Path | str, ensemble: Ensemble) -> None:
+def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
     """Writes `voter.json` and `voter.safetensors`; the first holds the hash of the second."""
     arrays: dict[str, np.ndarray] = {}
     plain = {
@@ -83,7 +83,7 @@ def save(folder: Path | str, ensemble: Ensemble) -> None:
     write_json(Path(folder) / "voter.json", {**plain, "arrays": _sha(data)})
 
 
-def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str]) -> Ensemble:
+def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str]) -> FittedEnsemble:
     """Reads an ensemble back; refused unless it was fitted for these members and classes."""
     path = Path(folder) / "voter.json"
     plain = read_json(path)
@@ -101,7 +101,9 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
     return ensemble
 
 
-def _verify(path: Path, ensemble: Ensemble, members: list[str], class_names: list[str]) -> None:
+def _verify(
+    path: Path, ensemble: FittedEnsemble, members: list[str], class_names: list[str]
+) -> None:
     if ensemble.members != members:
         strange = [m for m in members if m not in ensemble.members]
         what = f"member {strange[0]!r} is not one of them" if strange else f"not {members}"
@@ -110,12 +112,12 @@ def _verify(path: Path, ensemble: Ensemble, members: list[str], class_names: lis
         raise ValueError(f"{path}: fitted for classes {ensemble.class_names}, not {class_names}")
 
 
-def _ensemble(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ensemble:
+def _ensemble(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
     settings = dict(plain["voter"])
     kind = settings.pop("kind")
     if kind not in VOTERS:
         raise ValueError(f"voter kind {kind!r} is not among {sorted(VOTERS)}")
-    return Ensemble(
+    return FittedEnsemble(
         voter=_build(VOTERS[kind], settings, "voter", arrays),
         members=plain["members"],
         class_names=plain["class_names"],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.stats import ratios
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from lightning_modules.pruning import energy
 from lightning_modules.pruning.turns import in_turns
 
@@ -35,7 +35,7 @@ def alternating(
     return in_turns(one, other, lambda work: seconds(work, device, clock), pairs)
 
 
-def latency(one: nn.Module, other: nn.Module, image: Tensor, pairs: int) -> Figure:
+def latency(one: nn.Module, other: nn.Module, image: Tensor, pairs: int) -> Estimate:
     """Time of the first network over that of the second, on the same batch, by the clock."""
     with torch.inference_mode():
         both = alternating(lambda: one(image), lambda: other(image), pairs, image.device)
@@ -45,7 +45,7 @@ def latency(one: nn.Module, other: nn.Module, image: Tensor, pairs: int) -> Figu
 def energy_ratio(
     one: nn.Module, other: nn.Module, image: Tensor,
     pairs: int = energy.PAIRS, window: float = energy.SECONDS, powercap: Path = energy.POWERCAP,
-) -> tuple[Figure, list[tuple[float, float]]]:  # fmt: skip
+) -> tuple[Estimate, list[tuple[float, float]]]:  # fmt: skip
     """Joules an image of the first network over those of the second, and the joules themselves."""
     try:
         meter = energy.counter(image.device, powercap)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.stats import ratios
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from lightning_modules.pruning import groups as dependencies
 from lightning_modules.pruning import importance, search
 from lightning_modules.pruning import latency as timing
@@ -109,7 +109,7 @@ def choose(
     return kept
 
 
-def timed(net: nn.Module, small: nn.Module, image: Tensor, wanted: Wanted) -> Figure:
+def timed(net: nn.Module, small: nn.Module, image: Tensor, wanted: Wanted) -> Estimate:
     """Time of the narrower network over that of the dense one."""
     one, other = (each.to(wanted.device).eval() for each in (small, net))
     found = timing.latency(one, other, image.to(wanted.device), wanted.pairs)
@@ -156,7 +156,7 @@ def machine(device: torch.device) -> str:
 
 def _energy(
     net: nn.Module, small: nn.Module, image: Tensor, wanted: Wanted
-) -> tuple[Figure, list[tuple[float, float]]]:
+) -> tuple[Estimate, list[tuple[float, float]]]:
     if not wanted.energy:
         return ratios.unmeasured(ENERGY), []
     device = wanted.device

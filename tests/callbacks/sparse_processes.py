@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from callbacks import TwoStageSparseTraining
-from callbacks.sparse_training.density_schedule import Ramp
+from callbacks.sparse_training.density_schedule import DensitySchedule
 from callbacks.sparse_training.stages import Recovery
 
 spec = importlib.util.spec_from_file_location("runs", Path(__file__).with_name("sparse_runs.py"))
@@ -28,7 +28,9 @@ def main(world: int, folder: Path, steps: list[int]) -> None:
     options = {"devices": world, "strategy": "ddp"}
     found, digests = {}, set()
     for step in [0, *steps]:
-        callback = TwoStageSparseTraining(0.25, 1, 8, ramp=Ramp(0.5, 6), recovery=Recovery(5e-3))
+        callback = TwoStageSparseTraining(
+            0.25, 1, 8, ramp=DensitySchedule(0.5, 6), recovery=Recovery(5e-3)
+        )
         at, ckpt = folder / str(step), folder / "0" / f"{step}.ckpt" if step else None
         if 0 < step <= 5:
             at.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from callbacks import BestAndLast, History, Reseed, TwoStageSparseTraining
+from callbacks import BestAndLastCheckpoint, HistoryWriter, StepSeeding, TwoStageSparseTraining
 from lightning_modules.optim import Optimization
 
 BATCHES, BATCH = 5, 8
@@ -86,7 +86,13 @@ def run(
     """Trains and returns (module, trainer)."""
     net = net or Net()
     epochs = epochs or sparse.dense_epochs + sparse.sparse_epochs
-    callbacks = [Reseed(), History(), BestAndLast(), *([sparse] if sparse else []), *more]
+    callbacks = [
+        StepSeeding(),
+        HistoryWriter(),
+        BestAndLastCheckpoint(),
+        *([sparse] if sparse else []),
+        *more,
+    ]
     options = {"accelerator": "cpu", "devices": 1, "logger": False} | options
     trainer = L.Trainer(default_root_dir=folder, max_epochs=epochs, callbacks=callbacks,
                         enable_progress_bar=False, enable_model_summary=False,

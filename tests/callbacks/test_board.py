@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from callbacks.wandb_logger import Board, closed, place, show
+from callbacks.wandb_logger import WandbLogger, closed, place, show
 from consilium.cli.main import main
 from evaluation.predictions import PredictionTable
 from evaluation.reports.answers import code
@@ -17,7 +17,7 @@ from lightning_modules import checkpoints
 
 HERE = Path(__file__).parent
 LOGGER = ["--config", str(HERE.parents[1] / "configs/logger/wandb.yaml")]
-DRAWN = ["--trainer.callbacks+", "callbacks.Heatmaps"]
+DRAWN = ["--trainer.callbacks+", "callbacks.SaliencyMaps"]
 spec = importlib.util.spec_from_file_location("wandb_file", HERE / "wandb_file.py")
 wandb_file = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(wandb_file)
@@ -164,7 +164,7 @@ def test_a_run_that_goes_on_keeps_its_id_and_counts_on(tiny, tmp_path):
 
 
 def test_a_run_that_breaks_ends_as_failed(tmp_path):
-    board = Board(folder=str(tmp_path))
+    board = WandbLogger(folder=str(tmp_path))
     board.log_metrics({"epoch": 0, "loss": 1.0}, step=3)
     with pytest.raises(KeyError), closed([board]):
         raise KeyError
@@ -177,7 +177,7 @@ def test_online_without_an_account_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    board = Board(folder=str(tmp_path), mode="online")
+    board = WandbLogger(folder=str(tmp_path), mode="online")
     with pytest.raises(ValueError, match=r"W&B, mode online: .*offline needs no account"):
         board.log_metrics({"epoch": 0})
 
@@ -220,7 +220,7 @@ def test_it_composes_with_recipes_and_trainers(capsys):
     with pytest.raises(SystemExit):
         main(["fit", *args, "--trainer", str(configs / "trainer/ddp.yaml"), "--print_config"])
     said = yaml.safe_load(capsys.readouterr().out)["trainer"]
-    assert said["logger"]["class_path"] == "callbacks.Board"
+    assert said["logger"]["class_path"] == "callbacks.WandbLogger"
     assert said["strategy"] == "ddp"
     names = {each["class_path"] for each in said["callbacks"]}
-    assert {"callbacks.Record", "callbacks.TwoStageSparseTraining"} <= names
+    assert {"callbacks.ResultsWriter", "callbacks.TwoStageSparseTraining"} <= names

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from callbacks import BestAndLast
+from callbacks import BestAndLastCheckpoint
 
 LOSSES = [0.1, 0.5, 0.9]
 
@@ -33,7 +33,7 @@ def fit(folder, epochs, resume=None):
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
                "enable_model_summary": False, "num_sanity_val_steps": 0}  # fmt: skip
     trainer = L.Trainer(
-        default_root_dir=folder, max_epochs=epochs, callbacks=[BestAndLast()], **options
+        default_root_dir=folder, max_epochs=epochs, callbacks=[BestAndLastCheckpoint()], **options
     )
     data = DataLoader(torch.ones(2, 1))
     trainer.fit(Worse(), data, data, ckpt_path=resume, weights_only=True)

@@ -5,14 +5,14 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from callbacks import AverageWeights, BestAndLast
-from callbacks.saliency_maps import Heatmaps, handful, visible
+from callbacks import EMA, BestAndLastCheckpoint
+from callbacks.saliency_maps import SaliencyMaps, handful, visible
 from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
 from evaluation.reports.answers import code
 from lightning_modules import ImageClassifier, checkpoints
 
-ADDED = ["--trainer.callbacks+", "callbacks.Heatmaps", "--trainer.callbacks.every", "2"]
+ADDED = ["--trainer.callbacks+", "callbacks.SaliencyMaps", "--trainer.callbacks.every", "2"]
 
 
 def test_a_handful_takes_turns_among_the_classes():
@@ -32,7 +32,7 @@ def test_the_fit_is_the_same_with_heatmaps(tiny, resnet, tmp_path):
     assert all(torch.equal(plain[key], watched[key]) for key in plain)
 
 
-class Told(Heatmaps):
+class Told(SaliencyMaps):
     """Notes whose weights were looked at, and which ids stood in each picture."""
 
     def __init__(self):
@@ -53,7 +53,7 @@ def test_maps_are_of_the_weights_that_were_measured_and_saved(averaged, tmp_path
     names, told = ["none", "simple", "comminuted"], Told()
     films = Phantoms(patients=12, films=1, val=0.3, root=str(tmp_path / "films"))
     data = ImageDataModule(films, names, Preprocess(size=32), batch_size=4, workers=0)
-    callbacks = [BestAndLast(), *([AverageWeights(0.9)] if averaged else []), told]
+    callbacks = [BestAndLastCheckpoint(), *([EMA(0.9)] if averaged else []), told]
     trainer = L.Trainer(default_root_dir=tmp_path, max_epochs=2, callbacks=callbacks,
                         accelerator="cpu", devices=1, logger=DummyLogger(),
                         enable_progress_bar=False, enable_model_summary=False,
@@ -72,4 +72,4 @@ def test_what_the_network_sees_is_made_visible():
 
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="every: 0 is not at least 1"):
-        Heatmaps(every=0)
+        SaliencyMaps(every=0)

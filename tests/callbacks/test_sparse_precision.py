@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from callbacks import TwoStageSparseTraining
-from callbacks.sparse_training.density_schedule import Ramp
+from callbacks.sparse_training.density_schedule import DensitySchedule
 from callbacks.sparse_training.prunable import require_dense
 from callbacks.sparse_training.stages import Recovery
 
@@ -27,7 +27,7 @@ spec.loader.exec_module(runs)
 
 
 def sparse(**more):
-    settings = {"ramp": Ramp(0.5, 4), "recovery": Recovery(lr=5e-3)} | more
+    settings = {"ramp": DensitySchedule(0.5, 4), "recovery": Recovery(lr=5e-3)} | more
     return TwoStageSparseTraining(0.25, 1, 4, **settings)
 
 
@@ -49,7 +49,7 @@ class Spike(L.Callback):
 @pytest.mark.parametrize("regrow", [0.0, 0.3])
 def test_fp16_with_loss_scaling_accumulation_and_clipping(accumulate, regrow, tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
-    callback, spike = sparse(ramp=Ramp(0.5, 4, regrow)), Spike({2, 7, 9, 16, 20})
+    callback, spike = sparse(ramp=DensitySchedule(0.5, 4, regrow)), Spike({2, 7, 9, 16, 20})
     watch = runs.Watch(callback)
     net, _ = runs.run(tmp_path, callback, spike, watch, gradient_clip_val=0.5,
                       accumulate_grad_batches=accumulate,

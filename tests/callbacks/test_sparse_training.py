@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from callbacks import StartFrom, TwoStageSparseTraining
-from callbacks.sparse_training.density_schedule import Ramp
-from callbacks.sparse_training.masked_weights import Held
+from callbacks import TwoStageSparseTraining, WarmStart
+from callbacks.sparse_training.density_schedule import DensitySchedule
+from callbacks.sparse_training.masked_weights import MaskedWeights
 from callbacks.sparse_training.stages import Recovery
 from lightning_modules.optim import Optimization
 
@@ -24,7 +24,7 @@ TOTAL = 64 * 80 * 2  # plain and second; the rest is stem, depthwise, squeeze-ex
 
 
 def sparse(density=0.25, dense=1, epochs=2, **more):
-    more = {"ramp": Ramp(0.5, 4), "recovery": Recovery(lr=5e-3)} | more
+    more = {"ramp": DensitySchedule(0.5, 4), "recovery": Recovery(lr=5e-3)} | more
     return TwoStageSparseTraining(density, dense, epochs, **more)
 
 
@@ -80,7 +80,7 @@ def test_what_is_clipped_are_the_gradients_of_kept_numbers(tmp_path):
 
 
 def test_without_state_masking_numbers_come_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(Held, "hold_state", lambda self, optimizer: None)
+    monkeypatch.setattr(MaskedWeights, "hold_state", lambda self, optimizer: None)
     callback = sparse()
     watch = runs.Watch(callback)
     with pytest.raises(ValueError, match="do not match the optimizer's state"):
@@ -89,7 +89,7 @@ def test_without_state_masking_numbers_come_back(tmp_path, monkeypatch):
 
 
 def test_without_projection_and_state_masking_weights_drift(tmp_path, monkeypatch):
-    monkeypatch.setattr(Held, "hold_state", lambda self, optimizer: None)
+    monkeypatch.setattr(MaskedWeights, "hold_state", lambda self, optimizer: None)
     monkeypatch.setattr(TwoStageSparseTraining, "_after_step", lambda self, *_: None)
     with pytest.raises(ValueError, match="do not match the weights"):
         runs.run(tmp_path, sparse())
@@ -108,7 +108,7 @@ def test_averages_and_files_hold_the_same_zeros(tmp_path):
 
 
 def test_all_equal_weights_are_pruned_exactly(tmp_path):
-    net, callback = runs.Net(), sparse(0.3, dense=0, epochs=2, ramp=Ramp(0.0))
+    net, callback = runs.Net(), sparse(0.3, dense=0, epochs=2, ramp=DensitySchedule(0.0))
     torch.nn.init.constant_(net.plain.weight, 0.1)
     runs.run(tmp_path, callback, net=net)
     assert [int(mask.sum()) for mask in callback.held.kept] == [1536, 1536]
@@ -142,7 +142,7 @@ def test_stage_two_has_rates_of_its_own(schedule, tmp_path):
 def whole(tmp_path_factory):
     """40 steps of stage 2 after 5 of stage 1, with a checkpoint after each; the ramp takes 20."""
     folder = tmp_path_factory.mktemp("whole")
-    callback = sparse(0.25, 1, 8, ramp=Ramp(0.5, 6))
+    callback = sparse(0.25, 1, 8, ramp=DensitySchedule(0.5, 6))
     runs.run(folder, callback, runs.Watch(callback, set(range(3, 45))))
     return folder
 
@@ -151,7 +151,7 @@ def whole(tmp_path_factory):
 def test_resume_at_every_step_gives_the_same_bits(step, whole, tmp_path):
     if step <= 5:  # the best of stage 1 is beside the checkpoint
         (tmp_path / "dense.ckpt").write_bytes((whole / "dense.ckpt").read_bytes())
-    callback = sparse(0.25, 1, 8, ramp=Ramp(0.5, 6))
+    callback = sparse(0.25, 1, 8, ramp=DensitySchedule(0.5, 6))
     runs.run(tmp_path, callback, runs.Watch(callback, {44}), ckpt=whole / f"{step}.ckpt")
     one, other = (
         torch.load(folder / "last.ckpt", weights_only=True) for folder in (whole, tmp_path)
@@ -216,9 +216,9 @@ class KeepLast(runs.L.Callback):
 
 def test_a_sparse_best_is_not_taken_for_the_dense_one(tmp_path):
     """Killed behind the best.ckpt of the first sparse epoch, in front of its last.ckpt."""
-    runs.run(tmp_path, sparse(ramp=Ramp(0.2, 2)), KeepLast())
+    runs.run(tmp_path, sparse(ramp=DensitySchedule(0.2, 2)), KeepLast())
     dense, last = ((tmp_path / name).read_bytes() for name in ("dense.ckpt", "last.ckpt"))
-    runs.run(tmp_path, sparse(ramp=Ramp(0.2, 2)), ckpt=tmp_path / "end.ckpt")
+    runs.run(tmp_path, sparse(ramp=DensitySchedule(0.2, 2)), ckpt=tmp_path / "end.ckpt")
     assert (tmp_path / "dense.ckpt").read_bytes() == dense
     assert (tmp_path / "best.ckpt").is_file()
     one, other = (torch.load(io.BytesIO(last), weights_only=True),
@@ -238,7 +238,7 @@ def test_a_wrong_start_is_refused_before_anything_is_trained(content, message, t
         file.write_bytes(content)
     elif content:
         torch.save(content, file)
-    for callback in (sparse(dense=0, start=str(file)), StartFrom(str(file))):
+    for callback in (sparse(dense=0, start=str(file)), WarmStart(str(file))):
         watch = runs.Watch(sparse())
         with pytest.raises(ValueError, match=message):
             runs.run(tmp_path, None, callback, watch, epochs=2)
@@ -254,7 +254,7 @@ def test_random_masks_ignore_the_weights(tmp_path):
 
 
 def test_regrowing_exchanges_numbers_and_keeps_the_density(tmp_path):
-    still, moving = sparse(), sparse(ramp=Ramp(0.5, 4, regrow=0.3))
+    still, moving = sparse(), sparse(ramp=DensitySchedule(0.5, 4, regrow=0.3))
     watch = runs.Watch(moving)
     runs.run(tmp_path / "a", still)
     runs.run(tmp_path / "b", moving, watch)
@@ -299,7 +299,7 @@ def test_masks_that_do_not_match_are_refused(whole, tmp_path):
     content = torch.load(whole / "30.ckpt", weights_only=True)
     content["state_dict"]["plain.weight"][:] = 1.0
     torch.save(content, tmp_path / "weights.ckpt")
-    again = {"ramp": Ramp(0.5, 6)}
+    again = {"ramp": DensitySchedule(0.5, 6)}
     with pytest.raises(ValueError, match="do not match the weights"):
         runs.run(tmp_path, sparse(0.25, 1, 8, **again), ckpt=tmp_path / "weights.ckpt")
     content = torch.load(whole / "30.ckpt", weights_only=True)

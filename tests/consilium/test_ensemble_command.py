@@ -8,7 +8,7 @@ import pytest
 
 from consilium.cli.ensemble import summary
 from consilium.cli.main import main
-from evaluation.ensemble import fit, judge
+from evaluation.ensemble import evaluate_voters, fit_voters
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from evaluation.voters.store import load
@@ -62,8 +62,8 @@ def test_a_members_figure_of_zero_counts_in_the_mean() -> None:
         dict(zip(MEMBERS, experts(200, split, at), strict=True))
         for at, split in enumerate(("val", "test"))
     )
-    fitted = fit(val)
-    judged = judge(fitted, test, draws=50)
+    fitted = fit_voters(val)
+    judged = evaluate_voters(fitted, test, draws=50)
     for values, mean in (((0.0, 0.6, 0.9), "0.5000"), ((None, 0.6, 0.9), "-")):
         members = {
             name: {**each, "accuracy": replace(each["accuracy"], value=value)}

@@ -12,7 +12,7 @@ from consilium.cli.main import main
 from consilium.inference.predictor import Member, Model, load
 from datamodules.preprocess import Preprocess
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import Ensemble, save
+from evaluation.voters.store import FittedEnsemble, save
 from lightning_modules.cam import Maps
 from lightning_modules.checkpoints import read
 from lightning_modules.ensemble import load_ensemble
@@ -40,7 +40,7 @@ class Planted:
 def test_a_planted_peak_comes_back_to_its_pixel(fit, height, width, place, cells):
     x, y = place[0] * width, place[1] * height
     u, v = seen_at(fit, height, width, x, y)
-    ensemble = Ensemble(Weighted(np.ones(1)), ["w"], CLASSES)
+    ensemble = FittedEnsemble(Weighted(np.ones(1)), ["w"], CLASSES)
     planted = Planted(u, v, 224, cells)
     member = Member("m", "w", Preprocess(size=224, fit=fit), [0, 1, 2], planted)
     model = Model([member], ensemble, torch.device("cpu"))
@@ -122,7 +122,9 @@ def test_another_class_may_be_asked_for(resnet, films, tmp_path):
 def test_a_ensemble_lays_its_members_maps_over_the_picture(resnet, larger, films, tmp_path):
     folder = ensemble_of(tmp_path / "ensemble", bests(resnet, larger), "weighted")
     hashes = [read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
-    save(folder / "voters" / "weighted", Ensemble(Weighted(np.array([3, 1])), hashes, CLASSES))
+    save(
+        folder / "voters" / "weighted", FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES)
+    )
     assert main(["explain", str(folder), films[0], "-o", str(tmp_path / "out")]) == 0
     row = json.loads((tmp_path / "out/explain.json").read_text())["images"][0]
     each = np.load(tmp_path / "out" / f"{row['name']}.members.npy")

@@ -15,7 +15,7 @@ from consilium.inference.predictor import load
 from datamodules.preprocess import Preprocess
 from evaluation.metrics.calibration import Temperature
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import Ensemble, save
+from evaluation.voters.store import FittedEnsemble, save
 from lightning_modules import ImageClassifier, OneVsOneClassifier
 from lightning_modules.checkpoints import read
 from tests.consilium.saved import CLASSES, ensemble_of, saved
@@ -33,7 +33,7 @@ def ensemble(tmp_path_factory):
         saved(pairs, Preprocess(size=48, clahe=2.0), folder / "pairs.ckpt"),
     ]
     hashes = [read(file)[0].weights for file in files]
-    voter = Ensemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.7), "val")
+    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.7), "val")
     save(folder / "ensemble", voter)
     return ensemble_of(folder / "ensemble", files, "weighted", fitted_on="val")
 

@@ -14,7 +14,7 @@ from consilium.inference import saliency_evaluation
 from consilium.inference.predictor import Member, Model, load
 from datamodules.preprocess import Preprocess
 from evaluation.voters.simple import Soft
-from evaluation.voters.store import Ensemble
+from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
 from lightning_modules.cam import Maps
 from tests.consilium.saved import CLASSES, saved
@@ -56,7 +56,7 @@ def films(tmp_path):
 def model_that_points_at(y, x):
     view = Preprocess(size=32, mean=(0, 0, 0), std=(1, 1, 1))
     member = Member("spot", "w", view, [0, 1], Told(y, x))
-    ensemble = Ensemble(Soft(), ["w"], ["dark", "bright"])
+    ensemble = FittedEnsemble(Soft(), ["w"], ["dark", "bright"])
     return Model([member], ensemble, torch.device("cpu"))
 
 

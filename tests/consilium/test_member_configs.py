@@ -42,7 +42,7 @@ def test_member_resolves_and_keeps_the_callbacks(
 ) -> None:
     said = resolved(study, name, capsys)
     names = {callback["class_path"] for callback in said["trainer"]["callbacks"]}
-    assert {"callbacks.Record", "callbacks.Predictions"} <= names
+    assert {"callbacks.ResultsWriter", "callbacks.PredictionWriter"} <= names
     assert said["model"]["init_args"]["pretrained"] is ("residual" not in str(said["model"]))
 
 

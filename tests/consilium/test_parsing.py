@@ -17,7 +17,7 @@ EXPLAINED = [
       for name in SOURCES),
     *(["--trainer.callbacks.help", f"callbacks.{name}"] for name in callbacks.__all__
       if name != "Board"),
-    ["--trainer.logger.help", "callbacks.Board"],
+    ["--trainer.logger.help", "callbacks.WandbLogger"],
 ]  # fmt: skip
 
 

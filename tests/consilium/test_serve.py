@@ -22,7 +22,7 @@ from evaluation.selective import fit_referral
 from evaluation.voters import store
 from evaluation.voters.learned import PerPart
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import Ensemble
+from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
 from tests.consilium.saved import CLASSES, ensemble_of
 from tests.consilium.served import client, film, post
@@ -34,7 +34,7 @@ def tested(tiny, resnet, larger):
     folder = tiny.root / "served"
     runs = [resnet, larger]
     hashes = [checkpoints.read(run / "best.ckpt")[0].weights for run in runs]
-    voter = Ensemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.6), "val")
+    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.6), "val")
     store.save(folder / "voters", voter)
     said = {"members": [str(run) for run in runs], "voter": str(folder / "voters")}
     ensemble = {"class_path": "lightning_modules.EnsembleModule", "init_args": said}
@@ -204,7 +204,7 @@ def refer(resnet, served_files, tmp_path):
     model = load(folder)
 
     def asked(hashes):
-        fitted = Ensemble(model.ensemble.voter, hashes, CLASSES)
+        fitted = FittedEnsemble(model.ensemble.voter, hashes, CLASSES)
         store.save(tmp_path / "voters-all", fitted)
         shutil.copytree(resnet / "predictions", tmp_path / "voters-all/predictions")
         return options.refer_below(

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from consilium.cli.main import main
-from consilium.experiments.config import Study, read_study
+from consilium.experiments.config import ExperimentConfig, read_study
 from consilium.experiments.layers import expanded, filled, flat
 from consilium.experiments.plan import Round, chosen, plan
 
@@ -18,14 +18,14 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("base", "a", "b", "ensemble"):
         Path(f"{name}.yaml").touch()
 
-    def written(said: dict, name: str = "s") -> Study:
+    def written(said: dict, name: str = "s") -> ExperimentConfig:
         Path(f"{name}.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
         return read_study(f"{name}.yaml")
 
     return written
 
 
-def commands(study: Study) -> dict[str, list[str]]:
+def commands(study: ExperimentConfig) -> dict[str, list[str]]:
     return {run.name: run.arguments for run in plan(study, Path("out"))}
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from consilium.cli.main import main
-from consilium.experiments.config import Study, read_study
+from consilium.experiments.config import ExperimentConfig, read_study
 from consilium.experiments.plan import plan
 from consilium.experiments.results import figures_of, gates, read_runs, subjects
 from consilium.experiments.sections import seeds_folds, sparsity
@@ -17,12 +17,12 @@ from consilium.inference import saliency_evaluation
 from datamodules.preprocess import Preprocess
 from evaluation import saliency
 from evaluation.files import write_json
-from evaluation.metrics.compute import figures
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports.run import MAIN
 from evaluation.results import Results, read_results, write_results
 from evaluation.saliency import Measured
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from lightning_modules import ImageClassifier
 from tests.consilium.saved import saved
 
@@ -52,7 +52,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("base", "a", "b"):
         Path(f"{name}.yaml").touch()
 
-    def written(said: dict, leave: int = 0) -> tuple[Study, list[str]]:
+    def written(said: dict, leave: int = 0) -> tuple[ExperimentConfig, list[str]]:
         said = {"base": "base.yaml", "members": {"a": "a.yaml", "b": "b.yaml"}, **said}
         Path("s.yaml").write_text(yaml.safe_dump(said))
         study, rng = read_study("s.yaml"), np.random.default_rng(0)
@@ -61,7 +61,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             fold = at // len(study.members) % study.folds if study.folds else 0
             table = told(rng, range(200 * fold, 200 * fold + 200), 0.6 + 0.02 * at)
             table.write(run.folder / "predictions/test.parquet")
-            found = Results(run.name, "test", NAMES, figures(table, 200), meta=table.meta)
+            found = Results(run.name, "test", NAMES, compute_metrics(table, 200), meta=table.meta)
             write_results(run.folder / "results.json", found)
             history = pd.DataFrame({"epoch": [0, 1], "seconds": [2.0, 3.0], "train/loss": [1, 0.5]})
             history.to_csv(run.folder / "history.csv", index=False)
@@ -122,9 +122,12 @@ def test_what_goes_by_the_order_of_scores_is_never_pooled_over_folds(write):
 
 
 def test_a_figure_of_zero_counts_over_seeds_and_one_that_is_missing_does_not():
-    study = Study("s", "s", Path(), {"a": ()}, seeds=[1, 2])
-    found = {name: Figure(1.0, 1.0, 1.0, "known", 9, 9) for name in MAIN}
-    changed = Figure(0.0, 0.0, 0.0, "known", 9, 9), Figure(None, None, None, "none", 0, 0, "lost")
+    study = ExperimentConfig("s", "s", Path(), {"a": ()}, seeds=[1, 2])
+    found = {name: Estimate(1.0, 1.0, 1.0, "known", 9, 9) for name in MAIN}
+    changed = (
+        Estimate(0.0, 0.0, 0.0, "known", 9, 9),
+        Estimate(None, None, None, "none", 0, 0, "lost"),
+    )
     other = dict(zip(("accuracy", "auroc"), changed, strict=True))
     seeds = seeds_folds.over_seeds(study, {("a", 1): found, ("a", 2): found | other})
     seeds = seeds.set_index("figure")

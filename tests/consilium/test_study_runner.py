@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consilium.experiments.config import Study
+from consilium.experiments.config import ExperimentConfig
 from consilium.experiments.executors import Local
 from consilium.experiments.run import DONE, FAILED, Run
 from consilium.experiments.scheduler import Runner
@@ -76,7 +76,7 @@ def test_what_others_fill_is_waited_for_and_holds_nothing_up(
 ) -> None:
     runs = [Run(name, tmp_path / name, ["fit"]) for name in "abc"]
     engine = Shared(times)
-    study = Study("s", "s", Path(), {})
+    study = ExperimentConfig("s", "s", Path(), {})
     assert Runner(study, tmp_path, engine).run(runs[: len(chosen)], runs) == 0  # no report: no c
     assert "".join(engine.asked) == asked
     assert [run.name for run in runs if run.done()] == list(chosen)
@@ -95,7 +95,10 @@ class Sleeper(Local):
 def test_a_runner_that_is_told_to_end_ends_its_runs(tmp_path: Path) -> None:
     run = Run("a", tmp_path / "a", ["fit"])
     before = signal.getsignal(signal.SIGTERM)
-    assert Runner(Study("s", "s", Path(), {}), tmp_path, Sleeper(1)).run([run], [run]) == 130
+    assert (
+        Runner(ExperimentConfig("s", "s", Path(), {}), tmp_path, Sleeper(1)).run([run], [run])
+        == 130
+    )
     assert run.process is not None
     assert run.process.poll() == -signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before

@@ -10,7 +10,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports.answers import answers, code, shared, surest
 from evaluation.reports.html import Text
 from evaluation.reports.inline import look
-from evaluation.run_folder import StudyFolder, voters_of
+from evaluation.run_folder import ExperimentFolder, voters_of
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def test_a_study_folder_knows_its_runs(tmp_path):
         (tmp_path / name / "results.json").touch()
     (tmp_path / "ensemble/ensemble.json").touch()
     (tmp_path / "members/unfinished").mkdir()
-    study = StudyFolder(tmp_path)
+    study = ExperimentFolder(tmp_path)
     assert (study.members, study.ensembles) == (["a", "b"], ["ensemble"])
     assert study.first == study.run("ensemble") == tmp_path / "ensemble"
     assert study.config("a") == str(tmp_path / "members/a/config.yaml")
     with pytest.raises(ValueError, match="no run 'c'; there are a, b, ensemble"):
         study.run("c")
     with pytest.raises(ValueError, match="no finished member"):
-        StudyFolder(tmp_path / "nowhere")
+        ExperimentFolder(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_holm_by_hand() -> None:
 def test_differences_are_those_of_the_figures(films: int) -> None:
     one, other = make(400, seed=1, gain=2, films=films), make(400, seed=2, gain=1, films=films)
     found = differences(one, other, draws=400)
-    a, b = compute.figures(one, draws=20), compute.figures(other, draws=20)
+    a, b = compute.compute_metrics(one, draws=20), compute.compute_metrics(other, draws=20)
     for name, difference in found.items():
         assert difference.figure.value == pytest.approx(a[name].value - b[name].value), name
         assert difference.figure.low < difference.figure.value < difference.figure.high
@@ -82,7 +82,7 @@ def test_pairing_narrows_the_difference_of_like_models() -> None:
     nudge = np.random.default_rng(0).normal(scale=0.1, size=one.logits.shape)
     other = replace(one, logits=one.logits + nudge)
     paired = differences(one, other, draws=500)["nll"].figure
-    alone = compute.figures(one, draws=500)["nll"]
+    alone = compute.compute_metrics(one, draws=500)["nll"]
     assert paired.high - paired.low < 0.2 * (alone.high - alone.low)
 
 
@@ -179,7 +179,7 @@ def test_two_perfect_areas_may_yet_differ(n: int) -> None:
         for noise in np.random.default_rng(0).random((2, n))
     )
     gap = differences(one, other, draws=50)["auroc"]
-    low = compute.figures(one, draws=50)["auroc"].low
+    low = compute.compute_metrics(one, draws=50)["auroc"].low
     assert (gap.figure.value, gap.p) == (0.0, 1.0)
     assert (gap.figure.low, gap.figure.high) == pytest.approx((low - 1, 1 - low))
     same = differences(one, one, draws=50)["auroc"].figure

@@ -145,7 +145,7 @@ def test_no_pairs_no_figures() -> None:
 def test_the_names_of_all_figures_are_known_beforehand() -> None:
     made = tables.make(120, classes=3)
     table = table_with(np.random.default_rng(1).normal(size=(120, 3)), made)
-    found = figures(table, draws=20) | compute.figures(table, draws=20)
+    found = figures(table, draws=20) | compute.compute_metrics(table, draws=20)
     assert {name.split("/")[0] for name in found} == set(NAMES)
     assert all(is_figure(name) and is_figure(f"study/{name}", "study") for name in found)
     assert not any(is_figure(name) for name in ("", "Accuracy", "study/kappa", "recall_x"))

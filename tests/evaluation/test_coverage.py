@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage import coverage, drawn
-from evaluation.metrics.compute import figures
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.stats.auc import areas
 from evaluation.stats.clusters import Clusters
@@ -27,7 +27,7 @@ def test_a_class_of_few_patients_does_not_narrow_the_interval(rare: int) -> None
     for _ in range(60):
         right = rng.random(len(label)) < np.where(label == 0, 0.9, 0.7)
         logits = np.eye(2)[np.where(right, label, 1 - label)] * (1 + rng.random((len(label), 1)))
-        found = figures(PredictionTable(rows, logits, ["none", "simple"]), draws=300)
+        found = compute_metrics(PredictionTable(rows, logits, ["none", "simple"]), draws=300)
         held.append(found["balanced_accuracy"].low <= 0.8 <= found["balanced_accuracy"].high)
     assert np.mean(held) >= 0.82
 
@@ -50,5 +50,5 @@ def test_intervals_that_forget_the_patient_do_not_hold_it() -> None:
 
 
 def _width(table: PredictionTable, name: str) -> float:
-    figure = figures(table, draws=400)[name]
+    figure = compute_metrics(table, draws=400)[name]
     return figure.high - figure.low

@@ -4,16 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.ensemble import disputed, fit, judge, vote
+from evaluation.ensemble import combine_members, disputed, evaluate_voters, fit_voters
 from evaluation.grouping import Level, by_level
-from evaluation.metrics.compute import figures
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison
 from evaluation.reports.comparison import compare
 from evaluation.reports.ensemble import MAIN, mean_member, results, sections, selective, sentence
 from evaluation.reports.html import Picture, Table, Text, write_report
 from evaluation.results import read_results, write_results
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import verdict
 from evaluation.voters.store import save
 from tests.evaluation.tables import experts, make
@@ -34,18 +34,18 @@ def _copies(split: str) -> dict[str, PredictionTable]:
 
 def test_a_ensemble_of_experts_gains_and_says_so() -> None:
     val, test = _tables("val", 0), _tables("test", 1)
-    fitted = fit(val, "body_part", ["elbow"])
-    judged = judge(fitted, test, draws=300)
+    fitted = fit_voters(val, "body_part", ["elbow"])
+    judged = evaluate_voters(fitted, test, draws=300)
     assert fitted.best in ("first", "second")
     assert fitted.left_out == {}
     assert verdict("accuracy", judged.gains["per_part"]["accuracy"]) == "gain"
     assert sentence(fitted, judged, "per_part").endswith(": a gain.")
-    assert judged.members["first"] == figures(test["first"], draws=300)
+    assert judged.members["first"] == compute_metrics(test["first"], draws=300)
 
 
 def test_five_copies_gain_nothing_and_have_no_diversity() -> None:
-    fitted = fit(_copies("val"))
-    judged = judge(fitted, _copies("test"), draws=300)
+    fitted = fit_voters(_copies("val"))
+    judged = evaluate_voters(fitted, _copies("test"), draws=300)
     for kind, gaps in judged.gains.items():
         if kind != "stacked":  # it recalibrates class by class
             assert verdict("accuracy", gaps["accuracy"]) == "no evidence of gain", kind
@@ -62,7 +62,7 @@ def test_a_planted_overconfidence_is_halved_by_pooling_and_temperature() -> None
         {n: replace(t, logits=3 * t.logits) for n, t in _tables(s, i).items()}
         for i, s in enumerate(("val", "test"))
     )
-    judged = judge(fit(val), test, draws=50)
+    judged = evaluate_voters(fit_voters(val), test, draws=50)
     mean = mean_member(judged, "ece")
     assert mean is not None
     assert judged.voters["soft"]["ece"].value <= mean / 2
@@ -70,24 +70,26 @@ def test_a_planted_overconfidence_is_halved_by_pooling_and_temperature() -> None
 
 def test_what_may_not_be_fitted_is_refused_or_named() -> None:
     with pytest.raises(ValueError, match="an ensemble may not be fitted on split 'test'"):
-        fit(_tables("test", 0))
+        fit_voters(_tables("test", 0))
     small = {name: table.take(np.arange(200)) for name, table in _tables("val", 0).items()}
-    assert "a stack needs 50 x 3 members x 3 classes" in fit(small).left_out["stacked"]
+    assert "a stack needs 50 x 3 members x 3 classes" in fit_voters(small).left_out["stacked"]
 
 
 def test_tables_of_other_weights_are_refused() -> None:
-    fitted, test = fit(_tables("val", 0)), _tables("test", 1)
+    fitted, test = fit_voters(_tables("val", 0)), _tables("test", 1)
     test["second"] = replace(test["second"], meta={"weights": "another"})
     with pytest.raises(ValueError, match="table 2 comes from weights another"):
-        vote(fitted.ensembles["soft"], list(test.values()))
+        combine_members(fitted.ensembles["soft"], list(test.values()))
 
 
 def test_the_order_of_rows_and_classes_does_not_matter() -> None:
-    fitted, test = fit(_tables("val", 0), "body_part"), list(_tables("test", 1).values())
+    fitted, test = fit_voters(_tables("val", 0), "body_part"), list(_tables("test", 1).values())
     order = np.random.default_rng(0).permutation(900)
     moved = [table.take(order) if i else table for i, table in enumerate(test)]
     for ensemble in fitted.ensembles.values():
-        assert np.array_equal(vote(ensemble, moved).logits, vote(ensemble, test).logits)
+        assert np.array_equal(
+            combine_members(ensemble, moved).logits, combine_members(ensemble, test).logits
+        )
 
 
 def test_the_image_that_members_differ_on_most_comes_first() -> None:
@@ -104,8 +106,8 @@ def test_the_image_that_members_differ_on_most_comes_first() -> None:
 
 def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
     val, test = _tables("val", 0), _tables("test", 1)
-    fitted = fit(val, "body_part", weights=[1, 1, 0])
-    judged = judge(fitted, test, draws=100)
+    fitted = fit_voters(val, "body_part", weights=[1, 1, 0])
+    judged = evaluate_voters(fitted, test, draws=100)
     page = [*sections(fitted, judged, test, "soft"), selective(fitted, val, test, "soft")]
     write_report(tmp_path / "report.html", "An ensemble", page)
     write_results(tmp_path / "results.json", results("ensemble", fitted, judged, test, "soft"))
@@ -116,7 +118,7 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
         assert read.others[f"voter/{kind}"]["nll"] == judged.voters[kind]["nll"]
     assert {metric for metric in MAIN} <= set(read.metrics)
     assert read.meta["verdict"] == verdict("accuracy", judged.gains["soft"]["accuracy"])
-    assert Figure(**read.meta["agreement"]) == judged.agreement
+    assert Estimate(**read.meta["agreement"]) == judged.agreement
     apart = read.meta["diversity"]["first & third"]["disagreement"]
     assert apart["low"] < apart["value"] < apart["high"]
     assert (apart["n"], apart["patients"]) == (900, 900)
@@ -134,8 +136,8 @@ def test_what_was_counted_is_called_by_its_name(level: Level, many: str) -> None
         return PredictionTable(rows, moved, table.class_names, {"weights": str(seed % 2)})
 
     val, test = ({"a": films(s, at), "b": films(s, at + 1)} for s, at in (("val", 0), ("test", 2)))
-    fitted = fit(val)
-    judged = judge(fitted, test, draws=20, view=lambda table: by_level(table, level))
+    fitted = fit_voters(val)
+    judged = evaluate_voters(fitted, test, draws=20, view=lambda table: by_level(table, level))
     compared = compare({name: judged.view(table) for name, table in test.items()}, draws=20)
     page = sections(fitted, judged, test, "soft")
     assert f" on {many}. " in sentence(fitted, judged, "soft")
@@ -152,7 +154,7 @@ def test_what_was_counted_is_called_by_its_name(level: Level, many: str) -> None
 
 def test_what_is_answered_and_its_errors_have_intervals() -> None:
     val, test = _tables("val", 0), _tables("test", 1)
-    table = selective(fit(val), val, test, "soft")
+    table = selective(fit_voters(val), val, test, "soft")
     assert "On 900 images of 900 patients" in table.note
     for _, answered, error, _ in table.rows[:3]:
         assert answered.n == 900
@@ -179,8 +181,8 @@ def test_what_the_data_warns_of_stands_in_every_report() -> None:
         {n: replace(t, meta={**t.meta, "notes": [said]}) for n, t in _tables(split, at).items()}
         for at, split in enumerate(("val", "test"))
     )
-    fitted = fit(val)
-    judged, compared = judge(fitted, test, draws=20), compare(test, draws=20)
+    fitted = fit_voters(val)
+    judged, compared = evaluate_voters(fitted, test, draws=20), compare(test, draws=20)
     for page in (sections(fitted, judged, test, "soft"), comparison.sections(compared, test, {})):
         assert f"Note: {said}." in [part.body for part in page if isinstance(part, Text)]
     for found in (
@@ -198,8 +200,8 @@ def test_a_handful_of_images_and_an_absent_class_still_give_a_report(
         {name: table.take(np.flatnonzero(table.labels != 2)[:n]) for name, table in made.items()}
         for made in (_tables("val", 0), _tables("test", 1))
     )
-    fitted = fit(val, "body_part")
-    judged = judge(fitted, test, draws=50)
+    fitted = fit_voters(val, "body_part")
+    judged = evaluate_voters(fitted, test, draws=50)
     for kind in fitted.ensembles:
         save(tmp_path / kind, fitted.ensembles[kind])
     write_results(tmp_path / "r.json", results("ensemble", fitted, judged, test, "soft"))

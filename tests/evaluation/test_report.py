@@ -16,13 +16,13 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.results import Results, read_results, write_results
 from evaluation.stats.auc import auc
-from evaluation.stats.estimate import Figure, wilson
+from evaluation.stats.estimate import Estimate, wilson
 from tests.evaluation.tables import make
 
 
 def _results() -> Results:
-    good = Figure(0.9, 0.8, 0.95, "Wilson", 50, 50)
-    absent = Figure(None, None, None, "DeLong", 50, 50, "class 'c' has no image")
+    good = Estimate(0.9, 0.8, 0.95, "Wilson", 50, 50)
+    absent = Estimate(None, None, None, "DeLong", 50, 50, "class 'c' has no image")
     return Results(
         "ensemble",
         "test",
@@ -39,7 +39,10 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_results_refuse_nan_and_null_without_reason(tmp_path: Path) -> None:
-    for wrong in (Figure(float("nan"), None, None, "x", 1, 1), Figure(None, None, None, "x", 1, 1)):
+    for wrong in (
+        Estimate(float("nan"), None, None, "x", 1, 1),
+        Estimate(None, None, None, "x", 1, 1),
+    ):
         with pytest.raises(ValueError, match="metrics: accuracy"):
             write_results(tmp_path / "r.json", replace(_results(), metrics={"accuracy": wrong}))
     assert not list(tmp_path.iterdir())
@@ -63,7 +66,7 @@ def test_foreign_results_are_refused_by_name(tmp_path: Path, old: str, new: str,
 
 def test_a_report_is_one_file_that_asks_nothing_of_the_network(tmp_path: Path) -> None:
     table = make()
-    found = compute.figures(table, draws=20)
+    found = compute.compute_metrics(table, draws=20)
     sections = [
         html.lead("The ensemble", "accuracy", found["accuracy"]),
         html.Text("Less than <b>all</b>."),
@@ -84,7 +87,7 @@ def test_a_report_is_one_file_that_asks_nothing_of_the_network(tmp_path: Path) -
 
 
 def test_the_lead_carries_the_interval_and_the_counts() -> None:
-    text = html.lead("The ensemble", "accuracy", Figure(0.97, 0.955, 0.98, "Wilson", 1200, 300))
+    text = html.lead("The ensemble", "accuracy", Estimate(0.97, 0.955, 0.98, "Wilson", 1200, 300))
     assert text.body == (
         "The ensemble reaches accuracy 0.9700 (95 % interval 0.9550 to 0.9800) "
         "on 1,200 images of 300 patients."
@@ -159,8 +162,8 @@ def test_bars_of_a_bin_count_patients_and_not_films() -> None:
 
 
 def test_a_recall_of_zero_is_drawn_and_one_that_is_absent_is_not() -> None:
-    def member(*recalls: float | None) -> dict[str, Figure]:
-        return {f"recall/{name}": Figure(value, None, None, "none", 9, 9)
+    def member(*recalls: float | None) -> dict[str, Estimate]:
+        return {f"recall/{name}": Estimate(value, None, None, "none", 9, 9)
                 for name, value in zip("abc", recalls, strict=True)}  # fmt: skip
 
     found = {"one": member(0.0, 0.5, None), "two": member(0.25, 0.0, None)}

@@ -12,7 +12,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.reports import run as run_report
 from evaluation.stats import ratios
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
 SAID = {
     "weights_zero_fraction": 0.6, "macs_theoretical_ratio": 0.4, "latency_ratio_measured": None,
@@ -97,7 +97,7 @@ def test_all_changed_decisions_are_kept_where_not_all_are_listed():
 
 
 def test_the_picture_of_all_arms_has_points_intervals_and_a_zero_line():
-    whole = Figure(-0.01, -0.02, 0.005, "known", 9, 9)
+    whole = Estimate(-0.01, -0.02, 0.005, "known", 9, 9)
     arms = [Arm("ast25", "dense", 0.742, [-0.03, 0.01], whole),
             Arm("single10", "dense", None, [-0.04], None)]  # fmt: skip
     [axes] = sparse_figures.costs(arms).axes

@@ -8,7 +8,7 @@ from evaluation.metrics.calibration import Temperature
 from evaluation.voters.attention import fit_part_attention, fit_stacked
 from evaluation.voters.learned import fit_greedy, fit_learned, fit_per_class, fit_per_part
 from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted, stack
-from evaluation.voters.store import VOTERS, Ensemble, load, save
+from evaluation.voters.store import VOTERS, FittedEnsemble, load, save
 from tests.evaluation.tables import experts
 
 HASHES = ["aaa", "bbb", "ccc"]
@@ -34,7 +34,7 @@ def test_every_voter_survives_its_file(tmp_path: Path) -> None:
     tables, voters = experts(200, seed=5), _all()
     members, parts = stack(tables), tables[0].rows["body_part"].to_numpy()
     for voter in voters:
-        ensemble = Ensemble(voter, HASHES, tables[0].class_names, Temperature(1.7), "digest")
+        ensemble = FittedEnsemble(voter, HASHES, tables[0].class_names, Temperature(1.7), "digest")
         save(tmp_path / voter.kind, ensemble)
         again = load(tmp_path / voter.kind, HASHES, tables[0].class_names)
         assert np.array_equal(again(members, parts), ensemble(members, parts)), voter.kind
@@ -45,7 +45,7 @@ def test_every_voter_survives_its_file(tmp_path: Path) -> None:
 
 def _saved(folder: Path) -> list[str]:
     names = ["none", "simple", "comminuted"]
-    save(folder, Ensemble(Weighted(np.array([1, 2, 3])), HASHES, names))
+    save(folder, FittedEnsemble(Weighted(np.array([1, 2, 3])), HASHES, names))
     return names
 
 
@@ -86,7 +86,7 @@ def test_a_strange_voter_file_is_refused(
 
 
 def test_a_ensemble_refuses_another_number_of_members() -> None:
-    ensemble = Ensemble(Soft(), HASHES, ["a", "b"])
+    ensemble = FittedEnsemble(Soft(), HASHES, ["a", "b"])
     with pytest.raises(ValueError, match=r"this ensemble needs \(3, 'n', 2\)"):
         ensemble(np.full((2, 5, 2), 0.5))
 
@@ -94,6 +94,6 @@ def test_a_ensemble_refuses_another_number_of_members() -> None:
 def test_a_ensemble_pools_first_and_calibrates_then() -> None:
     members = stack(experts(50))
     names = ["none", "simple", "comminuted"]
-    hot = Ensemble(Soft(), HASHES, names, Temperature(2.0))(members)
+    hot = FittedEnsemble(Soft(), HASHES, names, Temperature(2.0))(members)
     root = np.sqrt(Soft()(members))
     np.testing.assert_allclose(hot, root / root.sum(1, keepdims=True), rtol=1e-10)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from datamodules import ImageDataModule, Table
 from datamodules.preprocess import Preprocess
 from lightning_modules import EnsembleModule, ImageClassifier
-from lightning_modules.base import ExactModule
+from lightning_modules.base import BaseModule
 
 SIZES = (21, 5, 1)
 CLASSES = ["none", "simple", "comminuted"]
@@ -37,7 +37,7 @@ def main(world: int, folder: Path, mutation: str) -> None:
     L.seed_everything(0)
     single = ImageClassifier(CLASSES, "test_resnet", image_size=32)
     members = sorted(str(path) for path in folder.parent.glob("member*.ckpt"))
-    subjects: dict[str, ExactModule] = {"single": single}
+    subjects: dict[str, BaseModule] = {"single": single}
     if members and not mutation:
         subjects["ensemble"] = EnsembleModule(CLASSES, members)
     figures = {}

@@ -115,7 +115,9 @@ def convened(runs, tmp_path):
         (tmp_path / name / "ensemble.json").write_text(json.dumps(said))
         if temperature is not None:
             hashes = [block.weights for block in blocks.values()]
-            fitted = store.Ensemble(Soft(), hashes, CLASSES, Temperature(temperature), fitted_on)
+            fitted = store.FittedEnsemble(
+                Soft(), hashes, CLASSES, Temperature(temperature), fitted_on
+            )
             store.save(tmp_path / name.replace("ensemble", "voters"), fitted)
         return tmp_path / name
 

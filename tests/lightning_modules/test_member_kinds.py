@@ -14,7 +14,7 @@ from evaluation.results import read_results
 from lightning_modules import checkpoints
 from tests.conftest import Tiny
 
-EMA = {"class_path": "callbacks.AverageWeights", "init_args": {"decay": 0.9}}
+EMA = {"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}
 OVO = {"model.class_path": "lightning_modules.OneVsOneClassifier"}
 TWO = {
     "data.init_args.source.init_args.kind": "pneumonia",

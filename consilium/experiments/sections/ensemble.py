@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from consilium.cli.ensemble import read_tables
-from consilium.experiments.config import MEMBERS, Study
+from consilium.experiments.config import MEMBERS, ExperimentConfig
 from consilium.experiments.plan import member_folders, rounds
 from consilium.experiments.results import Runs, subjects, table_of
 from consilium.inference import data_config
 from consilium.inference.thumbnails import thumbnail
 from evaluation import ensemble
-from evaluation.ensemble import Fitted, Judged
+from evaluation.ensemble import EvaluatedVoters, FittedVoters
 from evaluation.plots import curves as drawings
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html
@@ -21,7 +21,7 @@ SPLITS = ("val", "test")
 MOST = 4  # members without an ensemble that get pictures of their own
 
 
-def sections(study: Study, folder: Path, runs: Runs) -> list[html.Section]:
+def sections(study: ExperimentConfig, folder: Path, runs: Runs) -> list[html.Section]:
     """Every voter of every ensemble in the first round; members alone where there is none."""
     first = rounds(study)[0]
     there = [name for name in study.ensembles if name + first.suffix in runs]
@@ -52,14 +52,14 @@ def tabular(section: html.Section) -> bool:
 
 
 def judged_anew(
-    study: Study, folder: Path, name: str
-) -> tuple[Fitted, Judged, dict[str, PredictionTable]]:
+    study: ExperimentConfig, folder: Path, name: str
+) -> tuple[FittedVoters, EvaluatedVoters, dict[str, PredictionTable]]:
     """Every voter fitted on val and judged on test, in the first round."""
     members = member_folders(study, folder, name, rounds(study)[0])
     val, test = (read_tables([m / "predictions" / f"{s}.parquet" for m in members], s)
                  for s in SPLITS)  # fmt: skip
-    fitted = ensemble.fit(val, study.attribute, study.attend)
-    return fitted, ensemble.judge(fitted, test), test
+    fitted = ensemble.fit_voters(val, study.attribute, study.attend)
+    return fitted, ensemble.evaluate_voters(fitted, test), test
 
 
 def disputes(run: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from consilium.experiments.config import Study
+from consilium.experiments.config import ExperimentConfig
 from consilium.experiments.plan import plan
 from consilium.inference import saliency_evaluation
 from consilium.inference.saliency_evaluation import Row
@@ -13,13 +13,13 @@ from evaluation import saliency
 from evaluation.reports import html
 
 
-def measured(study: Study, folder: Path) -> list[tuple[Path, list[Row]]]:
+def measured(study: ExperimentConfig, folder: Path) -> list[tuple[Path, list[Row]]]:
     """Folder and rows of each run whose maps have been measured."""
     done = [run.folder for run in plan(study, folder) if run.result == saliency.FILE and run.done()]
     return [(run, saliency_evaluation.read_rows(run)) for run in done]
 
 
-def sections(study: Study, folder: Path) -> list[html.Section]:
+def sections(study: ExperimentConfig, folder: Path) -> list[html.Section]:
     """One table of all, and examples of each."""
     found = measured(study, folder)
     if not found:
@@ -32,7 +32,7 @@ def sections(study: Study, folder: Path) -> list[html.Section]:
     return [saliency_evaluation.section(_named(found)), *pictures]
 
 
-def table(study: Study, folder: Path) -> pd.DataFrame:
+def table(study: ExperimentConfig, folder: Path) -> pd.DataFrame:
     """One row a run, method and figure."""
     rows = [
         {"member": member, "method": method, "figure": name, **asdict(figure)}

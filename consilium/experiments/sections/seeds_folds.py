@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from consilium.experiments.config import MEMBERS, Study
+from consilium.experiments.config import MEMBERS, ExperimentConfig
 from consilium.experiments.plan import Round, rounds
 from consilium.experiments.results import Runs, table_of
 from evaluation.metrics import ranking
-from evaluation.metrics.compute import Figures, figures
+from evaluation.metrics.compute import Estimates, compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.reports.run import MAIN
-from evaluation.stats.estimate import Figure
+from evaluation.stats.estimate import Estimate
 
-Pooled = dict[tuple[str, int | None], Figures]
+Pooled = dict[tuple[str, int | None], Estimates]
 WITHIN = ("auroc", *ranking.NAMES)  # scores of models trained apart do not stand on one scale
 SEEDS = (
     "Mean over seeds, and the standard deviation between them: what chance in training moves. The "
@@ -32,13 +32,13 @@ FOLDS = (
 )
 
 
-def sections(study: Study, pooled: Pooled) -> list[html.Section]:
+def sections(study: ExperimentConfig, pooled: Pooled) -> list[html.Section]:
     """Folds pooled, seeds with their spread; nothing for a study of neither."""
     shown = [_folds(pooled)] if study.folds and pooled else []
     return [*shown, *([_seeds(over_seeds(study, pooled))] if len(study.seeds) > 1 else [])]
 
 
-def over_folds(study: Study, runs: Runs, folder: Path) -> Pooled:
+def over_folds(study: ExperimentConfig, runs: Runs, folder: Path) -> Pooled:
     """Figures of each member and ensemble at each seed, over all its folds together."""
     found: Pooled = {}
     seeds: list[int] | list[None] = study.seeds or [None]
@@ -50,17 +50,17 @@ def over_folds(study: Study, runs: Runs, folder: Path) -> Pooled:
     return found
 
 
-def of_seed(study: Study, name: str, seed: int | None) -> list[str]:
+def of_seed(study: ExperimentConfig, name: str, seed: int | None) -> list[str]:
     """The runs of a member or ensemble with a seed, one for each fold."""
     return [name + each.suffix for each in rounds(study) if each.seed == seed]
 
 
-def _pooled(study: Study, names: list[str], runs: Runs, folder: Path) -> Figures:
+def _pooled(study: ExperimentConfig, names: list[str], runs: Runs, folder: Path) -> Estimates:
     if not study.folds:
         return runs[names[0]].metrics
     where = {run: folder / MEMBERS / run for run in names}
     tables = [table_of(path if path.is_dir() else folder / run) for run, path in where.items()]
-    found = figures(together(tables))
+    found = compute_metrics(together(tables))
     for metric in found:
         if metric.split("/")[0] in WITHIN:
             values = [runs[run].metrics[metric].value for run in names]
@@ -68,7 +68,7 @@ def _pooled(study: Study, names: list[str], runs: Runs, folder: Path) -> Figures
     return found
 
 
-def _mean(values: Sequence[float | None], over_all: Figure) -> Figure:
+def _mean(values: Sequence[float | None], over_all: Estimate) -> Estimate:
     """The mean over folds in place of the figure over all of them; None if a fold has none."""
     known = [value for value in values if value is not None]
     mean = float(np.mean(known)) if len(known) == len(values) else None
@@ -83,7 +83,7 @@ def together(tables: Sequence[PredictionTable]) -> PredictionTable:
     return PredictionTable(rows, logits, tables[0].class_names)
 
 
-def over_seeds(study: Study, pooled: Pooled) -> pd.DataFrame:
+def over_seeds(study: ExperimentConfig, pooled: Pooled) -> pd.DataFrame:
     """Mean, standard deviation, least and greatest of each figure over the seeds."""
     rows = []
     for name in (*study.ensembles, *study.members):

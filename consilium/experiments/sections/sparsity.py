@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from consilium.experiments.config import MEMBERS, Study
+from consilium.experiments.config import MEMBERS, ExperimentConfig
 from consilium.experiments.plan import rounds
 from consilium.experiments.results import Runs, table_of
 from consilium.experiments.sections.seeds_folds import of_seed, together
@@ -57,18 +57,18 @@ class Beside:
     changed: pd.DataFrame
 
 
-def beside(study: Study, runs: Runs, folder: Path) -> Beside:
+def beside(study: ExperimentConfig, runs: Runs, folder: Path) -> Beside:
     """All of it, for the page and for the tables."""
     found = pairs(study, runs)
     return Beside(found, gaps(found, folder), means(study, found, folder), changed(found, folder))
 
 
-def of_controls(study: Study) -> list[tuple[str, str]]:
+def of_controls(study: ExperimentConfig) -> list[tuple[str, str]]:
     """Sparse members with their controls."""
     return [(name, control) for control, of in study.controls.items() for name in of]
 
 
-def pairs(study: Study, runs: Runs) -> list[tuple[str, str]]:
+def pairs(study: ExperimentConfig, runs: Runs) -> list[tuple[str, str]]:
     """Runs of sparse members and of their controls, as far as both are done."""
     every = [
         (name + each.suffix, control + each.suffix)
@@ -103,12 +103,12 @@ def changed(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
     return pd.concat(each, names=["sparse", "control"]).droplevel(2).reset_index()
 
 
-def over_seeds(study: Study, whole: pd.DataFrame) -> pd.DataFrame:
+def over_seeds(study: ExperimentConfig, whole: pd.DataFrame) -> pd.DataFrame:
     """`means` where they are of several seeds."""
     return whole if len(study.seeds) > 1 else pd.DataFrame()
 
 
-def means(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
+def means(study: ExperimentConfig, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
     """One row a sparse member of which all runs are done: the mean of its paired differences."""
     done, rows = {run for pair in found for run in pair}, []
     seeds: list[int] | list[None] = study.seeds or [None]
@@ -125,7 +125,7 @@ def means(study: Study, found: list[tuple[str, str]], folder: Path) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def arms(study: Study, each: pd.DataFrame, whole: pd.DataFrame) -> list[Arm]:
+def arms(study: ExperimentConfig, each: pd.DataFrame, whole: pd.DataFrame) -> list[Arm]:
     """Every sparse member of which a run is in `gaps`, with its row of `means` if there is one."""
     rows, over, found = _by_pair(each), _by_pair(whole), []
     for name, control in of_controls(study):
@@ -140,7 +140,7 @@ def arms(study: Study, each: pd.DataFrame, whole: pd.DataFrame) -> list[Arm]:
     return found
 
 
-def sections(study: Study, folder: Path, found: Beside) -> list[html.Section]:
+def sections(study: ExperimentConfig, folder: Path, found: Beside) -> list[html.Section]:
     """All pairs in one table, every arm in one picture, the means over seeds, what each changed."""
     if not found.pairs:
         return []
