@@ -18,8 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datamodules.audit.near_duplicates import LOOK, Looks, look, search
-from datamodules.phantoms.generate import KINDS, Recipe, films, written
+from datamodules.audit.near_duplicates import (
+    THUMBNAIL_SIZE,
+    Thumbnails,
+    find_near_duplicates,
+    make_thumbnails,
+)
+from datamodules.phantoms.generate import KINDS, PhantomSpec, generate_images, write_dataset
 
 
 def main() -> int:
@@ -87,21 +92,21 @@ def pairs(count: int) -> None:
 
 def planted(kind: str, side: int, count: int) -> Counter[str]:
     """Hits and false alarms when a third of the pictures has one changed copy."""
-    drawn = list(films(Recipe(kind, count, 1, side, 7)))
+    drawn = list(generate_images(PhantomSpec(kind, count, 1, side, 7)))
     pictures = [pixels for _, pixels in drawn]
     truth = {}
     for k, original in enumerate(range(0, count, 3)):
         name = list(CHANGES)[k % len(CHANGES)]
         truth[original, len(pictures)] = name
         pictures.append(CHANGES[name](pictures[original]))
-    looks = np.zeros((len(pictures), 2, LOOK, LOOK), np.uint8)
+    looks = np.zeros((len(pictures), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
     for k, picture in enumerate(pictures):
-        small = look(picture)
+        small = make_thumbnails(picture)
         looks[k, : len(small)] = small
     sides = np.array([min(picture.shape[:2]) for picture in pictures])
     square = np.array([picture.shape[0] == picture.shape[1] for picture in pictures])
-    seen = Looks(looks, sides, square, np.arange(len(pictures)))
-    found = {(p.first, p.second) for p in search(seen, np.full(len(pictures), -1))}
+    seen = Thumbnails(looks, sides, square, np.arange(len(pictures)))
+    found = {(p.first, p.second) for p in find_near_duplicates(seen, np.full(len(pictures), -1))}
     counts = Counter(planted=len(truth), found=len(found & set(truth)))
     counts["false"] = len(found - set(truth))
     for pair, name in truth.items():
@@ -113,22 +118,22 @@ def planted(kind: str, side: int, count: int) -> Counter[str]:
 def size(count: int) -> None:
     """Seconds and memory of an audit of so many generated files, in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
-        recipe = Recipe("fracture", count, 1, 128, 11)
-        folder = written(recipe, Path(name))
+        recipe = PhantomSpec("fracture", count, 1, 128, 11)
+        folder = write_dataset(recipe, Path(name))
         command = [sys.executable, __file__, "one", "--folder", str(folder)]
         subprocess.run(command, check=True)
 
 
 def one(folder: Path) -> None:
     """Audits a folder of phantoms and prints what it took."""
-    from datamodules.audit.audit import audit
+    from datamodules.audit.audit import audit_manifest
     from datamodules.sources import Table
-    from datamodules.splits import Fractions
+    from datamodules.splits import SplitFractions
 
-    source = Table(str(folder / "manifest.csv"), "patient", split=None, fractions=Fractions())
+    source = Table(str(folder / "manifest.csv"), "patient", split=None, fractions=SplitFractions())
     manifest = source.manifest(KINDS["fracture"].classes)
     start, busy = time.perf_counter(), time.process_time()
-    found = audit(manifest)
+    found = audit_manifest(manifest)
     told = {
         "files": len(manifest.table),
         "seconds": round(time.perf_counter() - start, 1),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from evaluation.reports.html import number
-from evaluation.stats import ratios
+from evaluation.reports.html import format_estimate
+from evaluation.stats.estimate import ratio_estimate
 from lightning_modules import ImageClassifier
 from lightning_modules.cam import Explainer
-from lightning_modules.model_info import KNOWN, facts
-from lightning_modules.pruning.latency import alternating
+from lightning_modules.model_info import SHIPPED_BACKBONES, backbone_info
+from lightning_modules.pruning.measure import time_in_turns
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     time_one(asked.backbone, asked.size, asked.repeats)
     hold(asked.images)
     if asked.all:
-        for name in KNOWN:
+        for name in SHIPPED_BACKBONES:
             explain_one(name)
 
 
@@ -46,11 +46,11 @@ def time_one(backbone: str, size: int, repeats: int) -> None:
         module.zero_grad()
         module(image)[0, 0].backward()
 
-    pairs = alternating(lambda: explain(image), pass_through, repeats)
+    pairs = time_in_turns(lambda: explain(image), pass_through, repeats)
     explained, passed = (statistics.median(each) for each in zip(*pairs, strict=True))
     print(f"{backbone} at {size} px, {torch.get_num_threads()} threads, {repeats} repeats")
     print(f"  explained {explained:.4f} s, forward and backward {passed:.4f} s, "
-          f"ratio {number(ratios.paired(pairs), 2)}", flush=True)  # fmt: skip
+          f"ratio {format_estimate(ratio_estimate(pairs), 2)}", flush=True)  # fmt: skip
 
 
 def hold(images: int) -> None:
@@ -76,7 +76,7 @@ def held() -> float:
 
 def explain_one(name: str) -> None:
     """One line: layer, map and seconds of a known backbone at its own size."""
-    size = facts(name).image_size
+    size = backbone_info(name).image_size
     module = ImageClassifier(["a", "b", "c", "d"], name, image_size=size)
     with torch.no_grad():
         module.net.get_classifier().weight.normal_()

@@ -1,6 +1,6 @@
-"""How often a nominal 95 % interval holds the true figure, by simulation.
+"""Coverage of nominal 95 % intervals, by simulation.
 
-Run: python -m benchmarks.coverage [--rounds N] [--patients N] [--films N]
+Run: python -m benchmarks.coverage [--rounds N] [--patients N] [--images N]
 """
 
 import argparse
@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 
 from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.registry import METRICS
 from evaluation.predictions import PredictionTable
 from evaluation.stats.estimate import Estimate
-from evaluation.stats.paired_tests import differences
-from evaluation.stats.summary import CENTRED
+from evaluation.stats.paired_tests import paired_differences
 
-NAMES = ["none", "simple", "comminuted"]
-SHARE = np.array([0.5, 0.3, 0.2])
-SHOWN = (
+CLASS_NAMES = ["none", "simple", "comminuted"]
+PREVALENCE = np.array([0.5, 0.3, 0.2])
+SIMULATED = (
     "accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "specificity_macro", "kappa",
     "kappa_quadratic", "mcc", "nll", "brier", "ece", "ece_classwise", "auroc",
     "average_precision", "sensitivity_at_specificity_0.95", "recall/none", "recall/comminuted",
@@ -26,71 +26,80 @@ SHOWN = (
 PAIRED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "nll", "brier", "auroc")
 
 
-def drawn(patients: int, films: int, seed: int) -> tuple[PredictionTable, PredictionTable]:
-    """Two models on the same images: half of the noise belongs to the patient, a part to both."""
+def simulate_tables(
+    patients: int, images: int, seed: int
+) -> tuple[PredictionTable, PredictionTable]:
+    """Predictions of two models for patients with several images each.
+
+    Half of the variance of the noise is common to a patient's images, and part of it to both
+    models.
+    """
     rng = np.random.default_rng(seed)
-    of_patient = rng.choice(3, patients, p=SHARE)
-    label, n = np.repeat(of_patient, films), patients * films
-    who = np.repeat(np.arange(patients), films)
+    labels = np.repeat(rng.choice(3, patients, p=PREVALENCE), images)
+    patient, n = np.repeat(np.arange(patients), images), patients * images
     rows = pd.DataFrame(
         {
             "id": np.arange(n).astype(str),
-            "label": label,
+            "label": labels,
             "split": "test",
-            "patient": who.astype(str),
+            "patient": patient.astype(str),
             "study": "",
         }
     )
-    shared = rng.normal(size=(patients, 3))[who] + rng.normal(size=(n, 3))
+    common = rng.normal(size=(patients, 3))[patient] + rng.normal(size=(n, 3))
     tables = []
     for gain in (1.7, 1.5):
-        own = rng.normal(size=(patients, 3))[who] + rng.normal(size=(n, 3))
-        logits = 1.3 * (gain * np.eye(3)[label] + 0.5 * shared + 0.4 * own)
-        tables.append(PredictionTable(rows, logits, NAMES))
+        own = rng.normal(size=(patients, 3))[patient] + rng.normal(size=(n, 3))
+        logits = 1.3 * (gain * np.eye(3)[labels] + 0.5 * common + 0.4 * own)
+        tables.append(PredictionTable(rows, logits, CLASS_NAMES))
     return tables[0], tables[1]
 
 
 @lru_cache(maxsize=1)
-def truth(population: int) -> tuple[dict[str, float], dict[str, float]]:
-    """The figures of so many patients, and the differences between the two models."""
-    one, other = (_values(table) for table in drawn(population, 1, 987_654_321))
-    return one, {name: one[name] - other[name] for name in PAIRED}
+def true_values(population: int) -> dict[str, float]:
+    """Metrics in a large population, and `<metric> difference` of the two models."""
+    one, other = (_values(table) for table in simulate_tables(population, 1, 987_654_321))
+    return one | {f"{name} difference": one[name] - other[name] for name in PAIRED}
 
 
 def _values(table: PredictionTable) -> dict[str, float]:
-    return {
-        name: f.value for name, f in compute_metrics(table, draws=2).items() if f.value is not None
-    }
+    metrics = compute_metrics(table, draws=2)
+    return {name: e.value for name, e in metrics.items() if e.value is not None}
 
 
 def coverage(
     rounds: int,
     patients: int,
-    films: int,
+    images: int,
     draws: int = 2000,
     population: int = 400_000,
 ) -> dict[str, float]:
-    """Share of the rounds whose interval holds the truth, by figure; differences end in ` gap`.
+    """Fraction of the rounds whose interval contains the true value, by metric or difference.
 
-    A calibration error rises as images get fewer; its interval is held against its mean here.
+    A calibration error depends on the number of images, so its true value is the mean over rounds.
     """
-    single, gaps = truth(population)
-    found: dict[str, list[Estimate]] = {}
+    expected = dict(true_values(population))
+    estimates: dict[str, list[Estimate]] = {}
     for seed in range(rounds):
-        one, other = drawn(patients, films, seed)
-        for name, figure in compute_metrics(one, draws, seed).items():
-            found.setdefault(name, []).append(figure)
-        for name, gap in differences(one, other, draws, seed).items():
-            found.setdefault(f"{name} gap", []).append(gap.figure)
-    true = single | {f"{name} gap": gap for name, gap in gaps.items()}
-    for name in CENTRED:
-        true[name] = float(np.mean([f.value for f in found[name] if f.value is not None]))
-    names = [*SHOWN, *(f"{name} gap" for name in PAIRED)]
-    return {name: float(np.mean([_holds(f, true[name]) for f in found[name]])) for name in names}
+        one, other = simulate_tables(patients, images, seed)
+        for name, estimate in compute_metrics(one, draws, seed).items():
+            estimates.setdefault(name, []).append(estimate)
+        for name, difference in paired_differences(one, other, draws, seed).items():
+            estimates.setdefault(f"{name} difference", []).append(difference.estimate)
+    names = [*SIMULATED, *(f"{name} difference" for name in PAIRED)]
+    for name, spec in METRICS.items():
+        if spec.interval == "centered bootstrap":
+            values = [e.value for e in estimates[name] if e.value is not None]
+            expected[name] = float(np.mean(values))
+    return {
+        name: float(np.mean([_contains(e, expected[name]) for e in estimates[name]]))
+        for name in names
+    }
 
 
-def _holds(figure: Estimate, true: float) -> bool:
-    return figure.low is not None and figure.high is not None and figure.low <= true <= figure.high
+def _contains(estimate: Estimate, value: float) -> bool:
+    low, high = estimate.low, estimate.high
+    return low is not None and high is not None and low <= value <= high
 
 
 def main() -> None:
@@ -98,12 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--patients", type=int, default=150)
-    parser.add_argument("--films", type=int, default=4, help="images of each patient")
-    asked = parser.parse_args()
-    print(f"{asked.patients} patients with {asked.films} images each, {asked.rounds} rounds")
-    for name, share in coverage(asked.rounds, asked.patients, asked.films).items():
-        error = np.sqrt(share * (1 - share) / asked.rounds)
-        print(f"{name:<36} {100 * share:5.1f} % (simulation error {100 * error:.1f})")
+    parser.add_argument("--images", type=int, default=4, help="images of each patient")
+    args = parser.parse_args()
+    print(f"{args.patients} patients with {args.images} images each, {args.rounds} rounds")
+    for name, fraction in coverage(args.rounds, args.patients, args.images).items():
+        error = np.sqrt(fraction * (1 - fraction) / args.rounds)
+        print(f"{name:<36} {100 * fraction:5.1f} % (simulation error {100 * error:.1f})")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ import lightning as L
 import torch
 
 from datamodules import ImageDataModule, Phantoms
-from datamodules.images import read
+from datamodules.images import read_image
 from datamodules.preprocess import Preprocess
-from evaluation.reports.html import number
-from evaluation.stats import ratios
+from evaluation.reports.html import format_estimate
+from evaluation.stats.estimate import ratio_estimate
 from lightning_modules import EnsembleModule, ImageClassifier, checkpoints
-from lightning_modules.pruning.latency import alternating
+from lightning_modules.pruning.measure import time_in_turns
 
 CLASSES = ["none", "simple", "comminuted"]
 MEMBERS = {  # backbone -> its own view
@@ -46,11 +46,11 @@ def main() -> None:
             ],
         }
         for name, other in others.items():
-            pairs = alternating(
+            pairs = time_in_turns(
                 lambda: tested(ensemble, data(Preprocess()), asked.device),
                 other, asked.rounds, torch.device(asked.device),
             )  # fmt: skip
-            ratio = number(ratios.paired(pairs), 3)
+            ratio = format_estimate(ratio_estimate(pairs), 3)
             print(f"ensemble / {name}: {ratio}, {asked.images} images", flush=True)
 
 
@@ -66,9 +66,15 @@ def arguments() -> argparse.Namespace:
 def source(folder: Path, images: int) -> Callable[[Preprocess], ImageDataModule]:
     """A data module for a view: generated 512 px pictures, nearly all of them in test."""
     pictures = Phantoms(
-        "fracture", patients=images, films=1, size=512, root=str(folder / "p"), val=0.1, test=0.8
+        "fracture",
+        num_patients=images,
+        images_per_patient=1,
+        image_size=512,
+        root=str(folder / "p"),
+        val=0.1,
+        test=0.8,
     )
-    return lambda view: ImageDataModule(pictures, CLASSES, view, batch_size=16, workers=0)
+    return lambda view: ImageDataModule(pictures, CLASSES, view, batch_size=16, num_workers=0)
 
 
 def trainer(device: str, **more: object) -> L.Trainer:
@@ -110,7 +116,7 @@ class Bare:
         """Goes through the split once."""
         with torch.inference_mode():
             for start in range(0, len(self.paths), 16):
-                pictures = [read(path) for path in self.paths[start : start + 16]]
+                pictures = [read_image(path) for path in self.paths[start : start + 16]]
                 for view in dict.fromkeys(self.views):
                     seen = torch.stack([view(p) for p in pictures]).to(self.device)
                     for net, own in zip(self.nets, self.views, strict=True):

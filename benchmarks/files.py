@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datamodules.images import ImageError, read
+from datamodules.images import ImageError, read_image
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def mutated(data: bytes, dice: np.random.Generator) -> bytes:
 def end(path: Path) -> str:
     """What reading the file comes to."""
     try:
-        image = read(path)
+        image = read_image(path)
     except ImageError as error:
         return "error with its name" if str(error).startswith(str(path)) else "error without name"
     fits = image.dtype == np.uint8 and image.shape[2:] in ((), (3,))

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks import StepSeeding
-from evaluation.reports.html import number
-from evaluation.stats import ratios
+from evaluation.reports.html import format_estimate
+from evaluation.stats.estimate import ratio_estimate
 from lightning_modules import ImageClassifier, backbones
-from lightning_modules.optim import Optimization
-from lightning_modules.pruning.turns import in_turns
+from lightning_modules.optim import OptimizerConfig
+from lightning_modules.pruning.measure import measure_in_turns
 
 CLASSES = ["none", "simple", "comminuted"]
 
@@ -63,7 +63,7 @@ def ours(asked: argparse.Namespace, loader: DataLoader[dict[str, Tensor]]) -> Ca
         CLASSES,
         asked.backbone,
         backbone_args={"channels_last": asked.channels_last},
-        optimization=Optimization(lr=1e-4, weight_decay=0.05),
+        optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.05),
     )
     trainer = lightning.Trainer(
         max_epochs=1,
@@ -114,14 +114,14 @@ def main() -> None:
     asked = arguments()
     loader = batches(asked)
     seconds(bare(asked, loader), asked.device)  # warm
-    pairs = in_turns(ours, bare, lambda side: seconds(side(asked, loader), asked.device),
+    pairs = measure_in_turns(ours, bare, lambda side: seconds(side(asked, loader), asked.device),
                      asked.rounds)  # fmt: skip
     for clock in ("wall", "cpu"):
         both = [(getattr(a, clock), getattr(b, clock)) for a, b in pairs]
         medians = (statistics.median(each) for each in zip(*both, strict=True))
         rates = [f"{asked.images / median:.1f} images/s" for median in medians]
         print(f"{asked.backbone} {clock}: ours {rates[0]}, bare {rates[1]}, "
-              f"ratio {number(ratios.paired(both), 3)}")  # fmt: skip
+              f"ratio {format_estimate(ratio_estimate(both), 3)}")  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from datamodules.augment import Augment
-from datamodules.datamodule import ImageDataModule, Reading
-from datamodules.phantoms.generate import Recipe, films
+from datamodules.datamodule import ImageDataModule
+from datamodules.phantoms.generate import PhantomSpec, generate_images
 from datamodules.preprocess import Preprocess
 from datamodules.sources import Folders
 
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 def make_files(folder: Path, count: int, side: int) -> list[str]:
     """Gray JPEGs in class folders of one split each."""
     paths = []
-    for k, (row, pixels) in enumerate(films(Recipe("fracture", count, 1, side, 0))):
+    for k, (row, pixels) in enumerate(generate_images(PhantomSpec("fracture", count, 1, side, 0))):
         for split in ("train", "val") if k < 8 else ("train",):
             path = folder / split / row["label"] / f"{k}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def contenders(
 ) -> Iterator[tuple[str, tuple[float, float]]]:
     """Name, images per second, processor ms an image; the floors are of one core."""
     yield "floor", alone(lambda: floor_uncached(files), len(files))
-    kept = [VIEW.pixels(cv2.imread(path, cv2.IMREAD_GRAYSCALE)) for path in files[:200]]
+    kept = [VIEW.to_pixels(cv2.imread(path, cv2.IMREAD_GRAYSCALE)) for path in files[:200]]
     yield "floor_warm", alone(lambda: floor_warm(kept), len(kept))
     yield "ours_uncached", epochs(ours(root, workers, None))
     loader = ours(root, workers, str(root / "cache"))
@@ -105,7 +105,7 @@ def floor_uncached(files: list[str]) -> None:
     for k, path in enumerate(files):
         image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
         small = clahe.apply(cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA))
-        VIEW.tensor(augment(small, (0, 0, k)))
+        VIEW.to_tensor(augment(small, (0, 0, k)))
 
 
 def floor_warm(kept: list[np.ndarray]) -> None:
@@ -113,7 +113,7 @@ def floor_warm(kept: list[np.ndarray]) -> None:
     cv2.setNumThreads(0)
     augment = Augment(POLICY)
     for k, pixels in enumerate(kept):
-        VIEW.tensor(augment(pixels, (0, 0, k)))
+        VIEW.to_tensor(augment(pixels, (0, 0, k)))
 
 
 def ours(root: Path, workers: int, cache: str | None) -> DataLoader[object]:
@@ -121,7 +121,13 @@ def ours(root: Path, workers: int, cache: str | None) -> DataLoader[object]:
     source = Folders(str(root / "set"), patient=None)
     names = sorted(path.name for path in (root / "set" / "train").iterdir())
     data = ImageDataModule(
-        source, names, VIEW, POLICY, batch_size=32, workers=workers, reading=Reading(cache=cache)
+        source,
+        names,
+        VIEW,
+        POLICY,
+        batch_size=32,
+        num_workers=workers,
+        cache_dir=cache,
     )
     data.prepare_data()
     data.setup("validate")

@@ -22,7 +22,7 @@ def step_cost(module: ImageClassifier, batch: int = 32, size: int = 64, steps: i
     for _ in range(steps):
         start = time.process_time()
         optimizer.zero_grad()
-        module.cost(module.net(image), label, None).backward()
+        module.compute_loss(module.net(image), label, None).backward()
         optimizer.step()
         taken.append(time.process_time() - start)
     return statistics.median(taken)

@@ -18,11 +18,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from consilium.cli.training import run
+from consilium.training.lightning_cli import run_training
 from datamodules import ImageDataModule, Table
-from datamodules.balance import Balance
-from datamodules.manifest import split_of
 from datamodules.preprocess import Preprocess
+from datamodules.samplers import Balance
+from datamodules.splits import assign_split
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
@@ -44,7 +44,7 @@ def listed(shared: Path, name: str, limit: int, folder: Path) -> Path:
     else:
         table["patient"] = table["session_group"]
     table["path"] = [str(root / file) for file in table["filename"]]
-    cut = [split_of(patient, 0.15, 0.0) for patient in table["patient"]]
+    cut = [assign_split(patient, 0.15, 0.0) for patient in table["patient"]]
     table["split"] = table["split"].where(table["split"] == "test", pd.Series(cut))
     tested = set(table.loc[table["split"] == "test", "patient"])  # the official split is not clean
     table = table[(table["split"] == "test") | ~table["patient"].isin(tested)]
@@ -59,7 +59,7 @@ def settings(asked: argparse.Namespace, folder: Path) -> dict[str, object]:
     source = {"files": str(listed(Path(asked.shared), asked.set, asked.limit, folder))}
     source |= {"patient": "patient", "label": label}
     weights = Path(asked.shared) / "weights/mobilenetv2_100_tf2ptq.safetensors"
-    way = {"lr": 5e-4, "weight_decay": 0.01, "schedule": "none"}
+    optimizer = {"lr": 5e-4, "weight_decay": 0.01}
     data = {
         "source": {"class_path": "datamodules.Table", "init_args": source},
         "class_names": names,
@@ -68,7 +68,7 @@ def settings(asked: argparse.Namespace, folder: Path) -> dict[str, object]:
         "balance": {"class_weights": "sqrt"},
     }
     model = {"backbone": "mobilenetv2_100", "pretrained": str(weights)}
-    model |= {"backbone_args": {"pad_type": "same"}, "optimization": way}
+    model |= {"backbone_args": {"pad_type": "same"}, "optimizer": optimizer}
     return {
         "data": {"class_path": "datamodules.ImageDataModule", "init_args": data},
         "model": {"class_path": "lightning_modules.ImageClassifier", "init_args": model},
@@ -81,9 +81,9 @@ def ours(said: dict[str, object], folder: Path) -> dict[str, object]:
     (folder / "member.yaml").write_text(yaml.safe_dump(said))
     base = Path(__file__).parents[1] / "configs/base.yaml"
     where = ["--run", str(folder / "run")]
-    run(["fit", "--config", str(base), "--config", str(folder / "member.yaml"), *where])
+    run_training(["fit", "--config", str(base), "--config", str(folder / "member.yaml"), *where])
     last = ["--ckpt_path", str(folder / "run/last.ckpt"), "--run", str(folder / "last")]
-    run(["test", "--config", str(folder / "run/config.yaml"), *last])
+    run_training(["test", "--config", str(folder / "run/config.yaml"), *last])
     return dict(read_results(folder / "last/results.json").metrics)
 
 

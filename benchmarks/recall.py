@@ -17,8 +17,8 @@ from torch import Tensor
 from datamodules import ImageDataModule, Phantoms, images
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
-from lightning_modules.losses import Loss
-from lightning_modules.optim import Optimization
+from lightning_modules.losses import LossConfig
+from lightning_modules.optim import LRSchedulerConfig
 
 GRADES = ["none", "mild", "moderate", "severe", "proliferative"]
 Split = tuple[Tensor, Tensor]
@@ -26,7 +26,7 @@ Split = tuple[Tensor, Tensor]
 
 def retina(patients: int, size: int = 64) -> dict[str, Split]:
     """Images and labels of each split of the retina phantom, as tensors."""
-    source = Phantoms("retina", patients=patients, size=size, root=tempfile.gettempdir())
+    source = Phantoms("retina", num_patients=patients, image_size=size, root=tempfile.gettempdir())
     data = ImageDataModule(source, GRADES, Preprocess(size=size))
     data.prepare_data()
     data.setup("fit")
@@ -34,7 +34,7 @@ def retina(patients: int, size: int = 64) -> dict[str, Split]:
     found = {}
     for split in ("train", "val", "test"):
         rows = table[table["split"] == split]
-        pictures = torch.stack([see(images.read(path)) for path in rows["path"]])
+        pictures = torch.stack([see(images.read_image(path)) for path in rows["path"]])
         found[split] = (pictures, torch.tensor(rows["label"].to_numpy()))
     return found
 
@@ -58,7 +58,7 @@ def train(
     torch.manual_seed(seed)
     module, (pictures, labels) = make(), data
     optimizer = torch.optim.AdamW(module.parameters(), 3e-3, weight_decay=0.05)
-    curve = Optimization(schedule="onecycle", warmup_epochs=2).curve(epochs)
+    curve = LRSchedulerConfig("onecycle", warmup_epochs=2).curve(epochs)
     for epoch in range(epochs):
         order = torch.randperm(len(labels)).split(32)
         for step, rows in enumerate(order):
@@ -66,7 +66,7 @@ def train(
                 group["lr"] = 3e-3 * curve(epoch + step / len(order))
             seen = flipped(pictures[rows])
             optimizer.zero_grad()
-            module.cost(module.net(seen), labels[rows], weights).backward()
+            module.compute_loss(module.net(seen), labels[rows], weights).backward()
             optimizer.step()
     return module.eval()
 
@@ -99,7 +99,8 @@ def main() -> None:
     data["train"] = thinned(data["train"], GRADES.index("mild"), asked.keep)
     counts = torch.bincount(data["train"][1], minlength=len(GRADES))
     rarest, weights = int(counts.argmin()), counts.sum() / counts / len(GRADES)
-    losses = {"plain": Loss(), "all three": Loss(gamma=2.0, alpha=1.0, smoothing=0.1)}
+    focal = LossConfig("focal", gamma=2.0, label_smoothing=0.1)
+    losses = {"plain": LossConfig(), "all three": focal}
     print(f"training pictures {dict(zip(GRADES, counts.tolist(), strict=True))}")
     rows: dict[str, list[np.ndarray]] = {name: [] for name in losses}
     for seed in range(asked.seeds):

@@ -25,8 +25,8 @@ from pathlib import Path
 import cv2
 import torch
 
-from consilium.inference.export.parity import generated
-from consilium.inference.predictor import load
+from consilium.inference.export import generated_images
+from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
 from evaluation.files import write_json
 from lightning_modules import ImageClassifier, checkpoints
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
 
 def ensemble(folder: Path) -> Path:
     """An ensemble.json of untrained members."""
-    said: dict[str, object] = {"format": 1, "class_names": CLASSES, "voter": {"kind": "soft"}}
+    said: dict[str, object] = {"format": 1, "class_names": CLASSES, "voter": {"name": "soft"}}
     members = {}
     for name, size in MEMBERS.items():
         module = ImageClassifier(CLASSES, name, image_size=size)
@@ -94,8 +94,8 @@ def alone(model: Path) -> dict[str, float]:
 
 def bare(path: Path) -> dict[str, float]:
     """Seconds of one picture alone and pictures a second in batches, prepared beforehand."""
-    model = load(path)
-    seen = [model.prepare(picture) for picture in generated(max(BATCHES))]
+    model = load_predictor(path)
+    seen = [model.prepare(picture) for picture in generated_images(max(BATCHES))]
 
     def spent(count: int) -> float:
         start = time.perf_counter()
@@ -136,7 +136,7 @@ class Crowd:
     def __init__(self, port: int, clients: int) -> None:
         self.port, self.clients = port, clients
         self.seen: Seen = []
-        pictures = [cv2.imencode(".png", picture)[1].tobytes() for picture in generated(16)]
+        pictures = [cv2.imencode(".png", picture)[1].tobytes() for picture in generated_images(16)]
         head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         self.bodies = [head + picture + b"\r\n--b--\r\n" for picture in pictures]
 

@@ -1,10 +1,10 @@
-"""What masks cost and what they save, and what taking channels out saves instead.
+"""Cost of masks, and speedup of channel pruning.
 
 Run: python -m benchmarks.sparse [--only step|masked|channels|packed|top_k|energy ...]
      [--backbone NAME] [--size PX] [--batch N] [--pairs N] [--numbers N] [--threads N]
 
-Everything is measured in alternating pairs. Steps and masks are timed in the process's own time on
-a processor, which other processes do not share; channels by the clock as well.
+All measurements are alternating pairs. On a CPU, steps and masks are timed in process time, which
+other processes do not affect; pruned networks by wall-clock time as well.
 """
 
 import argparse
@@ -21,181 +21,180 @@ from torch.nn.functional import cross_entropy
 
 from callbacks.sparse_training import masks
 from callbacks.sparse_training.masked_weights import MaskedWeights
-from callbacks.sparse_training.prunable import prunable
+from callbacks.sparse_training.prunable import find_prunable
 from evaluation.files import write_bytes
-from evaluation.stats import ratios
-from evaluation.stats.estimate import Estimate
+from evaluation.stats.estimate import Estimate, ratio_estimate
 from lightning_modules import ImageClassifier, checkpoints, packing
-from lightning_modules.pruning import groups, latency, search
-from lightning_modules.pruning import narrow as narrower
+from lightning_modules.pruning import measure
+from lightning_modules.pruning.groups import total_macs
+from lightning_modules.pruning.prune import PruningTarget, choose_structure
+from lightning_modules.pruning.structure import pruned_copy
 
 DENSITY = 0.25
-CLASSES = ["normal", "tuberculosis", "pneumonia", "covid"]
-Asked = argparse.Namespace
+CLASS_NAMES = ["normal", "tuberculosis", "pneumonia", "covid"]
 
 
 def clock() -> Callable[[], float]:
-    """The process's own time where it computes, the clock where a GPU does."""
+    """Process time on a CPU, wall-clock time with a GPU."""
     return time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
-def said(figure: Estimate) -> str:
-    """A ratio with its interval."""
-    if figure.value is None:
-        return f"null ({figure.reason})"
-    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}), {figure.n} pairs"
+def format_ratio(ratio: Estimate) -> str:
+    """A ratio with its interval and number of pairs."""
+    if ratio.value is None:
+        return f"null ({ratio.reason})"
+    return f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), {ratio.n} pairs"
 
 
-def dense(asked: Asked) -> tuple[nn.Module, Tensor]:
-    """The network with drawn weights, and a batch."""
+def make_dense(args: argparse.Namespace) -> tuple[nn.Module, Tensor]:
+    """The network with random weights, and a batch."""
     torch.manual_seed(0)
-    net = timm.create_model(asked.backbone, num_classes=len(CLASSES)).to(asked.device)
-    return net, torch.randn(asked.batch, 3, asked.size, asked.size, device=asked.device)
+    net = timm.create_model(args.backbone, num_classes=len(CLASS_NAMES)).to(args.device)
+    return net, torch.randn(args.batch, 3, args.size, args.size, device=args.device)
 
 
-def masked(net: nn.Module, image: Tensor) -> MaskedWeights:
-    """Masks at 25 % over what may be pruned of a network, held once."""
-    layers = prunable(net, image[:1]).layers
-    held = MaskedWeights(net, layers)
-    keep = masks.counts(layers, DENSITY, "uniform")
-    held.put(masks.shrunk([masks.magnitudes(weight) for weight in held.weights], keep))
-    held.hold_weights()
-    return held
+def mask(net: nn.Module, image: Tensor) -> MaskedWeights:
+    """Prunes the weights of `net` to a density of 25 %."""
+    masked = MaskedWeights(net, find_prunable(net, image[:1]))
+    counts = masks.nonzeros_per_weight(masked.weights, DENSITY, "uniform")
+    scores = [masks.magnitude_scores(tensor) for tensor in masked.tensors]
+    masked.set_masks(masks.top_k_per_weight(scores, counts))
+    masked.mask_weights()
+    return masked
 
 
-def step(asked: Asked) -> None:
-    """Training steps of one network, its masks held or not held in turns."""
-    net, image = dense(asked)
-    held, label = masked(net, image), torch.randint(4, (asked.batch,), device=asked.device)
+def training_step(args: argparse.Namespace) -> None:
+    """Training steps of one network with and without masks, in turns."""
+    net, image = make_dense(args)
+    masked, label = mask(net, image), torch.randint(4, (args.batch,), device=args.device)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
 
-    def train(hold: bool) -> None:
+    def train(use_masks: bool) -> None:
         optimizer.zero_grad()
         cross_entropy(net(image), label).backward()
-        if hold:
-            held.hold_gradients()
+        if use_masks:
+            masked.mask_gradients()
         optimizer.step()
-        if hold:
-            held.hold_weights()
+        if use_masks:
+            masked.mask_weights()
 
-    pairs = latency.alternating(
-        lambda: train(True), lambda: train(False), asked.pairs, image.device, clock()
+    pairs = measure.time_in_turns(
+        lambda: train(True), lambda: train(False), args.pairs, image.device, clock()
     )
-    print(f"training step, masks held / not held: {said(ratios.paired(pairs))}")
-    alone = latency.alternating(
-        lambda: (held.hold_gradients(), held.hold_weights()), lambda: train(False), 8,
+    print(f"training step, with / without masks: {format_ratio(ratio_estimate(pairs))}")
+    masking = measure.time_in_turns(
+        lambda: (masked.mask_gradients(), masked.mask_weights()), lambda: train(False), 8,
         image.device, clock(),
     )  # fmt: skip
-    print(f"holding alone / a step without: {said(ratios.paired(alone))}")
+    print(f"masking alone / step without masks: {format_ratio(ratio_estimate(masking))}")
 
 
-def masked_inference(asked: Asked) -> None:
-    """The masked network beside the same one without masks."""
-    (net, image), (twin, _) = dense(asked), dense(asked)
-    masked(net, image)
-    net.eval(), twin.eval()
+def masked_inference(args: argparse.Namespace) -> None:
+    """The masked network compared with the same one without masks."""
+    (net, image), (dense, _) = make_dense(args), make_dense(args)
+    mask(net, image)
+    net.eval(), dense.eval()
     with torch.inference_mode():
-        pairs = latency.alternating(
-            lambda: net(image), lambda: twin(image), asked.pairs, image.device, clock()
+        pairs = measure.time_in_turns(
+            lambda: net(image), lambda: dense(image), args.pairs, image.device, clock()
         )
-    print(f"inference, masked dense model / dense model: {said(ratios.paired(pairs))}")
+    print(f"inference, masked / dense: {format_ratio(ratio_estimate(pairs))}")
 
 
-def narrow(asked: Asked, power: float = 0.5) -> tuple[nn.Module, nn.Module, Tensor]:
-    """The dense network, the same at 0.6 of the multiply-accumulates and 0.7 of the time at most.
+def prune(args: argparse.Namespace, cost_power: float = 0.5) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The dense network, a copy with at most 0.6 of its MACs and 0.7 of its latency, and a batch.
 
-    And a batch. The more `power`, the more multiply-accumulates may stay for the same time.
+    The larger `cost_power`, the more MACs remain at the same latency.
     """
-    net, image = dense(asked)
-    net, small = net.cpu().eval(), image[:2].cpu()
-    wanted = narrower.Wanted(macs=0.6, latency=0.7, power=power, round_to=asked.round_to)
-    kept = narrower.choose(net, small, asked.backbone, wanted, drawn(net, asked))
-    thin = search.narrowed(net, kept)
-    left, whole = (
-        sum(cost.macs for cost in groups.costs(each, small).values()) for each in (thin, net)
-    )
-    print(f"channels rounded to {asked.round_to}: {left / whole:.3f} of the MACs are left")
-    return net.to(asked.device), thin.to(asked.device), image
+    net, image = make_dense(args)
+    net, two_images = net.cpu().eval(), image[:2].cpu()
+    target = PruningTarget(0.6, 0.7, cost_power, round_to=args.round_to)
+    losses = random_losses(net, args)
+    structure = choose_structure(net, two_images, args.backbone, target, losses)
+    pruned = pruned_copy(net, structure)
+    ratio = total_macs(pruned, two_images) / total_macs(net, two_images)
+    print(f"channels rounded to {args.round_to}: {ratio:.3f} of the MACs remain")
+    return net.to(args.device), pruned.to(args.device), image
 
 
-def drawn(net: nn.Module, asked: Asked) -> Iterator[Tensor]:
-    """The loss of noise with labels by chance: which channels go is not the question here."""
+def random_losses(net: nn.Module, args: argparse.Namespace) -> Iterator[Tensor]:
+    """Losses of noise with random labels: speed does not depend on which channels are pruned."""
     for _ in range(16):
-        image = torch.randn(4, 3, asked.size, asked.size)
-        yield cross_entropy(net(image), torch.randint(len(CLASSES), (4,)))
+        image = torch.randn(4, 3, args.size, args.size)
+        yield cross_entropy(net(image), torch.randint(len(CLASS_NAMES), (4,)))
 
 
-def faster(asked: Asked) -> None:
-    """How much faster the network with fewer channels is.
+def channels(args: argparse.Namespace) -> None:
+    """Speedup of the channel-pruned network."""
+    for cost_power in (0.5, 1.0):
+        print(f"channels, cost_power {cost_power}:")
+        print_speedups(args, *prune(args, cost_power))
 
-    One image at first, and again after larger batches: a fresh process takes memory from the
-    system and gives it back at every pass, more of it for the dense network.
+
+def print_speedups(
+    args: argparse.Namespace, net: nn.Module, pruned: nn.Module, image: Tensor
+) -> None:
+    """Speedup for one image at first, for a batch, and for one image after that.
+
+    A fresh process allocates and frees memory at every pass, more of it for the dense network.
     """
-    for power in (0.5, 1.0):
-        print(f"channels, cost counting with power {power}:")
-        compared(asked, *narrow(asked, power))
-
-
-def compared(asked: Asked, net: nn.Module, thin: nn.Module, image: Tensor) -> None:
-    """How much faster the second network is than the first."""
-    clocks = {"by the clock": time.perf_counter, "in the process's own time": clock()}
-    whens = {"batch 1, at first": 1, f"batch {asked.batch}": asked.batch, "batch 1, after that": 1}
-    for (when, batch), (name, each) in itertools.product(whens.items(), clocks.items()):
+    clocks = {"wall-clock time": time.perf_counter, "process time": clock()}
+    batches = {"batch 1, at first": 1, f"batch {args.batch}": args.batch, "batch 1, after that": 1}
+    for (when, size), (name, timer) in itertools.product(batches.items(), clocks.items()):
         with torch.inference_mode():
-            pairs = latency.alternating(
-                lambda n=batch: thin(image[:n]), lambda n=batch: net(image[:n]), asked.pairs,
-                image.device, each,
+            pairs = measure.time_in_turns(
+                lambda n=size: net(image[:n]), lambda n=size: pruned(image[:n]), args.pairs,
+                image.device, timer,
             )  # fmt: skip
-        found = ratios.paired([(second, first) for first, second in pairs])
-        print(f"channels, {when}: {said(found)} times as fast {name}")
+        print(f"channels, {when}: {format_ratio(ratio_estimate(pairs))} times as fast in {name}")
 
 
-def energy(asked: Asked) -> None:
-    """Joules of the network with fewer channels over those of the dense one."""
-    net, thin, image = narrow(asked)
-    figure, joules = latency.energy_ratio(thin, net, image)
-    print(f"channels, energy an image: {said(figure)}")
+def energy(args: argparse.Namespace) -> None:
+    """Energy of the pruned network over that of the dense one."""
+    net, pruned, image = prune(args)
+    ratio, joules = measure.energy_ratio(pruned, net, image)
+    print(f"channels, energy per image: {format_ratio(ratio)}")
     for first, second in joules:
         print(f"  joules per 1,000 images: {1000 * first:.1f} pruned, {1000 * second:.1f} dense")
 
 
-def packed(asked: Asked) -> None:
-    """The size of a real packed file of a masked member, and that it comes back."""
-    module = ImageClassifier(CLASSES, asked.backbone, image_size=asked.size).eval()
-    masked(module.net, torch.zeros(1, 3, asked.size, asked.size))
+def packed(args: argparse.Namespace) -> None:
+    """Size of a packed checkpoint with masks, and whether it is restored exactly."""
+    module = ImageClassifier(CLASS_NAMES, args.backbone, image_size=args.size).eval()
+    mask(module.net, torch.zeros(1, 3, args.size, args.size))
     block = checkpoints.Block(
-        "ImageClassifier", module.init_args, CLASSES, {"size": asked.size}, "",
-        checkpoints.id_hashes([]), {}, "", "", 0, checkpoints.versions(),
+        "ImageClassifier", module.init_args, CLASS_NAMES, {"size": args.size}, "",
+        checkpoints.id_hashes([]), {}, "", "", 0, checkpoints.package_versions(),
     )  # fmt: skip
     state = module.state_dict()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"b2{packing.SUFFIX}"
-        write_bytes(file, checkpoints.packed(block, state))
+        write_bytes(file, checkpoints.packed_checkpoint(block, state))
         megabytes = file.stat().st_size / 1e6
-        again = checkpoints.load(file)[0].state_dict()
-    kept = packing.stored(state)
-    exact = all(torch.equal(again[k], kept[k].to(v.dtype)) for k, v in state.items())
+        restored = checkpoints.load(file)[0].state_dict()
+    stored = packing.to_stored_precision(state)
+    is_exact = all(torch.equal(restored[k], stored[k].to(v.dtype)) for k, v in state.items())
     half = sum(2 * tensor.numel() for tensor in state.values()) / 1e6
-    print(f"packed: {megabytes:.3f} MB, beside {half:.3f} MB in fp16; "
-          f"{'comes back bit for bit' if exact else 'DIFFERS'}")  # fmt: skip
+    print(f"packed: {megabytes:.3f} MB, {half:.3f} MB as fp16; "
+          f"{'restored exactly' if is_exact else 'DIFFERS'}")  # fmt: skip
 
 
-def top_k(asked: Asked) -> None:
-    """Seconds of a choice among so many numbers, all equal and normal; exact to the number."""
-    many = asked.numbers
-    for name, weight in (("all equal", torch.full((many,), 0.1)), ("normal", torch.randn(many))):
+def top_k(args: argparse.Namespace) -> None:
+    """Seconds of an exact choice among many numbers, equal and normally distributed ones."""
+    count = args.numbers
+    for name, tensor in (("all equal", torch.full((count,), 0.1)), ("normal", torch.randn(count))):
         start = time.process_time()
-        kept = masks.top_k(masks.magnitudes(weight), many // 4)
-        spent = time.process_time() - start
-        if int(kept.sum()) != many // 4:
-            raise ValueError(f"top_k kept {int(kept.sum())} of {many}, not {many // 4}")
-        print(f"top-k of {many:,}, {name}: {spent:.2f} s, exact")
+        top = masks.top_k(masks.magnitude_scores(tensor), count // 4)
+        seconds = time.process_time() - start
+        if int(top.sum()) != count // 4:
+            raise ValueError(f"top_k chose {int(top.sum())} of {count}, not {count // 4}")
+        print(f"top-k of {count:,}, {name}: {seconds:.2f} s, exact")
 
 
 ROWS = {
-    "step": step,
+    "step": training_step,
     "masked": masked_inference,
-    "channels": faster,
+    "channels": channels,
     "packed": packed,
     "top_k": top_k,
     "energy": energy,
@@ -203,7 +202,7 @@ ROWS = {
 
 
 def main() -> None:
-    """Prints one row a measurement."""
+    """Prints one row per measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--backbone", default="efficientnet_b2")
@@ -213,12 +212,12 @@ def main() -> None:
     parser.add_argument("--round_to", type=int, default=16)
     parser.add_argument("--numbers", type=int, default=100_000_000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    asked.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{asked.backbone}, {asked.size} px, {narrower.machine(asked.device)}")
-    for row in asked.only:
-        ROWS[row](asked)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{args.backbone}, {args.size} px, {measure.describe_device(args.device)}")
+    for row in args.only:
+        ROWS[row](args)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from evaluation import ensemble
 from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.results import write_results
+from evaluation.voters import VoterOptions
 
 CLASSES = ["none", "mild", "moderate", "severe", "proliferative"]
 PARTS = ["elbow", "finger", "hand", "wrist"]
@@ -77,11 +78,11 @@ def measure(folder: Path, made: list[dict[str, PredictionTable]]) -> None:
         for split in ("val", "test")
     )
     lap("8 tables read")
-    fitted = ensemble.fit_voters(val, "body_part", ["elbow"])
+    fitted = ensemble.fit_voters(val, VoterOptions("body_part", ["elbow"]))
     lap(f"{len(fitted.ensembles)} voters fitted and calibrated on val")
     judged = ensemble.evaluate_voters(fitted, test)
     lap("all figures and paired differences on test")
-    written = ensemble_report.results("ensemble", fitted, judged, test, "learned")
+    written = ensemble_report.ensemble_results("ensemble", fitted, judged, test, "learned")
     write_results(folder / "results.json", replace(written, meta={}))
     lap("results.json written")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

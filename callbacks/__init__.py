@@ -1,18 +1,15 @@
-"""What happens around training."""
+"""Callbacks and a logger of a training: checkpoints, results, sparse training, W&B."""
 
 from callbacks.checkpoint import BestAndLastCheckpoint
 from callbacks.ema import EMA
-from callbacks.history import HistoryWriter
 from callbacks.model_card import ModelCard
-from callbacks.predictions import PredictionWriter
-from callbacks.progress_bar import ProgressBar
-from callbacks.results_writer import ResultsWriter
 from callbacks.saliency_maps import SaliencyMaps
 from callbacks.sparse_training.callback import TwoStageSparseTraining
 from callbacks.step_seeding import StepSeeding
-from callbacks.trainable_summary import TrainableSummary
+from callbacks.terminal import ProgressBar, TrainableSummary
 from callbacks.wandb_logger import WandbLogger
 from callbacks.warm_start import WarmStart
+from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
 
 __all__ = [
     "EMA",

@@ -1,21 +1,24 @@
-"""best.ckpt and last.ckpt in the run folder."""
+"""best.ckpt and last.ckpt in the run folder, and early stopping that is exact after a resume."""
 
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")
+UNLIMITED = 1_000_000  # epochs; a config's early_stopping sets fewer
 
 
 class BestAndLastCheckpoint(ModelCheckpoint):
-    """Keeps the best epoch by `monitor` as best.ckpt and the newest as last.ckpt.
+    """Saves the best epoch by `monitor` as best.ckpt and the latest as last.ckpt.
+
+    A resumed fit continues with the best epoch before, also in a renamed or another folder.
 
     Args:
-        monitor: the figure that decides.
-        mode: whether the smaller or the larger figure is better.
+        monitor: metric that decides which epoch is best.
+        mode: whether a smaller (`min`) or a larger (`max`) value is better.
     """
 
     def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
@@ -27,56 +30,80 @@ class BestAndLastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
-        self.has_best = False
+        self.restores_best = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Puts the files into the run folder itself."""
+        """Saves into the run folder itself."""
         self.dirpath = str(Path(trainer.default_root_dir))
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Finds the best of before, on one process for all, before its state is taken up."""
+        """Copies the best checkpoint of the resumed fit, before `load_state_dict` refers to it."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        self.has_best = False
+        self.restores_best = False
         if state and trainer.state.fn == "fit" and trainer.ckpt_path:
-            there = Path(str(trainer.ckpt_path)).parent
-            found = trainer.is_global_zero and self._brings_best(state, there)
-            self.has_best = trainer.strategy.broadcast(found)
+            source = Path(str(trainer.ckpt_path)).parent
+            has_best = trainer.is_global_zero and self._copy_best(state, source)
+            self.restores_best = trainer.strategy.broadcast(has_best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The best so far, in whatever way the run folder is called now.
+        """Restores the best epoch, with paths in the current run folder.
 
-        Lightning forgets it where the folder's name is written otherwise than then, and the next
-        epoch would be the best. A fit that goes on in another folder takes the best along.
+        Lightning discards it if the path of the folder is spelled differently.
         """
-        if self.has_best:
-            here = Path(str(self.dirpath))
-            paths = {name: _in(here, state_dict[name]) for name in PATHS}
-            models = {_in(here, path): score for path, score in state_dict["best_k_models"].items()}
+        if self.restores_best:
+            folder = Path(str(self.dirpath))
+            paths = {key: _path_in(folder, state_dict[key]) for key in PATH_KEYS}
+            models = {
+                _path_in(folder, p): score for p, score in state_dict["best_k_models"].items()
+            }
             state_dict = {**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
 
-    def _brings_best(self, state: dict[str, Any], there: Path) -> bool:
-        """Whether the best of before is in the folder, or is none; from another it is copied."""
-        here = Path(str(self.dirpath))
-        if not state["best_model_path"] or here.resolve() == there.resolve():
-            return True
-        best = there / Path(state["best_model_path"]).name
-        if not best.is_file() or (here / best.name).is_file():
-            return False  # another training's best is not written over, and not taken for ours
-        here.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(best, here / best.name)
-        return True
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes last.ckpt after epochs that are not the best as well; Lightning would not."""
+        """Saves last.ckpt after every epoch; Lightning saves it with a new best epoch only."""
         super().on_train_epoch_end(trainer, pl_module)
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def _copy_best(self, state: dict[str, Any], source: Path) -> bool:
+        """Copies the best checkpoint from `source` if necessary; false if there is none to use."""
+        folder = Path(str(self.dirpath))
+        if not state["best_model_path"] or folder.resolve() == source.resolve():
+            return True
+        best = source / Path(state["best_model_path"]).name
+        if not best.is_file() or (folder / best.name).is_file():
+            return False  # never overwrite, or use, the best checkpoint of another fit
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(best, folder / best.name)
+        return True
 
-def _in(folder: Path, path: str) -> str:
-    """A file of the run folder, as the folder is called now; none stays none."""
+
+class ResumableEarlyStopping(EarlyStopping):
+    """Early stopping after which a resumed fit trains no further epoch.
+
+    Lightning restores the number of epochs without improvement and then trains one more epoch, so
+    that a fit that was killed after its last epoch would end with other weights.
+
+    Args:
+        monitor: metric that must improve.
+        patience: number of validations without improvement after which the fit stops.
+        **options: further arguments of Lightning's EarlyStopping.
+    """
+
+    def __init__(
+        self, monitor: str = "val/loss", patience: int = UNLIMITED, **options: Any
+    ) -> None:
+        super().__init__(monitor, patience=patience, **options)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops before the first step if the fit had already stopped."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+def _path_in(folder: Path, path: str) -> str:
+    """The file of a path in another folder; an empty path stays empty."""
     return str(folder / Path(path).name) if path else path

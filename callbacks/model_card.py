@@ -1,149 +1,53 @@
-"""README.md of a run folder, and the weights in formats that need nothing of ours."""
+"""README.md of a run folder, and its weights as safetensors with a description as JSON."""
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import lightning as L
 import timm
-import torch
-from safetensors.torch import save as safetensors
-from torch import nn
+from safetensors.torch import save as to_safetensors
 
 from evaluation.files import write_bytes, write_json, write_text
-from evaluation.reports.html import counted, number
-from evaluation.reports.run import MAIN
+from evaluation.metrics.registry import metric_label, summary_metrics
+from evaluation.reports.html import format_estimate, format_sample_size
 from evaluation.results import Results, read_results
+from lightning_modules.classifier import ImageClassifier
 
-# arguments of a backbone that are not timm's own
-OURS = ("grad_checkpointing", "channels_last", "compile", "commercial_only", "pretrained",
-        "image_size")  # fmt: skip
+# arguments of lightning_modules.backbones.build that are not timm's
+OWN_ARGUMENTS = ("grad_checkpointing", "channels_last", "compile", "commercial_only", "pretrained",
+                 "image_size")  # fmt: skip
 FILES = {
-    "best.ckpt": "weights and all that is needed to rebuild the model; read without pickle",
-    "last.ckpt": "the last epoch, with the optimizer's state, to go on from",
-    "model.safetensors": "the weights of the network alone, with model.json",
-    "model.json": "what model.safetensors is of: backbone, classes, preprocessing, CAM layer",
-    "state_dict.pt": "the same weights for torch.load(..., weights_only=True)",
-    "config.yaml": "every setting of the training",
-    "history.csv": "one row an epoch",
-    "results.json": "figures of the test split with intervals",
-    "report.html": "the same with pictures",
-    "predictions": "what it said of every image of val and test",
+    "best.ckpt": "weights of the best epoch, with everything needed to load them without pickle",
+    "last.ckpt": "last epoch, with the state of the optimizer, to resume from",
+    "model.safetensors": "the weights of the network alone",
+    "model.json": "description of model.safetensors: backbone, classes, preprocessing, CAM layer",
+    "config.yaml": "all settings of the training",
+    "history.csv": "metrics of each epoch",
+    "results.json": "metrics of the test split with confidence intervals",
+    "report.html": "the same with plots",
+    "predictions": "logits of each image of val and test",
 }
-
-
-class Model(Protocol):
-    """A module, as far as its README looks at it."""
-
-    init_args: dict[str, Any]
-    class_names: list[str]
-    net: nn.Module
-    structure: dict[str, Any]
-    explainer: Callable[[int], Any]
-
-
-class ModelCard(L.Callback):
-    """After a test of one model: README.md, model.safetensors, model.json and state_dict.pt.
-
-    It belongs behind `Record`, whose figures it quotes.
-
-    Args:
-        weights: whether to write the weights as well.
-    """
-
-    def __init__(self, weights: bool = True) -> None:
-        self.weights = weights
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the folder's own account of the model that was tested."""
-        if not trainer.is_global_zero or not hasattr(pl_module, "explainer"):
-            return
-        folder, module = Path(trainer.default_root_dir), cast(Any, pl_module)
-        about = describe(module, cast(Any, trainer).datamodule.preprocess.to_dict())
-        if self.weights:
-            state = {k: v.detach().cpu().contiguous().clone() for k, v in weights_of(module)}
-            write_bytes(folder / "model.safetensors", safetensors(state))
-            write_bytes(folder / "state_dict.pt", _torch(state))
-            write_json(folder / "model.json", about)
-        kept = folder / "results.json"
-        results = read_results(kept) if kept.is_file() else None
-        write_text(folder / "README.md", text(folder, about, results))
-
-
-def weights_of(module: Model) -> list[tuple[str, torch.Tensor]]:
-    """Names and tensors of the bare network."""
-    return list(module.net.state_dict().items())
-
-
-def describe(module: Model, preprocess: dict[str, Any]) -> dict[str, Any]:
-    """What a network is, as plain values: enough to build it anew with timm."""
-    arguments = module.init_args
-    options = dict(arguments["backbone_args"] or {})
-    size, name = preprocess["size"], arguments["backbone"]
-    fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
-    return {
-        "format": 1,
-        "module": type(module).__name__,
-        "backbone": name,
-        "outputs": getattr(module.net, "num_classes", None),
-        "arguments": fixed | {k: v for k, v in options.items() if k not in OURS},
-        "timm": type(module.net).__module__.startswith("timm."),
-        "class_names": list(module.class_names),
-        "head": arguments.get("head", "one versus one"),
-        "preprocess": preprocess,
-        "cam_layer": _layer(module, size),
-        "structure": module.structure,
-    }
-
-
-def _layer(module: Model, size: int) -> dict[str, Any] | None:
-    """The recommended layer; None for a network without maps."""
-    try:
-        layer = module.explainer(size).layers[0]
-    except ValueError:
-        return None
-    return {"name": layer.name, "layout": layer.layout, "side": layer.height}
-
-
-def text(folder: Path, about: dict[str, Any], results: Results | None) -> str:
-    """The README: what it is, figures, files, how to load it, where to look."""
-    names = ", ".join(about["class_names"])
-    parts = [
-        f"# {folder.name}",
-        f"{about['backbone']} ({about['module']}, {about['head']} head) that tells apart: {names}. "
-        "For research only; it is not a medical device.",
-        *(["Channels were pruned: `structure` says which are left."] if about["structure"] else []),
-        *_figures(results),
-        "## Files\n",
-        "\n".join(f"- `{name}`: {what}" for name, what in FILES.items() if _there(folder, name)),
-        "## What it sees",
-        f"```json\n{json.dumps(about['preprocess'])}\n```",
-        *_use(folder, about),
-        *_where(folder, about),
-    ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-EXAMPLE = """\
+LOAD_EXAMPLE = """\
 import sys
 
 import torch
 
-from datamodules.images import read
+from datamodules.images import read_image
 from datamodules.preprocess import Preprocess
 from lightning_modules import checkpoints
 
 module, block = checkpoints.load("best.ckpt")
-image = Preprocess.from_dict(block.preprocess)(read(sys.argv[1]))
+image = Preprocess.from_dict(block.preprocess)(read_image(sys.argv[1]))
 with torch.inference_mode():
     probabilities = module(image[None]).softmax(dim=1)[0]
 print(dict(zip(block.class_names, probabilities.tolist())))
-found = module.explainer(size=image.shape[-1])(image[None])
-print("class", block.class_names[found.classes[0]], "map", found.maps[0].shape)
 """
-BARE = """\
+SALIENCY_EXAMPLE = """\
+saliency = module.explainer(size=image.shape[-1])(image[None])
+print("class", block.class_names[saliency.classes[0]], "map", saliency.maps[0].shape)
+"""
+TIMM_EXAMPLE = """\
 import json
 
 import timm
@@ -151,61 +55,137 @@ import torch
 from safetensors.torch import load_file
 
 with open("model.json") as file:
-    about = json.load(file)
-net = timm.create_model(about["backbone"], num_classes=about["outputs"], **about["arguments"])
+    model = json.load(file)
+net = timm.create_model(model["backbone"], num_classes=model["outputs"], **model["arguments"])
 net.load_state_dict(load_file("model.safetensors"))
-side = about["preprocess"]["size"]
-print(net.eval()(torch.zeros(1, 3, side, side)).shape)
+size = model["preprocess"]["size"]
+print(net.eval()(torch.zeros(1, 3, size, size)).shape)
 """
 
 
-def _use(folder: Path, about: dict[str, Any]) -> list[str]:
-    """How to load what lies in the folder; nothing of what does not."""
-    said = []
-    if _there(folder, "best.ckpt"):
-        how = "From this folder, in the environment of Consilium, with a picture as argument:"
-        said += [how, f"```python\n{EXAMPLE}```"]
-    if _there(folder, "model.json") and about["timm"] and about["outputs"]:
-        said += [] if about["structure"] else _bare(about)
-    return ["## Use it", *said] if said else []
+class ModelCard(L.Callback):
+    """Writes README.md, model.safetensors and model.json after the test of a single model.
+
+    Args:
+        weights: whether to write model.safetensors and model.json.
+    """
+
+    def __init__(self, weights: bool = True) -> None:
+        self.weights, self.is_tested = weights, False
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remembers that the test was completed."""
+        self.is_tested = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Writes the files when all callbacks have written the results of a test."""
+        if stage != "test" or not self.is_tested:
+            return
+        self.is_tested = False
+        if not trainer.is_global_zero or not isinstance(pl_module, ImageClassifier):
+            return
+        if pl_module.datamodule is None:
+            return
+        folder = Path(trainer.default_root_dir)
+        model = describe(pl_module, pl_module.datamodule.preprocess.to_dict())
+        if self.weights:
+            state = {name: tensor.detach().cpu().contiguous().clone()
+                     for name, tensor in pl_module.net.state_dict().items()}  # fmt: skip
+            write_bytes(folder / "model.safetensors", to_safetensors(state))
+            write_json(folder / "model.json", model)
+        file = folder / "results.json"
+        results = read_results(file) if file.is_file() else None
+        write_text(folder / "README.md", readme(folder, model, results))
 
 
-def _bare(about: dict[str, Any]) -> list[str]:
-    said = "Without Consilium, with timm alone; pictures have to be prepared as said above"
-    outputs = {"sigmoid": "the output is the logit of the second class"}
-    said = f"{said}; {outputs.get(about['head'], 'outputs are logits')}:"
-    return [said, f"```python\n{BARE}```"]
+def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, Any]:
+    """The content of model.json: plain values that are enough to rebuild the network with timm."""
+    init_args, size = module.init_args, preprocess["size"]
+    name, options = init_args["backbone"], dict(init_args["backbone_args"] or {})
+    fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
+    return {
+        "format": 1,
+        "module": type(module).__name__,
+        "backbone": name,
+        "outputs": getattr(module.net, "num_classes", None),
+        "arguments": fixed | {k: v for k, v in options.items() if k not in OWN_ARGUMENTS},
+        "timm": type(module.net).__module__.startswith("timm."),
+        "class_names": list(module.class_names),
+        "head": init_args.get("head", "one-vs-one"),
+        "preprocess": preprocess,
+        "cam_layer": _describe_cam_layer(module, size),
+        "structure": module.structure,
+    }
 
 
-def _where(folder: Path, about: dict[str, Any]) -> list[str]:
-    layer, side = about["cam_layer"], about["preprocess"]["size"]
-    which = "." if _there(folder, "best.ckpt") else "CHECKPOINT"
-    if layer is None:
-        return ["## Where it looks", "This network has no layer with maps."]
-    return [
-        "## Where it looks",
-        f"Recommended layer for class activation maps: `{layer['name']}` ({layer['layout']}, "
-        f"{layer['side']} x {layer['side']} at {side} pixels), the deepest stage whose map is at "
-        "least 7 x 7. Maps over the original picture:",
-        f"```bash\nconsilium explain {which} IMAGE... -o maps\n```",
-    ]
+def readme(folder: Path, model: dict[str, Any], results: Results | None) -> str:
+    """The README: model, metrics, files, preprocessing, how to load it, saliency maps."""
+    files = [f"- `{name}`: {text}" for name, text in FILES.items() if (folder / name).exists()]
+    parts = [
+        f"# {folder.name}",
+        f"{model['backbone']} ({model['module']}, {model['head']} head) for the classes "
+        f"{', '.join(model['class_names'])}. For research only; not a medical device.",
+        *(["Channels were pruned: `structure` lists those that remain."] if model["structure"]
+          else []),
+        *_metrics(results),
+        "## Files\n",
+        "\n".join(files),
+        "## Preprocessing",
+        f"```json\n{json.dumps(model['preprocess'])}\n```",
+        *_examples(folder, model),
+        *_saliency(folder, model),
+    ]  # fmt: skip
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _figures(results: Results | None) -> list[str]:
+def _describe_cam_layer(module: ImageClassifier, size: int) -> dict[str, Any] | None:
+    """The recommended layer; None for a network without feature maps."""
+    try:
+        layer = module.explainer(size).layers[0]
+    except ValueError:
+        return None
+    return {"name": layer.name, "layout": layer.layout, "side": layer.height}
+
+
+def _metrics(results: Results | None) -> list[str]:
     if results is None:
         return []
-    known = [name for name in MAIN if name in results.metrics]
-    lines = [f"| {name} | {number(results.metrics[name])} |" for name in known]
-    first = results.metrics[known[0]]
-    many = f"{counted(first)}, {results.split} split"
-    return ["## Figures", "\n".join([f"| {many} | value (95 % interval) |", "|---|---|", *lines])]
+    names = [name for name in summary_metrics() if name in results.metrics]
+    rows = [
+        f"| {metric_label(name)} | {format_estimate(results.metrics[name])} |" for name in names
+    ]
+    count = f"{format_sample_size(results.metrics[names[0]])}, {results.split} split"
+    return ["## Metrics", "\n".join([f"| {count} | value (95 % interval) |", "|---|---|", *rows])]
 
 
-def _there(folder: Path, name: str) -> bool:
-    return (folder / name).exists()
+def _examples(folder: Path, model: dict[str, Any]) -> list[str]:
+    """How to load the files that exist in the folder."""
+    parts = []
+    if (folder / "best.ckpt").exists():
+        parts += ["In this folder, with Consilium installed and the path of an image as argument:",
+                  f"```python\n{LOAD_EXAMPLE}```"]  # fmt: skip
+    has_weights = (folder / "model.json").exists() and model["timm"] and model["outputs"]
+    if has_weights and not model["structure"]:
+        is_sigmoid = model["head"] == "sigmoid"
+        outputs = "the output is the logit of the second class" if is_sigmoid else (
+            "outputs are logits")  # fmt: skip
+        parts += [f"With timm alone; images must be preprocessed as above, and {outputs}:",
+                  f"```python\n{TIMM_EXAMPLE}```"]  # fmt: skip
+    return ["## Usage", *parts] if parts else []
 
 
-def _torch(state: dict[str, torch.Tensor]) -> bytes:
-    stream = io.BytesIO()
-    torch.save(state, stream)
-    return stream.getvalue()
+def _saliency(folder: Path, model: dict[str, Any]) -> list[str]:
+    layer, size = model["cam_layer"], model["preprocess"]["size"]
+    if layer is None:
+        return ["## Saliency maps", "This network has no layer with feature maps."]
+    parts = [
+        "## Saliency maps",
+        f"Recommended layer for class activation maps: `{layer['name']}` ({layer['layout']}, "
+        f"{layer['side']} x {layer['side']} at {size} pixels), the deepest stage with a map of at "
+        "least 7 x 7. Maps over the original images:",
+        "```bash\nconsilium explain "
+        f"{'.' if (folder / 'best.ckpt').exists() else 'CHECKPOINT'} IMAGE... -o maps\n```",
+    ]
+    if (folder / "best.ckpt").exists():
+        parts += ["After the first example above:", f"```python\n{SALIENCY_EXAMPLE}```"]
+    return parts

@@ -1,4 +1,4 @@
-"""A run in W&B: settings, a row an epoch, pictures, prediction tables, checkpoints."""
+"""Logger for Weights & Biases: config, metrics by epoch, images, predictions, checkpoints."""
 
 import io
 import os
@@ -6,11 +6,13 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -19,22 +21,22 @@ from evaluation.files import write_text
 if TYPE_CHECKING:
     from wandb import Artifact, Run
 
-ROWS = 10_000  # of one W&B table; it would cut the rest off
-FOLDER, ID, BEST = "wandb", "wandb/run-id", "best.ckpt"
+MAX_TABLE_ROWS = 10_000  # W&B truncates longer tables
+WANDB_FOLDER, RUN_ID_FILE, BEST_CHECKPOINT = "wandb", "wandb/run-id", "best.ckpt"
 
 
 class WandbLogger(Logger):
-    """One W&B run a run folder, kept in it and sent later by `wandb sync`, or at once.
+    """One W&B run per run folder, stored there and uploaded later by `wandb sync`, or at once.
 
-    What is logged in one epoch stands in one row. Patients, other attributes, ids and notes stay
-    here: tables carry classes and probabilities, and a code for each id, which may name a patient.
+    The metrics of an epoch are one row. Patients, other attributes, ids and notes are not sent:
+    tables have classes, probabilities and a code for each id, which may name a patient.
 
     Args:
-        project: the project at W&B.
-        mode: offline, or online; null goes by WANDB_MODE, and is offline where that is not set.
-        group: what its runs stand together under; null takes the study that the folder is in.
-        checkpoints: whether best.ckpt becomes an artifact.
-        folder: the run folder; null takes the trainer's.
+        project: W&B project.
+        mode: offline or online; null uses WANDB_MODE, or offline if that is not set.
+        group: W&B group of the run; null uses the name of the experiment's folder.
+        checkpoints: whether to upload best.ckpt as an artifact.
+        folder: run folder; null uses that of the trainer.
     """
 
     def __init__(
@@ -46,11 +48,15 @@ class WandbLogger(Logger):
         folder: str | None = None,
     ) -> None:
         super().__init__()
-        # before wandb is imported: nobody asked for that network
+        # set before wandb is imported: no network access that the user did not ask for
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self.project, self.group, self.checkpoints = project, group, checkpoints
-        self.mode = mode or os.environ.get("WANDB_MODE") or "offline"
-        self.given, self.folder, self.job = folder, Path(folder or "."), "member"
+        self.mode = mode if mode or os.environ.get("WANDB_MODE") else "offline"
+        self.has_own_folder, self.folder, self.job_type = (
+            bool(folder),
+            Path(folder or "."),
+            "member",
+        )
         self._run: Run | None = None
 
     @property
@@ -60,30 +66,30 @@ class WandbLogger(Logger):
 
     @property
     def version(self) -> str | None:
-        """The run's id; a run that goes on keeps it."""
-        file = self.folder / ID
+        """The id of the run, which a resumed run shares; None before it starts."""
+        file = self.folder / RUN_ID_FILE
         return file.read_text().strip() if file.is_file() else None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "Run":
-        """The W&B run, begun when it is first asked for."""
+        """The W&B run, started on first access."""
         if self._run is None:
-            self._run = self._begun()
-            write_text(self.folder / ID, self._run.id)
+            self._run = self._start_run()
+            write_text(self.folder / RUN_ID_FILE, self._run.id)
         return self._run
 
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """The resolved config."""
-        settings = params if isinstance(params, dict) else vars(params)
-        self.experiment.config.update(settings, allow_val_change=True)
+        """Sets the config of the run."""
+        config = params if isinstance(params, dict) else vars(params)
+        self.experiment.config.update(config, allow_val_change=True)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Adds to the row of the epoch that `metrics` names, else to the newest."""
+        """Adds to the row of the epoch in `metrics`, or to the latest row."""
         steps = {} if step is None else {"trainer/global_step": step}
         if "epoch" in metrics:
             self.experiment.log({**metrics, **steps}, step=int(metrics["epoch"]))
@@ -92,49 +98,50 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Image.Image], step: int | None = None) -> None:
-        """Pictures under one name."""
+        """Logs images under one name."""
         import wandb
 
         self.log_metrics({key: [wandb.Image(image) for image in images]}, step)
 
     @rank_zero_only
     def log_table(self, key: str, dataframe: pd.DataFrame) -> None:
-        """A table; one of more rows than W&B shows becomes several."""
+        """Logs a table, split into several if it is longer than W&B allows."""
         import wandb
 
-        for at, start in enumerate(range(0, len(dataframe), ROWS)):
-            part = wandb.Table(dataframe=dataframe.iloc[start : start + ROWS])
-            self.log_metrics({f"{key}/{at + 1}" if at else key: part})
+        for i, start in enumerate(range(0, len(dataframe), MAX_TABLE_ROWS)):
+            part = wandb.Table(dataframe=dataframe.iloc[start : start + MAX_TABLE_ROWS])
+            self.log_metrics({f"{key}/{i + 1}" if i else key: part})
 
     @rank_zero_only
-    def log_facts(self, key: str, facts: Mapping[str, Any]) -> None:
-        """What is known of the run as a whole: figures with intervals, hashes."""
-        self.experiment.summary.update({key: dict(facts)})
+    def log_summary(self, key: str, values: Mapping[str, Any]) -> None:
+        """Sets values of the whole run: metrics with intervals, hashes."""
+        self.experiment.summary.update({key: dict(values)})
 
     @rank_zero_only
     def close(self, failed: bool = False) -> None:
-        """Adds the checkpoint, ends the run and says how to send it."""
+        """Adds the checkpoint, finishes the run and prints how to upload it."""
         if self._run is None:
             return
-        if self.checkpoints and (self.folder / BEST).is_file():
+        if self.checkpoints and (self.folder / BEST_CHECKPOINT).is_file():
             self._run.log_artifact(self._artifact())
-        where, offline = Path(self._run.dir).parent, self._run.offline
+        folder, is_offline = Path(self._run.dir).parent, self._run.offline
         self._run.finish(exit_code=int(failed))
         self._run = None
-        if offline:
-            print(f"W&B: `wandb sync {os.path.relpath(where)}` sends this run")
+        if is_offline:
+            print(f"W&B: upload this run with `wandb sync {os.path.relpath(folder)}`")
 
-    def _begun(self) -> "Run":
+    def _start_run(self) -> "Run":
         import wandb
 
-        os.environ["WANDB_DATA_DIR"] = str((self.folder / FOLDER).absolute())  # not in the home
-        group, name = place(self.folder)
+        # not in the home directory
+        os.environ["WANDB_DATA_DIR"] = str((self.folder / WANDB_FOLDER).absolute())
+        group, name = group_and_name(self.folder)
         try:
             return wandb.init(
                 project=self.project,
-                mode=cast(Any, self.mode),
+                mode=self.mode,
                 group=self.group or group,
-                job_type=self.job,
+                job_type=self.job_type,
                 name=name,
                 id=self.version,
                 dir=self.folder,
@@ -142,54 +149,60 @@ class WandbLogger(Logger):
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.Error as error:
-            raise ValueError(f"W&B, mode {self.mode}: {error}; offline needs no account") from error
+            mode = self.mode or os.environ["WANDB_MODE"]
+            raise ValueError(f"W&B, mode {mode}: {error}; offline needs no account") from error
 
     def _artifact(self) -> "Artifact":
         import wandb
 
-        found = wandb.Artifact(f"{self.experiment.id}-best", type="model")
-        found.add_file(str(self.folder / BEST), policy="immutable")  # no second copy of it
-        return found
+        artifact = wandb.Artifact(f"{self.experiment.id}-best", type="model")
+        artifact.add_file(str(self.folder / BEST_CHECKPOINT), policy="immutable")  # without a copy
+        return artifact
 
 
-def place(folder: Path) -> tuple[str | None, str]:
-    """The study that a run folder is in, if any, and the run's name within it."""
-    whole = folder.absolute()
-    above = whole.parent
-    if above.name == "members":
-        return above.parent.name, whole.name
-    return (above.name if (above / "members").is_dir() else None), whole.name
+def group_and_name(folder: Path) -> tuple[str | None, str]:
+    """The experiment that a run folder belongs to, or None, and the run's name within it."""
+    folder = folder.absolute()
+    parent = folder.parent
+    if parent.name == "members":
+        return parent.parent.name, folder.name
+    return (parent.name if (parent / "members").is_dir() else None), folder.name
 
 
-def settle(loggers: Iterable[object], folder: str, job: str) -> None:
-    """Says to every Board which run folder this is, and whether of a member or of an ensemble."""
-    for board in loggers:
-        if isinstance(board, WandbLogger):
-            board.folder, board.job = Path(board.given or folder), job
+def set_run_folder(loggers: Iterable[object], folder: str, job_type: str) -> None:
+    """Sets the run folder of every WandbLogger, and whether it is of a member or an ensemble."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.job_type = job_type
+            if not logger.has_own_folder:
+                logger.folder = Path(folder)
 
 
 @contextmanager
-def closed(loggers: Iterable[object]) -> Iterator[None]:
-    """Ends the run of every Board, as a failed one when an error comes through."""
+def close_loggers(loggers: Iterable[object]) -> Iterator[None]:
+    """Finishes the run of every WandbLogger at the end, as a failed one after an error."""
     failed = True
     try:
         yield
         failed = False
     finally:
-        for board in loggers:
-            if isinstance(board, WandbLogger):
-                board.close(failed)
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.close(failed)
 
 
-def show(loggers: Iterable[object], key: str, png: bytes) -> None:
-    """Hands a picture to the loggers that take pictures."""
+def log_image(loggers: Iterable[object], key: str, png: bytes) -> None:
+    """Logs an image to every logger of W&B and TensorBoard."""
     for logger in loggers:
-        if hasattr(logger, "log_image"):
-            cast(Any, logger).log_image(key, [Image.open(io.BytesIO(png))])
+        if isinstance(logger, WandbLogger | LightningWandbLogger):
+            logger.log_image(key, [Image.open(io.BytesIO(png))])
+        elif isinstance(logger, TensorBoardLogger):
+            pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            logger.experiment.add_image(key, pixels, dataformats="HWC")
 
 
-def tell(loggers: Iterable[object], key: str, table: pd.DataFrame) -> None:
-    """Hands a table to the loggers that take tables."""
+def log_table(loggers: Iterable[object], key: str, table: pd.DataFrame) -> None:
+    """Logs a table to every logger of W&B."""
     for logger in loggers:
-        if hasattr(logger, "log_table"):
-            cast(Any, logger).log_table(key, dataframe=table)
+        if isinstance(logger, WandbLogger | LightningWandbLogger):
+            logger.log_table(key, dataframe=table)

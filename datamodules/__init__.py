@@ -1,4 +1,4 @@
-"""What is seen: sources, manifests, preprocessing, augmentation, loaders."""
+"""Data: dataset sources, manifests, preprocessing, augmentation and loaders."""
 
 from datamodules.datamodule import ImageDataModule
 from datamodules.sources import Folders, Mura, Phantoms, Table

@@ -1,7 +1,7 @@
-"""Keeps decoded and prepared pixels in one memory-mapped store; a stale entry cannot be found.
+"""Cache of preprocessed pixels: one memory-mapped store per dataset and settings.
 
-The key of a store is a hash of the bytes of all its files, of the settings that decide the pixels
-and of the code that makes them, so that whatever changes leads to another store.
+The key of a store is a hash of the bytes of all files, of the settings that the pixels depend on
+and of the code that computes them, so a changed file, setting or version uses another store.
 """
 
 import hashlib
@@ -19,29 +19,29 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from datamodules.images import ImageError, content, decoded, without_frame
+from datamodules.images import ImageError, decode, read_file_bytes, split_frame_number
 from datamodules.preprocess import Preprocess
 
-SOURCES = ("images.py", "headers.py", "dicom.py", "geometry.py", "preprocess.py")
-_AT_ONCE = 256
+HASHED_FILES = ("images.py", "dicom.py", "preprocess.py")  # the code that computes pixels
+_CHUNK = 256  # files in memory at the same time
 PIXELS, INDEX = "pixels.u8", "index.json"
 
 
 def code_version() -> str:
-    """Changes whenever the code that makes pixels does, or the library below it."""
-    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
+    """A hash of the code that computes pixels and of OpenCV's version."""
+    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in HASHED_FILES)
     return hashlib.sha256(code + cv2.__version__.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
-class Store:
-    """A finished store; workers and processes share its pages.
+class PixelStore:
+    """A complete store; workers and processes share its memory pages.
 
     Args:
-        folder: Where its two files lie.
-        side: Side of its square pictures.
-        entries: For each path its offset and its number of channels (0 for gray).
-        failures: For each path that cannot be read the reason.
+        folder: The folder of its two files.
+        side: Side of its square images.
+        entries: Offset and number of channels (0 for gray) of each path.
+        failures: The reason for each path that cannot be read.
     """
 
     folder: Path
@@ -50,24 +50,22 @@ class Store:
     failures: dict[str, str]
 
     def pixels(self, path: str) -> np.ndarray:
-        """The pixels of a file, read-only; ImageError when it could not be read."""
+        """The pixels of a file, read-only; ImageError if the file could not be read."""
         if path in self.failures:
             raise ImageError(self.failures[path])
         offset, channels = self.entries[path]
         shape = (self.side, self.side, channels) if channels else (self.side, self.side)
-        part = self._map[offset : offset + int(np.prod(shape))]
-        return part.reshape(shape)
+        return self._map[offset : offset + int(np.prod(shape))].reshape(shape)
 
-    def statistics(self, paths: list[str]) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel from 0 to 1; give the training files."""
-        total, squares, count = np.zeros(3), np.zeros(3), 0
+    def channel_statistics(self, paths: list[str]) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, for pixels from 0 to 1."""
+        total, squares = np.zeros(3), np.zeros(3)
         for path in paths:
             pixels = self.pixels(path).reshape(self.side**2, -1) / 255.0
             total += pixels.mean(axis=0)
             squares += (pixels**2).mean(axis=0)
-            count += 1
-        mean = total / count
-        return mean.tolist(), np.sqrt(squares / count - mean**2).tolist()
+        mean = total / len(paths)
+        return mean.tolist(), np.sqrt(squares / len(paths) - mean**2).tolist()
 
     @cached_property
     def _map(self) -> np.ndarray:
@@ -76,66 +74,68 @@ class Store:
         return np.asarray(np.memmap(self.folder / PIXELS, dtype=np.uint8, mode="r"))
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the map: a worker opens it anew instead of being sent the pixels."""
+        """Without the memory map: a worker opens its own instead of receiving the pixels."""
         return {name: value for name, value in self.__dict__.items() if name != "_map"}
 
 
-def opened(paths: list[str], preprocess: Preprocess, root: Path) -> Store:
-    """The store of these files under these settings, built now unless it is there and whole."""
+def open_store(paths: list[str], preprocess: Preprocess, root: Path) -> PixelStore:
+    """The store of these files with these settings; builds it if it is missing or incomplete."""
     root.mkdir(parents=True, exist_ok=True)
     hashes = file_hashes(paths, root)
-    folder = root / _key(hashes, preprocess)
-    store = _read(folder, preprocess.side, hashes)
+    folder = root / _store_key(hashes, preprocess)
+    store = _read_store(folder, preprocess.side, hashes)
     if store is not None:
         return store
-    making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
     try:
-        _build(making, hashes, preprocess)
-        _take_place(making, folder, preprocess.side, hashes)
+        _build_store(temporary, hashes, preprocess)
+        _rename_store(temporary, folder, preprocess.side, hashes)
     finally:
-        shutil.rmtree(making, ignore_errors=True)
-    built = _read(folder, preprocess.side, hashes)
+        shutil.rmtree(temporary, ignore_errors=True)
+    built = _read_store(folder, preprocess.side, hashes)
     if built is None:
-        raise OSError(f"{folder}: the store was not whole after it was built")
+        raise OSError(f"{folder}: the store is incomplete after it was built")
     return built
 
 
-def stores(root: Path) -> list[tuple[str, int, int]]:
-    """(name, pictures, bytes) of every store below ``root``."""
-    found = sorted(path.parent for path in root.glob(f"*/{INDEX}"))
-    return [(f.name, len(_index(f)["offsets"]), (f / PIXELS).stat().st_size) for f in found]
+def list_stores(root: Path) -> list[tuple[str, int, int]]:
+    """(name, number of images, bytes) of every store in ``root``."""
+    folders = sorted(path.parent for path in root.glob(f"*/{INDEX}"))
+    return [
+        (f.name, len(json.loads((f / INDEX).read_text())["offsets"]), (f / PIXELS).stat().st_size)
+        for f in folders
+    ]
 
 
-def clear(root: Path) -> int:
-    """Removes every store below ``root`` and what unfinished builds left; gives their number."""
+def clear_stores(root: Path) -> int:
+    """Removes every store in ``root`` and the remains of unfinished builds; returns the number."""
     folders = [path for path in root.glob("*") if (path / INDEX).exists()]
-    for folder in [*folders, *root.glob(".making-*")]:
+    for folder in [*folders, *root.glob(".building-*")]:
         shutil.rmtree(folder)
     (root / "hashes.json").unlink(missing_ok=True)
     return len(folders)
 
 
 def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
-    """sha256 of each file's bytes, and the frame that its path names.
+    """SHA-256 of each file, followed by the frame number of its path.
 
-    A file whose size, times and inode stayed is not read again.
+    A file with the same size, times and inode as in ``root/hashes.json`` is not read again.
     """
     memo_path = root / "hashes.json"
     memo = json.loads(memo_path.read_text()) if memo_path.is_file() else {}
-    places = {path: without_frame(path) for path in paths}
-    files = list(dict.fromkeys(str(file) for file, _ in places.values()))
-    with ThreadPoolExecutor(_threads()) as pool:
-        found = dict(zip(files, pool.map(partial(_hash, memo=memo), files), strict=True))
-    if any(memo.get(file) != entry for file, entry in found.items()):
-        _write_text(memo_path, json.dumps(memo | found))
-    return {path: _of_frame(found[str(file)][1], frame) for path, (file, frame) in places.items()}
+    frames = {path: split_frame_number(path) for path in paths}
+    files = list(dict.fromkeys(str(file) for file, _ in frames.values()))
+    with ThreadPoolExecutor(_num_threads()) as pool:
+        entries = dict(zip(files, pool.map(partial(_hash_file, memo=memo), files), strict=True))
+    if any(memo.get(file) != entry for file, entry in entries.items()):
+        _write_text(memo_path, json.dumps(memo | entries))
+    return {
+        path: entries[str(file)][1] + ("" if frame is None else f"#{frame}")
+        for path, (file, frame) in frames.items()
+    }
 
 
-def _of_frame(digest: str, frame: int | None) -> str:
-    return digest if frame is None else f"{digest}#{frame}"
-
-
-def _hash(path: str, memo: dict[str, list[str]]) -> list[str]:
+def _hash_file(path: str, memo: dict[str, list[str]]) -> list[str]:
     try:
         stat = Path(path).stat()
         state = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
@@ -147,85 +147,81 @@ def _hash(path: str, memo: dict[str, list[str]]) -> list[str]:
         return ["", f"{path}: {error.strerror}"]
 
 
-def _key(hashes: dict[str, str], preprocess: Preprocess) -> str:
-    parts = [code_version(), json.dumps(preprocess.kept(), sort_keys=True)]
+def _store_key(hashes: dict[str, str], preprocess: Preprocess) -> str:
+    parts = [code_version(), json.dumps(preprocess.pixel_settings(), sort_keys=True)]
     parts += sorted(set(hashes.values()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _index(folder: Path) -> dict[str, dict[str, list[int]]]:
-    found: dict[str, dict[str, list[int]]] = json.loads((folder / INDEX).read_text())
-    return found
-
-
-def _read(folder: Path, side: int, hashes: dict[str, str]) -> Store | None:
-    """The store in this folder, or None when there is none or its files are cut."""
+def _read_store(folder: Path, side: int, hashes: dict[str, str]) -> PixelStore | None:
+    """The store in this folder, or None if there is none or its files are truncated."""
     try:
         index = json.loads((folder / INDEX).read_text())
-        whole = (folder / PIXELS).stat().st_size == index["bytes"]
+        is_complete = (folder / PIXELS).stat().st_size == index["bytes"]
     except (OSError, json.JSONDecodeError, KeyError):
         return None
-    if not whole:
+    if not is_complete:
         return None
     offsets, failed = index["offsets"], index["failures"]
     entries = {p: (offsets[h][0], offsets[h][1]) for p, h in hashes.items() if h in offsets}
     failures = {p: f"{p}: {failed[h]}" for p, h in hashes.items() if h in failed}
-    return Store(folder, side, entries, failures)
+    return PixelStore(folder, side, entries, failures)
 
 
-def _build(making: Path, hashes: dict[str, str], preprocess: Preprocess) -> None:
-    first = {digest: path for path, digest in reversed(hashes.items())}
+def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -> None:
+    first_path = {digest: path for path, digest in reversed(hashes.items())}
     offsets: dict[str, tuple[int, int]] = {}
     failures: dict[str, str] = {}
-    with (making / PIXELS).open("wb") as file:
-        work = zip(first, _prepared(first.values(), preprocess), strict=True)
-        for digest, made in track(work, description="preparing pictures", total=len(first)):
-            if isinstance(made, str):
-                failures[digest] = made
+    with (folder / PIXELS).open("wb") as file:
+        results = zip(first_path, _preprocess_all(first_path.values(), preprocess), strict=True)
+        for digest, result in track(results, "preprocessing images", total=len(first_path)):
+            if isinstance(result, str):
+                failures[digest] = result
             else:
-                offsets[digest] = (file.tell(), made.shape[2] if made.ndim == 3 else 0)
-                file.write(np.ascontiguousarray(made).data)
+                offsets[digest] = (file.tell(), result.shape[2] if result.ndim == 3 else 0)
+                file.write(np.ascontiguousarray(result).data)
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
-    index = {"bytes": size, "offsets": offsets, "failures": failures, "steps": preprocess.kept()}
-    _write_text(making / INDEX, json.dumps(index))
+    index = {"bytes": size, "offsets": offsets, "failures": failures}
+    _write_text(folder / INDEX, json.dumps(index | {"settings": preprocess.pixel_settings()}))
 
 
-def _prepared(paths: Iterable[str], preprocess: Preprocess) -> Iterator[np.ndarray | str]:
-    """Threads are enough: decoding, resizing and equalising run outside the interpreter's lock."""
-    todo = list(paths)
-    with ThreadPoolExecutor(_threads()) as pool:
-        for start in range(0, len(todo), _AT_ONCE):  # so that a slow disk does not fill memory
-            yield from pool.map(partial(_one, preprocess=preprocess), todo[start:][:_AT_ONCE])
+def _preprocess_all(paths: Iterable[str], preprocess: Preprocess) -> Iterator[np.ndarray | str]:
+    """Pixels, or the reason, of each file; threads suffice, as OpenCV releases the GIL."""
+    remaining = list(paths)
+    with ThreadPoolExecutor(_num_threads()) as pool:
+        for start in range(0, len(remaining), _CHUNK):  # a slow disk must not fill the memory
+            chunk = remaining[start : start + _CHUNK]
+            yield from pool.map(partial(_preprocess_file, preprocess=preprocess), chunk)
 
 
-def _one(path: str, preprocess: Preprocess) -> np.ndarray | str:
+def _preprocess_file(path: str, preprocess: Preprocess) -> np.ndarray | str:
     try:
-        return preprocess.pixels(decoded(content(path), path))
+        return preprocess.to_pixels(decode(read_file_bytes(path), path))
     except ImageError as error:
         return str(error).removeprefix(f"{path}: ")
 
 
-def _take_place(making: Path, folder: Path, side: int, hashes: dict[str, str]) -> None:
-    """Gives the folder its name; if another process was faster, its store is as good."""
-    if folder.exists() and _read(folder, side, hashes) is None:
+def _rename_store(temporary: Path, folder: Path, side: int, hashes: dict[str, str]) -> None:
+    """Gives a new store its name; a complete store of another process is left in place."""
+    if folder.exists() and _read_store(folder, side, hashes) is None:
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        making.replace(folder)
+        temporary.replace(folder)
     except OSError:
-        if _read(folder, side, hashes) is None:
+        if _read_store(folder, side, hashes) is None:
             raise
 
 
 def _write_text(path: Path, text: str) -> None:
-    making = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        making.write_text(text)
-        making.replace(path)
+        temporary.write_text(text)
+        temporary.replace(path)
     finally:
-        making.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _threads() -> int:
+def _num_threads() -> int:
     return len(os.sched_getaffinity(0))

@@ -1,10 +1,10 @@
-"""From a source to batches: manifest, preprocessing, augmentation and loaders of each split."""
+"""LightningDataModule for image classification: manifest, preprocessing, augmentation, loaders."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import cv2
 import numpy as np
@@ -13,70 +13,69 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from datamodules import cache
-from datamodules.audit.audit import cheap_leaks
+from datamodules.audit.audit import find_leaks_without_decoding
 from datamodules.augment import Augment
-from datamodules.balance import Balance
-from datamodules.dataset import ImageDataset, Sample, as_it_is, finished
-from datamodules.folds import Fold
-from datamodules.images import unreadable
-from datamodules.loader import LateLoader
+from datamodules.dataset import Batch, ImageDataset, LazyDataLoader, identity, normalize_batch
+from datamodules.images import find_unreadable
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
-from datamodules.samplers import BalancedSampler, ExactSampler, ShuffledSampler, WeightedSampler
+from datamodules.samplers import (
+    Balance,
+    BalancedSampler,
+    ExactSampler,
+    ShuffledSampler,
+    WeightedSampler,
+)
 from datamodules.sources import Source
+from datamodules.splits import Fold
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How files are read.
+@runtime_checkable
+class MultiViewModule(Protocol):
+    """A LightningModule whose members need their own preprocessing, such as an ensemble."""
 
-    Args:
-        cache: Folder that keeps prepared pixels between runs; null decodes every time.
-        corrupt: ``raise`` ends the run at a file that cannot be read; ``skip`` tries all files
-            first and leaves those out, which every report will then mention.
-        prefetch: Batches that each worker prepares ahead.
-        leave_out: A table with a column ``id`` of samples to leave out, such as the quarantine.csv
-            of an audit, which every report will then mention.
-        pin: Whether batches lie in page-locked memory; null means when there is a GPU.
-    """
-
-    cache: str | None = None
-    corrupt: Literal["raise", "skip"] = "raise"
-    prefetch: int = 2
-    leave_out: str | None = None
-    pin: bool | None = None
+    member_preprocesses: list[dict[str, Any]]
 
 
-PREPROCESS, BALANCE, READING, FOLD = Preprocess(), Balance(), Reading(), Fold()
+PREPROCESS, BALANCE, FOLD = Preprocess(), Balance(), Fold()
 
 
 class ImageDataModule(LightningDataModule):
     """Batches ``{"image": float32 (B,3,H,W), "label": int64 (B,), "index": int64 (B,)}``.
 
-    Under a trainer the loaders hand over bytes, which are normalized on the device. ``index`` is
-    the row in ``manifest.table``. After ``view_names`` was called, evaluation batches
-    carry a dict of images, one entry a view, from one decoded picture.
+    ``index`` is the row number in ``manifest.table``. If the LightningModule is an ensemble (it has
+    ``member_preprocesses``), ``"image"`` of evaluation batches is a dict with one tensor for each
+    distinct Preprocess, by its name. Under a trainer, loaders return uint8 images, which are
+    normalized on the device.
 
     Args:
-        source: Where the samples come from.
-        class_names: The name of each label, in order; the source's files must agree.
-        preprocess: The deterministic steps of every picture.
-        augment: The policy for training pictures.
-        strengths: The policy's settings that differ from its own.
-        batch_size: Pictures a batch and process.
-        workers: Processes that load; null chooses by the machine's cores.
-        seed: Decides the order and the augmentation.
-        balance: What is done about rare classes.
-        reading: How files are read.
-        predict_split: The split that ``predict`` goes through.
-        allow_leaks: Whether ``fit`` goes on when the cheap part of the audit finds a leak, which
-            every report will then mention; else it is an error.
-        fold: Which part of the patients is tested, when they are tested in turn.
+        source: Where images, labels, patients and splits come from.
+        class_names: The name of each label, in order; they must match the names in the files.
+        preprocess: Size, fit, CLAHE and normalization of every image.
+        augment: Name of the augmentation policy for training images: none, fracture, retina, mura,
+            chest or gradcam.
+        augment_args: Settings of the policy that differ from its defaults, such as
+            ``{rotate: 10.0}``.
+        batch_size: Number of images per batch and process.
+        num_workers: Number of loader processes; null uses the number of cores, at most 8.
+        pin_memory: Whether batches are copied to page-locked memory, as in torch; null means only
+            if there is a GPU.
+        prefetch_factor: Number of batches that each worker loads in advance, as in torch.
+        cache_dir: Folder for a cache of preprocessed pixels, such as ``data/cache``; null decodes
+            every file in every epoch.
+        seed: Seed of the order of training samples and of the augmentation.
+        balance: Class weights, sampler and maximum per class, for rare classes.
+        corrupt: ``raise`` stops at a file that cannot be read; ``skip`` tries all files first and
+            leaves those out, with a note in every report.
+        exclude: A CSV with a column ``id`` of samples that are left out, such as the
+            quarantine.csv of ``consilium audit``, with a note in every report.
+        predict_split: The split of ``predict``.
+        allow_leaks: Whether ``fit`` goes on if the same patient or file is in several splits,
+            with a note in every report; by default this is an error.
+        fold: The fold of a cross-validation by patient.
     """
 
-    manifest: Manifest
     class_weights: list[float] | None
-    _paths: list[str]
 
     def __init__(
         self,
@@ -84,12 +83,16 @@ class ImageDataModule(LightningDataModule):
         class_names: list[str],
         preprocess: Preprocess = PREPROCESS,
         augment: str = "none",
-        strengths: dict[str, float] | None = None,
+        augment_args: dict[str, float] | None = None,
         batch_size: int = 32,
-        workers: int | None = None,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        prefetch_factor: int = 2,
+        cache_dir: str | None = None,
         seed: int = 0,
         balance: Balance = BALANCE,
-        reading: Reading = READING,
+        corrupt: Literal["raise", "skip"] = "raise",
+        exclude: str | None = None,
         predict_split: Literal["train", "val", "test", "predict"] = "test",
         allow_leaks: bool = False,
         fold: Fold = FOLD,
@@ -98,194 +101,210 @@ class ImageDataModule(LightningDataModule):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
-        self.augment = Augment(augment, strengths, preprocess.size if preprocess.margin else None)
+        self.augment = Augment(
+            augment, augment_args, preprocess.size if preprocess.margin else None
+        )
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
-        self.workers = workers if workers is not None else _fitting_workers()
-        self.balance, self.reading, self.class_weights = balance, reading, None
-        self.allow_leaks, self.fold, self._views = allow_leaks, fold, {"": preprocess}
+        self.num_workers = num_workers if num_workers is not None else _default_num_workers()
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.prefetch_factor, self.cache_dir, self.corrupt = prefetch_factor, cache_dir, corrupt
+        self.balance, self.class_weights = balance, None
+        self.exclude, self.allow_leaks, self.fold = exclude, allow_leaks, fold
+        self.views = {"": preprocess}  # of evaluation batches
+        self._manifest: Manifest | None = None
+        self._cached_paths: list[str] = []
+
+    @property
+    def manifest(self) -> Manifest:
+        """The samples, after ``setup``."""
+        if self._manifest is None:
+            raise RuntimeError("ImageDataModule has no manifest before setup(); call it first")
+        return self._manifest
 
     def prepare_data(self) -> None:
-        """Makes what the source has to make, and the cache, on one process."""
+        """Creates what the source has to create, and the cache, in one process."""
         self.source.prepare()
-        if self.reading.cache is not None:
-            self._listed()
-            self._stores(self._views)
+        if self.cache_dir is not None:
+            self._read_views()
+            self._cached_paths = self.load_manifest().table["path"].tolist()
+            check = {"": self.preprocess} if self.corrupt == "skip" else {}
+            self._open_stores(check | self.views)
 
-    def listed(self) -> Manifest:
-        """The source's samples but for those to leave out, in the splits of the fold."""
-        manifest, file = self.source.manifest(self.class_names), self.reading.leave_out
-        manifest = self.fold.applied(manifest)
-        if file is None:
+    def load_manifest(self) -> Manifest:
+        """The samples of the source without those of ``exclude``, in the splits of the fold."""
+        manifest = self.fold.apply(self.source.manifest(self.class_names))
+        if self.exclude is None:
             return manifest
-        named = pd.read_csv(file, dtype=str)
-        if "id" not in named:
-            raise ValueError(f"leave_out: {file} has no column 'id'; it has {list(named)}")
-        _refuse_strangers(set(named["id"]) - set(manifest.table["id"]), file)
-        return manifest.without(set(named["id"]), f"left out by {Path(file).name}")
+        excluded = pd.read_csv(self.exclude, dtype=str)
+        if "id" not in excluded:
+            raise ValueError(f"exclude: {self.exclude} has no column 'id'; it has {list(excluded)}")
+        unknown = sorted(map(str, set(excluded["id"]) - set(manifest.table["id"])))
+        if unknown:
+            raise ValueError(
+                f"exclude: {self.exclude} has {len(unknown)} ids that are not in the data: "
+                f"{unknown[:3]}"
+            )
+        return manifest.drop(set(excluded["id"]), f"excluded by {Path(self.exclude).name}")
 
     def setup(self, stage: str) -> None:
-        """Reads the manifest, once."""
-        if not hasattr(self, "manifest"):
-            self.manifest = self._readable(self._listed())
+        """Reads the manifest once, and checks it for this stage."""
+        self._read_views()
+        if self._manifest is None:
+            manifest = self.load_manifest()
+            # the cache has all files, so that its key does not depend on the skipped ones
+            self._cached_paths = manifest.table["path"].tolist()
+            self._manifest = self._skip_unreadable(manifest)
         for split in self._splits(stage):
             if not len(self.rows(split)):
-                hint = "; the source's fractions cut it from train" if split != "train" else ""
-                raise ValueError(f"the split {split!r} that {stage!r} needs has no pictures{hint}")
+                hint = "; set the source's fractions to take it from train" * (split != "train")
+                raise ValueError(f"the split {split!r} that {stage!r} needs has no images{hint}")
         if stage == "fit":
             self._refuse_absent_classes()
         if len(self.rows("train")):
             labels = self._labels(self.rows("train"))
-            self.class_weights = self.balance.weights(labels, self.class_names)
+            self.class_weights = self.balance.compute_class_weights(labels, self.class_names)
         if stage == "fit" or self.allow_leaks:
-            self.manifest = self._without_leaks(self.manifest)
-
-    def _refuse_absent_classes(self) -> None:
-        seen = set(self._labels(self.rows("train")))
-        absent = [name for k, name in enumerate(self.class_names) if k not in seen]
-        if absent:
-            raise ValueError(f"the split 'train' has no picture of the classes {absent}")
-
-    def view_names(self, views: list[dict[str, Any]]) -> list[str]:
-        """The view of each Preprocess given as a dict; from now on batches carry all of them."""
-        settings = [Preprocess.from_dict(values) for values in views]
-        self._views = {view.name: view for view in settings}
-        return [view.name for view in settings]
+            self._manifest = self._check_leaks(self._manifest)
 
     def rows(self, split: str) -> np.ndarray:
-        """Positions of a split's samples in the manifest; of train no more than the limit."""
+        """Row numbers of a split in the manifest; of train at most ``balance.max_per_class``."""
         rows = self.manifest.rows(split)
         if split != "train":
             return rows
         ids = self.manifest.table["id"].iloc[rows].tolist()
-        return self.balance.limited(rows, self._labels(rows), ids)
+        return self.balance.limit_rows(rows, self._labels(rows), ids)
 
-    def train_dataloader(self) -> LateLoader:
-        """Shuffled and augmented, as a function of seed, epoch and index alone.
+    def train_dataloader(self) -> LazyDataLoader:
+        """Shuffled and augmented, as a function of seed, epoch and row number only.
 
-        A last batch of one picture, of which no batch norm could learn, is left out of the epoch.
+        A last batch of a single image, which breaks batch norm, is left out of the epoch.
         """
         rows = self.rows("train")
-        pictures = self._pictures(rows, {"": self.preprocess}, self.augment)
-        order = self._order(rows)
-        single = len(order) % self.batch_size == 1 and len(order) > 1
-        return self._loader(pictures, order, drop_last=single and self.batch_size > 1)
+        dataset = self._dataset(rows, {"": self.preprocess}, self.augment)
+        sampler = self._train_sampler(rows)
+        is_single = len(sampler) % self.batch_size == 1 and len(sampler) > 1
+        return self._loader(dataset, sampler, drop_last=is_single and self.batch_size > 1)
 
-    def val_dataloader(self) -> LateLoader:
+    def val_dataloader(self) -> LazyDataLoader:
         """Every sample of val once."""
-        return self._exact("val")
+        return self._evaluation_loader("val")
 
-    def test_dataloader(self) -> LateLoader:
+    def test_dataloader(self) -> LazyDataLoader:
         """Every sample of test once."""
-        return self._exact("test")
+        return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> LateLoader:
+    def predict_dataloader(self) -> LazyDataLoader:
         """Every sample of ``predict_split`` once."""
-        return self._exact(self.predict_split)
+        return self._evaluation_loader(self.predict_split)
 
-    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Bytes to floats, on the device that the batch is on by now."""
-        seen = finished(batch, {"": self.preprocess, **self._views})
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalizes uint8 images on the device of the batch."""
+        normalized = normalize_batch(batch, {"": self.preprocess, **self.views})
         if self.trainer is None:
-            return seen
-        return cast(Sample, self.trainer.precision_plugin.convert_input(seen))  # bf16-true
+            return normalized
+        return cast(Batch, self.trainer.precision_plugin.convert_input(normalized))  # bf16-true
+
+    def _read_views(self) -> None:
+        """Takes the views of evaluation batches from the LightningModule of the trainer."""
+        if self.trainer is None:
+            return
+        module = self.trainer.lightning_module
+        if isinstance(module, MultiViewModule):
+            views = [Preprocess.from_dict(values) for values in module.member_preprocesses]
+            self.views = {view.name: view for view in views}
+        else:
+            self.views = {"": self.preprocess}
 
     def _splits(self, stage: str) -> list[str]:
         by_stage = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
         return by_stage.get(stage, [self.predict_split])
 
+    def _refuse_absent_classes(self) -> None:
+        present = set(self._labels(self.rows("train")))
+        absent = [name for k, name in enumerate(self.class_names) if k not in present]
+        if absent:
+            raise ValueError(f"the split 'train' has no images of the classes {absent}")
+
     def _labels(self, rows: np.ndarray) -> np.ndarray:
         return np.asarray(self.manifest.table["label"].to_numpy()[rows])
 
-    def _readable(self, manifest: Manifest) -> Manifest:
-        """Without the files that cannot be read, if they are to be skipped; with a note of it."""
-        if self.reading.corrupt == "raise":
+    def _skip_unreadable(self, manifest: Manifest) -> Manifest:
+        """Without files that cannot be read, if ``corrupt`` is skip; adds a note."""
+        if self.corrupt == "raise":
             return manifest
         paths = manifest.table["path"]
-        stores = self._stores({"": self.preprocess})
-        bad = stores[""].failures if stores else unreadable(paths.tolist())
-        if not bad:
+        stores = self._open_stores({"": self.preprocess})
+        failures = stores[""].failures if stores else find_unreadable(paths.tolist())
+        if not failures:
             return manifest
-        lost = set(manifest.table.loc[paths.isin(set(bad)), "id"])
-        return manifest.without(lost, "skipped: they cannot be read")
+        ids = set(manifest.table.loc[paths.isin(set(failures)), "id"])
+        return manifest.drop(ids, "skipped because they cannot be read")
 
-    def _without_leaks(self, manifest: Manifest) -> Manifest:
-        """The manifest if no leak is found; with a note for each if they are allowed."""
-        found = [finding.message for finding in cheap_leaks(manifest)]
-        if found and not self.allow_leaks:
-            told = "; ".join(found)
-            raise ValueError(f"{told}. Run consilium audit, or set allow_leaks: true")
-        notes = [f"leak that was allowed: {message}" for message in found]
-        fresh = tuple(note for note in notes if note not in manifest.notes)
-        return replace(manifest, notes=(*manifest.notes, *fresh)) if fresh else manifest
+    def _check_leaks(self, manifest: Manifest) -> Manifest:
+        """The manifest if it has no leak; with a note for each leak if they are allowed."""
+        leaks = [issue.message for issue in find_leaks_without_decoding(manifest)]
+        if leaks and not self.allow_leaks:
+            raise ValueError(f"{'; '.join(leaks)}. Run consilium audit, or set allow_leaks: true")
+        notes = [f"allowed leak: {message}" for message in leaks]
+        new = tuple(note for note in notes if note not in manifest.notes)
+        return replace(manifest, notes=(*manifest.notes, *new)) if new else manifest
 
-    def _listed(self) -> Manifest:
-        """What is listed; its files are those of the cache, also where some are skipped."""
-        manifest = self.listed()
-        self._paths = manifest.table["path"].tolist()
-        return manifest
-
-    def _stores(self, views: dict[str, Preprocess]) -> dict[str, cache.Store]:
-        if self.reading.cache is None:
+    def _open_stores(self, views: dict[str, Preprocess]) -> dict[str, cache.PixelStore]:
+        if self.cache_dir is None:
             return {}
-        root = Path(self.reading.cache)
-        return {name: cache.opened(self._paths, view, root) for name, view in views.items()}
+        root = Path(self.cache_dir)
+        return {
+            name: cache.open_store(self._cached_paths, view, root) for name, view in views.items()
+        }
 
-    def _pictures(
+    def _dataset(
         self, rows: np.ndarray, views: dict[str, Preprocess], augment: Augment | None = None
     ) -> ImageDataset:
-        stores = self._stores(views)
+        stores = self._open_stores(views)
         return ImageDataset(self.manifest, rows, views, stores, augment, self.seed)
 
-    def _order(self, rows: np.ndarray) -> ShuffledSampler:
+    def _train_sampler(self, rows: np.ndarray) -> ShuffledSampler:
         if self.balance.sampler == "shuffled":
-            return ShuffledSampler(len(rows), self.seed, *self._place())
-        kind = WeightedSampler if self.balance.sampler == "weighted" else BalancedSampler
-        return kind(self._labels(rows), self.seed, *self._place())
+            return ShuffledSampler(len(rows), self.seed, *self._rank_and_world_size())
+        sampler = WeightedSampler if self.balance.sampler == "weighted" else BalancedSampler
+        return sampler(self._labels(rows), self.seed, *self._rank_and_world_size())
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _exact(self, split: str) -> LateLoader:
+    def _evaluation_loader(self, split: str) -> LazyDataLoader:
         rows = self.rows(split)
-        return self._loader(
-            self._pictures(rows, self._views), ExactSampler(len(rows), *self._place())
-        )
+        sampler = ExactSampler(len(rows), *self._rank_and_world_size())
+        return self._loader(self._dataset(rows, self.views), sampler)
 
     def _loader(
         self,
-        pictures: ImageDataset,
+        dataset: ImageDataset,
         sampler: ShuffledSampler | ExactSampler,
         drop_last: bool = False,
-    ) -> LateLoader:
-        pin = self.reading.pin
-        whole: Any = as_it_is  # torch's type for it knows only lists of samples
-        return LateLoader(
-            pictures,
+    ) -> LazyDataLoader:
+        collate: Any = identity  # torch's type of collate_fn only allows lists of samples
+        return LazyDataLoader(
+            dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=drop_last,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available() if pin is None else pin,
-            persistent_workers=self.workers > 0,
-            prefetch_factor=self.reading.prefetch if self.workers > 0 else None,
-            collate_fn=whole,
-            worker_init_fn=_alone,
-            finish=None if self.trainer else partial(finished, views=pictures.views),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+            prefetch_factor=self.prefetch_factor if self.num_workers > 0 else None,
+            collate_fn=collate,
+            worker_init_fn=_use_one_thread,
+            transform=None if self.trainer else partial(normalize_batch, views=dataset.views),
         )
 
 
-def _refuse_strangers(ids: set[str], file: str) -> None:
-    if ids:
-        some = sorted(map(str, ids))[:3]
-        raise ValueError(f"leave_out: {file} names {len(ids)} ids that the data lacks: {some}")
-
-
-def _fitting_workers() -> int:
+def _default_num_workers() -> int:
     return min(8, len(os.sched_getaffinity(0)))
 
 
-def _alone(worker: int) -> None:
-    """A worker is one of several: its libraries' own threads would only be in each other's way."""
+def _use_one_thread(worker_id: int) -> None:
+    """Stops OpenCV in a worker from starting threads that compete with the other workers."""
     cv2.setNumThreads(0)

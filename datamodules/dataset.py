@@ -1,33 +1,34 @@
-"""The samples of one split as a torch data set."""
+"""The samples of one split as a torch dataset, and a DataLoader for it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datamodules.augment import Augment
-from datamodules.cache import Store
-from datamodules.images import read
+from datamodules.cache import PixelStore
+from datamodules.images import read_image
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
-from datamodules.samplers import STAND_IN
+from datamodules.samplers import PLACEHOLDER
 
-Sample = dict[str, Any]
+Batch = dict[str, Any]
+AnyIterator = Any  # an Iterator[Batch]; torch declares a private class for it
 
 
-class ImageDataset(Dataset[Sample]):
-    """An item is asked for as ``(epoch, position)``; a file is decoded at most once an item.
+class ImageDataset(Dataset[Batch]):
+    """Samples by the key ``(epoch, position)``; a file is decoded at most once per sample.
 
     Args:
         manifest: All samples.
-        rows: The split's positions in the manifest.
-        views: What networks see, by name; the name "" alone gives a bare tensor.
-        stores: Prepared pixels of the views that have them.
-        augment: Applied between the kept pixels and the tensor; None in evaluation.
-        seed: With the epoch and the index decides what augmentation does.
+        rows: Row numbers of the split in the manifest.
+        views: The preprocessing by view name; the single name "" gives a tensor instead of a dict.
+        stores: Cached pixels of the views that have a cache.
+        augment: Applied to the pixels before they become a tensor; None in evaluation.
+        seed: Seed of the augmentation, together with epoch and row number.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class ImageDataset(Dataset[Sample]):
         manifest: Manifest,
         rows: np.ndarray,
         views: dict[str, Preprocess],
-        stores: dict[str, Store],
+        stores: dict[str, PixelStore],
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
@@ -47,74 +48,92 @@ class ImageDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        batch = finished(self.__getitems__([key]), self.views)
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        batch = normalize_batch(self.__getitems__([key]), self.views)
         image = batch["image"]
-        alone = {k: v[0] for k, v in image.items()} if isinstance(image, dict) else image[0]
-        return {"image": alone, "label": int(batch["label"]), "index": int(batch["index"])}
+        single = {k: v[0] for k, v in image.items()} if isinstance(image, dict) else image[0]
+        return {"image": single, "label": int(batch["label"]), "index": int(batch["index"])}
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Sample:
-        """A whole batch of bytes, a quarter of the weight of floats, yet to be ``finished``."""
-        seen: dict[str, list[np.ndarray]] = {name: [] for name in self.views}
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        """A batch of uint8 images, a quarter of the size of floats; see ``normalize_batch``."""
+        images: dict[str, list[np.ndarray]] = {name: [] for name in self.views}
         for epoch, position in keys:
             rng_seed = (self.seed, epoch, int(self.rows[position]))
-            for name, planes in self._planes(self.paths[position], rng_seed):
-                seen[name].append(planes)
-        image = {name: _together(pictures) for name, pictures in seen.items()}
+            for name, channels in self._load(self.paths[position], rng_seed):
+                images[name].append(channels)
+        image = {name: _stack(arrays) for name, arrays in images.items()}
         positions = [position for _, position in keys]
         label = torch.from_numpy(self.labels[positions].astype(np.int64))
-        own = np.where(np.equal(positions, STAND_IN), STAND_IN, self.rows[positions])
-        index = torch.from_numpy(own.astype(np.int64))
+        rows = np.where(np.equal(positions, PLACEHOLDER), PLACEHOLDER, self.rows[positions])
+        index = torch.from_numpy(rows.astype(np.int64))
         return {"image": image.get("", image), "label": label, "index": index}
 
-    def _planes(
-        self, path: str, rng_seed: tuple[int, int, int]
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        image = None if len(self.stores) == len(self.views) else read(path)
+    def _load(self, path: str, rng_seed: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and uint8 (C, H, W) of each view of a file."""
+        image = None if len(self.stores) == len(self.views) else read_image(path)
         for name, view in self.views.items():
-            pixels = self.stores[name].pixels(path) if image is None else view.pixels(image)
-            yield name, view.planes(self.augment(pixels, rng_seed) if self.augment else pixels)
+            pixels = self.stores[name].pixels(path) if image is None else view.to_pixels(image)
+            yield name, view.to_channels(self.augment(pixels, rng_seed) if self.augment else pixels)
 
 
-def finished(batch: Sample, views: dict[str, Preprocess]) -> Sample:
-    """The batch as networks want it: float32, normalized on the device where it lies.
+class LazyDataLoader(DataLoader[Batch]):
+    """A DataLoader that starts its workers at the first batch instead of at ``iter``.
 
-    A batch that is finished already stays as it is.
+    Lightning calls ``iter`` before it reads the epoch from a checkpoint; workers that start at
+    once would repeat the order of epoch 0.
+
+    Args:
+        args: As for ``torch.utils.data.DataLoader``.
+        transform: Applied to each batch in the main process; None leaves it as uint8.
+        kwargs: As for ``torch.utils.data.DataLoader``.
     """
+
+    def __init__(
+        self, *args: Any, transform: Callable[[Batch], Batch] | None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.transform = transform or identity
+
+    def __iter__(self) -> AnyIterator:
+        yield from map(self.transform, super().__iter__())
+
+
+def normalize_batch(batch: Batch, views: dict[str, Preprocess]) -> Batch:
+    """The batch with float32 images, normalized on their device; float images are left as is."""
     image = batch["image"]
     if isinstance(image, dict):
-        done: Any = {name: _float(seen, views[name]) for name, seen in image.items()}
+        normalized: Any = {name: _normalize(x, views[name]) for name, x in image.items()}
     else:
-        done = _float(image, views[""])
-    return {**batch, "image": done}
+        normalized = _normalize(image, views[""])
+    return {**batch, "image": normalized}
 
 
-def as_it_is(batch: Sample) -> Sample:
-    """What a loader makes of a batch that already is one."""
+def identity(batch: Batch) -> Batch:
+    """Returns the batch; used as ``collate_fn``, because the dataset already makes batches."""
     return batch
 
 
-def _float(seen: torch.Tensor, view: Preprocess) -> torch.Tensor:
-    return view.normalized(seen) if seen.dtype == torch.uint8 else seen
+def _normalize(image: torch.Tensor, view: Preprocess) -> torch.Tensor:
+    return view.normalize(image) if image.dtype == torch.uint8 else image
 
 
-def _together(pictures: list[np.ndarray]) -> torch.Tensor:
-    """(B, C, H, W); in a worker it lies in memory that the main process can read.
+def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
+    """(B, C, H, W), in shared memory if this is a worker.
 
-    Gray pictures keep one channel unless a color picture is among them.
+    Gray images have one channel unless the batch contains a color image.
     """
-    shape = (len(pictures), max(len(planes) for planes in pictures), *pictures[0].shape[1:])
-    batch = _room(shape)
-    into = batch.numpy()
-    for k, planes in enumerate(pictures):
-        into[k] = planes
+    shape = (len(arrays), max(len(channels) for channels in arrays), *arrays[0].shape[1:])
+    batch = _allocate(shape)
+    view = batch.numpy()
+    for k, channels in enumerate(arrays):
+        view[k] = channels
     return batch
 
 
-def _room(shape: tuple[int, ...]) -> torch.Tensor:
+def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     empty: Any = torch.empty(0, dtype=torch.uint8)
-    shared: Any = torch.UntypedStorage  # as torch's own collate function makes room
-    batch: torch.Tensor = empty.set_(shared._new_shared(math.prod(shape)), 0, shape)
+    storage: Any = torch.UntypedStorage  # as torch's own collate function allocates it
+    batch: torch.Tensor = empty.set_(storage._new_shared(math.prod(shape)), 0, shape)
     return batch

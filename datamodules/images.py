@@ -1,55 +1,77 @@
-"""Reads any picture file into one 8-bit gray or RGB array, or says which file cannot be read."""
+"""Reads an image file of any supported format into one 8-bit gray or RGB array."""
 
 import hashlib
+import io
 import os
 import re
+import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import BmpImagePlugin, Image, WebPImagePlugin
 from rich.progress import track
 
 from datamodules import dicom
-from datamodules.headers import FORMATS, Header, format_of, header
 
+IMAGE_FORMATS = ("png", "jpeg", "tiff", "bmp", "webp", "dicom")
 MAX_BYTES = 1 << 29
 MAX_PIXELS = 100_000_000
-_DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors use
-_FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # applies the EXIF turn and drops alpha
+MAX_PARTS = 100_000  # PNG chunks, JPEG markers or TIFF tags: far more than a real image has
+_BIT_DEPTHS = (8, 10, 12, 14, 16)  # used by detectors
+_FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # applies the EXIF orientation and drops alpha
 
 
 class ImageError(ValueError):
-    """A file that is not a picture that can be read; the message begins with the file's path."""
+    """An image file that cannot be read; the message begins with the path of the file."""
 
 
-def read(path: str | Path) -> np.ndarray:
-    """Pixels of a file as uint8: (H, W) when it is gray, else (H, W, 3) in the order RGB.
+@dataclass(frozen=True)
+class ImageHeader:
+    """Size and number of pages of an image file, read without decoding.
 
-    A frame of a file with several is named by its number: ``scan.dcm#3``. Deeper pixels are
-    brought to 8 bits from the smallest of 8, 10, 12, 14, 16 bits that holds their largest value.
+    Args:
+        width: In pixels, before any EXIF rotation.
+        height: In pixels, before any EXIF rotation.
+        pages: Number of images in the file; more than one only in TIFF and animated WebP.
+        is_gray: Whether the file is gray (with or without alpha) although OpenCV returns RGB.
     """
-    return decoded(content(path), path)
+
+    width: int
+    height: int
+    pages: int = 1
+    is_gray: bool = False
 
 
-def unreadable(paths: list[str]) -> dict[str, str]:
-    """For each file that cannot be decoded the reason; all are tried, on all cores."""
+def read_image(path: str | Path) -> np.ndarray:
+    """Pixels of a file as uint8: (H, W) if it is gray, else (H, W, 3) in RGB order.
+
+    A frame of a multi-frame file is selected by its number: ``scan.dcm#3``. Deeper pixels are
+    scaled to 8 bits from the smallest of 8, 10, 12, 14, 16 bits that their maximum fits into.
+    """
+    return decode(read_file_bytes(path), path)
+
+
+def find_unreadable(paths: list[str]) -> dict[str, str]:
+    """The reason for each file that cannot be decoded; tries all files, on all cores."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        reasons = track(pool.map(_reason, paths), "reading every picture", total=len(paths))
+        reasons = track(pool.map(_reading_error, paths), "reading every image", total=len(paths))
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
-def _reason(path: str) -> str | None:
+def _reading_error(path: str) -> str | None:
     try:
-        read(path)
+        read_image(path)
     except ImageError as error:
         return str(error)
     return None
 
 
-def content(path: str | Path) -> np.ndarray:
-    """The bytes of a file, which must not be empty nor above ``MAX_BYTES``."""
-    file = without_frame(path)[0]
+def read_file_bytes(path: str | Path) -> np.ndarray:
+    """The bytes of a file as a uint8 array; refuses empty files and more than ``MAX_BYTES``."""
+    file = split_frame_number(path)[0]
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
@@ -62,60 +84,62 @@ def content(path: str | Path) -> np.ndarray:
     return data
 
 
-def decoded(data: np.ndarray, path: str | Path) -> np.ndarray:
-    """The pixels that these bytes hold; ``path`` gives the frame and the name for messages."""
-    file, frame = without_frame(path)
+def decode(data: np.ndarray, path: str | Path) -> np.ndarray:
+    """The pixels of a file's bytes; ``path`` gives the frame number and the name in messages."""
+    file, frame = split_frame_number(path)
     try:
-        return pixels(data, frame)
+        return decode_bytes(data, frame)
     except ValueError as error:
         raise ImageError(f"{file}: {error}") from error
 
 
-def without_frame(path: str | Path) -> tuple[Path, int | None]:
-    """The file that a path leads to, and the frame that it names after ``#``, if any."""
-    found = re.fullmatch(r"(.+)#(\d+)", str(path))
-    if found and not Path(path).exists():
-        return Path(found.group(1)), int(found.group(2))
+def split_frame_number(path: str | Path) -> tuple[Path, int | None]:
+    """The file of a path such as ``scan.dcm#3``, and its frame number if it has one."""
+    match = re.fullmatch(r"(.+)#(\d+)", str(path))
+    if match and not Path(path).exists():
+        return Path(match.group(1)), int(match.group(2))
     return Path(path), None
 
 
-def digest_of(data: np.ndarray, frame: int | None) -> str:
-    """What is equal for copies: sha256 of a file's bytes, and which of its frames is meant."""
-    whole = hashlib.sha256(data.data).hexdigest()
-    return f"{whole}#{frame}" if frame else whole
+def content_digest(data: np.ndarray, frame: int | None) -> str:
+    """SHA-256 of a file's bytes, with the frame number: equal for identical copies."""
+    digest = hashlib.sha256(data.data).hexdigest()
+    return f"{digest}#{frame}" if frame else digest
 
 
-def pixels(data: np.ndarray, frame: int | None = None, max_pixels: int | None = None) -> np.ndarray:
-    """The pixels that bytes without a name hold, at most ``max_pixels`` (``MAX_PIXELS``).
+def decode_bytes(
+    data: np.ndarray, frame: int | None = None, max_pixels: int | None = None
+) -> np.ndarray:
+    """The pixels of an encoded image of at most ``max_pixels`` pixels (``MAX_PIXELS``).
 
     Raises:
-        ValueError: With the reason, without any file's name.
+        ValueError: With the reason, without the name of any file.
     """
-    most = MAX_PIXELS if max_pixels is None else max_pixels
-    kind = format_of(data[:132].tobytes())
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    kind = detect_format(data[:132].tobytes())
     if kind is None:
         start = data[:12].tobytes()
-        raise ValueError(f"begins with {start!r}, which is none of {', '.join(FORMATS)}")
+        raise ValueError(f"begins with {start!r}, which is none of {', '.join(IMAGE_FORMATS)}")
     if kind == "dicom":
-        return dicom.pixels(data.tobytes(), frame, most)
-    found = header(kind, data)
-    _check(found, frame, most)
+        return dicom.decode_dicom(data.tobytes(), frame, limit)
+    header = read_header(kind, data)
+    _check_size_and_frame(header, frame, limit)
     try:
-        return _eight_bits(_decode(data, found, frame))
+        return _to_eight_bits(_decode_with_opencv(data, header, frame))
     except cv2.error as error:
         raise ValueError(f"OpenCV cannot decode it ({error.err})") from error
 
 
-def _check(found: Header, frame: int | None, max_pixels: int) -> None:
-    if found.width * found.height > max_pixels:
-        raise ValueError(f"{found.width} x {found.height} pixels; allowed are {max_pixels}")
-    if frame is None and found.pages > 1:
-        raise ValueError(f"{found.pages} frames; name one by its number, as in 'file.tif#0'")
-    if frame is not None and frame >= found.pages:
-        raise ValueError(f"frame is {frame}; the file has the frames 0 to {found.pages - 1}")
+def _check_size_and_frame(header: ImageHeader, frame: int | None, max_pixels: int) -> None:
+    if header.width * header.height > max_pixels:
+        raise ValueError(f"{header.width} x {header.height} pixels; allowed are {max_pixels}")
+    if frame is None and header.pages > 1:
+        raise ValueError(f"{header.pages} frames; select one by its number, as in 'file.tif#0'")
+    if frame is not None and frame >= header.pages:
+        raise ValueError(f"frame is {frame}; the file has the frames 0 to {header.pages - 1}")
 
 
-def _decode(data: np.ndarray, found: Header, frame: int | None) -> np.ndarray:
+def _decode_with_opencv(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
     if frame:
         _, pages = cv2.imdecodemulti(data, _FLAGS, range=(frame, frame + 1))
         image = pages[0] if pages else None
@@ -123,12 +147,12 @@ def _decode(data: np.ndarray, found: Header, frame: int | None) -> np.ndarray:
         image = cv2.imdecode(data, _FLAGS)
     if image is None:
         raise ValueError("damaged or cut short: OpenCV cannot decode it")
-    if image.ndim == 3 and found.gray:
+    if image.ndim == 3 and header.is_gray:
         return np.ascontiguousarray(image[..., 0])
     return np.asarray(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
 
-def _eight_bits(image: np.ndarray) -> np.ndarray:
+def _to_eight_bits(image: np.ndarray) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     low, high = float(image.min()), float(image.max())
@@ -136,5 +160,119 @@ def _eight_bits(image: np.ndarray) -> np.ndarray:
         return np.asarray(np.rint(image * 255.0), dtype=np.uint8)
     if image.dtype != np.uint16:
         raise ValueError(f"{image.dtype} pixels from {low} to {high}; floats must be from 0 to 1")
-    top = next(2**bits - 1 for bits in _DEPTHS if high < 2**bits)
+    top = next(2**bits - 1 for bits in _BIT_DEPTHS if high < 2**bits)
     return np.asarray(np.rint(image * (255.0 / top)), dtype=np.uint8)
+
+
+def detect_format(data: bytes) -> str | None:
+    """One of ``IMAGE_FORMATS`` by the first 132 bytes, whatever the name of the file.
+
+    DICOM comes first: its preamble may contain the header of a TIFF file.
+    """
+    if data[128:132] == b"DICM":
+        return "dicom"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "tiff"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return "bmp" if data[:2] == b"BM" else None
+
+
+def read_header(kind: str, data: np.ndarray) -> ImageHeader:
+    """The header of a file of this format; ValueError if it is truncated or inconsistent."""
+    try:
+        header = _HEADER_READERS[kind](data)
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    except (struct.error, IndexError, SyntaxError, OSError) as error:
+        raise ValueError(f"its {kind} header is cut or damaged") from error
+    if header.width < 1 or header.height < 1 or header.pages < 1:
+        raise ValueError(f"its {kind} header gives {header.width} x {header.height} pixels")
+    return header
+
+
+def _bmp_header(data: np.ndarray) -> ImageHeader:
+    return ImageHeader(*BmpImagePlugin.BmpImageFile(io.BytesIO(data[:4096].tobytes())).size)
+
+
+def _webp_header(data: np.ndarray) -> ImageHeader:
+    image = WebPImagePlugin.WebPImageFile(io.BytesIO(data.tobytes()))
+    return ImageHeader(*image.size, pages=2 if image.is_animated else 1)
+
+
+def _png_header(data: np.ndarray) -> ImageHeader:
+    """By hand: Pillow walks any number of chunks, and OpenCV allocates a false chunk length."""
+    width, height, _, color_type = struct.unpack(">IIBB", data[16:26].tobytes())
+    offset = 8
+    for _ in range(MAX_PARTS):
+        length, kind = struct.unpack(">I4s", data[offset : offset + 8].tobytes())
+        offset += 12 + length
+        if offset > len(data):
+            raise IndexError("a chunk is longer than the file")
+        if kind == b"IEND":
+            return ImageHeader(width, height, is_gray=color_type in (0, 4))
+    raise IndexError("no end chunk")
+
+
+def _jpeg_header(data: np.ndarray) -> ImageHeader:
+    """By hand: Pillow walks any number of markers and accepts a file without an end marker."""
+    offset, size = 2, None
+    for _ in range(MAX_PARTS):
+        marker, length = int(data[offset + 1]), int(data[offset + 2]) << 8 | int(data[offset + 3])
+        if data[offset] == marker == 0xFF:  # any number of fill bytes may precede a marker
+            offset += 1
+            continue
+        if data[offset] != 0xFF or length < 2:
+            raise IndexError("expected a marker")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[offset + 5 : offset + 9].tobytes())
+            size = width, height
+        offset += 2 + length
+        if marker == 0xDA:
+            break
+    if size is None or data[offset:].tobytes().rfind(b"\xff\xd9") < 0:
+        raise IndexError("no frame marker or no end marker")
+    return ImageHeader(*size)
+
+
+def _tiff_header(data: np.ndarray) -> ImageHeader:
+    """Number of pages that are no thumbnails, and the size of the largest page.
+
+    By hand: Pillow walks any number of pages and tags, and counts thumbnails as pages.
+    """
+    order = "<" if data[0] == ord("I") else ">"
+    (offset,) = struct.unpack(order + "I", data[4:8].tobytes())
+    sizes, visited, num_tags, num_thumbnails = [(0, 0)], set(), 0, 0
+    while offset and offset not in visited:
+        visited.add(offset)
+        (count,) = struct.unpack(order + "H", data[offset : offset + 2].tobytes())
+        num_tags += count
+        if num_tags > MAX_PARTS:
+            raise IndexError("too many tags")
+        entries = data[offset + 2 : offset + 2 + 12 * count].tobytes()
+        tags = dict(_tiff_tag(order, entries[k : k + 12]) for k in range(0, 12 * count, 12))
+        num_thumbnails += tags.get(254, 0) & 1
+        sizes.append((tags.get(256, 0), tags.get(257, 0)))
+        (offset,) = struct.unpack(order + "I", data[offset + 2 + 12 * count :][:4].tobytes())
+    # thumbnails count as well: OpenCV decodes the first page even if it is marked as a thumbnail
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    return ImageHeader(width, height, pages=len(visited) - num_thumbnails or 1)
+
+
+def _tiff_tag(order: str, entry: bytes) -> tuple[int, int]:
+    tag, kind = struct.unpack(order + "HH", entry[:4])
+    short = struct.unpack(order + "HH", entry[8:12])[0]
+    return tag, short if kind == 3 else struct.unpack(order + "I", entry[8:12])[0]
+
+
+_HEADER_READERS = {
+    "png": _png_header,
+    "bmp": _bmp_header,
+    "webp": _webp_header,
+    "jpeg": _jpeg_header,
+    "tiff": _tiff_header,
+}

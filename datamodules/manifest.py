@@ -1,25 +1,37 @@
-"""One table of samples: which picture, which label, which split, whose."""
+"""The table of samples (image, label, split, patient), its checks, and the reading of tables."""
 
+import csv
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pandas as pd
 
 SPLITS = ("train", "val", "test", "predict")
+SPLIT_ALIASES = {  # names of splits in folders and tables, in lower case
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 COLUMNS = ("id", "path", "label", "split", "patient", "study")
+DELIMITERS = (",", ";", "\t")  # the first is used if the header contains none of them
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A checked table; a row's position in it is the ``index`` of the batch.
+    """A checked table of samples; the row number of a sample is its ``index`` in a batch.
 
     Args:
-        table: One row a sample with the columns of ``COLUMNS``; any further column is an attribute.
+        table: One row per sample with the columns ``COLUMNS``; further columns are attributes.
         class_names: The name of each label, in the order of the labels.
-        notes: Warnings that every report must carry, for instance that patients are unknown.
+        notes: Warnings for every report, for instance that patients are unknown.
     """
 
     table: pd.DataFrame
@@ -31,7 +43,7 @@ class Manifest:
         missing = [name for name in COLUMNS if name not in self.table.columns]
         if missing:
             raise ValueError(f"the manifest lacks the columns {missing}; it needs {list(COLUMNS)}")
-        object.__setattr__(self, "table", _typed(self.table))
+        object.__setattr__(self, "table", _with_dtypes(self.table))
         _check_ids(self.table)
         _check_splits(self.table)
         _check_labels(self.table, self.class_names)
@@ -42,17 +54,18 @@ class Manifest:
         return [str(name) for name in self.table.columns if name not in COLUMNS]
 
     def rows(self, split: str) -> np.ndarray:
-        """Positions of a split's rows, in the order of the table."""
+        """Row numbers of a split, in the order of the table."""
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; allowed are {list(SPLITS)}")
         return np.flatnonzero((self.table["split"] == split).to_numpy())
 
-    def without(self, ids: set[str], why: str) -> Self:
-        """The manifest without some samples, with a note that says how many, why and which."""
-        lost = self.table["id"].isin(ids)
-        names = ", ".join(self.table.loc[lost, "id"].head(20))
-        note = f"{int(lost.sum())} files were {why}: {names}" if lost.any() else ""
-        return replace(self, table=self.table[~lost], notes=(*self.notes, *filter(None, [note])))
+    def drop(self, ids: set[str], reason: str) -> Self:
+        """The manifest without these samples, with a note that gives their number and reason."""
+        dropped = self.table["id"].isin(ids)
+        names = ", ".join(self.table.loc[dropped, "id"].head(20))
+        note = f"{int(dropped.sum())} files were {reason}: {names}" if dropped.any() else ""
+        notes = (*self.notes, *filter(None, [note]))
+        return replace(self, table=self.table[~dropped], notes=notes)
 
     def digest(self) -> str:
         """Hash of every (id, label, split, patient); the order of the rows does not matter."""
@@ -61,25 +74,33 @@ class Manifest:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def split_of(patient: str, val: float, test: float, seed: int = 0) -> str:
-    """The split of a patient: a rule that each answers alone, whatever rows come and go."""
-    if val < 0 or test < 0 or val + test > 1:
-        raise ValueError(f"val is {val} and test is {test}; both from 0, their sum at most 1")
-    u = rank_of(patient, seed)
-    return "test" if u < test else "val" if u < test + val else "train"
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV as text (NA and empty cells stay as they are), or a Parquet file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, sep=detect_delimiter(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a table in UTF-8: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a table: {str(error).strip()}") from None
 
 
-def rank_of(patient: str, seed: int) -> float:
-    """A number from 0 up to 1 that only the name and the seed decide."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{patient}".encode()).digest()[:8], "big") / 2**64
+def detect_delimiter(path: Path) -> str:
+    """The delimiter that splits the header into most columns."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline(100_000)
+    return max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
+def _with_dtypes(table: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index(drop=True)
-    text = [name for name in COLUMNS if name != "label"]
+    text_columns = [name for name in COLUMNS if name != "label"]
     if table[list(COLUMNS)].isna().to_numpy().any():
         raise ValueError(f"the manifest has empty cells in one of {list(COLUMNS)}")
-    return table.astype({name: str for name in text} | {"label": "int64"})
+    return table.astype({name: str for name in text_columns} | {"label": "int64"})
 
 
 def _check_class_names(names: list[str]) -> None:
@@ -89,10 +110,12 @@ def _check_class_names(names: list[str]) -> None:
 
 def _check_ids(table: pd.DataFrame) -> None:
     if table.empty:
-        raise ValueError("the manifest is empty; it needs one row a sample")
-    doubled = table["id"][table["id"].duplicated()].tolist()
-    if doubled:
-        raise ValueError(f"{len(doubled)} ids stand more than once in the manifest: {doubled[:3]}")
+        raise ValueError("the manifest is empty; it needs one row per sample")
+    repeated = table["id"][table["id"].duplicated()].tolist()
+    if repeated:
+        raise ValueError(
+            f"{len(repeated)} ids occur more than once in the manifest: {repeated[:3]}"
+        )
 
 
 def _check_splits(table: pd.DataFrame) -> None:
@@ -103,11 +126,11 @@ def _check_splits(table: pd.DataFrame) -> None:
 
 def _check_labels(table: pd.DataFrame, class_names: list[str]) -> None:
     label, top = table["label"], len(class_names) - 1
-    bad = sorted(set(label[(label < -1) | (label > top)].tolist()))
-    if bad:
+    wrong = sorted(set(label[(label < -1) | (label > top)].tolist()))
+    if wrong:
         raise ValueError(
-            f"the manifest has the labels {bad}; allowed are 0 to {top}, -1 if unknown"
+            f"the manifest has the labels {wrong}; allowed are 0 to {top}, -1 if unknown"
         )
-    untold = table.loc[(label == -1) & (table["split"] != "predict"), "id"].tolist()
-    if untold:
-        raise ValueError(f"no label for {untold[:3]}; only the split 'predict' may lack labels")
+    unlabeled = table.loc[(label == -1) & (table["split"] != "predict"), "id"].tolist()
+    if unlabeled:
+        raise ValueError(f"no label for {unlabeled[:3]}; only the split 'predict' may lack labels")

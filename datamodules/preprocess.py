@@ -1,36 +1,75 @@
-"""The deterministic steps from a decoded picture to a network's input, as plain data."""
+"""The deterministic steps from a decoded image to the input of a network, as plain data."""
 
 import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
 import torch
 
-from datamodules.geometry import Fit, Placement, circle_box, place, resized
+Fit = Literal["squash", "letterbox", "crop"]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A rectangle of the image that fills a rectangle of the square, both ``x0, y0, x1, y1``.
+
+    Args:
+        source: The part of the image that the network sees.
+        target: The part of the square that it fills; the rest of the square is black.
+        side: Side of the square.
+    """
+
+    source: Box
+    target: Box
+    side: int
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """The square: area average where the image shrinks, linear where it grows."""
+        x0, y0, x1, y1 = self.target
+        part = resize(_crop(image, self.source), x1 - x0, y1 - y0)
+        if (x0, y0, x1, y1) == (0, 0, self.side, self.side):
+            return part
+        square = np.zeros((self.side, self.side, *image.shape[2:]), dtype=image.dtype)
+        square[y0:y1, x0:x1] = part
+        return square
+
+    def invert(self, square: np.ndarray, height: int, width: int) -> np.ndarray:
+        """A (side, side) map as a map of the whole image; 0 outside of ``source``."""
+        x0, y0, x1, y1 = self.source
+        out = np.zeros((height, width, *square.shape[2:]), dtype=square.dtype)
+        out[y0:y1, x0:x1] = resize(_crop(square, self.target), x1 - x0, y1 - y0)
+        return out
+
+    def map_points(self, points: np.ndarray) -> np.ndarray:
+        """(n, 2) image coordinates (x, y) as coordinates in the square; corners map to corners."""
+        (x0, y0, x1, y1), (u0, v0, u1, v1) = self.source, self.target
+        scale = np.array([(u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0)])
+        return np.asarray((np.asarray(points) - (x0, y0)) * scale + (u0, v0))
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What is done to every picture, whatever its label; equal settings give equal pixels.
+    """The preprocessing of every image, independent of its label; equal settings, equal pixels.
 
     Args:
-        size: Side of the square that the network sees, in pixels.
-        fit: How a picture that is not square becomes one: ``squash`` stretches it, ``letterbox``
-            keeps its shape and pads with black, ``crop`` keeps the middle.
-        shortest: For ``crop``: what the shorter side is resized to before the middle is cut out;
-            null means ``size``, so that the shorter side is seen whole.
-        margin: How many pixels more than ``size`` are kept for training's random crop; evaluation
-            sees the middle.
-        circle: Whether the black surround of a fundus picture is cut off first.
-        clahe: Clip limit of the local contrast equalisation, applied after the resize, on gray
-            directly and on the luminance of color; null leaves it out.
-        grid: How many tiles the equalisation has along each side.
-        mean: What is subtracted from each channel, in units of the full range.
-        std: What each channel is divided by, in units of the full range.
+        size: Side of the square network input in pixels.
+        fit: How an image that is not square becomes one: ``squash`` stretches it, ``letterbox``
+            keeps its aspect ratio and pads with black, ``crop`` takes the center.
+        shortest: For ``crop``: length to which the shorter side is resized before the center crop;
+            null means ``size``, so that nothing of the shorter side is cut off.
+        margin: Extra pixels of height and width for the random crop of training; evaluation takes
+            the center.
+        circle: Whether the black surround of a fundus photograph is cut off first.
+        clahe: Clip limit of CLAHE (local contrast equalization) after the resize, on gray values
+            or on the luminance of color images; null switches it off.
+        grid: Number of CLAHE tiles along each side.
+        mean: Mean of each channel that is subtracted, for pixel values from 0 to 1.
+        std: Standard deviation that each channel is divided by, for pixel values from 0 to 1.
     """
 
     size: int = 224
@@ -44,9 +83,9 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("grid", 1), ("margin", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name, minimum in (("size", 1), ("grid", 1), ("margin", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
         if self.clahe is not None and self.clahe <= 0:
             raise ValueError(f"clahe is {self.clahe}; it must be above 0, or null for none")
         if self.shortest is not None and self.shortest < self.side:
@@ -56,69 +95,77 @@ class Preprocess:
 
     @property
     def side(self) -> int:
-        """Side of what ``pixels`` gives: the size and the margin."""
+        """Side of the square that ``to_pixels`` returns: size plus margin."""
         return self.size + self.margin
 
-    def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """What the network sees of a decoded picture when nothing is augmented."""
-        return self.tensor(self.pixels(image))
+    @property
+    def name(self) -> str:
+        """Twelve hexadecimal digits: the hash of the settings, used as the name of a view."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def pixels(self, image: np.ndarray) -> np.ndarray:
-        """The part worth keeping: uint8, (side, side) for gray and (side, side, 3) for color."""
-        square = self.placement(image).forward(image)
-        return square if self.clahe is None else _equalized(square, self.clahe, self.grid)
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
+        """The network input of a decoded image without augmentation."""
+        return self.to_tensor(self.to_pixels(image))
+
+    def to_pixels(self, image: np.ndarray) -> np.ndarray:
+        """The cacheable part: uint8, (side, side) for gray and (side, side, 3) for color."""
+        square = self.placement(image).apply(image)
+        return square if self.clahe is None else _equalize(square, self.clahe, self.grid)
 
     def placement(self, image: np.ndarray) -> Placement:
-        """Which part of this picture lands where in the square of ``pixels``."""
+        """Which part of this image fills which part of the square of ``to_pixels``."""
         height, width = image.shape[:2]
-        box = circle_box(image) if self.circle else (0, 0, width, height)
-        return place(box, self.side, self.fit, self.shortest or self.side)
+        box = fundus_bounding_box(image) if self.circle else (0, 0, width, height)
+        return compute_placement(box, self.side, self.fit, self.shortest or self.side)
 
-    def back(self, seen: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """A map over what the network saw, of any resolution, as a map over the whole picture.
+    def project_to_image(self, values: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """A map of the network input, of any resolution, as a map of the whole image.
 
         Args:
-            seen: (h, w), for instance a heat map of 7 x 7.
-            image: The decoded picture that the network was given.
+            values: (h, w), for instance a saliency map of 7 x 7.
+            image: The decoded image that the network input was made from.
 
         Returns:
-            (H, W) float32 of the picture's own size; 0 where the network saw nothing.
+            (H, W) float32 of the size of the image; 0 where the network saw nothing.
         """
         square = np.zeros((self.side, self.side), dtype=np.float32)
         start = self.margin // 2
-        middle = slice(start, start + self.size)
-        square[middle, middle] = resized(seen.astype(np.float32), self.size, self.size)
-        return self.placement(image).backward(square, *image.shape[:2])
+        center = slice(start, start + self.size)
+        square[center, center] = resize(values.astype(np.float32), self.size, self.size)
+        return self.placement(image).invert(square, *image.shape[:2])
 
-    def tensor(self, pixels: np.ndarray) -> torch.Tensor:
-        """The last part: float32 (3, size, size), normalized, gray repeated three times."""
-        return self.normalized(torch.from_numpy(np.ascontiguousarray(self.planes(pixels))))
+    def to_tensor(self, pixels: np.ndarray) -> torch.Tensor:
+        """float32 (3, size, size) of ``to_pixels``, normalized; gray is repeated three times."""
+        return self.normalize(torch.from_numpy(np.ascontiguousarray(self.to_channels(pixels))))
 
-    def planes(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels as (1 or 3, size, size); of those that still have their margin the middle."""
-        middle = _middle(pixels, self.size)
-        return middle[None] if middle.ndim == 2 else middle.transpose(2, 0, 1)
+    def to_channels(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels as (1 or 3, size, size); a margin that is still there is cut off."""
+        center = _center_crop(pixels, self.size)
+        return center[None] if center.ndim == 2 else center.transpose(2, 0, 1)
 
-    def normalized(self, planes: torch.Tensor) -> torch.Tensor:
-        """Float32 (…, 3, size, size) of uint8 (…, 1 or 3, size, size), on the device it is on.
+    def normalize(self, channels: torch.Tensor) -> torch.Tensor:
+        """float32 (..., 3, size, size) of uint8 (..., 1 or 3, size, size), on the same device.
 
         Two steps that round once each, so every device gives the same bits.
         """
         scale = [1 / (255 * std) for std in self.std]
         shift = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        by, off = (torch.tensor(v, device=planes.device).view(3, 1, 1) for v in (scale, shift))
-        return (planes * by).sub_(off)
+        factor, offset = (
+            torch.tensor(v, device=channels.device).view(3, 1, 1) for v in (scale, shift)
+        )
+        return (channels * factor).sub_(offset)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that ``from_dict`` reads back."""
+        """Plain values that ``from_dict`` accepts."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-    def kept(self) -> dict[str, Any]:
-        """The settings that ``pixels`` depends on."""
+    def pixel_settings(self) -> dict[str, Any]:
+        """The settings that the result of ``to_pixels`` depends on."""
         return {k: v for k, v in self.to_dict().items() if k not in ("mean", "std")}
 
     @classmethod
-    def of_backbone(cls, name: str, changes: dict[str, Any] | None = None) -> Self:
+    def from_backbone(cls, name: str, changes: dict[str, Any] | None = None) -> Self:
         """The size, mean and std that timm's weights of this name were trained with."""
         import timm  # takes seconds, and nothing else here needs it
 
@@ -126,12 +173,12 @@ class Preprocess:
             config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
         except RuntimeError as error:
             raise ValueError(f"backbone is {name!r}; {error}") from error
-        own = {"size": int(config.input_size[-1]), "mean": config.mean, "std": config.std}
-        return cls.from_dict(own | (changes or {}))
+        settings = {"size": int(config.input_size[-1]), "mean": config.mean, "std": config.std}
+        return cls.from_dict(settings | (changes or {}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The same settings from plain values; a name that is not a setting is refused."""
+        """Settings from plain values; a name that is not a setting is an error."""
         allowed = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(allowed))
         if unknown:
@@ -141,21 +188,71 @@ class Preprocess:
         }
         return cls(**plain)
 
-    @property
-    def name(self) -> str:
-        """Twelve hexadecimal digits that say which view of a picture this is."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+def compute_placement(box: Box, side: int, fit: Fit, shortest: int) -> Placement:
+    """How the part ``box`` of an image is fitted into a square.
+
+    ``shortest`` only matters for ``crop``: the length to which the shorter side is resized; what
+    lies outside of its central ``side`` pixels is cut off.
+    """
+    x0, y0, x1, y1 = box
+    width, height = x1 - x0, y1 - y0
+    whole = (0, 0, side, side)
+    if fit == "squash":
+        return Placement(box, whole, side)
+    if fit == "letterbox":
+        return Placement(box, _letterbox(width, height, side), side)
+    length = max(1, min(width, height) * side // shortest)
+    left, top = x0 + (width - length) // 2, y0 + (height - length) // 2
+    return Placement((left, top, left + length, top + length), whole, side)
 
 
-def _middle(pixels: np.ndarray, size: int) -> np.ndarray:
+def fundus_bounding_box(image: np.ndarray, threshold: int = 12) -> Box:
+    """The rectangle around the bright disc of a fundus image; the whole image if it is dark.
+
+    A row or column counts if more than 2 % of it is brighter than the threshold, so a single
+    bright speck in the black surround does not.
+    """
+    height, width = image.shape[:2]
+    step = max(1, min(height, width) // 256)
+    small = image[::step, ::step]
+    bright = (small if small.ndim == 2 else small.max(axis=2)) > threshold
+    columns, rows = np.flatnonzero(bright.mean(0) > 0.02), np.flatnonzero(bright.mean(1) > 0.02)
+    if not len(columns) or not len(rows):
+        return 0, 0, width, height
+    right, bottom = (int(columns[-1]) + 1) * step, (int(rows[-1]) + 1) * step
+    return int(columns[0]) * step, int(rows[0]) * step, min(right, width), min(bottom, height)
+
+
+def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resizes by area average if the image shrinks, else linearly."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] > height or image.shape[1] > width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method))
+
+
+def _letterbox(width: int, height: int, side: int) -> Box:
+    longer = max(width, height)
+    fit_width, fit_height = (max(1, round(n * side / longer)) for n in (width, height))
+    left, top = (side - fit_width) // 2, (side - fit_height) // 2
+    return left, top, left + fit_width, top + fit_height
+
+
+def _crop(image: np.ndarray, box: Box) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    return image[y0:y1, x0:x1]
+
+
+def _center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size]
 
 
-def _equalized(pixels: np.ndarray, clip: float, grid: int) -> np.ndarray:
-    """Gray directly; of a color picture only the luminance."""
-    clahe = cv2.createCLAHE(clipLimit=clip, tileGridSize=(grid, grid))
+def _equalize(pixels: np.ndarray, clip_limit: float, grid: int) -> np.ndarray:
+    """CLAHE of the gray values, or of the luminance of a color image."""
+    clahe = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=(grid, grid))
     if pixels.ndim == 2:
         return np.asarray(clahe.apply(pixels))
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)

@@ -1,28 +1,28 @@
-"""Which patient is on which side of a split that the files do not say, or say only in part."""
+"""Splits by patient: fractions for splits that the files do not give, and cross-validation."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from datamodules.manifest import rank_of, split_of
+from datamodules.manifest import Manifest
 
-CUT = ("val", "test")
+DERIVED_SPLITS = ("val", "test")  # can be cut from train
 
 
 @dataclass(frozen=True)
-class Fractions:
-    """A split by patient; splits that the files name stay, what they lack is cut from train.
+class SplitFractions:
+    """A split by patient; splits in the files stay, missing ones are taken from train.
 
-    A patient's side is a function of its name and the seed alone, so that it stays when others
-    come and go. Stratified, it depends on who else is there.
+    The split of a patient depends on its name and the seed only, so it stays when patients are
+    added or removed. With ``stratified`` it depends on all patients.
 
     Args:
-        val: Share of the patients that validation gets where the files name no such split.
-        test: Share of the patients that test gets where the files name no such split.
-        seed: Another seed, another split.
-        stratified: Whether every class keeps its share on each side, as far as whole patients
-            allow.
+        val: Fraction of the patients for validation, if the files have no such split.
+        test: Fraction of the patients for test, if the files have no such split.
+        seed: Seed of the split.
+        stratified: Whether every class has the same fractions, as far as whole patients allow.
     """
 
     val: float = 0.15
@@ -30,38 +30,102 @@ class Fractions:
     seed: int = 0
     stratified: bool = False
 
-    def split(
-        self, patients: pd.Series, labels: list[int], said: list[str] | None = None
+    def assign(
+        self, patients: pd.Series, labels: list[int], file_splits: list[str] | None = None
     ) -> list[str]:
-        """One split a row; rows of one patient that the files do not part get the same."""
-        named = said or ["train"] * len(patients)
-        asked = {"val": self.val, "test": self.test}
-        shares = {split: 0.0 if split in named else share for split, share in asked.items()}
-        if set(CUT) <= set(named):
-            raise ValueError(f"fractions: the files name {sorted(set(named))}; nothing is to cut")
-        free = np.asarray(named) == "train"
-        sides = self._sides(patients[free], np.asarray(labels)[free], **shares)
-        return [sides[p] if f else s for p, f, s in zip(patients, free, named, strict=True)]
+        """One split per row; rows of one patient in the same file split get the same split."""
+        given = file_splits or ["train"] * len(patients)
+        requested = {"val": self.val, "test": self.test}
+        fractions = {name: 0.0 if name in given else value for name, value in requested.items()}
+        if set(DERIVED_SPLITS) <= set(given):
+            raise ValueError(
+                f"fractions: the files already have the splits {sorted(set(given))}; remove them"
+            )
+        in_train = np.asarray(given) == "train"
+        assigned = self._split_patients(
+            patients[in_train], np.asarray(labels)[in_train], **fractions
+        )
+        return [assigned[p] if t else s for p, t, s in zip(patients, in_train, given, strict=True)]
 
-    def _sides(
+    def _split_patients(
         self, patients: pd.Series, labels: np.ndarray, val: float, test: float
     ) -> dict[str, str]:
-        alone = {patient: split_of(patient, val, test, self.seed) for patient in patients.unique()}
-        return self._fair(patients, labels, val, test) if self.stratified else alone
+        if self.stratified:
+            return self._split_stratified(patients, labels, val, test)
+        return {patient: assign_split(patient, val, test, self.seed) for patient in set(patients)}
 
-    def _fair(
+    def _split_stratified(
         self, patients: pd.Series, labels: np.ndarray, val: float, test: float
     ) -> dict[str, str]:
-        """Patients with rare classes first, each to the side that lacks most of what it has."""
+        """Patients with rare classes first, each to the split that lacks most of its classes."""
         counts = pd.crosstab(patients.to_numpy(), labels)
-        own = counts.to_numpy() / counts.to_numpy().sum(axis=0)
-        ties = [rank_of(str(name), self.seed) for name in counts.index]
-        shares = np.array([1 - val - test, val, test])
-        lacking = np.repeat(shares[:, None], own.shape[1], axis=1)
-        sides = {}
-        for k in sorted(range(len(own)), key=lambda k: (-own[k].max(), ties[k])):
-            wanted = np.where(shares > 0, (lacking * own[k]).sum(axis=1), -np.inf)
-            side = int(wanted.argmax())
-            lacking[side] -= own[k]
-            sides[str(counts.index[k])] = ("train", *CUT)[side]
-        return sides
+        class_ratios = counts.to_numpy() / counts.to_numpy().sum(axis=0)
+        tie_breaks = [hash_to_unit_interval(str(name), self.seed) for name in counts.index]
+        fractions = np.array([1 - val - test, val, test])
+        missing = np.repeat(fractions[:, None], class_ratios.shape[1], axis=1)
+        splits = {}
+        order = sorted(range(len(counts)), key=lambda k: (-class_ratios[k].max(), tie_breaks[k]))
+        for k in order:
+            need = np.where(fractions > 0, (missing * class_ratios[k]).sum(axis=1), -np.inf)
+            best = int(need.argmax())
+            missing[best] -= class_ratios[k]
+            splits[str(counts.index[k])] = ("train", *DERIVED_SPLITS)[best]
+        return splits
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of a cross-validation by patient: every patient is in the test split once.
+
+    Fold ``index`` is the test split, the next fold is val, all others are train. The splits of the
+    source are ignored, except ``predict``. The fold of a patient depends on its name and the seed
+    only.
+
+    Args:
+        index: The fold that is the test split, from 0.
+        num_folds: Number of folds, at least 3; 0 uses the splits of the source.
+        seed: Seed of the assignment of patients to folds.
+    """
+
+    index: int = 0
+    num_folds: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        n = self.num_folds
+        if n in (1, 2) or n < 0:
+            raise ValueError(f"fold.num_folds is {n}; allowed are 0 for none, and 3 or more")
+        if not 0 <= self.index < max(1, n):
+            raise ValueError(f"fold.index is {self.index}; allowed are 0 to {max(0, n - 1)}")
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with the splits of this fold."""
+        n = self.num_folds
+        if not n:
+            return manifest
+        table, names = manifest.table, {self.index: "test", (self.index + 1) % n: "val"}
+        folds = [fold_of_patient(patient, n, self.seed) for patient in table["patient"]]
+        splits = [
+            before if before == "predict" else names.get(fold, "train")
+            for before, fold in zip(table["split"], folds, strict=True)
+        ]
+        return replace(manifest, table=table.assign(split=splits))
+
+
+def fold_of_patient(patient: str, num_folds: int, seed: int = 0) -> int:
+    """The fold of a patient, 0 to ``num_folds - 1``, by its name and the seed only."""
+    digest = hashlib.sha256(f"fold/{seed}/{patient}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") * num_folds >> 64
+
+
+def assign_split(patient: str, val: float, test: float, seed: int = 0) -> str:
+    """The split of a patient, by its name and the seed only, whatever other patients there are."""
+    if val < 0 or test < 0 or val + test > 1:
+        raise ValueError(f"val is {val} and test is {test}; both from 0, their sum at most 1")
+    u = hash_to_unit_interval(patient, seed)
+    return "test" if u < test else "val" if u < test + val else "train"
+
+
+def hash_to_unit_interval(text: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the text and the seed only."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:8], "big") / 2**64

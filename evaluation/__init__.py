@@ -1,1 +1,1 @@
-"""What predictions say: pure functions on tables and arrays."""
+"""Predictions, their metrics and reports: pure functions on tables and arrays."""

@@ -1,5 +1,6 @@
-"""How differently members err, pair by pair, and what that is worth to a geometric pool."""
+"""Diversity of members: pairwise disagreement, agreement of all, and its effect on the NLL."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -8,17 +9,32 @@ from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
 from evaluation.metrics import confusion
-from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import DRAWS, Estimate, bootstrap, make_estimate
-from evaluation.stats.means import mean
-from evaluation.stats.small_samples import ALIKE, with_room
+from evaluation.predictions import PredictionTable, align
+from evaluation.stats.bootstrap import (
+    DRAWS,
+    NO_SPREAD,
+    Clusters,
+    bootstrap,
+    interval_with_wilson_bound,
+)
+from evaluation.stats.estimate import Estimate, make_estimate, mean_estimate
+from evaluation.voters.simple import safe_log
 
-UNERRING = "a member is right on all images, or on none"
+NO_ERRORS = "a member is right on all images, or on none"
+ONE_CLASS = "both members predict one class only"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What two members share; a quantity that has no value says why."""
+class PairDiversity:
+    """Diversity of the predictions and errors of two members.
+
+    Args:
+        disagreement: fraction of the images on which their predictions differ.
+        double_fault: fraction of the images on which both are wrong.
+        q: Yule's Q of their errors.
+        kappa: Cohen's kappa of their predictions.
+        error_correlation: correlation of their errors.
+    """
 
     disagreement: Estimate
     double_fault: Estimate
@@ -27,22 +43,25 @@ class Pair:
     error_correlation: Estimate
 
 
-def pair(
+def pair_diversity(
     first: np.ndarray,
     second: np.ndarray,
     labels: np.ndarray,
     patients: np.ndarray,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Pair:
+) -> PairDiversity:
     """Diversity of two members' predicted classes (n,), with intervals over patients."""
-    right = [first == labels, second == labels]
-    apart, neither = first != second, ~right[0] & ~right[1]
-    cells = [right[0] & right[1], neither, right[0] & ~right[1], right[1] & ~right[0]]
-    return Pair(
-        mean(patients, apart, draws=draws, seed=seed),
-        mean(patients, neither, draws=draws, seed=seed),
-        *_coefficients(np.column_stack(cells), first, second, patients, draws, seed),
+    first_right, second_right = first == labels, second == labels
+    neither = ~first_right & ~second_right
+    cells = np.column_stack(
+        [first_right & second_right, neither, first_right & ~second_right,
+         second_right & ~first_right]
+    )  # fmt: skip
+    return PairDiversity(
+        mean_estimate(patients, first != second, draws=draws, seed=seed),
+        mean_estimate(patients, neither, draws=draws, seed=seed),
+        *_coefficients(cells, first, second, patients, draws, seed),
     )
 
 
@@ -54,74 +73,81 @@ def _coefficients(
     draws: int,
     seed: int,
 ) -> list[Estimate]:
-    """Yule's Q of the errors, kappa of the answers, and the correlation of the errors."""
+    """Yule's Q of the errors, kappa of the predictions, and the correlation of the errors."""
     n, k = len(first), int(max(first.max(), second.max())) + 1
-    clusters = Clusters.make(patients, np.zeros(n, dtype=np.int64))
-    said = csr_matrix((np.ones(n), (np.arange(n), first * k + second)), (n, k * k))
-    sums = clusters.total(hstack([csr_matrix(cells.astype(float)), said]).tocsr())
-    redrawn = bootstrap(sums, lambda s: _of_sums(s, k), clusters, draws, seed)
-    size, found = (n, clusters.count), []
-    for at, none in enumerate((UNERRING, "both members name one class alone", UNERRING)):
-        parts, method = with_room(redrawn, at, 0.0, 0.0, -1.0)
-        found.append(make_estimate(parts, method, *size, ALIKE if np.isfinite(parts[0]) else none))
-    return found
+    clusters = Clusters.from_patients(patients, np.zeros(n, dtype=np.int64))
+    joint = csr_matrix((np.ones(n), (np.arange(n), first * k + second)), (n, k * k))
+    sums = clusters.sum_by_patient(hstack([csr_matrix(cells.astype(float)), joint]).tocsr())
+    replicates = bootstrap(sums, lambda s: _coefficients_of_sums(s, k), clusters, draws, seed)
+    estimates = []
+    for column, reason in enumerate((NO_ERRORS, ONE_CLASS, NO_ERRORS)):
+        parts, method = interval_with_wilson_bound(replicates, column, 0.0, 0.0, -1.0)
+        reason = NO_SPREAD if np.isfinite(parts[0]) else reason
+        estimates.append(make_estimate(parts, method, n, clusters.num_patients, reason))
+    return estimates
 
 
-def _of_sums(sums: np.ndarray, k: int) -> np.ndarray:
-    """Summed cells (both right, neither, first alone, second alone) and answers -> (r, 3)."""
-    both, neither, one, other = sums[:, :4].T
-    across = both * neither - one * other
-    spread = np.sqrt((both + one) * (other + neither) * (both + other) * (one + neither))
-    q = confusion.ratio(across, both * neither + one * other)
+def _coefficients_of_sums(sums: np.ndarray, k: int) -> np.ndarray:
+    """Q, kappa and correlation (r, 3) of summed cells and joint predictions (r, 4 + k * k)."""
+    both, neither, only_first, only_second = sums[:, :4].T
+    determinant = both * neither - only_first * only_second
+    scale = np.sqrt(
+        (both + only_first) * (only_second + neither) * (both + only_second)
+        * (only_first + neither)
+    )  # fmt: skip
+    q = confusion.ratio(determinant, both * neither + only_first * only_second)
     kappa = confusion.kappa(sums[:, 4:].reshape(-1, k, k))
-    return np.column_stack([q, kappa, confusion.ratio(across, spread)])
+    return np.column_stack([q, kappa, confusion.ratio(determinant, scale)])
 
 
-def pairs(
-    members: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> dict[tuple[int, int], Pair]:
-    """Every pair of members (members, n, K), by their positions."""
-    said = members.argmax(axis=2)
-    return {
-        (i, j): pair(said[i], said[j], labels, patients, draws, seed)
-        for i, j in combinations(range(len(said)), 2)
+def member_diversity(
+    tables: Mapping[str, PredictionTable], draws: int = DRAWS, seed: int = 0
+) -> tuple[dict[str, PairDiversity], Estimate]:
+    """Diversity of each two members, by their names joined with ' & ', and `agreement` of all.
+
+    Only labeled rows count.
+    """
+    labeled = align([table.labeled for table in tables.values()])
+    labels, patients = labeled[0].labels, labeled[0].patients
+    predictions = {n: t.predictions for n, t in zip(tables, labeled, strict=True)}
+    pairs = {
+        f"{a} & {b}": pair_diversity(predictions[a], predictions[b], labels, patients, draws, seed)
+        for a, b in combinations(predictions, 2)
     }
+    return pairs, agreement(np.stack(list(predictions.values())), patients, draws, seed)
 
 
 def agreement(
-    members: np.ndarray, patients: np.ndarray, draws: int = DRAWS, seed: int = 0
+    predictions: np.ndarray, patients: np.ndarray, draws: int = DRAWS, seed: int = 0
 ) -> Estimate:
-    """Share of the images on which all members name the same class."""
-    said = members.argmax(axis=2)
-    return mean(patients, (said == said[0]).all(axis=0), draws=draws, seed=seed)
+    """Fraction of the images on which all predicted classes (members, n) are the same."""
+    is_unanimous = (predictions == predictions[0]).all(axis=0)
+    return mean_estimate(patients, is_unanimous, draws=draws, seed=seed)
 
 
 @dataclass(frozen=True)
-class Split:
-    """The exact split of a geometric pool's NLL: `pool` = `mean_member` - `diversity`."""
+class NllDecomposition:
+    """NLL of the geometric mean of members: `pool` = `mean_member` - `diversity`, exactly."""
 
     pool: float
     mean_member: float
     diversity: float
 
 
-def split(members: np.ndarray, labels: np.ndarray) -> Split:
-    """NLL of the geometric pool, of the mean member, and the mean KL from pool to member."""
-    logs = np.log(np.maximum(members, 1e-30))
+def decompose_nll(members: np.ndarray, labels: np.ndarray) -> NllDecomposition:
+    """NLL of the geometric mean, mean NLL of the members, and mean KL from the former to these."""
+    logs = safe_log(members)
     rows = np.arange(len(labels))
     pooled = log_softmax(logs.mean(axis=0), axis=1)
-    apart = (np.exp(pooled) * (pooled - logs)).sum(axis=2)
+    divergence = (np.exp(pooled) * (pooled - logs)).sum(axis=2).mean()
     mean_member = -logs[:, rows, labels].mean()
-    return Split(float(-pooled[rows, labels].mean()), float(mean_member), float(apart.mean()))
+    return NllDecomposition(
+        float(-pooled[rows, labels].mean()), float(mean_member), float(divergence)
+    )
 
 
-def dispute(members: np.ndarray) -> np.ndarray:
-    """How much members differ on each image (n,): the Jensen-Shannon divergence, in nats."""
-    logs = np.log(np.maximum(members, 1e-30))
+def js_divergence(members: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence (n,) of the members' probabilities (members, n, K), in nats."""
     mean = members.mean(axis=0)
-    entropy = -(members * logs).sum(axis=2).mean(axis=0)
-    return np.asarray(-(mean * np.log(np.maximum(mean, 1e-30))).sum(axis=1) - entropy)
+    mean_entropy = -(members * safe_log(members)).sum(axis=2).mean(axis=0)
+    return np.asarray(-(mean * safe_log(mean)).sum(axis=1) - mean_entropy)

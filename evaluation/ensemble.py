@@ -1,4 +1,4 @@
-"""Everything about an ensemble from its members' tables: fitted on val, judged once on test."""
+"""An ensemble from prediction tables: voters fitted on validation, evaluated once on test."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -7,148 +7,176 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evaluation import diversity
-from evaluation.grouping import rows_of
-from evaluation.metrics.calibration import Temperature, fit_temperature
-from evaluation.metrics.compute import Estimates, compute_metrics, nll
+from evaluation.diversity import NllDecomposition, PairDiversity
+from evaluation.grouping import row_unit
+from evaluation.metrics.calibration import Temperature, fit_temperature, nll
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable, align, in_class_order, refuse_test
-from evaluation.stats.estimate import DRAWS, Estimate
-from evaluation.stats.paired_tests import Difference, against
-from evaluation.voters.attention import fit_part_attention, fit_stacked
-from evaluation.voters.learned import fit_greedy, fit_learned, fit_per_class, fit_per_part
-from evaluation.voters.simple import (
-    Geometric,
-    Majority,
-    Soft,
-    Voter,
-    Weighted,
-    parts_of,
-    pool,
-    stack,
-)
+from evaluation.selective import fit_conformal, fit_referral, risk_coverage
+from evaluation.stats.bootstrap import DRAWS
+from evaluation.stats.estimate import Estimate, Estimates, mean_estimate
+from evaluation.stats.paired_tests import Differences, differences_to_baseline
+from evaluation.voters.registry import VOTERS, VoterOptions
+from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble
 
+NO_OPTIONS = VoterOptions()
 Tables = Mapping[str, PredictionTable]
-Fit = Callable[[Sequence[PredictionTable]], Voter]
 View = Callable[[PredictionTable], PredictionTable]
+
+
+def as_is(table: PredictionTable) -> PredictionTable:
+    """The table itself: one row per image."""
+    return table
 
 
 @dataclass(frozen=True)
 class FittedVoters:
-    """Ensembles by voter's kind, why others could not be fitted, and the best single member.
+    """Every voter fitted on validation, and the best single member.
 
-    `best` has the least NLL on validation after its own temperature, which stands in
-    `temperatures`: an ensemble is held against a member that is calibrated as well.
+    Args:
+        ensembles: calibrated ensembles by name of the voter.
+        not_fitted: for each voter that could not be fitted, the reason.
+        temperatures: temperature of each member alone.
+        best_member: the member of least validation NLL at its own temperature, to which voters
+            are compared.
+        warnings: warnings raised while fitting.
     """
 
     ensembles: dict[str, FittedEnsemble]
-    left_out: dict[str, str]
+    not_fitted: dict[str, str]
     temperatures: dict[str, Temperature]
-    best: str
-    warned: list[str] = field(default_factory=list)
+    best_member: str
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class EvaluatedVoters:
-    """What the test split says: figures of members and voters, and voters against the best.
+    """Metrics of members and voters on test.
 
-    `pairs` holds the diversity of each two members by their names joined with ' & '. `view` made
-    of each image table the one that was measured, whose rows are `rows`: images, studies, patients.
+    Args:
+        member_metrics: metrics of each member.
+        voter_metrics: metrics of each calibrated voter.
+        gains: each voter minus the best single member at its own temperature.
+        diversity: diversity of each two members, by their names joined with ' & '.
+        agreement: fraction of the rows on which all members predict the same class.
+        nll_decomposition: NLL of the geometric mean as mean member minus diversity.
+        rows: what the rows of the evaluated tables are: images, studies or patients.
     """
 
-    members: dict[str, Estimates]
-    voters: dict[str, Estimates]
-    gains: dict[str, dict[str, Difference]]
-    pairs: dict[str, diversity.Pair]
+    member_metrics: dict[str, Estimates]
+    voter_metrics: dict[str, Estimates]
+    gains: dict[str, Differences]
+    diversity: dict[str, PairDiversity]
     agreement: Estimate
-    split: diversity.Split
-    view: View
+    nll_decomposition: NllDecomposition
     rows: str
 
 
-def fit_voters(
-    val: Tables,
-    attribute: str = "",
-    attended: Sequence[str] = (),
-    weights: Sequence[float] | None = None,
-) -> FittedVoters:
-    """Fits every voter, then its temperature, on validation tables; tables of test are refused.
+@dataclass(frozen=True)
+class EnsemblePredictions:
+    """Predictions of one voter and of its members on the same images, studies or patients.
 
-    `attribute` adds the voter with weights for each of its values, and `attended` names those
-    of its values that an attention layer weighs. `weights` adds fixed ones.
+    Args:
+        voter: name of the voter.
+        members: tables of the members.
+        uncalibrated: the voter's table before its temperature.
+        calibrated: the voter's table.
+    """
+
+    voter: str
+    members: dict[str, PredictionTable]
+    uncalibrated: PredictionTable
+    calibrated: PredictionTable
+
+
+def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
+    """Fits every voter whose options are given, then its temperature, on validation tables.
+
+    Tables of the test split are refused.
     """
     for table in val.values():
         refuse_test(table, "an ensemble")
     names, tables = list(val), align(list(val.values()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        alone = {n: fit_temperature(t) for n, t in zip(names, tables, strict=True)}
-        voters, left_out = _voters(tables, attribute, attended, weights)
-        ensembles = {kind: _calibrated(voter, tables, names) for kind, voter in voters.items()}
+        temperatures = {n: fit_temperature(t) for n, t in zip(names, tables, strict=True)}
+        voters, not_fitted = _create_voters(tables, options)
+        ensembles = {name: _calibrate(voter, tables, names) for name, voter in voters.items()}
     losses = [
-        float(nll(calibrated(t, alone[n])).mean()) for n, t in zip(names, tables, strict=True)
+        float(nll(calibrate_table(t, temperatures[n])).mean())
+        for n, t in zip(names, tables, strict=True)
     ]
-    warned = sorted({str(warning.message) for warning in caught})
-    return FittedVoters(ensembles, left_out, alone, names[int(np.argmin(losses))], warned)
+    messages = sorted({str(warning.message) for warning in caught})
+    best_member = names[int(np.argmin(losses))]
+    return FittedVoters(ensembles, not_fitted, temperatures, best_member, messages)
 
 
-def _voters(
-    tables: Sequence[PredictionTable],
-    attribute: str,
-    attended: Sequence[str],
-    weights: Sequence[float] | None,
+def _create_voters(
+    tables: Sequence[PredictionTable], options: VoterOptions
 ) -> tuple[dict[str, Voter], dict[str, str]]:
-    """Every voter that these tables allow, and the reason for each that they do not."""
-    fits: dict[str, Fit] = {
-        "learned": fit_learned,
-        "greedy": fit_greedy,
-        "per_class": fit_per_class,
-        "stacked": fit_stacked,
-    }
-    if attribute:
-        fits["per_part"] = lambda given: fit_per_part(given, attribute)
-    if attended:
-        fits["part_attention"] = lambda given: fit_part_attention(given, attended, attribute)
-    found: dict[str, Voter] = {"soft": Soft(), "geometric": Geometric(), "majority": Majority()}
-    if weights is not None:
-        found["weighted"] = Weighted(np.asarray(weights, float))
-    left_out = {}
-    for kind, each in fits.items():
+    """Every voter whose options are given, and why fitting failed for others."""
+    voters, not_fitted = {}, {}
+    for name, spec in VOTERS.items():
+        if spec.missing_options(options):
+            continue
         try:
-            found[kind] = each(tables)
+            voters[name] = spec.create(tables, options)
         except ValueError as error:
-            left_out[kind] = str(error)
-    return found, left_out
+            if "validation" not in spec.requirements:
+                raise
+            not_fitted[name] = str(error)
+    return voters, not_fitted
 
 
-def _calibrated(
-    voter: Voter, tables: Sequence[PredictionTable], names: list[str]
+def _calibrate(
+    voter: Voter, tables: Sequence[PredictionTable], names: Sequence[str]
 ) -> FittedEnsemble:
-    pooled = pool(voter, tables)
+    pooled = pool_tables(voter, tables)
     hashes = [member_hash(table, name) for name, table in zip(names, tables, strict=True)]
     digest = str(pooled.meta.get("manifest_digest") or "")
-    temperature = fit_temperature(pooled)
-    return FittedEnsemble(voter, hashes, pooled.class_names, temperature, digest)
+    return FittedEnsemble(voter, hashes, pooled.class_names, fit_temperature(pooled), digest)
 
 
 def member_hash(table: PredictionTable, name: str) -> str:
-    """The hash of the weights behind a table; its name where the table does not say."""
+    """Hash of the weights that made a table; `name` if the table does not state it."""
     return str(table.meta.get("weights") or table.meta.get("checkpoint_hash") or name)
 
 
-def calibrated(table: PredictionTable, temperature: Temperature) -> PredictionTable:
-    """The table at a temperature."""
+def calibrate_table(table: PredictionTable, temperature: Temperature) -> PredictionTable:
+    """The table with its probabilities at a temperature."""
     return table.with_probabilities(temperature(table.probabilities))
 
 
 def combine_members(ensemble: FittedEnsemble, tables: Sequence[PredictionTable]) -> PredictionTable:
-    """The ensemble's own table; refused when the tables come from other members."""
-    tables = [in_class_order(table, ensemble.class_names) for table in align(tables)]
-    for at, (table, wanted) in enumerate(zip(tables, ensemble.members, strict=True), start=1):
-        found = table.meta.get("weights") or table.meta.get("checkpoint_hash")
-        if found and found != wanted:
-            raise ValueError(f"table {at} comes from weights {found}; the voter's are {wanted}")
-    first = tables[0]
-    return first.with_probabilities(ensemble(stack(tables), parts_of(ensemble.voter, first)))
+    """The ensemble's prediction table; ValueError if the tables come from other members."""
+    members = _members_of(ensemble, tables)
+    return pool_tables(ensemble, members)
+
+
+def ensemble_predictions(
+    ensemble: FittedEnsemble, tables: Tables, view: View = as_is
+) -> EnsemblePredictions:
+    """Tables of the ensemble and its members, each seen through `view` (one row per study, ...)."""
+    members = _members_of(ensemble, list(tables.values()))
+    return EnsemblePredictions(
+        voter=ensemble.name,
+        members={name: view(table) for name, table in tables.items()},
+        uncalibrated=view(pool_tables(ensemble.voter, members)),
+        calibrated=view(pool_tables(ensemble, members)),
+    )
+
+
+def _members_of(
+    ensemble: FittedEnsemble, tables: Sequence[PredictionTable]
+) -> list[PredictionTable]:
+    """The tables, aligned, in the ensemble's class order, verified to be of its members."""
+    aligned = [in_class_order(table, ensemble.class_names) for table in align(tables)]
+    for number, (table, required) in enumerate(zip(aligned, ensemble.members, strict=True), 1):
+        weights = table.meta.get("weights") or table.meta.get("checkpoint_hash")
+        if weights and weights != required:
+            raise ValueError(f"table {number} comes from weights {weights}, not {required}")
+    return aligned
 
 
 def evaluate_voters(
@@ -156,44 +184,115 @@ def evaluate_voters(
     test: Tables,
     draws: int = DRAWS,
     seed: int = 0,
-    view: View = lambda table: table,
+    view: View = as_is,
 ) -> EvaluatedVoters:
-    """Every figure of members and voters on test, and each voter against the best member.
+    """Metrics of members and voters on test, and differences of each voter to the best member.
 
-    `view` makes of each image table the one that is measured, for instance one row a study.
+    `view` turns each image table into the table that is evaluated, such as one row per study.
     """
-    tables = align(list(test.values()))
-    members = {name: view(table) for name, table in zip(test, tables, strict=True)}
-    voted = {
-        kind: view(combine_members(ensemble, tables)) for kind, ensemble in fitted.ensembles.items()
+    tables = dict(zip(test, align(list(test.values())), strict=True))
+    members = {name: view(table) for name, table in tables.items()}
+    voters = {
+        name: view(combine_members(ensemble, list(tables.values())))
+        for name, ensemble in fitted.ensembles.items()
     }
-    alone = tables[list(test).index(fitted.best)]
-    best = view(calibrated(alone, fitted.temperatures[fitted.best]))
-    known = [table.labeled for table in members.values()]
-    said, labels = stack(known), known[0].labels
-    names, who = list(test), known[0].patients
-    pairs = diversity.pairs(said, labels, who, draws, seed)
+    best = fitted.best_member
+    baseline = view(calibrate_table(tables[best], fitted.temperatures[best]))
+    labeled = [table.labeled for table in members.values()]
+    pairs, agreement = diversity.member_diversity(members, draws, seed)
     return EvaluatedVoters(
-        members={name: compute_metrics(table, draws, seed) for name, table in members.items()},
-        voters={kind: compute_metrics(table, draws, seed) for kind, table in voted.items()},
-        gains=against(voted, best, draws, seed),
-        pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in pairs.items()},
-        agreement=diversity.agreement(said, who, draws, seed),
-        split=diversity.split(said, labels),
-        view=view,
-        rows=rows_of(known[0]),
+        member_metrics={n: compute_metrics(table, draws, seed) for n, table in members.items()},
+        voter_metrics={n: compute_metrics(table, draws, seed) for n, table in voters.items()},
+        gains=differences_to_baseline(voters, baseline, draws, seed),
+        diversity=pairs,
+        agreement=agreement,
+        nll_decomposition=diversity.decompose_nll(
+            stacked_probabilities(labeled), labeled[0].labels
+        ),
+        rows=row_unit(labeled[0]),
     )
 
 
-def disputed(tables: Sequence[PredictionTable], count: int = 12) -> list[tuple[str, str]]:
-    """Ids of the images that members differ on most, with what each member says, in order."""
+@dataclass(frozen=True)
+class SelectiveMetrics:
+    """Effect on test of one referral threshold or conformal limit that was fitted on validation.
+
+    Args:
+        label: the rule, such as `refer above risk 0.05`.
+        coverage: fraction of the images that are answered.
+        error_rate: fraction of the answered images that are wrong, or of sets without the label.
+        set_size: mean number of classes in a set; None for a referral.
+    """
+
+    label: str
+    coverage: Estimate | float
+    error_rate: Estimate
+    set_size: Estimate | None = None
+
+
+def evaluate_selective(
+    val: PredictionTable,
+    test: PredictionTable,
+    risks: Sequence[float] = (0.01, 0.02, 0.05),
+    alphas: Sequence[float] = (0.05, 0.1),
+) -> tuple[list[SelectiveMetrics], float]:
+    """Referral and conformal sets of one ensemble, and its area under risk and coverage on test."""
+    val, test = val.labeled, test.labeled
+    rules = [_evaluate_referral(val, test, risk) for risk in risks]
+    rules += [_evaluate_sets(val, test, alpha) for alpha in alphas]
+    return rules, risk_coverage(test.probabilities, test.labels).aurc
+
+
+def _evaluate_referral(
+    val: PredictionTable, test: PredictionTable, risk: float
+) -> SelectiveMetrics:
+    answered = fit_referral(val, risk).is_confident(test.probabilities)
+    wrong = test.predictions != test.labels
+    error_rate = mean_estimate(test.patients[answered], wrong[answered], "no image is answered")
+    coverage = mean_estimate(test.patients, answered)
+    return SelectiveMetrics(f"refer above risk {risk:g}", coverage, error_rate)
+
+
+def _evaluate_sets(val: PredictionTable, test: PredictionTable, alpha: float) -> SelectiveMetrics:
+    limit = fit_conformal(val, alpha)
+    sets = limit.predict_sets(test.probabilities)
+    missed = ~sets[np.arange(len(test)), test.labels]
+    note = " (validation too small: sets contain all classes)" if limit.is_trivial else ""
+    return SelectiveMetrics(
+        f"sets at {1 - alpha:.0%}{note}",
+        1.0,
+        mean_estimate(test.patients, missed),
+        mean_estimate(test.patients, sets.sum(axis=1)),
+    )
+
+
+def most_disputed(tables: Sequence[PredictionTable], count: int = 12) -> list[tuple[str, str]]:
+    """Ids of the images that members differ on most, with the label and each prediction."""
     aligned = align(tables)
-    members = stack(aligned)
-    order = np.argsort(-diversity.dispute(members), kind="stable")[:count]
+    members = stacked_probabilities(aligned)
+    order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
     names, labels = aligned[0].class_names, aligned[0].labels
-    found = []
+    images = []
     for row in order:
-        votes = ", ".join(f"{names[m.argmax()]} {m.max():.2f}" for m in members[:, row])
-        true = names[labels[row]] if labels[row] >= 0 else "unknown"
-        found.append((str(aligned[0].rows["id"].iloc[row]), f"true: {true}; said: {votes}"))
-    return found
+        predicted = ", ".join(f"{names[m.argmax()]} {m.max():.2f}" for m in members[:, row])
+        label = names[labels[row]] if labels[row] >= 0 else "unknown"
+        images.append(
+            (str(aligned[0].rows["id"].iloc[row]), f"label: {label}; predicted: {predicted}")
+        )
+    return images
+
+
+def check_test_tables(val: Tables, test: Tables) -> None:
+    """Raises ValueError unless test tables are of the same weights and of other images than val."""
+    if list(val) != list(test):
+        raise ValueError(f"--val has members {list(val)}, --test has {list(test)}")
+    for name in val:
+        fitted, evaluated = member_hash(val[name], ""), member_hash(test[name], "")
+        if fitted != evaluated:
+            raise ValueError(f"{name}: --val is of weights {fitted}, --test of {evaluated}")
+        if "val" in test[name].splits:
+            raise ValueError(f"--test {name}: contains rows of split 'val'")
+        shared = set(val[name].rows["id"]) & set(test[name].rows["id"])
+        if shared:
+            raise ValueError(f"--test {name}: {len(shared)} of its ids are in --val as well, for "
+                             f"example {min(shared)!r}")  # fmt: skip

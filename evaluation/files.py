@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Reading and writing of files; a file is written completely or not at all."""
 
 import json
 import os
@@ -11,45 +11,45 @@ from typing import Any
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Writes `data` under a temporary name beside `path`, then renames it into place."""
+    """Writes `data` to a temporary file in the same folder, then renames it to `path`."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
-        Path(name).chmod(0o644)  # mkstemp gives 0600, which a colleague could not read
+        Path(name).chmod(0o644)  # mkstemp gives 0600: not readable for colleagues
         Path(name).replace(target)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """`write_bytes` of the text as UTF-8."""
+    """Writes the text as UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """Strict JSON (no NaN, no Infinity), indented, with a newline at its end."""
+    """Writes strict JSON (no NaN, no Infinity), indented, with a newline at the end."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """The object in a JSON file; a file that is not a JSON object is refused by name."""
+    """The object in a JSON file; anything else is a ValueError with the name of the file."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object")
+        raise ValueError(f"{path} contains a JSON {type(value).__name__}, not an object")
     return value
 
 
-def file_names(names: Sequence[str]) -> list[str]:
-    """A distinct file name for each picture: its own without suffix, numbered where two agree."""
-    plain = [re.sub(r"[^\w-]+", "-", re.sub(r"\.\w+(?=(#\d+)?$)", "", name)) for name in names]
-    found: dict[str, None] = {}  # in their order
-    for name in plain:
-        numbered = (f"{name}-{n}" for n in count(2))
-        found[next(each for each in chain([name], numbered) if each not in found)] = None
-    return list(found)
+def unique_file_names(names: Sequence[str]) -> list[str]:
+    """A distinct file name for each image: its name without suffix, numbered if it occurs twice."""
+    stems = [re.sub(r"[^\w-]+", "-", re.sub(r"\.\w+(?=(#\d+)?$)", "", name)) for name in names]
+    unique: dict[str, None] = {}  # a set that preserves the order
+    for stem in stems:
+        candidates = chain([stem], (f"{stem}-{n}" for n in count(2)))
+        unique[next(name for name in candidates if name not in unique)] = None
+    return list(unique)

@@ -1,21 +1,24 @@
-"""Whether a heat map says anything: where it points, and what its places are worth to a model."""
+"""Evaluation of saliency maps: pointing game, energy in a lesion's box, deletion and insertion."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.stats.estimate import Estimate
-from evaluation.stats.means import mean
+from evaluation.stats.estimate import Estimate, mean_estimate
 
-FILE = "faithfulness.json"
-GROWN = 0.05  # a box is grown by this share of the picture's long side
-SHARES = tuple(np.linspace(0.0, 1.0, 11).tolist())
+FILE = "saliency.json"
+SALIENCY_METHODS = (  # names as in pytorch-grad-cam
+    "GradCAM", "GradCAM++", "XGradCAM", "HiResCAM", "LayerCAM", "EigenGradCAM", "EigenCAM",
+    "ScoreCAM",
+)  # fmt: skip
+BOX_MARGIN = 0.05  # added to each side of a box, as a fraction of the image's long side
+FRACTIONS = tuple(np.linspace(0.0, 1.0, 11).tolist())  # of pixels deleted or inserted
 Box = tuple[int, int, int, int]
 Score = Callable[[np.ndarray], np.ndarray]
 
 
-def box_of(text: str) -> Box | None:
+def parse_box(text: str) -> Box | None:
     """The box of an attribute `x0,y0,x1,y1`; None for an empty one."""
     if not text or text == "nan":
         return None
@@ -26,69 +29,74 @@ def box_of(text: str) -> Box | None:
     return x0, y0, x1, y1
 
 
-def grown(box: Box, shape: tuple[int, ...], by: float = GROWN) -> np.ndarray:
-    """The pixels (H, W) of a box that is grown on every side by a share of the long side."""
+def box_mask(box: Box, shape: tuple[int, ...], margin: float = BOX_MARGIN) -> np.ndarray:
+    """Mask (H, W) of a box with a margin on each side, as a fraction of the image's long side."""
     x0, y0, x1, y1 = box
-    margin = by * max(shape[:2])
+    pixels = margin * max(shape[:2])
     y, x = np.ogrid[: shape[0], : shape[1]]
     return np.asarray(
-        (x >= x0 - margin) & (x < x1 + margin) & (y >= y0 - margin) & (y < y1 + margin)
+        (x >= x0 - pixels) & (x < x1 + pixels) & (y >= y0 - pixels) & (y < y1 + pixels)
     )
 
 
-def points_into(heat: np.ndarray, inside: np.ndarray) -> bool:
-    """Whether the map's peak lies inside; of several equal peaks their middle counts.
+def is_peak_inside(saliency_map: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the maximum of a map (H, W) is inside a mask; False for an empty map.
 
-    An empty map points nowhere.
+    Of several equal maxima, the one nearest their mean counts.
     """
-    if not heat.max() > 0:
+    if not saliency_map.max() > 0:
         return False
-    peaks = np.argwhere(heat >= heat.max() * (1 - 1e-6))
+    peaks = np.argwhere(saliency_map >= saliency_map.max() * (1 - 1e-6))
     y, x = peaks[np.hypot(*(peaks - peaks.mean(axis=0)).T).argmin()]
-    return bool(inside[y, x])
+    return bool(mask[y, x])
 
 
-def energy_inside(heat: np.ndarray, inside: np.ndarray) -> float:
-    """The share of the map's sum that lies inside; 0 for an empty map."""
-    total = float(heat.sum())
-    return float(heat[inside].sum()) / total if total > 0 else 0.0
+def energy_inside(saliency_map: np.ndarray, mask: np.ndarray) -> float:
+    """The fraction of a map's sum that is inside a mask, 0 to 1; 0 for an empty map."""
+    total = float(saliency_map.sum())
+    return float(saliency_map[mask].sum()) / total if total > 0 else 0.0
 
 
-def places(heat: np.ndarray, shares: Sequence[float] = SHARES) -> np.ndarray:
-    """For each share, the pixels (shares, H, W) that the map holds to matter most.
+def top_pixels(saliency_map: np.ndarray, fractions: Sequence[float] = FRACTIONS) -> np.ndarray:
+    """Masks (fractions, H, W) of the pixels with the largest values, for each fraction.
 
-    Counts are exact; ties go to the lower index, so an empty map takes away row by row.
+    Counts are exact. Equal values are taken in the order of their index, so an empty map is taken
+    row by row.
     """
-    order = np.argsort(-heat.ravel(), kind="stable")
-    rank = np.empty(heat.size, dtype=np.int64)
-    rank[order] = np.arange(heat.size)
-    counts = np.rint(np.asarray(shares) * heat.size)
-    return np.asarray(rank.reshape(heat.shape)[None] < counts[:, None, None])
+    order = np.argsort(-saliency_map.ravel(), kind="stable")
+    rank = np.empty(saliency_map.size, dtype=np.int64)
+    rank[order] = np.arange(saliency_map.size)
+    counts = np.rint(np.asarray(fractions) * saliency_map.size)
+    return np.asarray(rank.reshape(saliency_map.shape)[None] < counts[:, None, None])
 
 
-def deletion(score: Score, picture: np.ndarray, blank: np.ndarray, heat: np.ndarray) -> float:
-    """Area under the class's probability while the best places are blanked; low is faithful.
+def deletion_auc(
+    score: Score, image: np.ndarray, baseline: np.ndarray, saliency_map: np.ndarray
+) -> float:
+    """Area under the class's probability as top pixels become the baseline; low is faithful.
 
-    `score` gives probabilities (n,) of pictures (n, H, W, ...); `blank` is what stands where
-    the picture has been taken away, a blurred copy for instance.
+    `score` maps images (n, H, W, ...) to probabilities (n,). `baseline` has the shape of the image
+    and no information about the class, for instance a blurred copy (Petsiuk et al. 2018).
     """
-    return _area(score, picture, blank, places(heat))
+    return _area(score, image, baseline, top_pixels(saliency_map))
 
 
-def insertion(score: Score, picture: np.ndarray, blank: np.ndarray, heat: np.ndarray) -> float:
-    """Area under the probability while the best places are put into the blank; high is faithful."""
-    return _area(score, blank, picture, places(heat))
+def insertion_auc(
+    score: Score, image: np.ndarray, baseline: np.ndarray, saliency_map: np.ndarray
+) -> float:
+    """Area under the probability as top pixels are inserted in the baseline; high is faithful."""
+    return _area(score, baseline, image, top_pixels(saliency_map))
 
 
-def _area(score: Score, start: np.ndarray, end: np.ndarray, taken: np.ndarray) -> float:
-    taken = taken.reshape(*taken.shape, *([1] * (start.ndim - 2)))
-    said = score(np.where(taken, end[None], start[None]))
-    return float(np.trapezoid(said, SHARES))
+def _area(score: Score, start: np.ndarray, end: np.ndarray, changed: np.ndarray) -> float:
+    changed = changed.reshape(*changed.shape, *([1] * (start.ndim - 2)))
+    probabilities = score(np.where(changed, end[None], start[None]))
+    return float(np.trapezoid(probabilities, FRACTIONS))
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found for one picture; `hit` and `energy` are None where it has no box."""
+class SaliencyScores:
+    """Scores of the map of one image; `hit` and `energy` are None if the image has no box."""
 
     patient: str
     hit: bool | None
@@ -97,15 +105,15 @@ class Measured:
     insertion: float
 
 
-def figures(found: Sequence[Measured]) -> dict[str, Estimate]:
-    """Pointing, energy in the box, deletion and insertion, with intervals over patients."""
-    boxed = [one for one in found if one.hit is not None]
-    patients, whose = (np.array([one.patient for one in each]) for each in (found, boxed))
-    hits = np.array([one.hit for one in boxed], dtype=bool)
-    energy = np.array([one.energy for one in boxed], dtype=float)
+def saliency_estimates(scores: Sequence[SaliencyScores]) -> dict[str, Estimate]:
+    """Means of pointing, energy in the box, deletion and insertion, with intervals by patient."""
+    boxed = [s for s in scores if s.hit is not None]
+    patients, patients_boxed = (np.array([s.patient for s in part]) for part in (scores, boxed))
+    hits = np.array([s.hit for s in boxed], dtype=bool)
+    energy = np.array([s.energy for s in boxed], dtype=float)
     return {
-        "pointing": mean(whose, hits, "no picture has a box"),
-        "energy_in_box": mean(whose, energy, "no picture has a box"),
-        "deletion": mean(patients, np.array([one.deletion for one in found])),
-        "insertion": mean(patients, np.array([one.insertion for one in found])),
+        "pointing": mean_estimate(patients_boxed, hits, "no image has a box"),
+        "energy_in_box": mean_estimate(patients_boxed, energy, "no image has a box"),
+        "deletion": mean_estimate(patients, np.array([s.deletion for s in scores])),
+        "insertion": mean_estimate(patients, np.array([s.insertion for s in scores])),
     }

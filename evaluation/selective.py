@@ -1,4 +1,4 @@
-"""Answering only when sure: risk against coverage, a referral threshold, sets of classes."""
+"""Selective prediction: risk-coverage curves, referral thresholds and conformal sets."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ COVERAGES = (0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """Error rate among the images answered, at each share answered, most confident first.
+    """Error rate of the most confident images, for each fraction of images (coverage).
 
-    Images of equal confidence are answered together.
+    Images of equal confidence are included together.
     """
 
     coverage: np.ndarray
@@ -21,24 +21,24 @@ class RiskCoverage:
 
     @property
     def aurc(self) -> float:
-        """Area under the curve: mean risk over images, each image's block answered whole."""
+        """Area under the curve, 0 to 1; lower is better."""
         steps = np.diff(self.coverage, prepend=0.0)
         return float((steps * self.risk).sum())
 
-    def at(self, coverage: float) -> float:
-        """Risk at the smallest share answered that is at least `coverage`."""
+    def risk_at(self, coverage: float) -> float:
+        """Risk at the smallest coverage that is at least `coverage`."""
         return float(self.risk[np.searchsorted(self.coverage, coverage - 1e-12)])
 
 
 def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> RiskCoverage:
-    """The curve for the largest probability as confidence."""
+    """The curve of probabilities (n, K), with the largest probability as confidence."""
     confidence = probabilities.max(axis=1)
-    wrong = probabilities.argmax(axis=1) != labels
+    is_wrong = probabilities.argmax(axis=1) != labels
     order = np.argsort(-confidence, kind="stable")
-    last = np.append(np.diff(confidence[order]) != 0, True)
-    answered = np.arange(1, len(order) + 1)[last]
-    errors = wrong[order].cumsum()[last]
-    return RiskCoverage(answered / len(order), errors / answered)
+    last_of_ties = np.append(np.diff(confidence[order]) != 0, True)
+    included = np.arange(1, len(order) + 1)[last_of_ties]
+    errors = is_wrong[order].cumsum()[last_of_ties]
+    return RiskCoverage(included / len(order), errors / included)
 
 
 @dataclass(frozen=True)
@@ -46,57 +46,58 @@ class Referral:
     """Images whose largest probability is below `threshold` are referred to a person."""
 
     threshold: float
-    asked_risk: float
-    coverage_on_val: float
+    target_risk: float
+    val_coverage: float
 
-    def answered(self, probabilities: np.ndarray) -> np.ndarray:
-        """True (n,) where the ensemble answers itself."""
+    def is_confident(self, probabilities: np.ndarray) -> np.ndarray:
+        """True (n,) for images that are not referred."""
         return np.asarray(probabilities.max(axis=1) >= self.threshold)
 
 
 def fit_referral(table: PredictionTable, risk: float) -> Referral:
-    """The lowest threshold whose risk on validation is at most `risk`; refused on test.
+    """The lowest threshold whose risk on the val split is at most `risk`; test is refused.
 
-    Where even the surest images err more often, nothing is answered (threshold above 1).
+    If even the most confident images have a higher risk, the threshold is above 1 and refers all.
     """
     refuse_test(table, "a referral threshold")
-    known = table.labeled
-    curve = risk_coverage(known.probabilities, known.labels)
+    labeled = table.labeled
+    curve = risk_coverage(labeled.probabilities, labeled.labels)
     allowed = np.flatnonzero(curve.risk <= risk)
     if len(allowed) == 0:
         return Referral(float(np.nextafter(1.0, 2.0)), risk, 0.0)
-    confidence = np.unique(known.probabilities.max(axis=1))[::-1]
+    confidence = np.unique(labeled.probabilities.max(axis=1))[::-1]
     last = int(allowed[-1])
     return Referral(float(confidence[last]), risk, float(curve.coverage[last]))
 
 
 @dataclass(frozen=True)
-class Conformal:
-    """Sets of classes that hold the true one with probability at least 1 - alpha.
+class ConformalSets:
+    """Sets of classes that contain the label with probability at least 1 - alpha.
 
-    `limit` is the largest 1 - p that is still taken in; `whole` says that validation was too
-    small for this alpha, so that every set holds every class.
+    A set contains the classes whose score 1 - p is at most `threshold`. `is_trivial` means that
+    the val split is too small for alpha, so that every set contains all classes.
     """
 
     alpha: float
-    limit: float
-    whole: bool
+    threshold: float
+    is_trivial: bool
 
-    def sets(self, probabilities: np.ndarray) -> np.ndarray:
-        """True (n, K) where the class is in the image's set."""
-        return np.asarray((1 - probabilities <= self.limit) | self.whole)
+    def predict_sets(self, probabilities: np.ndarray) -> np.ndarray:
+        """True (n, K) for the classes in the set of each image."""
+        return np.asarray((1 - probabilities <= self.threshold) | self.is_trivial)
 
 
-def fit_conformal(table: PredictionTable, alpha: float) -> Conformal:
-    """Split-conformal limit: the k-th smallest score, k = ceil((n + 1) (1 - alpha)); not of test.
+def fit_conformal(table: PredictionTable, alpha: float) -> ConformalSets:
+    """Split-conformal sets: the threshold is the k-th smallest score, k = ceil((n + 1)(1 - alpha)).
 
-    The promise holds for one image a patient; further films of a patient are not new draws.
+    The guarantee is for one image a patient: further images of a patient are not independent.
+    Test is refused.
     """
-    refuse_test(table, "a conformal limit")
+    refuse_test(table, "a conformal threshold")
     if not 0 < alpha < 1:
-        raise ValueError(f"alpha {alpha} must lie between 0 and 1")
-    known = table.labeled
-    scores = np.sort(1 - known.probabilities[np.arange(len(known)), known.labels])
+        raise ValueError(f"alpha {alpha} must be between 0 and 1")
+    labeled = table.labeled
+    scores = np.sort(1 - labeled.probabilities[np.arange(len(labeled)), labeled.labels])
     k = int(np.ceil((len(scores) + 1) * (1 - alpha) - 1e-9))
-    whole = k > len(scores)
-    return Conformal(alpha, 1.0 if whole else float(scores[k - 1]), whole)
+    is_trivial = k > len(scores)
+    return ConformalSets(alpha, 1.0 if is_trivial else float(scores[k - 1]), is_trivial)

@@ -1,4 +1,4 @@
-"""What learns and what votes."""
+"""Lightning modules: single classifiers, one-versus-one classifiers and ensembles."""
 
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.ensemble import EnsembleModule

@@ -1,4 +1,4 @@
-"""Backbones by name: timm's networks, and ours, built at a given input size with given weights."""
+"""Backbones by name: networks of timm and of this project, at an input size, with weights."""
 
 import difflib
 
@@ -9,9 +9,9 @@ from torch import nn
 from lightning_modules import pretrained as weights
 from lightning_modules import residual_attention
 
-OURS = [residual_attention.ResidualAttention]  # importing them tells timm their names
-COMMERCIAL = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0")
-SIZES = range(32, 513, 32)  # what the message lists when a backbone cannot take a size
+OWN_BACKBONES = [residual_attention.ResidualAttention]  # importing a module registers it in timm
+COMMERCIAL_LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0")
+SIZES = range(32, 513, 32)  # tried to list the sizes that a backbone accepts
 
 
 def build(
@@ -26,14 +26,13 @@ def build(
     commercial_only: bool = False,
     **options: object,
 ) -> nn.Module:
-    """The network ``name`` with ``num_classes`` logits, on images of ``image_size`` pixels.
+    """A timm network with `num_classes` outputs for images of `image_size` pixels.
 
-    ``pretrained`` is False (no network access), True (timm downloads the weights of the name's
-    tag) or the path of a weight file. ``image_size`` None is the size of the published weights;
-    a network whose size is fixed is built for the size asked. ``options`` are timm's own
-    (``drop_rate``, ``drop_path_rate``, ``in_chans``, ``pad_type``, ...). ``commercial_only``
-    refuses published weights that may not be used commercially. ``compile`` compiles at the first
-    call and leaves the names of the weights as they are.
+    `pretrained` is False (no network access), True (timm downloads the weights of the name's tag)
+    or the path of a weight file. `image_size` None is the size of the published weights. `options`
+    are arguments of the timm model (`drop_rate`, `drop_path_rate`, `in_chans`, `pad_type`, ...).
+    `commercial_only` refuses published weights whose license forbids commercial use. `compile`
+    compiles at the first call and does not change the names of the weights.
     """
     _require_known(name)
     if commercial_only and pretrained is not False and not is_commercial(license(name)):
@@ -44,14 +43,14 @@ def build(
     if isinstance(pretrained, str):
         weights.load(net, pretrained)
     if grad_checkpointing:
-        _recompute(name, net)
+        _enable_grad_checkpointing(name, net)
     if compile:
         net.compile()
     return net.to(memory_format=torch.channels_last) if channels_last else net
 
 
 def nearest(name: str) -> list[str]:
-    """Up to five known names closest to ``name``: tags of its architecture, else architectures."""
+    """Up to five known names closest to `name`: tags of its architecture, else architectures."""
     architecture = name.split(".")[0]
     if timm.is_model(architecture):
         return difflib.get_close_matches(name, timm.list_pretrained(f"{architecture}.*"), 5, 0)
@@ -59,26 +58,26 @@ def nearest(name: str) -> list[str]:
 
 
 def input_size(name: str) -> int:
-    """Side in pixels of the images that the published weights of ``name`` were made for."""
+    """Input size in pixels of the published weights of `name`."""
     _require_known(name)
-    found = timm.models.get_pretrained_cfg(name)
-    return int(found.input_size[-1]) if found else 224
+    config = timm.models.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config else 224
 
 
 def license(name: str) -> str:
-    """License of the published weights of ``name``, as timm records it, or "unknown"."""
+    """License of the published weights of `name`, as timm records it, or "unknown"."""
     _require_known(name)
     return str(timm.models.get_pretrained_cfg(name).license or "unknown")
 
 
 def is_commercial(license: str) -> bool:
     """Whether a license is known to allow commercial use."""
-    return license in COMMERCIAL
+    return license in COMMERCIAL_LICENSES
 
 
 def sizes(name: str, **options: object) -> list[int]:
-    """Multiples of 32 up to 512 that ``name`` takes as ``image_size``."""
-    return [size for size in SIZES if _refusal(name, size, options) is None]
+    """Multiples of 32 up to 512 that `name` accepts as `image_size`."""
+    return [size for size in SIZES if _size_error(name, size, options) is None]
 
 
 def _require_known(name: str) -> None:
@@ -92,14 +91,16 @@ def _require_known(name: str) -> None:
 
 
 def _require_size(name: str, size: int, options: dict[str, object]) -> None:
-    reason = _refusal(name, size, options)
+    reason = _size_error(name, size, options)
     if reason is not None:
-        fits = ", ".join(str(fit) for fit in sizes(name, **options)) or "none of those tried"
-        raise ValueError(f"image_size: {name} cannot take {size} ({reason}); it takes {fits}")
+        accepted = ", ".join(map(str, sizes(name, **options))) or "none of those tried"
+        raise ValueError(
+            f"image_size: {name} does not accept {size} ({reason}); it accepts {accepted}"
+        )
 
 
-def _refusal(name: str, size: int, options: dict[str, object]) -> str | None:
-    """Why an image of ``size`` does not go through, tried without memory or arithmetic."""
+def _size_error(name: str, size: int, options: dict[str, object]) -> str | None:
+    """Error of a forward pass at `size` on the meta device, or None."""
     try:
         with torch.device("meta"), torch.no_grad():
             net = _create(name, 2, size, options, download=False).eval()
@@ -129,16 +130,16 @@ def _create(
     return net
 
 
-def _recompute(name: str, net: nn.Module) -> None:
+def _enable_grad_checkpointing(name: str, net: nn.Module) -> None:
     switch = getattr(net, "set_grad_checkpointing", None)
     if switch is None:
-        raise ValueError(f"grad_checkpointing: {name} has no stages to recompute; use false")
+        raise ValueError(f"grad_checkpointing: {name} does not support it; use false")
     switch(True)
 
 
 def _download_error(name: str, error: Exception) -> ValueError:
-    found = timm.models.get_pretrained_cfg(name)
-    source = found.hf_hub_id or found.url
+    config = timm.models.get_pretrained_cfg(name)
+    source = config.hf_hub_id or config.url
     if not source:
         return ValueError(f"pretrained: timm has no weights for {name!r}: {error}")
     return ValueError(

@@ -1,6 +1,6 @@
-"""Every sample once: what a module says of a split, gathered over processes, then measured."""
+"""Validation, test and prediction that count every sample once on any number of processes."""
 
-from typing import Any, cast
+from typing import Any, TypedDict
 
 import lightning as L
 import numpy as np
@@ -9,187 +9,216 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evaluation.metrics.compute import epoch_metrics, nll
+from datamodules.datamodule import ImageDataModule
+from evaluation.metrics.calibration import nll
+from evaluation.metrics.compute import epoch_metrics
 from evaluation.predictions import PredictionTable, require_ids
-from lightning_modules.batch import Batch, Data
 from lightning_modules.checkpoints import weights_hash
-from lightning_modules.tta import averaged, looks
+from lightning_modules.tta import mean_logits, tta_notes
 
-FIGURES = ("loss", "accuracy", "balanced_accuracy", "auroc")  # the names of what follows
-
-
-def measured(table: PredictionTable) -> dict[str, float]:
-    """Figures of each epoch; `loss` is the mean negative log-likelihood, whatever was trained."""
-    return {"loss": float(nll(table).mean()), **epoch_metrics(table.probabilities, table.labels)}
+EPOCH_METRICS = ("loss", "accuracy", "balanced_accuracy", "auroc")
 
 
-def is_all(limit: float) -> bool:
-    """Whether a limit of batches is none: 1.0 are all of them, the number 1 is one batch."""
-    return isinstance(limit, float) and limit == 1.0
+class Batch(TypedDict):
+    """One batch; `image` is (B, C, H, W), or for an ensemble one such tensor per view name."""
+
+    image: Tensor | dict[str, Tensor]
+    label: Tensor
+    index: Tensor
 
 
 class BaseModule(L.LightningModule):
     """A module whose validate, test and predict count every sample once on any number of processes.
 
-    Nothing is exchanged inside the loop: a process may have any number of samples, none included.
-    After the loop rows are gathered by their true lengths, ordered by index and held against the
-    split. `tables[split]` then holds the prediction table of the module under "" and those of a
-    ensemble's members under their names. A subclass says `votes(batch)`, (B, M, K).
+    Processes exchange nothing within the loop, so each may have any number of samples, also none.
+    After the loop the outputs are gathered, sorted by index and compared with the ids of the
+    split. `tables[split]` then has the module's prediction table under "" and those of an
+    ensemble's members under their names. A subclass implements `member_logits`.
+
+    With an `ImageDataModule`, tables have the ids and attributes of its manifest; with plain
+    loaders, whose batches have the keys of `Batch`, the index is the id.
     """
 
     class_names: list[str]
-    #: the members whose votes are asked for; a single model is its own and only member
+    #: names of the members in `member_logits`; a single model is its only member
     member_names: tuple[str, ...] = ("",)
 
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[str, dict[str, PredictionTable]] = {}
-        self.figures: dict[str, dict[str, float]] = {}
-        self.measured = ""
-        self.stated = ""  # the weights that a checkpoint said it gave; "" while they may change
-        #: how a picture is looked at once more, outside fit; nothing of it is kept in a checkpoint
+        self.metrics: dict[str, dict[str, float]] = {}
+        #: hash of the weights that the last loop evaluated
+        self.measured_weights = ""
+        #: hash in the loaded checkpoint, which the next loop must evaluate; "" during training
+        self.checkpoint_weights = ""
+        #: test-time augmentations of validate, test and predict (`lightning_modules.tta`)
         self.tta: list[str] = []
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
-    def data(self) -> Data:
-        """The trainer's data module, of which only these public attributes are used."""
-        data: Data = cast(Any, self.trainer).datamodule
-        return data
+    def datamodule(self) -> ImageDataModule | None:
+        """The trainer's ImageDataModule, if it has one."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return datamodule if isinstance(datamodule, ImageDataModule) else None
 
-    def votes(self, batch: Batch) -> Tensor:
+    def member_logits(self, batch: Batch) -> Tensor:
         """Logits of every member, (B, M, K)."""
         raise NotImplementedError
 
-    def combine(
+    def combine_tables(
         self, members: dict[str, PredictionTable], meta: dict[str, Any]
     ) -> dict[str, PredictionTable]:
-        """All tables to keep, given those of the members; the module's own stands under ""."""
+        """All tables of a split, given those of the members; the module's own is under ""."""
         return members
 
-    def member_meta(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
-        """What a member's table says of itself; `meta` is what the module's own says."""
+    def member_metadata(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """Metadata of a member's prediction table, given those of the module's own."""
         return meta
 
-    def tabulate(
-        self, rows: pd.DataFrame, votes: np.ndarray, meta: dict[str, Any]
+    def make_table(
+        self, rows: pd.DataFrame, logits: np.ndarray, meta: dict[str, Any]
     ) -> PredictionTable:
-        """The prediction table of one member's gathered votes."""
-        return PredictionTable(rows, votes, self.class_names, meta)
+        """The prediction table of one member's logits, (n, K)."""
+        return PredictionTable(rows, logits, self.class_names, meta)
 
-    def ids(self, split: str) -> list[str]:
-        """The ids of a split, as the data module has them."""
-        return list(self.data.manifest.table["id"].iloc[self.data.rows(split)])
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of a prediction table that describe the weights behind it."""
+        return {"module": type(self).__name__, "weights": self.measured_weights}
 
-    def held_out(self, stage: str) -> str | None:
-        """The split of a stage that nobody may have learnt from; None of the others."""
-        splits = {"validate": "val", "test": "test", "predict": self.data.predict_split}
-        split = splits.get(stage)
+    def split_ids(self, split: str) -> list[str]:
+        """Ids of the samples of a split; empty without an ImageDataModule."""
+        if self.datamodule is None:
+            return []
+        return list(self.datamodule.manifest.table["id"].iloc[self.datamodule.rows(split)])
+
+    def evaluation_split(self, stage: str) -> str | None:
+        """The split that a stage evaluates, if it is val or test: it must not have been trained."""
+        predicted = self.datamodule.predict_split if self.datamodule else None
+        split = {"validate": "val", "test": "test", "predict": predicted}.get(stage)
         return split if split in ("val", "test") else None
 
-    def weights(self) -> dict[str, Tensor]:
-        """Everything that decides the votes, by name."""
+    def all_weights(self) -> dict[str, Tensor]:
+        """All parameters and buffers that determine the predictions, by name."""
         return self.state_dict()
 
-    def describe(self) -> dict[str, Any]:
-        """What a prediction table says of the weights behind it."""
-        return {"module": type(self).__name__, "weights": self.measured}
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects one batch of the val split."""
+        """Collects the logits of one batch of val."""
         self._collect(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects one batch of the test split."""
+        """Collects the logits of one batch of test."""
         self._collect(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects one batch of the split to predict."""
+        """Collects the logits of one batch of the predicted split."""
         self._collect(batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Starts with the weights as they are now, and with no votes."""
+        """Records the weights that are evaluated."""
         self._start()
 
     def on_test_epoch_start(self) -> None:
-        """Starts with the weights as they are now, and with no votes."""
+        """Records the weights that are evaluated."""
         self._start()
 
     def on_predict_epoch_start(self) -> None:
-        """Starts with the weights as they are now, and with no votes."""
+        """Records the weights that are evaluated."""
         self._start()
 
     def on_validation_epoch_end(self) -> None:
-        """Measures the whole val split."""
+        """Computes the metrics of val."""
         if self.trainer.sanity_checking:
             return
-        self._gather("val", whole=is_all(self.trainer.limit_val_batches))
-        self._measure("val")
+        self._gather("val", is_whole=is_unlimited(self.trainer.limit_val_batches))
+        self._compute_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Measures the whole test split."""
-        self._gather("test", whole=is_all(self.trainer.limit_test_batches))
-        self._measure("test")
+        """Computes the metrics of test."""
+        self._gather("test", is_whole=is_unlimited(self.trainer.limit_test_batches))
+        self._compute_metrics("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Gathers the predicted split; labels may be unknown, so nothing is measured."""
-        self._gather(self.data.predict_split, whole=is_all(self.trainer.limit_predict_batches))
+        """Gathers the predicted split; its labels may be unknown, so there are no metrics."""
+        split = self.datamodule.predict_split if self.datamodule else "predict"
+        self._gather(split, is_whole=is_unlimited(self.trainer.limit_predict_batches))
 
     def _start(self) -> None:
-        self._seen.clear()  # an interrupted loop may have left some
-        self.measured = weights_hash(self.weights())  # averaged weights are gone after the loop
-        if self.stated and self.measured != self.stated:
+        self._outputs.clear()  # an interrupted loop may have left some
+        # now, as averaged weights are swapped out when the loop ends
+        self.measured_weights = weights_hash(self.all_weights())
+        if self.checkpoint_weights and self.measured_weights != self.checkpoint_weights:
             raise ValueError(
                 "the weights in use are not those of the checkpoint: a callback changed them; "
                 "average weights with callbacks.EMA"
             )
 
     def _collect(self, batch: Batch) -> None:
-        votes = averaged(
-            lambda seen: self.votes({**batch, "image": seen}), batch["image"], self._changes()
+        logits = mean_logits(
+            lambda images: self.member_logits({**batch, "image": images}),
+            batch["image"],
+            self._tta_names(),
         )
-        votes = votes.detach().float().cpu()
-        self._seen.append((batch["index"].cpu(), votes))
+        outputs = (batch["index"].cpu(), batch["label"].cpu(), logits.detach().float().cpu())
+        self._outputs.append(outputs)
 
-    def _changes(self) -> list[str]:
-        """How pictures are looked at once more; not at all between the epochs of a fit."""
+    def _tta_names(self) -> list[str]:
+        """Test-time augmentations; none in the validations of a fit."""
         return [] if self.trainer.state.fn == "fit" else self.tta
 
-    def _measure(self, split: str) -> None:
-        """Figures are computed once, on the first process, so that all act on the same."""
-        figures = measured(self.tables[split][""]) if self.trainer.is_global_zero else {}
-        self.figures[split] = self.trainer.strategy.broadcast(figures)
-        logged = {f"{split}/{k}": v for k, v in self.figures[split].items()}
-        # after a fit they are of the best epoch and no part of the history
-        kept = None if self.trainer.state.fn == "fit" else False
-        self.log_dict(logged, prog_bar=True, logger=kept)
+    def _compute_metrics(self, split: str) -> None:
+        """Computes metrics on the first process, so that all processes act on the same values."""
+        metrics: dict[str, float] = {}
+        if self.trainer.is_global_zero:
+            table = self.tables[split][""]
+            metrics = {
+                "loss": float(nll(table).mean()),  # of the softmax, whatever loss was trained
+                **epoch_metrics(table.probabilities, table.labels),
+            }
+        self.metrics[split] = self.trainer.strategy.broadcast(metrics)
+        logged = {f"{split}/{name}": value for name, value in self.metrics[split].items()}
+        # after a fit, validate evaluates its best epoch, which loggers must not take for the last
+        is_after_fit = self.trainer.state.fn == "validate" and self.current_epoch > 0
+        self.log_dict(logged, prog_bar=True, logger=False if is_after_fit else None)
 
-    def _gather(self, split: str, whole: bool) -> None:
-        index, votes = (np.concatenate(part) for part in zip(*self._everyone(), strict=True))
+    def _gather(self, split: str, is_whole: bool) -> None:
+        parts = zip(*self._all_processes(), strict=True)
+        index, label, logits = (np.concatenate(part) for part in parts)
         order = np.argsort(index, kind="stable")
-        order = order[index[order] >= 0]  # -1: the stand-in of a process that has no sample
-        rows = self.data.manifest.table.iloc[index[order]].drop(columns="path")
-        meta = self._meta()
+        order = order[index[order] >= 0]  # -1: placeholder of a process that has no sample
+        rows, meta = self._rows(split, index[order], label[order]), self._table_metadata()
         members = {
-            name: self.tabulate(rows, votes[order, m], self.member_meta(name, meta))
+            name: self.make_table(rows, logits[order, m], self.member_metadata(name, meta))
             for m, name in enumerate(self.member_names)
         }
-        if whole:
-            require_ids(members[self.member_names[0]], self.ids(split))
-        self.tables[split] = self.combine(members, meta)
+        if is_whole and self.datamodule is not None:
+            require_ids(members[self.member_names[0]], self.split_ids(split))
+        self.tables[split] = self.combine_tables(members, meta)
 
-    def _everyone(self) -> list[tuple[np.ndarray, ...]]:
-        """This process's rows, and those of all others, in the order of their ranks."""
-        mine = tuple(torch.cat(part).numpy() for part in zip(*self._seen, strict=True))
-        self._seen.clear()
-        everyone: list[Any] = [mine]
+    def _rows(self, split: str, index: np.ndarray, label: np.ndarray) -> pd.DataFrame:
+        if self.datamodule is not None:
+            return self.datamodule.manifest.table.iloc[index].drop(columns="path")
+        rows = {"id": index.astype(str), "label": label, "split": split, "patient": "", "study": ""}
+        return pd.DataFrame(rows)
+
+    def _all_processes(self) -> list[tuple[np.ndarray, ...]]:
+        """Index, labels and logits of every process that has samples, in the order of ranks."""
+        own = tuple(torch.cat(part).numpy() for part in zip(*self._outputs, strict=True))
+        self._outputs.clear()
+        gathered: list[Any] = [own]
         if dist.is_available() and dist.is_initialized():
-            everyone = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, mine)
-        return [rows for rows in everyone if rows]
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, own)
+        return [outputs for outputs in gathered if outputs]
 
-    def _meta(self) -> dict[str, Any]:
-        manifest = self.data.manifest
-        notes = [*manifest.notes, *looks(self._changes())]
-        known = {"manifest_digest": manifest.digest(), "notes": notes}
-        return {**self.describe(), **known, "tta": self._changes()}
+    def _table_metadata(self) -> dict[str, Any]:
+        manifest = self.datamodule.manifest if self.datamodule else None
+        notes = [*(manifest.notes if manifest else ()), *tta_notes(self._tta_names())]
+        digest = manifest.digest() if manifest else ""
+        return {
+            **self.metadata(), "manifest_digest": digest, "notes": notes, "tta": self._tta_names()
+        }  # fmt: skip
+
+
+def is_unlimited(limit: float) -> bool:
+    """Whether a `limit_*_batches` means all batches: 1.0 does, the integer 1 is one batch."""
+    return isinstance(limit, float) and limit == 1.0

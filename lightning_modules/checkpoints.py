@@ -1,4 +1,4 @@
-"""The self-describing block of a checkpoint: written, read without pickle, verified."""
+"""Self-describing checkpoints: written, read without pickle, verified and loaded."""
 
 import hashlib
 import pickle
@@ -8,18 +8,21 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules import packing
+from lightning_modules.losses import LOSSES
 
-FORMAT = 1
+FORMAT = 2
 KEY = "consilium"
-PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
-LATER = {"structure", "val_ids"}  # files from before there were any have none
+RECORDED_PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
 REGISTRY: dict[str, type[nn.Module]] = {}
+NETWORK_ARGUMENTS = ("backbone", "backbone_args", "head", "trunks")
+#: backbone_args that do not change predictions, beside those of dropout
+NEUTRAL_ARGUMENTS = ("grad_checkpointing", "channels_last", "compile", "commercial_only")
 
 Module = TypeVar("Module", bound=type[nn.Module])
 
@@ -30,23 +33,23 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """What a checkpoint says of itself; plain values only.
+    """The part of a checkpoint that describes it; plain values only.
 
     Args:
-        module: name of the class in our registry.
-        init_args: its constructor's arguments, groups of settings as dicts.
+        module: name of the class in `REGISTRY`.
+        init_args: arguments of its constructor, config dataclasses as dicts.
         class_names: the classes in the order of the logits.
-        preprocess: the Preprocess as a dict.
+        preprocess: the Preprocess as a dict; empty if it was trained without an ImageDataModule.
         manifest_digest: digest of the manifest it was trained on.
         train_ids: 64-bit hashes of the training ids.
-        metrics: figures of the val split measured on these weights.
-        measured_weights: hash of the weights that the figures were measured on.
+        metrics: metrics of val.
+        measured_weights: hash of the weights that `metrics` were measured on.
         weights: hash of the weights in this file.
-        epoch: epochs completed.
+        epoch: completed epochs.
         versions: package versions at the time of writing.
+        structure: channels that remain after pruning (`pruning.structure.Structure`); empty: all.
+        val_ids: 64-bit hashes of the ids that the epoch was selected on.
         format: version of this block.
-        structure: the channels that pruning has left (`structure.Kept`); empty: all.
-        val_ids: 64-bit hashes of the ids that the epoch was chosen by.
     """
 
     module: str
@@ -60,19 +63,19 @@ class Block:
     weights: str
     epoch: int
     versions: dict[str, str]
-    format: int = FORMAT
     structure: dict[str, Any] = field(default_factory=dict)
     val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    format: int = FORMAT
 
 
 def register(cls: Module) -> Module:
-    """Makes a module class known to `load` by its name."""
+    """Class decorator that makes a module loadable from checkpoints by its name."""
     REGISTRY[cls.__name__] = cls
     return cls
 
 
-def plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments as plain values: groups of settings become dicts."""
+def plain_values(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments with config dataclasses as dicts."""
     return {
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for name, value in arguments.items()
@@ -81,7 +84,7 @@ def plain(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes of a state dict."""
+    """SHA-256 of the names, shapes, types and bytes of a state dict."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -98,115 +101,149 @@ def id_hashes(ids: Iterable[str]) -> Tensor:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide what a checkpoint means."""
-    return {name: version(name) for name in PACKAGES}
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that affect the predictions of a checkpoint."""
+    return {name: version(name) for name in RECORDED_PACKAGES}
 
 
-def write_block(checkpoint: dict[str, Any], **facts: Any) -> None:
-    """Adds the block to a checkpoint that is being saved, once its weights are in it."""
+def write_block(checkpoint: dict[str, Any], **values: Any) -> None:
+    """Adds the block to the content of a checkpoint that has its `state_dict`."""
     weights = weights_hash(checkpoint["state_dict"])
-    checkpoint[KEY] = asdict(Block(weights=weights, versions=versions(), **facts))
+    checkpoint[KEY] = asdict(Block(weights=weights, versions=package_versions(), **values))
 
 
-def read(path: str | Path, mapped: bool = False) -> tuple[Block, dict[str, Tensor]]:
-    """The block and the weights of a checkpoint file; no code in the file is run.
+def read(path: str | Path, mmap: bool = False) -> tuple[Block, dict[str, Tensor]]:
+    """The block and the state dict of a checkpoint file; no code in the file is run.
 
-    Mapped weights stay in the file until they are used, and take no memory of their own.
+    With `mmap` weights stay in the file until they are used.
     """
-    content = content_of(Path(path), mapped)
+    content = read_content(Path(path), mmap)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a Consilium checkpoint (it holds no dictionary)")
-    return read_block(content, str(path)), content["state_dict"]
+        raise CheckpointError(f"{path}: not a Consilium checkpoint (it contains no dictionary)")
+    block = parse_block(content, str(path))
+    if "state_dict" not in content:
+        raise CheckpointError(f"{path}: not a Consilium checkpoint (it has no weights)")
+    return block, content["state_dict"]
 
 
-def read_block(content: dict[str, Any], path: str) -> Block:
-    """The block of a checkpoint's content, checked; `path` is for the message."""
-    said = content.get(KEY)
-    known = {f.name for f in fields(Block)}
-    if not isinstance(said, dict):
+def parse_block(content: dict[str, Any], path: str) -> Block:
+    """The verified block of the content of a checkpoint; `path` is for messages."""
+    values = content.get(KEY)
+    if not isinstance(values, dict):
         raise CheckpointError(f"{path}: not a Consilium checkpoint (it has no {KEY!r} block)")
-    if said.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: block format {said.get('format')!r}, this reads {FORMAT}")
-    if set(said) | LATER != known:
-        raise CheckpointError(f"{path}: block fields {sorted(set(said) ^ known)} are off")
-    if not isinstance(said.get("structure", {}), dict):
-        raise CheckpointError(f"{path}: structure is a {type(said['structure']).__name__}")
-    if said["module"] not in REGISTRY:
+    if values.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: module {said['module']!r} is not one of {', '.join(sorted(REGISTRY))}"
+            f"{path}: block format {values.get('format')!r}, this version reads {FORMAT}"
         )
-    return Block(**said)
+    names = {f.name for f in fields(Block)}
+    if set(values) != names:
+        differing = sorted(set(values) ^ names)
+        raise CheckpointError(f"{path}: missing or unknown fields in the block: {differing}")
+    if not isinstance(values["structure"], dict):
+        raise CheckpointError(f"{path}: structure is a {type(values['structure']).__name__}")
+    if values["module"] not in REGISTRY:
+        raise CheckpointError(
+            f"{path}: module {values['module']!r} is not one of {', '.join(sorted(REGISTRY))}"
+        )
+    return Block(**values)
 
 
-def load(path: str | Path, mapped: bool = False) -> tuple[nn.Module, Block]:
-    """The module of a checkpoint in eval mode, without its YAML and without network."""
-    block, state = read(path, mapped)
+def load(path: str | Path, mmap: bool = False) -> tuple[nn.Module, Block]:
+    """The module of a checkpoint in eval mode, without its config and without network access."""
+    block, state = read(path, mmap)
     if weights_hash(state) != block.weights:
         raise CheckpointError(f"{path}: the weights do not have the hash that the file states")
-    module = build(block)
+    module = build_module(block)
     try:
-        module.load_state_dict(state, assign=mapped)
+        module.load_state_dict(state, assign=mmap)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from None
     return module.eval(), block
 
 
-def build(block: Block) -> nn.Module:
-    """An untrained module as the block describes it; nothing is fetched."""
-    cls = REGISTRY[block.module]
+def build_module(block: Block) -> nn.Module:
+    """An untrained module as the block describes it; nothing is downloaded or imported."""
+    cls: Any = REGISTRY[block.module]
+    arguments = {**block.init_args, "pretrained": False}
+    if arguments.get("loss", {}).get("name") not in LOSSES:
+        arguments.pop("loss", None)  # a user's own loss, which only training needs
     hints = get_type_hints(cls.__init__)
-    groups = {
-        name: hints[name](**value) if is_dataclass(hints[name]) else value
-        for name, value in block.init_args.items()
-    }
-    module = cls(**{**groups, "pretrained": False})
+    for name, value in arguments.items():
+        arguments[name] = hints[name](**value) if is_dataclass(hints[name]) else value
+    module: Any = cls(**arguments)
     if block.structure:
-        cast(Any, module).restructure(block.structure)
-    return module
+        module.apply_structure(block.structure)
+    built: nn.Module = module
+    return built
 
 
-def packed(block: Block, state: dict[str, Tensor]) -> bytes:
-    """A packed checkpoint: its weights are those of `packing.stored`, as is its hash."""
-    kept = {name: t.to(state[name].dtype) for name, t in packing.stored(state).items()}
-    said = asdict(replace(block, weights=weights_hash(kept)))
-    return packing.dump(state, said, {name: said.pop(name) for name in packing.IDS})
+def packed_checkpoint(block: Block, state: dict[str, Tensor]) -> bytes:
+    """A packed file of the weights in the precision of `packing.to_stored_precision`."""
+    stored = packing.to_stored_precision(state)
+    restored = {name: tensor.to(state[name].dtype) for name, tensor in stored.items()}
+    values = asdict(replace(block, weights=weights_hash(restored)))
+    return packing.to_bytes(restored, values, {name: values.pop(name) for name in packing.IDS})
 
 
-def content(block: Block, state: dict[str, Tensor]) -> dict[str, Any]:
-    """A checkpoint without a training's state, as Lightning's test and predict take it."""
+def inference_checkpoint(block: Block, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The content of a checkpoint without training state, for Lightning's test and predict."""
     block = replace(block, weights=weights_hash(state))
     loops = {"epoch": block.epoch, "global_step": 0}
-    known = {"pytorch-lightning_version": version("lightning"), **loops}
-    return {KEY: asdict(block), "state_dict": state, **known}
+    versions = {"pytorch-lightning_version": version("lightning")}
+    return {KEY: asdict(block), "state_dict": state, **versions, **loops}
 
 
-def refuse_seen(block: Block, ids: Iterable[str], split: str, where: str) -> None:
-    """An error when any of `ids` was trained on, or in a test split chose the epoch."""
+def refuse_trained_samples(block: Block, ids: Iterable[str], split: str, source: str) -> None:
+    """CheckpointError if any id was trained on, or if test ids selected the epoch.
+
+    `source` names the checkpoint or member in the message.
+    """
     hashes = id_hashes(ids)
-    learnt = {"training": block.train_ids} | ({"val": block.val_ids} if split == "test" else {})
-    for kind, known in learnt.items():
-        seen = torch.isin(hashes, known).sum().item()
-        if seen:
+    used = {"training": block.train_ids} | ({"val": block.val_ids} if split == "test" else {})
+    for kind, used_hashes in used.items():
+        count = int(torch.isin(hashes, used_hashes).sum())
+        if count:
             raise CheckpointError(
-                f"{where}: {seen} of the samples to be tested are {kind} samples of this checkpoint"
+                f"{source}: {count} of the samples to be tested are {kind} samples of this "
+                "checkpoint"
             )
 
 
-def content_of(path: Path, mapped: bool = False) -> object:
-    """What a checkpoint file holds, an ordinary or a packed one; no code in it is run."""
+def require_same_network(block: Block, module: str, init_args: dict[str, Any]) -> None:
+    """CheckpointError if the weights belong to another network than a config describes.
+
+    They might not fit, or fit and give other predictions.
+    """
+    if block.module != module:
+        raise CheckpointError(f"checkpoint is of {block.module}, the config has {module}")
+    for name in NETWORK_ARGUMENTS:
+        if name in block.init_args and name in init_args:
+            theirs, ours = (_relevant(args[name]) for args in (block.init_args, init_args))
+            if theirs != ours:
+                raise CheckpointError(f"checkpoint has {name} {theirs}, the config has {ours}")
+
+
+def read_content(path: Path, mmap: bool = False) -> object:
+    """The content of an ordinary or packed checkpoint file; no code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     if packing.is_packed(path):
-        said, state = packing.read(path)
-        return {KEY: said, "state_dict": state}
+        values, state = packing.read(path)
+        return {KEY: values, "state_dict": state}
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: truncated, or not a checkpoint (no zip archive of torch)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise CheckpointError(f"{path}: refused, it holds code{what}, not only weights") from None
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        code = f" ({name[1]})" if name else ""
+        raise CheckpointError(f"{path}: refused, it has code{code}, not only weights") from None
     except (RuntimeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None
+
+
+def _relevant(argument: object) -> object:
+    """An argument without the parts that do not change predictions."""
+    if not isinstance(argument, dict):
+        return argument or {}
+    return {k: v for k, v in argument.items() if k not in NEUTRAL_ARGUMENTS and "drop" not in k}

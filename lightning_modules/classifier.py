@@ -1,22 +1,22 @@
-"""One backbone and its training: K classes, one logit each."""
+"""ImageClassifier: a timm backbone with a head, and its training."""
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from evaluation import one_vs_one
-from evaluation.metrics.compute import by_class
-from lightning_modules import backbones, checkpoints, same_network
-from lightning_modules.base import BaseModule
-from lightning_modules.batch import Batch
+from evaluation.metrics.compute import recall_and_precision
+from evaluation.metrics.pairs import pair_accuracies
+from lightning_modules import backbones, checkpoints
+from lightning_modules.base import BaseModule, Batch
 from lightning_modules.cam import Explainer
-from lightning_modules.freezing import FineTuning, rest
-from lightning_modules.losses import Loss, binary_logits
-from lightning_modules.mixup import Mixing
-from lightning_modules.optim import Optimization
+from lightning_modules.freezing import FineTuning, set_frozen_layers_to_eval
+from lightning_modules.heads import create_head
+from lightning_modules.losses import LossConfig
+from lightning_modules.mixup import Mixup
+from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig, configure_optimizers
 from lightning_modules.pruning import structure
 
 Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
@@ -24,20 +24,22 @@ Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 
 @checkpoints.register
 class ImageClassifier(BaseModule):
-    """A timm backbone that gives one logit a class, (B, K), and learns by a weighted loss.
+    """A timm backbone with one logit per class, (B, K), trained by a loss with class weights.
 
     Args:
-        class_names: the classes in the order of the logits; linked from the data.
+        class_names: the classes in the order of the logits; taken from the data.
         backbone: a timm name; `consilium backbones PATTERN` lists them.
-        pretrained: true fetches timm's weights, false starts from random ones, a path reads a file.
-        image_size: side of the input in pixels; linked from the data.
-        backbone_args: further arguments of the timm model, drop_rate for instance.
-        loss: focal loss, class weights and smoothing.
-        optimization: optimizer and schedule.
-        tuning: what is frozen, and how the learning rate falls with depth.
-        head: softmax over K logits, or for two classes one logit z and its sigmoid; the logits
-            are then [0, z].
-        mixing: Mixup and CutMix of training batches.
+        pretrained: true downloads timm's weights, false starts from random ones, a path reads a
+            weight file.
+        image_size: side of the input in pixels; taken from the data.
+        backbone_args: further arguments of the timm model, for instance {drop_rate: 0.3}.
+        head: softmax (one output per class), sigmoid (one output for two classes), or another
+            entry of `lightning_modules.heads.HEADS`.
+        loss: cross entropy, focal loss or a loss of your own, with label smoothing.
+        optimizer: optimizer, learning rate and weight decay.
+        lr_scheduler: course of the learning rate.
+        fine_tuning: frozen layers, and how the learning rate decreases with depth.
+        mixup: Mixup and CutMix of training batches.
     """
 
     def __init__(
@@ -47,163 +49,174 @@ class ImageClassifier(BaseModule):
         pretrained: bool | str = False,
         image_size: int | None = None,
         backbone_args: dict[str, Plain] | None = None,
-        loss: Loss = Loss(),
-        optimization: Optimization = Optimization(),
-        tuning: FineTuning = FineTuning(),
-        head: Literal["softmax", "sigmoid"] = "softmax",
-        mixing: Mixing = Mixing(),
+        head: str = "softmax",
+        loss: LossConfig = LossConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        lr_scheduler: LRSchedulerConfig = LRSchedulerConfig(),
+        fine_tuning: FineTuning = FineTuning(),
+        mixup: Mixup = Mixup(),
     ) -> None:
-        init_args = checkpoints.plain(locals())
+        init_args = checkpoints.plain_values(locals())
         super().__init__()
-        self.init_args = init_args
-        self.class_names = class_names
-        self.loss, self.optimization, self.tuning = loss, optimization, tuning
-        self.head, self.mixing = head, mixing
+        self.init_args, self.class_names = init_args, class_names
+        self.head = create_head(head, class_names, loss.create())
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.fine_tuning, self.mixup = fine_tuning, mixup
         self.class_weights: Tensor | None = None
-        self.learnt = torch.empty(0, dtype=torch.int64)  # ids that its first weights were made of
-        self.structure: structure.Kept = {}
+        #: hashes of the ids that the initial weights were trained on
+        self.initial_train_ids = torch.empty(0, dtype=torch.int64)
+        self.structure: structure.Structure = {}
         options: dict[str, Any] = dict(backbone_args or {})
         options |= {"pretrained": pretrained, "image_size": image_size}
         self.net = self.build_net(backbone, options)
+        # validate_args would synchronize with the GPU at every step
         self.train_accuracy = MulticlassAccuracy(
-            len(class_names),
-            average="micro",
-            validate_args=False,  # which would wait for the GPU
+            len(class_names), average="micro", validate_args=False
         )
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
-        """The network behind `forward`, with as many outputs as `head` needs."""
-        outputs = len(self.class_names)
-        if self.head == "sigmoid" and outputs != 2:
-            raise ValueError(f"head: sigmoid is for two classes, not {self.class_names}")
-        return backbones.build(backbone, 1 if self.head == "sigmoid" else outputs, **options)
+        """A network with as many outputs as the head needs."""
+        return backbones.build(backbone, self.head.num_outputs, **options)
 
-    def restructure(self, kept: structure.Kept) -> None:
-        """Leaves of each layer the channels that `kept` names; once, for good."""
-        if kept == self.structure:
+    def apply_structure(self, pruned: structure.Structure) -> None:
+        """Prunes the network to the channels of `pruned`; a second, different one is an error."""
+        if pruned == self.structure:
             return
         if self.structure:
-            raise ValueError("structure: other channels of this network are pruned already")
-        structure.narrow(self.net, kept)
-        self.structure = kept
+            raise ValueError("structure: the network is already pruned to other channels")
+        structure.prune_channels(self.net, pruned)
+        self.structure = pruned
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K) of normalized images (B, 3, H, W)."""
+        """Logits (B, K) of normalized images (B, C, H, W)."""
         return self.logits(self.net(image))
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """One logit a class, (B, K), of the network's outputs."""
-        return binary_logits(outputs) if self.head == "sigmoid" else outputs
+        """One logit per class, (B, K), of the network's outputs."""
+        return self.head.logits(outputs)
 
-    def cost(self, outputs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        """The loss of the network's outputs, given labels (B,) or class shares (B, K)."""
-        return self.loss(self.logits(outputs), target, weights)
+    def compute_loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+        """Loss of the network's outputs and labels (B,) or class probabilities (B, K)."""
+        return self.head.loss(outputs, target, class_weights)
 
-    def votes(self, batch: Batch) -> Tensor:
-        """Its own logits as those of one member, (B, 1, K)."""
-        logits: Tensor = self(one_view(batch))
+    def member_logits(self, batch: Batch) -> Tensor:
+        """Its own logits, as those of one member, (B, 1, K)."""
+        logits: Tensor = self(single_view(batch))
         return logits.unsqueeze(1)
 
     def explainer(self, size: int, method: str = "GradCAM") -> Explainer:
-        """What says where in images of `size` pixels its answers come from."""
+        """Computes saliency maps for images of `size` pixels."""
         return Explainer(self, size, method)
 
     def setup(self, stage: str) -> None:
-        """Takes the class weights of the training split and freezes what never trains."""
+        """Takes the class weights of the data and freezes what never trains."""
         if stage == "fit":
-            weights = self.data.class_weights
+            weights = self.datamodule.class_weights if self.datamodule else None
             self.class_weights = None if weights is None else torch.tensor(weights)
-            self.tuning.hold(self.net, getattr(self.trainer.strategy, "_ddp_kwargs", None))
+            ddp_kwargs = getattr(self.trainer.strategy, "_ddp_kwargs", None)
+            self.fine_tuning.prepare(self.net, ddp_kwargs)
+
+    def on_fit_start(self) -> None:
+        """Moves tensors of the loss and the class weights to the device."""
+        if isinstance(self.head.loss_function, nn.Module):
+            self.head.loss_function.to(self.device)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        image, target = self.mixing(one_view(batch), batch["label"], len(self.class_names))
+        image, target = self.mixup(single_view(batch), batch["label"], len(self.class_names))
         outputs: Tensor = self.net(image)
-        weights = None if self.class_weights is None else self.class_weights.to(outputs.device)
-        loss = self.cost(outputs, target, weights)
+        loss = self.compute_loss(outputs, target, self.class_weights)
         self.train_accuracy(self.logits(outputs.detach()), batch["label"])
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
 
     def on_validation_epoch_end(self) -> None:
-        """Measures val, and tells a plateau schedule before checkpoints are written."""
+        """Computes the metrics of val and steps a plateau schedule before checkpoints are saved."""
         super().on_validation_epoch_end()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            figures = {f"val/{name}": value for name, value in self.figures["val"].items()}
-            self.optimization.observe(self.trainer, figures)
+            metrics = {f"val/{name}": value for name, value in self.metrics["val"].items()}
+            self.lr_scheduler.step_plateau(self.trainer, metrics)
 
     def on_train_start(self) -> None:
-        """Freezes: after a resume Lightning may leave out the start of the first epoch."""
-        self._freeze()
+        """Freezes layers; after a resume Lightning may skip the start of the first epoch."""
+        self._apply_freezing()
 
     def on_train_epoch_start(self) -> None:
-        """Freezes and thaws."""
-        self._freeze()
+        """Freezes and unfreezes layers."""
+        self._apply_freezing()
 
-    def _freeze(self) -> None:
-        """What stands still is a function of the epoch alone, so it is the same after a resume."""
-        self.tuning.apply(self.net, self.current_epoch)
+    def _apply_freezing(self) -> None:
+        """Depends on the epoch only, so that a resumed run freezes the same layers."""
+        self.fine_tuning.apply(self.net, self.current_epoch)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Train mode, but for frozen layers: their batch norms stay as they are."""
+        """Sets training mode, except for frozen layers: their batch norms do not change."""
         super().train(mode)
         if mode:
-            rest(self.net)
+            set_frozen_layers_to_eval(self.net)
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and schedule that `optimization` names."""
-        return self.optimization.configure(self.net, self.trainer, self.tuning)
+        """The optimizer and schedule of the config."""
+        return configure_optimizers(
+            self.net, self.trainer, self.optimizer, self.lr_scheduler, self.fine_tuning
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the block by which the checkpoint describes itself."""
-        data = self.data
+        """Adds the block that describes the checkpoint."""
+        data = self.datamodule
+        train_ids = torch.cat(
+            [checkpoints.id_hashes(self.split_ids("train")), self.initial_train_ids]
+        )
         checkpoints.write_block(
             checkpoint,
             module=type(self).__name__,
             init_args=self.init_args,
             class_names=list(self.class_names),
-            preprocess=data.preprocess.to_dict(),
-            manifest_digest=data.manifest.digest(),
-            train_ids=torch.unique(
-                torch.cat([checkpoints.id_hashes(self.ids("train")), self.learnt])
-            ),
-            val_ids=checkpoints.id_hashes(self.ids("val")),
-            metrics=self.figures.get("val", {}) | self._details(),
-            measured_weights=self.measured,
+            preprocess=data.preprocess.to_dict() if data else {},
+            manifest_digest=data.manifest.digest() if data else "",
+            train_ids=torch.unique(train_ids),
+            val_ids=checkpoints.id_hashes(self.split_ids("val")),
+            metrics=self.metrics.get("val", {}) | self._metrics_by_class(),
+            measured_weights=self.measured_weights,
             epoch=self.current_epoch + 1,
             structure=self.structure,
         )
 
-    def _details(self) -> dict[str, float]:
-        """Figures of each class and of each pair of heads on val."""
+    def _metrics_by_class(self) -> dict[str, float]:
+        """Metrics of each class, and of each pair of a one-versus-one head, on val."""
         if "val" not in self.tables:
             return {}
         table = self.tables["val"][""]
-        return by_class(table) | one_vs_one.accuracies(table)
+        return recall_and_precision(table) | pair_accuracies(table)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses another's classes and splits, and to be tested on what it was trained on."""
-        block = checkpoints.read_block(checkpoint, "checkpoint")
+        """Refuses other classes, another network or manifest, and a test on training samples."""
+        block = checkpoints.parse_block(checkpoint, "checkpoint")
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
-        same_network.require(block, type(self).__name__, self.init_args)
-        if self.trainer.training and block.manifest_digest != self.data.manifest.digest():
+        checkpoints.require_same_network(block, type(self).__name__, self.init_args)
+        digest = self.datamodule.manifest.digest() if self.datamodule else ""
+        if self.trainer.training and block.manifest_digest != digest:
             raise ValueError(
                 "checkpoint: was trained on another manifest; its splits may leak into these"
             )
-        self.restructure(block.structure)
-        self.stated = "" if self.trainer.training else block.weights
-        self.learnt = block.train_ids
-        if split := self.held_out(self.trainer.state.fn or ""):
-            checkpoints.refuse_seen(block, self.ids(split), split, f"split {split!r}")
+        self.apply_structure(block.structure)
+        self.checkpoint_weights = "" if self.trainer.training else block.weights
+        self.initial_train_ids = block.train_ids
+        if split := self.evaluation_split(self.trainer.state.fn or ""):
+            checkpoints.refuse_trained_samples(
+                block, self.split_ids(split), split, f"split {split!r}"
+            )
 
 
-def one_view(batch: Batch) -> Tensor:
+def single_view(batch: Batch) -> Tensor:
     """The images of a batch for a single model, (B, C, H, W)."""
     image = batch["image"]
     if isinstance(image, dict):
-        raise ValueError(f"a single model takes one view, the batch holds {sorted(image)}")
+        raise ValueError(f"a single model takes one view, the batch has {sorted(image)}")
     return image

@@ -1,39 +1,40 @@
-"""The ensemble: trained checkpoints look at one image and vote."""
+"""EnsembleModule: members from checkpoints, each with its own preprocessing, and a voter."""
 
 import glob
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from datamodules.preprocess import Preprocess
 from evaluation.files import read_json
 from evaluation.predictions import PredictionTable
-from evaluation.run_folder import voters_of
-from evaluation.voters import simple, store
+from evaluation.results import voters_folder
+from evaluation.voters import simple, store, unfitted_voters, voter_spec
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
-from lightning_modules.base import BaseModule
-from lightning_modules.batch import Batch
+from lightning_modules.base import BaseModule, Batch
 
-UNFITTED = {voter.kind: voter for voter in (simple.Soft, simple.Geometric, simple.Majority)}
+FILE, FORMAT = "ensemble.json", 1
 
 
 class EnsembleModule(BaseModule):
-    """Members from checkpoints, each with its own view of the image, and a voter.
+    """Members from checkpoints, each with its own view of the image, combined by a voter.
 
-    The members' logits are gathered like those of a single model and pooled on the whole table by
-    the same function that pools prediction tables offline.
+    The members' logits are gathered like those of a single model, and combined on the whole table
+    by the function that also combines prediction tables from files. A batch has one view for each
+    distinct Preprocess in `member_preprocesses`; `ImageDataModule` reads them from the module.
 
     Args:
-        class_names: the classes in the order of the logits; linked from the data.
-        members: checkpoint files, run folders (their best.ckpt), or patterns of either.
-        voter: soft, geometric or majority, or the folder of a fitted voter (voter.json), which is
-            held against the members.
-        one_at_a_time: keep only the member that is looking on the device; the others stay in their
-            files, which the system reads again as memory allows.
-        channels_last: keep weights in the layout that GPUs with tensor cores prefer.
+        class_names: the classes in the order of the logits; taken from the data.
+        members: checkpoint files, run folders (their best.ckpt), or glob patterns of either.
+        voter: name of a voter that needs no fitting (soft, geometric, majority), or the folder of
+            a fitted voter (voter.json), which must have been fitted for these members.
+        one_at_a_time: keep only one member at a time on the device; the others stay in their
+            files, which the operating system reads again as memory allows.
+        channels_last: store weights in the memory format that GPUs with tensor cores prefer.
         compile: compile each member at its first batch.
     """
 
@@ -50,158 +51,193 @@ class EnsembleModule(BaseModule):
         self.class_names = class_names
         self.paths = paths = find_members(members)
         self.member_names = tuple(member_names(paths))
-        loaded = [checkpoints.load(path, mapped=one_at_a_time) for path in paths]
+        loaded = [checkpoints.load(path, mmap=one_at_a_time) for path in paths]
         self.blocks = [block for _, block in loaded]
-        self.orders = [self._order(p, b) for p, b in zip(paths, self.blocks, strict=True)]
-        self.ensemble = self._convened(voter)
-        modules = [_prepared(module, channels_last, compile) for module, _ in loaded]
-        self.apart = modules if one_at_a_time else []
+        self.class_orders = [
+            self._class_order(path, block) for path, block in zip(paths, self.blocks, strict=True)
+        ]
+        self.ensemble = self._load_voter(voter)
+        self.member_preprocesses = [block.preprocess for block in self.blocks]
+        self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
+        modules = [_prepare(module, channels_last, compile) for module, _ in loaded]
+        #: members that are no submodules, so that they do not move to the device together
+        self.offloaded = modules if one_at_a_time else []
         self.members = nn.ModuleList([] if one_at_a_time else modules)
-        self.views: list[str] = []
 
     def setup(self, stage: str) -> None:
-        """Asks the data for one view for each distinct Preprocess; refuses training images."""
+        """Refuses training, and evaluation on samples that a member was trained on."""
         if stage == "fit":
             raise ValueError("an ensemble is not trained: fit its members, then test it")
-        self.views = self.data.view_names([block.preprocess for block in self.blocks])
-        split = self.held_out(stage)
+        split = self.evaluation_split(stage)
         for name, block in zip(self.member_names, self.blocks, strict=True):
             if split:
-                checkpoints.refuse_seen(block, self.ids(split), split, f"member {name!r}")
+                checkpoints.refuse_trained_samples(
+                    block, self.split_ids(split), split, f"member {name!r}"
+                )
 
-    def votes(self, batch: Batch) -> Tensor:
+    def member_logits(self, batch: Batch) -> Tensor:
         """Logits of every member in the ensemble's class order, (B, M, K)."""
         images = batch["image"]
         if not isinstance(images, dict):
             raise ValueError("an ensemble needs a batch of views; its data module gave one image")
-        said = [
-            self._asked(member, images[view])[:, order].float()
-            for member, view, order in zip(
-                self.apart or self.members, self.views, self.orders, strict=True
-            )
-        ]
-        return torch.stack(said, dim=1)
+        members = zip(self.offloaded or self.members, self.views, self.class_orders, strict=True)
+        logits = [self._logits(member, images[view])[:, order] for member, view, order in members]
+        return torch.stack(logits, dim=1)
 
-    def combine(
+    def combine_tables(
         self, members: dict[str, PredictionTable], meta: dict[str, Any]
     ) -> dict[str, PredictionTable]:
         """The members' tables and, under "", the ensemble's."""
-        pooled = simple.pool(self.ensemble, list(members.values()))
+        pooled = simple.pool_tables(self.ensemble, list(members.values()))
         return {"": replace(pooled, meta=meta), **members}
 
-    def member_meta(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
-        """A member's table states the member's own weights."""
+    def member_metadata(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """Metadata of a member's table, with the hash of the member's own weights."""
         block = self.blocks[self.member_names.index(name)]
-        kept = {key: value for key, value in meta.items() if key not in ("members", "voter")}
-        return {**kept, "module": block.module, "weights": block.weights}
+        shared = {key: value for key, value in meta.items() if key not in ("members", "voter")}
+        return {**shared, "module": block.module, "weights": block.weights}
 
-    def weights(self) -> dict[str, Tensor]:
-        """Those of all members, named alike whether they are kept apart or not."""
-        apart = enumerate(member.state_dict() for member in self.apart)
-        known = {f"members.{at}.{name}": t for at, state in apart for name, t in state.items()}
-        return {**super().weights(), **known}
+    def all_weights(self) -> dict[str, Tensor]:
+        """Weights of all members, with the same names whether they are offloaded or not."""
+        states = enumerate(member.state_dict() for member in self.offloaded)
+        offloaded = {f"members.{i}.{name}": t for i, state in states for name, t in state.items()}
+        return {**super().all_weights(), **offloaded}
 
-    def describe(self) -> dict[str, Any]:
-        """What the ensemble's prediction table says of the weights behind it."""
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the ensemble's table: its voter and the weights of its members."""
         members = {
             name: {"path": str(path), "weights": block.weights}
             for name, path, block in zip(self.member_names, self.paths, self.blocks, strict=True)
         }
-        voter = {"kind": self.ensemble.kind, "fitted_on": self.ensemble.fitted_on}
-        return {**super().describe(), "voter": voter, "members": members}
+        voter = {"name": self.ensemble.name, "fitted_on": self.ensemble.fitted_on}
+        return {**super().metadata(), "voter": voter, "members": members}
 
-    def _asked(self, member: nn.Module, image: Tensor) -> Tensor:
-        """A member's logits; one that is kept apart comes to the device and leaves again."""
-        if not self.apart:
-            return cast(Tensor, member(image))
-        logits: Tensor = member.to(image.device)(image)
-        member.to("cpu")
-        return logits
+    def _logits(self, member: nn.Module, image: Tensor) -> Tensor:
+        """Logits (B, K) of a member, which is on the device for this call only if offloaded."""
+        if self.offloaded:
+            member.to(image.device)
+        logits: Tensor = member(image)
+        if self.offloaded:
+            member.to("cpu")
+        return logits.float()
 
-    def _convened(self, voter: str) -> FittedEnsemble:
+    def _load_voter(self, voter: str) -> FittedEnsemble:
         hashes = [block.weights for block in self.blocks]
-        if (Path(voter) / "voter.json").is_file():
+        if (Path(voter) / store.FILE).is_file():
             return store.load(voter, hashes, self.class_names)
-        if voter not in UNFITTED:
+        if voter not in unfitted_voters():
             raise ValueError(
-                f"voter: {voter!r} is neither one of {', '.join(UNFITTED)} nor a folder with "
-                "voter.json"
+                f"voter: {voter!r} is neither one of {', '.join(unfitted_voters())} nor a folder "
+                f"with {store.FILE}"
             )
-        return FittedEnsemble(UNFITTED[voter](), hashes, list(self.class_names))
+        return FittedEnsemble(voter_spec(voter).voter_class(), hashes, list(self.class_names))
 
-    def _order(self, path: Path, block: checkpoints.Block) -> list[int]:
+    def _class_order(self, path: Path, block: checkpoints.Block) -> list[int]:
+        """Positions of the ensemble's classes among those of a member."""
         if sorted(block.class_names) != sorted(self.class_names):
             raise ValueError(
                 f"{path}: its classes are {block.class_names}, the ensemble's {self.class_names}"
             )
+        if not block.preprocess:
+            raise ValueError(f"{path}: has no Preprocess; train it with an ImageDataModule")
         return [block.class_names.index(name) for name in self.class_names]
 
 
-def _prepared(module: nn.Module, channels_last: bool, compile: bool) -> nn.Module:
-    if compile:
-        module.compile()
-    return module.to(memory_format=torch.channels_last) if channels_last else module
+@dataclass(frozen=True)
+class EnsembleFile:
+    """The content of an ensemble.json; checkpoints and hashes of the members are by name.
+
+    `voter` has the `name` of the voter and `fitted_on`, its validation manifest's digest or "".
+    """
+
+    path: Path
+    class_names: list[str]
+    voter: dict[str, str]
+    members: dict[str, Path]
+    weights: dict[str, str]
 
 
 def find_members(patterns: list[str]) -> list[Path]:
-    """Checkpoint files of paths, run folders and globs, in the order given, each once."""
-    found = [Path(hit) for pattern in patterns for hit in _matches(pattern)]
-    return list(dict.fromkeys(path / "best.ckpt" if path.is_dir() else path for path in found))
+    """Checkpoint files of paths, run folders and glob patterns, in the given order, each once."""
+    paths = [Path(match) for pattern in patterns for match in _matches(pattern)]
+    return list(dict.fromkeys(path / "best.ckpt" if path.is_dir() else path for path in paths))
 
 
 def member_names(paths: list[Path]) -> list[str]:
-    """A short distinct name for each member: its run folder's, else the path itself."""
+    """A short distinct name for each member: its run folder's, else the whole path."""
     short = [p.parent.name if p.stem in ("best", "last") else p.stem for p in paths]
-    return (
-        short if len(set(short)) == len(short) else [p.as_posix().replace("/", "-") for p in paths]
-    )
+    is_distinct = len(set(short)) == len(short)
+    return short if is_distinct else [p.as_posix().replace("/", "-") for p in paths]
+
+
+def find_ensemble_file(path: Path) -> Path | None:
+    """The ensemble.json that a path is, or that a run folder contains; None if there is none."""
+    file = path / FILE if path.is_dir() else path
+    return file if file.name == FILE and file.is_file() else None
+
+
+def read_ensemble_file(file: Path) -> EnsembleFile:
+    """Reads an ensemble.json."""
+    content = read_json(file)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{file}: format {content.get('format')!r}, this version reads {FORMAT}")
+    members = content["members"]
+    return EnsembleFile(
+        file, content["class_names"], content["voter"],
+        {name: file.parent / member["path"] for name, member in members.items()},
+        {name: member["weights"] for name, member in members.items()},
+    )  # fmt: skip
+
+
+def load_ensemble(path: str | Path) -> EnsembleModule:
+    """The ensemble of an ensemble.json, or of the run folder that contains it.
+
+    The members must have the hashes in the file. A fitted voter is read from voter.json in that
+    folder, in its `voters`, or in the voters of the experiment that it belongs to.
+    """
+    file = find_ensemble_file(Path(path))
+    if file is None:
+        raise ValueError(f"{path}: is neither an {FILE} nor a folder with one")
+    content = read_ensemble_file(file)
+    paths = [str(member) for member in content.members.values()]
+    ensemble = EnsembleModule(content.class_names, paths, _voter_argument(content))
+    for name, block in zip(content.members, ensemble.blocks, strict=True):
+        if block.weights != content.weights[name]:
+            raise ValueError(
+                f"{content.path}: member {name!r} has other weights than the ensemble's"
+            )
+    ensemble.member_names = tuple(content.members)
+    return ensemble.eval()
+
+
+def _voter_argument(content: EnsembleFile) -> str:
+    """The folder of an ensemble's fitted voter, or the name of a voter that needs no fitting."""
+    folder, name = content.path.resolve().parent, content.voter["name"]
+    fitted_on = content.voter.get("fitted_on", "")
+    folders = [folder, folder / "voters", folder / "voters" / name, voters_folder(folder)]
+    for candidate in folders:
+        if (candidate / store.FILE).is_file():
+            stored = read_json(candidate / store.FILE)
+            identity = (stored.get("voter", {}).get("name"), stored.get("fitted_on", ""))
+            if identity == (name, fitted_on):
+                return str(candidate)
+    if name not in unfitted_voters() or fitted_on:
+        searched = ", ".join(str(candidate) for candidate in folders)
+        raise ValueError(f"{content.path}: no voter.json of its voter {name!r} in {searched}")
+    return name
+
+
+def _prepare(module: nn.Module, channels_last: bool, compile: bool) -> nn.Module:
+    if compile:
+        module.compile()
+    return module.to(memory_format=torch.channels_last) if channels_last else module
 
 
 def _matches(pattern: str) -> list[str]:
     if not glob.has_magic(pattern):
         return [pattern]
     anchor = Path(pattern).anchor
-    hits = sorted(map(str, Path(anchor).glob(str(Path(pattern).relative_to(anchor)))))
-    if not hits:
+    paths = sorted(map(str, Path(anchor).glob(str(Path(pattern).relative_to(anchor)))))
+    if not paths:
         raise ValueError(f"members: nothing matches {pattern!r}")
-    return hits
-
-
-def load_ensemble(path: str | Path) -> EnsembleModule:
-    """The ensemble of an ensemble.json, or of the run folder that holds it.
-
-    Members are found from the file's folder and must have the hashes that it states; a fitted
-    voter is read from voter.json in that folder, in its `voters`, or in its study's voters of it.
-    """
-    file = Path(path) / "ensemble.json" if Path(path).is_dir() else Path(path)
-    said = read_json(file)
-    if said.get("format") != 1:
-        raise ValueError(f"{file}: format {said.get('format')!r}, this reads 1")
-    members = {name: file.parent / one["path"] for name, one in said["members"].items()}
-    ensemble = EnsembleModule(
-        said["class_names"], [str(p) for p in members.values()], _voter(file, said["voter"])
-    )
-    for block, (name, one) in zip(ensemble.blocks, said["members"].items(), strict=True):
-        if block.weights != one["weights"]:
-            raise ValueError(f"{file}: member {name!r} has other weights than the ensemble's")
-    ensemble.member_names = tuple(members)
-    return ensemble.eval()
-
-
-def _voter(file: Path, said: dict[str, str]) -> str:
-    """The folder of the voter that an ensemble states, or its kind where nothing was fitted."""
-    folder, kind = file.resolve().parent, said["kind"]
-    places = [folder, folder / "voters", folder / "voters" / kind, voters_of(folder)]
-    for place in places:
-        if (place / "voter.json").is_file() and _is_stated(place, said):
-            return str(place)
-    if kind not in UNFITTED or said.get("fitted_on"):
-        looked = ", ".join(str(place) for place in places)
-        raise ValueError(f"{file}: no voter.json of its voter {kind!r} in {looked}")
-    return kind
-
-
-def _is_stated(folder: Path, said: dict[str, str]) -> bool:
-    found = read_json(folder / "voter.json")
-    kind = found.get("voter", {}).get("kind")
-    return (kind, found.get("fitted_on", "")) == (said["kind"], said.get("fitted_on", ""))
+    return paths

@@ -1,5 +1,7 @@
-"""Which weights train, when, and at which rate: freezing and layer-wise learning rates."""
+"""Which parameters train, from which epoch and at which learning rate."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from timm.models import group_parameters
@@ -10,119 +12,144 @@ from lightning_modules import pretrained
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What of a network trains; the neutral setting trains everything at one rate.
+    """Frozen layers and layer-wise learning rates; the defaults train everything at one rate.
 
     Args:
-        frozen_stages: the stem and so many stages after it (as timm groups them) are frozen.
-        trainable_layers: only the last so many layers that own weights train, the head among them;
-            null trains all.
-        thaw_epochs: from each of these epochs on one frozen stage less, the deepest first and the
-            stem with the last.
-        layer_decay: multiplies the rate once for each layer group between a weight and the head.
-        head_lr: multiplies the rate of the head.
+        frozen_stages: number of stages (as timm groups them) that are frozen, with the stem.
+        trainable_layers: train only the last layers that own weights, this many, the head
+            included; null trains all layers.
+        unfreeze_epochs: epochs at which one more frozen stage starts to train, the deepest first;
+            the stem follows with the last stage.
+        layer_decay: factor of the learning rate per layer group, counted from the head down.
+        head_lr_ratio: learning rate of the head divided by `lr`.
     """
 
     frozen_stages: int = 0
     trainable_layers: int | None = None
-    thaw_epochs: list[int] = field(default_factory=list)
+    unfreeze_epochs: list[int] = field(default_factory=list)
     layer_decay: float = 1.0
-    head_lr: float = 1.0
+    head_lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse settings outside their range or at odds."""
+        """Refuses values outside their range and contradictory settings."""
         if self.frozen_stages < 0:
-            raise ValueError(f"tuning.frozen_stages: {self.frozen_stages} is not at least 0")
+            raise ValueError(f"fine_tuning.frozen_stages: {self.frozen_stages} is not at least 0")
         if self.trainable_layers is not None and self.trainable_layers < 1:
-            raise ValueError(f"tuning.trainable_layers: {self.trainable_layers} is not at least 1")
-        if self.trainable_layers is not None and self.frozen_stages:
-            raise ValueError("tuning: give frozen_stages or trainable_layers, not both")
-        if len(self.thaw_epochs) > self.frozen_stages:
             raise ValueError(
-                f"tuning.thaw_epochs: {self.thaw_epochs} thaws more than the "
-                f"frozen_stages {self.frozen_stages}"
+                f"fine_tuning.trainable_layers: {self.trainable_layers} is not at least 1"
             )
-        for name, value in (("layer_decay", self.layer_decay), ("head_lr", self.head_lr)):
-            if value <= 0:
-                raise ValueError(f"tuning.{name}: {value} is not above 0")
-
-    def frozen(self, net: nn.Module, epoch: int) -> set[str]:
-        """Names of the parameters that stand still in ``epoch``."""
-        if self.trainable_layers is not None:
-            return _all_but_last(net, self.trainable_layers)
-        left = self.frozen_stages - sum(start <= epoch for start in self.thaw_epochs)
-        if left == 0:
-            return set()
-        return {name for name, stage in stages(net, self.frozen_stages).items() if stage <= left}
-
-    def never(self, net: nn.Module) -> set[str]:
-        """Names of the parameters that stand still in every epoch."""
-        return self.frozen(net, max([0, *self.thaw_epochs]))
-
-    def hold(self, net: nn.Module, ddp: dict[str, object] | None) -> None:
-        """Before training: what never trains needs no gradient, so no process waits for one.
-
-        ``ddp`` are the arguments of DistributedDataParallel, None without it. It has to look for
-        what is unused when some of the network trains only later.
-        """
-        if self.thaw_epochs and ddp is not None and not ddp.get("find_unused_parameters"):
+        if self.trainable_layers is not None and self.frozen_stages:
+            raise ValueError("fine_tuning: give frozen_stages or trainable_layers, not both")
+        if len(self.unfreeze_epochs) > self.frozen_stages:
             raise ValueError(
-                f"tuning.thaw_epochs: {self.thaw_epochs} on several processes needs "
+                f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} has more entries than "
+                f"frozen_stages ({self.frozen_stages})"
+            )
+        for name in ("layer_decay", "head_lr_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"fine_tuning.{name}: {getattr(self, name)} is not above 0")
+
+    def frozen_parameters(self, net: nn.Module, epoch: int) -> set[str]:
+        """Names of the parameters that are frozen in an epoch."""
+        if self.trainable_layers is not None:
+            return _all_but_last_layers(net, self.trainable_layers)
+        frozen = self.frozen_stages - sum(start <= epoch for start in self.unfreeze_epochs)
+        if frozen == 0:
+            return set()
+        stages = parameter_stages(net, self.frozen_stages)
+        return {name for name, stage in stages.items() if stage <= frozen}
+
+    def always_frozen_parameters(self, net: nn.Module) -> set[str]:
+        """Names of the parameters that are frozen in every epoch."""
+        return self.frozen_parameters(net, max([0, *self.unfreeze_epochs]))
+
+    def prepare(self, net: nn.Module, ddp_kwargs: dict[str, object] | None) -> None:
+        """Disables gradients of what never trains, before DDP wraps the network.
+
+        `ddp_kwargs` are the arguments of DistributedDataParallel, None on one process. DDP must
+        look for unused parameters if some of them train only later.
+        """
+        finds_unused = ddp_kwargs is None or ddp_kwargs.get("find_unused_parameters")
+        if self.unfreeze_epochs and not finds_unused:
+            raise ValueError(
+                f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} on several processes needs "
                 "--trainer.strategy ddp_find_unused_parameters_true"
             )
-        never = self.never(net)
+        frozen = self.always_frozen_parameters(net)
         for name, parameter in net.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and name not in never)
+            parameter.requires_grad_(parameter.requires_grad and name not in frozen)
 
     def apply(self, net: nn.Module, epoch: int) -> None:
-        """Freeze and thaw ``net`` for training ``epoch``, whatever it was before."""
-        first, now = self.frozen(net, -1), self.frozen(net, epoch)
+        """Freezes and unfreezes `net` for a training epoch, whatever its state was before."""
+        initially, now = self.frozen_parameters(net, -1), self.frozen_parameters(net, epoch)
         for name, parameter in net.named_parameters():
-            if name in first:
+            if name in initially:
                 parameter.requires_grad_(name not in now)
-        net.train()  # Lightning brings back the modes of before a validation, not of this epoch
-        rest(net)
+        net.train()  # after a validation Lightning restores the modes of the epoch before
+        set_frozen_layers_to_eval(net)
 
-    def groups(self, net: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
-        """Optimizer groups of all that ever trains; norms and biases are not decayed."""
-        never = self.never(net)
-        shares, undecayed = self._shares(net), _undecayed(net)
-        found: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in net.named_parameters():
-            if name not in never:
-                decay = 0.0 if name in undecayed else weight_decay
-                found.setdefault((shares[name] * lr, decay), []).append(parameter)
-        return [{"params": p, "lr": r, "weight_decay": d} for (r, d), p in found.items()]
+    def param_groups(
+        self, net: nn.Module, lr: float, weight_decay: float
+    ) -> list[dict[str, object]]:
+        """Optimizer groups of all parameters that ever train; norms and biases have no decay.
 
-    def table(self, net: nn.Module, lr: float) -> list[tuple[str, int, int | None, float]]:
-        """Rows (part, weights, epoch from which it trains, largest rate); None: it never trains."""
-        shares, rows = self._shares(net), dict[str, tuple[int, int | None, float]]()
-        parts, thaws = _parts(net), [0, *sorted(self.thaw_epochs)]
-        frozen = {epoch: self.frozen(net, epoch) for epoch in thaws}
+        Not timm's `param_groups_layer_decay`: it omits parameters that are frozen now but train
+        later, and its `lr_scale` has an effect with timm's own schedulers only.
+        """
+        frozen, ratios = self.always_frozen_parameters(net), self._lr_ratios(net)
+        without_decay = _parameters_without_decay(net)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in net.named_parameters():
-            starts = [epoch for epoch in thaws if name not in frozen[epoch]]
-            part = parts[name] if starts else f"{parts[name]} (frozen)"
-            size, start, rate = rows.get(part, (0, None, 0.0))
-            rate = max(rate, shares[name] * lr if starts else 0.0)
-            rows[part] = (size + parameter.numel(), starts[0] if starts else start, rate)
+            if name not in frozen:
+                decay = 0.0 if name in without_decay else weight_decay
+                groups.setdefault((ratios[name] * lr, decay), []).append(parameter)
+        return [{"params": p, "lr": r, "weight_decay": d} for (r, d), p in groups.items()]
+
+    def summary(self, net: nn.Module, lr: float) -> list[tuple[str, int, int | None, float]]:
+        """Rows (part, parameters, first epoch that trains it or None, largest learning rate)."""
+        ratios, parts = self._lr_ratios(net), _part_names(net)
+        rows: dict[str, tuple[int, int | None, float]] = {}
+        epochs = [0, *sorted(self.unfreeze_epochs)]
+        frozen = {epoch: self.frozen_parameters(net, epoch) for epoch in epochs}
+        for name, parameter in net.named_parameters():
+            first = next((epoch for epoch in epochs if name not in frozen[epoch]), None)
+            part = parts[name] if first is not None else f"{parts[name]} (frozen)"
+            count, _, rate = rows.get(part, (0, None, 0.0))
+            rate = max(rate, 0.0 if first is None else ratios[name] * lr)
+            rows[part] = (count + parameter.numel(), first, rate)
         return [(part, *row) for part, row in rows.items()]
 
-    def _shares(self, net: nn.Module) -> dict[str, float]:
+    def _lr_ratios(self, net: nn.Module) -> dict[str, float]:
+        """Learning rate of each parameter divided by the base rate."""
         heads = tuple(f"{name}." for name in pretrained.head_names(net))
         names = [name for name, _ in net.named_parameters()]
         depths = dict.fromkeys(names, 0)
         if self.layer_decay != 1.0:
-            depths = _grouped(net, coarse=False)
+            depths = _layer_groups(net, coarse=False)
         last = max(depths.values())
         return {
-            name: self.head_lr ** name.startswith(heads) * self.layer_decay ** (last - depths[name])
+            name: self.head_lr_ratio ** name.startswith(heads)
+            * self.layer_decay ** (last - depths[name])
             for name in names
         }
 
 
-def rest(net: nn.Module) -> None:
-    """Put every layer whose own weights all stand still into evaluation mode.
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Puts a network into evaluation mode and afterwards restores the mode of every layer."""
+    modes = [(layer, layer.training) for layer in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for layer, is_training in modes:
+            layer.training = is_training
 
-    Called after each ``train()``: batch-norm statistics of frozen layers stay as they are.
+
+def set_frozen_layers_to_eval(net: nn.Module) -> None:
+    """Puts every layer whose own parameters are all frozen into evaluation mode.
+
+    Called after each `train()`, so that the batch-norm statistics of frozen layers do not change.
     """
     for layer in net.modules():
         own = list(layer.parameters(recurse=False))
@@ -130,42 +157,43 @@ def rest(net: nn.Module) -> None:
             layer.eval()
 
 
-def stages(net: nn.Module, at_least: int = 0) -> dict[str, int]:
-    """Stage of each parameter: 0 the stem, then 1, 2, ..., and last the head."""
-    found = _grouped(net, coarse=True)
-    most = max(found.values()) - 1
+def parameter_stages(net: nn.Module, at_least: int = 0) -> dict[str, int]:
+    """Stage of each parameter: 0 is the stem, then 1, 2, ..., and the last is the head."""
+    stages = _layer_groups(net, coarse=True)
+    most = max(stages.values()) - 1
     if at_least > most:
         raise ValueError(
-            f"tuning.frozen_stages: {at_least} is not in 0..{most}, "
+            f"fine_tuning.frozen_stages: {at_least} is not in 0..{most}, "
             f"the stages of {type(net).__name__} before its head"
         )
-    return found
+    return stages
 
 
-def _grouped(net: nn.Module, *, coarse: bool) -> dict[str, int]:
+def _layer_groups(net: nn.Module, *, coarse: bool) -> dict[str, int]:
     matcher = getattr(net, "group_matcher", None)
     if matcher is None:
-        raise ValueError(f"tuning: {type(net).__name__} does not say its stages (group_matcher)")
-    found: dict[str, int] = group_parameters(net, matcher(coarse=coarse), reverse=True)
-    return found
+        raise ValueError(f"fine_tuning: {type(net).__name__} does not define group_matcher")
+    groups: dict[str, int] = group_parameters(net, matcher(coarse=coarse), reverse=True)
+    return groups
 
 
-def _parts(net: nn.Module) -> dict[str, str]:
-    """Which stage each parameter belongs to, in words; its first name where there are none."""
-    if not hasattr(net, "group_matcher"):
+def _part_names(net: nn.Module) -> dict[str, str]:
+    """Part of each parameter: stem, stage N or head; without stages its top-level module."""
+    if getattr(net, "group_matcher", None) is None:
         return {name: name.split(".")[0] for name, _ in net.named_parameters()}
-    of = _grouped(net, coarse=True)
-    words = {0: "stem", max(of.values()): "head"}
-    return {name: words.get(stage, f"stage {stage}") for name, stage in of.items()}
+    stages = parameter_stages(net)
+    ends = {0: "stem", max(stages.values()): "head"}
+    return {name: ends.get(stage, f"stage {stage}") for name, stage in stages.items()}
 
 
-def _all_but_last(net: nn.Module, layers: int) -> set[str]:
-    owners = [n for n, m in net.named_modules() if list(m.parameters(recurse=False))]
-    last = set(owners[-layers:])
+def _all_but_last_layers(net: nn.Module, count: int) -> set[str]:
+    """Names of the parameters outside the last `count` layers that own parameters."""
+    layers = [n for n, m in net.named_modules() if list(m.parameters(recurse=False))]
+    last = set(layers[-count:])
     return {name for name, _ in net.named_parameters() if name.rpartition(".")[0] not in last}
 
 
-def _undecayed(net: nn.Module) -> set[str]:
-    told: set[str] = getattr(net, "no_weight_decay", set)()
-    small = {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
-    return small | set(told)
+def _parameters_without_decay(net: nn.Module) -> set[str]:
+    named_by_net: set[str] = getattr(net, "no_weight_decay", set)()
+    vectors = {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
+    return vectors | set(named_by_net)

@@ -1,83 +1,141 @@
-"""One loss for all members: cross entropy with focus, class weights and smoothing together."""
+"""Training losses by name: weighted, smoothed, focal cross entropy, and those of a user."""
 
-from dataclasses import dataclass
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Option = bool | int | float | str | list[float] | None
 
-@dataclass(frozen=True)
-class Loss:
-    """Weighted, smoothed, focal cross entropy: every part acts whatever the others are.
 
-    Of an image with target t: ``alpha * sum_k q_k w_k (1 - p_k)^gamma (-log p_k)``, where q is t
-    with the share ``smoothing`` spread over all classes and w the class weights. The batch's loss
-    is the sum over its images divided by the sum of the weights of their classes, as in
-    ``torch.nn.functional.cross_entropy``, which ``gamma=0, alpha=1`` equals.
+class FocalLoss(nn.Module):
+    """Focal cross entropy with class weights and label smoothing, all of which act together.
+
+    For an image with target t: `alpha * sum_k q_k w_k (1 - p_k)^gamma (-log p_k)`, where q is t
+    with `label_smoothing` spread over all classes and w the class weights. The loss of a batch is
+    the sum over its images divided by the sum of the weights of their classes, as in
+    `torch.nn.functional.cross_entropy`, which gamma 0 and alpha 1 equal.
 
     Args:
-        gamma: focus: how strongly images that are right already count less; 0 is cross entropy.
-        alpha: what the whole loss is multiplied by.
-        smoothing: share of the target that is spread over all classes, from 0 to below 1.
-        pos_weight: replaces the class weights of a two-class loss by (1, ``pos_weight``) and
-            averages over the images, as torch's binary cross entropy does; null leaves them.
+        gamma: focusing exponent, at least 0; 0 is cross entropy.
+        alpha: factor of the whole loss.
+        label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
+        pos_weight: for two classes: replaces the class weights by (1, `pos_weight`) and averages
+            over images, as torch's binary cross entropy does.
     """
 
-    gamma: float = 0.0
-    alpha: float = 1.0
-    smoothing: float = 0.0
-    pos_weight: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        for name, value, top in (
-            ("gamma", self.gamma, None),
-            ("alpha", self.alpha, None),
-            ("smoothing", self.smoothing, 1.0),
-            ("pos_weight", self.pos_weight or 0.0, None),
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float = 1.0,
+        label_smoothing: float = 0.0,
+        pos_weight: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, limit in (
+            ("gamma", gamma, None),
+            ("alpha", alpha, None),
+            ("label_smoothing", label_smoothing, 1.0),
+            ("pos_weight", pos_weight or 0.0, None),
         ):
-            if value < 0 or (top is not None and value >= top):
-                raise ValueError(f"loss.{name}: {value} is not in [0, {top or 'infinity'})")
+            if value < 0 or (limit is not None and value >= limit):
+                raise ValueError(f"loss.{name}: {value} is not in [0, {limit or 'infinity'})")
+        self.gamma, self.alpha = gamma, alpha
+        self.label_smoothing, self.pos_weight = label_smoothing, pos_weight
 
-    def __call__(
+    def forward(
         self, logits: Tensor, target: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Scalar loss of logits (B, K) and labels (B,), or class shares (B, K) of mixed images.
+        """Scalar loss of logits (B, K) and labels (B,) or class probabilities (B, K).
 
-        Shares are averaged over the images, weighted or not: torch's own rule for them.
+        With class probabilities the loss is averaged over images, as torch does.
         """
         if self.pos_weight is not None:
             class_weights = logits.new_tensor([1.0, self.pos_weight])
-        losses, weights = self.rows(logits, target, class_weights)
-        plain_mean = target.ndim == 2 or self.pos_weight is not None
-        return losses.sum() / (len(losses) if plain_mean else weights.sum())
+        terms, num_classes = self._class_terms(logits), logits.shape[1]
+        weights = terms.new_ones(num_classes) if class_weights is None else class_weights.to(terms)
+        probabilities = target if target.ndim == 2 else functional.one_hot(target, num_classes)
+        smooth = probabilities * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        total = self.alpha * (smooth * weights * terms).sum()
+        is_plain_mean = target.ndim == 2 or self.pos_weight is not None
+        return total / (len(terms) if is_plain_mean else weights[target].sum())
 
-    def rows(
-        self, logits: Tensor, target: Tensor, class_weights: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Each image's weighted loss, and the weight of its class (1 for shares): (B,) each."""
-        terms, classes = self._terms(logits), logits.shape[1]
-        shares = target if target.ndim == 2 else functional.one_hot(target, classes)
-        smooth = shares * (1 - self.smoothing) + self.smoothing / classes
-        weights = terms.new_ones(classes) if class_weights is None else class_weights.to(terms)
-        sizes = terms.new_ones(len(terms)) if target.ndim == 2 else weights[target]
-        return self.alpha * (smooth * weights * terms).sum(dim=1), sizes
-
-    def _terms(self, logits: Tensor) -> Tensor:
-        """The focal cost of each class being the true one, (B, K), in single precision."""
+    def _class_terms(self, logits: Tensor) -> Tensor:
+        """Focal loss if each class were the true one, (B, K), in single precision."""
         log_p = functional.log_softmax(logits.float(), dim=1)
         if self.gamma == 0:
             return -log_p
-        smallest = torch.finfo(log_p.dtype).tiny  # the root's slope at p = 1 stays finite
+        smallest = torch.finfo(log_p.dtype).tiny  # keeps the slope of the power finite at p = 1
         return -log_p * (-torch.expm1(log_p)).clamp_min(smallest) ** self.gamma
 
 
-def binary_logits(z: Tensor) -> Tensor:
-    """The two logits [0, z] of one sigmoid logit (B,) or (B, 1): their softmax is its sigmoid.
+class CrossEntropyLoss(FocalLoss):
+    """Cross entropy with class weights and label smoothing.
 
-    With them every loss and table made for classes serves a sigmoid head: cross entropy on them is
-    binary cross entropy on z, and class weights [1, w] act as its ``pos_weight`` w.
+    Args:
+        label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
+        pos_weight: for two classes: replaces the class weights by (1, `pos_weight`) and averages
+            over images, as torch's binary cross entropy does.
     """
-    z = z.reshape(-1, 1)
-    return torch.cat([torch.zeros_like(z), z], dim=1)
+
+    def __init__(self, label_smoothing: float = 0.0, pos_weight: float | None = None) -> None:
+        super().__init__(0.0, 1.0, label_smoothing, pos_weight)
+
+
+#: A loss is an `nn.Module` class, or a function, of (logits, target, class_weights). To add one,
+#: enter it here under a name; `loss: {name: NAME, args: {...}}` in a config then selects it.
+LOSSES: dict[str, Callable[..., Any]] = {
+    "cross_entropy": CrossEntropyLoss,
+    "focal": FocalLoss,
+}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """A loss by name and its settings; a setting that is null keeps the default of the loss.
+
+    Args:
+        name: cross_entropy, focal, another entry of `lightning_modules.losses.LOSSES`, or the
+            import path of a class or function of (logits, target, class_weights).
+        gamma: focusing exponent of `focal`.
+        alpha: factor of `focal`.
+        label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
+        pos_weight: for two classes: weight of the second class in place of class weights.
+        args: further arguments of a loss of your own.
+    """
+
+    name: str = "cross_entropy"
+    gamma: float | None = None
+    alpha: float | None = None
+    label_smoothing: float | None = None
+    pos_weight: float | None = None
+    args: dict[str, Option] = field(default_factory=dict)
+
+    def create(self) -> LossFunction:
+        """The loss; an unknown name or a setting that the loss does not have is an error."""
+        factory = LOSSES[self.name] if self.name in LOSSES else _imported(self.name)
+        settings = {k: v for k, v in vars(self).items() if k not in ("name", "args")}
+        options = {k: v for k, v in settings.items() if v is not None} | self.args
+        try:
+            inspect.signature(factory).bind_partial(**options)
+        except TypeError as error:
+            raise ValueError(f"loss: {self.name} refuses {options}: {error}") from None
+        return factory(**options) if isinstance(factory, type) else partial(factory, **options)
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    try:
+        factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"loss.name: {path!r} is neither one of {', '.join(LOSSES)} nor an import path"
+        ) from error
+    return factory

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: two images and their labels in shares, by torchvision's own transforms."""
+"""Mixup and CutMix of training batches, by torchvision's transforms."""
 
 from dataclasses import dataclass
 
@@ -8,37 +8,35 @@ from torchvision.transforms import v2
 
 
 @dataclass(frozen=True)
-class Mixing:
-    """Mixes the images of a training batch; 0 and 0 leave it as it is.
+class Mixup:
+    """Mixup and CutMix of a training batch; with both at 0 a batch is not changed.
 
-    Shares are drawn once a batch; where both are given, each batch takes one of them by chance.
+    The mixing ratio is drawn once per batch; if both are above 0, each batch gets one of them at
+    random.
 
     Args:
-        mixup: parameter of the Beta distribution of the shares in which images are overlaid.
-        cutmix: the same of the shares of area in which one image is cut into another.
+        mixup_alpha: parameter of the Beta distribution of Mixup's ratio; 0 turns Mixup off.
+        cutmix_alpha: parameter of the Beta distribution of CutMix's area; 0 turns CutMix off.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+        """Refuses negative values."""
+        for name, value in vars(self).items():
             if value < 0:
-                raise ValueError(f"mixing.{name}: {value} is not at least 0")
+                raise ValueError(f"mixup.{name}: {value} is not at least 0")
 
-    def __bool__(self) -> bool:
-        """Whether anything is mixed."""
-        return self.mixup > 0 or self.cutmix > 0
-
-    def __call__(self, image: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,), or mixed images and class shares (B, K)."""
-        if not self:
+    def __call__(self, image: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,), or mixed images and class probabilities (B, K)."""
+        transforms: list[v2.Transform] = []
+        if self.mixup_alpha:
+            transforms.append(v2.MixUp(alpha=self.mixup_alpha, num_classes=num_classes))
+        if self.cutmix_alpha:
+            transforms.append(v2.CutMix(alpha=self.cutmix_alpha, num_classes=num_classes))
+        if not transforms:
             return image, label
-        ways: list[v2.Transform] = []
-        if self.mixup:
-            ways.append(v2.MixUp(alpha=self.mixup, num_classes=classes))
-        if self.cutmix:
-            ways.append(v2.CutMix(alpha=self.cutmix, num_classes=classes))
-        mixed: tuple[Tensor, Tensor] = ways[int(torch.randint(len(ways), ()))](image, label)
+        transform = transforms[int(torch.randint(len(transforms), ()))]
+        mixed: tuple[Tensor, Tensor] = transform(image, label)
         return mixed

@@ -1,11 +1,12 @@
-"""What is known of a backbone before it is trained: size, cost, license, CAM layer."""
+"""Size, compute, license and CAM layer of a backbone, without creating its weights."""
 
+import fnmatch
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import timm
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules import backbones, checkpoints
+from lightning_modules.freezing import eval_mode
 
-KNOWN = (  # those that the shipped configs train, with the tags of their weights
+SHIPPED_BACKBONES = (  # trained by the shipped configs, with the tags of their weights
     "convnextv2_base.fcmae_ft_in22k_in1k",
     "tf_efficientnetv2_s.in21k_ft_in1k",
     "maxvit_tiny_tf_224.in1k",
@@ -36,15 +38,15 @@ KNOWN = (  # those that the shipped configs train, with the tags of their weight
     "seresnext50_32x4d.racm_in1k",
     "residual_attention",
 )
-SMALLEST_MAP = 7  # a heat map coarser than 7 x 7 says little about places
+MIN_MAP_SIZE = 7  # a saliency map coarser than 7 x 7 localizes poorly
 
 
 @dataclass(frozen=True)
 class CamLayer:
-    """Where a network's heat map is taken: a module's name, and how its output is laid out.
+    """The layer of a network that saliency maps are computed from, and the layout of its output.
 
-    ``NCHW`` and ``NHWC`` are maps; ``NLC`` are tokens, the first ``prefix`` of them without a
-    place. ``height`` and ``width`` are those of the map.
+    `NCHW` and `NHWC` are feature maps; `NLC` are tokens, of which the first `prefix` (class
+    token, registers) have no position in the image. `height` and `width` are those of the map.
     """
 
     name: str
@@ -53,19 +55,19 @@ class CamLayer:
     width: int
     prefix: int = 0
 
-    def maps(self, output: Tensor) -> Tensor:
-        """The layer's output as maps, (B, C, H, W)."""
+    def feature_maps(self, output: Tensor) -> Tensor:
+        """The layer's output as feature maps, (B, C, H, W)."""
         if self.layout == "NCHW":
             return output
         if self.layout == "NHWC":
             return output.permute(0, 3, 1, 2)
-        placed = output[:, self.prefix :].transpose(1, 2)
-        return placed.reshape(len(output), -1, self.height, self.width)
+        tokens = output[:, self.prefix :].transpose(1, 2)
+        return tokens.reshape(len(output), -1, self.height, self.width)
 
 
 @dataclass(frozen=True)
-class Facts:
-    """One row of `consilium backbones`; ``macs`` are of convolutions and matrix products."""
+class BackboneInfo:
+    """One row of `consilium backbones`; `macs` as in `count_macs`, with a head for two classes."""
 
     name: str
     parameters: int
@@ -75,69 +77,153 @@ class Facts:
     cam: CamLayer | None
 
     @property
-    def commercial(self) -> bool:
-        """Whether the published weights may be used commercially."""
+    def is_commercial(self) -> bool:
+        """Whether the license of the published weights allows commercial use."""
         return backbones.is_commercial(self.license)
 
 
-def facts(name: str, image_size: int | None = None) -> Facts:
-    """The facts of a name with a two-class head; no weight is made or fetched."""
+@dataclass(frozen=True)
+class WeightUse:
+    """One use of a weight in a forward pass: the weight is applied at `positions` places."""
+
+    name: str
+    weight: Tensor
+    layer: nn.Module
+    positions: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return self.positions * self.weight.numel()
+
+
+def find_backbones(pattern: str | None = None, commercial_only: bool = False) -> list[str]:
+    """Names that match a pattern with * and ?; without one, the backbones of the shipped configs.
+
+    A pattern with a dot matches pretrained weights (`architecture.tag`), others architectures.
+    """
+    if pattern is None:
+        names = list(SHIPPED_BACKBONES)
+    else:
+        known = timm.list_pretrained() if "." in pattern else timm.list_models()
+        wildcard = pattern if "*" in pattern or "?" in pattern else f"*{pattern}*"
+        names = fnmatch.filter(known, wildcard)
+    if commercial_only:
+        names = [name for name in names if backbones.is_commercial(backbones.license(name))]
+    if not names:
+        nearest = ", ".join(backbones.nearest(pattern or "")) or "none"
+        raise ValueError(f"no backbone matches {pattern!r}; the nearest are: {nearest}")
+    return names
+
+
+def backbone_info(name: str, image_size: int | None = None) -> BackboneInfo:
+    """Describes a timm name with a head for two classes; no weight is created or downloaded."""
     size = image_size or backbones.input_size(name)
     with torch.device("meta"):
         net = backbones.build(name, 2, image_size=image_size)
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    license, cam = backbones.license(name), cam_layer(net, (3, size, size))
-    return Facts(name, parameters, macs(net, size), size, license, cam)
+    cam = cam_layer(net, (3, size, size))
+    license = backbones.license(name)
+    return BackboneInfo(name, count_parameters(net), count_macs(net, size), size, license, cam)
 
 
-def cost(block: checkpoints.Block) -> tuple[int, int]:
-    """Parameters and MACs of the network that a checkpoint's block describes; no weight is made."""
+def checkpoint_cost(block: checkpoints.Block) -> tuple[int, int]:
+    """Parameters and MACs of the network that a checkpoint's block describes."""
     with torch.device("meta"):
-        net: Any = checkpoints.build(block).net
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    return parameters, macs(net, int(block.preprocess["size"]))
+        net: Any = checkpoints.build_module(block).net
+    return count_parameters(net), count_macs(net, int(block.preprocess["size"]))
 
 
-def macs(net: nn.Module, size: int) -> int:
-    """Multiply-accumulates of one square image, on the device of the network."""
+def count_parameters(net: nn.Module) -> int:
+    """Number of values in the parameters of a network."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def zero_fraction(net: nn.Module) -> float:
+    """Fraction of all values in the parameters of a network that are 0."""
+    nonzero = sum(int(parameter.detach().count_nonzero()) for parameter in net.parameters())
+    return 1 - nonzero / count_parameters(net)
+
+
+def count_macs(net: nn.Module, size: int) -> int:
+    """Multiply-accumulates of convolutions and matrix products, attention included, per image."""
     image = torch.zeros(1, 3, size, size, device=next(net.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(image)
+    with FlopCounterMode(display=False) as counter, eval_mode(net), torch.no_grad():
+        net(image)
     return int(counter.get_total_flops()) // 2
 
 
-def cam_layer(net: nn.Module, image_shape: tuple[int, int, int]) -> CamLayer | None:
-    """The deepest stage whose map is at least 7 x 7 for images (C, H, W), else the largest map.
+def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
+    """Every use of a weight of a convolution, linear or attention layer, in forward order.
 
-    None for a network without maps. ``net`` is left as it is: nothing is computed.
+    `image` is (1, C, H, W). Products of two activations (attention scores) belong to no weight and
+    are counted by `count_macs` only. No statistics change and no random number is drawn.
     """
-    maps = [_layer(net, name, shape) for name, shape in _stage_shapes(net, image_shape)]
-    found = [layer for layer in maps if layer is not None]
-    fine = [layer for layer in found if min(layer.height, layer.width) >= SMALLEST_MAP]
-    largest = max(found, key=lambda layer: layer.height, default=None)
+    uses: list[WeightUse] = []
+    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+    hooks = [
+        layer.register_forward_hook(_record_uses(name, uses))
+        for name, layer in net.named_modules()
+        if isinstance(layer, kinds)
+    ]
+    try:
+        with eval_mode(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            net(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return uses
+
+
+def _record_uses(name: str, uses: list[WeightUse]) -> Callable[..., None]:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            positions = output.shape[-2] * output.shape[-1]
+            uses.append(WeightUse(f"{name}.weight", layer.weight, layer, positions))
+        elif isinstance(layer, nn.Linear):
+            positions = output.numel() // output.shape[-1]
+            uses.append(WeightUse(f"{name}.weight", layer.weight, layer, positions))
+        elif isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is not None:
+            tokens = inputs[0].numel() // inputs[0].shape[-1]
+            uses.append(WeightUse(f"{name}.in_proj_weight", layer.in_proj_weight, layer, tokens))
+            out_proj = layer.out_proj.weight
+            uses.append(WeightUse(f"{name}.out_proj.weight", out_proj, layer, tokens))
+
+    return hook
+
+
+def cam_layer(net: nn.Module, image_shape: tuple[int, int, int]) -> CamLayer | None:
+    """The deepest stage with a map of at least 7 x 7 for images (C, H, W), else the largest map.
+
+    None for a network without feature maps. The forward pass runs on the meta device, so `net`
+    does not change and nothing is computed.
+    """
+    shapes = _stage_shapes(net, image_shape)
+    layers = [layer for name, shape in shapes if (layer := _as_cam_layer(net, name, shape))]
+    fine = [layer for layer in layers if min(layer.height, layer.width) >= MIN_MAP_SIZE]
+    largest = max(layers, key=lambda layer: layer.height, default=None)
     return fine[-1] if fine else largest
 
 
 def _stage_shapes(
     net: nn.Module, image_shape: tuple[int, int, int]
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and output shape of each stage, in the order in which they run."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Name and output shape of each stage, in forward order."""
+    shapes: dict[str, tuple[int, ...]] = {}
     hooks = [
         net.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: found.update({name: tuple(output.shape)})
+            lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
         )
         for name in _stage_names(net)
     ]
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     try:
-        with _evaluating(net), torch.no_grad():
+        with eval_mode(net), torch.no_grad():
             image = torch.zeros(1, *image_shape, device="meta")
             functional_call(net, {k: v.to("meta") for k, v in state.items()}, (image,))
     finally:
         for hook in hooks:
             hook.remove()
-    return list(found.items())
+    return list(shapes.items())
 
 
 def _stage_names(net: nn.Module) -> list[str]:
@@ -146,40 +232,30 @@ def _stage_names(net: nn.Module) -> list[str]:
     return [str(stage["module"]) for stage in stages]
 
 
-def _layer(net: nn.Module, name: str, shape: tuple[int, ...]) -> CamLayer | None:
+def _as_cam_layer(net: nn.Module, name: str, shape: tuple[int, ...]) -> CamLayer | None:
     if len(shape) == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
-        return CamLayer(_before_windows(net, name), "NHWC", shape[1], shape[2])
+        return CamLayer(_before_last_window_block(net, name), "NHWC", shape[1], shape[2])
     if len(shape) == 4:
         return CamLayer(name, "NCHW", shape[2], shape[3])
     prefix = int(getattr(net, "num_prefix_tokens", 0))
     side = math.isqrt(shape[1] - prefix) if len(shape) == 3 else 0
     if len(shape) != 3 or side * side != shape[1] - prefix:
         return None
-    return CamLayer(_before_attention(net, name), "NLC", side, side, prefix)
+    return CamLayer(_before_last_attention(net, name), "NLC", side, side, prefix)
 
 
-def _before_attention(net: nn.Module, name: str) -> str:
-    """What a class token gathers from: after the last block no other token reaches the head."""
-    gathers = getattr(net, "global_pool", "") == "token" and hasattr(
-        net.get_submodule(name), "norm1"
-    )
-    return f"{name}.norm1" if gathers else name
+def _before_last_attention(net: nn.Module, name: str) -> str:
+    """The input of a last block with class-token pooling: its other outputs reach no head."""
+    block = net.get_submodule(name)
+    pools_token = getattr(net, "global_pool", "") == "token"
+    return f"{name}.norm1" if pools_token and "norm1" in dict(block.named_children()) else name
 
 
-def _before_windows(net: nn.Module, name: str) -> str:
-    """What the last block of a Swin's stage reads: behind it places hold what others have told.
+def _before_last_window_block(net: nn.Module, name: str) -> str:
+    """The input of the last block of a Swin stage, as its output mixes positions of a window.
 
-    On a trained Swin the peaks lie on the lesion more often there (benchmarks/README.md).
+    On a trained Swin the maximum is on the lesion more often there (benchmarks/README.md).
     """
     blocks = list(getattr(net.get_submodule(name), "blocks", []))
-    windows = blocks and isinstance(blocks[-1], SwinTransformerBlock)
-    return f"{name}.blocks.{len(blocks) - 1}.norm1" if windows else name
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    before = {name: module.training for name, module in net.named_modules()}
-    net.eval()
-    yield
-    for name, module in net.named_modules():
-        module.training = before[name]
+    is_swin = blocks and isinstance(blocks[-1], SwinTransformerBlock)
+    return f"{name}.blocks.{len(blocks) - 1}.norm1" if is_swin else name

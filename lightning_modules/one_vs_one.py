@@ -10,37 +10,35 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from evaluation import one_vs_one
 from evaluation.predictions import PredictionTable
-from lightning_modules import backbones, checkpoints
-from lightning_modules import pretrained as weights
-from lightning_modules.batch import Batch
-from lightning_modules.classifier import ImageClassifier, Plain, one_view
+from lightning_modules import backbones, checkpoints, pretrained
+from lightning_modules.base import Batch
+from lightning_modules.classifier import ImageClassifier, Plain, single_view
 from lightning_modules.freezing import FineTuning
-from lightning_modules.losses import Loss
-from lightning_modules.optim import Optimization
-
-SMALLEST = 1e-30  # of a coupled probability, whose logarithm is the logit
+from lightning_modules.losses import LossConfig
+from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
 
 
 @checkpoints.register
 class OneVsOneClassifier(ImageClassifier):
-    """K(K-1)/2 pair heads on one trunk; each learns from the images of its two classes alone.
+    """K(K-1)/2 pair heads on one trunk; each learns from images of its two classes only.
 
     The logits, (B, K), are the logarithms of the coupled class probabilities
-    (`evaluation.coupling`); prediction tables keep the pair logits beside them. Dropout before
-    the heads is the backbone's `drop_rate`.
+    (`lightning_modules.heads`); prediction tables have the pair logits as well. Dropout before the
+    heads is the backbone's `drop_rate`.
 
     Args:
-        class_names: the classes, at least two; linked from the data.
-        backbone: a timm name.
-        pretrained: true, false or the path of a weight file.
-        image_size: side of the input in pixels; linked from the data.
-        backbone_args: further arguments of the timm model, drop_rate for instance.
-        loss: the loss of each pair, with the class weights of its two classes.
-        optimization: optimizer and schedule.
-        tuning: what is frozen, and how the learning rate falls with depth.
-        trunks: one shared trunk, or one for each pair.
+        class_names: the classes, at least two; taken from the data.
+        backbone: a timm name; `consilium backbones PATTERN` lists them.
+        pretrained: true downloads timm's weights, false starts from random ones, a path reads a
+            weight file.
+        image_size: side of the input in pixels; taken from the data.
+        backbone_args: further arguments of the timm model, for instance {drop_rate: 0.3}.
+        loss: loss of each pair, with the class weights of its two classes.
+        optimizer: optimizer, learning rate and weight decay.
+        lr_scheduler: course of the learning rate.
+        fine_tuning: frozen layers, and how the learning rate decreases with depth.
+        trunks: `shared` uses one backbone for all pairs, `pair` one for each.
     """
 
     def __init__(
@@ -50,63 +48,48 @@ class OneVsOneClassifier(ImageClassifier):
         pretrained: bool | str = False,
         image_size: int | None = None,
         backbone_args: dict[str, Plain] | None = None,
-        loss: Loss = Loss(),
-        optimization: Optimization = Optimization(),
-        tuning: FineTuning = FineTuning(),
+        loss: LossConfig = LossConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        lr_scheduler: LRSchedulerConfig = LRSchedulerConfig(),
+        fine_tuning: FineTuning = FineTuning(),
         trunks: Literal["shared", "pair"] = "shared",
     ) -> None:
-        init_args = checkpoints.plain(locals())
-        self.pairs, self.trunks = one_vs_one.pairs(len(class_names)), trunks
+        init_args = checkpoints.plain_values(locals())
+        self.trunks = trunks
         super().__init__(
-            class_names, backbone, pretrained, image_size, backbone_args, loss, optimization, tuning
-        )
+            class_names, backbone, pretrained, image_size, backbone_args, "one_vs_one", loss,
+            optimizer, lr_scheduler, fine_tuning,
+        )  # fmt: skip
         self.init_args = init_args
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
-        """A network with one output a pair."""
+        """A network with one output per pair, (B, P)."""
         if self.trunks == "shared":
-            return backbones.build(backbone, len(self.pairs), **options)
-        return Trunks([backbones.build(backbone, 1, **options) for _ in self.pairs])
+            return super().build_net(backbone, options)
+        trunks = [backbones.build(backbone, 1, **options) for _ in range(self.head.num_outputs)]
+        return ParallelTrunks(trunks)
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Logarithms of the coupled class probabilities, (B, K), of pair logits (B, P)."""
-        return log_coupled(outputs, len(self.class_names))
-
-    def cost(self, outputs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        """Mean of the pairs' losses over all (image, pair) whose image is of the pair.
-
-        An image of neither class moves nothing in a pair's head.
-        """
-        found = [
-            self.loss.rows(*rows, None if weights is None else weights[[i, j]])
-            for rows, (i, j) in (
-                (_rows_of(outputs, target, at, pair), pair) for at, pair in enumerate(self.pairs)
-            )
-        ]
-        losses, sizes = (torch.cat(part) for part in zip(*found, strict=True))
-        return losses.sum() / sizes.sum()
-
-    def votes(self, batch: Batch) -> Tensor:
-        """Pair logits as those of one member, (B, 1, P)."""
-        pair_logits: Tensor = self.net(one_view(batch))
+    def member_logits(self, batch: Batch) -> Tensor:
+        """Pair logits, as those of one member, (B, 1, P)."""
+        pair_logits: Tensor = self.net(single_view(batch))
         return pair_logits.unsqueeze(1)
 
-    def tabulate(
-        self, rows: pd.DataFrame, votes: np.ndarray, meta: dict[str, Any]
+    def make_table(
+        self, rows: pd.DataFrame, logits: np.ndarray, meta: dict[str, Any]
     ) -> PredictionTable:
-        """The table of coupled logits, the pair logits beside them."""
-        logits = log_coupled(torch.from_numpy(votes), len(self.class_names)).numpy()
-        return PredictionTable(rows, logits, self.class_names, meta, pairs=votes)
+        """The table of coupled logits (n, K), given pair logits (n, P), which it has as well."""
+        coupled = self.head.logits(torch.from_numpy(logits)).numpy()
+        return PredictionTable(rows, coupled, self.class_names, meta, pair_logits=logits)
 
 
-class Trunks(nn.Module):
-    """Networks side by side with one output each; their outputs stand beside each other."""
+class ParallelTrunks(nn.Module):
+    """Networks with one output each, on the same images; the outputs are concatenated."""
 
     def __init__(self, trunks: list[nn.Module]) -> None:
         super().__init__()
         self.trunks = nn.ModuleList(trunks)
-        heads = weights.head_names(trunks[0])
-        names = [f"trunks.{at}.{head}" for at in range(len(trunks)) for head in heads]
+        heads = pretrained.head_names(trunks[0])
+        names = [f"trunks.{i}.{head}" for i in range(len(trunks)) for head in heads]
         self.pretrained_cfg = {"classifier": names}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -114,22 +97,7 @@ class Trunks(nn.Module):
         return torch.cat([trunk(image) for trunk in self.trunks], dim=1)
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int]]:
-        """Layer group of a parameter: that of its trunk's parameter of the same name."""
-        first: Any = self.trunks[0]
-        groups = group_parameters(first, first.group_matcher(coarse=coarse), reverse=True)
+        """Layer group of a parameter: that of the same parameter in its trunk."""
+        trunk: Any = self.trunks[0]
+        groups = group_parameters(trunk, trunk.group_matcher(coarse=coarse), reverse=True)
         return lambda name: (groups[re.sub(r"^trunks\.\d+\.", "", name)],)
-
-
-def _rows_of(
-    outputs: Tensor, label: Tensor, at: int, pair: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Two-class logits and labels of the images that belong to a pair."""
-    rows = (label == pair[0]) | (label == pair[1])
-    z = outputs[rows, at]
-    return torch.stack([z, torch.zeros_like(z)], dim=1), (label[rows] == pair[1]).long()
-
-
-def log_coupled(pair_logits: Tensor, classes: int) -> Tensor:
-    """Logarithms of the coupled class probabilities, (n, K), of pair logits (n, K(K-1)/2)."""
-    coupled = one_vs_one.couple(pair_logits, classes).clamp_min(SMALLEST)
-    return coupled.log().float()

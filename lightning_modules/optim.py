@@ -1,126 +1,150 @@
 """Optimizers and learning-rate schedules by name, exact after a resume."""
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.freezing import FineTuning
 
-Curve = Callable[[float], float]  # epochs since the start -> share of the learning rate
-ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4 / 25  # torch's own, as shares of the peak
-BETTER_BY = 1e-4  # a plateau ends when the monitored value improves by this share of itself
+Curve = Callable[[float], float]  # epochs since the start -> fraction of the learning rate
+Option = bool | int | float | str | list[float] | None
+ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4 / 25  # defaults of torch's OneCycleLR
+MIN_IMPROVEMENT = 1e-4  # relative, as in torch's ReduceLROnPlateau
+TORCH_DEFAULTS: dict[str, dict[str, Option]] = {  # where timm's factory differs from torch
+    "sgd": {"nesterov": False},
+    "rmsprop": {"alpha": 0.99, "momentum": 0.0},
+}
 
 
 @dataclass(frozen=True)
-class Optimization:
-    """Optimizer and schedule of one training; each schedule moves at every optimizer step.
-
-    Norms and biases are never decayed.
+class OptimizerConfig:
+    """An optimizer by name; norms and biases have no weight decay.
 
     Args:
-        optimizer: torch's, by name.
-        lr: the largest learning rate.
-        weight_decay: of ``adamw`` apart from the gradient, of the others within it.
-        momentum: of ``sgd``.
-        schedule: the course of the learning rate; ``none`` is level.
-        warmup_epochs: the linear rise from 0 of every schedule (of ``onecycle``: its rising part).
-        every: in epochs, the length of a stair of ``step`` or half a wave of ``cyclic``; the
-            patience of ``plateau``, in validations.
-        factor: what ``step`` and ``plateau`` multiply by.
-        floor: the lowest share of ``lr`` (of ``cosine``, ``cyclic``, ``plateau``).
-        monitor: figure that ``plateau`` goes by; one that ends in "loss" is better when smaller.
-        epochs: the length of ``cosine`` and ``onecycle``; null is the trainer's ``max_epochs``.
+        name: adam, adamw, sgd, rmsprop or any other optimizer of timm (lion, lamb, ...).
+        lr: peak learning rate.
+        weight_decay: decoupled from the gradient in `adamw`, an L2 penalty in `adam`, `sgd` and
+            `rmsprop`.
+        momentum: of `sgd`.
+        args: further arguments of the optimizer, for instance {betas: [0.9, 0.98]}.
     """
 
-    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
+    name: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9
-    schedule: Literal["none", "cosine", "onecycle", "step", "cyclic", "plateau"] = "none"
+    args: dict[str, Option] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown name and values outside their range."""
+        if self.name not in list_optimizers():
+            nearest = ", ".join(difflib.get_close_matches(self.name, list_optimizers(), 3, 0))
+            raise ValueError(f"optimizer.name: unknown {self.name!r}; the nearest are: {nearest}")
+        _require(
+            "optimizer",
+            ("lr", self.lr, self.lr > 0, "above 0"),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
+            ("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1"),
+        )
+
+    def create(self, param_groups: list[dict[str, object]]) -> optim.Optimizer:
+        """The optimizer of parameter groups that have their own rates and weight decays."""
+        options = TORCH_DEFAULTS.get(self.name, {})
+        if self.name == "sgd":
+            options = {**options, "momentum": self.momentum}
+        options = {**options, **self.args}
+        try:
+            optimizer: optim.Optimizer = create_optimizer_v2(
+                param_groups, opt=self.name, lr=self.lr, weight_decay=0.0, **options
+            )
+        except TypeError as error:
+            raise ValueError(f"optimizer.args: {self.name} refuses {options}: {error}") from error
+        return optimizer
+
+
+@dataclass(frozen=True)
+class LRSchedulerConfig:
+    """The course of the learning rate, which changes at every optimizer step.
+
+    Args:
+        name: none (constant), cosine, onecycle, step, cyclic or plateau.
+        warmup_epochs: length of the linear rise from 0; in `onecycle`, of its rising part.
+        step_size: epochs per stair of `step`, or per half cycle of `cyclic`.
+        gamma: factor at each stair of `step` and at each reduction of `plateau`.
+        min_lr_ratio: lowest learning rate of `cosine`, `cyclic` and `plateau` as a fraction of lr.
+        patience: validations without improvement before `plateau` reduces the rate.
+        monitor: metric that `plateau` follows; smaller is better if its name ends in "loss".
+        epochs: length of `cosine` and `onecycle`; null uses the trainer's `max_epochs`.
+    """
+
+    name: Literal["none", "cosine", "onecycle", "step", "cyclic", "plateau"] = "none"
     warmup_epochs: float = 0.0
-    every: int = 10
-    factor: float = 0.1
-    floor: float = 0.0
+    step_size: int = 10
+    gamma: float = 0.1
+    min_lr_ratio: float = 0.0
+    patience: int = 10
     monitor: str = "val/loss"
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        for name, value, good, allowed in (
-            ("lr", self.lr, self.lr > 0, "above 0"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
+        """Refuses values outside their range."""
+        _require(
+            "lr_scheduler",
             ("warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0"),
-            ("every", self.every, self.every >= 1, "at least 1"),
-            ("factor", self.factor, 0 < self.factor < 1, "between 0 and 1"),
-            ("floor", self.floor, 0 <= self.floor <= 1, "from 0 to 1"),
-        ):
-            if not good:
-                raise ValueError(f"optimization.{name}: {value} is not {allowed}")
-
-    def configure(
-        self, net: nn.Module, trainer: Trainer, tuning: FineTuning | None = None
-    ) -> OptimizerLRSchedulerConfig:
-        """What Lightning's ``configure_optimizers`` returns for ``net``."""
-        groups = (tuning or FineTuning()).groups(net, self.lr, self.weight_decay)
-        optimizer = self._optimizer(groups)
-        schedule = Schedule(optimizer, self.curve(self._length(trainer)), _steps_an_epoch(trainer))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
-        }
+            ("step_size", self.step_size, self.step_size >= 1, "at least 1"),
+            ("gamma", self.gamma, 0 < self.gamma < 1, "between 0 and 1"),
+            ("min_lr_ratio", self.min_lr_ratio, 0 <= self.min_lr_ratio <= 1, "from 0 to 1"),
+            ("patience", self.patience, self.patience >= 1, "at least 1"),
+        )
 
     def curve(self, epochs: float) -> Curve:
-        """Share of the learning rate at each moment of a training of ``epochs``, plateau apart."""
-        shapes: dict[str, Curve] = {
-            "none": _level,
-            "plateau": _level,
+        """Fraction of the peak rate at each moment of `epochs`; `plateau` is constant here."""
+        curves: dict[str, Curve] = {
+            "none": _constant,
+            "plateau": _constant,
             "cosine": lambda t: self._cosine(t, epochs),
             "onecycle": lambda t: self._onecycle(t, epochs),
-            "step": lambda t: self.factor ** math.floor(t / self.every),
+            "step": lambda t: self.gamma ** math.floor(t / self.step_size),
             "cyclic": self._cyclic,
         }
-        shape = shapes[self.schedule]
-        return shape if self.schedule == "onecycle" else lambda t: self._warmup(t) * shape(t)
+        curve = curves[self.name]
+        return curve if self.name == "onecycle" else lambda t: self._warmup(t) * curve(t)
 
-    def observe(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Tell a plateau schedule what a validation gave.
+    def step_plateau(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Gives the metrics of a validation to a plateau schedule.
 
-        The module calls this before checkpoints are written: Lightning itself would step plateau
-        schedules afterwards, and after a resume not at all.
+        The module calls this before checkpoints are written: Lightning steps plateau schedules
+        afterwards, and not at all after a resume.
         """
-        if self.schedule != "plateau" or trainer.sanity_checking:
+        if self.name != "plateau" or trainer.sanity_checking:
             return
         if self.monitor not in metrics:
             raise ValueError(
-                f"optimization.monitor: no {self.monitor!r} among {', '.join(sorted(metrics))}"
+                f"lr_scheduler.monitor: no {self.monitor!r} among {', '.join(sorted(metrics))}"
             )
         sign = 1.0 if self.monitor.endswith("loss") else -1.0
         for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, Schedule):
-                config.scheduler.observe(sign * metrics[self.monitor], self)
+            if isinstance(config.scheduler, ClosedFormLR):
+                config.scheduler.step_plateau(sign * metrics[self.monitor], self)
 
-    def _optimizer(self, groups: list[dict[str, object]]) -> optim.Optimizer:
-        if self.optimizer == "sgd":
-            return optim.SGD(groups, self.lr, momentum=self.momentum)
-        if self.optimizer == "rmsprop":
-            return optim.RMSprop(groups, self.lr)
-        return (optim.Adam if self.optimizer == "adam" else optim.AdamW)(groups, self.lr)
-
-    def _length(self, trainer: Trainer) -> float:
-        if self.schedule not in ("cosine", "onecycle"):
+    def total_epochs(self, trainer: Trainer) -> float:
+        """Length of the schedule in epochs; infinite for schedules without an end."""
+        if self.name not in ("cosine", "onecycle"):
             return math.inf
         steps = trainer.estimated_stepping_batches
-        epochs = float(self.epochs or steps / _steps_an_epoch(trainer))
+        epochs = float(self.epochs or steps / steps_per_epoch(trainer))
         if not self.warmup_epochs < epochs < math.inf:
             raise ValueError(
-                f"optimization.schedule: {self.schedule} needs a training longer than its "
-                f"warmup_epochs {self.warmup_epochs} and with an end, not {epochs} epochs"
+                f"lr_scheduler.name: {self.name} needs a finite training that is longer than "
+                f"warmup_epochs {self.warmup_epochs}, not {epochs} epochs"
             )
         return epochs
 
@@ -128,67 +152,91 @@ class Optimization:
         return min(1.0, t / self.warmup_epochs) if self.warmup_epochs else 1.0
 
     def _cosine(self, t: float, epochs: float) -> float:
-        done = (t - self.warmup_epochs) / (epochs - self.warmup_epochs)
-        return _ease(1.0, self.floor, done)
+        progress = (t - self.warmup_epochs) / (epochs - self.warmup_epochs)
+        return _half_cosine(1.0, self.min_lr_ratio, progress)
 
     def _onecycle(self, t: float, epochs: float) -> float:
         if t < self.warmup_epochs:
-            return _ease(ONECYCLE_START, 1.0, t / self.warmup_epochs)
-        done = (t - self.warmup_epochs) / (epochs - self.warmup_epochs)
-        return _ease(1.0, ONECYCLE_END, done)
+            return _half_cosine(ONECYCLE_START, 1.0, t / self.warmup_epochs)
+        progress = (t - self.warmup_epochs) / (epochs - self.warmup_epochs)
+        return _half_cosine(1.0, ONECYCLE_END, progress)
 
     def _cyclic(self, t: float) -> float:
-        wave = abs((t / self.every + 1) % 2 - 1)  # 0 at the start, 1 after `every` epochs
-        return self.floor + (1 - self.floor) * wave
+        wave = abs((t / self.step_size + 1) % 2 - 1)  # 0 at the start, 1 after `step_size` epochs
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * wave
 
 
-class Schedule(LambdaLR):
-    """Learning rates in closed form of the step count, times what a plateau has left of them.
+class ClosedFormLR(LambdaLR):
+    """Learning rates as a function of the step count, times the reductions of a plateau.
 
-    Everything that a resume needs is plain state of this object at any moment.
+    All state that a resume needs consists of plain attributes of this object.
     """
 
-    plateau_share: float
+    plateau_ratio: float
     best: float
-    waited: int
+    num_bad_validations: int
 
-    def __init__(self, optimizer: optim.Optimizer, curve: Curve, steps_an_epoch: int) -> None:
-        self.restart()
-        super().__init__(optimizer, lambda step: curve(step / steps_an_epoch) * self.plateau_share)
+    def __init__(self, optimizer: optim.Optimizer, curve: Curve, steps_per_epoch: int) -> None:
+        self.reset_plateau()
+        super().__init__(optimizer, lambda step: curve(step / steps_per_epoch) * self.plateau_ratio)
 
-    def observe(self, value: float, settings: Optimization) -> None:
-        """Count a validation whose value (smaller is better) may end or prolong a plateau."""
-        if self.best == math.inf or value < self.best - BETTER_BY * abs(self.best):
-            self.best, self.waited = value, 0
+    def step_plateau(self, value: float, config: LRSchedulerConfig) -> None:
+        """Counts a validation, whose value is better if smaller, and may reduce the rates."""
+        if self.best == math.inf or value < self.best - MIN_IMPROVEMENT * abs(self.best):
+            self.best, self.num_bad_validations = value, 0
             return
-        self.waited += 1
-        if self.waited > settings.every:
-            self.plateau_share = max(self.plateau_share * settings.factor, settings.floor)
-            self.waited = 0
-            self.rewrite()
+        self.num_bad_validations += 1
+        if self.num_bad_validations > config.patience:
+            self.plateau_ratio = max(self.plateau_ratio * config.gamma, config.min_lr_ratio)
+            self.num_bad_validations = 0
+            self.update_rates()
 
-    def restart(self) -> None:
-        """Forget what validations gave; the next rates are those of the curve."""
-        self.plateau_share, self.best, self.waited = 1.0, math.inf, 0
+    def reset_plateau(self) -> None:
+        """Forgets all validations; the next rates are those of the curve."""
+        self.plateau_ratio, self.best, self.num_bad_validations = 1.0, math.inf, 0
 
-    def rewrite(self) -> None:
-        """Give the optimizer the rates of this step anew: its curve or share is another."""
-        shares = [share(self.last_epoch) for share in self.lr_lambdas]
-        self._last_lr = [base * s for base, s in zip(self.base_lrs, shares, strict=True)]
+    def update_rates(self) -> None:
+        """Recomputes the rates of the current step, after the curve or the ratio has changed."""
+        ratios = [ratio(self.last_epoch) for ratio in self.lr_lambdas]
+        self._last_lr = [base * r for base, r in zip(self.base_lrs, ratios, strict=True)]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
 
 
-def _level(t: float) -> float:
-    """The whole rate at any time ``t``."""
+def configure_optimizers(
+    net: nn.Module,
+    trainer: Trainer,
+    optimizer: OptimizerConfig,
+    lr_scheduler: LRSchedulerConfig,
+    fine_tuning: FineTuning,
+) -> OptimizerLRSchedulerConfig:
+    """The return value of Lightning's `configure_optimizers` for `net`."""
+    groups = fine_tuning.param_groups(net, optimizer.lr, optimizer.weight_decay)
+    created = optimizer.create(groups)
+    curve = lr_scheduler.curve(lr_scheduler.total_epochs(trainer))
+    scheduler = ClosedFormLR(created, curve, steps_per_epoch(trainer))
+    return {
+        "optimizer": created,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
+    }
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Optimizer steps of one epoch."""
+    trainer.fit_loop.setup_data()  # the length of the loaders is unknown before
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
+
+def _require(config: str, *checks: tuple[str, float, bool, str]) -> None:
+    for name, value, is_valid, allowed in checks:
+        if not is_valid:
+            raise ValueError(f"{config}.{name}: {value} is not {allowed}")
+
+
+def _constant(t: float) -> float:
     return 1.0
 
 
-def _ease(start: float, end: float, done: float) -> float:
-    """Half a cosine from ``start`` to ``end``, level before and after."""
-    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
-
-
-def _steps_an_epoch(trainer: Trainer) -> int:
-    trainer.fit_loop.setup_data()  # the loaders' length is not known before
-    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start` to `end`, constant before and after."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2

@@ -1,4 +1,4 @@
-"""Weights in little space: a bitmap of what is not 0, and the numbers themselves in float16."""
+"""Packed weights: a bitmap of the nonzero values, and those values in float16."""
 
 import json
 import zlib
@@ -12,115 +12,121 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".packed.safetensors"
 KEY = "consilium.packed"
-IDS = ("train_ids", "val_ids")  # hashes, tensors of their own; early files have no val_ids
-BITMAP, WHOLE = "bitmap", "whole"
+IDS = ("train_ids", "val_ids")  # fields of a checkpoint's block that are tensors of their own
+BITMAP, DENSE = "bitmap", "dense"
 DAMAGE = (zlib.error, AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 Weights = dict[str, Tensor]
-Entry = list[Any]  # name, type in the network, shape, type in the file, bitmap or whole
+Entry = list[Any]  # name, dtype in the network, shape, stored dtype, BITMAP or DENSE
 
 
-def stored(state: Weights) -> Weights:
-    """What of `state` a packed file keeps: floating numbers in float16, all others as they are.
+def to_stored_precision(state: Weights) -> Weights:
+    """`state` in the precision of a packed file: floating-point tensors in float16.
 
-    A tensor with a number that float16 cannot hold (above 65,504) stays as it is.
+    A tensor with a value that float16 cannot represent (above 65,504) keeps its dtype.
     """
-    return {name: _stored(tensor) for name, tensor in state.items()}
+    return {name: _as_half(tensor) for name, tensor in state.items()}
 
 
 def pack(state: Weights) -> tuple[Weights, list[Entry]]:
-    """The tensors of a packed file, and what they are, one entry a weight.
+    """The tensors of a packed file, and one entry that describes each weight.
 
-    All numbers of a type lie in one tensor, all bitmaps (first entry in the highest bit of a byte,
-    each weight from a new byte on) deflated in another. A weight has a bitmap where that is
-    shorter. Only +0 counts as 0, so that nothing is lost to the last bit.
+    All values of a dtype are in one tensor. All bitmaps are compressed in another, the first value
+    in the highest bit of a byte, and each weight begins a new byte. A weight has a bitmap if that
+    is shorter. Only +0 counts as zero, so that every bit is restored.
     """
     entries: list[Entry] = []
-    numbers: dict[str, list[Tensor]] = {}
+    values: dict[str, list[Tensor]] = {}
     bitmaps = []
-    for name, tensor in stored(state).items():
-        flat, kind = tensor.detach().cpu().reshape(-1), str(tensor.dtype).removeprefix("torch.")
-        there = _bits(flat)
-        short = tensor.is_floating_point() and _is_shorter(there, flat)
-        if short:
-            bitmaps.append(np.packbits(there))
-        numbers.setdefault(kind, []).append(flat[torch.from_numpy(there)] if short else flat)
-        was = str(state[name].dtype).removeprefix("torch.")
-        entries.append([name, was, list(tensor.shape), kind, BITMAP if short else WHOLE])
-    packed = {kind: torch.cat(parts) for kind, parts in numbers.items()}
-    deflated = zlib.compress(b"".join(bits.tobytes() for bits in bitmaps), 9)
-    return packed | {"bitmaps": torch.frombuffer(bytearray(deflated), dtype=torch.uint8)}, entries
+    for name, tensor in to_stored_precision(state).items():
+        flat, dtype = tensor.detach().cpu().reshape(-1), _dtype_name(tensor)
+        nonzero = _nonzero(flat)
+        has_bitmap = tensor.is_floating_point() and _bitmap_is_shorter(nonzero, flat)
+        if has_bitmap:
+            bitmaps.append(np.packbits(nonzero))
+        values.setdefault(dtype, []).append(flat[torch.from_numpy(nonzero)] if has_bitmap else flat)
+        layout = BITMAP if has_bitmap else DENSE
+        entries.append([name, _dtype_name(state[name]), list(tensor.shape), dtype, layout])
+    packed = {dtype: torch.cat(parts) for dtype, parts in values.items()}
+    compressed = zlib.compress(b"".join(bitmap.tobytes() for bitmap in bitmaps), 9)
+    return packed | {"bitmaps": torch.frombuffer(bytearray(compressed), dtype=torch.uint8)}, entries
 
 
 def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
-    """The state that was packed, in the network's own types; equal to `stored` bit for bit."""
-    bits = np.frombuffer(zlib.decompress(packed["bitmaps"].numpy().tobytes()), np.uint8)
-    at: dict[str, int] = {}
-    state, read = {}, 0
-    for name, was, shape, kind, how in entries:
+    """The packed state in the dtypes of the network; bit for bit that of `to_stored_precision`."""
+    bitmaps = np.frombuffer(zlib.decompress(packed["bitmaps"].numpy().tobytes()), np.uint8)
+    starts: dict[str, int] = {}  # position of the next unread value of each dtype
+    state, bytes_read = {}, 0
+    for name, dtype, shape, stored_dtype, layout in entries:
         size = int(np.prod(shape))
-        length = -(-size // 8) if how == BITMAP else 0
-        if read + length > len(bits) or (not length and size > len(packed[kind])):
-            raise ValueError(f"{name} has {size} numbers, the file has not")  # before making room
-        there = np.ones(size, bool)
-        if how == BITMAP:
-            there = np.unpackbits(bits[read : read + length], count=size).astype(bool)
-            read += length
-        start, count = at.get(kind, 0), int(there.sum())
-        flat = torch.zeros(size, dtype=getattr(torch, kind))
-        flat[torch.from_numpy(there)] = packed[kind][start : start + count]
-        at[kind] = start + count
-        state[name] = flat.reshape(shape).to(getattr(torch, was))
+        length = -(-size // 8) if layout == BITMAP else 0
+        is_missing = not length and size > len(packed[stored_dtype])
+        if bytes_read + length > len(bitmaps) or is_missing:  # before memory is allocated
+            raise ValueError(f"{name} has {size} values, the file has fewer")
+        nonzero = np.ones(size, bool)
+        if layout == BITMAP:
+            bits = bitmaps[bytes_read : bytes_read + length]
+            nonzero = np.unpackbits(bits, count=size).astype(bool)
+            bytes_read += length
+        start, count = starts.get(stored_dtype, 0), int(nonzero.sum())
+        flat = torch.zeros(size, dtype=getattr(torch, stored_dtype))
+        flat[torch.from_numpy(nonzero)] = packed[stored_dtype][start : start + count]
+        starts[stored_dtype] = start + count
+        state[name] = flat.reshape(shape).to(getattr(torch, dtype))
     return state
 
 
-def dump(state: Weights, said: dict[str, Any], ids: Weights) -> bytes:
-    """A safetensors file: packed weights, ids, and what else is said, plain, in its header."""
+def to_bytes(state: Weights, block: dict[str, Any], ids: Weights) -> bytes:
+    """A safetensors file of packed weights and ids, with the plain values of `block` as header."""
     packed, entries = pack(state)
-    header = {"format": FORMAT, "weights": entries, "said": said}
+    header = {"format": FORMAT, "weights": entries, "block": block}
     return save(packed | ids, {KEY: json.dumps(header)})
 
 
 def read(path: Path) -> tuple[dict[str, Any], Weights]:
-    """What a packed file says, and its weights in the network's own types; no code is run."""
+    """The block and the state dict of a packed file; no code in it is run."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {}).get(KEY, "null"))
+            header = json.loads((file.metadata() or {}).get(KEY, "null"))
             packed = {name: file.get_tensor(name) for name in list(file.keys())}
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a packed file ({error})") from None
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
-        found = f"format {said.get('format')!r}" if isinstance(said, dict) else "no packed file"
-        raise ValueError(f"{path}: {found}, this reads packed files of format {FORMAT}")
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        version = f"format {header.get('format')!r}" if isinstance(header, dict) else "no header"
+        raise ValueError(f"{path}: {version}, this version reads packed files of format {FORMAT}")
     try:
-        weights = unpack(packed, said["weights"])
-        ids = {name: packed[name] for name in IDS if name in packed or name == "train_ids"}
-        return said["said"] | ids, weights
+        return header["block"] | {name: packed[name] for name in IDS}, unpack(
+            packed, header["weights"]
+        )
     except DAMAGE as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file's name says that it is packed."""
+    """Whether a file has the name of a packed file."""
     return path.name.endswith(SUFFIX)
 
 
-def _stored(tensor: Tensor) -> Tensor:
+def _as_half(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     half = tensor.half()
     return half if bool((half.isfinite() | ~tensor.isfinite()).all()) else tensor
 
 
-def _bits(flat: Tensor) -> np.ndarray:
-    """Which numbers have any bit set."""
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _nonzero(flat: Tensor) -> np.ndarray:
+    """Which values have any bit set."""
     if not len(flat):
         return np.zeros(0, bool)
-    wide = flat.contiguous().view(torch.uint8).reshape(len(flat), -1)
-    return np.asarray((wide != 0).any(dim=1).numpy())
+    value_bytes = flat.contiguous().view(torch.uint8).reshape(len(flat), -1)
+    return np.asarray((value_bytes != 0).any(dim=1).numpy())
 
 
-def _is_shorter(there: np.ndarray, flat: Tensor) -> bool:
-    return len(there) / 8 < (len(there) - int(there.sum())) * flat.element_size()
+def _bitmap_is_shorter(nonzero: np.ndarray, flat: Tensor) -> bool:
+    return len(nonzero) / 8 < (len(nonzero) - int(nonzero.sum())) * flat.element_size()

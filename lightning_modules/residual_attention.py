@@ -1,4 +1,4 @@
-"""A residual CNN that weighs places by a spatial attention map; timm knows it by its name."""
+"""A residual CNN with a spatial attention map, registered in timm as `residual_attention`."""
 
 import timm
 import torch
@@ -10,7 +10,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-NORMAL = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
+NORMALIZATION = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
 default_cfgs = generate_default_cfgs(
     {
         "residual_attention.untrained": {
@@ -19,14 +19,14 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "stem.0",
             "classifier": "head",
             "license": "mit",
-            **NORMAL,
+            **NORMALIZATION,
         }
     }
 )
 
 
 class ResidualBlock(nn.Module):
-    """Twice convolution, batch norm and ReLU, with dropout between, added to what came in."""
+    """Two convolutions with batch norm, ReLU and dropout between, added to the input."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int, drop_rate: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Multiplies each place by a weight in (0, 1) seen from its channels' mean and maximum."""
+    """Multiplies each position by a weight in (0, 1) from its mean and maximum over channels."""
 
     def __init__(self, kernel_size: int = 7) -> None:
         super().__init__()
@@ -55,18 +55,18 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of the same shape (B, C, H, W)."""
-        return x * self.map(x)
+        return x * self.attention_map(x)
 
-    def map(self, x: Tensor) -> Tensor:
-        """The weights, (B, 1, H, W)."""
-        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return torch.sigmoid(self.conv(seen))
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The weights of the positions, (B, 1, H, W)."""
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+        return torch.sigmoid(self.conv(pooled))
 
 
 class ResidualAttention(nn.Module):
-    """Three stages of residual blocks, a spatial attention map, the mean over places, a head.
+    """Three stages of residual blocks, spatial attention, global average pooling and a head.
 
-    Takes pictures of any size from 8 pixels on.
+    Accepts images of any size from 8 pixels on.
     """
 
     def __init__(
@@ -99,24 +99,26 @@ class ResidualAttention(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's features, weighed by the attention map, (B, C, H / 8, W / 8)."""
+        """The last stage's features, weighted by the attention map, (B, C, H / 8, W / 8)."""
         x = self.stem(x)
-        recompute = self.grad_checkpointing and self.training
-        x = checkpoint_seq(self.stages, x, use_reentrant=False) if recompute else self.stages(x)
-        weighed: Tensor = self.attention(x)
-        return weighed
+        if self.grad_checkpointing and self.training:
+            x = checkpoint_seq(self.stages, x, use_reentrant=False)
+        else:
+            x = self.stages(x)
+        weighted: Tensor = self.attention(x)
+        return weighted
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of features, or with ``pre_logits`` what the head sees, (B, C)."""
+        """Logits (B, K) of features, or with `pre_logits` the pooled features, (B, C)."""
         pooled: Tensor = self.pool(x).flatten(1)
         return pooled if pre_logits else self.head(pooled)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Stem and stages, or stem and blocks; what is not matched is the head."""
+        """Regular expressions of the stem and the stages (or blocks); the head matches none."""
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" + ("" if coarse else r"\.(\d+)")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the stages in the backward pass instead of keeping what they gave."""
+        """Recomputes the stages in the backward pass instead of storing their activations."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -124,13 +126,13 @@ class ResidualAttention(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new head; 0 classes leave the pooled features."""
+        """Replaces the head; with 0 classes the network returns the pooled features."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
 
-def _stage(before: int, width: int, depth: int, stride: int, drop_rate: float) -> nn.Sequential:
-    first = ResidualBlock(before, width, stride, drop_rate)
+def _stage(in_chans: int, width: int, depth: int, stride: int, drop_rate: float) -> nn.Sequential:
+    first = ResidualBlock(in_chans, width, stride, drop_rate)
     return nn.Sequential(first, *(_block(width, drop_rate) for _ in range(depth - 1)))
 
 
@@ -139,7 +141,7 @@ def _block(width: int, drop_rate: float) -> ResidualBlock:
 
 
 def residual_attention(pretrained: bool = False, **kwargs: object) -> ResidualAttention:
-    """Three stages of 64, 128 and 256 channels, two blocks each."""
+    """Creates the network: three stages of 64, 128 and 256 channels with two blocks each."""
     net: ResidualAttention = build_model_with_cfg(
         ResidualAttention, "residual_attention", pretrained, **kwargs
     )

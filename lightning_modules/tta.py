@@ -1,4 +1,4 @@
-"""Test-time augmentation: the same picture turned, flipped and scaled, its logits averaged."""
+"""Test-time augmentation: mean logits of an image and its flipped, rotated and zoomed copies."""
 
 import math
 from collections.abc import Callable
@@ -7,56 +7,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Image = Tensor | dict[str, Tensor]
-Change = Callable[[Tensor], Tensor]
+Images = Tensor | dict[str, Tensor]
+Augmentation = Callable[[Tensor], Tensor]
 ALLOWED = "hflip, vflip, rotate:DEGREES, zoom:FACTOR"
 
 
-def changes(names: list[str]) -> list[Change]:
-    """What is looked at: the picture itself first, then one changed picture a name."""
-    return [lambda image: image, *(change(name) for name in names)]
-
-
-def looks(names: list[str]) -> list[str]:
-    """The note that figures of changed pictures carry; none where nothing is changed."""
-    count = len(changes(names))
-    told = f"{count} looks at every picture, their logits averaged: as it is, {', '.join(names)}"
-    return [told] if names else []
-
-
-def change(name: str) -> Change:
-    """The change of a name such as `hflip`, `rotate:5` or `zoom:1.1`."""
+def augmentation(name: str) -> Augmentation:
+    """The augmentation of a name such as `hflip`, `rotate:5` or `zoom:1.1`."""
     kind, _, value = name.partition(":")
     if kind in ("hflip", "vflip") and not value:
-        return lambda image: image.flip(-1 if kind == "hflip" else -2)
+        return lambda images: images.flip(-1 if kind == "hflip" else -2)
     try:
         amount = float(value)
     except ValueError:
         raise ValueError(f"tta: {name!r} is not one of {ALLOWED}") from None
     if kind == "rotate" and abs(amount) <= 45:
-        return lambda image: warped(image, math.radians(amount), 1.0)
+        return lambda images: affine(images, math.radians(amount), 1.0)
     if kind == "zoom" and 0.5 <= amount <= 2:
-        return lambda image: warped(image, 0.0, amount)
+        return lambda images: affine(images, 0.0, amount)
     raise ValueError(f"tta: {name!r} is not one of {ALLOWED}; up to 45 degrees, 0.5 to 2 times")
 
 
-def warped(image: Tensor, angle: float, scale: float) -> Tensor:
-    """Images (B, C, H, W) turned counter-clockwise and enlarged; the border goes on."""
+def affine(images: Tensor, angle: float, scale: float) -> Tensor:
+    """Images (B, C, H, W) rotated counterclockwise and enlarged; border pixels are repeated."""
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    matrix = image.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(image), 2, 3)
-    grid = functional.affine_grid(matrix, list(image.shape), align_corners=False)
-    return functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    matrix = images.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(images), 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def averaged(said: Callable[[Image], Tensor], image: Image, names: list[str]) -> Tensor:
-    """Mean logits of the picture and its changes; without names exactly what is said of it."""
+def mean_logits(predict: Callable[[Images], Tensor], images: Images, names: list[str]) -> Tensor:
+    """Mean of `predict` over the images and one augmented copy per name; shape as `predict`."""
     if not names:
-        return said(image)
-    return torch.stack([said(applied(seen, image)) for seen in changes(names)]).mean(dim=0)
+        return predict(images)
+    copies = [_augmented(augmentation(name), images) for name in names]
+    return torch.stack([predict(copy) for copy in [images, *copies]]).mean(dim=0)
 
 
-def applied(seen: Change, image: Image) -> Image:
-    """The changed images, of every view where there are several."""
-    if isinstance(image, dict):
-        return {view: seen(pictures) for view, pictures in image.items()}
-    return seen(image)
+def tta_notes(names: list[str]) -> list[str]:
+    """The note that metrics with test-time augmentation carry; empty without it."""
+    for name in names:
+        augmentation(name)  # refuses an unknown name
+    note = f"test-time augmentation: mean logits of the image and of {', '.join(names)}"
+    return [note] if names else []
+
+
+def _augmented(augment: Augmentation, images: Images) -> Images:
+    if isinstance(images, dict):
+        return {view: augment(tensor) for view, tensor in images.items()}
+    return augment(images)

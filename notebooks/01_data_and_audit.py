@@ -22,42 +22,41 @@ import os
 from pathlib import Path
 
 from consilium import ROOT
-from consilium.cli.audit import counts_table, sections
-from consilium.inference.data_config import from_configs
-from consilium.inference.samples import examples, sheet
-from datamodules.audit.audit import audit
-from evaluation.reports.html import Picture
-from evaluation.reports.inline import look
-from evaluation.run_folder import ExperimentFolder
+from consilium.inference.audit_report import audit_sections, counts_table
+from consilium.inference.data_config import load_datamodule
+from consilium.inference.samples import augmentation_sheet, example_images
+from datamodules.audit.audit import audit_manifest
+from evaluation.reports.html import Plot, show
+from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
 study = ExperimentFolder(Path(STUDY))
-data = from_configs([study.config(study.members[0])])
+data = load_datamodule([study.config_file(study.members[0])])
 data.prepare_data()
-manifest = data.listed()
+manifest = data.load_manifest()
 
 # %% [markdown]
 # ## How many pictures and patients does each split have?
 
 # %%
-look(counts_table(manifest))
+show(counts_table(manifest))
 
 # %% [markdown]
 # ## What does each class look like?
 
 # %%
-look(examples(manifest, "train", each=4))
+show(example_images(manifest, "train", per_class=4))
 
 # %% [markdown]
 # ## What does the network see in training?
 # Left the picture as the network gets it in a test, then seven augmented ones.
 
 # %%
-look(Picture(sheet(manifest, data)))
+show(Plot(augmentation_sheet(manifest, data)))
 
 # %% [markdown]
 # ## Does training see what is measured, and does anything but the pictures give the class away?
 
 # %%
-found = audit(manifest)
-look(*sections(found))
+audit = audit_manifest(manifest)
+show(*audit_sections(audit))

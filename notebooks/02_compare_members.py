@@ -24,49 +24,48 @@ from pathlib import Path
 from consilium import ROOT
 from evaluation.plots import curves, ensemble
 from evaluation.reports import comparison
-from evaluation.reports.html import Picture, Text
-from evaluation.reports.inline import look
-from evaluation.run_folder import ExperimentFolder
+from evaluation.reports.html import Plot, Text, show
+from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
 study = ExperimentFolder(Path(STUDY))
 tables = study.tables("test")
-found = comparison.compare(tables)
+found = comparison.compare_models(tables)
 
 # %% [markdown]
 # ## Which member reaches most?
 
 # %%
-look(Text(comparison.sentence(found)), comparison.standings(found))
+show(Text(comparison.summary_sentence(found)), comparison.member_table(found))
 
 # %% [markdown]
 # ## Is one beyond doubt better than another?
 
 # %%
-look(*comparison.pairwise(found, tables))
+show(*comparison.pair_sections(found, tables))
 
 # %% [markdown]
 # ## Who leads on which class?
 
 # %%
 names = tables[study.members[0]].class_names
-look(ensemble.strengths(found.members, names), comparison.strengths(found, tables))
+show(ensemble.recall_plot(found.members, names), comparison.recall_table(found.members, names))
 
 # %% [markdown]
 # ## How well does each separate the classes at every threshold?
 
 # %%
-look(curves.roc_compared(tables), curves.precision_recall(tables))
+show(curves.roc_comparison(tables), curves.precision_recall_plot(tables))
 
 # %% [markdown]
 # ## What does each take for what?
 
 # %%
-look(*[Picture(curves.confusion(table), heading=name) for name, table in tables.items()])
+show(*[Plot(curves.confusion_plot(table), heading=name) for name, table in tables.items()])
 
 # %% [markdown]
 # ## Had they learned all they could?
 
 # %%
 histories = study.histories()
-look(*[Picture(curves.learning_curves(each), heading=name) for name, each in histories.items()])
+show(*[Plot(curves.learning_curves(each), heading=name) for name, each in histories.items()])

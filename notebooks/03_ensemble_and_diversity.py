@@ -26,9 +26,8 @@ from consilium import ROOT
 from evaluation import ensemble
 from evaluation.plots import ensemble as ensemble_figures
 from evaluation.reports import ensemble as ensemble_report
-from evaluation.reports.html import Text
-from evaluation.reports.inline import look
-from evaluation.run_folder import ExperimentFolder
+from evaluation.reports.html import Text, show
+from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
 study = ExperimentFolder(Path(STUDY))
@@ -40,33 +39,37 @@ judged = ensemble.evaluate_voters(fitted, test)
 # ## Is the ensemble worth more than its best member?
 
 # %%
-look(Text(ensemble_report.sentence(fitted, judged, VOTER)), ensemble_figures.gains(judged.gains))
+show(
+    Text(ensemble_report.summary_sentence(fitted, judged, VOTER)),
+    ensemble_figures.gain_plot(judged.gains),
+)
 
 # %% [markdown]
 # ## Which vote is best, and how do the members stand beside it?
 # Voters are fitted on val and judged once on test.
 
 # %%
-look(ensemble_report.voters(fitted, judged, VOTER), ensemble_report.paired(fitted, judged))
+show(ensemble_report.voter_table(fitted, judged, VOTER), ensemble_report.gain_table(fitted, judged))
 
 # %% [markdown]
 # ## How much of the vote does each member get?
 
 # %%
-look(*ensemble_report.weights(fitted, test))
+names = next(iter(test.values())).class_names
+show(*ensemble_report.member_weight_sections(fitted, list(test), names))
 
 # %% [markdown]
 # ## Do the members err on different images?
 # Members that agree on everything gain nothing from each other.
 
 # %%
-look(ensemble_figures.agreement(test), ensemble_figures.diversity(judged))
+show(ensemble_figures.agreement_plot(test), ensemble_figures.diversity_plot(judged))
 
 # %%
-look(ensemble_report.pairs(judged))
+show(ensemble_report.pairwise_diversity_table(judged))
 
 # %% [markdown]
 # ## Which images divide them?
 
 # %%
-look(*ensemble_report.disputes(test))
+show(*ensemble_report.disputed_section(test))

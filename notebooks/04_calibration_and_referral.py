@@ -27,17 +27,17 @@ from evaluation import ensemble
 from evaluation.plots import curves
 from evaluation.plots import ensemble as ensemble_figures
 from evaluation.reports import ensemble as ensemble_report
-from evaluation.reports.answers import answers
-from evaluation.reports.inline import look
-from evaluation.run_folder import ExperimentFolder
-from evaluation.voters.simple import pool
+from evaluation.reports.html import show
+from evaluation.reports.run import predictions_frame
+from evaluation.results import ExperimentFolder
+from evaluation.voters.simple import pool_tables
 
 os.chdir(ROOT)
 study = ExperimentFolder(Path(STUDY))
 val, test = study.tables("val"), study.tables("test")
 fitted = ensemble.fit_voters(val)
 chosen = fitted.ensembles[VOTER]
-pooled = pool(chosen.voter, list(test.values()))
+pooled = pool_tables(chosen.voter, list(test.values()))
 calibrated = ensemble.combine_members(chosen, list(test.values()))
 
 # %% [markdown]
@@ -45,29 +45,31 @@ calibrated = ensemble.combine_members(chosen, list(test.values()))
 # The temperature is fitted on val; on the line, confidence and accuracy agree.
 
 # %%
-look(curves.reliability({"pooled": pooled, "and calibrated": calibrated}))
+show(curves.reliability_plot({"pooled": pooled, "and calibrated": calibrated}))
 
 # %% [markdown]
 # ## And the members by themselves?
 
 # %%
-look(curves.reliability(test))
+show(curves.reliability_plot(test))
 
 # %% [markdown]
 # ## How much safer is it to answer only when sure?
 
 # %%
-look(ensemble_figures.risks({f"ensemble ({VOTER})": calibrated, **test}))
+show(ensemble_figures.risk_coverage_plot({f"ensemble ({VOTER})": calibrated, **test}))
 
 # %% [markdown]
 # ## How many images would a person have to see, for which error rate?
 # Thresholds and sets are chosen on val; the table says what they do on test.
 
 # %%
-look(ensemble_report.selective(fitted, val, test, VOTER))
+fitted_on = ensemble.combine_members(chosen, list(val.values()))
+rules, aurc = ensemble.evaluate_selective(fitted_on, calibrated)
+show(ensemble_report.selective_table(rules, aurc, calibrated))
 
 # %% [markdown]
 # ## Which answers were least sure?
 
 # %%
-answers(calibrated).sort_values("confidence").head(10)
+predictions_frame(calibrated).sort_values("confidence").head(10)

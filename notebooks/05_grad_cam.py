@@ -24,40 +24,46 @@ import os
 from pathlib import Path
 
 from consilium import ROOT
-from consilium.inference.data_config import from_configs
-from consilium.inference.panels import explained
-from consilium.inference.predictor import load
-from consilium.inference.saliency_evaluation import correct, measure, section
-from consilium.inference.samples import some
+from consilium.inference.data_config import load_datamodule
+from consilium.inference.panels import plot_explanations
+from consilium.inference.predictor import load_predictor
+from consilium.inference.saliency_evaluation import evaluate_saliency, results_table, select_correct
+from consilium.inference.samples import sample_rows
 from evaluation.predictions import PredictionTable
-from evaluation.reports.answers import surest
-from evaluation.reports.inline import look
-from evaluation.run_folder import ExperimentFolder
+from evaluation.reports.html import show
+from evaluation.reports.run import most_confident
+from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
 study = ExperimentFolder(Path(STUDY))
-run = study.first
-data = from_configs([study.config(run.name)])
+run = study.first_run
+data = load_datamodule([study.config_file(run.name)])
 data.prepare_data()
-manifest = data.listed()
+manifest = data.load_manifest()
 table = PredictionTable.read(run / "predictions" / "test.parquet")
-model = load(run)
+model = load_predictor(run)
 
 # %% [markdown]
 # ## What do its surest right answers rest on?
 
 # %%
-look(*explained(model, manifest, surest(table, right=True, count=PICTURES)))
+show(*plot_explanations(model, manifest, most_confident(table, correct=True, count=PICTURES)))
 
 # %% [markdown]
 # ## What misled it where it was sure and wrong?
 
 # %%
-look(*explained(model, manifest, surest(table, right=False, count=PICTURES)))
+show(*plot_explanations(model, manifest, most_confident(table, correct=False, count=PICTURES)))
 
 # %% [markdown]
 # ## Do the maps point at the lesion, and carry the answer?
 # With randomized weights pointing must be lost; that is the check of the method.
 
 # %%
-look(section(measure(run, ["GradCAM"], correct(model, some(manifest, "test", MEASURED)))))
+show(
+    results_table(
+        evaluate_saliency(
+            run, ["GradCAM"], select_correct(model, sample_rows(manifest, "test", MEASURED))
+        )
+    )
+)

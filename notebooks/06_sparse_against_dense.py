@@ -26,9 +26,8 @@ from consilium import ROOT
 from evaluation import sparsity
 from evaluation.plots import curves
 from evaluation.reports import comparison
-from evaluation.reports.html import Picture, Text
-from evaluation.reports.inline import look
-from evaluation.run_folder import ExperimentFolder
+from evaluation.reports.html import Plot, Text, show
+from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
 study = ExperimentFolder(Path(STUDY))
@@ -39,24 +38,28 @@ tables, histories = study.tables("test"), study.histories()
 # Said honestly: zeros in dense kernels are multiplied like any other number.
 
 # %%
-look(*sparsity.of_run(study.run(SPARSE), tables[SPARSE]))
+show(*sparsity.sparsity_sections(study.run(SPARSE), tables[SPARSE]))
 
 # %% [markdown]
 # ## What did it cost, on which class, and which decisions changed?
 
 # %%
-look(*sparsity.against_control(tables[SPARSE], tables[CONTROL]))
+show(*sparsity.compare_tables(tables[SPARSE], tables[CONTROL]))
 
 # %% [markdown]
 # ## How did density, loss and accuracy go over the epochs?
 
 # %%
 each = {name: histories[name] for name in (SPARSE, CONTROL)}
-look(*[Picture(curves.learning_curves(rows), heading=name) for name, rows in each.items()])
+show(*[Plot(curves.learning_curves(rows), heading=name) for name, rows in each.items()])
 
 # %% [markdown]
 # ## How do all arms of the study stand side by side?
 
 # %%
-found = comparison.compare(tables)
-look(Text(comparison.sentence(found)), comparison.standings(found), curves.roc_compared(tables))
+found = comparison.compare_models(tables)
+show(
+    Text(comparison.summary_sentence(found)),
+    comparison.member_table(found),
+    curves.roc_comparison(tables),
+)

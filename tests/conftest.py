@@ -1,9 +1,9 @@
-"""What every test shares: no network, one thread, and a small study of trained members."""
+"""Fixtures of all tests: no network, one thread, and tiny trained members."""
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# in processes of their own as well: equal bits are promised for equal numbers of threads
+# also in subprocesses: results are bitwise equal only for equal numbers of threads
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import socket
@@ -23,12 +23,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only this machine can be reached."""
+    """Blocks every connection to another machine."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: object) -> None:
         if isinstance(address, tuple) and address[0] not in LOCAL:
-            raise OSError(f"a test asked for the network: {address}")
+            raise OSError(f"a test opened a network connection: {address}")
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
@@ -36,61 +36,62 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Tiny(NamedTuple):
-    """Config files for members that train in seconds."""
+    """Writes config files of members that train in seconds, and trains them."""
 
     root: Path
 
     def member(self, name: str, **changes: object) -> Path:
-        """Writes `name`.yaml: test_resnet on small phantoms, with dotted changes."""
-        config = yaml.safe_load(TINY.format(root=self.root))
+        """Writes `name`.yaml: test_resnet on small phantoms, changed at dotted keys."""
+        config = yaml.safe_load(TINY_CONFIG.format(root=self.root))
         for key, value in changes.items():
-            *path, last = key.split(".")
-            at = config
-            for part in path:
-                at = at.setdefault(part, {})
-            at[last] = value
+            *parents, last = key.split(".")
+            section = config
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[last] = value
         file = self.root / f"{name}.yaml"
         file.write_text(yaml.safe_dump(config))
         return file
 
-    def fit(self, name: str, run: Path, *more: str, **changes: object) -> Path:
-        """Fits a member in this process and returns its run folder."""
-        code = main(["fit", *self.configs(name, **changes), "--run", str(run), *more])
-        assert code == 0
+    def fit(self, name: str, run: Path, *arguments: str, **changes: object) -> Path:
+        """Fits and tests a member in this process and returns its run folder."""
+        configs = self.configs(name, **changes)
+        assert main(["fit", *configs, "--run", str(run), "--test", "true", *arguments]) == 0
         return run
 
     def configs(self, name: str, **changes: object) -> list[str]:
-        """The two config files of a member as arguments."""
+        """The arguments that name the config files of a member."""
         return ["--config", str(ROOT / "configs/base.yaml"),
                 "--config", str(self.member(name, **changes))]  # fmt: skip
 
 
-TINY = """
+TINY_CONFIG = """
 data:
   class_path: datamodules.ImageDataModule
   init_args:
     source:
       class_path: datamodules.Phantoms
-      init_args: {{kind: fracture, patients: 30, films: 2, size: 64, root: {root}/phantoms,
-                   val: 0.25, test: 0.3}}
+      init_args: {{kind: fracture, num_patients: 30, images_per_patient: 2, image_size: 64,
+                   root: {root}/phantoms, val: 0.25, test: 0.3}}
     class_names: [none, simple, comminuted]
     preprocess: {{size: 32}}
     augment: fracture
     batch_size: 8
-    workers: 0
+    num_workers: 0
 model:
   class_path: lightning_modules.ImageClassifier
   init_args:
     backbone: test_resnet
     backbone_args: {{drop_rate: 0.2}}
-    optimization: {{lr: 0.002, schedule: cosine}}
+    optimizer: {{lr: 0.002}}
+    lr_scheduler: {{name: cosine}}
 trainer: {{accelerator: cpu, devices: 1, max_epochs: 2}}
 """
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Where tiny members come from."""
+    """Configs and runs of tiny members in one folder."""
     return Tiny(tmp_path_factory.mktemp("tiny"))
 
 
@@ -102,6 +103,6 @@ def resnet(tiny: Tiny) -> Path:
 
 @pytest.fixture(scope="session")
 def larger(tiny: Tiny) -> Path:
-    """Run folder of a trained test_resnet at 48 px: another view of the same pictures."""
+    """Run folder of a trained test_resnet at 48 px: another view of the same images."""
     return tiny.fit("larger", tiny.root / "runs" / "larger",
                     **{"data.init_args.preprocess": {"size": 48, "clahe": 2.0}})  # fmt: skip

@@ -9,52 +9,83 @@ from consilium.cli.main import main
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from lightning_modules import checkpoints
-from lightning_modules.base import FIGURES
+from lightning_modules.base import EPOCH_METRICS
+from tests.user_classes import BatchCounter
 
 
-def test_run_folder_is_complete(resnet):
+def test_run_folder_has_all_files(resnet):
     for name in ("config.yaml", "best.ckpt", "last.ckpt", "history.csv", "results.json",
-                 "report.html", "predictions/val.parquet", "predictions/test.parquet"):  # fmt: skip
+                 "results.val.json", "report.html", "predictions/val.parquet", "predictions/test.parquet"):  # fmt: skip
         assert (resnet / name).is_file(), name
     history = pd.read_csv(resnet / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
     assert {"lr", "train/loss", "train/accuracy"} <= set(history)
-    assert [name for name in history if "val/" in name] == [f"val/{name}" for name in FIGURES]
+    assert [name for name in history if "val/" in name] == [f"val/{name}" for name in EPOCH_METRICS]
 
 
-def test_test_gives_the_figures_that_fit_printed(resnet, tmp_path, capsys):
+def test_fit_evaluates_val_and_test_only_when_asked(tiny, tmp_path):
+    run = tmp_path / "run"
+    assert main(["fit", *tiny.configs("untested"), "--run", str(run)]) == 0
+    assert read_results(run / "results.val.json").split == "val"
+    assert not (run / "results.json").exists()
+    assert not (run / "predictions" / "test.parquet").exists()
+    assert main(["fit", *tiny.configs("untested"), "--run", str(run)]) == 2  # is finished
+    assert main(["test", "--config", str(run / "config.yaml"), "--run", str(run)]) == 0
+    assert read_results(run / "results.json").split == "test"
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_own_subclass_loss_callback_and_logger_work_from_a_config(tiny, tmp_path, logger):
+    if logger == "TensorBoardLogger":
+        pytest.importorskip("tensorboardX")
+    arguments = {"save_dir": str(tmp_path / "logs")}
+    before = BatchCounter.batches
+    run = tiny.fit("own", tmp_path / "run", **{
+        "model.class_path": "tests.user_classes.ScaledClassifier",
+        "model.init_args.loss": {"name": "tests.user_classes.hinge_loss", "args": {"margin": 2.0}},
+        "trainer.callbacks+": [{"class_path": "tests.user_classes.BatchCounter"}],
+        "trainer.logger": {"class_path": f"lightning.pytorch.loggers.{logger}",
+                           "init_args": arguments},
+        "trainer.max_epochs": 1})  # fmt: skip
+    assert BatchCounter.batches > before
+    assert read_results(run / "results.json").split == "test"
+    assert checkpoints.read(run / "best.ckpt")[0].module == "ScaledClassifier"
+    assert [file for file in (tmp_path / "logs").rglob("*") if file.is_file()]
+
+
+def test_test_reproduces_the_metrics_of_fit(resnet, tmp_path, capsys):
     args = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(resnet / "best.ckpt")]
     assert main(["test", *args, "--run", str(tmp_path / "again")]) == 0
-    first, again = (read_results(run / "results.json") for run in (resnet, tmp_path / "again"))
-    assert first.metrics == again.metrics
-    assert f"{again.metrics['accuracy'].value:.4f}" in capsys.readouterr().out
+    first, second = (read_results(run / "results.json") for run in (resnet, tmp_path / "again"))
+    assert first.metrics == second.metrics
+    assert f"{second.metrics['accuracy'].value:.4f}" in capsys.readouterr().out
 
 
-def test_without_a_checkpoint_the_best_of_the_run_is_measured(resnet, tmp_path, capsys):
-    run, kept = shutil.copytree(resnet, tmp_path / "run"), read_results(resnet / "results.json")
+def test_best_checkpoint_of_the_run_is_the_default(resnet, tmp_path, capsys):
+    run, results = shutil.copytree(resnet, tmp_path / "run"), read_results(resnet / "results.json")
     args = ["--config", str(run / "config.yaml"), "--run"]
-    for where in (run, tmp_path / "elsewhere"):
-        assert main(["test", *args, str(where)]) == 0
+    for folder in (run, tmp_path / "elsewhere"):
+        assert main(["test", *args, str(folder)]) == 0
         assert f"checkpoint: {run}/best.ckpt\n" in capsys.readouterr().out
-        assert read_results(where / "results.json").metrics == kept.metrics
-    assert main(["predict", *args, str(tmp_path / "said")]) == 0
-    table = tmp_path / "said/predictions/test.parquet"
+        assert read_results(folder / "results.json").metrics == results.metrics
+    assert main(["predict", *args, str(tmp_path / "predicted")]) == 0
+    table = tmp_path / "predicted/predictions/test.parquet"
     assert f"predictions: {table}\n" in capsys.readouterr().out
-    assert PredictionTable.read(table).meta["weights"] == kept.meta["weights"]
+    assert PredictionTable.read(table).meta["weights"] == results.meta["weights"]
 
 
-@pytest.mark.parametrize("verb", ["test", "validate", "predict"])
-def test_random_weights_are_not_measured(tiny, resnet, tmp_path, capsys, verb):
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_untrained_weights_are_not_evaluated(tiny, resnet, tmp_path, capsys, command):
     run = tmp_path / "run"
-    assert main([verb, *tiny.configs("unfitted"), "--run", str(run)]) == 2
-    assert f"--ckpt_path: give one; {run} holds no best.ckpt" in capsys.readouterr().err
+    assert main([command, *tiny.configs("untrained"), "--run", str(run)]) == 2
+    assert f"--ckpt_path: required, as {run} has no best.ckpt" in capsys.readouterr().err
     assert not run.exists()
     shutil.copytree(resnet, run)
-    assert main([verb, "--config", str(resnet / "config.yaml"), "--run", str(run)]) == 2
-    assert f"{run}/best.ckpt or {resnet}/best.ckpt? say which" in capsys.readouterr().err
+    assert main([command, "--config", str(resnet / "config.yaml"), "--run", str(run)]) == 2
+    assert f"give one of {run}/best.ckpt, {resnet}/best.ckpt" in capsys.readouterr().err
 
 
-def test_the_report_of_val_is_not_drawn_over_that_of_test(resnet, tmp_path):
+def test_report_of_val_does_not_overwrite_the_report_of_test(resnet, tmp_path):
     run = shutil.copytree(resnet, tmp_path / "run")
     before = (run / "report.html").read_bytes()
     args = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / "best.ckpt")]
@@ -64,9 +95,9 @@ def test_the_report_of_val_is_not_drawn_over_that_of_test(resnet, tmp_path):
     assert "val split" in (run / "report.val.html").read_text()
 
 
-def test_a_checkpoint_is_read_without_yaml(resnet, tmp_path):
-    alone = shutil.copy(resnet / "best.ckpt", tmp_path / "alone.ckpt")
-    module, block = checkpoints.load(alone)
+def test_checkpoint_loads_without_its_config(resnet, tmp_path):
+    copy = shutil.copy(resnet / "best.ckpt", tmp_path / "copy.ckpt")
+    module, block = checkpoints.load(copy)
     table = PredictionTable.read(resnet / "predictions" / "test.parquet")
     assert block.class_names == ["none", "simple", "comminuted"]
     assert block.preprocess["size"] == 32
@@ -74,7 +105,7 @@ def test_a_checkpoint_is_read_without_yaml(resnet, tmp_path):
     assert module(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
-def test_changed_weights_are_found_out(resnet, tmp_path):
+def test_changed_weights_are_refused(resnet, tmp_path):
     content = torch.load(resnet / "best.ckpt", weights_only=True)
     next(iter(content["state_dict"].values())).view(-1)[0] += 1e-3
     torch.save(content, tmp_path / "changed.ckpt")
@@ -82,10 +113,10 @@ def test_changed_weights_are_found_out(resnet, tmp_path):
         checkpoints.load(tmp_path / "changed.ckpt")
 
 
-def test_half_precision_trains_and_an_epoch_without_val_has_no_figures_of_it(tiny, tmp_path):
-    rare = {"trainer.precision": "bf16-true", "trainer.max_epochs": 3,
+def test_half_precision_trains_and_epochs_without_validation_have_no_val_metrics(tiny, tmp_path):
+    changes = {"trainer.precision": "bf16-true", "trainer.max_epochs": 3,
             "trainer.check_val_every_n_epoch": 2}  # fmt: skip
-    assert main(["fit", *tiny.configs("half", **rare), "--run", str(tmp_path)]) == 0
+    assert main(["fit", *tiny.configs("half", **changes), "--run", str(tmp_path)]) == 0
     history = pd.read_csv(tmp_path / "history.csv")
     assert history["val/loss"].notna().tolist() == [False, True, False]
     assert history["train/loss"].notna().all()
@@ -93,86 +124,92 @@ def test_half_precision_trains_and_an_epoch_without_val_has_no_figures_of_it(tin
     assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.bfloat16}
 
 
-def moved(tiny, test=0.8, **changes):
-    """Another split of the same pictures; so large a test split holds training pictures."""
+def other_splits(tiny, test=0.8, **changes):
+    """Config with other splits of the same images; a large test split has training images."""
     source = {"class_path": "datamodules.Phantoms", "init_args": {
-        "kind": "fracture", "patients": 30, "films": 2, "size": 64,
+        "kind": "fracture", "num_patients": 30, "images_per_patient": 2, "image_size": 64,
         "root": str(tiny.root / "phantoms"), "val": 0.1, "test": test}}  # fmt: skip
-    return tiny.configs("moved", **{"data.init_args.source": source}, **changes)
+    return tiny.configs("other_splits", **{"data.init_args.source": source}, **changes)
 
 
-@pytest.mark.parametrize("verb", ["test", "predict"])
-def test_nobody_is_tested_on_training_images(tiny, resnet, tmp_path, capsys, verb):
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_training_images_are_refused_in_the_test_split(tiny, resnet, tmp_path, capsys, command):
     checkpoint = ["--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path)]
-    assert main([verb, *moved(tiny), *checkpoint]) != 0
+    assert main([command, *other_splits(tiny), *checkpoint]) != 0
     assert "training samples of this checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "predictions").exists()
 
 
-def test_nobody_is_tested_on_images_that_chose_the_epoch(tiny, resnet, tmp_path, capsys):
+def test_val_images_of_the_training_are_refused_in_the_test_split(tiny, resnet, tmp_path, capsys):
     content = torch.load(resnet / "best.ckpt", weights_only=True)
     content["consilium"]["train_ids"] = torch.empty(0, dtype=torch.int64)
-    torch.save(content, tmp_path / "chosen.ckpt")
-    checkpoint = ["--ckpt_path", str(tmp_path / "chosen.ckpt"), "--run", str(tmp_path / "run")]
-    assert main(["test", *moved(tiny), *checkpoint]) != 0
+    torch.save(content, tmp_path / "no_train_ids.ckpt")
+    checkpoint = [
+        "--ckpt_path",
+        str(tmp_path / "no_train_ids.ckpt"),
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    assert main(["test", *other_splits(tiny), *checkpoint]) != 0
     assert "of the samples to be tested are val samples" in capsys.readouterr().err
-    assert main(["validate", *tiny.configs("same"), *checkpoint]) == 0  # val is what it is for
+    assert main(["validate", *tiny.configs("same"), *checkpoint]) == 0  # allowed for val
 
 
-def test_what_the_first_weights_were_made_of_is_remembered(tiny, resnet, tmp_path):
+def test_training_ids_of_a_warm_start_are_recorded(tiny, resnet, tmp_path):
     start = {"class_path": "callbacks.WarmStart",
-             "init_args": {"start": str(resnet / "best.ckpt")}}  # fmt: skip
-    few = {"data.init_args.balance": {"limit": 2}, "trainer.callbacks+": [start],
+             "init_args": {"checkpoint": str(resnet / "best.ckpt")}}  # fmt: skip
+    changes = {"data.init_args.balance": {"max_per_class": 2}, "trainer.callbacks+": [start],
            "trainer.max_epochs": 1}  # fmt: skip
-    assert main(["fit", *tiny.configs("few", **few), "--run", str(tmp_path)]) == 0
+    assert main(["fit", *tiny.configs("few", **changes), "--run", str(tmp_path)]) == 0
     before, after = (checkpoints.read(run / "best.ckpt")[0] for run in (resnet, tmp_path))
     assert torch.equal(after.train_ids, before.train_ids)
 
 
-@pytest.mark.parametrize("verb", ["test", "predict"])
-def test_no_ensemble_votes_on_its_members_training_images(tiny, resnet, tmp_path, capsys, verb):
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_ensemble_refuses_training_images_of_its_members(tiny, resnet, tmp_path, capsys, command):
     ensemble = {"class_path": "lightning_modules.EnsembleModule",
                "init_args": {"members": [str(resnet)]}}  # fmt: skip
-    assert main([verb, *moved(tiny, model=ensemble), "--run", str(tmp_path)]) != 0
+    assert main([command, *other_splits(tiny, model=ensemble), "--run", str(tmp_path)]) != 0
     assert "member 'resnet': " in capsys.readouterr().err
 
 
-def test_training_images_may_be_predicted_as_such(tiny, resnet, tmp_path):
-    configs = tiny.configs("seen", **{"data.init_args.predict_split": "train"})
+def test_training_images_can_be_predicted_as_the_train_split(tiny, resnet, tmp_path):
+    configs = tiny.configs("predict_train", **{"data.init_args.predict_split": "train"})
     checkpoint = ["--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path)]
     assert main(["predict", *configs, *checkpoint]) == 0
     assert PredictionTable.read(tmp_path / "predictions" / "train.parquet").splits == ["train"]
 
 
-def test_a_fit_goes_on_with_its_own_splits_alone(tiny, resnet, tmp_path, capsys):
+def test_resuming_with_other_splits_is_refused(tiny, resnet, tmp_path, capsys):
     resume = ["--ckpt_path", str(resnet / "last.ckpt"), "--run", str(tmp_path / "run")]
-    assert main(["fit", *moved(tiny, 0.3, **{"trainer.max_epochs": 3}), *resume]) != 0
+    assert main(["fit", *other_splits(tiny, 0.3, **{"trainer.max_epochs": 3}), *resume]) != 0
     assert "checkpoint: was trained on another manifest" in capsys.readouterr().err
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
-def test_a_plateau_lowers_the_rate(tiny, tmp_path):
-    """A figure that cannot improve: the rate falls after each validation that is waited for."""
-    stuck = {"schedule": "plateau", "every": 1, "factor": 0.1, "lr": 1e-12, "optimizer": "sgd"}
+def test_plateau_scheduler_lowers_the_learning_rate(tiny, tmp_path):
+    """The learning rate is too small for any improvement, so it is reduced again and again."""
+    plateau = {"name": "plateau", "patience": 1, "gamma": 0.1}
     run = tiny.fit("plateau", tmp_path / "run", **{
-        "trainer.max_epochs": 6, "model.init_args.optimization": stuck})  # fmt: skip
+        "trainer.max_epochs": 6, "model.init_args.optimizer": {"name": "sgd", "lr": 1e-12},
+        "model.init_args.lr_scheduler": plateau})  # fmt: skip
     rates = pd.read_csv(run / "history.csv")["lr"]
     assert rates.iloc[-1] < 0.2 * rates.iloc[0]
 
 
-def test_a_run_that_had_stopped_early_stays_stopped_when_it_goes_on(tiny, tmp_path):
-    """No epoch gains 10, so two are trained; a resume must not add a third."""
-    stopping = {"early_stopping": {"patience": 1, "min_delta": 10.0}, "trainer.max_epochs": 4}
-    run = tiny.fit("stopped", tmp_path / "run", **stopping)
+def test_early_stopped_run_trains_no_epoch_when_resumed(tiny, tmp_path):
+    """No epoch improves by 10, so two are trained; resuming adds no third."""
+    changes = {"early_stopping": {"patience": 1, "min_delta": 10.0}, "trainer.max_epochs": 4}
+    run = tiny.fit("stopped", tmp_path / "run", **changes)
     results = (run / "results.json").read_text()
     (run / "results.json").unlink()
-    resume = ["--run", str(run), "--ckpt_path", str(run / "last.ckpt")]
-    assert main(["fit", *tiny.configs("stopped", **stopping), *resume]) == 0
+    resume = ["--run", str(run), "--test", "true", "--ckpt_path", str(run / "last.ckpt")]
+    assert main(["fit", *tiny.configs("stopped", **changes), *resume]) == 0
     assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [0, 1]
     assert (run / "results.json").read_text() == results
 
 
-def test_the_debug_recipe_goes_through_one_batch_of_everything(tiny, tmp_path):
+def test_debug_recipe_runs_one_batch_of_each_split(tiny, tmp_path):
     recipe = Path(__file__).parents[1] / "configs/recipe/debug.yaml"
     tiny.fit("debug", tmp_path / "run", "--config", str(recipe))
     assert not (tmp_path / "run" / "best.ckpt").exists()

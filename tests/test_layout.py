@@ -8,10 +8,13 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {  # each imports itself and what stands behind it
-    "consilium.cli": {"consilium.experiments", "consilium.serving", "consilium.inference"},
-    "consilium.experiments": {"consilium.inference"},
+    "consilium.cli": {"consilium.experiments", "consilium.serving"},
+    "consilium.experiments": {"consilium.training"},
+    "consilium.training": {"consilium.inference"},
     "consilium.serving": {"consilium.inference"},
-    "consilium.inference": {"callbacks"},
+    "consilium.inference": {"callbacks", "consilium.config_errors"},
+    "consilium.config_errors": {"consilium.config_files"},
+    "consilium.config_files": set(),
     "callbacks": {"lightning_modules"},
     "lightning_modules": {"evaluation", "datamodules"},
     "evaluation": set(),

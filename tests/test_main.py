@@ -4,64 +4,64 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from consilium.cli.main import TRAINING, VERBS, main
-from consilium.cli.words import in_short
+from consilium.cli.main import COMMANDS, main
+from consilium.config_errors import shorten_parser_error
+from consilium.training.lightning_cli import validate_config
 
 
-class Code:
-    """A pickle that runs code when it is read."""
+class CodeOnLoad:
+    """A pickle that creates a file when it is loaded."""
 
-    def __init__(self, mark):
-        self.mark = mark
+    def __init__(self, file):
+        self.file = file
 
     def __reduce__(self):
-        return Path.touch, (self.mark,)
+        return Path.touch, (self.file,)
 
 
-def complaint(capsys, args):
-    """The one line that a wrong input leads to."""
+def error_line(capsys, args):
+    """The single line that an invalid input prints to stderr."""
     code = main(args)
     lines = capsys.readouterr().err.strip().splitlines()
     assert code != 0
-    said = [line for line in lines if line.startswith("consilium ")]
-    assert len(said) == 1
-    return said[0]
+    errors = [line for line in lines if line.startswith("consilium ")]
+    assert len(errors) == 1
+    return errors[0]
 
 
-def test_help_lists_every_verb(capsys):
+def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    for verb, what in {**TRAINING, **VERBS}.items():
-        assert f"  {verb} " in said
-        assert what in said
+    text = capsys.readouterr().out
+    for command, summary in COMMANDS.items():
+        assert f"  {command} " in text
+        assert summary in text
 
 
-def test_an_unknown_verb_names_the_known(capsys):
-    assert "study" in complaint(capsys, ["fti"])
+def test_unknown_command_lists_the_known_ones(capsys):
+    assert "allowed are fit, validate, test, predict, experiment" in error_line(capsys, ["xyz"])
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"model.init_args.backbone": "resnet51"}, "'resnet51'; the nearest are: resnet51q"),
-        ({"model.init_args.bakbone": "resnet18"}, "'bakbone' is not accepted"),
-        ({"trainer.max_epoch": 3}, "max_epoch"),
-        ({"data.init_args.class_names": ["a", "b"]}, "class_names says ['a', 'b']"),
+        ({"data.init_args.class_names": ["a", "b"]}, "classes in the files are ['comminuted', 'none', 'simple'], not ['a', 'b']"),
         ({"data.init_args.augment": "frature"}, "augment is 'frature'; allowed are"),
-        ({"model.init_args.loss": {"gamma": -1}}, "gamma: -1"),
+        ({"model.init_args.loss": {"gamma": -1}}, "gamma"),
         ({"data.init_args.batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"trainer.max_epochs": 0}, "--trainer.max_epochs 0: at least 1, or -1"),
+        ({"trainer.max_epochs": 0}, "--trainer.max_epochs 0: must be at least 1, or -1"),
         ({"early_stopping.monitor": "val/acc"},
-         "early_stopping.monitor 'val/acc': the figures of val are val/loss, val/accuracy"),
-        ({"early_stopping.monitor": "loss"}, "early_stopping.monitor 'loss': the figures of val"),
-        ({"model.init_args.optimization": {"schedule": "plateau", "monitor": "val/nll"}},
-         "optimization.monitor 'val/nll': the figures of val"),
+         "early_stopping.monitor 'val/acc': the metrics of val are val/loss, val/accuracy"),
+        ({"early_stopping.monitor": "loss"}, "early_stopping.monitor 'loss': the metrics of val"),
+        ({"model.init_args.lr_scheduler": {"name": "plateau", "monitor": "val/nll"}},
+         "lr_scheduler.monitor 'val/nll': the metrics of val"),
         ({"trainer.callbacks+": [
             {"class_path": "callbacks.BestAndLastCheckpoint", "init_args": {"monitor": "val/f1"}}]},
-         "callbacks.BestAndLastCheckpoint: monitor 'val/f1': the figures of val"),
+         "callbacks.BestAndLastCheckpoint: monitor 'val/f1': the metrics of val"),
         ({"trainer.callbacks": [{"class_path": "callbacks.ProgressBar"}]},
-         "configs/base.yaml is not among the configs"),
+         "give --config configs/base.yaml first"),
         (
             {"data.init_args.source": {"class_path": "datamodules.Folders",
                                        "init_args": {"root": "no/where", "patient": None}}},
@@ -69,134 +69,192 @@ def test_an_unknown_verb_names_the_known(capsys):
         ),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_line_and_leave_nothing(tiny, tmp_path, capsys, changes, words):
+def test_invalid_settings_are_one_line_and_write_nothing(tiny, tmp_path, capsys, changes, message):
     run = tmp_path / "run"
     args = ["fit", *tiny.configs("wrong", **changes), "--run", str(run)]
-    assert words in complaint(capsys, args)
+    assert message in error_line(capsys, args)
     assert not run.exists()
 
 
-def test_a_fit_without_the_base_is_refused(tiny, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.init_args.bakbone": "resnet18"},
+         "unknown key 'bakbone' of lightning_modules.ImageClassifier; did you mean 'backbone'?"),
+        ({"model.init_args.loss": {"gama": 2}},
+         "unknown key 'loss.gama' of lightning_modules.ImageClassifier; did you mean "
+         "'loss.gamma'?"),
+        ({"data.init_args.btach_size": 2},
+         "unknown key 'btach_size' of datamodules.ImageDataModule; did you mean 'batch_size'?"),
+        ({"trainer.max_epoch": 3}, "unknown key 'trainer.max_epoch'; did you mean "
+         "'trainer.max_epochs'?"),
+        ({"early_stoping.patience": 3}, "unknown key 'early_stoping.patience'; did you mean "
+         "'early_stopping.patience'?"),
+        ({"model.class_path": "lightning_modules.ImageClassifer"},
+         "no class 'ImageClassifer' in lightning_modules; did you mean 'ImageClassifier'?"),
+        ({"trainer.callbacks+": [{"class_path": "callbacks.EMA", "init_args": {"deca": 1}}]},
+         "unknown key 'deca' of callbacks.EMA; did you mean 'decay'?"),
+        ({"data.init_args.batch_size": "many"}, "batch_size: expected int, got 'many'"),
+        ({"trainer.max_epochs": "many"}, "trainer.max_epochs: expected int, got 'many'"),
+        ({"data": "nowhere.yaml"}, "data: no such file: nowhere.yaml"),
+    ],
+)  # fmt: skip
+def test_invalid_key_names_file_key_and_the_nearest_allowed_key(tiny, changes, message):
+    if "data" in changes:
+        file = tiny.root / "wrong_key.yaml"
+        file.write_text(yaml.safe_dump(changes))
+        configs = [*tiny.configs("whole")[:2], "--config", str(file)]
+    else:
+        configs = tiny.configs("wrong_key", **changes)
+    with pytest.raises(ValueError, match="wrong_key") as caught:
+        validate_config(["fit", *configs])
+    assert str(caught.value) == f"{tiny.root}/wrong_key.yaml: {message}"
+
+
+def test_invalid_key_in_a_referenced_file_names_that_file(tiny):
+    config = yaml.safe_load(tiny.member("outer").read_text())
+    inner = tiny.root / "inner_data.yaml"
+    data = {**config["data"], "init_args": {**config["data"]["init_args"], "btach_size": 4}}
+    inner.write_text(yaml.safe_dump(data))
+    configs = tiny.configs("outer", data="inner_data.yaml")
+    with pytest.raises(ValueError, match=f"{inner}: unknown key 'btach_size'"):
+        validate_config(["fit", *configs])
+    arguments = ["--trainer.max_epox", "3"]
+    with pytest.raises(ValueError, match="command line: unknown key 'trainer.max_epox'"):
+        validate_config(["fit", *tiny.configs("whole"), *arguments])
+
+
+def test_validating_a_config_creates_and_trains_nothing(tiny, tmp_path):
+    """The backbone's name and the dataset's folder are read by a fit alone."""
+    configs = tiny.configs("unbuilt", **{"model.init_args.backbone": "resnet51"})
+    config = validate_config(["fit", *configs, "--run", str(tmp_path / "run"), "--test", "true"])
+    assert config.fit.model.init_args.backbone == "resnet51"
+    assert config.fit.model.init_args.class_names == ["none", "simple", "comminuted"]  # linked
+    assert config.fit.test
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_without_the_base_config_is_refused(tiny, tmp_path, capsys):
     args = ["fit", "--config", str(tiny.member("bare")), "--run", str(tmp_path / "run")]
-    assert "configs/base.yaml is not among the configs: give it first" in complaint(capsys, args)
+    assert "give --config configs/base.yaml first" in error_line(capsys, args)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [("a: [1\nb: {2", "not YAML: while parsing a flow sequence at line 1, column 4 did not "),
-     ("data: broken.yaml", "broken.yaml: mapping values are not allowed in this context at line")],
+    ("text", "message"),
+    [("a: [1\nb: {2", "outer.yaml, line 2, column 2: invalid YAML: expected ',' or ']'"),
+     ("data: broken.yaml", "broken.yaml, line 2, column 4: invalid YAML: mapping values are not")],
 )  # fmt: skip
-def test_broken_yaml_is_one_line_with_file_and_place(tmp_path, capsys, text, words):
+def test_invalid_yaml_is_one_line_with_file_and_position(tmp_path, capsys, text, message):
     (tmp_path / "broken.yaml").write_text("class_path: x\n  a: b: c\n")
     (tmp_path / "outer.yaml").write_text(text)
-    said = complaint(capsys, ["fit", "--config", str(tmp_path / "outer.yaml")])
-    assert words in said
-    assert f"{tmp_path}/outer.yaml: " in said
-    assert "unicode string" not in said
+    error = error_line(capsys, ["fit", "--config", str(tmp_path / "outer.yaml")])
+    assert f"{tmp_path}/{message}" in error
 
 
-def test_a_long_error_keeps_both_its_ends():
-    said = in_short(f"3 leaks: {'a/b.png, ' * 200}. Run consilium audit, or allow them")
-    assert said.startswith("3 leaks: a/b.png")
-    assert said.endswith("Run consilium audit, or allow them")
-    assert len(said) <= 400
-    assert in_short("- no such thing\n\nGiven value: {...}") == "no such thing"
+def test_long_error_is_cut_in_the_middle():
+    error = shorten_parser_error(f"3 leaks: {'a/b.png, ' * 200}. Run consilium audit")
+    assert error.startswith("3 leaks: a/b.png")
+    assert error.endswith("Run consilium audit")
+    assert len(error) <= 400
+    assert shorten_parser_error("- no such thing\n\nGiven value: {...}") == "no such thing"
 
 
-def test_a_missing_config_is_named(capsys):
-    assert "nowhere.yaml" in complaint(capsys, ["fit", "--config", "nowhere.yaml"])
+def test_missing_config_file_is_named(capsys):
+    assert "nowhere.yaml" in error_line(capsys, ["fit", "--config", "nowhere.yaml"])
 
 
-def wrong_checkpoints(folder, good):
+def write_invalid_checkpoints(folder, good):
     content = torch.load(good, weights_only=True)
-    whole = good.read_bytes()
-    (folder / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
+    complete = good.read_bytes()
+    (folder / "truncated.ckpt").write_bytes(complete[: len(complete) // 2])
     (folder / "empty.ckpt").write_bytes(b"")
-    (folder / "pickle.ckpt").write_bytes(pickle.dumps(Code(folder / "ran")))
-    torch.save({"state_dict": Code(folder / "ran")}, folder / "code.ckpt")
-    hidden = {**content, "hyper_parameters": {"_instantiator": Code(folder / "ran")}}
+    (folder / "pickle.ckpt").write_bytes(pickle.dumps(CodeOnLoad(folder / "ran")))
+    torch.save({"state_dict": CodeOnLoad(folder / "ran")}, folder / "code.ckpt")
+    hidden = {**content, "hyper_parameters": {"_instantiator": CodeOnLoad(folder / "ran")}}
     torch.save(hidden, folder / "hidden.ckpt")
     torch.save({"state_dict": content["state_dict"]}, folder / "foreign.ckpt")
-    other = {**content["consilium"], "module": "os.system"}
-    torch.save({**content, "consilium": other}, folder / "module.ckpt")
+    block = {**content["consilium"], "module": "os.system"}
+    torch.save({**content, "consilium": block}, folder / "module.ckpt")
 
 
 @pytest.mark.parametrize(
-    ("file", "words"),
+    ("file", "message"),
     [
         ("truncated.ckpt", "truncated"),
         ("empty.ckpt", "truncated, or not a checkpoint"),
         ("pickle.ckpt", "not a checkpoint"),
-        ("code.ckpt", "holds code"),
-        ("hidden.ckpt", "holds code"),
+        ("code.ckpt", "has code"),
+        ("hidden.ckpt", "has code"),
         ("foreign.ckpt", "not a Consilium checkpoint"),
         ("module.ckpt", "'os.system' is not one of"),
         ("absent.ckpt", "no such checkpoint"),
     ],
 )
-def test_wrong_checkpoints_run_nothing_and_are_one_line(resnet, tmp_path, capsys, file, words):
-    wrong_checkpoints(tmp_path, resnet / "best.ckpt")
+def test_invalid_checkpoint_runs_no_code_and_is_one_line(resnet, tmp_path, capsys, file, message):
+    write_invalid_checkpoints(tmp_path, resnet / "best.ckpt")
     args = ["test", "--config", str(resnet / "config.yaml"), "--ckpt_path", str(tmp_path / file)]
-    said = complaint(capsys, [*args, "--run", str(tmp_path / "run")])
-    assert words in said
-    assert file in said
+    error = error_line(capsys, [*args, "--run", str(tmp_path / "run")])
+    assert message in error
+    assert file in error
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ("--model.init_args.backbone=test_vit", "checkpoint has backbone test_resnet, the config "
-         "says test_vit"),
+         "has test_vit"),
         ("--model.init_args.backbone_args={act_layer: gelu}", "checkpoint has backbone_args {}, "
-         "the config says {'act_layer': 'gelu'}"),
+         "the config has {'act_layer': 'gelu'}"),
         ("--model.class_path=lightning_modules.OneVsOneClassifier", "checkpoint is of "
-         "ImageClassifier, the config says OneVsOneClassifier"),
+         "ImageClassifier, the config has OneVsOneClassifier"),
     ],
 )  # fmt: skip
-def test_another_network_than_the_checkpoints_is_one_line(resnet, tmp_path, capsys, change, words):
+def test_network_other_than_the_checkpoints_is_one_line(resnet, tmp_path, capsys, change, message):
     known = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(resnet / "best.ckpt")]
     run = tmp_path / "run"
-    assert words in complaint(capsys, ["test", *known, "--run", str(run), change])
+    assert message in error_line(capsys, ["test", *known, "--run", str(run), change])
     assert not (run / "results.json").exists()
 
 
-def test_dropout_may_be_another_than_the_checkpoints(resnet, tmp_path):
+def test_dropout_may_differ_from_the_checkpoints(resnet, tmp_path):
     known = ["--config", str(resnet / "config.yaml"), "--run", str(tmp_path)]
     assert main(["test", *known, "--model.init_args.backbone_args={drop_rate: 0.5}"]) == 0
 
 
-def test_a_finished_run_is_not_written_over(tiny, resnet, capsys):
-    said = complaint(capsys, ["fit", *tiny.configs("again"), "--run", str(resnet)])
-    assert "holds a finished run" in said
+def test_finished_run_is_not_overwritten(tiny, resnet, capsys):
+    error = error_line(capsys, ["fit", *tiny.configs("again"), "--run", str(resnet)])
+    assert "contains a finished run" in error
 
 
-def test_a_broken_picture_in_a_worker_is_one_line(tiny, tmp_path, capsys):
+def test_corrupt_image_in_a_worker_is_one_line(tiny, tmp_path, capsys):
     configs = tiny.configs("broken", **{
         "data.init_args.source": {"class_path": "datamodules.Table", "init_args": {
             "files": str(tmp_path / "t.csv"), "patient": "patient"}},
-        "data.init_args.workers": 1})  # fmt: skip
+        "data.init_args.num_workers": 1})  # fmt: skip
     rows = [f"p{i}.png,{name},{split},{i}" for i, (name, split) in enumerate(
         (n, s) for n in ("none", "simple", "comminuted") for s in ("train", "val"))]  # fmt: skip
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split,patient", *rows]))
     for i in range(6):
-        (tmp_path / f"p{i}.png").write_bytes(b"not a picture %d" % i)
-    said = complaint(capsys, ["fit", *configs, "--run", str(tmp_path / "run")])
-    assert "p0.png" in said or "p2.png" in said or "p4.png" in said
-    assert "Traceback" not in said
+        (tmp_path / f"p{i}.png").write_bytes(b"not an image %d" % i)
+    error = error_line(capsys, ["fit", *configs, "--run", str(tmp_path / "run")])
+    assert "p0.png" in error or "p2.png" in error or "p4.png" in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("environment", "expected"),
     [({}, ("PASSIVE", "1000")), ({"GOMP_SPINCOUNT": "7"}, ("PASSIVE", "7")),
      ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None))],
 )  # fmt: skip
-def test_threads_sleep_soon_unless_the_user_says_otherwise(given, found, monkeypatch):
+def test_openmp_threads_wait_passively_unless_the_environment_is_set(
+    environment, expected, monkeypatch
+):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     main([])
-    assert (os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT")) == found
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT")) == expected

@@ -8,7 +8,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 from consilium.cli.main import main
-from consilium.experiments.config import MEMBERS, read_study
+from consilium.experiments.config import MEMBERS, load_experiment
 from consilium.experiments.plan import plan
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +17,7 @@ make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 SOURCES = make.sources()
 LEARNT = {"data.init_args.source.init_args.patients": 60, "trainer.max_epochs": 5,
-          "model.init_args.optimization": {"lr": 0.004, "schedule": "cosine"}}  # fmt: skip
+          "model.init_args.optimizer": {"lr": 0.004}, "model.init_args.lr_scheduler": {"name": "cosine"}}  # fmt: skip
 STAGES = {"dense_epochs": 2, "sparse_epochs": 2, "recovery": {"lr": 1e-3}}
 
 
@@ -100,7 +100,7 @@ def test_what_a_notebook_looks_at_unasked_is_of_a_shipped_study(source):
     asked = {}
     exec(nbformat.read(source.with_suffix(".ipynb"), 4).cells[1].source, asked)
     folder = Path(asked["STUDY"])
-    study = read_study(ROOT / "configs/experiments" / f"{folder.name}.yaml")
+    study = load_experiment(ROOT / "configs/experiments" / f"{folder.name}.yaml")
     runs = {run.folder for run in plan(study, folder)}
     assert {folder / MEMBERS / asked[name] for name in asked.keys() & {"SPARSE", "CONTROL"}} <= runs
 

@@ -1,7 +1,8 @@
-"""Which weights stay and how many: pure functions of shapes, scores and counts."""
+"""Which weights are pruned, and how many: pure functions of shapes, scores and counts."""
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Split = Literal["uniform", "erk", "global", "macs"]
-BINS = 1 << 16
-CHUNK = 1 << 24  # elements counted at a time: bounds the memory of a histogram
-INFINITY = 0x7F800000  # the bit pattern of float32 infinity; above it are the NaNs
-FLOOR = 0.05  # the share of a layer that a global choice always leaves
+Distribution = Literal["uniform", "erk", "global", "macs"]
+Criterion = Literal["magnitude", "random"]
+NUM_BINS = 1 << 16
+CHUNK_SIZE = 1 << 24  # values counted at a time, which bounds the memory of a histogram
+INFINITY_BITS = 0x7F800000  # bit pattern of float32 infinity; those of NaN are larger
+MIN_DENSITY = 0.05  # of a layer in the `global` distribution
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One weight that may be pruned; `positions` is how often an image uses each of its numbers."""
+class PrunableWeight:
+    """Name and shape of a weight tensor, and how many times an image uses each of its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -27,73 +29,116 @@ class Layer:
 
     @property
     def size(self) -> int:
-        """How many numbers the weight has."""
+        """Number of values."""
         return int(np.prod(self.shape))
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the dense layer for one image."""
+        """Multiply-accumulates of the dense weight for one image."""
         return self.size * self.positions
 
 
-def total(layers: Sequence[Layer], density: float) -> int:
-    """How many numbers stay in all: `density` of them, rounded to the nearest."""
-    return round(density * sum(layer.size for layer in layers))
+def total_nonzeros(weights: Sequence[PrunableWeight], density: float) -> int:
+    """Number of values that remain in all weights, to the nearest integer."""
+    return round(density * sum(weight.size for weight in weights))
 
 
-def counts(layers: Sequence[Layer], density: float, split: Split) -> list[int]:
-    """How many numbers stay in each layer.
+def nonzeros_per_weight(
+    weights: Sequence[PrunableWeight], density: float, distribution: Distribution
+) -> list[int]:
+    """Number of values that remain in each weight.
 
-    `uniform` and `erk` sum to `total` exactly. `erk` gives small and narrow layers more, in
-    proportion to the sum of their dimensions. `macs` does so too but spends `density` of the
-    multiply-accumulates: never more, and short of it by less than one number a layer. For
-    `global` these are the least that each layer keeps; the weights themselves decide the rest.
+    `uniform` and `erk` sum to `total_nonzeros` exactly. `erk` (Erdos-Renyi kernel) gives small
+    and narrow weights a larger density, in proportion to the sum of their dimensions. `macs` does
+    the same with `density` of the multiply-accumulates as the budget: never more, and less by at
+    most one value per weight. For `global` these are minimums; magnitudes decide on the others.
     """
-    sizes = [layer.size for layer in layers]
-    if split == "global":
-        return [int(min(FLOOR, density) * size) for size in sizes]
-    if split == "uniform":
-        return _rounded([density * size for size in sizes], sizes, total(layers, density))
-    wanted = [sum(layer.shape) for layer in layers]
-    if split == "erk":
-        shares = _filled(sizes, wanted, [1] * len(sizes), total(layers, density))
-        return _rounded(shares, sizes, total(layers, density))
-    costs = [layer.positions for layer in layers]
-    budget = density * sum(layer.macs for layer in layers)
-    return [int(share) for share in _filled(sizes, wanted, costs, budget)]
+    sizes = [weight.size for weight in weights]
+    if distribution == "global":
+        return [int(min(MIN_DENSITY, density) * size) for size in sizes]
+    total = total_nonzeros(weights, density)
+    if distribution == "uniform":
+        return _round_to_total([density * size for size in sizes], sizes, total)
+    proportions = [sum(weight.shape) for weight in weights]
+    if distribution == "erk":
+        counts = _allocate(sizes, proportions, [1] * len(sizes), total)
+        return _round_to_total(counts, sizes, total)
+    costs = [weight.positions for weight in weights]
+    budget = density * sum(weight.macs for weight in weights)
+    return [int(count) for count in _allocate(sizes, proportions, costs, budget)]
 
 
-def on_the_way(final: Sequence[int], sizes: Sequence[int], left: float) -> list[int]:
-    """Counts of a ramp on which the share `left` (1 to 0) of the pruning is still to come.
+def interpolate_nonzeros(final: Sequence[int], sizes: Sequence[int], remaining: float) -> list[int]:
+    """Counts of a ramp from `sizes` to `final` with the fraction `remaining` still to be pruned.
 
-    They never rise while `left` falls, and are `final` when it is 0.
+    They never rise while `remaining` falls, and are `final` at 0.
     """
     return [
-        last + int(np.ceil((size - last) * left)) for last, size in zip(final, sizes, strict=True)
+        end + int(np.ceil((size - end) * remaining)) for end, size in zip(final, sizes, strict=True)
     ]
 
 
-def magnitudes(weight: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Scores of `top_k` (flat int32, ordered as the absolute values); 0 where not `allowed`.
+def pruned_masks(
+    weights: Sequence[PrunableWeight],
+    tensors: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    density: float,
+    distribution: Distribution,
+    criterion: Criterion,
+    remaining: float,
+) -> list[Tensor]:
+    """Masks of a ramp to `density`, within `masks`, with the fraction `remaining` to be pruned."""
+    sizes = [weight.size for weight in weights]
+    final = nonzeros_per_weight(weights, density, distribution)
+    scores = [
+        magnitude_scores(tensor, mask)
+        if criterion == "magnitude"
+        else _random_scores_within(mask, i).to(tensor.device)
+        for i, (tensor, mask) in enumerate(zip(tensors, masks, strict=True))
+    ]
+    if distribution != "global":
+        return top_k_per_weight(scores, interpolate_nonzeros(final, sizes, remaining))
+    total = total_nonzeros(weights, density)
+    [k] = interpolate_nonzeros([total], [sum(sizes)], remaining)
+    minimums = [min(count, int(mask.sum())) for count, mask in zip(final, masks, strict=True)]
+    return top_k_global(scores, k, minimums)
+
+
+def regrown_masks(
+    tensors: Sequence[Tensor], masks: Sequence[Tensor], fraction: float
+) -> list[Tensor] | None:
+    """Masks with a `fraction` of the values exchanged; None without finite gradients."""
+    gradients = [tensor.grad for tensor in tensors]
+    if any(gradient is None or not bool(gradient.isfinite().all()) for gradient in gradients):
+        return None
+    return [
+        drop_and_grow(magnitude_scores(tensor), magnitude_scores(gradient), mask, fraction)
+        for tensor, gradient, mask in zip(tensors, gradients, masks, strict=True)
+        if gradient is not None
+    ]
+
+
+def magnitude_scores(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scores for `top_k` (flat int32) in the order of absolute values; 0 outside of `mask`.
 
     The bit patterns of non-negative floats are ordered like the floats, so nothing is rounded.
     """
-    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"weights of type {weight.dtype} are not float32, float16 or bfloat16")
-    bits = weight.detach().reshape(-1).float().abs().view(torch.int32)
-    if bits.numel() and int(bits.max()) >= INFINITY:
-        raise ValueError("weights hold NaN or infinity: which of them are large is undefined")
-    return bits + 1 if allowed is None else (bits + 1) * allowed.reshape(-1)
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"weights of type {tensor.dtype} are not float32, float16 or bfloat16")
+    bits = tensor.detach().reshape(-1).float().abs().view(torch.int32)
+    if bits.numel() and int(bits.max()) >= INFINITY_BITS:
+        raise ValueError("weights contain NaN or infinity: their magnitudes have no order")
+    return bits + 1 if mask is None else (bits + 1) * mask.reshape(-1)
 
 
 def random_scores(size: int, seed: int) -> Tensor:
-    """Scores of `top_k` that no weight has a say in: the control of every choice."""
+    """Scores for `top_k` that ignore the weights: a baseline for other criteria."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, INFINITY, (size,), generator=generator, dtype=torch.int32)
+    return torch.randint(1, INFINITY_BITS, (size,), generator=generator, dtype=torch.int32)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """True at the `k` largest of non-negative flat int32 scores; of equal ones the first stay."""
+    """True at the `k` largest of non-negative flat int32 scores, the first ones among ties."""
     if not 0 <= k <= scores.numel():
         raise ValueError(f"k: {k} is not in 0..{scores.numel()}")
     if k == 0:
@@ -102,101 +147,107 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     inside = scores[(scores >> 16) == high]
     low, above_inside = _bin_of(_histogram(inside, 0), k - above)
     threshold = (high << 16) | low
-    ties = _first(scores == threshold, k - above - above_inside)
+    ties = _keep_first(scores == threshold, k - above - above_inside)
     return ties.logical_or_(scores > threshold)
 
 
-def shrunk(scores: Sequence[Tensor], keep: Sequence[int]) -> list[Tensor]:
-    """The masks that keep so many numbers in each layer."""
-    return [top_k(score, k) for score, k in zip(scores, keep, strict=True)]
+def top_k_per_weight(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Masks of the largest scores of each weight, as many as in `counts`."""
+    return [top_k(score, k) for score, k in zip(scores, counts, strict=True)]
 
 
-def shrunk_globally(scores: Sequence[Tensor], k: int, floors: Sequence[int]) -> list[Tensor]:
-    """The masks that keep `k` numbers in all, in each layer at least its floor."""
-    safe = [
-        torch.where(top_k(score, floor), torch.iinfo(torch.int32).max, score)
-        for score, floor in zip(scores, floors, strict=True)
+def top_k_global(scores: Sequence[Tensor], k: int, minimums: Sequence[int]) -> list[Tensor]:
+    """Masks of the `k` largest scores of all weights, at least the minimum in each weight."""
+    protected = [
+        torch.where(top_k(score, minimum), torch.iinfo(torch.int32).max, score)
+        for score, minimum in zip(scores, minimums, strict=True)
     ]
     ends = list(itertools.accumulate((score.numel() for score in scores), initial=0))
-    kept = top_k(torch.cat(safe), k)
-    return [kept[start:end] for start, end in itertools.pairwise(ends)]
+    mask = top_k(torch.cat(protected), k)
+    return [mask[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def swapped(scores: Tensor, growth: Tensor, mask: Tensor, share: float) -> Tensor:
-    """As many kept as in `mask`, a `share` of them exchanged: the smallest for fastest growing."""
-    kept = int(mask.sum())
-    swap = min(int(share * kept), mask.numel() - kept)
-    return top_k(scores * mask, kept - swap) | top_k(growth * ~mask, swap)
+def drop_and_grow(scores: Tensor, gradient_scores: Tensor, mask: Tensor, fraction: float) -> Tensor:
+    """The mask with the lowest-scored `fraction` exchanged for the largest gradients."""
+    count = int(mask.sum())
+    exchanged = min(int(fraction * count), mask.numel() - count)
+    remaining = top_k(scores * mask, count - exchanged)
+    return remaining | top_k(gradient_scores * ~mask, exchanged)
 
 
-def pack(mask: Tensor) -> Tensor:
-    """Eight entries a byte, the first in the highest bit."""
+def pack_mask(mask: Tensor) -> Tensor:
+    """Eight entries per byte, the first in the highest bit."""
     return torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy()))
 
 
-def unpack(packed: Tensor, size: int) -> Tensor:
-    """The flat mask of `size` entries that `pack` took."""
+def unpack_mask(packed: Tensor, size: int) -> Tensor:
+    """The flat mask of `size` entries that `pack_mask` packed."""
     return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), count=size)).bool()
 
 
-def digest(layers: Sequence[Layer], packed: Sequence[Tensor]) -> str:
+def masks_digest(weights: Sequence[PrunableWeight], packed: Sequence[Tensor]) -> str:
     """SHA-256 over the names, shapes and bits of all masks."""
-    found = hashlib.sha256()
-    for layer, bits in zip(layers, packed, strict=True):
-        found.update(f"{layer.name} {layer.shape} ".encode())
-        found.update(bits.cpu().numpy().tobytes())
-    return found.hexdigest()
+    digest = hashlib.sha256()
+    for weight, bits in zip(weights, packed, strict=True):
+        digest.update(f"{weight.name} {weight.shape} ".encode())
+        digest.update(bits.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _random_scores_within(mask: Tensor, index: int) -> Tensor:
+    seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 100_003 + index
+    return random_scores(mask.numel(), seed) * mask.cpu()
 
 
 def _histogram(scores: Tensor, shift: int) -> Tensor:
-    """How many scores have each value of 16 of their bits."""
-    found = torch.zeros(BINS, dtype=torch.int64)
-    for part in _parts(scores):
-        found += torch.bincount((part >> shift) & (BINS - 1), minlength=BINS).cpu()
-    return found
+    """Number of scores with each value of 16 of their bits."""
+    histogram = torch.zeros(NUM_BINS, dtype=torch.int64)
+    for chunk in _chunks(scores):
+        histogram += torch.bincount((chunk >> shift) & (NUM_BINS - 1), minlength=NUM_BINS).cpu()
+    return histogram
 
 
-def _parts(flat: Tensor) -> Iterator[Tensor]:
-    """Views of `flat`, one after the other."""
-    return (flat[start : start + CHUNK] for start in range(0, flat.numel(), CHUNK))
+def _chunks(flat: Tensor) -> Iterator[Tensor]:
+    """Consecutive views of a flat tensor."""
+    return (flat[start : start + CHUNK_SIZE] for start in range(0, flat.numel(), CHUNK_SIZE))
 
 
 def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
-    """The bin that holds the k-th largest, and how many lie above it."""
+    """The bin of the k-th largest score, and the number of scores in higher bins."""
     at_least = histogram.flip(0).cumsum(0).flip(0)
-    found = int((at_least >= k).sum()) - 1
-    return found, int(at_least[found] - histogram[found])
+    bin_index = int((at_least >= k).sum()) - 1
+    return bin_index, int(at_least[bin_index] - histogram[bin_index])
 
 
-def _first(mask: Tensor, k: int) -> Tensor:
-    """The first `k` True entries of `mask`, which is changed."""
-    for part in _parts(mask):
-        found = int(part.sum())
-        if found > k:
-            part[part.nonzero().flatten()[k:]] = False
-        k -= min(found, k)
+def _keep_first(mask: Tensor, k: int) -> Tensor:
+    """Sets all but the first `k` True entries of `mask` to False, in place."""
+    for chunk in _chunks(mask):
+        count = int(chunk.sum())
+        if count > k:
+            chunk[chunk.nonzero().flatten()[k:]] = False
+        k -= min(count, k)
     return mask
 
 
-def _filled(
-    sizes: Sequence[int], wanted: Sequence[int], costs: Sequence[int], budget: float
+def _allocate(
+    sizes: Sequence[int], proportions: Sequence[int], costs: Sequence[int], budget: float
 ) -> list[float]:
-    """Shares in proportion to `wanted`, none above its size, that cost `budget` together."""
+    """Counts in proportion to `proportions`, none above its size, that cost `budget` together."""
     full: set[int] = set()
     while True:
         left = budget - sum(sizes[i] * costs[i] for i in full)
-        rest = [i for i in range(len(sizes)) if i not in full]
-        scale = left / max(1, sum(wanted[i] * costs[i] for i in rest))
-        over = {i for i in rest if scale * wanted[i] > sizes[i]}
-        if not over:
-            return [sizes[i] if i in full else scale * wanted[i] for i in range(len(sizes))]
-        full |= over
+        others = [i for i in range(len(sizes)) if i not in full]
+        scale = left / max(1, sum(proportions[i] * costs[i] for i in others))
+        exceeded = {i for i in others if scale * proportions[i] > sizes[i]}
+        if not exceeded:
+            return [sizes[i] if i in full else scale * proportions[i] for i in range(len(sizes))]
+        full |= exceeded
 
 
-def _rounded(shares: Sequence[float], sizes: Sequence[int], exact: int) -> list[int]:
-    """Whole shares that sum to `exact`: the largest remainders are rounded up, ties in order."""
-    whole = [min(int(share), size) for share, size in zip(shares, sizes, strict=True)]
-    order = sorted(range(len(shares)), key=lambda i: (whole[i] - shares[i], i))
-    for i in [i for i in order if whole[i] < sizes[i]][: exact - sum(whole)]:
-        whole[i] += 1
-    return whole
+def _round_to_total(counts: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
+    """Integers that sum to `total`: the largest remainders are rounded up, ties in order."""
+    rounded = [min(int(count), size) for count, size in zip(counts, sizes, strict=True)]
+    order = sorted(range(len(counts)), key=lambda i: (rounded[i] - counts[i], i))
+    for i in [i for i in order if rounded[i] < sizes[i]][: total - sum(rounded)]:
+        rounded[i] += 1
+    return rounded

@@ -1,57 +1,58 @@
-"""What of a module may be pruned, decided by one dry forward pass."""
+"""Which weights of a module can be pruned, decided by one forward pass."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-from callbacks.sparse_training.masks import Layer
+from callbacks.sparse_training.masks import PrunableWeight
+from lightning_modules.model_info import layer_macs
 
-SMALLEST = 4096  # tensors below it weigh nothing, and are hurt first
-
-
-@dataclass
-class Found:
-    """One weight as the forward pass met it."""
-
-    name: str
-    weight: Tensor
-    positions: int = 0
-    reason: str = ""
+MIN_SIZE = 4096  # smaller weights save little and are the most sensitive
 
 
 @dataclass(frozen=True)
-class Prunable:
-    """The weights that may be pruned, and of all others why not; MACs of one image in all."""
+class PrunableWeights:
+    """The weights that can be pruned, why others cannot, and the MACs of one image in all."""
 
-    layers: list[Layer]
-    left_out: dict[str, str] = field(default_factory=dict)
+    weights: list[PrunableWeight]
+    excluded: dict[str, str] = field(default_factory=dict)
     macs: int = 0
 
 
-def prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> Prunable:
-    """Weights of ungrouped convolutions and linear layers that `image` (1, C, H, W) goes through.
+@dataclass
+class _UsedWeight:
+    name: str
+    tensor: Tensor
+    positions: int = 0
+    reason: str = ""  # why it is excluded
 
-    Out are the layer that sees the image, the one that makes the logits, layers of one pixel with
-    one MAC a weight (squeeze-excite), tensors under 4,096 numbers, and names that match `exclude`.
-    A weight that two layers share is counted once, and is out when one of its uses is. The module
-    is left as it was: no statistics move and no random number is drawn.
+
+def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> PrunableWeights:
+    """Weights of ungrouped convolutions and linear layers that process `image` (1, C, H, W).
+
+    Excluded are the layer that reads the image, the classifier, layers with one output position
+    and kernels of 1 x 1 (squeeze-excite), tensors of less than 4,096 values, and names that match
+    a regular expression of `exclude`. A weight that is used twice counts once, and is excluded if
+    one of its uses is. The module is not changed.
     """
-    found = _watched(module, image)
-    for seen in found:
-        seen.reason = seen.reason or _reason(seen, exclude)
-    named = {id(seen.weight) for seen in found}
+    used = _used_weights(module, image)
+    for weight in used:
+        weight.reason = weight.reason or _exclusion_reason(weight, exclude)
+    weights = [PrunableWeight(w.name, tuple(w.tensor.shape), w.positions)
+               for w in used if not w.reason]  # fmt: skip
+    if not weights:
+        reasons = sorted({weight.reason for weight in used})
+        raise ValueError(f"no weight can be pruned: {'; '.join(reasons) or 'no layer is used'}")
+    used_ids = {id(weight.tensor) for weight in used}
     others = {
-        name: "a norm, a bias or a table, or never multiplied by an image"
+        name: "not the weight of a convolution, linear or attention layer that processes images"
         for name, parameter in module.named_parameters()
-        if id(parameter) not in named
+        if id(parameter) not in used_ids
     }
-    layers = [Layer(s.name, tuple(s.weight.shape), s.positions) for s in found if not s.reason]
-    _require(layers, found)
-    macs = sum(seen.positions * seen.weight.numel() for seen in found)
-    return Prunable(layers, {s.name: s.reason for s in found if s.reason} | others, macs)
+    macs = sum(weight.positions * weight.tensor.numel() for weight in used)
+    return PrunableWeights(weights, {w.name: w.reason for w in used if w.reason} | others, macs)
 
 
 def require_dense(name: str, weight: object) -> None:
@@ -64,91 +65,42 @@ def require_dense(name: str, weight: object) -> None:
         raise ValueError(f"{name}: sharded or wrapped weights ({kind}) cannot be pruned")
 
 
-def _require(layers: Sequence[Layer], found: Sequence[Found]) -> None:
-    if layers:
-        return
-    reasons = sorted({seen.reason for seen in found})
-    raise ValueError(f"nothing is left to prune: {'; '.join(reasons) or 'no layer was met'}")
+def _exclusion_reason(weight: _UsedWeight, exclude: Sequence[str]) -> str:
+    matches = [pattern for pattern in exclude if re.search(pattern, weight.name)]
+    if matches:
+        return f"matches exclude {matches[0]!r}"
+    if weight.positions <= 1 and all(side == 1 for side in weight.tensor.shape[2:]):
+        return "one multiply-accumulate per value (squeeze-excite)"
+    return f"fewer than {MIN_SIZE:,} values" if weight.tensor.numel() < MIN_SIZE else ""
 
 
-def _reason(seen: Found, exclude: Sequence[str]) -> str:
-    matched = [pattern for pattern in exclude if re.search(pattern, seen.name)]
-    if matched:
-        return f"matches exclude {matched[0]!r}"
-    if seen.positions <= 1 and all(side == 1 for side in seen.weight.shape[2:]):
-        return "one multiply-accumulate a weight (squeeze-excite)"
-    return f"fewer than {SMALLEST:,} numbers" if seen.weight.numel() < SMALLEST else ""
+def _used_weights(module: nn.Module, image: Tensor) -> list[_UsedWeight]:
+    """Every weight that the forward pass uses, in the order of its first use."""
+    for name, layer in module.named_modules():
+        if "quantized" in type(layer).__module__:
+            raise ValueError(f"{name}: quantized weights cannot be pruned; prune before")
+    uses = layer_macs(module, image)
+    by_id: dict[int, _UsedWeight] = {}
+    for use in uses:
+        require_dense(use.name, use.weight)
+        weight = by_id.setdefault(id(use.weight), _UsedWeight(use.name, use.weight))
+        weight.positions += use.positions
+        if isinstance(use.layer, nn.Conv2d) and use.layer.groups > 1:
+            weight.reason = weight.reason or "grouped or depthwise convolution"
+    _exclude_ends(module, [by_id[id(use.weight)] for use in uses])
+    return list(by_id.values())
 
 
-def _watched(module: nn.Module, image: Tensor) -> list[Found]:
-    """Every weight that the forward pass multiplies by, in the order in which it is met."""
-    met: dict[int, Found] = {}
-    order: list[Found] = []
-
-    def note(name: str, weight: Tensor, positions: int, reason: str = "") -> None:
-        require_dense(name, weight)
-        seen = met.setdefault(id(weight), Found(name, weight))
-        seen.positions += positions
-        seen.reason = seen.reason or reason
-        order.append(seen)
-
-    hooks = [layer.register_forward_hook(_hook(name, note)) for name, layer in _layers(module)]
-    try:
-        _dry_run(module, image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    _mark_ends(module, order)
-    return list(met.values())
-
-
-def _layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
-    packed = [n for n, m in module.named_modules() if "quantized" in type(m).__module__]
-    if packed:
-        raise ValueError(f"{packed[0]}: quantized weights cannot be pruned; prune before")
-    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kinds)]
-
-
-def _hook(name: str, note: Callable[..., None]) -> Callable[..., None]:
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d):
-            grouped = "" if layer.groups == 1 else "grouped or depthwise convolution"
-            note(f"{name}.weight", layer.weight, output.shape[-2] * output.shape[-1], grouped)
-        elif isinstance(layer, nn.Linear):
-            note(f"{name}.weight", layer.weight, output.numel() // output.shape[-1])
-        elif isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is not None:
-            tokens = inputs[0].numel() // inputs[0].shape[-1]
-            note(f"{name}.in_proj_weight", layer.in_proj_weight, tokens)
-            note(f"{name}.out_proj.weight", layer.out_proj.weight, tokens)
-
-    return hook
-
-
-def _mark_ends(module: nn.Module, order: Sequence[Found]) -> None:
-    """Of each trunk the first layer sees the image, and the last and timm's classifier the logits.
-
-    A module has one trunk, or one for each pair of classes.
-    """
-    whole = getattr(module, "net", module)
-    for trunk in getattr(whole, "trunks", [whole]):
-        own = {id(parameter) for parameter in trunk.parameters()}
-        met = [seen for seen in order if id(seen.weight) in own]
-        if not met:
+def _exclude_ends(module: nn.Module, used: Sequence[_UsedWeight]) -> None:
+    """Excludes the first layer and the classifier of each trunk (a module may have several)."""
+    net = getattr(module, "net", module)
+    for trunk in getattr(net, "trunks", [net]):
+        parameter_ids = {id(parameter) for parameter in trunk.parameters()}
+        weights = [weight for weight in used if id(weight.tensor) in parameter_ids]
+        if not weights:
             continue
-        met[0].reason = met[0].reason or "sees the image"
+        weights[0].reason = weights[0].reason or "reads the image"
         getter = getattr(trunk, "get_classifier", None)
-        heads = {id(p) for p in getter().parameters()} if getter is not None else set()
-        for seen in [met[-1], *(seen for seen in met if id(seen.weight) in heads)]:
-            seen.reason = seen.reason or "makes the logits"
-
-
-def _dry_run(module: nn.Module, image: Tensor) -> None:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            module(image)
-    finally:
-        for part, training in modes:
-            part.training = training
+        head_ids = {id(p) for p in getter().parameters()} if getter is not None else set()
+        for weight in [weights[-1], *(w for w in weights if id(w.tensor) in head_ids)]:
+            weight.reason = weight.reason or "computes the logits"

@@ -1,62 +1,74 @@
-"""consilium cache: what the stores of prepared pictures hold; build them, or clear them."""
+"""List, build or delete caches of preprocessed images.
+
+A cache has one store for each dataset and preprocessing. `fit` builds it by itself if the data has
+`cache_dir`; building it in advance shows unreadable files, and mean and std of the training images.
+"""
 
 import argparse
 from pathlib import Path
 
-from consilium.cli import words
+from consilium.cli.options import argument_parser
 from consilium.inference import data_config
 from datamodules import cache
 
+ACTIONS = {
+    "info": "list the stores of a cache",
+    "build": "build the store of a dataset",
+    "clear": "delete all stores of a cache",
+}
+EXAMPLES = """\
+examples:
+  consilium cache build --config configs/data/fracture.yaml
+  consilium cache info
+"""
+
 
 def run(args: list[str]) -> int:
-    """Carries out `cache info`, `cache build` or `cache clear`."""
-    asked = parser().parse_args(args)
-    if asked.verb == "build":
-        return build(asked.config, asked.root)
-    root = Path(asked.root)
+    """Runs `cache info`, `cache build` or `cache clear`."""
+    options = parser().parse_args(args)
+    if options.action == "build":
+        return build(options.config, options.root)
+    root = Path(options.root)
     if not root.is_dir():
         raise ValueError(f"--root {root}: no such folder")
-    if asked.verb == "clear":
-        print(f"{cache.clear(root)} stores removed from {root}")
+    if options.action == "clear":
+        print(f"{cache.clear_stores(root)} stores deleted from {root}")
         return 0
-    found = cache.stores(root)
-    for name, count, size in found:
-        print(f"{name}  {count:8,} pictures  {size / 2**20:10,.1f} MiB")
-    print(f"{len(found)} stores in {root}, {sum(s for _, _, s in found) / 2**20:,.1f} MiB")
+    stores = cache.list_stores(root)
+    for name, count, num_bytes in stores:
+        print(f"{name}  {count:8,} images  {num_bytes / 2**20:10,.1f} MiB")
+    total = sum(num_bytes for _, _, num_bytes in stores)
+    print(f"{len(stores)} stores in {root}, {total / 2**20:,.1f} MiB")
     return 0
 
 
 def build(configs: list[str], root: str) -> int:
-    """Makes the store of a config's data, in the folder that the config names or else the root."""
-    data = data_config.from_configs(configs)
+    """Builds the store of a config's data in its `cache_dir`, or in `root` if it has none."""
+    data = data_config.load_datamodule(configs)
     data.source.prepare()
-    manifest = data.listed()
-    folder = Path(data.reading.cache or root)
-    store = cache.opened(manifest.table["path"].tolist(), data.preprocess, folder)
+    manifest = data.load_manifest()
+    folder = Path(data.cache_dir or root)
+    store = cache.open_store(manifest.table["path"].tolist(), data.preprocess, folder)
     for reason in store.failures.values():
         print(f"cannot be read: {reason}")
-    print(f"{len(store.entries):,} pictures in {store.folder}")
+    print(f"{len(store.entries):,} images in {store.folder}")
     train = manifest.table["path"].iloc[manifest.rows("train")]
-    mean, std = store.statistics([path for path in train if path in store.entries])
-    print(f"training split: mean {_short(mean)}, std {_short(std)}")
+    mean, std = store.channel_statistics([path for path in train if path in store.entries])
+    print(f"training split: mean {_round(mean)}, std {_round(std)}")
     return 0
 
 
-def _short(values: list[float]) -> str:
+def _round(values: list[float]) -> str:
     return "[" + ", ".join(f"{value:.4f}" for value in values) + "]"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the verb."""
-    main = words.parser("cache", __doc__)
-    verbs = main.add_subparsers(dest="verb", required=True, metavar="info|build|clear")
-    for verb, what in (
-        ("info", "list the stores"),
-        ("build", "make the store of a config's data"),
-        ("clear", "remove every store"),
-    ):
-        sub = verbs.add_parser(verb, help=what, description=what)
+    """The arguments of the command."""
+    parser = argument_parser("cache", __doc__, EXAMPLES)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
+    for action, summary in ACTIONS.items():
+        sub = actions.add_parser(action, help=summary, description=summary)
         sub.add_argument("--root", default="data/cache", metavar="DIR", help="(data/cache)")
-    add = verbs.choices["build"].add_argument
-    add("--config", action="append", required=True, help="a config with a data part")
-    return main
+    add = actions.choices["build"].add_argument
+    add("--config", action="append", required=True, help="config with the data")
+    return parser

@@ -1,120 +1,116 @@
-"""consilium experiment: trains members in processes of their own, then ensembles and a report."""
+"""consilium experiment: trains the members of one YAML file, their ensemble, and reports."""
 
 import argparse
 from pathlib import Path
 
-from consilium.cli import words
-from consilium.experiments.config import ExperimentConfig, read_study
-from consilium.experiments.executors import Engine, Local, Ray
-from consilium.experiments.plan import chosen, command_line, plan
-from consilium.experiments.progress import Progress
+from consilium.cli.options import argument_parser
+from consilium.experiments.config import KEYS, ExperimentConfig, load_experiment
+from consilium.experiments.executors import Executor, LocalExecutor, RayExecutor
+from consilium.experiments.plan import command_line, plan, select_runs, validate_runs
 from consilium.experiments.run import Run
-from consilium.experiments.scheduler import Runner
+from consilium.experiments.scheduler import ProgressDisplay, Scheduler
 from evaluation.files import write_text
 
-VERBS = {
-    "run": "fit what is not yet fitted, then elect, test, compare, report",
-    "status": "say what is done, running, waiting, failed, or made with other settings (changed)",
-    "report": "write report, results.json and results/ anew from what is there",
+ACTIONS = {
+    "run": "train and evaluate every run that is not done yet, then write the report",
+    "status": "print the state of every run: waiting, running, stopped, failed, done, changed",
+    "report": "write report.html, results.json and results/*.csv from the runs that are done",
 }
-OWNER = ".study"  # in a study's folder: the file that fills it
-KEYS = """\
-what a study's file says (configs/experiments holds examples):
-  members    NAME: a config file, settings by dotted name, or a list of both; later ones win
-  matrix     axes whose combinations are members, each made of the template `member`
-  overrides  the same as a member's, for all of them
-  like       another study, whose members are taken over; null leaves one out
-  ensemble    config of the ensemble of all; ensembles: {NAME: [MEMBER, ...]} for several
-  voter      what ensembles go by (soft); attribute, attend: for weights of each body part
-  control    {NAME: [MEMBER, ...]}: trained as the first of them, with all weights; or true
-  seeds      [0, 1, 2]: every member with each of them
-  folds      5: as many parts of the patients, each tested once, by models that never saw it
-  level      study or patient: judged beside images
-  gates      {ensemble.METRIC: LEAST}; also members.METRIC, NAME.METRIC, and * within METRIC
-  claims     named like gates: {claimed: VALUE, believable: [FROM, TO], why: TEXT}
-  maps       {methods: [GradCAM, LayerCAM], limit: 100}: measure heat maps of test pictures
+OWNER = ".experiment"  # in the folder of an experiment: path of its file
+EPILOG = """\
+keys of the file:
+{keys}
+
+example:
+  title: Two backbones and their ensemble
+  members:
+    resnet: ../demo/resnet10t.yaml
+    maxvit: [../demo/test_maxvit.yaml, {{trainer.max_epochs: 20}}]
+  ensemble: ../demo/ensemble.yaml
+  seeds: [0, 1]
+  gates: {{ensemble.accuracy: 0.95, members.nll: 0.5}}
+
+Paths are relative to the file. More examples: configs/experiments/*.yaml.
 """
 
 
 def run(args: list[str]) -> int:
-    """Carries out `study run FILE`, `study status FILE` or `study report FILE`."""
-    asked = parser().parse_args(args)
-    study = read_study(asked.file)
-    folder = Path(asked.output) if asked.output else own_folder(study, Path(asked.file))
-    runs = plan(study, folder)
-    if asked.verb == "status":
-        return status(runs)
-    if asked.verb == "report":
-        return report(study, folder)
-    names = chosen(study, runs, asked.only)
-    if asked.dry_run:
-        for each in names:
+    """Executes `experiment run|status|report FILE`."""
+    options = parser().parse_args(args)
+    config = load_experiment(options.file)
+    folder = Path(options.output) if options.output else default_folder(config, Path(options.file))
+    runs = plan(config, folder)
+    if options.action == "status":
+        return print_status(runs)
+    if options.action == "report":
+        return write_report(config, folder)
+    selected = select_runs(config, runs, options.only)
+    for each in selected:
+        each.refuse_change()
+    executor = make_executor(options)
+    validate_runs(config, selected)
+    if options.dry_run:
+        for each in selected:
             print(command_line(each.arguments))
         return 0
-    for each in names:
-        each.refuse_changed()
-    runner = Runner(study, folder, engine(asked))
-    if not asked.output:
-        write_text(folder / OWNER, str(Path(asked.file).resolve()))
-    return runner.run(names, runs)
-
-
-def own_folder(study: ExperimentConfig, file: Path) -> Path:
-    """The folder named like the study; one that another file of that name fills is refused."""
-    folder = Path("runs") / study.name
-    owner = folder / OWNER
-    other = Path(owner.read_text(encoding="utf-8")) if owner.is_file() else file.resolve()
-    if other.is_file() and other != file.resolve():
-        raise ValueError(f"{folder} is of the study {other}, not of {file}: give --output DIR")
-    return folder
+    if not options.output:
+        write_text(folder / OWNER, str(Path(options.file).resolve()))
+    return Scheduler(config, folder, executor).run(selected, runs)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the verb."""
-    main = words.parser("study", __doc__)
-    verbs = main.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))
-    for verb, what in VERBS.items():
-        sub = verbs.add_parser(
-            verb, help=what, description=what, epilog=KEYS,
+    """The arguments of the command."""
+    main = argument_parser("experiment", __doc__)
+    actions = main.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
+    keys = "\n".join(f"  {key:<16} {text}" for key, text in KEYS.items())
+    for name, text in ACTIONS.items():
+        action = actions.add_parser(
+            name, help=text, description=text, epilog=EPILOG.format(keys=keys),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        sub.add_argument(
-            "file", help="the study, a YAML file such as configs/experiments/demo.yaml"
+        action.add_argument(
+            "file", metavar="FILE", help="for example configs/experiments/demo.yaml"
         )
-        sub.add_argument("--output", metavar="DIR", help="folder of the study (runs/STUDY)")
-    add = verbs.choices["run"].add_argument
-    add("--dry-run", action="store_true", help="print the command of each run and stop")
-    add("--only", action="append", metavar="NAME", help="this member alone; may be repeated")
+        action.add_argument("--output", metavar="DIR", help="folder of the experiment (runs/NAME)")
+    add = actions.choices["run"].add_argument
+    add("--dry-run", action="store_true", help="validate all configs, print the commands, stop")
+    add("--only", action="append", metavar="NAME", help="only this member; may be repeated")
     add("--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (1)")
-    add("--engine", choices=["local", "ray"], default="local", help="where runs run (local)")
-    add("--ray-address", metavar="HOST:PORT", help="a running Ray cluster (one of this machine)")
-    add("--num-gpus", type=float, metavar="N",
-        help="GPUs that a Ray task asks for (1 where there are any)")  # fmt: skip
+    add("--engine", choices=["local", "ray"], default="local", help="where to run (local)")
+    add("--ray-address", metavar="HOST:PORT", help="a running Ray cluster (default: a local one)")
+    add("--num-gpus", type=float, metavar="N", help="GPUs per Ray task (1 if there are any)")
     return main
 
 
-def engine(asked: argparse.Namespace) -> Engine:
-    """Where the runs run."""
-    if asked.engine == "ray":
-        return Ray(asked.ray_address, asked.num_gpus)
-    if asked.ray_address is not None or asked.num_gpus is not None:
-        raise ValueError("--ray-address and --num-gpus are for --engine ray")
-    return Local(asked.jobs)
+def default_folder(config: ExperimentConfig, file: Path) -> Path:
+    """runs/NAME; refused if it belongs to another experiment file of that name."""
+    folder = Path("runs") / config.name
+    owner = folder / OWNER
+    other = Path(owner.read_text(encoding="utf-8")) if owner.is_file() else file.resolve()
+    if other.is_file() and other != file.resolve():
+        raise ValueError(f"{folder} belongs to {other}, not to {file}; use --output DIR")
+    return folder
 
 
-def status(runs: list[Run]) -> int:
-    """Prints where every run stands."""
-    with Progress(runs) as progress:
-        progress.update()
+def make_executor(options: argparse.Namespace) -> Executor:
+    """The executor of --engine."""
+    if options.engine == "ray":
+        return RayExecutor(options.ray_address, options.num_gpus)
+    if options.ray_address is not None or options.num_gpus is not None:
+        raise ValueError("--ray-address and --num-gpus require --engine ray")
+    return LocalExecutor(options.jobs)
+
+
+def print_status(runs: list[Run]) -> int:
+    """Prints one line per run."""
+    ProgressDisplay(runs).close()
     return 0
 
 
-def report(study: ExperimentConfig, folder: Path) -> int:
-    """Writes the report of the runs that are done; 0 when every gate passed."""
-    # torch and all: seconds that a dry run does not need
-    from consilium.experiments import report as page
+def write_report(config: ExperimentConfig, folder: Path) -> int:
+    """Writes the report of the runs that are done; 0 if every gate passed."""
+    from consilium.experiments.report import write_experiment_report  # imports torch
 
-    passed, lines = page.write(study, folder)
-    for line in lines:
-        print(line)
+    passed, lines = write_experiment_report(config, folder)
+    print("\n".join(lines))
     return 0 if passed else 1

@@ -1,52 +1,72 @@
-"""The front door: training through LightningCLI, and a table of the other verbs."""
+"""The command line: a table of commands, each with its own module."""
 
 import importlib
 import sys
 from importlib.metadata import version
 
-from consilium.cli import threads
-from consilium.cli.errors import ended
-from consilium.cli.words import unknown, usage
+from consilium.cli.errors import run_command
+from consilium.cli.options import set_openmp_wait_policy
+from consilium.config_errors import suggestion
 
 TRAINING = {
-    "fit": "train one member, then measure its best epoch on val and test",
-    "validate": "measure a checkpoint on the val split",
-    "test": "measure a checkpoint or an ensemble on the test split",
-    "predict": "write the prediction table of a split, labels or not",
+    "fit": "train a model and evaluate its best epoch on the val split",
+    "validate": "evaluate a checkpoint on the val split",
+    "test": "evaluate a checkpoint or an ensemble on the test split",
+    "predict": "write the predictions of a split to a table; labels are optional",
 }
-VERBS = {
-    "experiment": "run members and their ensemble from one file; resume, status, dry run",
-    "ensemble": "fit every voter on val tables, judge it on test tables",
-    "compare": "members side by side: figures, strengths, diversity, paired tests",
-    "inspect": "what a checkpoint is, what it was measured at, whether its weights are its own",
-    "prune": "take channels out of a member, train it on, measure it beside the dense one",
-    "audit": "find leaks, copies, broken files and confounds before training",
-    "cache": "info: list stores of prepared pixels; build, clear",
-    "explain": "where a model, or each member of an ensemble, sees what it says",
-    "serve": "a web page and an API that answer with the evaluation's numbers",
-    "export": "write members as ONNX, torch.export or safetensors, held to torch",
-    "backbones": "list backbones with their size, cost, license and CAM layer",
+COMMANDS = TRAINING | {
+    "experiment": "train and evaluate several models and their ensemble from one file",
+    "ensemble": "fit voters on val predictions and evaluate them on test predictions",
+    "compare": "compare models: metrics, per-class results, diversity, paired tests",
+    "inspect": "show what is stored in a checkpoint and verify its weights",
+    "prune": "remove channels from a trained model, fine-tune it, compare with the original",
+    "audit": "find leaks, duplicates, corrupt files and confounds in a dataset",
+    "init": "write config files for a dataset",
+    "cache": "list, build or delete caches of preprocessed images",
+    "explain": "write saliency maps of a model or ensemble",
+    "serve": "start a web page and a REST API for a model or ensemble",
+    "export": "export models to ONNX, torch.export or safetensors",
+    "backbones": "list backbones with parameters, MACs, license and CAM layer",
 }
+
+
+def usage() -> str:
+    """The help text: every command with one line."""
+    lines = [f"  {command:<10}  {summary}" for command, summary in COMMANDS.items()]
+    head = (
+        "usage: consilium COMMAND [ARGUMENTS]\n\n"
+        "Train image classifiers for medical research, combine them into ensembles, and evaluate\n"
+        "them with confidence intervals.\n\ncommands:\n"
+    )
+    tail = (
+        "examples:\n"
+        "  consilium experiment run configs/experiments/demo.yaml\n"
+        "  consilium fit --config configs/base.yaml --config configs/demo/resnet10t.yaml "
+        "--run runs/first\n\n"
+        "consilium COMMAND --help describes a command; --debug anywhere shows the traceback of an "
+        "error."
+    )
+    return "\n".join([head + "\n".join(lines), "", tail])
 
 
 def run(args: list[str]) -> int:
-    """Carries out one verb and returns its exit code; errors are raised."""
-    verb, rest = args[0], args[1:]
-    if verb not in TRAINING | VERBS:
-        raise ValueError(unknown(verb, TRAINING | VERBS))
-    module = "consilium.cli.training" if verb in TRAINING else f"consilium.cli.{verb}"
-    return int(importlib.import_module(module).run(args if verb in TRAINING else rest))
+    """Runs the command `args[0]` and returns its exit code; errors are raised."""
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command!r}{suggestion(command, list(COMMANDS))}")
+    module = "consilium.cli.training" if command in TRAINING else f"consilium.cli.{command}"
+    return int(importlib.import_module(module).run(args if command in TRAINING else rest))
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs `args` (default: the command line); an error is one line, with --debug a traceback."""
-    threads.sleep_soon()
-    given = sys.argv[1:] if args is None else args
-    args = [a for a in given if a != "--debug"]
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command (default: sys.argv); an error is one line, with --debug also a traceback."""
+    set_openmp_wait_policy()
+    given = sys.argv[1:] if argv is None else argv
+    args = [arg for arg in given if arg != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
-        print(usage(TRAINING | VERBS))
+        print(usage())
         return 0
     if args[0] == "--version":
         print(f"consilium {version('consilium')}")
         return 0
-    return ended(run, args, debug="--debug" in given)
+    return run_command(run, args, debug="--debug" in given)

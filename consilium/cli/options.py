@@ -1,43 +1,95 @@
-"""The parser of fit, validate, test and predict."""
+"""The argument parser of the commands and the argument types that they share."""
 
-from argparse import ArgumentError, RawDescriptionHelpFormatter
-from typing import Any
+import argparse
+import os
+from typing import TYPE_CHECKING, NoReturn
 
-from jsonargparse import DefaultHelpFormatter, Namespace
-from lightning.pytorch.cli import LightningArgumentParser
+if TYPE_CHECKING:
+    import torch
 
-HELP = """\
-What the data and the model take is explained by their own help:
-  consilium {verb} --data.help datamodules.ImageDataModule
-  consilium {verb} --model.help lightning_modules.ImageClassifier
-All of it may stand in a config or be a flag: --model.init_args.optimization.lr 0.001
-"""
-CKPT = {
-    "fit": "last.ckpt of a run that was interrupted: the fit goes on from there",
-    "": "the checkpoint; a member without one takes best.ckpt of --run, or that beside the config",
-}
+    from evaluation.grouping import Level, Rule
+
+LEVEL_HELP = (
+    "evaluate per image, study or patient; RULE pools the images of a study or patient: mean, "
+    "max or noisy_or (image:mean)"
+)
 
 
-class Lines(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of what stands below the help."""
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are one line without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the error and how to get help, and exits with code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's, with errors that say which file they are in, and with our own words."""
+def argument_parser(
+    command: str, description: str | None, epilog: str | None = None
+) -> ArgumentParser:
+    """The parser of `consilium COMMAND`; line breaks of description and epilog are kept."""
+    return ArgumentParser(
+        f"consilium {command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=Lines, **options)
 
-    def parse_path(self, *args: Any, **options: Any) -> Namespace:
-        """The settings of a file."""
-        try:
-            found: Namespace = super().parse_path(*args, **options)
-        except ArgumentError as error:
-            raise ArgumentError(None, f"{args[0]}: {error}") from error
-        return found
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the columns of a table, or the patients of a folder, of `audit` and `init`."""
+    for role, content in (("path", "image path"), ("label", "class"), ("split", "split")):
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {content}")
+    parser.add_argument(
+        "--patient",
+        metavar="COLUMN|REGEX",
+        help="column of the patient ID, or several with commas that identify a patient together; "
+        "for a folder, a regular expression whose group is the patient: '(p[0-9]+)_'",
+    )
 
-    def add_method_arguments(self, owner: type, verb: str, *args: Any, **options: Any) -> list[str]:
-        """The arguments of a verb; of checkpoints Lightning tells what is refused here."""
-        added: list[str] = super().add_method_arguments(owner, verb, *args, **options)
-        self._option_string_actions["--ckpt_path"].help = CKPT.get(verb, CKPT[""])
-        return added
+
+def device(text: str) -> "torch.device":
+    """Argument type: cpu, cuda, cuda:N, or auto (a GPU if there is one)."""
+    import torch
+
+    gpus = range(torch.cuda.device_count())
+    allowed = ["auto", "cpu", *["cuda"][: len(gpus)], *(f"cuda:{index}" for index in gpus)]
+    if text not in allowed:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(allowed)}")
+    return torch.device(("cuda" if gpus else "cpu") if text == "auto" else text)
+
+
+def fraction(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """Argument type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def level(text: str) -> "tuple[Level, Rule]":
+    """Argument type: image, study or patient, with an optional rule as in study:max."""
+    from evaluation.grouping import parse_level
+
+    try:
+        return parse_level(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def set_openmp_wait_policy() -> None:
+    """Lets OpenMP threads spin only briefly before they sleep; to be called before torch is loaded.
+
+    Long spinning makes a machine with other work ten times slower; sleeping at once makes an idle
+    one slower by a quarter. Only GNU's OpenMP has a spin count. Variables that are set are kept.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

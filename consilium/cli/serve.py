@@ -1,102 +1,81 @@
-"""consilium serve: a web page and an API that answer with the numbers of the evaluation.
+"""consilium serve: starts a web page and a REST API for a model or ensemble.
 
-Open the address it prints, drop a film on the page: class, calibrated confidence, each member's
-vote, and where they looked. Programs ask POST /v1/predict; /docs says how. Nothing is fetched from
-the internet, and no picture is kept. Research use only; not a medical device.
+Open the printed address and drop an image on the page: it shows the class, its calibrated
+probability, the prediction of each model, and saliency maps. Programs send POST /v1/predict; its
+schema is at /openapi.json. The probabilities are those of the evaluation. No image is stored, and
+nothing is loaded from the internet. Research use only; not a medical device.
 """
 
 import argparse
 import os
-import socket
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from consilium.cli import words
-from consilium.cli.arguments import device, positive, share
-from consilium.inference.export import bundle, parity
-from consilium.inference.predictor import Model, load
-from consilium.serving.options import TOKEN
-from evaluation.files import read_json
-
-BACKENDS = ("torch", "onnxruntime")
+from consilium.cli.options import argument_parser, device, fraction, positive_int
+from consilium.inference.export import BACKENDS, load_with_backend
+from consilium.serving import TOKEN_VARIABLE
 
 
 def run(argv: list[str]) -> int:
-    """Serves until it is told to stop; what was begun is answered first."""
-    asked = parser().parse_args(argv)
-    running = words.needed("consilium.serving.server", "serve")
-    model = model_of(asked.model, asked.backend, asked.device)
-    with listening(asked.host, asked.port) as server:
-        running.serve(asked, model, server)
+    """Serves until it is stopped."""
+    args = parser().parse_args(argv)
+    from consilium.serving import server, service, upload
+
+    predictor = load_with_backend(args.model, args.backend, args.device)
+    if args.refer_risk is not None:
+        args.refer_below = server.referral_threshold(args.model, predictor, args.refer_risk)
+    settings = service.ServerSettings(
+        title=args.title or server.default_title(args.model),
+        refer_below=args.refer_below,
+        limits=upload.UploadLimits(
+            args.max_mb << 20,
+            min(args.max_files, args.queue_size),  # more would never be admitted
+            args.max_pixels,
+            float(args.timeout),
+        ),
+        queue_size=args.queue_size,
+        max_batch=args.batch_size,
+        token=args.token,
+        hosts=list(service.LOCAL_HOSTS) if args.host in server.LOOPBACK else [],
+        examples=server.find_examples(args.examples),
+    )
+    with server.open_listener(args.host, args.port) as listener:
+        server.serve(predictor, settings, listener)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the verb."""
-    main = words.parser("serve", __doc__)
-    add = main.add_argument
+    """The arguments of the command."""
+    command = argument_parser("serve", __doc__)
+    add = command.add_argument
     help_ = "checkpoint, run folder, ensemble.json or a folder of `consilium export`"
-    add("model", type=Path, metavar="ENSEMBLE|CKPT", help=help_)
-    add("--port", type=int, default=8000, help="0 takes a free one (8000)")
-    add("--host", default="127.0.0.1", help="address to listen on; others reach it by 0.0.0.0 "
-        "(127.0.0.1: this machine only)")  # fmt: skip
-    add("--token", default=os.environ.get(TOKEN, ""), help=f"what callers must know; better given "
-        f"as {TOKEN}, which other users of the machine cannot see")  # fmt: skip
-    add("--examples", type=Path, metavar="FOLDER", help="pictures that the page offers to click")
-    refer = main.add_mutually_exclusive_group()
-    help_ = "refer a picture to a person when its confidence is below this"
-    refer.add_argument("--refer-below", type=share, metavar="P", help=help_)
-    help_ = "the same, at the confidence where val errs no more often than this"
-    refer.add_argument("--refer-risk", type=share, metavar="RISK", help=help_)
-    help_ = "what computes a checkpoint's votes (torch); an export brings its own"
+    add("model", type=Path, metavar="CKPT|ENSEMBLE", help=help_)
+    add("--port", type=int, default=8000, help="port; 0 chooses a free one (8000)")
+    help_ = "address to listen on; 0.0.0.0 allows other machines (127.0.0.1, this machine only)"
+    add("--host", default="127.0.0.1", help=help_)
+    help_ = (
+        f"token that requests must send; the environment variable {TOKEN_VARIABLE} hides it from "
+        "other users of the machine"
+    )
+    add("--token", default=os.environ.get(TOKEN_VARIABLE, ""), help=help_)
+    add("--examples", type=Path, metavar="FOLDER", help="folder of example images for the page")
+    referral = command.add_mutually_exclusive_group()
+    help_ = "refer an image to a person if the probability of its class is below P"
+    referral.add_argument("--refer-below", type=fraction, metavar="P", help=help_)
+    help_ = "the same, with P such that at most this fraction of the other val images is wrong"
+    referral.add_argument("--refer-risk", type=fraction, metavar="RISK", help=help_)
+    help_ = "runtime for a checkpoint (torch); an export has the one of its format"
     add("--backend", choices=BACKENDS, help=help_)
     add("--device", type=device, default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
-    add("--title", default="", help="what the page calls the model (its folder's name)")
-    add("--queue", type=positive, default=64, metavar="N", help="pictures that may wait (64)")
-    add("--batch", type=positive, default=8, metavar="N", help="pictures that the models are given "
-        "together, when so many wait (8); on a GPU more")  # fmt: skip
-    add("--max-mb", type=positive, default=64, metavar="MB", help="of a request (64)")
-    add("--max-files", type=positive, default=16, metavar="N", help="pictures in a request (16)")
-    add("--max-pixels", type=positive, default=50_000_000, metavar="N", help="of one (50 million)")
-    add("--timeout", type=positive, default=30, metavar="S", help="for a body, for an answer (30)")
-    return main
-
-
-def model_of(path: Path, backend: str | None, where: torch.device) -> Model:
-    """The model that answers; with onnxruntime its votes come from there, its maps from torch."""
-    if where.type != "cpu" and (backend == "onnxruntime" or (path / bundle.FILE).is_file()):
-        raise ValueError(f"--device {where}: exports and onnxruntime answer on the cpu")
-    if (path / bundle.FILE).is_file():
-        return export_of(path, backend)
-    model = load(path, device=where)
-    if backend != "onnxruntime":
-        return model
-    with tempfile.TemporaryDirectory() as name:
-        files = bundle.save(Path(name), "onnx", model)
-        other = bundle.load(Path(name))
-        parity.refuse("onnx", parity.compare(model, other, parity.generated(4), files))
-    pairs = zip(model.members, other.members, strict=True)
-    members = [replace(ours, runtime=theirs.runtime) for ours, theirs in pairs]
-    return replace(model, members=members)
-
-
-def export_of(folder: Path, backend: str | None) -> Model:
-    """The model of an export, which is answered by what its format needs."""
-    kind = str(read_json(folder / bundle.FILE).get("format"))
-    own = "onnxruntime" if kind == "onnx" else "torch"
-    if backend not in (None, own):
-        raise ValueError(f"--backend {backend}: {folder} is an export to {kind}, so {own} answers")
-    return bundle.load(folder)
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; an address that is taken is one line."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=256)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", "") or error
-        raise ValueError(f"--host {host} --port {port}: {why}") from None
+    add("--title", default="", help="title of the page (name of the model's folder)")
+    help_ = "images that may wait; further requests get status 503 (64)"
+    add("--queue-size", type=positive_int, default=64, metavar="N", help=help_)
+    help_ = "waiting images that are predicted together (8); more on a GPU"
+    add("--batch-size", type=positive_int, default=8, metavar="N", help=help_)
+    add("--max-mb", type=positive_int, default=64, metavar="MB", help="size of a request (64)")
+    help_ = "images in a request (16)"
+    add("--max-files", type=positive_int, default=16, metavar="N", help=help_)
+    help_ = "pixels of an image (50 million)"
+    add("--max-pixels", type=positive_int, default=50_000_000, metavar="N", help=help_)
+    help_ = "seconds for the body of a request, and again for its response (30)"
+    add("--timeout", type=positive_int, default=30, metavar="S", help=help_)
+    return command

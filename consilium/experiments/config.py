@@ -1,31 +1,59 @@
-"""A study: members, ensembles and what is asked of them."""
+"""The typed configuration of an experiment, read from its YAML file."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from argparse import ArgumentError
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from consilium.experiments import gates as goals
-from consilium.experiments import values
-from consilium.experiments.gates import Claim
-from consilium.experiments.layers import Layer, Said, layers
-from consilium.experiments.told import told
-from evaluation.grouping import LEVELS, Level
-from evaluation.metrics.spec import MAPS
+from jsonargparse import ArgumentParser
 
-ENSEMBLE = "ensemble"
-MEMBERS = "members"
-CONTROL: Layer = {"trainer.callbacks.init_args.density": 1.0}  # of the last callback: the sparse
+from consilium.config_errors import explain_parser_error
+from consilium.experiments.members import Layer, read_experiment, read_layers
+from evaluation.grouping import Level
+from evaluation.metrics.registry import METRICS, matching_specs
+from evaluation.saliency import SALIENCY_METHODS
+from evaluation.voters.registry import VOTERS, VoterOptions
+
+ENSEMBLE, MEMBERS = "ensemble", "members"
+RESERVED = (ENSEMBLE, MEMBERS, "voters", "saliency")  # names of runs and of groups of runs
+# density of the last callback, which is the sparse training
+CONTROL_SETTINGS: Layer = {"trainer.callbacks.init_args.density": 1.0}
+KEYS = {
+    "title": "heading of the report (name of the file)",
+    "base": "config that every run starts from (../base.yaml)",
+    "members": "NAME: a config file, settings by dotted name, or a list of both; later ones win",
+    "matrix": "AXIS: values; a member for each combination, from the template `member`",
+    "member": "like one of `members`; {AXIS} is replaced by the value",
+    "overrides": "settings for all members; ensembles get those that are not about the model",
+    "extends": "experiment that this one starts from; `members: {NAME: null}` removes a member",
+    "controls": "NAME: [MEMBER, ...]; trained like the first MEMBER at density 1; `true`: for each",
+    "ensemble": "config of the ensembles; without it members are only compared",
+    "ensembles": "NAME: [MEMBER, ...] or `all`; several ensembles in place of one of all members",
+    "voter": "rule that combines the members (soft)",
+    "attribute": "column of the data for voters with weights by group, such as body_part",
+    "attended_values": "values of `attribute` that get an attention layer (voter group_attention)",
+    "level": "study or patient: metrics by imaging exam or by patient as well (image)",
+    "seeds": "[0, 1, 2]: train each member once with each seed",
+    "folds": "5: cross-validation by patient; 0 uses the splits of the data (0)",
+    "gates": "WHO.METRIC: limit; WHO is ensemble, members or a NAME; `*` in METRIC: any text",
+    "claims": "WHO.METRIC: {claimed: VALUE, believable: [LOW, HIGH], why: TEXT}",
+    "saliency": "{methods: [GradCAM], limit: 100}: evaluate saliency maps on test images",
+}
 
 
 @dataclass(frozen=True)
-class MapsAsked:
-    """Heat maps of test pictures that are measured.
+class Claim:
+    """A published value of a metric (None for none), and the range of honest values."""
 
-    Args:
-        methods: names of `evaluation.names.MAPS`.
-        limit: so many pictures, evenly spread over the split; None for all.
-    """
+    believable: tuple[float, float]
+    why: str
+    claimed: float | None = None
+
+
+@dataclass(frozen=True)
+class SaliencyConfig:
+    """Saliency maps to evaluate: CAM methods, and the number of test images (None for all)."""
 
     methods: list[str]
     limit: int | None = None
@@ -33,25 +61,10 @@ class MapsAsked:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Members by name, their ensembles, the gates and the claims.
+    """Members, their ensembles, and how both are evaluated; the fields are keys of the file.
 
-    Args:
-        name: the file's stem; names the output folder.
-        title: what stands above the report.
-        base: config that every member starts from.
-        members: config files and settings of each member; later ones win.
-        ensemble: the same of the ensembles.
-        ensembles: the members of each ensemble; an only one is called ensemble.
-        controls: members trained with all weights, and those that each is the control of.
-        voter: the voter that the ensembles go by; all that can be fitted on val are judged.
-        attribute: attribute with weights of its own, such as body_part.
-        attend: its values that an attention layer weighs.
-        level: what is judged beside images: study or patient; image for nothing else.
-        seeds: each member is trained once with each; none leaves the members' own.
-        folds: parts of the patients, each of which is tested once; 0 keeps the data's splits.
-        gates: least values by `ensemble.METRIC`, `members.METRIC` or `NAME.METRIC`.
-        claims: what others state of figures, named in the same way.
-        maps: heat maps that are measured; none are where it is left out.
+    `name` is the stem of the file, `files` are the file and those that it extends. `members`
+    include the controls. `ensembles` map a run to its members, `controls` to sparse members.
     """
 
     name: str
@@ -63,110 +76,159 @@ class ExperimentConfig:
     controls: dict[str, list[str]] = field(default_factory=dict)
     voter: str = "soft"
     attribute: str = ""
-    attend: list[str] = field(default_factory=list)
+    attended_values: list[str | int] = field(default_factory=list)
     level: Level = "image"
     seeds: list[int] = field(default_factory=list)
     folds: int = 0
     gates: dict[str, float] = field(default_factory=dict)
     claims: dict[str, Claim] = field(default_factory=dict)
-    maps: MapsAsked | None = None
+    saliency: SaliencyConfig | None = None
+    files: tuple[Path, ...] = ()
 
 
-def read_study(path: str | Path) -> ExperimentConfig:
-    """The study of a YAML file; unknown keys, names and missing files are refused."""
+# resolved by hand: names and layers of members
+UNTYPED = {"base", "members", "matrix", "member", "overrides", "extends", "ensemble"}
+
+
+def load_experiment(path: str | Path) -> ExperimentConfig:
+    """The experiment of a YAML file; unknown keys, wrong values and missing files are refused."""
     file = Path(path)
-    said, where = told(file), f"study {file}"
-    members = {name: layers(f"{where}: {name}", each) for name, each in said["members"].items()}
-    controls = _controls(f"{where}: control", said.get("control"), members)
-    members |= {name: (*members[of[0]], CONTROL) for name, of in controls.items()}
-    values.require_names(where, "member", members)
-    ensembles = _ensembles(where, said, members)
-    level = _level(where, said.get("level", "image"))
-    attribute = values.text(where, "attribute", said.get("attribute"))
-    attend = values.attend(where, said.get("attend"))
-    has = {"attribute": bool(attribute), "attend": bool(attend)}
-    subjects = {MEMBERS, *members, *ensembles} | ({ENSEMBLE} if ensembles else set())
+    content = read_experiment(file, KEYS)
+    try:
+        config = _build(file.stem, content)
+        _check(config)
+    except ArgumentError as error:
+        message = explain_parser_error(str(error), [file], KEYS)
+        message = message.removeprefix(f"{file}: ").removeprefix("command line: ")
+        raise ValueError(f"experiment {file}: {message}") from error
+    except ValueError as error:
+        raise ValueError(f"experiment {file}: {error}") from error
+    return config
+
+
+def _build(name: str, content: dict[str, Any]) -> ExperimentConfig:
+    base, members = content["base"], content["members"]
+    if not isinstance(base, str) or not Path(base).is_file():
+        raise ValueError(f"base {base!r} is not a file")
+    layers = {member: read_layers(f"member {member}", v) for member, v in members.items()}
+    controls = content.get("controls") or {}
+    if controls is True:
+        controls = {f"{member}_control": [member] for member in layers}
+    names = [*layers, *(controls if isinstance(controls, dict) else [])]
+    ensembles = _expand_ensembles(content, names)
+    parsed = _parse({"title": name, **content, "controls": controls, "ensembles": ensembles})
+    for control, sparse in parsed["controls"].items():
+        if control in layers:
+            raise ValueError(f"controls: {control!r} is already a member")
+        _require_members(f"controls: {control}", sparse, layers)
+        layers[control] = (*layers[sparse[0]], CONTROL_SETTINGS)
+    ensemble = read_layers(ENSEMBLE, content["ensemble"]) if ensembles else ()
+    files = tuple(content["files"])
     return ExperimentConfig(
-        name=file.stem,
-        title=values.text(where, "title", said.get("title")) or file.stem,
-        base=_base(where, said["base"]),
-        members=members,
-        ensemble=layers(f"{where}: ensemble", said["ensemble"]) if ensembles else (),
-        ensembles=ensembles,
-        controls=controls,
-        voter=values.voter(where, said.get("voter"), has),
-        attribute=attribute,
-        attend=attend,
-        level=level,
-        seeds=values.seeds(where, said.get("seeds")),
-        folds=values.folds(where, said.get("folds")),
-        gates=goals.gates(where, said.get("gates"), subjects, level),
-        claims=goals.claims(where, said.get("claims"), subjects, level),
-        maps=_maps(where, said.get("maps")),
+        name, base=Path(base), members=layers, ensemble=ensemble, files=files, **parsed
     )
 
 
-def _base(where: str, said: Said) -> Path:
-    if not isinstance(said, str) or not Path(said).is_file():
-        raise ValueError(f"{where}: base {said!r} is not a file")
-    return Path(said)
-
-
-def _controls(where: str, said: Said, members: Mapping[str, object]) -> dict[str, list[str]]:
-    """The members of each control; `true` gives each member one of its own."""
-    if not said:
+def _expand_ensembles(content: dict[str, Any], members: list[str]) -> dict[str, Any]:
+    """Members of each ensemble by its run name; `all` becomes the list of all members."""
+    given: dict[str, Any] = content.get("ensembles") or {}
+    if given and not content.get("ensemble"):
+        raise ValueError("`ensembles` requires `ensemble`, the config of all ensembles")
+    if not content.get("ensemble"):
         return {}
-    if not isinstance(said, dict) and said is not True:
-        raise ValueError(f"{where}: {said!r}; true, or names with the members of each")
-    given = said if isinstance(said, dict) else {f"{name}_control": [name] for name in members}
-    for name in given.keys() & members.keys():
-        raise ValueError(f"{where}: {name!r} is a member already")
-    return _of_members(where, given, members)
+    _require_names("ensembles", given or members)
+    whole = {f"{ENSEMBLE}-{n}": members if of == "all" else of for n, of in given.items()}
+    return whole or {ENSEMBLE: members}
 
 
-def _ensembles(where: str, said: dict[str, Any], members: Iterable[str]) -> dict[str, list[str]]:
-    """The members of each ensemble; `all` means all of them."""
-    given = said.get("ensembles")
-    if given and not said.get("ensemble"):
-        raise ValueError(f"{where}: ensembles need ensemble, the config of all of them")
-    if not said.get("ensemble"):
-        return {}
-    if not given:
-        return {ENSEMBLE: list(members)}
-    values.require_names(where, "ensemble", map(str, given))
-    whole = {f"{ENSEMBLE}-{n}": list(members) if of == "all" else of for n, of in given.items()}
-    return _of_members(f"{where}: ensembles", whole, members)
+def _parse(content: dict[str, Any]) -> dict[str, Any]:
+    """The typed values of a file; an ArgumentError names the key of a wrong one."""
+    typed = KEYS.keys() - UNTYPED
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(
+        ExperimentConfig, skip={f.name for f in fields(ExperimentConfig)} - typed
+    )
+    values = {key: value for key, value in content.items() if key in typed and value is not None}
+    parsed = parser.instantiate(parser.parse_object(values))
+    return {key: parsed[key] for key in typed}
 
 
-def _of_members(
-    where: str, given: Mapping[str, Any], members: Iterable[str]
-) -> dict[str, list[str]]:
-    """The lists with members that are there; names that no study knows were refused before."""
+def _check(config: ExperimentConfig) -> None:
+    """Refuses values that have the right type and cannot be meant."""
+    _require_names("members", config.members)
+    for ensemble, members in config.ensembles.items():
+        _require_members(f"ensembles: {ensemble}", members, config.members)
+    if len(set(config.seeds)) < len(config.seeds) or min(config.seeds, default=0) < 0:
+        raise ValueError(f"seeds: {config.seeds}; whole numbers from 0, each once")
+    if config.folds in (1, 2) or config.folds < 0:
+        raise ValueError(f"folds: {config.folds}; at least 3 (train, val, test), or 0 for none")
+    if config.saliency is not None:
+        _check_saliency(config.saliency)
+    _check_voter(config)
+    for name, limit in config.gates.items():
+        _check_metric(f"gates: {name}", name, config, [limit])
+    for name, claim in config.claims.items():
+        if claim.believable[0] > claim.believable[1]:
+            raise ValueError(f"claims: {name}: believable: {[*claim.believable]}; lower end first")
+        values = [*claim.believable, *([] if claim.claimed is None else [claim.claimed])]
+        _check_metric(f"claims: {name}", name, config, values)
+
+
+def _check_saliency(saliency: SaliencyConfig) -> None:
+    unknown = [name for name in saliency.methods if name not in SALIENCY_METHODS]
+    if unknown or not saliency.methods:
+        allowed = ", ".join(SALIENCY_METHODS)
+        raise ValueError(f"saliency: methods: {saliency.methods}; allowed: {allowed}")
+    if saliency.limit is not None and saliency.limit < 1:
+        raise ValueError(f"saliency: limit: {saliency.limit}; at least 1")
+
+
+def _require_members(where: str, names: list[str], members: Iterable[str]) -> None:
     known = list(members)
-    for name, of in given.items():
-        each = of if isinstance(of, list) else []
-        if not each or any(one not in known for one in each) or len(set(each)) < len(each):
-            raise ValueError(f"{where}: {name}: {of!r}; members, each once, of {', '.join(known)}")
-    return {name: list(of) for name, of in given.items()}
+    if not names or set(names) - set(known) or len(set(names)) < len(names):
+        raise ValueError(f"{where}: {names}; needs members, each once, of {', '.join(known)}")
 
 
-def _level(where: str, said: str) -> Level:
-    found = [level for level in LEVELS if level == said]
-    if not found:
-        raise ValueError(f"{where}: level {said!r}; allowed are {', '.join(LEVELS)}")
-    return found[0]
+def _require_names(key: str, names: Iterable[str]) -> None:
+    """Refuses an empty list of names, and names that are no folder names or are reserved."""
+    given = list(names)
+    if not given:
+        raise ValueError(f"{key}: at least one is required")
+    for name in map(str, given):
+        if not name or "/" in name or name.startswith("."):
+            raise ValueError(f"{key}: {name!r} is not the name of a folder")
+        if name in RESERVED or name.startswith(tuple(f"{word}-" for word in RESERVED)):
+            raise ValueError(
+                f"{key}: {name!r} is reserved, as are {', '.join(RESERVED)} and these words "
+                "followed by a hyphen"
+            )
 
 
-def _maps(where: str, said: dict[str, Any] | None) -> MapsAsked | None:
-    if not said:
-        return None
-    methods: list[str] = said.get("methods", [])
-    limit = said.get("limit")
-    known = isinstance(methods, list) and methods and all(name in MAPS for name in methods)
-    counted = limit is None or (type(limit) is int and limit > 0)
-    if not known or not counted or said.keys() - {"methods", "limit"}:
+def _check_voter(config: ExperimentConfig) -> None:
+    """Refuses an unknown voter, and one that needs a value that is not given."""
+    if config.attended_values and not config.attribute:
+        raise ValueError("attended_values are values of an attribute: `attribute` is required")
+    allowed = [name for name, spec in VOTERS.items() if "weights" not in spec.requirements]
+    if config.voter not in allowed:
+        raise ValueError(f"voter: {config.voter!r}; allowed: {', '.join(allowed)}")
+    options = VoterOptions(config.attribute, list(map(str, config.attended_values)))
+    for missing in VOTERS[config.voter].missing_options(options):
+        key = "attended_values" if missing == "attend" else missing
+        raise ValueError(f"voter: {config.voter} requires `{key}`")
+
+
+def _check_metric(where: str, name: str, config: ExperimentConfig, values: list[float]) -> None:
+    """Refuses a metric that the experiment does not have, and values outside its range."""
+    who, _, metric = name.partition(".")
+    subjects = {MEMBERS, *config.members, *config.ensembles}
+    subjects |= {ENSEMBLE} if config.ensembles else set()
+    specs = matching_specs(metric, config.level)
+    if who not in subjects or not specs:
         raise ValueError(
-            f"{where}: maps: {said!r}; needed is methods, a list of {', '.join(MAPS)}; limit "
-            "may be a whole number from 1"
+            f"{where}; allowed: WHO.METRIC with WHO of {', '.join(sorted(subjects))} and METRIC "
+            f"of {', '.join(METRICS)}"
         )
-    return MapsAsked(methods, limit)
+    low, high = min(s.minimum for s in specs), max(s.maximum for s in specs)
+    for value in values:
+        if not low <= value <= high:
+            raise ValueError(f"{where}: {value:g}; {metric} is between {low:g} and {high:g}")

@@ -1,17 +1,18 @@
-"""The runs of a study: what is trained, elected and convened, with the commands that do it."""
+"""The runs of an experiment: their folders, their commands, and what each needs."""
 
 import shlex
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from consilium.experiments.config import MEMBERS, ExperimentConfig, MapsAsked
-from consilium.experiments.layers import arguments
+from consilium.experiments.config import MEMBERS, ExperimentConfig, SaliencyConfig
+from consilium.experiments.members import layer_arguments
 from consilium.experiments.run import Run
 from evaluation import saliency
-from evaluation.run_folder import voters_of
+from evaluation.results import voters_folder
 
-MAPS = "maps"
+SALIENCY = "saliency"  # folder, and prefix of run names
+SPLITS = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -19,121 +20,149 @@ class Round:
     """One repetition of all members and ensembles.
 
     Args:
-        seed: seed of everything in it, None for the members' own.
-        fold: the part of the patients that it tests, None for the data's splits.
-        folds: how many parts there are.
+        seed: seed of every run, None for the seeds of the configs.
+        fold: the fold that is tested, None for the splits of the data.
+        num_folds: number of folds.
     """
 
     seed: int | None = None
     fold: int | None = None
-    folds: int = 0
+    num_folds: int = 0
 
     @property
     def suffix(self) -> str:
-        """`-seed1-fold0`: what tells its runs apart."""
+        """End of the run names of this round, such as `-seed1-fold0`."""
         parts = {"seed": self.seed, "fold": self.fold}
-        return "".join(f"-{name}{at}" for name, at in parts.items() if at is not None)
+        return "".join(f"-{name}{value}" for name, value in parts.items() if value is not None)
 
     @property
-    def flags(self) -> list[str]:
-        """What is added to a command."""
-        seed = [] if self.seed is None else ["--seed_everything", str(self.seed)]
-        at = {"part": self.fold, "of": self.folds} if self.fold is not None else {}
-        return seed + [w for k, v in at.items() for w in (f"--data.init_args.fold.{k}", str(v))]
+    def arguments(self) -> list[str]:
+        """Arguments that set seed and fold."""
+        arguments = [] if self.seed is None else ["--seed_everything", str(self.seed)]
+        if self.fold is not None:
+            arguments += ["--data.init_args.fold.index", str(self.fold)]
+            arguments += ["--data.init_args.fold.num_folds", str(self.num_folds)]
+        return arguments
 
 
-def rounds(study: ExperimentConfig) -> list[Round]:
-    """Every seed with every fold; one round of neither where the study names none."""
-    seeds: list[int] | list[None] = study.seeds or [None]
-    folds: list[int] | list[None] = list(range(study.folds)) or [None]
-    return [Round(seed, fold, study.folds) for seed, fold in product(seeds, folds)]
+def rounds(config: ExperimentConfig) -> list[Round]:
+    """Every seed with every fold; a single round without seed and fold if there are none."""
+    folds: list[int] | list[None] = list(range(config.folds)) or [None]
+    return [Round(s, fold, config.folds) for s, fold in product(seeds_or_none(config), folds)]
 
 
-def plan(study: ExperimentConfig, folder: Path) -> list[Run]:
-    """Every run in the order in which they would be typed, each with those that it needs."""
+def seeds_or_none(config: ExperimentConfig) -> list[int] | list[None]:
+    """The seeds of an experiment, [None] if it has none."""
+    return list(config.seeds) or [None]
+
+
+def plan(config: ExperimentConfig, folder: Path) -> list[Run]:
+    """Every run, each after the runs that it needs."""
     runs: dict[str, Run] = {}
-    for run, bare in zip(_runs(study, folder), _runs(study, Path()), strict=True):
-        of = tuple(runs[name] for name in run.needs)
-        runs[run.name] = replace(run, command=bare.arguments, of=of)
+    for run, portable in zip(_runs(config, folder), _runs(config, Path()), strict=True):
+        inputs = tuple(runs[name] for name in run.needs)
+        runs[run.name] = replace(run, portable_arguments=portable.arguments, inputs=inputs)
     return list(runs.values())
 
 
-def _runs(study: ExperimentConfig, folder: Path) -> list[Run]:
+def select_runs(config: ExperimentConfig, runs: list[Run], only: list[str] | None) -> list[Run]:
+    """The runs of the members named in `only` and those that need no others; all if None."""
+    member_of = {name + r.suffix: name for r in rounds(config) for name in config.members}
+    for name in only or []:
+        if name not in member_of and name not in config.members:
+            known = ", ".join(config.members)
+            raise ValueError(f"--only {name}: not a member; members are {known}")
+    members = {run for run, name in member_of.items() if not only or {run, name} & set(only)}
+    selected: dict[str, Run] = {}
+    for run in runs:
+        has_inputs = run.name not in member_of and selected.keys() >= set(run.needs)
+        if run.name in members or has_inputs:
+            selected[run.name] = run
+    return list(selected.values())
+
+
+def validate_runs(config: ExperimentConfig, runs: list[Run]) -> None:
+    """Parses the config of every member and ensemble that is not done; ValueError on an error.
+
+    Runs that differ only in seed and fold are parsed once.
+    """
+    names = (*config.members, *config.ensembles)
+    name_of = {name + r.suffix: name for r in rounds(config) for name in names}
+    commands = {name_of[r.name]: r.arguments for r in runs if r.name in name_of and not r.is_done()}
+    if commands:
+        from consilium.training.lightning_cli import validate_config  # imports torch
+
+        for arguments in commands.values():
+            validate_config(arguments, config.files)
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command as a person would type it."""
+    return shlex.join(["consilium", *arguments])
+
+
+def member_folders(
+    config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round
+) -> list[Path]:
+    """Run folders of the members of an ensemble in a round."""
+    names = config.ensembles[ensemble]
+    return [folder / MEMBERS / f"{name}{each_round.suffix}" for name in names]
+
+
+def _runs(config: ExperimentConfig, folder: Path) -> list[Run]:
     runs = []
-    for each in rounds(study):
-        runs += [_member(study, folder, name, each) for name in study.members]
-        for name in study.ensembles:
-            runs += [_voters(study, folder, name, each), _ensemble(study, folder, name, each)]
-        if study.maps is not None:
-            runs += [_maps(study.maps, folder, of) for of in with_maps(study, folder, each)]
+    for r in rounds(config):
+        runs += [_member_run(config, folder, name, r) for name in config.members]
+        for name in config.ensembles:
+            runs += [_voters_run(config, folder, name, r), _ensemble_run(config, folder, name, r)]
+        if config.saliency is not None:
+            explained = config.ensembles or config.members
+            parent = folder if config.ensembles else folder / MEMBERS
+            targets = [parent / f"{name}{r.suffix}" for name in explained]
+            runs += [_saliency_run(config.saliency, folder, target) for target in targets]
     return runs
 
 
-def chosen(study: ExperimentConfig, runs: list[Run], only: list[str] | None) -> list[Run]:
-    """The runs of these members and of what needs no others; all when none are named."""
-    allowed = {name + each.suffix: name for each in rounds(study) for name in study.members}
-    for name in only or []:
-        if name not in allowed and name not in study.members:
-            raise ValueError(f"--only {name}: not a member; members are {', '.join(study.members)}")
-    members = {run for run, name in allowed.items() if not only or {run, name} & set(only)}
-    found: dict[str, Run] = {}
-    for run in runs:
-        if run.name in members or (run.name not in allowed and found.keys() >= set(run.needs)):
-            found[run.name] = run
-    return list(found.values())
+def _member_run(config: ExperimentConfig, folder: Path, name: str, each_round: Round) -> Run:
+    run = folder / MEMBERS / f"{name}{each_round.suffix}"
+    layers = layer_arguments((config.base, *config.members[name]))
+    return Run(
+        run.name, run, ["fit", *layers, *each_round.arguments, "--run", str(run), "--test", "true"]
+    )
 
 
-def command_line(words: list[str]) -> str:
-    """The arguments as a person would type them."""
-    return shlex.join(["consilium", *words])
-
-
-def _member(study: ExperimentConfig, folder: Path, name: str, each: Round) -> Run:
-    run = folder / MEMBERS / f"{name}{each.suffix}"
-    layers = arguments((study.base, *study.members[name]))
-    return Run(run.name, run, ["fit", *layers, *each.flags, "--run", str(run)])
-
-
-def _voters(study: ExperimentConfig, folder: Path, ensemble: str, each: Round) -> Run:
-    """Fits every voter on val and judges them, from the members' tables alone."""
-    members = member_folders(study, folder, ensemble, each)
-    words = ["ensemble"]
-    for split in ("val", "test"):
+def _voters_run(config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round) -> Run:
+    """Fits every voter on val and evaluates it on test, from the members' predictions."""
+    members = member_folders(config, folder, ensemble, each_round)
+    arguments = ["ensemble"]
+    for split in SPLITS:
         tables = [str(member / "predictions" / f"{split}.parquet") for member in members]
-        words += [f"--{split}", *tables]
-    run = voters_of(folder / f"{ensemble}{each.suffix}")
-    words += ["-o", str(run), "--voter", study.voter]
-    words += ["--attribute", study.attribute] if study.attribute else []
-    words += ["--attend", *study.attend] if study.attend else []
-    return Run(run.name, run, words, tuple(member.name for member in members))
+        arguments += [f"--{split}", *tables]
+    run = voters_folder(folder / f"{ensemble}{each_round.suffix}")
+    arguments += ["-o", str(run), "--voter", config.voter]
+    arguments += ["--attribute", config.attribute] if config.attribute else []
+    attended = list(map(str, config.attended_values))
+    arguments += ["--attend", *attended] if attended else []
+    return Run(run.name, run, arguments, tuple(member.name for member in members))
 
 
-def _ensemble(study: ExperimentConfig, folder: Path, ensemble: str, each: Round) -> Run:
-    """Tests the ensemble by its fitted voter."""
-    members = member_folders(study, folder, ensemble, each)
-    run = folder / f"{ensemble}{each.suffix}"
-    voters = voters_of(run)
-    words = ["test", *arguments((study.base, *study.ensemble)), *each.flags, "--run", str(run)]
-    words += ["--model.init_args.voter", str(voters)]
-    words += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
-    return Run(run.name, run, words, (voters.name, *(member.name for member in members)))
+def _ensemble_run(config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round) -> Run:
+    """Tests the ensemble with its fitted voter on images."""
+    members = member_folders(config, folder, ensemble, each_round)
+    run = folder / f"{ensemble}{each_round.suffix}"
+    voters = voters_folder(run)
+    layers = layer_arguments((config.base, *config.ensemble))
+    arguments = ["test", *layers, *each_round.arguments, "--run", str(run)]
+    arguments += ["--model.init_args.voter", str(voters)]
+    arguments += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
+    return Run(run.name, run, arguments, (voters.name, *(member.name for member in members)))
 
 
-def _maps(maps: MapsAsked, folder: Path, of: Path) -> Run:
-    """Measures the heat maps of one run."""
-    into = folder / MAPS / of.name
-    words = ["explain", str(of), "--split", "test", "--measure", *maps.methods]
-    words += ["--limit", str(maps.limit)] if maps.limit else []
-    words += ["--device", "auto", "-o", str(into)]
-    return Run(f"maps-{of.name}", into, words, (of.name,), result=saliency.FILE)
-
-
-def with_maps(study: ExperimentConfig, folder: Path, each: Round) -> list[Path]:
-    """Run folders whose maps are measured: the ensembles', or the members' where there are none."""
-    above = folder if study.ensembles else folder / MEMBERS
-    return [above / f"{name}{each.suffix}" for name in study.ensembles or study.members]
-
-
-def member_folders(study: ExperimentConfig, folder: Path, ensemble: str, each: Round) -> list[Path]:
-    """Run folders of an ensemble's members in a round."""
-    return [folder / MEMBERS / f"{name}{each.suffix}" for name in study.ensembles[ensemble]]
+def _saliency_run(config: SaliencyConfig, folder: Path, target: Path) -> Run:
+    """Evaluates the saliency maps of one run."""
+    output = folder / SALIENCY / target.name
+    arguments = ["explain", str(target), "--split", "test", "--measure", *config.methods]
+    arguments += ["--limit", str(config.limit)] if config.limit else []
+    arguments += ["--device", "auto", "-o", str(output)]
+    name = f"{SALIENCY}-{target.name}"
+    return Run(name, output, arguments, (target.name,), result=saliency.FILE)

@@ -1,7 +1,4 @@
-"""What a run was made with, kept in its folder: its command's settings, config files read through.
-
-A run whose command would say something else today is not what its study asks for.
-"""
+"""Provenance of a run: the resolved settings of its command and digests of its inputs."""
 
 import hashlib
 import json
@@ -13,136 +10,134 @@ from typing import Any
 
 import yaml
 
-from consilium.experiments.config_files import mapping, whole
+from consilium.config_files import read_config, resolve_references
 from evaluation.files import read_json, write_json
 
-FILE = ".made.json"
-LONGEST = 60  # characters of a value in a message
-# where and how fast a run works, not what it finds
-ASIDE = (
+FILE = ".provenance.json"
+MAX_LENGTH = 60  # characters of a value in a message
+# settings of where and how fast a run works, which do not change its result
+IGNORED = (
     "trainer.accelerator", "trainer.logger", "trainer.enable_", "trainer.profiler",
-    "data.init_args.workers", "data.init_args.reading.cache", "data.init_args.reading.prefetch",
-    "data.init_args.reading.pin",
+    "data.init_args.num_workers", "data.init_args.pin_memory", "data.init_args.prefetch_factor",
+    "data.init_args.cache",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a run was made with.
+class Provenance:
+    """What a run was made from.
 
     Args:
-        told: its command's settings as text by dotted name.
-        of: a digest of what each run that it needs had found, by the run's name.
+        settings: settings of its command as text by dotted name.
+        inputs: digest of the result of each run that it needs, by the run's name.
     """
 
-    told: dict[str, str]
-    of: dict[str, str]
+    settings: dict[str, str]
+    inputs: dict[str, str]
 
     def write(self, folder: Path) -> None:
-        """Keeps it in the run's folder."""
+        """Writes it to a run folder."""
         write_json(folder / FILE, asdict(self))
 
-    def difference(self, now: "Made") -> str:
-        """The first thing that is not as it is told now, in words; "" where there is none."""
-        for name in dict.fromkeys([*now.told, *self.told]):
-            was, told = self.told.get(name), now.told.get(name)
-            if was != told and not name.startswith(ASIDE):
-                return _in_words(name, was, told)
-        others = [name for name, found in now.of.items() if self.of.get(name) != found]
-        return f"of another {others[0]}" if others else ""
+    def difference(self, current: "Provenance") -> str:
+        """The first difference to the current provenance as text, "" if there is none."""
+        for name in dict.fromkeys([*current.settings, *self.settings]):
+            before, now = self.settings.get(name), current.settings.get(name)
+            if before != now and not name.startswith(IGNORED):
+                return _describe(name, before, now)
+        for name, digest in current.inputs.items():
+            if self.inputs.get(name) != digest:
+                return f"from another {name}"
+        return ""
 
 
-def kept(folder: Path) -> Made | None:
-    """What a run was made with; None where nobody wrote it down, as of a command typed by hand."""
+def read_provenance(folder: Path) -> Provenance | None:
+    """The provenance in a run folder; None without one, as after a command typed by hand."""
     file = folder / FILE
-    return Made(**read_json(file)) if file.is_file() else None
+    return Provenance(**read_json(file)) if file.is_file() else None
 
 
-def digest(file: Path) -> str:
-    """Of what a run found; "" where it is gone."""
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, "" if there is none."""
     return _digest(file, file.stat().st_mtime_ns) if file.is_file() else ""
 
 
 @cache
-def _digest(file: Path, written: int) -> str:
-    """The file is read again only when it was written anew."""
+def _digest(file: Path, modified: int) -> str:
+    """`modified` is part of the cache key: the file is read again after it was written."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def told(command: list[str]) -> dict[str, str]:
-    """Every setting of a command; later ones win, and what is appended (`name+`) adds up."""
-    found: dict[str, Any] = {"command": command[0]}
-    for name, value in _settings(command[1:]):
-        found[name] = [*found.get(name, []), *value] if _appended(name, value) else value
-    return {name: _text(value) for name, value in _leaves(found)}
+def read_settings(command: list[str]) -> dict[str, str]:
+    """Settings of a command as text; later values win, those of `name+` are appended."""
+    settings: dict[str, Any] = {"command": command[0]}
+    for name, value in _given_settings(command[1:]):
+        is_appended = name.endswith("+") and isinstance(value, list)
+        settings[name] = [*settings.get(name, []), *value] if is_appended else value
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, default=str)
+        for name, value in _split_lists(settings)
+    }
 
 
-def _settings(words: list[str]) -> Iterator[tuple[str, Any]]:
-    """Settings as they follow one another: each config's, and each option's values."""
-    for name, values in _options(words):
+def _given_settings(arguments: list[str]) -> Iterator[tuple[str, Any]]:
+    """Settings of each config file and option, in their order."""
+    for name, values in _options(arguments):
         if name == "config":
             for file in values:
-                yield from _flat(whole(Path(file).parent, mapping(Path(file))))
+                yield from _flatten(resolve_references(Path(file).parent, read_config(Path(file))))
         else:
-            given = whole(Path(), _parsed(values))
-            yield from _flat({name: given})
+            yield from _flatten({name: resolve_references(Path(), _parse_values(values))})
 
 
-def _options(words: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """`--name value ...` and `--name=value`; what stands before any option has no name."""
+def _options(arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """`--name value ...` and `--name=value`; values before the first option have no name."""
     name, values = "", list[str]()
-    for word in words:
-        if not word.startswith("--"):
-            values.append(word)
+    for argument in arguments:
+        if not argument.startswith("--"):
+            values.append(argument)
             continue
         if values or name:
             yield name, values
-        name, same, value = word[2:].partition("=")
-        values = [value] if same else []
+        name, has_value, value = argument[2:].partition("=")
+        values = [value] if has_value else []
     yield name, values
 
 
-def _parsed(values: list[str]) -> object:
-    """One value as YAML, as the command reads it; several as they are."""
+def _parse_values(values: list[str]) -> object:
+    """A single value as YAML, as the command reads it; several as a list of texts."""
     try:
         return yaml.safe_load(values[0]) if len(values) == 1 else values
     except yaml.YAMLError:
         return values[0]
 
 
-def _appended(name: str, value: object) -> bool:
-    return name.endswith("+") and isinstance(value, list)
-
-
-def _flat(said: object, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted name."""
-    if not isinstance(said, dict) or (name and not said):
-        yield name, said
+def _flatten(value: object, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted name."""
+    if not isinstance(value, dict) or (name and not value):
+        yield name, value
         return
-    for key, value in said.items():
-        yield from _flat(value, f"{name}.{key}" if name else str(key))
+    for key, item in value.items():
+        yield from _flatten(item, f"{name}.{key}" if name else str(key))
 
 
-def _leaves(found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The same with lists of classes taken apart, so that a difference is short."""
-    for name, value in found.items():
-        if isinstance(value, list) and any(isinstance(each, dict) for each in value):
-            yield from _leaves(dict(_flat({f"{name}.{at}": v for at, v in enumerate(value)})))
+def _split_lists(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings with lists of mappings split by index, so that a difference is short."""
+    for name, value in settings.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            items = {f"{name}.{index}": item for index, item in enumerate(value)}
+            yield from _split_lists(dict(_flatten(items)))
         else:
             yield name, value
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+def _describe(name: str, before: str | None, now: str | None) -> str:
+    if before is None:
+        return f"without {name}, the experiment has {_shorten(now)}"
+    current = "does not have it" if now is None else f"has {_shorten(now)}"
+    return f"with {name} {_shorten(before)}, the experiment {current}"
 
 
-def _in_words(name: str, was: str | None, told: str | None) -> str:
-    if was is None:
-        return f"without {name}, the study says {_short(told)}"
-    now = "does not" if told is None else _short(told)
-    return f"with {name} {_short(was)}, the study says {now}"
-
-
-def _short(text: str | None) -> str:
-    whole = str(text)
-    return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 3]}..."
+def _shorten(value: str | None) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."

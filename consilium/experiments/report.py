@@ -1,8 +1,9 @@
-"""A study's page: gates and claims, members, ensembles, cost, data, and how it all was made."""
+"""Files of an experiment's results: report.html, results.json, results/*.csv, and the summary."""
 
 import os
 import platform
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,39 +11,45 @@ from typing import Any
 import pandas as pd
 import torch
 
-from consilium.experiments import tables
 from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
-from consilium.experiments.plan import plan
-from consilium.experiments.results import Runs, claims, gates, read_runs, subjects
-from consilium.experiments.sections import audit, cost, ensemble, saliency, seeds_folds, sparsity
-from evaluation.plots import curves as drawings
+from consilium.experiments.gates import claims_section, run_names
+from consilium.experiments.results import ExperimentResults, load_results
+from consilium.experiments.sections import appendix, ensemble, seeds_folds, sparsity
+from evaluation.files import write_text
+from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
+from evaluation.plots import curves
 from evaluation.reports import html
-from evaluation.reports.run import MAIN, facts
-from evaluation.results import write_results
+from evaluation.reports.run import run_details
+from evaluation.results import Results, write_results
+from evaluation.stats.estimate import Estimate
 
+TABLES = "results"  # folder of the CSV files
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
 
 
-def write(study: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
-    """Writes report.html, results.json and results/; whether all gates passed, and last words."""
-    runs = read_runs(study, folder)
-    pooled = seeds_folds.over_folds(study, runs, folder)
-    sparse = sparsity.beside(study, runs, folder)
-    asked = gates(study, runs)
-    first = next(iter(runs.values()))
-    others = {name: run.metrics for name, run in runs.items()}
-    passed = {gate.name: gate.passed for gate in asked}
-    meta = _relative(first.meta, folder)
-    results = replace(first, name=study.name, others=others, gates=passed, meta=meta)
-    page = sections(study, folder, runs, pooled, sparse)
-    html.write_report(folder / "report.html", study.title, page)
-    tables.write(study, folder, runs, pooled, sparse)
-    write_results(folder / "results.json", results)
-    return all(passed.values()), last_words(study, folder, runs)
+def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
+    """Writes all files; returns whether all gates passed, and the lines of the summary."""
+    results = load_results(config, folder)
+    html.write_report(folder / "report.html", config.title, sections(results))
+    write_tables(folder / TABLES, tables(results))
+    write_results(folder / "results.json", experiment_summary(results))
+    return all(gate.passed for gate in results.gates), summary(results)
 
 
-def _relative(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """An ensemble's members by paths from the study's folder, which may be moved."""
+def experiment_summary(results: ExperimentResults) -> Results:
+    """The content of results.json: metrics of every run, and which gates passed."""
+    first = next(iter(results.runs.values()))
+    return replace(
+        first,
+        name=results.config.name,
+        others={name: run.metrics for name, run in results.runs.items()},
+        gates={gate.name: gate.passed for gate in results.gates},
+        meta=_relative_members(first.meta, results.folder),
+    )
+
+
+def _relative_members(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The metadata with paths of members relative to the experiment's folder, which may move."""
     if "members" not in meta:
         return meta
     members = {
@@ -52,126 +59,202 @@ def _relative(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**meta, "members": members}
 
 
-def last_words(study: ExperimentConfig, folder: Path, runs: Runs) -> list[str]:
-    """What the study found and where it stands, for the terminal."""
-    verdicts = [
-        f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.asked}, found {g.found})"
-        for g in gates(study, runs)
+def summary(results: ExperimentResults) -> list[str]:
+    """The lines for the terminal: the lead, every gate, and the path of the report."""
+    gates = [
+        f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.required}, measured {g.measured})"
+        for g in results.gates
     ]
-    return [lead(study, runs), *verdicts, f"Report: {folder / 'report.html'}"]
+    return [lead(results), *gates, f"Report: {results.folder / 'report.html'}"]
 
 
-def lead(study: ExperimentConfig, runs: Runs) -> str:
-    """What the study found, in one or two sentences."""
-    members = {n: runs[n].metrics["accuracy"] for n in subjects(study, MEMBERS) if n in runs}
-    ensembles = [name for name in subjects(study, ENSEMBLE) if name in runs]
-    said = []
-    for name in ensembles:
-        found = runs[name].metrics["accuracy"]
-        said.append(f"{name}: accuracy {html.number(found)} on {html.counted(found)}.")
+def lead(results: ExperimentResults) -> str:
+    """Accuracy of the ensembles and of the best member, in one or two sentences."""
+    runs, config = results.runs, results.config
+    accuracies = {name: run.metrics["accuracy"] for name, run in runs.items()}
+    named = {name: name for name in run_names(config, ENSEMBLE) if name in runs}
+    members = [name for name in run_names(config, MEMBERS) if name in runs]
     if members:
-        best = max(members, key=lambda name: members[name].value or 0.0)
-        found = members[best]
-        many = "" if ensembles else f" on {html.counted(found)}"
-        which = f"{best}, the best of {len(members)} members here"
-        said.append(f"{which}: accuracy {html.number(found)}{many}.")
-    return " ".join(said)
+        best = max(members, key=lambda name: accuracies[name].value or 0.0)
+        named[best] = f"{best}, the best of {len(members)} members on test"
+    return " ".join(
+        f"{text}: accuracy {html.format_estimate(accuracies[name])} on "
+        f"{html.format_sample_size(accuracies[name])}."
+        for name, text in named.items()
+    )
 
 
-def sections(
-    study: ExperimentConfig,
-    folder: Path,
-    runs: Runs,
-    pooled: seeds_folds.Pooled,
-    sparse: sparsity.Beside,
-) -> list[html.Section]:
-    """The page from top to bottom."""
-    first = next(iter(runs))
-    asked = gates(study, runs)
+def sections(results: ExperimentResults) -> list[html.Section]:
+    """The report from top to bottom."""
+    first = next(iter(results.runs.values()))
     return [
-        html.Text(lead(study, runs), lead=True),
-        *notes(runs),
-        *missing(study, folder),
-        *([html.Gates(asked)] if asked else []),
-        *claims(study, runs),
-        side_by_side(runs),
-        *seeds_folds.sections(study, pooled),
-        *by_level(study, runs),
-        *sparsity.sections(study, folder, sparse),
-        *ensemble.sections(study, folder, runs),
-        *saliency.sections(study, folder),
-        *learning(folder, runs),
-        *cost.table(cost.costs(runs, folder / MEMBERS)),
-        *audit.sections(audit.audits(runs, folder), runs),
-        html.Details({**facts(runs[first]), **environment()}),
+        html.Text(lead(results), lead=True),
+        *_notes(results),
+        *_missing_runs(results),
+        *([html.Gates(results.gates)] if results.gates else []),
+        *claims_section(results.claims),
+        _summary_table(results),
+        *seeds_folds.sections(results.config, results.repeated),
+        *_level_table(results),
+        *sparsity.sections(results.config, results.sparsity),
+        *ensemble.ensemble_sections(results.config, results.ensembles),
+        *(ensemble.member_sections(results.members) if results.members else []),
+        *appendix.saliency_sections(results.saliency),
+        *_learning_curves(results.histories),
+        *appendix.cost_sections(results.costs),
+        *appendix.audit_sections(results.audits, results.runs),
+        html.Details({**run_details(first), **_environment()}),
     ]
 
 
-def notes(runs: Runs) -> list[html.Section]:
-    """What the data of any run warns of, each warning once."""
-    said = (str(note) for run in runs.values() for note in run.meta.get("notes", []))
-    return [html.Text(note) for note in dict.fromkeys(said)]
+def _notes(results: ExperimentResults) -> list[html.Section]:
+    """Warnings about the data of any run, each once."""
+    notes = (str(note) for run in results.runs.values() for note in run.meta.get("notes", []))
+    return [html.Text(note) for note in dict.fromkeys(notes)]
 
 
-def missing(study: ExperimentConfig, folder: Path) -> list[html.Section]:
-    """Which runs the page does without."""
-    runs = plan(study, folder)
-    changed = [run.name for run in runs if run.changed()]
-    lost = [run.name for run in runs if run.name not in changed and not run.done()]
-    said = {"Not done yet": lost, "Made with other settings than the study has now": changed}
+def _missing_runs(results: ExperimentResults) -> list[html.Section]:
+    groups = {"Not done yet": results.unfinished, "Made with other settings": results.changed}
     return [
-        html.Text(f"{why}, and not in this report: {', '.join(names)}.")
-        for why, names in said.items()
+        html.Text(f"{reason}, and not in this report: {', '.join(names)}.")
+        for reason, names in groups.items()
         if names
     ]
 
 
-def side_by_side(runs: Runs) -> html.Table:
-    """Main figures of all ensembles and members."""
+def _summary_table(results: ExperimentResults) -> html.Table:
+    """Summary metrics of all ensembles and members."""
+    metrics = summary_metrics()
     rows: list[tuple[html.Cell, ...]] = [
-        (name, *(run.metrics[key] for key in MAIN)) for name, run in runs.items()
+        (name, *(run.metrics[metric] for metric in metrics)) for name, run in results.runs.items()
     ]
-    note = "In small: 95 % intervals. nll is the mean negative log-likelihood (smaller is better)."
-    strong = [at for at, name in enumerate(runs) if name.startswith(ENSEMBLE)]
+    strong = [row for row, name in enumerate(results.runs) if name.startswith(ENSEMBLE)]
     heading = "Ensembles and members" if strong else "Members"
-    return html.Table(("", *MAIN), rows, heading, note, strong=strong)
+    columns = ("", *map(metric_label, metrics))
+    return html.Table(columns, rows, heading, _metrics_note(metrics), strong=strong)
 
 
-def by_level(study: ExperimentConfig, runs: Runs) -> list[html.Section]:
-    """The same by study or patient, where the study asks for it."""
-    if study.level == "image":
+def _metrics_note(metrics: list[str]) -> str:
+    """Explains the small print, and which of the metrics are better when lower."""
+    lower = [metric_label(name) for name in metrics if not metric_spec(name).higher_is_better]
+    note = "Small print: 95 % confidence intervals."
+    return f"{note} Lower is better: {', '.join(lower)}." if lower else note
+
+
+def _level_table(results: ExperimentResults) -> list[html.Section]:
+    """Summary metrics by study or patient, and those that gates or claims name."""
+    level = results.config.level
+    if level == "image":
         return []
-    names = ("accuracy", "kappa", "auroc", "nll")
+    prefix = f"{level}/"
+    named = [name.partition(".")[2] for name in (*results.config.gates, *results.config.claims)]
+    wanted = [prefix + name for name in summary_metrics()]
+    wanted += [n for n in named if n.startswith(prefix) and n not in wanted and "*" not in n]
     rows: list[tuple[html.Cell, ...]] = [
-        (
-            name,
-            run.metrics[f"{study.level}/accuracy"].n,
-            *(run.metrics[f"{study.level}/{key}"] for key in names),
-        )
-        for name, run in runs.items()
+        (name, run.metrics[wanted[0]].n, *(run.metrics[metric] for metric in dict.fromkeys(wanted)))
+        for name, run in results.runs.items()
     ]
-    note = f"Of the images of a {study.level} the probabilities are averaged."
-    columns = ("", "n", *names)
-    return [html.Table(columns, rows, f"By {study.level}", note)]
+    labels = [metric_label(metric.removeprefix(prefix)) for metric in dict.fromkeys(wanted)]
+    note = f"The probabilities of the images of a {level} are averaged."
+    return [html.Table(("", "n", *labels), rows, f"By {level}", note)]
 
 
-def learning(folder: Path, runs: Runs) -> list[html.Section]:
-    """Learning curves of every member."""
-    files = {name: folder / MEMBERS / name / "history.csv" for name in runs}
+def _learning_curves(histories: Mapping[str, pd.DataFrame]) -> list[html.Section]:
     return [
-        html.Picture(drawings.learning_curves(pd.read_csv(file)), heading=f"Learning: {name}")
-        for name, file in files.items()
-        if file.is_file()
+        html.Plot(curves.learning_curves(history), heading=f"Learning: {name}")
+        for name, history in histories.items()
     ]
 
 
-def environment() -> dict[str, object]:
-    """What wrote this page, and on what."""
-    known = {name: version(name) for name in LIBRARIES}
+def _environment() -> dict[str, object]:
+    """Versions and hardware of the process that writes the report."""
+    versions = {name: version(name) for name in LIBRARIES}
     gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
-        "libraries": ", ".join(f"{name} {number}" for name, number in known.items()),
+        "libraries": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "GPUs": ", ".join(gpus) or "none",
     }
+
+
+def write_tables(folder: Path, content: Mapping[str, pd.DataFrame]) -> None:
+    """One CSV file per table with rows; files of empty tables are removed."""
+    for name, table in content.items():
+        if len(table):
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        else:
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+
+
+def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
+    """Every table of results/ by name."""
+    config, runs = results.config, results.runs
+    ensembles = set(run_names(config, ENSEMBLE))
+    pooled = results.repeated.pooled if config.folds else {}
+    return {
+        "members": _estimates({n: r.metrics for n, r in runs.items() if n not in ensembles}),
+        "ensembles": _estimates({n: r.metrics for n, r in runs.items() if n in ensembles}),
+        "voters": _voters(results),
+        "gates": pd.DataFrame([asdict(gate) for gate in results.gates]),
+        "claims": _claims(results),
+        "folds": _estimates(
+            {f"{n} {s}" if s is not None else n: e for (n, s), e in pooled.items()}
+        ),
+        "seeds": results.repeated.seeds,
+        "sparse": _split_estimates(results.sparsity.pairs),
+        "sparse_seeds": _split_estimates(sparsity.means_over_seeds(config, results.sparsity)),
+        "changed": results.sparsity.changed,
+        "saliency": appendix.saliency_table(results.saliency),
+        "cost": results.costs,
+    }
+
+
+def _estimates(groups: Mapping[str, Mapping[str, Estimate]], first: str = "run") -> pd.DataFrame:
+    """One row per group and metric."""
+    rows = [
+        {first: group, "metric": name, **asdict(estimate)}
+        for group, estimates in groups.items()
+        for name, estimate in estimates.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _voters(results: ExperimentResults) -> pd.DataFrame:
+    """Metrics of every voter, and its gain over the best single member."""
+    parts = []
+    for e in results.ensembles:
+        voters = {f"voter/{name}": metrics for name, metrics in e.evaluated.voter_metrics.items()}
+        gains = {
+            f"gain/{name}": {metric: gain.estimate for metric, gain in gains.items()}
+            for name, gains in e.evaluated.gains.items()
+        }
+        parts.append(_estimates({**voters, **gains}, "voter").assign(ensemble=e.run))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _claims(results: ExperimentResults) -> pd.DataFrame:
+    rows = []
+    for checked in results.claims:
+        low, high = checked.claim.believable
+        row = {"claim": checked.name, "metric": checked.metric, "claimed": checked.claim.claimed}
+        value = None if checked.estimate is None else checked.estimate.value
+        rows.append(
+            {**row, "low": low, "high": high, "measured": value, "position": checked.position}
+        )
+    return pd.DataFrame(rows)
+
+
+def _split_estimates(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows with columns `accuracy_value`, `accuracy_low`, `accuracy_high` for estimates."""
+    return pd.DataFrame([
+        {
+            column: cell
+            for name, value in row.items()
+            for column, cell in (
+                [(f"{name}_{end}", getattr(value, end)) for end in ("value", "low", "high")]
+                if isinstance(value, Estimate) else [(name, value)]
+            )
+        }
+        for row in rows
+    ])  # fmt: skip

@@ -1,117 +1,115 @@
-"""What the runs of a study found, and how that stands beside its gates and claims."""
+"""Results of an experiment, read from its run folders and computed once."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
-from consilium.experiments.gates import Claim
-from consilium.experiments.plan import plan, rounds
-from evaluation.grouping import by_level
+from consilium.experiments.gates import (
+    CheckedClaim,
+    Runs,
+    check_claims,
+    evaluate_gates,
+    run_names,
+)
+from consilium.experiments.plan import plan
+from consilium.experiments.run import Run
+from consilium.experiments.sections.appendix import (
+    SaliencyEvaluation,
+    audit_data,
+    read_costs,
+    read_saliency,
+)
+from consilium.experiments.sections.ensemble import (
+    EnsembleResults,
+    MemberComparison,
+    compare_members,
+    load_ensembles,
+)
+from consilium.experiments.sections.seeds_folds import RepeatedRuns, pool_rounds
+from consilium.experiments.sections.sparsity import SparsityComparison, compare_with_controls
+from evaluation.grouping import aggregate
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.results import Results, read_results
-from evaluation.stats.estimate import Estimate
-
-Runs = dict[str, Results]
 
 
-def read_runs(study: ExperimentConfig, folder: Path) -> Runs:
-    """Results of every ensemble (first) and member that is done, by the run's name."""
-    done = {run.name: run.folder for run in plan(study, folder) if run.done()}
-    names = [*subjects(study, ENSEMBLE), *subjects(study, MEMBERS)]
-    found = {name: _results(study, done[name]) for name in names if name in done}
-    if not found:
-        raise ValueError(f"{folder}: no run of the study {study.name} is done")
-    return found
+@dataclass(frozen=True)
+class ExperimentResults:
+    """What the report, results.json, the CSV files and the summary of an experiment show."""
+
+    config: ExperimentConfig
+    folder: Path
+    runs: Runs  # finished ensembles and members; with `study/accuracy` if the level is study
+    tables: Mapping[str, PredictionTable]  # their test predictions
+    histories: dict[str, pd.DataFrame]  # metrics by epoch of the members
+    unfinished: list[str]  # names of runs
+    changed: list[str]  # names of runs that were made with other settings
+    gates: list[html.Gate]
+    claims: list[CheckedClaim]
+    repeated: RepeatedRuns
+    sparsity: SparsityComparison
+    ensembles: list[EnsembleResults]
+    members: MemberComparison | None  # if there is no ensemble
+    saliency: list[SaliencyEvaluation]
+    costs: pd.DataFrame  # one row per member
+    audits: dict[str, dict[str, Any]]  # by digest of the dataset
 
 
-def _results(study: ExperimentConfig, folder: Path) -> Results:
-    """The run's own results and, named `study/accuracy`, those of the study's level."""
-    found = read_results(folder / "results.json")
-    if study.level == "image":
-        return found
-    whole = compute_metrics(by_level(table_of(folder), study.level))
-    pooled = {f"{study.level}/{name}": figure for name, figure in whole.items()}
-    return replace(found, metrics=found.metrics | pooled)
+def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
+    """Reads every run folder once and computes everything that a report shows.
 
-
-def table_of(folder: Path, split: str = "test") -> PredictionTable:
-    """The prediction table of a run folder."""
-    return PredictionTable.read(folder / "predictions" / f"{split}.parquet")
-
-
-def subjects(study: ExperimentConfig, who: str) -> list[str]:
-    """Names of the runs that are meant by ensemble, members, or the name of one, in all rounds."""
-    groups: Mapping[str, list[str]] = {
-        ENSEMBLE: list(study.ensembles),
-        MEMBERS: list(study.members),
-    }
-    names = [who] if who in study.ensembles else groups.get(who, [who])
-    return [name + each.suffix for each in rounds(study) for name in names]
-
-
-def figures_of(study: ExperimentConfig, name: str, runs: Runs) -> dict[str, Estimate | None]:
-    """The figures `WHO.METRIC` of all runs that are meant, None where a run is not done.
-
-    METRIC may hold `*`: `recall/*` means the recall of every class.
+    Metrics of runs and voters are read; only what no single run knows is computed here: metrics
+    over folds, by level, and paired differences of sparse members to their controls.
     """
-    who, metric = name.split(".", 1)
-    found: dict[str, Estimate | None] = {}
-    for run in subjects(study, who):
-        metrics = runs[run].metrics if run in runs else {metric: None}
-        names = [each for each in metrics if fnmatchcase(each, metric)]
-        if not names:
-            raise ValueError(f"{name}: no figure {metric!r} in the results of {run}")
-        found |= {f"{run}.{each}": metrics[each] for each in names}
-    return found
+    planned = plan(config, folder)
+    finished = {run.name: run for run in planned if run.is_done()}
+    changed = [run.name for run in planned if run.change()]
+    names = [*run_names(config, ENSEMBLE), *run_names(config, MEMBERS)]
+    names = [name for name in names if name in finished]
+    if not names:
+        raise ValueError(f"{folder}: no run of experiment {config.name} is done")
+    tables = {name: _read_table(finished[name]) for name in names}
+    runs = {name: _read_run(config, finished[name], tables[name]) for name in names}
+    ensembles = load_ensembles(config, folder, runs, tables)
+    return ExperimentResults(
+        config=config,
+        folder=folder,
+        runs=runs,
+        tables=tables,
+        histories=_read_histories(folder, names),
+        unfinished=[r.name for r in planned if r.name not in finished and r.name not in changed],
+        changed=changed,
+        gates=evaluate_gates(config, runs),
+        claims=check_claims(config, runs),
+        repeated=pool_rounds(config, runs, tables),
+        sparsity=compare_with_controls(config, folder, tables),
+        ensembles=ensembles,
+        members=None if ensembles else compare_members(config, runs, tables),
+        saliency=read_saliency(finished),
+        costs=read_costs(runs, folder),
+        audits=audit_data(runs, folder),
+    )
 
 
-def gates(study: ExperimentConfig, runs: Runs) -> list[html.Gate]:
-    """Every gate; one of several runs is asked of the weakest."""
-    return [_gate(study, name, least, runs) for name, least in study.gates.items()]
+def _read_table(run: Run) -> PredictionTable:
+    return PredictionTable.read(run.folder / "predictions" / "test.parquet")
 
 
-def _gate(study: ExperimentConfig, name: str, least: float, runs: Runs) -> html.Gate:
-    found = figures_of(study, name, runs)
-    values = {at: f.value for at, f in found.items() if f is not None and f.value is not None}
-    if not values:
-        return html.Gate(name, f"at least {least}", "not measured", False)
-    lowest = min(values, key=lambda at: values[at])
-    said = f"{values[lowest]:.4f}" + (f" ({lowest})" if len(found) > 1 else "")
-    missing = f", {len(found) - len(values)} not measured" if len(values) < len(found) else ""
-    passed = not missing and values[lowest] >= least
-    return html.Gate(name, f"at least {least}", said + missing, passed)
+def _read_run(config: ExperimentConfig, run: Run, table: PredictionTable) -> Results:
+    """The stored results of a run, with those of the experiment's level as `study/accuracy`."""
+    results = read_results(run.folder / "results.json")
+    if config.level == "image":
+        return results
+    metrics = compute_metrics(aggregate(table, config.level))
+    by_name = {f"{config.level}/{name}": estimate for name, estimate in metrics.items()}
+    return replace(results, metrics=results.metrics | by_name)
 
 
-def claimed(
-    study: ExperimentConfig, runs: Runs
-) -> Iterator[tuple[str, str, Claim, Estimate | None]]:
-    """Every claim by its name, with each figure that it speaks of."""
-    for name, claim in study.claims.items():
-        for at, figure in figures_of(study, name, runs).items():
-            yield name, at, claim, figure
-
-
-def claims(study: ExperimentConfig, runs: Runs) -> list[html.Section]:
-    """What others state of a figure, what is believable, and what was found."""
-    if not study.claims:
-        return []
-    rows: list[tuple[html.Cell, ...]] = []
-    for _, at, claim, figure in claimed(study, runs):
-        ends = f"{claim.believable[0]:g} to {claim.believable[1]:g}"
-        said = verdict(claim.believable, figure)
-        rows.append((at, claim.claimed, ends, figure, said, claim.why))
-    columns = ("figure", "claimed", "believable", "found", "", "why")
-    note = "Above what is believable, a leak is likelier than a better model: run consilium audit."
-    return [html.Table(columns, rows, "Claims", note)]
-
-
-def verdict(believable: tuple[float, float], figure: Estimate | None) -> str:
-    """Where a figure stands beside the believable range."""
-    if figure is None or figure.value is None:
-        return "not measured"
-    low, high = believable
-    return "below" if figure.value < low else "above" if figure.value > high else "within"
+def _read_histories(folder: Path, names: list[str]) -> dict[str, pd.DataFrame]:
+    files = {name: folder / MEMBERS / name / "history.csv" for name in names}
+    return {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}

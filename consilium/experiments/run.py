@@ -1,140 +1,157 @@
-"""Runs of a study as processes: what state each is in, started, watched, resumed."""
+"""One run of an experiment as a process: its state, its start, its end."""
 
+import ctypes
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO
 
+import pandas as pd
+import yaml
+
+from consilium import ROOT
 from consilium.experiments import provenance
-from consilium.experiments.child import started
-from consilium.experiments.locks import LOCK, is_locked, locked
-from consilium.experiments.state import State, planned, progress
+from consilium.training.run_lock import LOCK_FILE, acquire_lock, is_locked
 from evaluation.files import write_text
 
 LOG = "log.txt"
 FAILED = ".failed"
 DONE = ".done"
 LAST = "last.ckpt"
-OF_MEMBERS = ("predictions", "voters")  # folders of an ensemble with files named like its members
-PATIENCE = 10  # seconds that a process gets to end by itself
+MONITOR = "val/loss"  # best.ckpt is chosen by it
+PER_MEMBER = ("predictions", "voters")  # folders of an ensemble with one file per member
+TERMINATE_SECONDS = 10  # between SIGTERM and SIGKILL
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
+@dataclass(frozen=True)
+class RunState:
+    """State of a run, read from its folder."""
+
+    status: str  # waiting, running, stopped, failed, done, or changed: made with other settings
+    epoch: int = 0  # completed epochs
+    max_epochs: int = 0  # 0 if unknown
+    metrics: dict[str, float] | None = None  # of the last epoch
+    best: float | None = None  # lowest val/loss
 
 
 @dataclass
 class Run:
     """One run folder, the command that fills it, and the runs that must be done before.
 
-    `result` is the file that holds what the command found. `command`: the arguments as if the
-    study's folder were the one that it runs in, so that it may be moved. `of`: the runs of `needs`.
-
-    The process holds a lock on the folder for as long as it lives, and whoever started it until
-    its end is marked, so a second runner never starts the same run twice; a killed process leaves
-    no lock behind.
+    The process holds a lock on the folder as long as it lives, and the parent holds it until the
+    end is recorded, so two schedulers never start the same run; a killed process leaves no lock.
+    `portable_arguments` are `arguments` as if run inside the experiment's folder: the folder can
+    be moved without changing the run's provenance.
     """
 
     name: str
     folder: Path
-    arguments: list[str]
-    needs: tuple[str, ...] = ()
-    result: str = "results.json"
-    command: list[str] = field(default_factory=list)
-    of: tuple["Run", ...] = ()
+    arguments: list[str]  # without `consilium`
+    needs: tuple[str, ...] = ()  # names of `inputs`
+    result: str = "results.json"  # the file that tells that the command succeeded
+    portable_arguments: list[str] = field(default_factory=list)
+    inputs: tuple["Run", ...] = ()
     process: subprocess.Popen[bytes] | None = None
     lock: IO[str] | None = None
     returncode: int | None = None
 
-    def state(self) -> State:
-        """Read from the folder alone."""
-        epoch, figures, best = progress(self.folder)
-        epochs = planned(self.folder) if self.arguments[0] == "fit" else 0
-        return State(self._word(), epoch, epochs, figures, best)
+    def state(self) -> RunState:
+        """The state, from the folder alone."""
+        epoch, metrics, best = read_progress(self.folder)
+        max_epochs = read_max_epochs(self.folder) if self.arguments[0] == "fit" else 0
+        return RunState(self._status(), epoch, max_epochs, metrics, best)
 
-    def done(self) -> bool:
-        """Whether the run has all its files and was made as it would be now.
+    def is_done(self) -> bool:
+        """Whether all files are written, with the settings that the experiment has now.
 
-        Results are not the last of them. A process of a study that ended well is marked as such;
-        a command that was typed by hand leaves no log, and its results are believed.
+        The result is not the last file: a process that ended well is marked. A command that was
+        typed by hand has no log and no mark; its result is trusted.
         """
-        marked = (self.folder / DONE).is_file() or not (self.folder / LOG).exists()
-        return marked and (self.folder / self.result).is_file() and not self.changed()
+        is_marked = (self.folder / DONE).is_file() or not (self.folder / LOG).exists()
+        return is_marked and (self.folder / self.result).is_file() and not self.change()
 
     @cached_property
-    def told(self) -> dict[str, str]:
-        """The settings of the command, config files read through."""
-        return provenance.told(self.command or self.arguments)
+    def settings(self) -> dict[str, str]:
+        """Settings of the command by dotted name, with config files resolved."""
+        return provenance.read_settings(self.portable_arguments or self.arguments)
 
-    def changed(self) -> str:
-        """What is there and was made otherwise than it would be now: how so, else "".
+    def change(self) -> str:
+        """How the files in the folder differ from what the experiment asks for; "" if they do not.
 
-        Of what is there without a word on how it was made the best is thought.
+        Files without recorded provenance are trusted.
         """
         if not any((self.folder / name).is_file() for name in (self.result, LAST)):
             return ""
-        for run in self.of:
-            if not (run.folder / run.result).is_file() or run.changed():
-                return f"of another {run.name}"
-        kept = provenance.kept(self.folder)
-        return kept.difference(self._made()) if kept else ""
+        for run in self.inputs:
+            if not (run.folder / run.result).is_file() or run.change():
+                return f"from another {run.name}"
+        recorded = provenance.read_provenance(self.folder)
+        return recorded.difference(self._provenance()) if recorded else ""
 
-    def refuse_changed(self) -> None:
-        """An error where training would go on, or be taken as done, from other settings."""
-        if self.arguments[0] == "fit" and self.changed():
+    def refuse_change(self) -> None:
+        """Raises ValueError if training would continue with, or accept, other settings."""
+        if self.arguments[0] == "fit" and self.change():
             raise ValueError(
-                f"{self.folder} was made {self.changed()}: remove that folder or give --output DIR"
+                f"{self.folder} was made {self.change()}; remove that folder or use --output DIR"
             )
 
-    def outdate(self) -> None:
-        """Writes down that what is there is of runs that are no more, where nobody wrote of what.
+    def mark_outdated(self) -> None:
+        """Records an empty provenance if the inputs changed and none was recorded.
 
-        Else it would count as done as soon as they are there again.
+        Otherwise the run would count as done as soon as its inputs are there again.
         """
-        if self.changed() and provenance.kept(self.folder) is None:
-            provenance.Made({}, {}).write(self.folder)
+        if self.change() and provenance.read_provenance(self.folder) is None:
+            provenance.Provenance({}, {}).write(self.folder)
 
-    def _made(self) -> provenance.Made:
-        found = {run.name: provenance.digest(run.folder / run.result) for run in self.of}
-        return provenance.Made(self.told, found)
+    def _provenance(self) -> provenance.Provenance:
+        digests = {run.name: provenance.file_digest(run.folder / run.result) for run in self.inputs}
+        return provenance.Provenance(self.settings, digests)
 
-    def start(self, with_parent: bool = False) -> list[str] | None:
-        """Starts the process, from last.ckpt where there is one; returns its arguments.
+    def start(self, end_with_parent: bool = False) -> list[str] | None:
+        """Starts the process, from last.ckpt if there is one; returns its arguments.
 
-        None while another process fills the folder. A run that is done by then is left as it is.
-        `with_parent`: the process ends when this one does, whatever ends it.
+        None if another process has the folder's lock. A run that is done is not started.
+        `end_with_parent`: the process is killed when this one ends, for whatever reason.
         """
-        self.lock = locked(self.folder / LOCK)
+        self.lock = acquire_lock(self.folder / LOCK_FILE)
         if self.lock is None:
             return None
-        self.told = provenance.told(self.command or self.arguments)
-        if self.done():
+        self.settings = provenance.read_settings(self.portable_arguments or self.arguments)
+        if self.is_done():
             self.lock.close()
             return self.arguments
-        self.make_ready()
+        self.prepare_folder()
         last = self.folder / LAST
         arguments = self.arguments + (["--ckpt_path", str(last)] if last.is_file() else [])
-        self.process = started(arguments, self.folder / LOG, self.lock, with_parent)
+        self.process = _start_process(arguments, self.folder / LOG, self.lock, end_with_parent)
         return arguments
 
-    def make_ready(self) -> None:
-        """Takes the marks away, and what was made of other settings; writes down these."""
-        self.refuse_changed()
+    def prepare_folder(self) -> None:
+        """Removes marks and files of other settings, and records the provenance."""
+        self.refuse_change()
         for mark in (FAILED, DONE):
             (self.folder / mark).unlink(missing_ok=True)
-        if self.changed():
-            for name in OF_MEMBERS:
+        if self.change():
+            for name in PER_MEMBER:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-        self._made().write(self.folder)
+        self._provenance().write(self.folder)
 
     def poll(self) -> bool:
-        """Whether the process has ended."""
+        """Whether the process has ended; records how."""
         if self.process is None or self.process.poll() is None:
             return False
         self.returncode = self.process.returncode
         if self.returncode:
-            write_text(self.folder / FAILED, self.complaint())
+            write_text(self.folder / FAILED, self.error_message())
         else:
             (self.folder / DONE).touch()
-        self._let_go()  # not before: unlocked and unmarked means that there is something to do
+        self._release_lock()  # not before: without lock and mark a run can be started
         return True
 
     def wait(self) -> None:
@@ -143,40 +160,91 @@ class Run:
             self.process.wait()
             self.poll()
 
-    def fail(self, why: str) -> None:
-        """Marks the run as failed, and says why in its log."""
+    def fail(self, reason: str) -> None:
+        """Marks the run as failed and appends the reason to its log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(f"{why}\n")
-        write_text(self.folder / FAILED, why)
+            log.write(f"{reason}\n")
+        write_text(self.folder / FAILED, reason)
 
     def stop(self) -> None:
-        """Ends the process; what it has not written by then is made again by the next run."""
+        """Ends the process; the next start continues from last.ckpt."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=PATIENCE)
+                self.process.wait(timeout=TERMINATE_SECONDS)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self._let_go()
+        self._release_lock()
 
-    def complaint(self) -> str:
-        """The last line of the log, which says what went wrong."""
+    def error_message(self) -> str:
+        """The last line of the log."""
         lines = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"ended with code {self.returncode} and no word"
+        return lines[-1] if lines else f"ended with exit code {self.returncode} and an empty log"
 
-    def _let_go(self) -> None:
+    def _release_lock(self) -> None:
         if self.lock is not None:
             self.lock.close()
 
-    def _word(self) -> str:
-        if self.done():
+    def _status(self) -> str:
+        if self.is_done():
             return "done"
-        if is_locked(self.folder / LOCK):
+        if is_locked(self.folder / LOCK_FILE):
             return "running"
-        if self.changed():
+        if self.change():
             return "changed"
         if (self.folder / FAILED).is_file():
             return "failed"
         return "stopped" if (self.folder / LOG).is_file() else "waiting"
+
+
+def read_progress(folder: Path) -> tuple[int, dict[str, float] | None, float | None]:
+    """Completed epochs, metrics of the last epoch, and the lowest val/loss of a run folder."""
+    path = folder / "history.csv"
+    if not path.is_file():
+        return 0, None, None
+    history = pd.read_csv(path)
+    last = history.iloc[-1].to_dict()
+    best = float(history[MONITOR].min()) if MONITOR in history else None
+    return int(last["epoch"]) + 1, {str(k): float(v) for k, v in last.items()}, best
+
+
+def read_max_epochs(folder: Path) -> int:
+    """Planned epochs of a run folder, 0 if unknown."""
+    path = folder / "config.yaml"
+    return _max_epochs(path, path.stat().st_mtime_ns) if path.is_file() else 0
+
+
+@cache
+def _max_epochs(path: Path, modified: int) -> int:
+    """`modified` is part of the cache key: the file is read again after it was written."""
+    return int(yaml.safe_load(path.read_text())["trainer"]["max_epochs"] or 0)
+
+
+def _start_process(
+    arguments: list[str], log: Path, lock: IO[str], end_with_parent: bool
+) -> subprocess.Popen[bytes]:
+    """A process of `consilium ARGUMENTS` that inherits the lock and appends its output to `log`."""
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "consilium", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=_environment(),
+            pass_fds=[lock.fileno()],
+            preexec_fn=_end_with_parent if end_with_parent else None,
+        )
+
+
+def _environment() -> dict[str, str]:
+    """The environment with this source tree first, so that runs use the code that started them."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+
+
+def _end_with_parent() -> None:
+    """Requests SIGKILL when the parent dies; only Linux has this."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Carries a study out: starts what is not done when what it needs is, and reports at the end."""
+"""Scheduler of an experiment: starts runs when their inputs are done, shows progress, reports."""
 
 import signal
 import time
@@ -7,20 +7,108 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from consilium.experiments.config import ExperimentConfig
-from consilium.experiments.executors import Engine
+from consilium.experiments.executors import Executor
 from consilium.experiments.plan import command_line
-from consilium.experiments.progress import Progress
-from consilium.experiments.run import Run
+from consilium.experiments.run import Run, RunState
 
-LOG = "study.log"
-POLL = 0.25
+LOG = "experiment.log"
+POLL_SECONDS = 0.25
+EXIT_INTERRUPTED = 130
+
+
+class Scheduler:
+    """Fills the run folders of an experiment; runs that are done are not started again."""
+
+    def __init__(self, config: ExperimentConfig, folder: Path, executor: Executor) -> None:
+        self.config, self.folder, self.executor = config, folder, executor
+        self.failures: dict[str, str] = {}
+
+    def run(self, selected: list[Run], runs: list[Run]) -> int:
+        """Executes the selected runs, then reports; 0 if nothing failed and every gate passed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with _sigterm_as_keyboard_interrupt():
+                self._execute(selected, {run.name: run for run in runs})
+        except KeyboardInterrupt:
+            print("stopped; the same command continues from here")
+            return EXIT_INTERRUPTED
+        return self._report(runs)
+
+    def _execute(self, selected: list[Run], runs: dict[str, Run]) -> None:
+        """Runs as many at a time as the executor takes; a failure only stops what needs it."""
+        waiting, active = [run for run in selected if not run.is_done()], list[Run]()
+        for run in waiting:
+            run.mark_outdated()
+        display = ProgressDisplay(selected)
+        try:
+            while waiting or active:
+                waiting = [run for run in waiting if not self._has_failed_input(run)]
+                ready = [r for r in waiting if all(runs[n].is_done() for n in r.needs)]
+                if waiting and not active and not ready:
+                    break  # the missing inputs were not selected
+                for run in ready:  # a run that is locked elsewhere waits until it is done
+                    if len(active) < self.executor.slots:
+                        active.append(run)  # before the start, so that it is always stopped
+                        (waiting if self._start(run) else active).remove(run)
+                display.update()
+                time.sleep(POLL_SECONDS)
+                active = [run for run in active if not self._has_ended(run)]
+        finally:
+            self.executor.stop(active)
+            display.close()
+
+    def _has_failed_input(self, run: Run) -> bool:
+        failed = [name for name in run.needs if name in self.failures]
+        if failed:
+            self.failures[run.name] = f"requires {', '.join(failed)}"
+            self._log(f"{run.name}: not started: {self.failures[run.name]}")
+        return bool(failed)
+
+    def _start(self, run: Run) -> bool:
+        arguments = self.executor.start(run)
+        if arguments is not None:
+            self._log(f"{run.name}: {command_line(arguments)}")
+        return arguments is not None
+
+    def _has_ended(self, run: Run) -> bool:
+        if not self.executor.has_ended(run):
+            return False
+        if run.is_done():
+            self._log(f"{run.name}: done")
+        else:
+            self.failures[run.name] = f"{run.error_message()} ({run.folder}/log.txt)"
+            self._log(f"{run.name}: failed: {run.error_message()}")
+        return True
+
+    def _log(self, text: str) -> None:
+        with (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def _report(self, runs: list[Run]) -> int:
+        """Writes the report of the runs that are done and prints the summary."""
+        console = Console(soft_wrap=True)
+        for name, reason in self.failures.items():
+            console.print(f"{name} failed: {reason}", markup=False)
+        missing = [run.name for run in runs if not run.is_done()]
+        if missing:
+            console.print(f"Not done: {', '.join(missing)}.", markup=False)
+        if len(missing) == len(runs) or (missing and not self.failures):
+            return 1 if self.failures else 0
+        from consilium.experiments.report import write_experiment_report  # imports torch
+
+        passed, lines = write_experiment_report(self.config, self.folder)
+        for line in lines:
+            console.print(line, markup=False)
+        return 0 if passed and not self.failures else 1
 
 
 @contextmanager
-def ended_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM, which schedulers send, ends the runs as well, and does not leave them behind."""
+def _sigterm_as_keyboard_interrupt() -> Iterator[None]:
+    """Raises KeyboardInterrupt on SIGTERM, which cluster schedulers send."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -28,88 +116,55 @@ def ended_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Runner:
-    """Fills the run folders of a study; whatever is done already is left as it is."""
+MIN_NAME_WIDTH = 16
 
-    def __init__(self, study: ExperimentConfig, folder: Path, engine: Engine) -> None:
-        self.study, self.folder, self.engine = study, folder, engine
-        self.failed: dict[str, str] = {}
 
-    def run(self, chosen: list[Run], runs: list[Run]) -> int:
-        """Runs what is chosen, then reports; 0 when nothing failed and every gate passed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with ended_like_ctrl_c():
-                self._fill(chosen, {run.name: run for run in runs})
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here")
-            return 130
-        return self._close(runs)
+class ProgressDisplay:
+    """Shows one line per run; `update` reads the run folders again."""
 
-    def _fill(self, chosen: list[Run], runs: dict[str, Run]) -> None:
-        """As many at a time as the engine takes; a failure stops only what needs the failed."""
-        waiting, active = [run for run in chosen if not run.done()], list[Run]()
-        for run in waiting:
-            run.outdate()
-        with Progress(chosen) as progress:
-            try:
-                while waiting or active:
-                    waiting = [run for run in waiting if not self._in_vain(run)]
-                    ready = [r for r in waiting if all(runs[n].done() for n in r.needs)]
-                    if waiting and not active and not ready:
-                        break  # what is missing was not chosen
-                    for run in ready:  # those that others fill stay so until they are done
-                        if len(active) < self.engine.slots:
-                            active.append(run)  # first, so that it is stopped whatever happens
-                            (waiting if self._start(run) else active).remove(run)
-                    time.sleep(POLL)
-                    active = [run for run in active if not self._ended(run)]
-                    progress.update()
-            finally:
-                self.engine.stop(active)
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+        self.console = Console()
+        self.live = Live(console=self.console, auto_refresh=False)
+        if self.console.is_terminal:
+            self.live.start()
+        self.printed: dict[str, tuple[str, int]] = {}
+        self.name_width = max([MIN_NAME_WIDTH, *(len(run.name) for run in runs)])
 
-    def _in_vain(self, run: Run) -> bool:
-        lost = [name for name in run.needs if name in self.failed]
-        if lost:
-            self.failed[run.name] = f"it needs {', '.join(lost)}"
-            self._note(f"{run.name}: not run: {self.failed[run.name]}")
-        return bool(lost)
+    def update(self) -> None:
+        """Refreshes all lines, or prints a line for each run with a new status or epoch."""
+        states = {run.name: run.state() for run in self.runs}
+        lines = {name: status_line(name, s, self.name_width) for name, s in states.items()}
+        if self.console.is_terminal:
+            self.live.update(Text("\n".join(lines.values())), refresh=True)
+            return
+        for name, state in states.items():
+            if self.printed.get(name) != (state.status, state.epoch):
+                self.printed[name] = (state.status, state.epoch)
+                print(lines[name], flush=True)
 
-    def _start(self, run: Run) -> bool:
-        arguments = self.engine.start(run)
-        if arguments is not None:
-            self._note(f"{run.name}: {command_line(arguments)}")
-        return arguments is not None
+    def close(self) -> None:
+        """Updates for the last time and restores the terminal."""
+        self.update()
+        self.live.stop()
 
-    def _ended(self, run: Run) -> bool:
-        if not self.engine.ended(run):
-            return False
-        if run.done():
-            self._note(f"{run.name}: done")
-        else:
-            self.failed[run.name] = f"{run.complaint()} ({run.folder}/log.txt)"
-            self._note(f"{run.name}: failed: {run.complaint()}")
-        return True
 
-    def _note(self, text: str) -> None:
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+def status_line(name: str, state: RunState, name_width: int) -> str:
+    """Status, epoch, validation metrics and remaining time of a run on one line."""
+    metrics = state.metrics or {}
+    parts = [f"epoch {state.epoch}/{state.max_epochs}"] if state.max_epochs else []
+    for key in ("val/loss", "val/accuracy"):
+        parts += [f"{key} {metrics[key]:.4f}"] if key in metrics else []
+    parts += [f"best loss {state.best:.4f}"] if state.best is not None else []
+    seconds = (state.max_epochs - state.epoch) * metrics.get("seconds", 0.0)
+    if seconds and state.status == "running":
+        parts.append(f"{format_duration(seconds)} left")
+    return f"{name:<{name_width}} {state.status:<8} {'  '.join(parts)}".rstrip()
 
-    def _close(self, runs: list[Run]) -> int:
-        """Reports what there is and says the last words."""
-        console = Console(soft_wrap=True)
-        for name, why in self.failed.items():
-            console.print(f"{name} failed: {why}", markup=False)
-        left = [run.name for run in runs if not run.done()]
-        if left:
-            console.print(f"Not done: {', '.join(left)}.", markup=False)
-        if len(left) == len(runs) or (left and not self.failed):
-            return 1 if self.failed else 0
-        from consilium.experiments import (
-            report,  # torch and all: not before there is something to say
-        )
 
-        passed, lines = report.write(self.study, self.folder)
-        for line in lines:
-            console.print(line, markup=False)
-        return 0 if passed and not self.failed else 1
+def format_duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,4 +1,4 @@
-"""Finds the data set that a person names: a config, a table, or a folder of pictures."""
+"""Loads a dataset from config files, from a table, or from a folder of images."""
 
 from argparse import ArgumentError
 from dataclasses import replace
@@ -8,144 +8,161 @@ from typing import Any
 import pandas as pd
 from jsonargparse import ArgumentParser
 
-from consilium.cli import words
-from consilium.experiments import config_files
+from consilium import config_files
+from consilium.config_errors import shorten_parser_error
 from datamodules.datamodule import ImageDataModule
-from datamodules.manifest import Manifest
-from datamodules.sources import SPLIT_FOLDERS, Folders, Table, picture_files
-from datamodules.splits import Fractions
-from datamodules.tables import read_table
+from datamodules.manifest import SPLIT_ALIASES, Manifest, read_table
+from datamodules.sources import Folders, Table, find_image_files
+from datamodules.splits import SplitFractions
 
-GUESSES = {
+COLUMN_ALIASES = {  # usual names of columns, in lower case
     "path": ["path", "filename", "file", "image", "image_path", "id_code"],
     "label": ["label", "class", "diagnosis", "dr_grade", "target"],
     "split": ["split", "fold", "set", "subset"],
     "patient": ["patient", "patient_id", "subject", "subject_id", "session_group"],
 }
-TABLES = ("manifest.csv", "manifest.parquet")  # in a folder, they say it all
-ONE_SPLIT = "no splits are given: leaks between splits cannot be seen"
-UNKNOWN = ["unknown"]  # the classes where none are given
-NONE_CUT = Fractions(0.0, 0.0)  # all that has a label is train
-NO_CLASSES = "no classes are given: confounds cannot be judged"
+TABLE_NAMES = ("manifest.csv", "manifest.parquet")  # a table in a folder is used if it exists
+ONE_SPLIT = "the dataset has no splits: leaks between splits cannot be detected"
+NO_CLASSES = "the dataset has no classes: confounds cannot be measured"
+UNKNOWN_CLASS = ["unknown"]
+ALL_TRAIN = SplitFractions(0.0, 0.0)
+
+Columns = dict[str, str | None]  # column of each role in COLUMN_ALIASES, None to detect it
 
 
-def from_configs(paths: list[str]) -> ImageDataModule:
-    """The data module of config files; a later file changes what an earlier one says."""
-    values: dict[str, Any] = {}
+def load_datamodule(paths: list[str]) -> ImageDataModule:
+    """The data module of config files; later files override earlier ones."""
+    settings: dict[str, Any] = {}
     for path in paths:
-        values = config_files.merged(values, _data_part(Path(path)))
-    made = _built(paths[-1], values)
-    if not isinstance(made, ImageDataModule):
-        raise ValueError(f"{paths[-1]}: data is a {type(made).__name__}, not an ImageDataModule")
-    return made
+        settings = config_files.merge(settings, _data_settings(Path(path)))
+    data = _instantiate(paths[-1], settings)
+    if not isinstance(data, ImageDataModule):
+        raise ValueError(f"{paths[-1]}: data is a {type(data).__name__}, not an ImageDataModule")
+    return data
 
 
-def _built(path: str, values: dict[str, Any]) -> object:
+def _data_settings(path: Path) -> dict[str, Any]:
+    """The section `data` of a config file, or the whole file if it is a data config."""
+    content = config_files.read_config(path)
+    section = content if "class_path" in content else content.get("data", {})
+    settings = config_files.resolve_references(path.parent, section)
+    return dict(settings) if isinstance(settings, dict) else {}
+
+
+def _instantiate(path: str, settings: dict[str, Any]) -> object:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
     try:
-        return parser.instantiate_classes(parser.parse_object({"data": values})).data
+        return parser.instantiate_classes(parser.parse_object({"data": settings})).data
     except ArgumentError as error:
-        raise ValueError(f"{path}: {words.in_short(str(error))}") from error
+        raise ValueError(f"{path}: {shorten_parser_error(str(error))}") from error
 
 
-def table_in(target: Path) -> Path | None:
-    """The table that says it all: what is named, or what lies in the folder that is."""
-    files = [target, *(target / name for name in TABLES)]
+def load_target(target: Path, columns: Columns) -> tuple[Manifest, str]:
+    """Manifest and name of a dataset: a table, a folder with a table, or a folder of images."""
+    table = find_table(target)
+    if table is not None:
+        return manifest_from_table(table, columns), table.resolve().parent.name
+    options = [f"--{role}" for role in ("path", "label", "split") if columns[role]]
+    if options:
+        raise ValueError(f"{' '.join(options)}: {target} is no table and has no manifest.csv")
+    return manifest_from_folder(target, columns["patient"]), target.resolve().name
+
+
+def find_table(target: Path) -> Path | None:
+    """The target if it is a file, else the table in the folder, if any."""
+    files = [target, *(target / name for name in TABLE_NAMES)]
     return next((file for file in files if file.is_file()), None)
 
 
-def from_table(file: Path, given: dict[str, str | None]) -> Manifest:
-    """A table whose columns are named or have one of the usual names."""
-    raw = read_table(file)
-    columns = columns_of(raw, given)
-    if raw.empty:
+def manifest_from_table(file: Path, columns: Columns) -> Manifest:
+    """The manifest of a table; columns that are not given are found by their usual names."""
+    table = read_table(file)
+    names = resolve_columns(table, columns)
+    if table.empty:
         raise ValueError(f"{file}: the table has no rows")
-    if columns["path"] is None:
-        raise ValueError(f"{file}: --path must name the column of the pictures: {list(raw)}")
-    if columns["split"] is not None and columns["label"] is None:
-        raise ValueError(f"{file}: --label must name the column of the classes: {list(raw)}")
-    names = _class_names(raw, columns["label"])
-    if columns["split"] is not None:
-        return _noted(Table(str(file), **columns).manifest(names), *_alike(names))
-    found = Table(str(file), **columns, fractions=NONE_CUT).manifest(names or UNKNOWN)
-    return _noted(found, ONE_SPLIT, *_alike(names))
+    if names["path"] is None:
+        raise ValueError(f"{file}: --path must name the column of image paths: {list(table)}")
+    if names["split"] is not None and names["label"] is None:
+        raise ValueError(f"{file}: --label must name the column of classes: {list(table)}")
+    classes = _class_names(table, names["label"])
+    if names["split"] is not None:
+        manifest = Table(str(file), **names).manifest(classes)
+        return _with_notes(manifest, *_case_notes(classes))
+    source = Table(str(file), **names, fractions=ALL_TRAIN)
+    return _with_notes(source.manifest(classes or UNKNOWN_CLASS), ONE_SPLIT, *_case_notes(classes))
 
 
-def columns_of(raw: pd.DataFrame, given: dict[str, str | None]) -> dict[str, Any]:
-    """The column of each role, as given or by one of the usual names, else None.
+def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
+    """The column of each role: the given one, else one with a usual name, else None.
 
-    Several columns, told with commas, name a patient together.
+    Several columns, separated by commas, identify a patient together.
     """
-    columns: dict[str, Any] = {role: given.get(role) or _guess(raw, role) for role in GUESSES}
-    patient = columns["patient"]
-    if patient is not None and patient not in raw and "," in patient:
-        columns["patient"] = patient.split(",")
-    wrong = [name for role in columns.values() for name in _listed(role) if name not in raw]
-    if wrong:
-        raise ValueError(f"no columns {wrong}; the table has {list(raw)}")
-    return columns
+    names: dict[str, Any] = {
+        role: columns.get(role) or _find_column(table, role) for role in COLUMN_ALIASES
+    }
+    patient = names["patient"]
+    if patient is not None and patient not in table and "," in patient:
+        names["patient"] = patient.split(",")
+    flat = [n for name in names.values() for n in (name if isinstance(name, list) else [name])]
+    missing = [name for name in flat if name and name not in table]
+    if missing:
+        raise ValueError(f"no columns {missing}; the table has {list(table)}")
+    return names
 
 
-def _listed(column: str | list[str] | None) -> list[str]:
-    return column if isinstance(column, list) else [column] if column else []
+def _find_column(table: pd.DataFrame, role: str) -> str | None:
+    """The column with a usual name, in upper or lower case."""
+    by_lower_case = {str(name).strip().lower(): str(name) for name in reversed(list(table))}
+    aliases = (name for name in COLUMN_ALIASES[role] if name in by_lower_case)
+    return next((by_lower_case[name] for name in aliases), None)
 
 
-def from_folder(folder: Path, patient: str | None) -> Manifest:
-    """Split and class folders as far as there are any."""
-    files, splits = picture_files(folder), has_splits(folder)
-    names = sorted({p.parts[splits] for p in files if len(p.parts) > 1 + splits})
-    if not names:
-        return _noted(_flat(folder, files, patient), ONE_SPLIT, NO_CLASSES)
-    if splits:
-        return _noted(Folders(str(folder), patient).manifest(names), *_alike(names))
-    found = Folders(str(folder), patient, NONE_CUT).manifest(names)
-    return _noted(found, ONE_SPLIT, *_alike(names))
+def manifest_from_folder(folder: Path, patient: str | None) -> Manifest:
+    """The manifest of a folder with or without split folders and class folders."""
+    files, has_splits = find_image_files(folder), has_split_folders(folder)
+    classes = sorted({p.parts[has_splits] for p in files if len(p.parts) > 1 + has_splits})
+    if not classes:
+        return _with_notes(_unlabeled_manifest(folder, files, patient), ONE_SPLIT, NO_CLASSES)
+    if has_splits:
+        manifest = Folders(str(folder), patient).manifest(classes)
+        return _with_notes(manifest, *_case_notes(classes))
+    manifest = Folders(str(folder), patient, ALL_TRAIN).manifest(classes)
+    return _with_notes(manifest, ONE_SPLIT, *_case_notes(classes))
 
 
-def has_splits(folder: Path) -> bool:
-    """Whether pictures lie in folders named like splits."""
-    return any(path.parts[0].lower() in SPLIT_FOLDERS for path in picture_files(folder))
+def has_split_folders(folder: Path) -> bool:
+    """Whether images are in folders named train, val or test."""
+    return any(path.parts[0].lower() in SPLIT_ALIASES for path in find_image_files(folder))
 
 
-def _flat(folder: Path, files: list[Path], patient: str | None) -> Manifest:
-    """Pictures of no class."""
+def _unlabeled_manifest(folder: Path, files: list[Path], patient: str | None) -> Manifest:
     ids = pd.Series([path.as_posix() for path in files])
-    rows = pd.DataFrame({"id": ids, "path": [str(folder / name) for name in ids]})
-    rows["patient"] = rows["study"] = Folders(str(folder), patient).patients(ids)
-    return Manifest(rows.assign(label=-1, split="predict"), UNKNOWN)
+    table = pd.DataFrame({"id": ids, "path": [str(folder / name) for name in ids]})
+    table["patient"] = table["study"] = Folders(str(folder), patient).patients(ids)
+    return Manifest(table.assign(label=-1, split="predict"), UNKNOWN_CLASS)
 
 
-def _noted(manifest: Manifest, *notes: str) -> Manifest:
+def _with_notes(manifest: Manifest, *notes: str) -> Manifest:
     return replace(manifest, notes=(*notes, *manifest.notes))
 
 
-def _guess(raw: pd.DataFrame, role: str) -> str | None:
-    """The column of a usual name, however it is written."""
-    written = {str(name).strip().lower(): str(name) for name in reversed(list(raw))}
-    return next((written[name] for name in GUESSES[role] if name in written), None)
-
-
-def _class_names(raw: pd.DataFrame, column: str | None) -> list[str]:
-    """The labels that occur, white space around them aside; numbers in their order."""
+def _class_names(table: pd.DataFrame, column: str | None) -> list[str]:
+    """The labels of a column without white space around them, sorted; numbers by value."""
     if column is None:
         return []
-    told = raw[column].astype(object).where(raw[column].notna(), "").astype(str).str.strip()
-    values = sorted(set(told) - {""})
-    return sorted(values, key=int) if all(value.isdecimal() for value in values) else values
+    labels = table[column].astype(object).where(table[column].notna(), "").astype(str).str.strip()
+    names = sorted(set(labels) - {""})
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
-def _alike(names: list[str]) -> list[str]:
-    """A note on labels that only capitals tell apart."""
-    same = [[n for n in names if n.lower() == one] for one in dict.fromkeys(map(str.lower, names))]
-    pairs = [" and ".join(map(repr, each)) for each in same if len(each) > 1]
-    return [f"labels that only capitals tell apart are classes of their own: {', '.join(pairs)}"
-            ] * bool(pairs)  # fmt: skip
-
-
-def _data_part(path: Path) -> dict[str, Any]:
-    """The data part of a config, whole."""
-    said = config_files.mapping(path)
-    part = said if "class_path" in said else said.get("data", {})
-    found = config_files.whole(path.parent, part)
-    return dict(found) if isinstance(found, dict) else {}
+def _case_notes(names: list[str]) -> list[str]:
+    """A note on labels that differ only in case."""
+    lower = dict.fromkeys(map(str.lower, names))
+    same = [[name for name in names if name.lower() == key] for key in lower]
+    pairs = [" and ".join(map(repr, group)) for group in same if len(group) > 1]
+    return (
+        [f"labels that differ only in case are separate classes: {', '.join(pairs)}"]
+        if pairs
+        else []
+    )

@@ -1,75 +1,214 @@
-"""What a model saw in one picture, drawn: overlay, raw maps, and a panel of every member."""
+"""Images, saliency maps and predictions as files: thumbnails, panels of members, explain.json."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
+from rich.progress import track
 
-from consilium.inference.predictor import Looked, Model
-from consilium.inference.thumbnails import png
-from datamodules.images import read
+from consilium.inference.predictor import ImageExplanation, Predictor
+from datamodules.images import ImageError, read_image
 from datamodules.manifest import Manifest
-from evaluation.files import write_bytes
+from evaluation.files import unique_file_names, write_bytes, write_json
 from evaluation.plots import maps
-from evaluation.plots.maps import Shown
-from evaluation.reports.html import to_png
+from evaluation.plots.maps import Panel
+from evaluation.reports.html import render_png
+from lightning_modules.cam import CLASS_INDEPENDENT
+
+VERSION = 1  # of explain.json
+TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
 
 
-def write(folder: Path, name: str, picture: np.ndarray, looked: Looked, model: Model) -> None:
-    """Overlay, raw maps and panel of one picture."""
-    overlaid = maps.overlay(picture, looked.heat)
-    write_bytes(folder / f"{name}.png", png(overlaid))
-    write_bytes(folder / f"{name}.npy", _npy(looked.heat))
-    if len(model.members) > 1:
-        write_bytes(folder / f"{name}.members.npy", _npy(looked.maps))
-    write_bytes(folder / f"{name}-panel.png", to_png(panel(name, picture, looked, model)))
+class ImageToExplain(NamedTuple):
+    """Name and path of an image, and its value of the attribute that the voter needs."""
+
+    name: str
+    path: str
+    group: str
 
 
-def panel(name: str, picture: np.ndarray, looked: Looked, model: Model) -> Drawing:
-    """The picture, each member and the ensemble, side by side."""
-    return maps.panel(picture, shown(name, looked, model))
+def explain_images(
+    predictor: Predictor,
+    images: Sequence[ImageToExplain],
+    folder: Path,
+    class_index: int | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Writes maps and panels of images to a folder.
+
+    Returns one entry of explain.json per image, and the errors of images that cannot be read.
+    """
+    entries: list[dict[str, Any]] = []
+    errors: list[str] = []
+    names = unique_file_names([image.name for image in images])
+    pairs = list(zip(images, names, strict=True))
+    for (_, path, group), name in track(pairs, "explaining", disable=len(images) < 2):
+        try:
+            pixels = read_image(path)
+        except ImageError as error:
+            errors.append(str(error))
+            continue
+        explanation = predictor.explain(pixels, class_index, group)
+        write_explanation(folder, name, pixels, explanation, predictor)
+        entries.append({"path": path, "name": name, **_entry(pixels, explanation, predictor)})
+    return entries, errors
 
 
-def explained(model: Model, manifest: Manifest, ids: Sequence[str]) -> list[Drawing]:
-    """A panel of each of these samples: what every member says, and where it looks."""
+def write_explain_json(
+    file: Path, model: Path, method: str, predictor: Predictor, entries: list[dict[str, Any]]
+) -> None:
+    """Writes explain.json: model, method, members and the predictions for all images."""
+    members = {
+        member.name: {
+            "weights": member.weights_hash,
+            "layers": [layer.name for layer in member.require_explainer().layers],
+        }
+        for member in predictor.members
+    }
+    content = {
+        "version": VERSION,
+        "model": str(model),
+        "method": method,
+        "depends_on_class": method not in CLASS_INDEPENDENT,
+        "class_names": predictor.class_names,
+        "voter": predictor.voter_name,
+        "members": members,
+        "images": entries,
+    }
+    write_json(file, content)
+
+
+def write_explanation(
+    folder: Path, name: str, image: np.ndarray, explanation: ImageExplanation, predictor: Predictor
+) -> None:
+    """Writes overlay, raw maps and panel of one image."""
+    overlay = maps.overlay(image, explanation.saliency_map)
+    write_bytes(folder / f"{name}.png", encode_png(overlay))
+    write_bytes(folder / f"{name}.npy", _npy(explanation.saliency_map))
+    if len(predictor.members) > 1:
+        write_bytes(folder / f"{name}.members.npy", _npy(explanation.member_maps))
+    panel = render_png(plot_panel(name, image, explanation, predictor))
+    write_bytes(folder / f"{name}-panel.png", panel)
+
+
+def plot_panel(
+    name: str, image: np.ndarray, explanation: ImageExplanation, predictor: Predictor
+) -> Figure:
+    """The image, then its saliency maps by each member and by the ensemble, side by side."""
+    return maps.image_panels(image, _panel_cells(name, explanation, predictor))
+
+
+def plot_explanations(predictor: Predictor, manifest: Manifest, ids: Sequence[str]) -> list[Figure]:
+    """A panel of each of these samples, with the maps of the predicted class."""
     rows = manifest.table.set_index("id").loc[list(ids)]
-    drawn = []
-    for name, path, part in zip(ids, rows["path"], model.parts_of(rows), strict=True):
-        picture = read(path)
-        drawn.append(panel(name, picture, model.look(picture, part=part), model))
-    return drawn
+    figures = []
+    for name, path, group in zip(ids, rows["path"], predictor.groups_of(rows), strict=True):
+        image = read_image(path)
+        explanation = predictor.explain(image, group=group)
+        figures.append(plot_panel(name, image, explanation, predictor))
+    return figures
 
 
-def shown(name: str, looked: Looked, model: Model) -> list[Shown]:
-    """What stands in the panel: the picture, each member, the ensemble."""
-    names, about = model.class_names, model.class_names[looked.asked]
-    found = [Shown("Original", name)]
-    for at, member in enumerate(model.members):
-        vote = looked.votes[at]
-        lines = [said(vote, names)]
-        if vote.argmax() != looked.asked:
-            lines.append(f"map: {about} {vote[looked.asked]:.3f}")
-        if len(model.members) > 1:
-            lines.append(f"weight {looked.weights[at]:.2f}")
-        if not looked.maps[at].any():
-            lines.append(f"sees nothing for {about}")
-        found.append(Shown(member.name, "\n".join(lines), looked.maps[at]))
-    if len(model.members) > 1:
-        lines = [said(looked.probabilities, names), f"map: {about}", _poll(looked, names)]
-        found.append(Shown(f"Ensemble ({model.kind})", "\n".join(lines), looked.heat))
-    return found
+def read_thumbnail(path: Path, size: int = 192) -> bytes:
+    """An image file as PNG with its longer side at most `size`; raises if it cannot be read."""
+    return encode_png(downscale(read_image(path), size))
 
 
-def said(probabilities: np.ndarray, names: list[str]) -> str:
-    """The answer and its confidence."""
+def downscale(image: np.ndarray, side: int) -> np.ndarray:
+    """The image with its longer side at most `side`; a smaller one is returned as it is."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Gray, RGB or RGBA pixels as PNG."""
+    bgr = cv2.cvtColor(pixels, TO_BGR[pixels.shape[2]]) if pixels.ndim == 3 else pixels
+    return np.asarray(cv2.imencode(".png", bgr)[1]).tobytes()
+
+
+def _panel_cells(name: str, explanation: ImageExplanation, predictor: Predictor) -> list[Panel]:
+    """Title, caption and map of each cell: the original, each member, the ensemble."""
+    names, index = predictor.class_names, explanation.class_index
+    is_ensemble = len(predictor.members) > 1
+    cells = [Panel("Original", name)]
+    for row, member in enumerate(predictor.members):
+        probabilities = explanation.member_probabilities[row]
+        lines = [_prediction_text(probabilities, names)]
+        if probabilities.argmax() != index:
+            lines.append(f"map of {names[index]} {probabilities[index]:.3f}")
+        if is_ensemble:
+            lines.append(f"weight {explanation.member_weights[row]:.2f}")
+        if not explanation.member_maps[row].any():
+            lines.append(f"no evidence for {names[index]}")
+        cells.append(Panel(member.name, "\n".join(lines), explanation.member_maps[row]))
+    if is_ensemble:
+        lines = [
+            _prediction_text(explanation.probabilities, names),
+            f"map of {names[index]}",
+            _count_text(explanation, names),
+        ]
+        title = f"Ensemble ({predictor.voter_name})"
+        cells.append(Panel(title, "\n".join(lines), explanation.saliency_map))
+    return cells
+
+
+def _prediction_text(probabilities: np.ndarray, names: list[str]) -> str:
+    """Predicted class and its probability."""
     return f"{names[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
-def _poll(looked: Looked, names: list[str]) -> str:
-    votes = np.bincount(looked.votes.argmax(axis=1), minlength=len(names))
-    return "votes: " + ", ".join(f"{names[k]} {votes[k]}" for k in np.flatnonzero(votes))
+def _count_text(explanation: ImageExplanation, names: list[str]) -> str:
+    """Number of members that predict each class."""
+    predicted = explanation.member_probabilities.argmax(axis=1)
+    counts = np.bincount(predicted, minlength=len(names))
+    return "members: " + ", ".join(f"{names[k]} {counts[k]}" for k in np.flatnonzero(counts))
+
+
+def _entry(
+    image: np.ndarray, explanation: ImageExplanation, predictor: Predictor
+) -> dict[str, Any]:
+    """Predictions and map peaks of one image, as in explain.json."""
+    names = predictor.class_names
+    members = {
+        member.name: {
+            "class": names[int(probabilities.argmax())],
+            "probabilities": probabilities.tolist(),
+            "weight": float(weight),
+            "peak": _peak(saliency_map),
+        }
+        for member, probabilities, weight, saliency_map in zip(
+            predictor.members,
+            explanation.member_probabilities,
+            explanation.member_weights,
+            explanation.member_maps,
+            strict=True,
+        )
+    }
+    return {
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "class": names[int(explanation.probabilities.argmax())],
+        "probability": float(explanation.probabilities.max()),
+        "probabilities": explanation.probabilities.tolist(),
+        "explained_class": names[explanation.class_index],
+        "peak": _peak(explanation.saliency_map),
+        "members": members,
+    }
+
+
+def _peak(saliency_map: np.ndarray) -> list[int] | None:
+    """Pixel [x, y] of the map's maximum; None for an empty map."""
+    if not saliency_map.any():
+        return None
+    y, x = np.unravel_index(int(saliency_map.argmax()), saliency_map.shape)
+    return [int(x), int(y)]
 
 
 def _npy(values: np.ndarray) -> bytes:

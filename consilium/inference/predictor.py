@@ -1,107 +1,112 @@
-"""A checkpoint or an ensemble applied to one picture: votes, weights and saliency maps."""
+"""A checkpoint or an ensemble applied to images: probabilities and saliency maps."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 
 from datamodules.preprocess import Preprocess
-from evaluation.voters.shares import shares
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.cam import Explainer
-from lightning_modules.ensemble import EnsembleModule, load_ensemble
+from lightning_modules.ensemble import EnsembleModule, find_ensemble_file, load_ensemble
+
+LogitsFunction = Callable[[torch.Tensor], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was seen in one picture of H x W pixels by M members, with K classes.
+class ImageExplanation:
+    """Prediction and saliency maps of one image of H x W pixels, by M members for K classes.
 
     Args:
-        heat: (H, W) float32 from 0 to 1, the members' maps under their weights.
-        maps: (M, H, W), each member's.
-        votes: (M, K) probabilities.
-        weights: (M,) each member's share in the score of the class.
-        probabilities: (K,) the answer.
-        asked: the class that the maps are of.
+        saliency_map: (H, W) float32, 0 to 1; mean of the members' maps by their weights.
+        member_maps: (M, H, W) float32, 0 to 1.
+        member_probabilities: (M, K).
+        member_weights: (M,) weight of each member in the score of the class.
+        probabilities: (K,) of the ensemble.
+        class_index: the class that the maps explain.
     """
 
-    heat: np.ndarray
-    maps: np.ndarray
-    votes: np.ndarray
-    weights: np.ndarray
+    saliency_map: np.ndarray
+    member_maps: np.ndarray
+    member_probabilities: np.ndarray
+    member_weights: np.ndarray
     probabilities: np.ndarray
-    asked: int
-
-
-Runtime = Callable[[torch.Tensor], np.ndarray]
+    class_index: int
 
 
 @dataclass(frozen=True)
 class Member:
-    """One network: its own view of a picture, and its classes in the ensemble's order.
+    """One trained model of an ensemble.
 
     Args:
-        name: what it is called in the ensemble.
-        weights: hash of its weights.
-        preprocess: what it sees of a picture.
-        order: where the ensemble's classes stand in its own order.
-        explain: what makes its maps; None where its file has none to make them with.
-        runtime: what gives its logits (n, K) instead of the module that `explain` holds.
-        block: what its checkpoint says, where it comes from one.
+        name: its name in the ensemble.
+        weights_hash: hash of its weights.
+        preprocess: maps an image to its input.
+        class_order: index of each of the ensemble's classes among its own.
+        module: the classifier; None if only another runtime can compute its logits.
+        explainer: computes its saliency maps; None if its format has no gradients.
+        logits_function: computes logits (n, K) in another runtime, instead of `module`.
+        block: metadata of its checkpoint, if it was loaded from one.
     """
 
     name: str
-    weights: str
+    weights_hash: str
     preprocess: Preprocess
-    order: list[int]
-    explain: Explainer | None = None
-    runtime: Runtime | None = None
+    class_order: list[int]
+    module: ImageClassifier | None = None
+    explainer: Explainer | None = None
+    logits_function: LogitsFunction | None = None
     block: checkpoints.Block | None = None
 
-    @property
-    def maps(self) -> Explainer:
-        """What makes its maps."""
-        if self.explain is None:
-            raise ValueError(f"{self.name}: this export has no maps; explain its checkpoint")
-        return self.explain
+    def require_module(self) -> ImageClassifier:
+        """The classifier, or an error if this member has none."""
+        if self.module is None:
+            raise ValueError(f"{self.name}: this export has no PyTorch module; use its checkpoint")
+        return self.module
 
-    @property
-    def module(self) -> ImageClassifier:
-        """The module behind its votes and maps."""
-        return cast(ImageClassifier, self.maps.module)
+    def require_explainer(self) -> Explainer:
+        """The source of its saliency maps, or an error if this member has none."""
+        if self.explainer is None:
+            raise ValueError(
+                f"{self.name}: this export has no saliency maps; explain its checkpoint"
+            )
+        return self.explainer
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
-        """Logits (n, K), in its own order of classes."""
-        if self.runtime is not None:
-            return self.runtime(images)
+        """Logits (n, K) of preprocessed images, in the member's own class order."""
+        if self.logits_function is not None:
+            return self.logits_function(images)
         with torch.inference_mode():
-            return np.asarray(self.module(images).float().cpu().numpy())
+            return np.asarray(self.require_module()(images).float().cpu().numpy())
 
-    def votes(self, images: torch.Tensor) -> np.ndarray:
-        """Probabilities (n, K) of what its Preprocess made of n pictures."""
-        return self.odds(self.logits(images))
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities (n, K) in the ensemble's class order, from the member's logits."""
+        return np.asarray(softmax(logits[:, self.class_order].astype(np.float64), axis=1))
 
-    def look(self, image: torch.Tensor, asked: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """A map (size, size) of the class, or of its own answer, and its vote (K,)."""
-        classes = None if asked is None else [self.order[asked]]
-        found = self.maps(image[None], classes)
-        return found.maps[0], self.odds(found.logits)[0]
+    def predict(self, images: torch.Tensor) -> np.ndarray:
+        """Probabilities (n, K) of preprocessed images, in the ensemble's class order."""
+        return self.probabilities(self.logits(images))
 
-    def odds(self, logits: np.ndarray) -> np.ndarray:
-        """Probabilities (n, K) in the ensemble's order of classes, from logits in its own."""
-        logits = logits[:, self.order].astype(np.float64)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+    def explain(
+        self, image: torch.Tensor, class_index: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Saliency map (size, size) and probabilities (K,) of one preprocessed image.
+
+        Without a class the map explains the member's own prediction.
+        """
+        classes = None if class_index is None else [self.class_order[class_index]]
+        explained = self.require_explainer()(image[None], classes)
+        return explained.maps[0], self.probabilities(explained.logits)[0]
 
 
 @dataclass(frozen=True)
-class Model:
-    """Members and how they vote; a single checkpoint is an ensemble of one."""
+class Predictor:
+    """Members and the voter that combines them; a single checkpoint is an ensemble of one."""
 
     members: list[Member]
     ensemble: FittedEnsemble
@@ -113,99 +118,135 @@ class Model:
         return self.ensemble.class_names
 
     @property
-    def kind(self) -> str:
-        """The voter's kind."""
-        return self.ensemble.kind
+    def voter_name(self) -> str:
+        """Name of the voter in the voter registry."""
+        return self.ensemble.name
 
     @property
     def attribute(self) -> str:
-        """What must be known of a picture beside its pixels, or ''."""
+        """Attribute whose value the voter needs for each image, or ''."""
         return self.ensemble.attribute
 
     @property
-    def has_maps(self) -> bool:
-        """Whether every member can say where it looked."""
-        return all(member.explain is not None for member in self.members)
+    def can_explain(self) -> bool:
+        """Whether all members have saliency maps."""
+        return all(member.explainer is not None for member in self.members)
 
-    def ask(self, picture: np.ndarray, part: str = "") -> np.ndarray:
-        """Probabilities of each member and, last, of the ensemble, (M + 1, K)."""
-        return self.answer([self.prepare(picture)], [part])[:, 0]
+    def preprocess(self, image: np.ndarray) -> dict[str, torch.Tensor]:
+        """The members' inputs for one image, by the name of their Preprocess."""
+        views = {member.preprocess.name: member.preprocess for member in self.members}
+        return {name: view(image) for name, view in views.items()}
 
-    def prepare(self, picture: np.ndarray) -> dict[str, torch.Tensor]:
-        """What the members see of a picture, by the name of their Preprocess."""
-        views = {one.preprocess.name: one.preprocess for one in self.members}
-        return {name: view(picture) for name, view in views.items()}
+    def predict(self, image: np.ndarray, group: str = "") -> np.ndarray:
+        """Probabilities (M + 1, K) for one image: of each member and, last, of the ensemble."""
+        return self.predict_batch([self.preprocess(image)], [group])[:, 0]
 
-    def answer(self, seen: Sequence[dict[str, torch.Tensor]], parts: Sequence[str]) -> np.ndarray:
-        """Probabilities of each member and, last, of the ensemble for n pictures, (M + 1, n, K)."""
-        names = {one.preprocess.name for one in self.members}
-        views = {n: torch.stack([one[n] for one in seen]).to(self.device) for n in names}
-        votes = np.stack([one.votes(views[one.preprocess.name]) for one in self.members])
-        return np.concatenate([votes, self.ensemble(votes, self._parts(parts))[None]])
+    def predict_batch(
+        self, inputs: Sequence[dict[str, torch.Tensor]], groups: Sequence[str]
+    ) -> np.ndarray:
+        """Probabilities (M + 1, n, K) for n preprocessed images: members, then the ensemble.
 
-    def require_unseen(self, ids: Iterable[str], split: str) -> None:
-        """Refuses samples that a member was trained on, or of a test that it was chosen by."""
+        `groups` are values of the attribute that the voter needs, ignored if it needs none.
+        """
+        names = {member.preprocess.name for member in self.members}
+        views = {name: torch.stack([i[name] for i in inputs]).to(self.device) for name in names}
+        members = np.stack([m.predict(views[m.preprocess.name]) for m in self.members])
+        return np.concatenate([members, self.ensemble(members, self._group_array(groups))[None]])
+
+    def member_weights(
+        self, members: np.ndarray, classes: np.ndarray, groups: Sequence[str]
+    ) -> np.ndarray:
+        """Weights (n, M) of the members in the score of one class per image, rows summing to 1.
+
+        `members` are the members' probabilities (M, n, K), `classes` (n,).
+        """
+        return self.ensemble.member_weights(members, classes, self._group_array(groups))
+
+    def explain(
+        self, image: np.ndarray, class_index: int | None = None, group: str = ""
+    ) -> ImageExplanation:
+        """Prediction and saliency maps for one image, of a class or else the predicted one."""
+        if class_index is None and len(self.members) > 1:
+            class_index = int(self.predict(image, group)[-1].argmax())
+        return self.explain_preprocessed(image, self.preprocess(image), class_index, group)
+
+    def explain_preprocessed(
+        self,
+        image: np.ndarray,
+        inputs: dict[str, torch.Tensor],
+        class_index: int | None,
+        group: str = "",
+    ) -> ImageExplanation:
+        """`explain` with the members' inputs given; the maps get the size of `image`."""
+        explained = [
+            m.explain(inputs[m.preprocess.name].to(self.device), class_index) for m in self.members
+        ]
+        members = np.stack([probabilities for _, probabilities in explained])
+        ensemble = self.ensemble(members[:, None], self._group_array([group]))[0]
+        class_index = int(ensemble.argmax()) if class_index is None else class_index
+        weights = self.member_weights(members[:, None], np.array([class_index]), [group])[0]
+        maps = np.stack(
+            [
+                member.preprocess.project_to_image(saliency_map, image)
+                for member, (saliency_map, _) in zip(self.members, explained, strict=True)
+            ]
+        )
+        mean_map = np.einsum("m,mhw->hw", weights, maps).astype(np.float32)
+        return ImageExplanation(mean_map, maps, members, weights, ensemble, class_index)
+
+    def refuse_trained_samples(self, ids: Iterable[str], split: str) -> None:
+        """Raises if a member was trained on one of these samples, or was selected by it."""
         ids = list(ids)
         for member in self.members:
             if member.block is not None:
-                where = f"split {split!r}: member {member.name!r}"
-                checkpoints.refuse_seen(member.block, ids, split, where)
+                source = f"split {split!r}: member {member.name!r}"
+                checkpoints.refuse_trained_samples(member.block, ids, split, source)
 
-    def parts_of(self, rows: pd.DataFrame, other: str = "") -> list[str]:
-        """What the voter must know of each row, `other` where the rows do not say it."""
-        known = self.attribute in rows
-        return [str(part) for part in rows[self.attribute]] if known else [other] * len(rows)
+    def groups_of(self, rows: pd.DataFrame, default: str = "") -> list[str]:
+        """The value of the voter's attribute for each row, `default` if there is no such column."""
+        if self.attribute not in rows:
+            return [default] * len(rows)
+        return [str(value) for value in rows[self.attribute]]
 
-    def _parts(self, parts: Sequence[str]) -> np.ndarray | None:
-        return np.array(parts, dtype=object) if self.attribute else None
-
-    def look(self, picture: np.ndarray, asked: int | None = None, part: str = "") -> Looked:
-        """Votes, and maps of the class asked for, or of the common answer, over the picture."""
-        if asked is None and len(self.members) > 1:
-            asked = int(self.ask(picture, part)[-1].argmax())
-        return self.over(picture, self.prepare(picture), asked, part)
-
-    def over(
-        self, picture: np.ndarray, seen: dict[str, torch.Tensor], asked: int | None, part: str = ""
-    ) -> Looked:
-        """The same of what was prepared before; `picture` may be a smaller copy to lay maps on."""
-        parts = self._parts([part])
-        looked = [m.look(seen[m.preprocess.name].to(self.device), asked) for m in self.members]
-        votes = np.stack([vote for _, vote in looked])
-        answer = self.ensemble(votes[:, None], parts)[0]
-        asked = int(answer.argmax()) if asked is None else asked
-        weights = shares(self.ensemble.voter, votes[:, None], np.array([asked]), parts)[0]
-        views = zip(self.members, looked, strict=True)
-        maps = np.stack([m.preprocess.back(found, picture) for m, (found, _) in views])
-        common = np.einsum("m,mhw->hw", weights, maps).astype(np.float32)
-        return Looked(common, maps, votes, weights, answer, asked)
+    def _group_array(self, groups: Sequence[str]) -> np.ndarray | None:
+        return np.array(groups, dtype=object) if self.attribute else None
 
 
-def folder_of(path: Path) -> Path:
-    """The run folder that a model lies in, or is."""
+def run_folder_of(path: Path) -> Path:
+    """The run folder of a model: the path itself, or the folder of the file."""
     return path if path.is_dir() else path.parent
 
 
-def load(path: Path, method: str = "GradCAM", device: torch.device | None = None) -> Model:
-    """The model of a checkpoint, a run folder or an ensemble.json."""
+def load_predictor(
+    path: Path, method: str = "GradCAM", device: torch.device | None = None
+) -> Predictor:
+    """Loads a checkpoint, a run folder or an ensemble.json; `method` makes the saliency maps."""
     device = device or torch.device("cpu")
-    folder = folder_of(path)
-    if path.name == "ensemble.json" or (path.is_dir() and (folder / "ensemble.json").is_file()):
-        ensemble = load_ensemble(path)
-    else:
-        ensemble = alone(path)
+    ensemble = load_ensemble(path) if find_ensemble_file(path) else ensemble_of_one(path)
     ensemble.to(device)
-    modules: Any = ensemble.members
-    blocks = zip(ensemble.member_names, ensemble.blocks, ensemble.orders, modules, strict=True)
-    members = [
-        Member(name, block.weights, view, order, Explainer(module, view.size, method), block=block)
-        for name, block, order, module in blocks
-        for view in [Preprocess.from_dict(block.preprocess)]
-    ]
-    return Model(members, ensemble.ensemble, device)
+    rows = zip(
+        ensemble.member_names, ensemble.blocks, ensemble.class_orders, ensemble.members, strict=True
+    )
+    members = [_load_member(name, block, order, net, method) for name, block, order, net in rows]
+    return Predictor(members, ensemble.ensemble, device)
 
 
-def alone(path: Path) -> EnsembleModule:
-    """An ensemble of one checkpoint, or of the best of a run folder."""
+def ensemble_of_one(path: Path) -> EnsembleModule:
+    """An ensemble of one checkpoint, or of the best checkpoint of a run folder."""
     file = path / "best.ckpt" if path.is_dir() else path
     return EnsembleModule(checkpoints.read(file)[0].class_names, [str(file)])
+
+
+def require_image_classifier(module: torch.nn.Module) -> ImageClassifier:
+    """The module, or an error if it is not an ImageClassifier."""
+    if not isinstance(module, ImageClassifier):
+        raise ValueError(f"{type(module).__name__} is not an ImageClassifier")
+    return module
+
+
+def _load_member(
+    name: str, block: checkpoints.Block, order: list[int], module: torch.nn.Module, method: str
+) -> Member:
+    view, classifier = Preprocess.from_dict(block.preprocess), require_image_classifier(module)
+    explainer = Explainer(classifier, view.size, method)
+    return Member(name, block.weights, view, order, classifier, explainer, block=block)

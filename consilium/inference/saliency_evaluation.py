@@ -1,186 +1,217 @@
-"""Measures heat maps: do they point at the lesion, and do the places they name carry the answer."""
+"""Evaluation of saliency maps on labeled images, as a table and a report."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
 from rich.progress import track
-from torch import nn
 
-from consilium.inference import panels
-from consilium.inference.predictor import Model, load
-from datamodules.images import read
+from consilium.inference.panels import plot_panel
+from consilium.inference.predictor import Predictor, load_predictor
+from datamodules.images import read_image
 from evaluation import saliency
 from evaluation.files import read_json, write_bytes, write_json
 from evaluation.reports import html
-from evaluation.saliency import Measured
+from evaluation.saliency import SaliencyScores
 from evaluation.stats.estimate import Estimate
 
+VERSION = 2  # of saliency.json
 EXAMPLES = "examples"
-EXAMPLE = "The first picture of a class that all classify rightly, by the first method."
-NAMES = ("pointing", "energy_in_box", "deletion", "insertion")
-RANDOM = "weights randomized"
+RANDOMIZED = "weights randomized"
+LABELS = {
+    "pointing": "pointing game",
+    "energy_in_box": "energy in box",
+    "deletion": "deletion",
+    "insertion": "insertion",
+}
 NOTE = (
-    "Pictures that were rightly classified by all; the map is of their class. pointing: the peak "
-    "lies in the lesion's box grown by 5 % of the long side. energy_in_box: share of the map in "
-    "that box. deletion: area under the probability while the best places are blurred away (low "
-    "is good); insertion: while they are put into the blurred picture (high is good). With "
-    "randomized weights pointing must be lost. In brackets: 95 % intervals over patients."
+    "Images that every member and the ensemble classify correctly; the maps explain the true "
+    "class. Pointing game: how often the map's maximum is in the lesion's box, with a margin of "
+    "5 % of the long side. Energy in box: fraction of the map's sum in that box. Deletion: area "
+    "under the class's probability as the pixels with the largest values are blurred (lower is "
+    "better). Insertion: the same as they are restored in the blurred image (higher is better). "
+    "Sanity check: with randomized weights the pointing game should drop. Brackets: 95 % "
+    "confidence intervals, resampled by patient."
 )
-Row = tuple[str, str, dict[str, Estimate]]
+EXAMPLE_CAPTION = "The first correctly classified image of a class, by the first method."
 
 
-def measure(
+class SaliencyResult(NamedTuple):
+    """Estimates of the maps of one member or of the ensemble, by one method."""
+
+    member: str
+    method: str
+    estimates: dict[str, Estimate]
+
+
+def evaluate_saliency(
     path: Path,
     methods: Sequence[str],
-    right: pd.DataFrame,
+    rows: pd.DataFrame,
     device: torch.device | None = None,
     seed: int = 0,
-) -> list[Row]:
-    """Figures of every member, and of the ensemble, by method; then with weights randomized.
+) -> list[SaliencyResult]:
+    """Evaluates the maps of a checkpoint or an ensemble by each method, then with random weights.
 
-    `right`: the rows of pictures that all classify rightly, see `correct`.
+    `rows` are samples that are classified correctly, see `select_correct`.
     """
-    rows = []
+    results = []
     for method in methods:
-        rows += _measured(load(path, method, device), method, right, f"measuring {method}")
-    strange = randomized(load(path, methods[0], device), seed)
-    rows += _measured(strange, f"{methods[0]}, {RANDOM}", right, "with random weights")
-    return rows
+        predictor = load_predictor(path, method, device)
+        results += evaluate_maps(predictor, method, rows, f"evaluating {method}")
+    randomized = randomize_weights(load_predictor(path, methods[0], device), seed)
+    label = f"{methods[0]}, {RANDOMIZED}"
+    return results + evaluate_maps(randomized, label, rows, "evaluating randomized weights")
 
 
-def correct(model: Model, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that every member and the ensemble classify rightly, those with a box if any has."""
-    rows = table[table["label"] >= 0]
-    boxed = np.array([text != "" for text in _boxes(rows)], dtype=bool)
-    rows = rows[boxed] if boxed.any() else rows
-    seen = zip(rows["path"], rows["label"], model.parts_of(rows), strict=True)
-    kept = [
-        all(vote.argmax() == label for vote in model.ask(read(path), part))
-        for path, label, part in track(list(seen), "asking")
+def evaluate_maps(
+    predictor: Predictor, method: str, rows: pd.DataFrame, progress_label: str
+) -> list[SaliencyResult]:
+    """Estimates of the maps of each member and, if there are several, of the ensemble."""
+    scores: dict[str, list[SaliencyScores]] = {name: [] for name in _map_names(predictor)}
+    groups = predictor.groups_of(rows)
+    columns = zip(rows["path"], rows["label"], rows["patient"], _boxes(rows), groups, strict=True)
+    for path, label, patient, box, group in track(list(columns), progress_label):
+        image = read_image(path)
+        explanation = predictor.explain(image, int(label), group)
+        maps = [*explanation.member_maps, explanation.saliency_map]
+        for index, (name, saliency_map) in enumerate(zip(scores, maps, strict=False)):
+            score = _class_score(predictor, index, int(label), group)
+            scores[name].append(_score_map(score, image, saliency_map, str(patient), box))
+    return [
+        SaliencyResult(name, method, saliency.saliency_estimates(values))
+        for name, values in scores.items()
     ]
-    return rows[kept]
 
 
-def randomized(model: Model, seed: int = 0) -> Model:
-    """The model with the entries of each of its weights shuffled."""
+def select_correct(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that each member and the ensemble classify correctly; with boxes if any row has."""
+    rows = table[table["label"] >= 0]
+    has_box = np.array([box != "" for box in _boxes(rows)], dtype=bool)
+    rows = rows[has_box] if has_box.any() else rows
+    columns = list(zip(rows["path"], rows["label"], predictor.groups_of(rows), strict=True))
+    is_correct = [
+        bool((predictor.predict(read_image(path), group).argmax(axis=1) == label).all())
+        for path, label, group in track(columns, "predicting")
+    ]
+    return rows[is_correct]
+
+
+def randomize_weights(predictor: Predictor, seed: int = 0) -> Predictor:
+    """Shuffles the entries of each parameter of the members in place, and returns the predictor."""
     generator = torch.Generator().manual_seed(seed)
-    for member in model.members:
-        net: nn.Module = member.module.net
-        for weight in net.parameters():
+    for member in predictor.members:
+        for weight in member.require_module().net.parameters():
             order = torch.randperm(weight.numel(), generator=generator)
             weight.data = weight.data.flatten()[order.to(weight.device)].view_as(weight)
-    return model
+    return predictor
 
 
-def examples(model: Model, right: pd.DataFrame, folder: Path) -> None:
-    """A panel of the first of these pictures of every class; those of an earlier time go."""
+def write_examples(predictor: Predictor, rows: pd.DataFrame, folder: Path) -> None:
+    """Writes a panel of the first row of each class; replaces earlier examples."""
     shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
-    for label in sorted(right["label"].unique()):
-        first = right[right["label"] == label].head(1)
-        name, picture = str(first["id"].item()), read(first["path"].item())
-        looked = model.look(picture, int(label), model.parts_of(first)[0])
-        drawn = panels.panel(name, picture, looked, model)
-        write_bytes(folder / EXAMPLES / f"{label}.png", html.to_png(drawn))
+    for label in sorted(rows["label"].unique()):
+        first = rows[rows["label"] == label].head(1)
+        name, image = str(first["id"].item()), read_image(first["path"].item())
+        explanation = predictor.explain(image, int(label), predictor.groups_of(first)[0])
+        figure = plot_panel(name, image, explanation, predictor)
+        write_bytes(folder / EXAMPLES / f"{label}.png", html.render_png(figure))
 
 
-def write(folder: Path, rows: Sequence[Row]) -> None:
-    """faithfulness.json, and report.html with the examples that lie there."""
-    plain: list[dict[str, Any]] = [
-        {"member": member, "method": method, "figures": {k: asdict(f) for k, f in found.items()}}
-        for member, method, found in rows
+def write_results(folder: Path, results: Sequence[SaliencyResult]) -> None:
+    """Writes saliency.json, and report.html with the examples in the folder."""
+    rows = [
+        {
+            "member": result.member,
+            "method": result.method,
+            "estimates": {name: asdict(value) for name, value in result.estimates.items()},
+        }
+        for result in results
     ]
-    write_json(folder / saliency.FILE, {"version": 1, "rows": plain})
-    many = rows[0][2]["deletion"]
+    write_json(folder / saliency.FILE, {"version": VERSION, "rows": rows})
+    sample = results[0].estimates["deletion"]
     lead = (
-        f"Heat maps of {many.n:,} pictures of {many.patients:,} patients, measured."
-        if many.n
-        else "No labeled picture is rightly classified by all, so no map was measured."
+        f"Saliency maps of {sample.n:,} images of {sample.patients:,} patients."
+        if sample.n
+        else "No labeled image is classified correctly by all members, so no map was evaluated."
     )
-    sections = [html.Text(lead, lead=True), section(rows), *pictures(folder)]
-    html.write_report(folder / "report.html", "Are the heat maps faithful?", sections)
+    sections = [html.Text(lead, lead=True), results_table(results), *example_sections(folder)]
+    html.write_report(folder / "report.html", "Evaluation of saliency maps", sections)
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """What `write` has written."""
-    said = read_json(folder / saliency.FILE)["rows"]
+def read_results(folder: Path) -> list[SaliencyResult]:
+    """The results in the saliency.json of a folder."""
     return [
-        (row["member"], row["method"], {k: Estimate(**f) for k, f in row["figures"].items()})
-        for row in said
+        SaliencyResult(
+            row["member"],
+            row["method"],
+            {name: Estimate(**value) for name, value in row["estimates"].items()},
+        )
+        for row in read_json(folder / saliency.FILE)["rows"]
     ]
 
 
-def pictures(folder: Path, heading: str = "Where they look") -> list[html.Section]:
-    """The examples of a folder, by class."""
+def example_sections(folder: Path, heading: str = "Saliency maps") -> list[html.Section]:
+    """The example panels of a folder by class, the first under the heading."""
     files = sorted((folder / EXAMPLES).glob("*.png"), key=lambda file: int(file.stem))
-    shown = [html.Picture(file.read_bytes(), EXAMPLE) for file in files]
-    return [replace(one, heading=heading if one is shown[0] else "") for one in shown]
+    plots = [html.Plot(file.read_bytes(), EXAMPLE_CAPTION) for file in files]
+    return [replace(plot, heading=heading if plot is plots[0] else "") for plot in plots]
 
 
-def section(rows: Sequence[Row]) -> html.Table:
-    """The table of members and methods."""
+def results_table(results: Sequence[SaliencyResult]) -> html.Table:
+    """Table of the estimates by member and method."""
     cells: list[tuple[html.Cell, ...]] = [
-        (member, method, found["deletion"].n, *(found[name] for name in NAMES))
-        for member, method, found in rows
+        (member, method, estimates["deletion"].n, *(estimates[name] for name in LABELS))
+        for member, method, estimates in results
     ]
-    return html.Table(("member", "method", "n", *NAMES), cells, "Faithfulness", NOTE, digits=3)
+    header = ("member", "method", "n", *LABELS.values())
+    return html.Table(header, cells, "Evaluation of saliency maps", NOTE, digits=3)
 
 
-def _measured(model: Model, method: str, rows: pd.DataFrame, what: str) -> list[Row]:
-    found: dict[str, list[Measured]] = {name: [] for name in _names(model)}
-    boxes = _boxes(rows)
-    parts = model.parts_of(rows)
-    todo = zip(rows["path"], rows["label"], rows["patient"], boxes, parts, strict=True)
-    for path, label, patient, box, part in track(list(todo), what):
-        picture = read(path)
-        looked = model.look(picture, int(label), part)
-        for at, (name, heat) in enumerate(zip(found, [*looked.maps, looked.heat], strict=False)):
-            said = Asked(model, at, int(label), part)
-            found[name].append(_one(said, picture, heat, str(patient), box))
-    return [(name, method, saliency.figures(each)) for name, each in found.items()]
-
-
-def _names(model: Model) -> list[str]:
-    """Whose maps there are: each member's and, of several, their ensemble's."""
-    names = [member.name for member in model.members]
-    return [*names, f"ensemble ({model.kind})"] if len(names) > 1 else names
+def _map_names(predictor: Predictor) -> list[str]:
+    """Names of the members and, if there are several, of the ensemble."""
+    names = [member.name for member in predictor.members]
+    return [*names, f"ensemble ({predictor.voter_name})"] if len(names) > 1 else names
 
 
 def _boxes(rows: pd.DataFrame) -> list[str]:
-    """The lesion's box of each row, empty where none is known."""
-    known = rows["box"].fillna("") if "box" in rows else [""] * len(rows)
-    return [str(text) for text in known]
+    """The lesion's box of each row as text, "" where it is unknown."""
+    boxes = rows["box"].fillna("") if "box" in rows else [""] * len(rows)
+    return [str(box) for box in boxes]
 
 
-def _one(said: "Asked", picture: np.ndarray, heat: np.ndarray, patient: str, box: str) -> Measured:
-    lesion = saliency.box_of(box)
-    inside = None if lesion is None else saliency.grown(lesion, heat.shape)
-    blank = cv2.GaussianBlur(picture, (0, 0), max(picture.shape[:2]) / 20)
-    return Measured(
+def _score_map(
+    score: saliency.Score, image: np.ndarray, saliency_map: np.ndarray, patient: str, box: str
+) -> SaliencyScores:
+    lesion = saliency.parse_box(box)
+    mask = None if lesion is None else saliency.box_mask(lesion, saliency_map.shape)
+    blurred = cv2.GaussianBlur(image, (0, 0), max(image.shape[:2]) / 20)
+    return SaliencyScores(
         patient,
-        None if inside is None else saliency.points_into(heat, inside),
-        None if inside is None else saliency.energy_inside(heat, inside),
-        saliency.deletion(said, picture, blank, heat),
-        saliency.insertion(said, picture, blank, heat),
+        None if mask is None else saliency.is_peak_inside(saliency_map, mask),
+        None if mask is None else saliency.energy_inside(saliency_map, mask),
+        saliency.deletion_auc(score, image, blurred, saliency_map),
+        saliency.insertion_auc(score, image, blurred, saliency_map),
     )
 
 
-class Asked:
-    """The probability of one class that a member, or after all members the ensemble, gives."""
+def _class_score(predictor: Predictor, index: int, label: int, group: str) -> saliency.Score:
+    """Function from images (n, H, W, ...) to probabilities (n,) of a class.
 
-    def __init__(self, model: Model, at: int, label: int, part: str) -> None:
-        self.model, self.at, self.label, self.part = model, at, label, part
+    They are those of member `index`, or of the ensemble if `index` is past the last member.
+    """
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """Probabilities (n,) of pictures (n, H, W, ...)."""
-        if self.at < len(self.model.members):
-            member = self.model.members[self.at]
-            seen = [member.preprocess(picture).to(self.model.device) for picture in pictures]
-            return member.votes(torch.stack(seen))[:, self.label]
-        return np.array([self.model.ask(p, self.part)[-1][self.label] for p in pictures])
+    def score(images: np.ndarray) -> np.ndarray:
+        if index == len(predictor.members):
+            return np.array([predictor.predict(i, group)[-1][label] for i in images])
+        member = predictor.members[index]
+        inputs = [member.preprocess(image).to(predictor.device) for image in images]
+        return member.predict(torch.stack(inputs))[:, label]
+
+    return score

@@ -1,1 +1,3 @@
-"""A web page and an API that classify uploaded images."""
+"""A web page and a REST API that classify uploaded images."""
+
+TOKEN_VARIABLE = "CONSILIUM_TOKEN"  # environment variable with the token of the server

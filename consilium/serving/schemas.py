@@ -1,4 +1,4 @@
-"""What is said of one picture: class, confidence, each member's vote, and where it was seen."""
+"""The JSON of a prediction, and how it is computed from an uploaded image."""
 
 import base64
 from collections.abc import Sequence
@@ -9,146 +9,174 @@ import numpy as np
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from consilium.inference.predictor import Model
-from consilium.inference.thumbnails import png, smaller
-from datamodules import images
-from evaluation.plots.maps import colored, rgb
+from consilium.inference.panels import downscale, encode_png
+from consilium.inference.predictor import Predictor
+from datamodules.images import decode_bytes
+from evaluation.plots.maps import colored_map, to_rgb
 
-SIDE = 640  # of the picture and the maps that are sent back, at most
-LINE = 12  # pixels; a shorter line is a speck
-LEVELS = 64  # of a map; more cannot be told apart and take more bytes
-
-
-class Vote(BaseModel):
-    """What one member says."""
-
-    name: str = Field(description="the member's")
-    label: str = Field(serialization_alias="class", description="its own answer")
-    confidence: float = Field(description="its probability of that class, as it says it")
-    probabilities: dict[str, float] = Field(description="of each class; they sum to 1")
-    agrees: bool = Field(description="whether it names the ensemble's class")
+MAX_SIDE = 640  # pixels of the image and of the maps in a response
+MIN_CONTOUR = 12  # pixels; shorter contours are noise
+MAP_LEVELS = 64  # of a map; more are indistinguishable and make larger files
 
 
-class Maps(BaseModel):
-    """PNGs as data URLs; a map is as large as the picture and transparent where nothing speaks."""
+class MemberPrediction(BaseModel):
+    """Prediction of one model of the ensemble."""
 
-    about: str = Field(serialization_alias="class", description="the class that the maps are of")
-    picture: str
-    ensemble: str
-    members: dict[str, str]
+    name: str = Field(description="name of the model")
+    label: str = Field(serialization_alias="class", description="its predicted class")
+    probability: float = Field(description="its probability of that class, not calibrated")
+    probabilities: dict[str, float] = Field(description="probability of each class; they sum to 1")
+    agrees: bool = Field(description="whether it predicts the same class as the ensemble")
+    weight: float = Field(description="its weight in the ensemble's score of the predicted class")
 
 
-class Answer(BaseModel):
-    """What is said of one picture."""
+class SaliencyMaps(BaseModel):
+    """PNG files as data URLs. Maps have the size of the image, transparent where they are 0."""
 
-    name: str = Field(description="the file's, without folders")
-    width: int = Field(description="of the picture in pixels")
-    height: int = Field(description="of the picture in pixels")
-    label: str = Field(serialization_alias="class", description="the ensemble's answer")
-    confidence: float = Field(description="the probability of the class, calibrated if fitted so")
-    probabilities: dict[str, float] = Field(description="of each class; they sum to 1")
-    referred: bool | None = Field(description="below the referral threshold; null without one")
-    agreement: float = Field(description="share of the members that name the class")
-    members: list[Vote] = Field(description="what each member says")
-    maps: Maps | None = Field(default=None, description="where it was seen, if asked for")
+    label: str = Field(serialization_alias="class", description="the class that the maps explain")
+    image: str = Field(description="the image")
+    ensemble: str = Field(description="mean of the members' maps by their weights")
+    members: dict[str, str] = Field(description="map of each model")
+
+
+class ImagePrediction(BaseModel):
+    """Prediction for one image."""
+
+    name: str = Field(description="file name without folders")
+    width: int = Field(description="of the image in pixels")
+    height: int = Field(description="of the image in pixels")
+    label: str = Field(serialization_alias="class", description="the predicted class")
+    probability: float = Field(description="its probability, calibrated if the ensemble is")
+    probabilities: dict[str, float] = Field(description="probability of each class; they sum to 1")
+    referred: bool | None = Field(
+        description="whether the probability is below the referral threshold; null without one"
+    )
+    agreement: float = Field(description="fraction of the models that predict this class")
+    members: list[MemberPrediction] = Field(description="prediction of each model")
+    saliency_maps: SaliencyMaps | None = Field(default=None, description="if requested")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A picture that was decoded and prepared.
+class PreparedImage:
+    """A decoded and preprocessed image.
 
     Args:
-        name: by which the answer calls it.
-        seen: what the members see of it, by view.
-        shown: a copy of at most `SIDE` pixels.
-        width: of the picture.
-        height: of the picture.
-        part: the attribute's value for a voter that needs one.
-        maps: whether maps are asked for.
+        name: of the file.
+        inputs: the members' inputs, by the name of their Preprocess.
+        preview: a copy of at most `MAX_SIDE` pixels.
+        width: of the image.
+        height: of the image.
+        group: value of the attribute that the voter needs.
+        saliency_maps: whether maps are requested.
     """
 
     name: str
-    seen: dict[str, Tensor]
-    shown: np.ndarray
+    inputs: dict[str, Tensor]
+    preview: np.ndarray
     width: int
     height: int
-    part: str
-    maps: bool
+    group: str
+    saliency_maps: bool
 
 
-def prepared(
-    model: Model, name: str, data: bytes, frame: int | None, part: str, maps: bool, most: int
-) -> Asked:
-    """Decodes and prepares as evaluation does; ValueError says why it cannot."""
-    picture = images.pixels(np.frombuffer(data, np.uint8), frame, most)
-    height, width = picture.shape[:2]
-    return Asked(name, model.prepare(picture), smaller(picture, SIDE), width, height, part, maps)
+def prepare_image(
+    predictor: Predictor,
+    name: str,
+    data: bytes,
+    frame: int | None,
+    group: str,
+    saliency_maps: bool,
+    max_pixels: int,
+) -> PreparedImage:
+    """Decodes and preprocesses an image as in evaluation; ValueError if it cannot be read."""
+    image = decode_bytes(np.frombuffer(data, np.uint8), frame, max_pixels)
+    height, width = image.shape[:2]
+    inputs, preview = predictor.preprocess(image), downscale(image, MAX_SIDE)
+    return PreparedImage(name, inputs, preview, width, height, group, saliency_maps)
 
 
-def answered(model: Model, asked: Sequence[Asked], refer_below: float | None) -> list[Answer]:
-    """The answers to pictures that are asked about together."""
-    said = model.answer([one.seen for one in asked], [one.part for one in asked])
-    return [_answer(model, one, said[:, at], refer_below) for at, one in enumerate(asked)]
-
-
-def _answer(model: Model, asked: Asked, said: np.ndarray, refer_below: float | None) -> Answer:
-    names, ensemble = model.class_names, said[-1]
-    top = int(ensemble.argmax())
-    votes = [
-        Vote(
-            name=member.name,
-            label=names[int(vote.argmax())],
-            confidence=float(vote.max()),
-            probabilities=dict(zip(names, vote.tolist(), strict=True)),
-            agrees=int(vote.argmax()) == top,
-        )
-        for member, vote in zip(model.members, said, strict=False)
+def predict_images(
+    predictor: Predictor, images: Sequence[PreparedImage], refer_below: float | None
+) -> list[ImagePrediction]:
+    """Predictions for a batch of images, without saliency maps."""
+    groups = [image.group for image in images]
+    probabilities = predictor.predict_batch([image.inputs for image in images], groups)
+    classes = probabilities[-1].argmax(axis=1)
+    weights = predictor.member_weights(probabilities[:-1], classes, groups)
+    return [
+        _image_prediction(predictor, image, probabilities[:, row], weights[row], refer_below)
+        for row, image in enumerate(images)
     ]
-    return Answer(
-        name=asked.name,
-        width=asked.width,
-        height=asked.height,
-        label=names[top],
-        confidence=float(ensemble[top]),
-        probabilities=dict(zip(names, ensemble.tolist(), strict=True)),
-        referred=None if refer_below is None else bool(ensemble[top] < refer_below),
-        agreement=sum(vote.agrees for vote in votes) / len(votes),
-        members=votes,
+
+
+def add_saliency_maps(
+    predictor: Predictor, image: PreparedImage, prediction: ImagePrediction
+) -> ImagePrediction:
+    """The prediction with saliency maps of its class."""
+    explanation = predictor.explain_preprocessed(
+        image.preview, image.inputs, predictor.class_names.index(prediction.label), image.group
     )
-
-
-def mapped(model: Model, asked: Asked, answer: Answer) -> Answer:
-    """The answer with maps of its class."""
-    at = model.class_names.index(answer.label)
-    looked = model.over(asked.shown, asked.seen, at, asked.part)
-    members = zip(model.members, looked.maps, strict=True)
-    maps = Maps(
-        about=answer.label,
-        picture=url(rgb(asked.shown)),
-        ensemble=url(veil(looked.heat)),
-        members={member.name: url(veil(heat)) for member, heat in members},
+    members = zip(predictor.members, explanation.member_maps, strict=True)
+    maps = SaliencyMaps(
+        label=prediction.label,
+        image=data_url(to_rgb(image.preview)),
+        ensemble=data_url(map_overlay(explanation.saliency_map)),
+        members={member.name: data_url(map_overlay(each)) for member, each in members},
     )
-    return answer.model_copy(update={"maps": maps})
+    return prediction.model_copy(update={"saliency_maps": maps})
 
 
-def veil(heat: np.ndarray) -> np.ndarray:
-    """A map as color and opacity, RGBA; a white line at half of its peak needs no color.
+def map_overlay(saliency_map: np.ndarray) -> np.ndarray:
+    """A map as RGBA whose opacity is its value, with a white contour at half of its maximum.
 
-    Over a small picture it is drawn larger than the picture, so that the line is fine.
+    A small map is enlarged, so that the contour is thin.
     """
-    scale = max(1, round(SIDE / max(heat.shape) - 0.5))
-    heat = cv2.resize(heat, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    levels = np.rint(np.clip(heat, 0.0, 1.0) * LEVELS) / LEVELS
+    scale = max(1, round(MAX_SIDE / max(saliency_map.shape) - 0.5))
+    enlarged = cv2.resize(saliency_map, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    levels = np.rint(np.clip(enlarged, 0.0, 1.0) * MAP_LEVELS) / MAP_LEVELS
     opacity = np.rint(levels[..., None] * 255).astype(np.uint8)
-    found = np.ascontiguousarray(np.concatenate([colored(levels), opacity], axis=2))
-    if heat.max() > 0:
-        inside = (heat >= 0.5 * heat.max()).astype(np.uint8)
-        lines, _ = cv2.findContours(inside, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        long = [line for line in lines if len(line) >= LINE]
-        cv2.drawContours(found, long, -1, (255, 255, 255, 255), 2)
-    return found
+    rgba = np.ascontiguousarray(np.concatenate([colored_map(levels), opacity], axis=2))
+    if enlarged.max() > 0:
+        is_high = (enlarged >= 0.5 * enlarged.max()).astype(np.uint8)
+        contours, _ = cv2.findContours(is_high, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        contours = [contour for contour in contours if len(contour) >= MIN_CONTOUR]
+        cv2.drawContours(rgba, contours, -1, (255, 255, 255, 255), 2)
+    return rgba
 
 
-def url(pixels: np.ndarray) -> str:
-    """RGB or RGBA pixels as the data URL of a PNG."""
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+def data_url(pixels: np.ndarray) -> str:
+    """RGB or RGBA pixels as the data URL of a PNG file."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
+
+
+def _image_prediction(
+    predictor: Predictor,
+    image: PreparedImage,
+    probabilities: np.ndarray,
+    weights: np.ndarray,
+    refer_below: float | None,
+) -> ImagePrediction:
+    names, ensemble = predictor.class_names, probabilities[-1]
+    predicted = int(ensemble.argmax())
+    members = [
+        MemberPrediction(
+            name=member.name,
+            label=names[int(row.argmax())],
+            probability=float(row.max()),
+            probabilities=dict(zip(names, row.tolist(), strict=True)),
+            agrees=int(row.argmax()) == predicted,
+            weight=float(weight),
+        )
+        for member, row, weight in zip(predictor.members, probabilities[:-1], weights, strict=True)
+    ]
+    return ImagePrediction(
+        name=image.name,
+        width=image.width,
+        height=image.height,
+        label=names[predicted],
+        probability=float(ensemble[predicted]),
+        probabilities=dict(zip(names, ensemble.tolist(), strict=True)),
+        referred=None if refer_below is None else bool(ensemble[predicted] < refer_below),
+        agreement=sum(member.agrees for member in members) / len(members),
+        members=members,
+    )

@@ -1,4 +1,4 @@
-"""The models behind their desk: a request becomes pictures, and pictures become answers."""
+"""The service behind the API: settings, model information, metrics, and predicting a request."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,67 +8,71 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Request
-from pydantic import BaseModel
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pydantic import BaseModel, Field
 
-from consilium.inference.predictor import Model
+from consilium.inference.predictor import Predictor
 from consilium.serving import upload
-from consilium.serving.admission import Full, Room
-from consilium.serving.batcher import TOGETHER, Desk
-from consilium.serving.metrics import SIZES, Meter
-from consilium.serving.schemas import Answer, Asked, prepared
-from consilium.serving.upload import Form, Limits
-from datamodules.headers import FORMATS, format_of
+from consilium.serving.batcher import MAX_BATCH, AdmissionControl, Batcher, ServerBusy
+from consilium.serving.schemas import ImagePrediction, PreparedImage, prepare_image
+from consilium.serving.upload import UploadForm, UploadLimits
+from datamodules.images import IMAGE_FORMATS, detect_format
+from evaluation.voters.registry import voter_spec
 
 NOTICE = "Research use only. Not a medical device."
-LOCAL = ["localhost", "127.0.0.1", "[::1]"]
+LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How a model is served.
 
     Args:
-        title: what the page calls the model.
-        refer_below: confidence below which a picture is referred; None for no referral.
-        limits: what one request may hold.
-        places: pictures that may be inside at once.
-        together: pictures that go through the models at once, at most.
-        token: what a caller must know; '' for none.
-        hosts: names under which it may be called; empty for any.
-        examples: pictures that the page offers.
+        title: name of the model on the page.
+        refer_below: probability below which an image is referred; None for no referral.
+        limits: limits of one request.
+        queue_size: images that may be in progress, waiting ones included.
+        max_batch: images per batch at most.
+        token: the token that requests must send; '' for none.
+        hosts: host names that requests may use; empty for any.
+        examples: image files that the page offers.
     """
 
     title: str = "Consilium"
     refer_below: float | None = None
-    limits: Limits = field(default_factory=Limits)
-    places: int = 64
-    together: int = TOGETHER
+    limits: UploadLimits = field(default_factory=UploadLimits)
+    queue_size: int = 64
+    max_batch: int = MAX_BATCH
     token: str = ""
-    hosts: list[str] = field(default_factory=lambda: list(LOCAL))
+    hosts: list[str] = field(default_factory=lambda: list(LOCAL_HOSTS))
     examples: list[Path] = field(default_factory=list)
 
 
-class MemberFacts(BaseModel):
-    """One member."""
+class MemberInfo(BaseModel):
+    """One model of the ensemble."""
 
     name: str
-    weights: str
+    weights: str = Field(description="hash of its weights")
     preprocess: dict[str, object]
 
 
-class ModelFacts(BaseModel):
-    """What is being asked here."""
+class ModelInfo(BaseModel):
+    """The served ensemble, and the limits of a request."""
 
     title: str
     class_names: list[str]
-    voter: str
+    voter: str = Field(description="name of the rule that combines the models")
+    voter_label: str = Field(description="the same for people")
     calibrated: bool
     temperature: float
-    at_bound: bool
+    temperature_at_bound: bool = Field(
+        description="whether validation had too few errors to fit the temperature"
+    )
     refer_below: float | None
-    body_parts: list[str] | None
-    maps: bool
-    members: list[MemberFacts]
+    group_attribute: str | None = Field(description="attribute that field `group` must give")
+    groups: list[str] = Field(description="its values with weights of their own")
+    saliency_maps: bool = Field(description="whether saliency maps can be requested")
+    members: list[MemberInfo]
     formats: list[str]
     max_bytes: int
     max_files: int
@@ -77,107 +81,152 @@ class ModelFacts(BaseModel):
     notice: str = NOTICE
 
 
-class Predicted(BaseModel):
-    """One answer a picture, in the order in which the pictures came."""
+class PredictResponse(BaseModel):
+    """One prediction per image, in the order of the images."""
 
-    answers: list[Answer]
+    predictions: list[ImagePrediction]
     notice: str = NOTICE
 
 
-class Service:
-    """The models behind their desk, and what is counted."""
+class ServerMetrics:
+    """Counters and histograms of one server, for Prometheus."""
 
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self.model, self.settings, self.meter = model, settings, Meter()
-        self.desk = Desk(model, settings.refer_below, settings.together, self._batch)
-        self.room = Room(settings.places, 8 * settings.limits.bytes, lambda: self.desk.pace)
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "consilium_requests",
+            "Requests by path and status.",
+            ["path", "status"],
+            registry=registry,
+        )
+        self.images = Counter("consilium_images", "Predicted images.", registry=registry)
+        self.request_seconds = Histogram(
+            "consilium_request_seconds",
+            "Seconds from request to response of /v1/predict.",
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
+        self.batch_images = Histogram(
+            "consilium_batch_images",
+            "Images per batch.",
+            buckets=(1, 2, 4, 8, 16),
+            registry=registry,
+        )
+        self.model_seconds = Counter(
+            "consilium_model_seconds", "Seconds that the models computed.", registry=registry
+        )  # fmt: skip
+
+    def watch(self, admission: AdmissionControl) -> None:
+        """Adds gauges of the images in progress and their limit."""
+        name, help_ = "consilium_images_in_progress", "Images in progress, waiting ones included."
+        gauge = Gauge(name, help_, registry=self.registry)
+        gauge.set_function(lambda: admission.num_images)
+        limit = Gauge("consilium_images_limit", "Limit of that number.", registry=self.registry)
+        limit.set(admission.max_images)
+
+
+class Service:
+    """Predicts the images of requests."""
+
+    def __init__(self, predictor: Predictor, settings: ServerSettings) -> None:
+        self.predictor, self.settings, self.metrics = predictor, settings, ServerMetrics()
+        self.batcher = Batcher(
+            predictor,
+            settings.refer_below,
+            settings.max_batch,
+            on_batch=self.metrics.batch_images.observe,
+            on_work=self.metrics.model_seconds.inc,
+        )
+        self.admission = AdmissionControl(
+            settings.queue_size,
+            8 * settings.limits.max_bytes,
+            lambda: self.batcher.seconds_per_image,
+        )
+        self.metrics.watch(self.admission)
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decoder")
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """At the end what was begun is finished."""
+        """Completes what is in progress before the application ends."""
         yield
         self.decoders.shutdown()
-        self.desk.close()
+        self.batcher.close()
 
-    async def predict(self, request: Request) -> Predicted:
-        """Answers every picture of a request, or none."""
+    async def predict(self, request: Request) -> PredictResponse:
+        """Predicts all images of a request, or none."""
         limits = self.settings.limits
-        size = upload.declared(request, limits)
-        if not self.room.fits(1, size):
-            await upload.drained(request, limits)
-            raise Full(self.room.retry)
-        with self.room.admitted(size) as place:
-            form = await upload.read(request, limits)
-            place.take(len(form.files) - 1)
+        size = upload.declared_length(request, limits)
+        if not self.admission.has_capacity(1, size):
+            await upload.discard_body(request, limits)
+            raise ServerBusy(self.admission.retry_after)
+        with self.admission.admit(size) as admission:
+            form = await upload.read_form(request, limits)
+            admission.add(len(form.files) - 1)
             self._check(form)
-            return await self._answered(form)
+            return await self._predict_form(form)
 
-    async def _answered(self, form: Form) -> Predicted:
-        most = self.settings.limits.seconds
+    def model_info(self) -> ModelInfo:
+        """Description of the served ensemble and of the limits."""
+        predictor, settings, limits = self.predictor, self.settings, self.settings.limits
+        ensemble, attribute = predictor.ensemble, predictor.attribute
+        return ModelInfo(
+            title=settings.title,
+            class_names=predictor.class_names,
+            voter=predictor.voter_name,
+            voter_label=voter_spec(predictor.voter_name).label,
+            calibrated=ensemble.temperature.value != 1.0,
+            temperature=ensemble.temperature.value,
+            temperature_at_bound=ensemble.temperature.at_bound,
+            refer_below=settings.refer_below,
+            group_attribute=attribute or None,
+            groups=list(ensemble.weight_rows(predictor.class_names)) if attribute else [],
+            saliency_maps=predictor.can_explain,
+            members=[
+                MemberInfo(name=m.name, weights=m.weights_hash, preprocess=m.preprocess.to_dict())
+                for m in predictor.members
+            ],
+            formats=list(IMAGE_FORMATS),
+            max_bytes=limits.max_bytes,
+            max_files=limits.max_files,
+            max_pixels=limits.max_pixels,
+            examples=[path.name for path in settings.examples],
+        )
+
+    async def _predict_form(self, form: UploadForm) -> PredictResponse:
+        timeout = self.settings.limits.timeout
         try:
-            async with asyncio.timeout(most):
-                asked = await asyncio.gather(*(self._prepared(form, *file) for file in form.files))
-                futures = [asyncio.wrap_future(self.desk.submit(one)) for one in asked]
-                answers = await asyncio.gather(*futures)
+            async with asyncio.timeout(timeout):
+                images = await asyncio.gather(*(self._prepare(form, *file) for file in form.files))
+                futures = [asyncio.wrap_future(self.batcher.submit(image)) for image in images]
+                predictions = await asyncio.gather(*futures)
         except TimeoutError:
-            raise Full(self.room.retry, f"no answer within {most:g} s") from None
-        self.meter.add("consilium_pictures_total", len(answers))
-        return Predicted(answers=answers)
+            reason = f"no prediction within {timeout:g} s"
+            raise ServerBusy(self.admission.retry_after, reason) from None
+        self.metrics.images.inc(len(predictions))
+        return PredictResponse(predictions=predictions)
 
-    async def _prepared(self, form: Form, name: str, data: bytes) -> Asked:
-        if format_of(data[:132]) is None:
-            raise HTTPException(415, f"{name}: none of {', '.join(FORMATS)}, by its first bytes")
-        most = self.settings.limits.pixels
-        what = (self.model, name, data, form.frame, form.part, form.maps, most)
+    async def _prepare(self, form: UploadForm, name: str, data: bytes) -> PreparedImage:
+        if detect_format(data[:132]) is None:
+            formats = ", ".join(IMAGE_FORMATS)
+            raise HTTPException(415, f"{name}: not an image file; allowed are {formats}")
+        max_pixels = self.settings.limits.max_pixels
+        arguments = (name, data, form.frame, form.group, form.saliency_maps, max_pixels)
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self.decoders, lambda: prepared(*what)
+                self.decoders, lambda: prepare_image(self.predictor, *arguments)
             )
         except ValueError as error:
             raise HTTPException(422, f"{name}: {error}") from None
 
-    def _check(self, form: Form) -> None:
-        """What the models need beside the pixels."""
-        attribute = self.model.attribute
-        if attribute and form.part.strip() in ("", "nan"):
-            raise HTTPException(422, f"body_part is {form.part!r}: its voter weighs its "
-                                f"members by {attribute}")  # fmt: skip
-        if form.maps and not self.model.has_maps:
-            raise HTTPException(422, "maps: this export has none; serve the checkpoints")
-
-    def facts(self) -> ModelFacts:
-        """What is being asked here."""
-        model, settings = self.model, self.settings
-        ensemble, limits = model.ensemble, settings.limits
-        return ModelFacts(
-            title=settings.title,
-            class_names=model.class_names,
-            voter=model.kind,
-            calibrated=ensemble.temperature.value != 1.0,
-            temperature=ensemble.temperature.value,
-            at_bound=ensemble.temperature.at_bound,
-            refer_below=settings.refer_below,
-            body_parts=parts_of(model),
-            maps=model.has_maps,
-            members=[
-                MemberFacts(name=m.name, weights=m.weights, preprocess=m.preprocess.to_dict())
-                for m in model.members
-            ],
-            formats=list(FORMATS),
-            max_bytes=limits.bytes,
-            max_files=limits.files,
-            max_pixels=limits.pixels,
-            examples=[path.name for path in settings.examples],
-        )
-
-    def _batch(self, size: int) -> None:
-        self.meter.observe("consilium_batch_pictures", size, SIZES)
-
-
-def parts_of(model: Model) -> list[str] | None:
-    """The body parts that the voter knows; None if it needs none."""
-    if not model.attribute:
-        return None
-    voter = model.ensemble.voter
-    return list(getattr(getattr(voter, "rest", voter), "values", []))
+    def _check(self, form: UploadForm) -> None:
+        """Refuses a form that lacks the voter's attribute or requests impossible maps."""
+        attribute = self.predictor.attribute
+        if attribute and form.group.strip() in ("", "nan"):
+            raise HTTPException(
+                422,
+                f"group is {form.group!r}; this ensemble needs the {attribute} of the image",
+            )
+        if form.saliency_maps and not self.predictor.can_explain:
+            raise HTTPException(
+                422, "saliency_maps is true, but this export has none; serve the checkpoints"
+            )

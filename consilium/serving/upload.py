@@ -1,4 +1,4 @@
-"""A request's body: read up to a limit and within a time, into memory alone."""
+"""The body of a request: read into memory, within limits of size and time, and checked."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -9,126 +9,136 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-FIELDS = ("files", "body_part", "frame", "maps")
+FIELDS = ("files", "group", "frame", "saliency_maps")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one request may hold.
+class UploadLimits:
+    """Limits of one request.
 
     Args:
-        bytes: of its body.
-        files: pictures in it.
-        pixels: of a picture.
-        seconds: for its body, and again for its answer.
+        max_bytes: of its body.
+        max_files: images in it.
+        max_pixels: of one image.
+        timeout: seconds for its body, and again for its response.
     """
 
-    bytes: int = 64 << 20
-    files: int = 16
-    pixels: int = 50_000_000
-    seconds: float = 30.0
+    max_bytes: int = 64 << 20
+    max_files: int = 16
+    max_pixels: int = 50_000_000
+    timeout: float = 30.0
 
 
 @dataclass(frozen=True)
-class Form:
-    """The fields of a request: names and bytes of its pictures, and what is asked of them."""
+class UploadForm:
+    """The fields of a request: names and contents of its images, and options for all of them."""
 
     files: list[tuple[str, bytes]]
-    part: str = ""
+    group: str = ""
     frame: int | None = None
-    maps: bool = False
+    saliency_maps: bool = False
 
 
-class InMemory(MultiPartParser):
-    """A parser that never writes a picture to disk; the body's limit is the limit of memory."""
+class InMemoryParser(MultiPartParser):
+    """A parser that never writes a file to disk; the limit of the body limits memory."""
 
     spool_max_size = 1 << 62
 
 
-def declared(request: Request, limits: Limits) -> int:
-    """The length that a request says it has; the most it may have when it does not say."""
+def declared_length(request: Request, limits: UploadLimits) -> int:
+    """The Content-Length of a request, or the largest allowed length without that header."""
     length = request.headers.get("content-length", "")
-    size = int(length) if length.isascii() and length.isdigit() else limits.bytes
-    if size > limits.bytes:
-        raise HTTPException(413, f"{size} bytes; allowed are {limits.bytes}")
+    size = int(length) if length.isascii() and length.isdigit() else limits.max_bytes
+    if size > limits.max_bytes:
+        raise HTTPException(
+            413, f"the request has {size} bytes; at most {limits.max_bytes} are allowed"
+        )
     return size
 
 
-async def read(request: Request, limits: Limits) -> Form:
-    """The form of a request, or the status and reason why there is none."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise HTTPException(415, f"content type {kind!r}; send multipart/form-data")
-    parser = InMemory(
+async def read_form(request: Request, limits: UploadLimits) -> UploadForm:
+    """The form of a request, or an HTTPException with status and reason."""
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "multipart/form-data":
+        raise HTTPException(
+            415, f"content type {content_type[:80]!r} is not allowed; send multipart/form-data"
+        )
+    parser = InMemoryParser(
         request.headers,
-        capped(request, limits.bytes),
-        max_files=limits.files,
+        limited_body(request, limits.max_bytes),
+        max_files=limits.max_files,
         max_fields=len(FIELDS),
         max_part_size=1024,
     )
     try:
-        async with asyncio.timeout(limits.seconds):
+        async with asyncio.timeout(limits.timeout):
             form = await parser.parse()
     except TimeoutError:
-        raise HTTPException(408, f"the body took more than {limits.seconds:g} s") from None
-    except (MultiPartException, ClientDisconnect) as error:
-        said = getattr(error, "message", "") or "the connection was closed"
-        raise HTTPException(400, f"not a form that can be read: {said}") from None
-    return await fields(list(form.multi_items()))
+        raise HTTPException(408, f"the body took longer than {limits.timeout:g} s") from None
+    except MultiPartException as error:
+        raise HTTPException(400, f"the form is invalid: {error.message}") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the form is incomplete: the connection was closed") from None
+    return await parse_fields(list(form.multi_items()))
 
 
-async def capped(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece, refused as soon as it is too long."""
+async def limited_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces, refused once it is too long."""
     size = 0
     async for piece in request.stream():
         size += len(piece)
-        if size > most:
-            raise HTTPException(413, f"more than {most} bytes")
+        if size > max_bytes:
+            raise HTTPException(
+                413, f"the request has more than {max_bytes} bytes, the largest allowed size"
+            )
         yield piece
 
 
-async def drained(request: Request, limits: Limits) -> None:
-    """Lets a body go by, so that a client that is still sending can read why it was refused."""
+async def discard_body(request: Request, limits: UploadLimits) -> None:
+    """Reads a body without storing it, so that a client that is still sending gets the refusal."""
     try:
-        async with asyncio.timeout(limits.seconds):
-            async for _ in capped(request, limits.bytes):
+        async with asyncio.timeout(limits.timeout):
+            async for _ in limited_body(request, limits.max_bytes):
                 pass
     except (TimeoutError, ClientDisconnect, HTTPException):
         return
 
 
-async def fields(items: list[tuple[str, UploadFile | str]]) -> Form:
-    """The form's fields, each checked."""
-    files, said = [], {}
+async def parse_fields(items: list[tuple[str, UploadFile | str]]) -> UploadForm:
+    """The checked fields of a form."""
+    files, values = [], {}
     for name, value in items:
         if name not in FIELDS or isinstance(value, str) == (name == "files"):
-            raise HTTPException(400, f"field {name[:40]!r}: allowed are the files `files`, and the "
-                                "texts body_part, frame, maps")  # fmt: skip
+            raise HTTPException(
+                400,
+                f"field {name[:40]!r} is not allowed; allowed are the files 'files' and the texts "
+                + ", ".join(map(repr, FIELDS[1:])),
+            )
         if isinstance(value, str):
-            said[name] = value
+            values[name] = value
         else:
-            files.append((shown(value.filename or "picture"), await value.read()))
+            files.append((display_name(value.filename or "image"), await value.read()))
             await value.close()
     if not files:
-        raise HTTPException(400, "field 'files' is missing: it holds the pictures")
-    return Form(files, said.get("body_part", ""), _frame(said), _maps(said))
+        raise HTTPException(400, "field 'files' is missing; it must contain the images")
+    return UploadForm(files, values.get("group", ""), _frame(values), _saliency_maps(values))
 
 
-def shown(name: str) -> str:
-    """A client's file name as a label: no folders, nothing that cannot be printed, not long."""
+def display_name(name: str) -> str:
+    """The file name of a client without folders and unprintable characters, at most 80 long."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(c for c in last if c.isprintable())[-80:] or "picture"
+    return "".join(c for c in last if c.isprintable())[-80:] or "image"
 
 
-def _frame(said: dict[str, str]) -> int | None:
-    text = said.get("frame", "")
+def _frame(values: dict[str, str]) -> int | None:
+    text = values.get("frame", "")
     if text and not (text.isascii() and text.isdigit() and len(text) < 7):
-        raise HTTPException(400, f"frame is {text[:20]!r}; it must be a number from 0")
+        raise HTTPException(400, f"frame is {text[:20]!r}; it must be a whole number from 0")
     return int(text) if text else None
 
 
-def _maps(said: dict[str, str]) -> bool:
-    text = said.get("maps", "false")
+def _saliency_maps(values: dict[str, str]) -> bool:
+    text = values.get("saliency_maps", "false")
     if text not in ("true", "false"):
-        raise HTTPException(400, f"maps is {text[:20]!r}; it must be true or false")
+        raise HTTPException(400, f"saliency_maps is {text[:20]!r}; it must be true or false")
     return text == "true"

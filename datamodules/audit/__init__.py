@@ -1,1 +1,1 @@
-"""Checks of a dataset before training: leaks, copies, broken files, confounds."""
+"""Checks of a dataset before training: leaks, duplicates, unreadable files, confounds."""

@@ -1,4 +1,4 @@
-"""Finds what makes a data set's figures untrue: leaks, copies, broken files, confounds."""
+"""Finds problems of a dataset that make its metrics wrong: leaks, duplicates, confounds."""
 
 import re
 from collections import defaultdict
@@ -8,8 +8,13 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from datamodules.audit.confounds import Confound, confounds
-from datamodules.audit.file_stats import NUMBERS, Survey, survey
+from datamodules.audit.file_stats import (
+    NUMBERS,
+    Confound,
+    FileStats,
+    compute_file_stats,
+    measure_confounds,
+)
 from datamodules.audit.issues import (
     BROKEN,
     CONFLICT,
@@ -23,250 +28,234 @@ from datamodules.audit.issues import (
     Match,
     quarantine,
 )
-from datamodules.audit.near_duplicates import Looks, search
-from datamodules.images import ImageError, content, digest_of, without_frame
-from datamodules.manifest import Manifest
+from datamodules.audit.near_duplicates import NearDuplicate, Thumbnails, find_near_duplicates
+from datamodules.images import ImageError, content_digest, read_file_bytes, split_frame_number
+from datamodules.manifest import SPLIT_ALIASES, Manifest
 
-_WORDS = "aug|augmented|flip|flipped|hflip|vflip|rot|rotated|rotate|mirror|mirrored|bright|dark"
-_WORDS += "|brightness|contrast|gamma|blur|noise|crop|cropped|zoom|shift|shear|jitter|copy|dup"
-_DERIVED = re.compile(rf"([ _.-]+({_WORDS})[ _.-]*\(?-?\d*\)?| ?\(\d+\))+$", re.IGNORECASE)
-_SIDES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_CHANGES = "aug|augmented|flip|flipped|hflip|vflip|rot|rotated|rotate|mirror|mirrored|bright|dark"
+_CHANGES += "|brightness|contrast|gamma|blur|noise|crop|cropped|zoom|shift|shear|jitter|copy|dup"
+_DERIVED = re.compile(rf"([ _.-]+({_CHANGES})[ _.-]*\(?-?\d*\)?| ?\(\d+\))+$", re.IGNORECASE)
 _HUGE_PIXELS, _HUGE_BYTES = 50_000_000, 100_000_000
+_MIN_STD = 1.0  # of the gray values; below it an image counts as constant
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """All that an audit found."""
+    """The result of an audit."""
 
     manifest: Manifest
-    findings: list[Issue]
+    issues: list[Issue]
     confounds: list[Confound]
 
     @property
     def leaks(self) -> list[Issue]:
-        """The findings for which the audit fails."""
-        return [finding for finding in self.findings if finding.leak]
+        """The issues for which the audit fails."""
+        return [issue for issue in self.issues if issue.is_leak]
 
     def quarantine(self) -> pd.DataFrame:
-        """Samples to leave out so that no leak remains: id, path, split, reason."""
-        return quarantine(self.manifest.table, self.findings)
+        """Samples to exclude so that no leak remains: id, path, split, reason."""
+        return quarantine(self.manifest.table, self.issues)
 
 
-def cheap_leaks(manifest: Manifest) -> list[Issue]:
-    """Leaks that can be found without decoding: patients, names, equal bytes across splits."""
-    sizes = defaultdict(list)
+def find_leaks_without_decoding(manifest: Manifest) -> list[Issue]:
+    """Leaks by patient, file name or identical bytes; fast, because no image is decoded."""
+    by_size = defaultdict(list)
     for k, path in enumerate(manifest.table["path"]):
-        file = without_frame(path)[0]
-        sizes[file.stat().st_size if file.is_file() else -k - 1].append(k)
+        file = split_frame_number(path)[0]
+        by_size[file.stat().st_size if file.is_file() else -k - 1].append(k)
     splits = manifest.table["split"].to_numpy()
-    digests = np.array([f"unread {k}" for k in range(len(splits))], dtype=object)
-    for rows in sizes.values():
+    digests = np.array([f"not read {k}" for k in range(len(splits))], dtype=object)
+    for rows in by_size.values():
         if len(set(splits[rows])) > 1:
-            digests[rows] = [_digest(manifest.table["path"].iloc[k]) for k in rows]
-    found = [*patients(manifest), *derived(manifest), *same_bytes(manifest, digests)]
-    return [finding for finding in found if finding.leak]
+            digests[rows] = [_file_digest(manifest.table["path"].iloc[k]) for k in rows]
+    issues = _patient_issues(manifest) + _name_issues(manifest)
+    return [issue for issue in issues + _identical_issues(manifest, digests) if issue.is_leak]
 
 
-def audit(manifest: Manifest) -> Audit:
-    """Looks at every file once and reports all that is wrong."""
-    seen = survey(manifest.table["path"].tolist())
-    digests = seen.table["digest"].to_numpy(dtype=object)
-    findings = [*patients(manifest), *derived(manifest), *same_bytes(manifest, digests)]
-    findings += near_copies(manifest, seen)
-    findings += conflicts(manifest, findings)
-    findings += files(manifest, seen)
-    facts = seen.table[["format", "color", *NUMBERS]].join(_attributes(manifest))
+def audit_manifest(manifest: Manifest) -> Audit:
+    """Decodes every file once and reports all issues and confounds."""
+    stats = compute_file_stats(manifest.table["path"].tolist())
+    digests = stats.table["digest"].to_numpy(dtype=object)
+    issues = _patient_issues(manifest) + _name_issues(manifest)
+    issues += _identical_issues(manifest, digests) + _near_duplicate_issues(manifest, stats)
+    issues += _conflict_issues(manifest, issues)
+    issues += _file_issues(manifest, stats.table)
+    attributes = manifest.table[[name for name in manifest.attributes if name != "box"]]
+    columns = stats.table[["format", "color", *NUMBERS]].join(attributes)
     labels = manifest.table["label"].to_numpy()
-    found = confounds(facts, list(NUMBERS), labels, manifest.class_names)
-    return Audit(manifest, sorted(findings, key=lambda f: not f.leak), found)
+    confounds = measure_confounds(columns, list(NUMBERS), labels, manifest.class_names)
+    return Audit(manifest, sorted(issues, key=lambda issue: not issue.is_leak), confounds)
 
 
-def patients(manifest: Manifest) -> list[Issue]:
-    """One finding if any patient stands in more than one split."""
+def _patient_issues(manifest: Manifest) -> list[Issue]:
     table = manifest.table
-    sides = table.groupby("patient")["split"].nunique()
-    shared = sides.index[sides > 1].tolist()
+    num_splits = table.groupby("patient")["split"].nunique()
+    shared = num_splits.index[num_splits > 1].tolist()
     if not shared:
         return []
     rows = table[table["patient"].isin(set(shared))]
-    matches = [_across(part) for _, part in rows.groupby("patient")]
-    message = f"{len(shared)} patients stand in more than one split: {_some(shared)}"
+    matches = [_match_across_splits(part, "same patient") for _, part in rows.groupby("patient")]
+    message = f"{len(shared)} patients are in more than one split: {_first_few(shared)}"
     groups = tuple(tuple(part["id"]) for _, part in rows.groupby("patient"))
     return [Issue(PATIENT, True, message, rows["id"].tolist(), tuple(matches), groups)]
 
 
-def derived(manifest: Manifest) -> list[Issue]:
-    """Files whose names say that they were made from one another."""
+def _name_issues(manifest: Manifest) -> list[Issue]:
+    """Files whose names show that one was derived from another, such as a.png and a_aug1.png."""
     table = manifest.table
-    bases = defaultdict(list)
+    by_original = defaultdict(list)
     for k, name in enumerate(table["id"]):
-        bases[_base(name)].append(k)
-    groups = [rows for rows in bases.values() if len(rows) > 1 and _any_derived(table, rows)]
-    crossing = [rows for rows in groups if table["split"].iloc[rows].nunique() > 1]
-    found = []
-    for leak, chosen in ((True, crossing), (False, [g for g in groups if g not in crossing])):
+        by_original[_original_name(name)].append(k)
+    groups = [rows for rows in by_original.values() if len(rows) > 1 and _has_derived(table, rows)]
+    issues = []
+    for is_leak in (True, False):
+        chosen = [rows for rows in groups if (table["split"].iloc[rows].nunique() > 1) == is_leak]
         if chosen:
             ids = table["id"].iloc[[k for rows in chosen for k in rows]].tolist()
-            where = "on both sides of a split" if leak else "within one split"
-            message = f"{len(chosen)} originals have derived files {where}: {_some(ids)}"
-            matches = tuple(_across(table.iloc[rows], "name") for rows in chosen)
-            named = tuple(tuple(table["id"].iloc[rows]) for rows in chosen)
-            found.append(Issue(NAMES, leak, message, ids, matches, named))
-    return found
+            where = _where(is_leak)
+            message = f"{len(chosen)} originals have derived files {where}: {_first_few(ids)}"
+            matches = tuple(_match_across_splits(table.iloc[rows], "same name") for rows in chosen)
+            id_groups = tuple(tuple(table["id"].iloc[rows]) for rows in chosen)
+            issues.append(Issue(NAMES, is_leak, message, ids, matches, id_groups))
+    return issues
 
 
-def same_bytes(manifest: Manifest, digests: np.ndarray) -> list[Issue]:
-    """Files that are equal to the last byte; an empty digest stands for none."""
-    table = manifest.table
-    groups = [list(rows) for digest, rows in _grouped(digests).items() if digest]
-    matches = [
-        Match(table["id"].iloc[rows[0]], table["id"].iloc[k], "same bytes")
-        for rows in groups
-        for k in _one_a_side(table, rows)
-    ]
-    return _by_side(manifest, SAME, matches, _copies(manifest, digests))
+def _identical_issues(manifest: Manifest, digests: np.ndarray) -> list[Issue]:
+    """Files with the same bytes; files with an empty digest are ignored."""
+    ids, split = manifest.table["id"], manifest.table["split"]
+    matches = []
+    for rows in _rows_by_digest(digests):
+        others = sorted(rows[1:], key=lambda k: split.iloc[k] == split.iloc[rows[0]])
+        matches += [Match(ids.iloc[rows[0]], ids.iloc[k], "same bytes") for k in others]
+    return _issues_by_leak(manifest, SAME, matches, digests)
 
 
-def near_copies(manifest: Manifest, seen: Survey) -> list[Issue]:
-    """Pictures that show the same, though their bytes differ."""
-    rows = _distinct(seen.table)
+def _near_duplicate_issues(manifest: Manifest, stats: FileStats) -> list[Issue]:
+    """Images that show the same although their bytes differ."""
+    usable = (stats.table["error"] == "") & (stats.table["std"] >= _MIN_STD)
+    rows = np.flatnonzero((usable & ~stats.table["digest"].duplicated()).to_numpy())
     table = manifest.table.iloc[rows]
     keys = table["patient"] + "\n" + table["split"] + "\n" + table["label"].astype(str)
     groups = pd.factorize(keys)[0]
-    repeated = seen.table["digest"].duplicated(keep=False).to_numpy()[rows]
-    groups[repeated] = -1  # stands for copies that may be of other patients and splits
-    shape = seen.table[["width", "height"]].to_numpy(float)
-    looks = Looks(seen.looks, shape.min(axis=1), shape[:, 0] == shape[:, 1], rows)
+    is_repeated = stats.table["digest"].duplicated(keep=False).to_numpy()[rows]
+    groups[is_repeated] = -1  # represents copies that may be of other patients and splits
+    size = stats.table[["width", "height"]].to_numpy(float)
+    is_square = size[:, 0] == size[:, 1]
+    thumbnails = Thumbnails(stats.thumbnails, size.min(axis=1), is_square, rows)
     matches = []
-    for pair in search(looks, groups):
-        one, other = rows[pair.first], rows[pair.second]
-        how = _how(seen.table.iloc[one], seen.table.iloc[other], pair.mirrored, pair.degrees)
-        first, second = manifest.table["id"].iloc[[one, other]]
-        matches.append(Match(first, second, how, round(pair.likeness, 3)))
-    copies = _copies(manifest, seen.table["digest"].to_numpy(dtype=object))
-    return _by_side(manifest, NEAR, matches, copies)
+    for pair in find_near_duplicates(thumbnails, groups):
+        k, other = rows[pair.first], rows[pair.second]
+        change = _describe_change(stats.table.iloc[k], stats.table.iloc[other], pair)
+        first, second = manifest.table["id"].iloc[[k, other]]
+        matches.append(Match(first, second, change, round(pair.similarity, 3)))
+    return _issues_by_leak(manifest, NEAR, matches, stats.table["digest"].to_numpy(dtype=object))
 
 
-def conflicts(manifest: Manifest, findings: list[Issue]) -> list[Issue]:
-    """Copies that carry different labels: at least one of the labels is wrong."""
+def _conflict_issues(manifest: Manifest, issues: list[Issue]) -> list[Issue]:
+    """Duplicates with different labels: at least one of the labels is wrong."""
     label = dict(zip(manifest.table["id"], manifest.table["label"], strict=True))
     names = manifest.class_names
-    found = [
-        replace(m, how=f"{m.how}; {names[label[m.first]]} and {names[label[m.second]]}")
-        for finding in findings
-        if finding.kind in (SAME, NEAR)
-        for m in finding.matches
+    conflicts = [
+        replace(m, reason=f"{m.reason}; {names[label[m.first]]} and {names[label[m.second]]}")
+        for issue in issues
+        if issue.kind in (SAME, NEAR)
+        for m in issue.matches
         if label[m.first] != label[m.second] and min(label[m.first], label[m.second]) >= 0
     ]
-    if not found:
+    if not conflicts:
         return []
-    ids = list(dict.fromkeys(name for m in found for name in (m.first, m.second)))
-    message = f"{len(found)} pairs of copies carry different labels: {_some(ids)}"
-    return [Issue(CONFLICT, False, message, ids, tuple(found))]
+    ids = list(dict.fromkeys(name for m in conflicts for name in (m.first, m.second)))
+    message = f"{len(conflicts)} pairs of duplicates have different labels: {_first_few(ids)}"
+    return [Issue(CONFLICT, False, message, ids, tuple(conflicts))]
 
 
-def files(manifest: Manifest, seen: Survey) -> list[Issue]:
-    """Files that cannot be read, show nothing, or are far larger than a network can use."""
-    facts, ids = seen.table, manifest.table["id"]
-    broken = facts["error"] != ""
-    huge = (facts["width"] * facts["height"] > _HUGE_PIXELS) | (facts["bytes"] > _HUGE_BYTES)
-    found = []
-    for kind, rows in ((BROKEN, broken), (CONSTANT, facts["std"] < 1.0), (HUGE, huge)):
-        if rows.any():
-            named = facts["error"][rows].tolist() if kind == BROKEN else ids[rows].tolist()
-            message = f"{int(rows.sum())} {kind}: {_some(named)}"
-            found.append(Issue(kind, False, message, ids[rows].tolist()))
-    return found
-
-
-def _copies(manifest: Manifest, digests: np.ndarray) -> dict[str, tuple[str, ...]]:
-    """Of each sample that has copies to the last byte all of them, by id."""
+def _file_issues(manifest: Manifest, stats: pd.DataFrame) -> list[Issue]:
+    """Files that cannot be read, are constant, or are far larger than a network can use."""
     ids = manifest.table["id"]
-    groups = [tuple(ids.iloc[rows]) for digest, rows in _grouped(digests).items() if digest]
-    return {name: group for group in groups for name in group}
+    is_huge = (stats["width"] * stats["height"] > _HUGE_PIXELS) | (stats["bytes"] > _HUGE_BYTES)
+    checks = ((BROKEN, stats["error"] != ""), (CONSTANT, stats["std"] < _MIN_STD), (HUGE, is_huge))
+    issues = []
+    for kind, rows in checks:
+        if rows.any():
+            names = stats["error"][rows].tolist() if kind == BROKEN else ids[rows].tolist()
+            message = f"{int(rows.sum())} {kind}: {_first_few(names)}"
+            issues.append(Issue(kind, False, message, ids[rows].tolist()))
+    return issues
 
 
-def _by_side(
-    manifest: Manifest, kind: str, matches: list[Match], copies: dict[str, tuple[str, ...]]
+def _issues_by_leak(
+    manifest: Manifest, kind: str, matches: list[Match], digests: np.ndarray
 ) -> list[Issue]:
-    split = dict(zip(manifest.table["id"], manifest.table["split"], strict=True))
-    found = []
-    for leak in (True, False):
-        chosen = tuple(m for m in matches if (split[m.first] != split[m.second]) == leak)
+    """One issue for the matches across splits and one for those within a split."""
+    ids = manifest.table["id"]
+    split = dict(zip(ids, manifest.table["split"], strict=True))
+    groups = [tuple(ids.iloc[rows]) for rows in _rows_by_digest(digests)]
+    copies = {name: group for group in groups for name in group}
+    issues = []
+    for is_leak in (True, False):
+        chosen = tuple(m for m in matches if (split[m.first] != split[m.second]) == is_leak)
         if chosen:
-            ids = list(dict.fromkeys(name for m in chosen for name in (m.first, m.second)))
-            where = "on two sides of a split" if leak else "within one split"
-            message = f"{len(chosen)} pairs ({kind}) {where}: {_some(ids)}"
-            groups = tuple(
+            names = list(dict.fromkeys(name for m in chosen for name in (m.first, m.second)))
+            message = f"{len(chosen)} pairs of {kind} {_where(is_leak)}: {_first_few(names)}"
+            related = tuple(
                 tuple(dict.fromkeys([*copies.get(m.first, ()), *copies.get(m.second, ()),
                                      m.first, m.second]))
                 for m in chosen
             )  # fmt: skip
-            found.append(Issue(kind, leak, message, ids, chosen, groups))
-    return found
+            issues.append(Issue(kind, is_leak, message, names, chosen, related))
+    return issues
 
 
-def _how(one: pd.Series, other: pd.Series, mirrored: bool, degrees: float) -> str:
-    """In words, what was done to one picture to get the other."""
-    turn = abs(round(degrees))
-    if mirrored and turn > 90:  # upside down is how a mirror image is first laid
-        turn = 180 - turn
-    words = ["mirrored"] * mirrored + [f"turned by {turn} degrees"] * (turn > 2)
-    if (one["width"], one["height"]) != (other["width"], other["height"]):
-        words.append("resized")
-    if abs(one["mean"] - other["mean"]) > 6:
-        words.append("other light")
-    return ", ".join(words) or "re-encoded"
+def _where(is_leak: bool) -> str:
+    return "in different splits" if is_leak else "within one split"
 
 
-def _distinct(facts: pd.DataFrame) -> np.ndarray:
-    """One row of each readable picture that shows something."""
-    usable = (facts["error"] == "") & (facts["std"] >= 1.0)
-    return np.flatnonzero((usable & ~facts["digest"].duplicated()).to_numpy())
+def _describe_change(first: pd.Series, second: pd.Series, pair: NearDuplicate) -> str:
+    """The changes from one image to its near duplicate, such as "mirrored, resized"."""
+    degrees = abs(round(pair.degrees))
+    if pair.mirrored and degrees > 90:  # a mirror image is first aligned upside down
+        degrees = 180 - degrees
+    changes = ["mirrored"] * pair.mirrored + [f"rotated by {degrees} degrees"] * (degrees > 2)
+    if (first["width"], first["height"]) != (second["width"], second["height"]):
+        changes.append("resized")
+    if abs(first["mean"] - second["mean"]) > 6:
+        changes.append("different brightness")
+    return ", ".join(changes) or "re-encoded"
 
 
-def _grouped(digests: np.ndarray) -> dict[str, list[int]]:
+def _rows_by_digest(digests: np.ndarray) -> list[list[int]]:
+    """Row numbers of files with the same digest, for digests that occur more than once."""
     groups: dict[str, list[int]] = defaultdict(list)
     for k, digest in enumerate(digests):
         groups[digest].append(k)
-    return {digest: rows for digest, rows in groups.items() if len(rows) > 1}
+    return [rows for digest, rows in groups.items() if digest and len(rows) > 1]
 
 
-def _one_a_side(table: pd.DataFrame, rows: list[int]) -> list[int]:
-    """All copies but the first, those of another split first."""
-    split = table["split"]
-    return sorted(rows[1:], key=lambda k: split.iloc[k] == split.iloc[rows[0]])
-
-
-def _across(part: pd.DataFrame, how: str = "patient") -> Match:
-    """Two rows of a group, of different splits if there are any."""
+def _match_across_splits(part: pd.DataFrame, reason: str) -> Match:
+    """Two rows of a group, of different splits if possible."""
     first = part.iloc[0]
     others = part[part["split"] != first["split"]]
     second = others.iloc[0] if len(others) else part.iloc[-1]
-    return Match(str(first["id"]), str(second["id"]), f"same {how}")
+    return Match(str(first["id"]), str(second["id"]), reason)
 
 
-def _base(name: str) -> str:
-    """The path without its split folder, its suffix and its words for derived files."""
+def _original_name(name: str) -> str:
+    """The path without its split folder, its suffix and the words for derived files."""
     path = PurePosixPath(name)
-    folders = [part for part in path.parts[:-1] if part.lower() not in _SIDES]
+    folders = [part for part in path.parts[:-1] if part.lower() not in SPLIT_ALIASES]
     return "/".join([*folders, _DERIVED.sub("", path.stem)])
 
 
-def _any_derived(table: pd.DataFrame, rows: list[int]) -> bool:
+def _has_derived(table: pd.DataFrame, rows: list[int]) -> bool:
     return any(_DERIVED.search(PurePosixPath(table["id"].iloc[k]).stem) for k in rows)
 
 
-def _attributes(manifest: Manifest) -> pd.DataFrame:
-    return manifest.table[[name for name in manifest.attributes if name != "box"]]
-
-
-def _digest(path: str) -> str:
+def _file_digest(path: str) -> str:
     try:
-        return digest_of(content(path), without_frame(path)[1])
+        return content_digest(read_file_bytes(path), split_frame_number(path)[1])
     except ImageError:
         return ""
 
 
-def _some(names: list[str]) -> str:
+def _first_few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

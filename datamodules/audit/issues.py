@@ -1,4 +1,4 @@
-"""What an audit can find, and which samples to leave out so that no leak remains."""
+"""Issues that an audit can report, and the samples to exclude so that no leak remains."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import pandas as pd
 
 from datamodules.manifest import SPLITS
 
-PATIENT, SAME, NEAR = "patient on two sides", "same bytes", "near copies"
-NAMES, CONFLICT = "names of derived files", "label conflict between copies"
-BROKEN, CONSTANT, HUGE = "files that cannot be read", "constant pictures", "huge files"
+PATIENT, SAME, NEAR = "patients in several splits", "identical files", "near duplicates"
+NAMES, CONFLICT = "derived file names", "duplicates with different labels"
+BROKEN, CONSTANT, HUGE = "unreadable files", "constant images", "very large files"
 
 
 @dataclass(frozen=True)
@@ -17,63 +17,63 @@ class Match:
     """Two samples that belong together.
 
     Args:
-        first: Id of one.
-        second: Id of the other.
-        how: In which way they are the same.
-        likeness: 1 for equal bytes, else the correlation of aligned detail.
+        first: Id of one sample.
+        second: Id of the other sample.
+        reason: Why they belong together, such as "same patient" or "mirrored".
+        similarity: 1 for identical files, else the correlation of aligned details.
     """
 
     first: str
     second: str
-    how: str
-    likeness: float = 1.0
+    reason: str
+    similarity: float = 1.0
 
 
 @dataclass(frozen=True)
 class Issue:
-    """One fault of the data set.
+    """A problem of the dataset.
 
     Args:
-        kind: What it is, in the words of the report.
-        leak: Whether it lets training see what is measured.
-        message: One sentence.
-        ids: The samples that it is about.
-        matches: The pairs that show it.
-        groups: All samples that belong together, the pairs' and others' like them.
+        kind: One of the constants of this module.
+        is_leak: Whether information about evaluation samples is in the training split.
+        message: One sentence for the report.
+        ids: The samples concerned.
+        matches: Pairs that demonstrate the problem.
+        groups: All samples that belong together, with the matches among them.
     """
 
     kind: str
-    leak: bool
+    is_leak: bool
     message: str
     ids: list[str]
     matches: tuple[Match, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
 
 
-def quarantine(table: pd.DataFrame, findings: Iterable[Issue]) -> pd.DataFrame:
-    """Samples to leave out: id, path, split, reason; `table` is that of the manifest.
+def quarantine(table: pd.DataFrame, issues: Iterable[Issue]) -> pd.DataFrame:
+    """Samples of a manifest's table to exclude: id, path, split, reason.
 
-    Of samples that belong together those of the last split stay and those of every earlier one
-    go, so that what is measured stays as it was.
+    Of samples that belong together, those of the last split stay and those of every earlier split
+    are excluded, so that the evaluation split does not change.
     """
     split = dict(zip(table["id"], table["split"], strict=True))
     reasons: dict[str, str] = {}
-    for finding in findings:
-        for name in _expendable(finding, split):
-            reasons.setdefault(name, finding.kind)
-    chosen = table.loc[table["id"].isin(set(reasons)), ["id", "path", "split"]]
-    return chosen.assign(reason=[reasons[name] for name in chosen["id"]])
+    for issue in issues:
+        for name in _ids_to_exclude(issue, split):
+            reasons.setdefault(name, issue.kind)
+    excluded = table.loc[table["id"].isin(set(reasons)), ["id", "path", "split"]]
+    return excluded.assign(reason=[reasons[name] for name in excluded["id"]])
 
 
-def _expendable(finding: Issue, split: dict[str, str]) -> Iterable[str]:
-    rank = {name: SPLITS.index(side) for name, side in split.items()}
-    if finding.kind == CONFLICT:
-        return [min((m.first, m.second), key=rank.__getitem__) for m in finding.matches]
-    if not finding.leak:
-        return finding.ids if finding.kind in (BROKEN, CONSTANT) else []
+def _ids_to_exclude(issue: Issue, split: dict[str, str]) -> Iterable[str]:
+    rank = {name: SPLITS.index(value) for name, value in split.items()}
+    if issue.kind == CONFLICT:
+        return [min((m.first, m.second), key=rank.__getitem__) for m in issue.matches]
+    if not issue.is_leak:
+        return issue.ids if issue.kind in (BROKEN, CONSTANT) else []
     return [
         name
-        for group in finding.groups
+        for group in issue.groups
         for name in group
         if rank[name] < max(rank[other] for other in group)
     ]

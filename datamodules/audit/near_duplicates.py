@@ -1,10 +1,10 @@
-"""Finds pictures that are copies of one another under flips, turns, light, size and compression.
+"""Finds duplicates of images that were mirrored, rotated, resized, re-encoded or brightened.
 
-Three steps, each for fewer pairs. A descriptor that no flip or turn about the middle changes (the
-spectra of rings) is searched through a tree, so that the cost of a picture stays nearly flat as the
-set grows. Each neighbor is laid over the picture and the local structure compared. What still
-looks alike is aligned to a fraction of a pixel and judged on three scales of detail, the grain
-among them: round frames and alike anatomy fool thumbnails, they do not share their grain.
+Three steps, each for fewer pairs. A descriptor that is invariant to flips and rotations (spectra of
+rings) is searched in a tree, so that the cost per image stays nearly constant. Each neighbor is
+aligned to the image and the local structure is compared. What is still similar is aligned to a
+fraction of a pixel and compared on three scales of detail including the noise: different images of
+the same anatomy have similar thumbnails, but different noise.
 """
 
 import os
@@ -19,212 +19,229 @@ import numpy as np
 from rich.progress import track
 from scipy.spatial import cKDTree
 
-from datamodules.audit.alignment import Laid, angle_between, detail_likeness, laid_over, structure
+from datamodules.audit.alignment import (
+    Alignment,
+    aligned_correlation,
+    detail_similarity,
+    estimate_alignment,
+    local_structure,
+)
 
-LOOK = 128  # side of what is kept of a picture
-SMALL = 64  # side of what the first two steps see
-_RINGS, _ANGLES, _WAVES = 28, 128, 9
+THUMBNAIL_SIZE = 128
+COARSE_SIZE = 64  # side of the thumbnails in the first two steps
+_RINGS, _ANGLES, _FREQUENCIES = 28, 128, 9
 _DIMENSIONS = 16
-_NEIGHBOURS, _CHECKED = 9, 2
-_COARSE = 0.55
-_AT_ONCE = 4096
-_LEAST, _MOST = 0.72, 0.88  # of the likeness from which on a pair counts
+_NUM_NEIGHBORS, _MAX_CANDIDATES = 9, 2  # per image, in the first and the last step
+_MIN_COARSE_CORRELATION = 0.55
+_CHUNK = 4096
+_LOWEST_LIMIT, _HIGHEST_LIMIT = 0.72, 0.88  # of the similarity from which a pair is reported
 
 
-class Alike(NamedTuple):
-    """A pair that passed the second step: its score, the view that gave it, and how it lies."""
+class Candidate(NamedTuple):
+    """A pair that passed the second step: its score, the view of that score, its alignment."""
 
     score: float
     first: int
     second: int
     view: int
-    laid: Laid
+    alignment: Alignment
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two pictures that show the same.
+class NearDuplicate:
+    """Two images that show the same.
 
     Args:
-        first: Position of one.
-        second: Position of the other.
-        likeness: Mean correlation of detail on three scales once aligned, at most 1.
+        first: Position of one image.
+        second: Position of the other image.
+        similarity: Mean correlation of aligned detail on three scales, at most 1.
         mirrored: Whether one is the mirror image of the other.
-        degrees: How far one is turned against the other, from -180 to 180.
+        degrees: Rotation of one against the other, from -180 to 180.
     """
 
     first: int
     second: int
-    likeness: float
+    similarity: float
     mirrored: bool
     degrees: float
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
-    """Small pictures of some files, without a copy of them.
+class Thumbnails:
+    """Thumbnails of some of the files, without a copy of the pixels.
 
     Args:
-        kept: (n, 2, LOOK, LOOK) from ``look``; of a square picture only the first view counts.
-        sides: (n,) shorter side of each picture, above which it has no detail.
-        square: (n,) whether both views are the same.
-        rows: (m,) the entries that are meant.
+        images: (n, 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE) from ``make_thumbnails``; a square image
+            only has the first view.
+        shorter_sides: (n,) shorter side of each original image, the limit of its detail.
+        is_square: (n,) whether both views are the same.
+        rows: (m,) positions of the files that are compared.
     """
 
-    kept: np.ndarray
-    sides: np.ndarray
-    square: np.ndarray
+    images: np.ndarray
+    shorter_sides: np.ndarray
+    is_square: np.ndarray
     rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def view(self, k: int, which: int) -> np.ndarray:
-        """The middle square (0) or the whole picture squashed (1) of the k-th entry."""
+        """The center square (0) or the whole image squashed (1) of the k-th file."""
         row = self.rows[k]
-        return np.asarray(self.kept[row, 0 if self.square[row] else which])
+        return np.asarray(self.images[row, 0 if self.is_square[row] else which])
 
-    def small(self, k: int, which: int) -> np.ndarray:
-        """The same at the size of the first two steps."""
-        return _resized(self.view(k, which), SMALL)
+    def coarse_view(self, k: int, which: int) -> np.ndarray:
+        """The view at the size of the first two steps."""
+        return _resize(self.view(k, which), COARSE_SIZE)
 
 
-def look(image: np.ndarray) -> np.ndarray:
-    """uint8 (1 or 2, LOOK, LOOK): the middle square of a picture; unless square, all squashed."""
+def make_thumbnails(image: np.ndarray) -> np.ndarray:
+    """uint8 (1 or 2, size, size): the center square; unless square, also the image squashed."""
     gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     height, width = gray.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    middle = _resized(gray[top : top + side, left : left + side], LOOK)
-    return np.stack([middle] if height == width else [middle, _resized(gray, LOOK)])
+    center = _resize(gray[top : top + side, left : left + side], THUMBNAIL_SIZE)
+    return np.stack([center] if height == width else [center, _resize(gray, THUMBNAIL_SIZE)])
 
 
-def search(looks: Looks, groups: np.ndarray) -> list[Pair]:
-    """Pairs of pictures that show the same.
+def find_near_duplicates(thumbnails: Thumbnails, groups: np.ndarray) -> list[NearDuplicate]:
+    """Pairs of images that show the same.
 
     Args:
-        looks: The pictures.
-        groups: (m,) pictures of one group are not compared, unless it is below 0.
+        thumbnails: The images.
+        groups: (m,) images of the same group are not compared, unless it is negative.
     """
-    if len(looks) < 2:
+    if len(thumbnails) < 2:
         return []
-    spectra, descriptors = _described(looks)
-    candidates = _candidates(_learned(descriptors, looks), groups)
+    spectra, descriptors = _describe(thumbnails)
+    neighbors = _find_neighbors(_project(descriptors, thumbnails), groups)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        some = np.array_split(candidates, len(candidates) // _AT_ONCE + 1)  # few futures at a time
-        step = partial(_coarse, looks, spectra)
-        alike = [found for part in some for found in pool.map(step, part) if found]
-        scored = list(pool.map(partial(_fine, looks), _best(alike, len(looks))))
-    limit = _limit(np.array([pair.likeness for pair in scored]))
-    return [pair for pair in scored if pair.likeness >= max(limit, _floor(looks, pair))]
+        chunks = np.array_split(neighbors, len(neighbors) // _CHUNK + 1)  # limits the open futures
+        compare = partial(_compare_coarsely, thumbnails, spectra)
+        candidates = [pair for part in chunks for pair in pool.map(compare, part) if pair]
+        best = _best_candidates(candidates, len(thumbnails))
+        pairs = list(pool.map(partial(_compare_details, thumbnails), best))
+    limit = _similarity_limit(np.array([pair.similarity for pair in pairs]))
+    return [p for p in pairs if p.similarity >= max(limit, _limit_for_size(thumbnails, p))]
 
 
-def _resized(gray: np.ndarray, side: int) -> np.ndarray:
+def _resize(gray: np.ndarray, side: int) -> np.ndarray:
     shrinks = min(gray.shape) > side
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(gray, (side, side), interpolation=method))
 
 
-def _rings(small: np.ndarray) -> np.ndarray:
-    """Gives (rings, frequencies): the complex spectrum of each ring around the middle."""
-    middle = ((SMALL - 1) / 2, (SMALL - 1) / 2)
+def _ring_spectra(thumbnail: np.ndarray) -> np.ndarray:
+    """(rings, frequencies) complex: the spectrum of each ring around the center."""
+    center = ((COARSE_SIZE - 1) / 2, (COARSE_SIZE - 1) / 2)
     flags = cv2.WARP_POLAR_LINEAR | cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
-    polar = cv2.warpPolar(structure(small), (_RINGS, _ANGLES), middle, SMALL / 2 - 1, flags)
+    structure = local_structure(thumbnail)
+    polar = cv2.warpPolar(structure, (_RINGS, _ANGLES), center, COARSE_SIZE / 2 - 1, flags)
     return np.asarray(np.fft.rfft(polar.T, axis=1))
 
 
 def _descriptor(spectrum: np.ndarray) -> np.ndarray:
-    """Sizes of the slow waves of each ring; turns and mirroring leave them as they are."""
-    sizes = np.abs(spectrum[:, :_WAVES]) * np.sqrt(np.arange(1, _RINGS + 1))[:, None]
+    """Amplitudes of the low frequencies of each ring, invariant to rotation and mirroring."""
+    sizes = np.abs(spectrum[:, :_FREQUENCIES]) * np.sqrt(np.arange(1, _RINGS + 1))[:, None]
     return np.asarray(np.sqrt(sizes), dtype=np.float32).ravel()
 
 
-def _described(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
+def _describe(thumbnails: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
     """(m, views, rings / 2, 33) spectra for the alignment, (m, d) descriptors."""
-    views = (0,) if looks.square[looks.rows].all() else (0, 1)
-    spectra = np.empty((len(looks), len(views), _RINGS // 2, 33), dtype=np.complex64)
-    descriptors = np.empty((len(looks), _RINGS * _WAVES), dtype=np.float32)
-    for k in track(range(len(looks)), "describing every picture"):
-        both = [_rings(looks.small(k, which)) for which in views]
-        spectra[k] = np.stack([spectrum[::2, :33] for spectrum in both])
-        descriptors[k] = _descriptor(both[-1])
+    views = (0,) if thumbnails.is_square[thumbnails.rows].all() else (0, 1)
+    spectra = np.empty((len(thumbnails), len(views), _RINGS // 2, 33), dtype=np.complex64)
+    descriptors = np.empty((len(thumbnails), _RINGS * _FREQUENCIES), dtype=np.float32)
+    for k in track(range(len(thumbnails)), "describing every image"):
+        by_view = [_ring_spectra(thumbnails.coarse_view(k, which)) for which in views]
+        spectra[k] = np.stack([spectrum[::2, :33] for spectrum in by_view])
+        descriptors[k] = _descriptor(by_view[-1])
     return spectra, descriptors
 
 
-def _learned(descriptors: np.ndarray, looks: Looks) -> np.ndarray:
-    """Descriptors in which what copies change counts little and what tells pictures apart much."""
-    some = np.linspace(0, len(looks) - 1, min(150, len(looks))).astype(int)
-    noise = [
-        _descriptor(_rings(_resized(copy, SMALL))) - descriptors[k]
-        for k in some
-        for copy in _copies(looks.view(k, 1))
+def _project(descriptors: np.ndarray, thumbnails: Thumbnails) -> np.ndarray:
+    """Descriptors scaled by how little distortions change them, on their principal axes."""
+    count = min(150, len(thumbnails))
+    sample = np.linspace(0, len(thumbnails) - 1, count).astype(int)
+    changes = [
+        _descriptor(_ring_spectra(_resize(distorted, COARSE_SIZE))) - descriptors[k]
+        for k in sample
+        for distorted in _distortions(thumbnails.view(k, 1))
     ]
-    centerd = descriptors / (np.std(np.array(noise), axis=0) + 0.05)
-    centerd -= centerd.mean(axis=0)
-    _, axes = np.linalg.eigh(centerd.T @ centerd)
-    return np.asarray(centerd @ axes[:, -_DIMENSIONS:], dtype=np.float32)
+    centered = descriptors / (np.std(np.array(changes), axis=0) + 0.05)
+    centered -= centered.mean(axis=0)
+    _, axes = np.linalg.eigh(centered.T @ centered)
+    return np.asarray(centered @ axes[:, -_DIMENSIONS:], dtype=np.float32)
 
 
-def _copies(view: np.ndarray) -> Iterator[np.ndarray]:
-    turn = cv2.getRotationMatrix2D(((LOOK - 1) / 2, (LOOK - 1) / 2), 9, 1)
-    yield cv2.warpAffine(view, turn, (LOOK, LOOK))
+def _distortions(view: np.ndarray) -> Iterator[np.ndarray]:
+    center = ((THUMBNAIL_SIZE - 1) / 2, (THUMBNAIL_SIZE - 1) / 2)
+    rotation = cv2.getRotationMatrix2D(center, 9, 1)
+    yield cv2.warpAffine(view, rotation, (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     yield cv2.GaussianBlur(view, (0, 0), 1.2)
     yield cv2.convertScaleAbs(view, alpha=1.2, beta=15)
 
 
-def _candidates(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(m, 2) positions, each picture with its nearest in the tree, the first the smaller."""
-    count = min(_NEIGHBOURS + 1, len(points))
-    _, near = cKDTree(points).query(points, k=count, eps=0.3, workers=-1)
+def _find_neighbors(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """(n, 2) positions of each image with its nearest neighbors, the smaller position first."""
+    count = min(_NUM_NEIGHBORS + 1, len(points))
+    _, nearest = cKDTree(points).query(points, k=count, eps=0.3, workers=-1)
     first = np.repeat(np.arange(len(points)), count)
-    pairs = np.sort(np.stack([first, near.ravel()], axis=1), axis=1)
+    pairs = np.sort(np.stack([first, nearest.ravel()], axis=1), axis=1)
     pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     same = (groups[pairs[:, 0]] == groups[pairs[:, 1]]) & (groups[pairs[:, 0]] >= 0)
     return np.asarray(pairs[~same])
 
 
-def _coarse(looks: Looks, spectra: np.ndarray, pair: np.ndarray) -> Alike | None:
-    """The better of both views of a pair, if it looks alike when laid over one another."""
+def _compare_coarsely(
+    thumbnails: Thumbnails, spectra: np.ndarray, pair: np.ndarray
+) -> Candidate | None:
+    """The better view of a pair, if its local structure is similar after alignment."""
     i, j = int(pair[0]), int(pair[1])
-    found = []
-    for view in (0, 1):
-        laid = angle_between(spectra[i, view], spectra[j, view])
-        found.append((laid_over(looks.small(i, view), looks.small(j, view), laid), view, laid))
-        if looks.square[looks.rows[i]] and looks.square[looks.rows[j]]:
-            break
-    score, view, laid = max(found, key=lambda each: each[0])
-    return Alike(score, i, j, view, laid) if score > _COARSE else None
+    is_square = thumbnails.is_square[thumbnails.rows[[i, j]]].all()
+    candidates = []
+    for view in (0,) if is_square else (0, 1):
+        alignment = estimate_alignment(spectra[i, view], spectra[j, view])
+        first, second = (thumbnails.coarse_view(k, view) for k in (i, j))
+        score = aligned_correlation(first, second, alignment)
+        candidates.append(Candidate(score, i, j, view, alignment))
+    best = max(candidates, key=lambda candidate: candidate.score)
+    return best if best.score > _MIN_COARSE_CORRELATION else None
 
 
-def _best(alike: list[Alike], count: int) -> list[Alike]:
-    """For each picture the few partners that look most alike."""
-    taken = np.zeros(count, dtype=int)
-    kept = []
-    for each in sorted(alike, key=lambda each: -each.score):
-        if min(taken[each.first], taken[each.second]) < _CHECKED:
-            taken[[each.first, each.second]] += 1
-            kept.append(each)
-    return kept
+def _best_candidates(candidates: list[Candidate], count: int) -> list[Candidate]:
+    """The few best candidates of each image."""
+    used = np.zeros(count, dtype=int)
+    chosen = []
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.score):
+        pair = [candidate.first, candidate.second]
+        if used[pair].min() < _MAX_CANDIDATES:
+            used[pair] += 1
+            chosen.append(candidate)
+    return chosen
 
 
-def _fine(looks: Looks, alike: Alike) -> Pair:
-    i, j, laid = alike.first, alike.second, alike.laid
-    side = int(np.clip(looks.sides[looks.rows[[i, j]]].min(), 48, LOOK))
-    one, other = (_resized(looks.view(k, alike.view), side) for k in (i, j))
-    return Pair(i, j, detail_likeness(one, other, laid), laid.mirrored, laid.degrees)
+def _compare_details(thumbnails: Thumbnails, candidate: Candidate) -> NearDuplicate:
+    i, j, alignment = candidate.first, candidate.second, candidate.alignment
+    shorter_side = thumbnails.shorter_sides[thumbnails.rows[[i, j]]].min()
+    side = int(np.clip(shorter_side, 48, THUMBNAIL_SIZE))
+    first, second = (_resize(thumbnails.view(k, candidate.view), side) for k in (i, j))
+    similarity = detail_similarity(first, second, alignment)
+    return NearDuplicate(i, j, similarity, alignment.mirrored, alignment.degrees)
 
 
-def _limit(likeness: np.ndarray) -> float:
-    """Higher where different pictures of the set are much alike already."""
-    if len(likeness) < 20:
-        return _LEAST
-    middle = float(np.median(likeness))
-    spread = float(np.median(np.abs(likeness - middle)))
-    return float(np.clip(middle + 5 * spread, _LEAST, _MOST))
+def _similarity_limit(similarities: np.ndarray) -> float:
+    """Limit of the similarity; higher if different images of the dataset are similar already."""
+    if len(similarities) < 20:
+        return _LOWEST_LIMIT
+    median = float(np.median(similarities))
+    deviation = float(np.median(np.abs(similarities - median)))
+    return float(np.clip(median + 5 * deviation, _LOWEST_LIMIT, _HIGHEST_LIMIT))
 
 
-def _floor(looks: Looks, pair: Pair) -> float:
-    """Higher for small pictures, which have little detail to differ in."""
-    side = looks.sides[looks.rows[[pair.first, pair.second]]].min()
-    share = float(np.clip((LOOK - side) / (LOOK - SMALL), 0.0, 1.0))
-    return _LEAST + share * (_MOST - _LEAST)
+def _limit_for_size(thumbnails: Thumbnails, pair: NearDuplicate) -> float:
+    """Limit of the similarity; higher for small images, which have little detail to compare."""
+    side = thumbnails.shorter_sides[thumbnails.rows[[pair.first, pair.second]]].min()
+    ratio = float(np.clip((THUMBNAIL_SIZE - side) / (THUMBNAIL_SIZE - COARSE_SIZE), 0.0, 1.0))
+    return _LOWEST_LIMIT + ratio * (_HIGHEST_LIMIT - _LOWEST_LIMIT)

@@ -1,83 +1,90 @@
-"""Generated chest films: two lungs, ribs, a heart, and what may be wrong with them."""
+"""Generated chest radiographs: lungs, ribs and heart, with or without a disease."""
 
 import numpy as np
 
-from datamodules.phantoms.drawing import (
-    Dice,
-    Drawn,
-    blob,
-    box_of,
-    exposed,
+from datamodules.phantoms.primitives import (
+    PhantomImage,
+    Rng,
+    add_bump,
+    bounding_box,
+    ellipse,
+    expose,
     grid,
-    raised,
-    softened,
-    turned,
+    rotate,
+    smooth,
 )
 
 DISEASES = ["normal", "tuberculosis", "pneumonia", "covid"]
 Spots = list[tuple[tuple[int, int], tuple[int, int], int]]
 
 
-def chest(label: int, patient: Dice, film: Dice, size: int) -> Drawn:
-    """Normal, nodules high up, one dense lower lobe, or patches at the rim of both lungs."""
-    spots = (_none, _nodules, _consolidation, _patches)[label](film)
-    return _film(patient, film, size, spots, heart=patient.between(150, 185))
+def chest(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
+    """Normal, nodules in the upper lung, one dense lower lobe, or patches at both lung margins."""
+    spots = (_none, _nodules, _consolidation, _patches)[label](image_rng)
+    return _chest_image(patient_rng, image_rng, size, spots, heart=patient_rng.between(150, 185))
 
 
-def pneumonia(label: int, patient: Dice, film: Dice, size: int) -> Drawn:
+def pneumonia(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """Normal, or one dense lower lobe."""
-    spots = (_none, _consolidation)[label](film)
-    return _film(patient, film, size, spots, heart=patient.between(150, 185))
+    spots = (_none, _consolidation)[label](image_rng)
+    return _chest_image(patient_rng, image_rng, size, spots, heart=patient_rng.between(150, 185))
 
 
-def cardiomegaly(label: int, patient: Dice, film: Dice, size: int) -> Drawn:
-    """The heart is wider than half the chest, or it is not."""
-    heart = patient.between(*((140, 185), (250, 300))[label])
-    return _film(patient, film, size, [], heart, lesion_is_heart=label == 1)
+def cardiomegaly(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
+    """A normal heart (label 0), or one that is wider than half the chest (1)."""
+    heart = patient_rng.between(*((140, 185), (250, 300))[label])
+    return _chest_image(patient_rng, image_rng, size, [], heart, lesion_is_heart=label == 1)
 
 
-def _film(
-    patient: Dice, film: Dice, size: int, spots: Spots, heart: int, lesion_is_heart: bool = False
-) -> Drawn:
+def _chest_image(
+    patient_rng: Rng,
+    image_rng: Rng,
+    size: int,
+    spots: Spots,
+    heart: int,
+    lesion_is_heart: bool = False,
+) -> PhantomImage:
     x, y = grid(size)
-    x, y = turned(x - film.between(-40, 40), y - film.between(-40, 40), film.between(-8, 8))
-    density, lungs = _body(x, y, patient)
-    beat = blob(x, y, (60, 170), (heart, 190))
-    density = np.where(beat > 0, 150, density)
-    lesions = (beat > 0) if lesion_is_heart else np.zeros(x.shape, dtype=bool)
-    for at, radii, height in spots:
-        spot = blob(x, y, at, radii)
-        density = np.where(lungs, raised(density, spot, height), density)
+    x, y = rotate(
+        x - image_rng.between(-40, 40), y - image_rng.between(-40, 40), image_rng.between(-8, 8)
+    )
+    density, lungs = _thorax(x, y, patient_rng)
+    heart_shape = ellipse(x, y, (60, 170), (heart, 190))
+    density = np.where(heart_shape > 0, 150, density)
+    lesions = (heart_shape > 0) if lesion_is_heart else np.zeros(x.shape, dtype=bool)
+    for center, radii, height in spots:
+        spot = ellipse(x, y, center, radii)
+        density = np.where(lungs, add_bump(density, spot, height), density)
         lesions |= lungs & (spot > 200)
-    pixels = exposed(softened(softened(density)), film, noise=9)
-    return Drawn(pixels, box_of(lesions))
+    pixels = expose(smooth(smooth(density)), image_rng, noise=9)
+    return PhantomImage(pixels, bounding_box(lesions))
 
 
-def _body(x: np.ndarray, y: np.ndarray, patient: Dice) -> tuple[np.ndarray, np.ndarray]:
-    wide, high = patient.between(165, 195), patient.between(330, 380)
+def _thorax(x: np.ndarray, y: np.ndarray, patient_rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+    width, height = patient_rng.between(165, 195), patient_rng.between(330, 380)
     lungs = np.zeros(x.shape, dtype=bool)
     for side in (-1, 1):
-        lungs |= blob(x, y, (side * 225, 0), (wide, high)) > 0
+        lungs |= ellipse(x, y, (side * 225, 0), (width, height)) > 0
     density = np.where(lungs, 55, 150)
-    ribs = (y + x.astype(np.int64) ** 2 // 700 + patient.between(0, 90)) % 110 < 30
+    ribs = (y + x.astype(np.int64) ** 2 // 700 + patient_rng.between(0, 90)) % 110 < 30
     return np.where(ribs & (np.abs(x) > 60), density + 22, density).astype(np.int64), lungs
 
 
-def _none(dice: Dice) -> Spots:
+def _none(rng: Rng) -> Spots:
     return []
 
 
-def _nodules(dice: Dice) -> Spots:
-    side = dice.sign()
-    places = [(side * dice.between(140, 300), dice.between(-280, -120)) for _ in range(4)]
-    return [(at, (dice.between(40, 60),) * 2, 95) for at in places]
+def _nodules(rng: Rng) -> Spots:
+    side = rng.sign()
+    centers = [(side * rng.between(140, 300), rng.between(-280, -120)) for _ in range(4)]
+    return [(center, (rng.between(40, 60),) * 2, 95) for center in centers]
 
 
-def _consolidation(dice: Dice) -> Spots:
-    at = (dice.sign() * dice.between(190, 260), dice.between(110, 220))
-    return [(at, (dice.between(120, 160), dice.between(110, 160)), 95)]
+def _consolidation(rng: Rng) -> Spots:
+    center = (rng.sign() * rng.between(190, 260), rng.between(110, 220))
+    return [(center, (rng.between(120, 160), rng.between(110, 160)), 95)]
 
 
-def _patches(dice: Dice) -> Spots:
-    places = [(side * dice.between(290, 350), dice.between(-100, 240)) for side in (-1, 1, -1, 1)]
-    return [(at, (dice.between(60, 90), dice.between(80, 120)), 75) for at in places]
+def _patches(rng: Rng) -> Spots:
+    centers = [(side * rng.between(290, 350), rng.between(-100, 240)) for side in (-1, 1, -1, 1)]
+    return [(center, (rng.between(60, 90), rng.between(80, 120)), 75) for center in centers]

@@ -1,4 +1,4 @@
-"""Generated pictures with known lesions, drawn once and then read like any other folder."""
+"""Datasets of generated images with known lesions, written to disk once."""
 
 import csv
 import hashlib
@@ -12,128 +12,121 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from datamodules.phantoms import chest, fundus, limbs, long_bones
-from datamodules.phantoms.drawing import Dice, Drawn
+from datamodules.phantoms import bones, chest, fundus
+from datamodules.phantoms.primitives import PhantomImage, Rng
 
-Draw = Callable[[int, Dice, Dice, int], Drawn]
+Generator = Callable[[int, Rng, Rng, int], PhantomImage]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What is drawn.
+class PhantomKind:
+    """A kind of generated images.
 
     Args:
         classes: The class names, in the order of the labels.
-        draw: Makes one film from label, the patient's chance, the film's chance and the size.
-        shares: How frequent each class is among the studies.
-        films_a_study: How many films a study has at most.
+        generate: Makes an image from its label, the generator of its patient, its own generator,
+            and its size.
+        class_weights: Relative frequency of each class among the studies.
+        images_per_study: Maximum number of images per study.
     """
 
     classes: list[str]
-    draw: Draw
-    shares: tuple[int, ...]
-    films_a_study: int = 1_000
+    generate: Generator
+    class_weights: tuple[int, ...]
+    images_per_study: int = 1_000
 
 
-def _binary(name: str, draw: Draw) -> Kind:
-    return Kind(["normal", name], draw, (1, 1))
+def _binary(name: str, generate: Generator) -> PhantomKind:
+    return PhantomKind(["normal", name], generate, (1, 1))
 
 
-KINDS: dict[str, Kind] = {
-    "fracture": Kind(long_bones.FRACTURES, long_bones.fracture, (1, 1, 1)),
-    "retina": Kind(fundus.GRADES, fundus.retina, (50, 15, 20, 8, 7)),
-    "limbs": Kind(["negative", "positive"], limbs.limb, (3, 2), films_a_study=3),
-    "chest": Kind(chest.DISEASES, chest.chest, (4, 2, 4, 3)),
+KINDS: dict[str, PhantomKind] = {
+    "fracture": PhantomKind(bones.FRACTURES, bones.fracture, (1, 1, 1)),
+    "retina": PhantomKind(fundus.GRADES, fundus.retina, (50, 15, 20, 8, 7)),
+    "limbs": PhantomKind(["negative", "positive"], bones.limb, (3, 2), images_per_study=3),
+    "chest": PhantomKind(chest.DISEASES, chest.chest, (4, 2, 4, 3)),
     "pneumonia": _binary("pneumonia", chest.pneumonia),
     "cardiomegaly": _binary("cardiomegaly", chest.cardiomegaly),
-    "osteoporosis": _binary("osteoporosis", limbs.osteoporosis),
-    "osteoarthritis": _binary("osteoarthritis", limbs.osteoarthritis),
-    "limb_abnormality": _binary("limb_abnormality", limbs.limb),
+    "osteoporosis": _binary("osteoporosis", bones.osteoporosis),
+    "osteoarthritis": _binary("osteoarthritis", bones.osteoarthritis),
+    "limb_abnormality": _binary("limb_abnormality", bones.limb),
 }
-SOURCES = ("generate.py", "drawing.py", "long_bones.py", "limbs.py", "chest.py", "fundus.py")
+HASHED_FILES = ("generate.py", "primitives.py", "bones.py", "chest.py", "fundus.py")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All that decides the pixels.
+class PhantomSpec:
+    """Everything that the pixels of a generated dataset depend on.
 
     Args:
-        kind: A name of ``KINDS``.
-        patients: How many patients.
-        films: Mean number of pictures a patient; each has from 1 to 2 * films - 1.
-        size: Side in pixels.
-        seed: Another seed, other pictures.
+        kind: A name in ``KINDS``.
+        num_patients: Number of patients.
+        images_per_patient: Mean number of images per patient, from 1 to twice as many minus 1.
+        image_size: Height and width in pixels.
+        seed: Seed of the images.
     """
 
     kind: str
-    patients: int
-    films: int
-    size: int
+    num_patients: int
+    images_per_patient: int
+    image_size: int
     seed: int
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; allowed are {sorted(KINDS)}")
-        if self.size < 32:
-            raise ValueError(f"size is {self.size}; it must be at least 32")
-        for name in ("patients", "films"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, minimum in (("num_patients", 1), ("images_per_patient", 1), ("image_size", 32)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
 
     @property
     def folder(self) -> str:
-        """The name of the folder that holds these pictures, the drawing code's version in it."""
-        count = f"{self.patients}p-{self.films}f"
-        return f"{self.kind}-{self.size}px-{count}-seed{self.seed}-{code_version()}"
+        """Name of the folder of these images, with the version of the code that makes them."""
+        count = f"{self.num_patients}p-{self.images_per_patient}i"
+        return f"{self.kind}-{self.image_size}px-{count}-seed{self.seed}-{code_version()}"
 
 
 def code_version() -> str:
-    """Eight hexadecimal digits that change whenever the drawing code does."""
-    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
+    """Eight hexadecimal digits: a hash of the code that generates images."""
+    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in HASHED_FILES)
     return hashlib.sha256(code).hexdigest()[:8]
 
 
-def written(recipe: Recipe, root: Path) -> Path:
-    """The folder with the pictures and ``manifest.csv``, drawn now unless it is there."""
-    target = root / recipe.folder
-    if target.is_dir():
-        return target
+def write_dataset(spec: PhantomSpec, root: Path) -> Path:
+    """The folder with the images and ``manifest.csv``; writes it if it does not exist."""
+    folder = root / spec.folder
+    if folder.is_dir():
+        return folder
     root.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{recipe.folder}-", dir=root))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{spec.folder}-", dir=root))
     try:
-        _write(recipe, making)
-        _moved(making, target)
+        _write_images(spec, temporary)
+        _rename(temporary, folder)
     finally:
-        shutil.rmtree(making, ignore_errors=True)
-    return target
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
 
-def films(recipe: Recipe) -> Iterator[tuple[dict[str, str], np.ndarray]]:
-    """Every row of the manifest with its picture, one after another."""
-    kind = KINDS[recipe.kind]
-    for number in range(recipe.patients):
+def generate_images(spec: PhantomSpec) -> Iterator[tuple[dict[str, str], np.ndarray]]:
+    """Every row of the manifest with its image, one after another."""
+    kind = KINDS[spec.kind]
+    for number in range(spec.num_patients):
         patient = f"p{number:05d}"
-        text = f"{recipe.kind}/{recipe.seed}/{patient}"
-        count = Dice(text).between(1, 2 * recipe.films - 1)
-        for film in range(count):
-            study = f"{patient}-s{1 + film // kind.films_a_study}"
-            label = Dice(f"{recipe.kind}/{recipe.seed}/{study}/label").share(*kind.shares)
-            body, pose = Dice(f"{text}/body"), Dice(f"{text}/{film}")
-            drawn = kind.draw(label, body, pose, recipe.size)
-            yield _row(patient, study, film, kind.classes[label], drawn), drawn.pixels
+        seed = f"{spec.kind}/{spec.seed}/{patient}"
+        for k in range(Rng(seed).between(1, 2 * spec.images_per_patient - 1)):
+            study = f"{patient}-s{1 + k // kind.images_per_study}"
+            label = Rng(f"{spec.kind}/{spec.seed}/{study}/label").choice(*kind.class_weights)
+            image = kind.generate(label, Rng(f"{seed}/body"), Rng(f"{seed}/{k}"), spec.image_size)
+            row = {"path": f"{patient}/{study}-image{k}.png", "label": kind.classes[label]}
+            row |= {"patient": patient, "study": study, "box": image.box}
+            yield row | image.attributes, image.pixels
 
 
-def _row(patient: str, study: str, film: int, label: str, drawn: Drawn) -> dict[str, str]:
-    path = f"{patient}/{study}-film{film}.png"
-    row = {"path": path, "label": label, "patient": patient, "study": study, "box": drawn.box}
-    return row | drawn.attributes
-
-
-def _write(recipe: Recipe, folder: Path) -> None:
+def _write_images(spec: PhantomSpec, folder: Path) -> None:
     rows = []
-    total = recipe.patients * recipe.films
-    drawn = track(films(recipe), description=f"drawing {recipe.kind} pictures", total=total)
-    for row, pixels in drawn:
+    total = spec.num_patients * spec.images_per_patient
+    images = track(generate_images(spec), f"generating {spec.kind} images", total=total)
+    for row, pixels in images:
         path = folder / row["path"]
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), pixels if pixels.ndim == 2 else pixels[..., ::-1])
@@ -144,10 +137,10 @@ def _write(recipe: Recipe, folder: Path) -> None:
         writer.writerows(rows)
 
 
-def _moved(making: Path, target: Path) -> None:
-    """Gives the folder its name; another process that was faster drew the same pictures."""
+def _rename(temporary: Path, folder: Path) -> None:
+    """Gives the folder its name; the equal folder of another process is left in place."""
     try:
-        making.replace(target)
+        temporary.replace(folder)
     except OSError:
-        if not target.is_dir():
+        if not folder.is_dir():
             raise

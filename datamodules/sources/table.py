@@ -1,35 +1,29 @@
-"""Pictures that tables list."""
+"""A dataset that is listed in a table."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from datamodules.manifest import COLUMNS, Manifest
-from datamodules.sources.source import (
-    NO_PATIENTS,
-    SPLIT_FOLDERS,
-    Source,
-    check_names,
-    completed,
-)
-from datamodules.splits import Fractions
-from datamodules.tables import read_table
+from datamodules.manifest import COLUMNS, SPLIT_ALIASES, Manifest, read_table
+from datamodules.sources.base import UNKNOWN_PATIENTS, Source, check_class_names, complete_splits
+from datamodules.splits import SplitFractions
 
 
 class Table(Source):
-    """CSV or Parquet files with one row a picture.
+    """CSV or Parquet files with one row per image, such as ``path,label,split,patient``.
 
     Args:
-        files: Path of the table, or of several that are read one after another.
-        patient: The column that says the patient, or several that say it together; null when
-            there is none, which every report will then mention.
-        root: The folder below which the paths lie; the table's own folder when null.
-        path: The column with the picture's path.
-        label: The column with the class, as a name or as a number; null when labels are unknown.
-        split: The column that says the split; null when there is none.
-        study: The column that says the study; null takes the patient.
-        attributes: Further columns to keep; null keeps all.
-        fractions: How to split by patient when there is no split column, or not all three splits.
+        files: Path of the table, or of several tables that are concatenated.
+        patient: Column of the patient ID, or several columns that identify a patient together;
+            null if patients are unknown, with a note in every report.
+        root: Folder of the relative paths in the table; null means the folder of the table.
+        path: Column of the image path.
+        label: Column of the class, by name or number; null if labels are unknown.
+        split: Column of the split (train, val, test, predict); null if there is none.
+        study: Column of the study (an imaging exam); null means one study per patient.
+        attributes: Further columns for the manifest; null means all.
+        fractions: Fractions of patients for val and test if there is no split column, or if it
+            lacks one of these splits.
     """
 
     def __init__(
@@ -42,7 +36,7 @@ class Table(Source):
         split: str | None = "split",
         study: str | None = None,
         attributes: list[str] | None = None,
-        fractions: Fractions | None = None,
+        fractions: SplitFractions | None = None,
     ) -> None:
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
         self.root = Path(root) if root is not None else self.files[0].parent
@@ -51,53 +45,58 @@ class Table(Source):
         self.study, self.attributes, self.fractions = study, attributes, fractions
 
     def manifest(self, class_names: list[str]) -> Manifest:
-        """One row a row of the files; its id is the path as the table writes it."""
+        """One row per row of the files; its id is the path as it is written in the table."""
         raw = pd.concat([read_table(path) for path in self.files], ignore_index=True)
-        given = {ours: name for ours, name in self.columns.items() if name is not None}
-        more = [*(self.patient or []), *([self.study] if self.study else [])]
-        self._check_columns(raw, [*given.values(), *more])
-        raw, untold = self._labeled(raw)
-        table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[given["path"]]]})
-        table["path"] = [str(self.root / name) for name in raw[given["path"]]]
+        columns = {role: name for role, name in self.columns.items() if name is not None}
+        others = [*(self.patient or []), *([self.study] if self.study else [])]
+        self._check_columns(raw, [*columns.values(), *others])
+        raw, label_notes = self._drop_unlabeled(raw)
+        table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[columns["path"]]]})
+        table["path"] = [str(self.root / name) for name in raw[columns["path"]]]
         table["label"] = self._labels(raw, class_names)
-        table["patient"], notes = self._patients(raw, table["id"])
+        table["patient"], patient_notes = self._patients(raw, table["id"])
         table["split"] = self._splits(raw, table)
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
-        return Manifest(table.join(self._attributes(raw)), class_names, (*untold, *notes))
+        notes = (*label_notes, *patient_notes)
+        return Manifest(table.join(self._attributes(raw)), class_names, notes)
 
-    def _labeled(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """Labels without white space around them; rows that have none are left out and noted."""
+    def _drop_unlabeled(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """Rows with a label, without white space around it, and notes on what was changed."""
         column = self.columns["label"]
         if column is None:
             return raw, ()
         labels = raw[column].astype(object).where(raw[column].notna(), "").astype(str)
-        bare = labels.str.strip()
-        spaced, kept = int((bare != labels).sum()), (bare != "") | self._to_predict(raw)
-        blank = int((~kept).sum())
-        notes = {f"{spaced} labels have white space around them, which is not read": spaced,
-                 f"{blank} pictures have no label and are left out": blank}  # fmt: skip
-        if not kept.any():
+        stripped = labels.str.strip()
+        num_stripped = int((stripped != labels).sum())
+        is_usable = (stripped != "") | self._is_predict(raw)
+        num_dropped = int((~is_usable).sum())
+        notes = [
+            (num_stripped, f"{num_stripped} labels have white space around them, which is removed"),
+            (num_dropped, f"{num_dropped} images have no label and are left out"),
+        ]
+        if not is_usable.any():
             raise ValueError(f"{self.files[0]}: no row has a label in the column {column!r}")
-        raw = raw.assign(**{column: bare})[kept].reset_index(drop=True)
-        return raw, tuple(note for note, many in notes.items() if many)
+        raw = raw.assign(**{column: stripped})[is_usable].reset_index(drop=True)
+        return raw, tuple(note for count, note in notes if count)
 
-    def _to_predict(self, raw: pd.DataFrame) -> pd.Series:
-        """Which rows need no label."""
+    def _is_predict(self, raw: pd.DataFrame) -> pd.Series:
+        """Whether each row is of the split predict, which needs no label."""
         column = self.columns["split"]
         return raw[column].astype(str) == "predict" if column else pd.Series(False, raw.index)
 
     def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
-        """The patient of each row; one that is not told is taken as a patient of its own."""
+        """The patient of each row; a row without one is its own patient."""
         if self.patient is None:
-            return ids, (NO_PATIENTS,)
+            return ids, (UNKNOWN_PATIENTS,)
         parts = raw[self.patient].fillna("").astype(str)
-        named = parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
-        blank = int((named == "").sum())
-        note = f"{blank} pictures name no patient; each is taken as a patient of its own"
-        return named.where(named != "", ids), (note,) * (blank > 0)
+        patients = parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
+        count = int((patients == "").sum())
+        note = f"{count} images have no patient; each is treated as a patient of its own"
+        return patients.where(patients != "", ids), (note,) * (count > 0)
 
-    def _check_columns(self, raw: pd.DataFrame, wanted: list[str]) -> None:
-        missing = [name for name in [*wanted, *(self.attributes or [])] if name not in raw.columns]
+    def _check_columns(self, raw: pd.DataFrame, required: list[str]) -> None:
+        names = [*required, *(self.attributes or [])]
+        missing = [name for name in names if name not in raw.columns]
         if missing:
             raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
 
@@ -106,28 +105,28 @@ class Table(Source):
         if column is None:
             return [-1] * len(raw)
         values = raw[column].astype(str)
-        told = set(values) - {""}
-        if told <= {str(number) for number in range(len(class_names))} - set(class_names):
+        present = set(values) - {""}
+        if present <= {str(number) for number in range(len(class_names))} - set(class_names):
             return [int(value or -1) for value in values]
-        if not told <= set(class_names):
-            check_names(sorted(told), class_names, self.files[0])
+        if not present <= set(class_names):
+            check_class_names(sorted(present), class_names, self.files[0])
         return [class_names.index(value) if value else -1 for value in values]
 
     def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         column = self.columns["split"]
         if column is not None:
-            said = [SPLIT_FOLDERS.get(value.lower(), value) for value in raw[column].astype(str)]
-            return completed(said, table, self.fractions)
+            splits = [SPLIT_ALIASES.get(value.lower(), value) for value in raw[column].astype(str)]
+            return complete_splits(splits, table, self.fractions)
         if self.columns["label"] is None:
             return ["predict"] * len(raw)
         if self.fractions is None:
             raise ValueError(
                 f"{self.files[0]}: no split column; give fractions to split by patient"
             )
-        return completed(None, table, self.fractions)
+        return complete_splits(None, table, self.fractions)
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        alone = self.patient if self.patient and len(self.patient) == 1 else []
-        used = {*self.columns.values(), *alone, self.study, *COLUMNS}
-        kept = self.attributes if self.attributes is not None else list(raw.columns)
-        return raw[[name for name in kept if name not in used]]
+        single = self.patient if self.patient and len(self.patient) == 1 else []
+        used = {*self.columns.values(), *single, self.study, *COLUMNS}
+        names = self.attributes if self.attributes is not None else list(raw.columns)
+        return raw[[name for name in names if name not in used]]

@@ -1,4 +1,4 @@
-"""How far confidence can be taken at its word."""
+"""Scoring rules, calibration error and temperature scaling."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,16 +7,36 @@ import numpy as np
 from scipy.special import softmax
 
 from evaluation.predictions import PredictionTable, refuse_test
-from evaluation.voters.likelihood import slope
-from evaluation.voters.simple import logs
 
-BINS = 15
-BOUNDS = (0.05, 20.0)  # of the temperature
+NUM_BINS = 15
+TEMPERATURE_RANGE = (0.05, 20.0)
+SMALLEST_PROBABILITY = 1e-30  # a probability of 0 has no logarithm
+
+
+def nll(table: PredictionTable) -> np.ndarray:
+    """Negative log-likelihood of each row's label, in nats, (n,)."""
+    return np.asarray(-table.log_probabilities[np.arange(len(table)), table.labels])
+
+
+def brier(table: PredictionTable) -> np.ndarray:
+    """Squared distance of the probabilities from the one-hot label, (n,), between 0 and 2."""
+    one_hot = np.eye(len(table.class_names))[table.labels]
+    return np.asarray(((table.probabilities - one_hot) ** 2).sum(axis=1))
+
+
+def ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
+    """Calibration error (r,) from signed gaps (r, bins) as fractions of all images."""
+    return np.asarray(np.abs(gaps).sum(axis=-1))
+
+
+def classwise_ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
+    """Mean over classes of the calibration error, (r,), from signed gaps (r, K, bins)."""
+    return np.asarray(np.abs(gaps).sum(axis=-1).mean(axis=-1))
 
 
 @dataclass(frozen=True)
-class Bins:
-    """Mean confidence, accuracy and count of each non-empty bin."""
+class ReliabilityBins:
+    """Mean confidence, accuracy and number of images of each non-empty bin."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -24,79 +44,94 @@ class Bins:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the gap of each bin, weighted by its share."""
+        """Expected calibration error: gaps of the bins weighted by their number of images."""
         gaps = np.abs(self.confidence - self.accuracy)
         return float((gaps * self.count).sum() / self.count.sum())
 
 
-def equal_mass(values: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """The bin (n,) of each value: bins of equal count, ties kept together, ends closed."""
-    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])
+def equal_mass_bins(values: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """The bin (n,) of each value: bins of equal count, equal values in one bin."""
+    edges = np.quantile(values, np.linspace(0, 1, num_bins + 1)[1:-1])
     return np.searchsorted(np.unique(edges), values, side="right")
 
 
-def binned(predicted: np.ndarray, happened: np.ndarray, bins: int = BINS) -> Bins:
-    """Mean prediction against frequency in equal-mass bins of the prediction."""
-    at = equal_mass(predicted, bins)
-    count = np.bincount(at)
-    used = count > 0
-    mean = np.bincount(at, predicted)[used] / count[used]
-    share = np.bincount(at, happened.astype(float))[used] / count[used]
-    return Bins(mean, share, count[used])
+def calibration_curve(
+    predicted: np.ndarray, outcome: np.ndarray, num_bins: int = NUM_BINS
+) -> ReliabilityBins:
+    """Mean predicted probability (n,) and frequency of a binary outcome (n,) in equal-mass bins."""
+    bin_of = equal_mass_bins(predicted, num_bins)
+    count = np.bincount(bin_of)
+    filled = count > 0
+    confidence = np.bincount(bin_of, predicted)[filled] / count[filled]
+    frequency = np.bincount(bin_of, outcome.astype(float))[filled] / count[filled]
+    return ReliabilityBins(confidence, frequency, count[filled])
 
 
-def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Bins:
-    """The bins of the top class: its probability against whether it was right."""
-    right = probabilities.argmax(axis=1) == labels
-    return binned(probabilities.max(axis=1), right, bins)
+def reliability_bins(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
+) -> ReliabilityBins:
+    """Bins of the predicted class's probability and of how often the prediction is correct."""
+    is_correct = probabilities.argmax(axis=1) == labels
+    return calibration_curve(probabilities.max(axis=1), is_correct, num_bins)
 
 
-def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error of the top class."""
-    return reliability_bins(probabilities, labels, bins).ece
+def ece(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
+    """Expected calibration error of the predicted class."""
+    return reliability_bins(probabilities, labels, num_bins).ece
 
 
 @dataclass(frozen=True)
 class Temperature:
     """Divides log-probabilities by `value`; 1 changes nothing.
 
-    `at_bound` says that the best temperature lies outside the range searched.
+    `at_bound` is True if the best temperature is outside the range of the search.
     """
 
     value: float = 1.0
     at_bound: bool = False
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """The probabilities (…, K) at this temperature."""
+        """The probabilities (..., K) at this temperature."""
         if self.value == 1.0:
             return probabilities
-        return np.asarray(softmax(logs(probabilities) / self.value, axis=-1))
+        logs = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
+        return np.asarray(softmax(logs / self.value, axis=-1))
 
 
 def fit_temperature(table: PredictionTable) -> Temperature:
-    """The temperature of least NLL, by bisection on the derivative in 1 / T.
+    """The temperature with the smallest NLL, by bisection on the derivative in 1 / T.
 
-    The derivative rises with 1 / T, so one crossing is the minimum. Refused on test. One error
-    more than was seen is assumed, spread over all images: n images without an error do not show
-    that there is none, and without it their best temperature would be 0. Where the best lies
-    outside the bounds, the bound is taken with a warning.
+    The derivative increases with 1 / T, so its only zero is the minimum. Test rows are refused.
+    One error more than occurred is assumed, spread over all images: n images without an error
+    are no proof that errors are impossible, and would give a temperature of 0. If the minimum is
+    outside `TEMPERATURE_RANGE`, the bound is returned with a warning.
     """
     refuse_test(table, "a temperature")
-    known = table.labeled
-    classes_first = np.ascontiguousarray(known.log_probabilities.T)
-    own = classes_first[known.labels, np.arange(len(known))]
-    others = (classes_first.sum(axis=0) - own) / (len(classes_first) - 1)
-    own = own + (others - own) / (len(own) + 1)
-    low, high = 1 / BOUNDS[1], 1 / BOUNDS[0]
-    for end, outside in (
-        (low, slope(classes_first, own, low) >= 0),
-        (high, slope(classes_first, own, high) <= 0),
+    labeled = table.labeled
+    logs = np.ascontiguousarray(labeled.log_probabilities.T)
+    of_label = logs[labeled.labels, np.arange(len(labeled))]
+    of_others = (logs.sum(axis=0) - of_label) / (len(logs) - 1)
+    of_label = of_label + (of_others - of_label) / (len(of_label) + 1)
+    low, high = 1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0]
+    for bound, is_outside in (
+        (low, _nll_slope(logs, of_label, low) >= 0),
+        (high, _nll_slope(logs, of_label, high) <= 0),
     ):
-        if outside:
-            said = f"validation cannot tell the temperature: it runs to its bound {1 / end:g}"
-            warnings.warn(said, stacklevel=2)
-            return Temperature(1 / end, at_bound=True)
+        if is_outside:
+            message = (
+                f"temperature is not determined by the val split: it is at its bound {1 / bound:g}"
+            )
+            warnings.warn(message, stacklevel=2)
+            return Temperature(1 / bound, at_bound=True)
     for _ in range(45):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(classes_first, own, middle) < 0 else (low, middle)
+        is_below = _nll_slope(logs, of_label, middle) < 0
+        low, high = (middle, high) if is_below else (low, middle)
     return Temperature(2 / (low + high))
+
+
+def _nll_slope(logs: np.ndarray, of_label: np.ndarray, inverse_temperature: float) -> float:
+    """Derivative of the mean NLL in 1 / T, from log-probabilities (K, n) and those of labels."""
+    powers = np.exp(inverse_temperature * logs)
+    expected = (powers * logs).sum(axis=0) / powers.sum(axis=0)
+    return float((expected - of_label).mean())

@@ -1,88 +1,72 @@
-"""Every figure of a prediction table, with its interval; and the few needed at each epoch."""
+"""All metrics of a prediction table with intervals, and the few computed at each epoch."""
 
 import numpy as np
 
-from evaluation.metrics import confusion as rates
-from evaluation.metrics.ranking import ranked_figures
+from evaluation.metrics import confusion
+from evaluation.metrics.ranking import ranking_estimates
+from evaluation.metrics.registry import METRICS
+from evaluation.metrics.sums import KINDS, sum_estimates
 from evaluation.predictions import PredictionTable
-from evaluation.stats.auc import areas, one_vs_rest
-from evaluation.stats.bootstrap import summed_figures
-from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import DRAWS, Estimate, make_estimate
-from evaluation.stats.summary import nll
+from evaluation.stats.auc import one_vs_rest
+from evaluation.stats.bootstrap import DRAWS, Clusters
+from evaluation.stats.estimate import Estimate, Estimates
 
-__all__ = [
-    "Estimate",
-    "Estimates",
-    "by_attribute",
-    "by_class",
-    "confusion",
-    "compute_metrics",
-    "nll",
-    "epoch_metrics",
-]
 
-Estimates = dict[str, Estimate]
+def compute_metrics(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Estimates:
+    """Every metric of the registry on the labeled rows, by full name (`recall/<class>`)."""
+    if (table.labels < 0).all():
+        return {"accuracy": Estimate(None, None, None, "none", 0, 0, "no row has a known label")}
+    labeled = table.labeled
+    clusters = Clusters.from_patients(labeled.patients, labeled.labels)
+    specs = list(METRICS.values())
+    rankings = {s.name: (s.compute, s.perfect_bound) for s in specs if s.kind == "ranking"}
+    summed = [spec for spec in specs if spec.kind in KINDS]
+    estimates = sum_estimates(labeled, clusters, summed, draws, seed)
+    estimates |= ranking_estimates(labeled, clusters, rankings, draws, seed)
+    for compute in dict.fromkeys(spec.compute for spec in specs if spec.kind == "estimates"):
+        estimates |= compute(labeled, clusters, draws, seed)
+    position = {name: at for at, name in enumerate(METRICS)}
+    return dict(sorted(estimates.items(), key=lambda item: position[item[0].split("/")[0]]))
+
+
+def metrics_by_attribute(
+    table: PredictionTable, attribute: str, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Estimates]:
+    """`compute_metrics` of the rows with each value of an attribute, by value."""
+    if attribute not in table.attributes:
+        raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
+    values = table.rows[attribute].astype(str).to_numpy(dtype=object)
+    return {
+        str(value): compute_metrics(table.take(np.flatnonzero(values == value)), draws, seed)
+        for value in np.unique(values.astype(str))
+    }
 
 
 def epoch_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy and macro AUC without intervals; NaN when a class is absent."""
-    matrix = rates.confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+    """Accuracy, balanced accuracy and macro AUROC without intervals; NaN if a class is absent."""
+    predictions, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
+    matrix = confusion.confusion_matrix(labels, predictions, num_classes)
     return {
-        "accuracy": float(rates.accuracy(matrix)),
-        "balanced_accuracy": float(rates.recall(matrix).mean()),
+        "accuracy": float(confusion.accuracy(matrix)),
+        "balanced_accuracy": float(confusion.recall(matrix).mean()),
         "auroc": float(one_vs_rest(probabilities, labels).mean()),
     }
 
 
-def by_class(table: PredictionTable) -> dict[str, float]:
-    """Recall and precision of each class that has them, named as in `figures`, no intervals."""
-    found = rates.per_class(confusion(table))
-    named = {
+def recall_and_precision(table: PredictionTable) -> dict[str, float]:
+    """`recall/<class>` and `precision/<class>` without intervals, where they are defined."""
+    matrix = confusion_matrix(table)
+    rates = {"recall": confusion.recall(matrix), "precision": confusion.precision(matrix)}
+    return {
         f"{rate}/{name}": float(value)
-        for rate in ("recall", "precision")
-        for name, value in zip(table.class_names, found[rate], strict=True)
+        for rate, values in rates.items()
+        for name, value in zip(table.class_names, values, strict=True)
+        if np.isfinite(value)
     }
-    return {name: value for name, value in named.items() if np.isfinite(value)}
 
 
-def confusion(table: PredictionTable) -> np.ndarray:
+def confusion_matrix(table: PredictionTable) -> np.ndarray:
     """Counts (K, K) of the labeled rows: rows are labels, columns are predictions."""
-    known = table.labeled
-    return rates.confusion(known.labels, known.logits.argmax(axis=1), len(table.class_names))
-
-
-def compute_metrics(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Estimates:
-    """Figures of the labeled rows by name; those of one class are named `recall/<class>`."""
-    if (table.labels < 0).all():
-        return {"accuracy": Estimate(None, None, None, "none", 0, 0, "no row has a known label")}
-    known = table.labeled
-    clusters = Clusters.make(known.patients, known.labels)
-    return {
-        **summed_figures(known, clusters, draws, seed),
-        **_areas(known, clusters),
-        **ranked_figures(known, clusters, draws, seed),
-    }
-
-
-def by_attribute(
-    table: PredictionTable, attribute: str, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Estimates]:
-    """`figures` of the rows of each value of an attribute, by value."""
-    if attribute not in table.attributes:
-        raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
-    value = table.rows[attribute].astype(str).to_numpy(dtype=object)
-    return {
-        str(part): compute_metrics(table.take(np.flatnonzero(value == part)), draws, seed)
-        for part in np.unique(value.astype(str))
-    }
-
-
-def _areas(table: PredictionTable, clusters: Clusters) -> Estimates:
-    k, method = len(table.class_names), "DeLong" if clusters.single else "cluster-robust DeLong"
-    positive = table.labels[:, None] == np.arange(k)
-    found = areas(table.probabilities, positive, clusters)
-    groups = {"auroc": np.arange(k)}
-    groups |= {f"auroc/{name}": np.array([c]) for c, name in enumerate(table.class_names)}
-    size = (method, len(table), clusters.count, "a class has no image, or it has them all")
-    return {name: make_estimate(found.mean(at), *size) for name, at in groups.items()}
+    labeled = table.labeled
+    num_classes = len(table.class_names)
+    return confusion.confusion_matrix(labeled.labels, labeled.predictions, num_classes)

@@ -1,122 +1,215 @@
-"""Figures of a ranking that no sum gives: average precision, sensitivity at a specificity."""
+"""Metrics of a ranking of images: AUROC, average precision, sensitivity at a specificity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
 from evaluation.predictions import PredictionTable
-from evaluation.stats.clusters import Clusters, Sums
-from evaluation.stats.estimate import TIE, Estimate, Replicates, bootstrap, make_estimate, wilson
-from evaluation.stats.small_samples import ALIKE, FEW, few, with_room
+from evaluation.stats.auc import delong
+from evaluation.stats.bootstrap import (
+    MIN_PATIENTS,
+    NO_SPREAD,
+    TIE,
+    Clusters,
+    Replicates,
+    Sums,
+    bootstrap,
+    interval_with_wilson_bound,
+    too_few_patients,
+)
+from evaluation.stats.estimate import Estimate, make_estimate, wilson_interval
 
-ABSENT = "a class has no image, or it has them all"
+ABSENT = "a class has no image, or all images"
 
 SPECIFICITY = 0.95
-NAMES = ("average_precision", f"sensitivity_at_specificity_{SPECIFICITY:g}")
-_BLOCKS = 1024  # above so many distinct scores, redraws see them in blocks of equal count
+_MAX_BLOCKS = 1024  # above this number of distinct scores, resamples rank blocks of equal count
+
+# cumulative true and false positives (r, G), highest score first -> (r,)
+RankingFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# sensitivity, false positive rate, prevalence (K,) each -> lower bound of a perfect value (K,)
+PerfectBound = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def average_precision_of_counts(
+    true_positives: np.ndarray, false_positives: np.ndarray
+) -> np.ndarray:
+    """Mean precision over the positives, (r,), from cumulative counts (r, G)."""
+    precision = true_positives / np.maximum(true_positives + false_positives, 1)
+    steps = np.diff(true_positives, axis=1, prepend=0)
+    return np.asarray((steps * precision).sum(axis=1) / np.maximum(true_positives[:, -1], 1))
+
+
+def sensitivity_of_counts(
+    true_positives: np.ndarray, false_positives: np.ndarray, specificity: float = SPECIFICITY
+) -> np.ndarray:
+    """Largest sensitivity (r,) whose specificity is at least `specificity`."""
+    allowed = false_positives <= (1 - specificity) * false_positives[:, -1:] + 1e-9
+    positives = np.maximum(true_positives[:, -1], 1)
+    return np.asarray((true_positives * allowed).max(axis=1) / positives)
+
+
+def average_precision_bound(
+    sensitivity: np.ndarray, false_positive_rate: np.ndarray, prevalence: np.ndarray
+) -> np.ndarray:
+    """Average precision of positives that are found at one threshold with these rates."""
+    hits, false_alarms = prevalence * sensitivity, (1 - prevalence) * false_positive_rate
+    return np.asarray(sensitivity * hits / np.maximum(hits + false_alarms, TIE))
+
+
+def sensitivity_bound(
+    sensitivity: np.ndarray, false_positive_rate: np.ndarray, prevalence: np.ndarray
+) -> np.ndarray:
+    """The bound of the sensitivity itself."""
+    return sensitivity
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     """Mean precision over the positives, ties taken together; NaN without both kinds."""
-    return float(_ranked(_exact(scores, positive))[0, 0])
+    return _value(average_precision_of_counts, scores, positive)
 
 
-def sensitivity_at(
+def sensitivity_at_specificity(
     scores: np.ndarray, positive: np.ndarray, specificity: float = SPECIFICITY
 ) -> float:
-    """The largest sensitivity at which the specificity is at least so high."""
-    return float(_ranked(_exact(scores, positive), specificity)[0, 1])
+    """Largest sensitivity with at least this specificity; NaN without both kinds."""
+    function = partial(sensitivity_of_counts, specificity=specificity)
+    return _value(function, scores, positive)
 
 
-def ranked_figures(
+def auroc_estimates(
     table: PredictionTable, clusters: Clusters, draws: int, seed: int
 ) -> dict[str, Estimate]:
-    """Both figures of each class and their means over classes, by name.
-
-    Where there are many distinct scores the redraws rank blocks of them, and what the blocks
-    cost the figure itself is added back.
-    """
-    names, scores = table.class_names, table.probabilities.T
-    positive = (table.labels[:, None] == np.arange(len(names))).T
-    blocks = [_blocked(*each) for each in zip(scores, positive, strict=True)]
-    values = np.array([_ranked(_exact(*each))[0] for each in zip(scores, positive, strict=True)])
-    ends = np.cumsum([b.shape[1] for b in blocks])[:-1]
-    redrawn = bootstrap(
-        clusters.total(hstack(blocks).tocsr()), lambda s: _means(s, ends), clusters, draws, seed
+    """AUROC of each class against the others and its mean over classes, with DeLong's intervals."""
+    k, method = (
+        len(table.class_names),
+        "DeLong" if clusters.has_one_row_per_patient else "cluster-robust DeLong",
     )
-    held = np.column_stack([clusters.holding(rows.T) for rows in (positive, ~positive)])
-    falls = _falls(values, positive.mean(axis=1), held)
-    found, size = {}, (len(table), clusters.count)
-    for column, name in enumerate(NAMES):
-        over = (values[:, column].mean(), np.linalg.norm(falls[:, column]) / len(names))
-        each = [over, *zip(values[:, column], falls[:, column], strict=True)]
-        reasons = _few(names, held, values[:, column])
-        for row, end in enumerate(("", *(f"/{c}" for c in names))):
-            found[name + end] = _figure(redrawn, 2 * row + column, *each[row], reasons[row], size)
-    return found
+    positive = table.labels[:, None] == np.arange(k)
+    areas = delong(table.probabilities, positive, clusters)
+    classes_of = {"auroc": np.arange(k)}
+    classes_of |= {f"auroc/{name}": np.array([c]) for c, name in enumerate(table.class_names)}
+    return {
+        name: make_estimate(areas.mean(classes), method, len(table), clusters.num_patients, ABSENT)
+        for name, classes in classes_of.items()
+    }
 
 
-def _figure(
-    redrawn: Replicates, at: int, value: float, fall: float, reason: str, size: tuple[int, int]
+def ranking_estimates(
+    table: PredictionTable,
+    clusters: Clusters,
+    functions: Mapping[str, tuple[RankingFunction, PerfectBound | None]],
+    draws: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Each function for each class, named `name/<class>`, and its mean over classes, `name`.
+
+    Where there are many distinct scores the resamples rank blocks of them; the difference that
+    this makes to the value itself is added back.
+    """
+    if not functions:
+        return {}
+    k, names = len(table.class_names), table.class_names
+    positive = table.labels[:, None] == np.arange(k)
+    of_class = list(zip(table.probabilities.T, positive.T, strict=True))
+    blocks = [_block_columns(*pair) for pair in of_class]
+    ends = np.cumsum([b.shape[1] for b in blocks])[:-1]
+    sums = clusters.sum_by_patient(hstack(blocks).tocsr())
+    compute = [function for function, _ in functions.values()]
+    replicates = bootstrap(
+        sums, lambda s: _means_and_values(s, ends, compute), clusters, draws, seed
+    )
+    patients = np.column_stack([clusters.patients_with(mask) for mask in (positive, ~positive)])
+    estimates, size = {}, (len(table), clusters.num_patients)
+    for first, (name, (function, bound)) in enumerate(functions.items()):
+        values = np.array([_value(function, *pair) for pair in of_class])
+        falls = _possible_falls(values, positive.mean(axis=0), patients, bound)
+        rows = zip(
+            [name, *(f"{name}/{c}" for c in names)],
+            range(first, replicates.value.size, len(functions)),
+            [values.mean(), *values],
+            [np.linalg.norm(falls) / k, *falls],
+            _reasons_without_interval(names, patients, values),
+            strict=True,
+        )
+        for full_name, at, value, fall, reason in rows:
+            estimates[full_name] = _estimate(replicates, at, value, fall, reason, size)
+    return estimates
+
+
+def _estimate(
+    replicates: Replicates, at: int, value: float, fall: float, reason: str, size: tuple[int, int]
 ) -> Estimate:
-    shift = value - float(redrawn.value[at])
-    parts, method = with_room(redrawn, at, fall, 0.0, shift=shift)
+    shift = value - float(replicates.value[at])
+    parts, method = interval_with_wilson_bound(replicates, at, fall, 0.0, shift=shift)
     if reason:
         parts = (value, np.nan, np.nan)
-    return make_estimate(parts, method, *size, reason or (ALIKE if np.isfinite(value) else ABSENT))
+    absent = ABSENT if not np.isfinite(value) else NO_SPREAD
+    return make_estimate(parts, method, *size, reason or absent)
 
 
-def _few(names: Sequence[str], held: np.ndarray, values: np.ndarray) -> list[str]:
-    """Why the mean over classes and each class have no interval; "" where they may have one."""
-    known = np.where(values == 1, FEW, held.T)  # how far a perfect class falls is known
-    every = zip(names, *known, strict=True)
-    each = [few([c], [own]) or few([f"not {c}"], [others]) for c, own, others in every]
-    return [few(names, known[0]) or next(filter(None, each), ""), *each]
+def _reasons_without_interval(
+    class_names: Sequence[str], patients: np.ndarray, values: np.ndarray
+) -> list[str]:
+    """Why the mean over classes and each class have no interval; "" where they have one.
 
-
-def _falls(values: np.ndarray, share: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """How far below 1 a perfect figure (K, 2) may yet be; 0 for others.
-
-    As if positives were found, and negatives passed over, only as often as Wilson's bound for a
-    perfect rate says, each patient counting once.
+    A perfect class needs no minimum of patients: Wilson's bound is its interval.
     """
-    found, passed = np.array([[wilson(n, n)[0] if n else 0.0 for n in each] for each in held]).T
-    hits, alarms = share * found, (1 - share) * (1 - passed)
-    floors = np.column_stack([found * hits / np.maximum(hits + alarms, TIE), found])
-    return np.where(values == 1, 1 - floors, 0.0)
+    counted = np.where(values == 1, MIN_PATIENTS, patients.T)
+    of_class = [
+        too_few_patients([name], [own]) or too_few_patients([f"not {name}"], [others])
+        for name, own, others in zip(class_names, *counted, strict=True)
+    ]
+    of_mean = too_few_patients(class_names, counted[0]) or next(filter(None, of_class), "")
+    return [of_mean, *of_class]
 
 
-def _means(sums: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Both figures, first their mean over classes, then class by class: (r, 2 + 2K)."""
-    each = [_ranked(part) for part in np.split(sums, ends, axis=1)]
-    return np.hstack([np.mean(each, axis=0), *each])
+def _possible_falls(
+    values: np.ndarray, prevalence: np.ndarray, patients: np.ndarray, bound: PerfectBound | None
+) -> np.ndarray:
+    """How far below 1 the true value of a perfect class may be, (K,); 0 for other classes.
+
+    Positives and negatives are taken to be right as often as Wilson's lower bound of a perfect
+    rate, each of the patients (K, 2) counting once.
+    """
+    if bound is None:
+        return np.zeros(len(values))
+    lower = [[wilson_interval(n, n)[0] if n else 0.0 for n in row] for row in patients]
+    sensitivity, specificity = np.array(lower).T
+    return np.where(values == 1, 1 - bound(sensitivity, 1 - specificity, prevalence), 0.0)
 
 
-def _ranked(counts: np.ndarray, specificity: float = SPECIFICITY) -> np.ndarray:
-    """Average precision and sensitivity from (r, 2G) counts, highest scores first: (r, 2)."""
-    hits, false = np.split(counts, 2, axis=1)
-    caught, alarms = hits.cumsum(axis=1), false.cumsum(axis=1)
-    m, n = caught[:, -1], alarms[:, -1]
-    precision = caught / np.maximum(caught + alarms, 1)
-    allowed = alarms <= (1 - specificity) * n[:, None] + 1e-9
-    both = [(hits * precision).sum(axis=1), (caught * allowed).max(axis=1)]
-    share = np.stack(both, axis=1) / np.maximum(m, 1)[:, None]
-    return np.where(((m > 0) & (n > 0))[:, None], share, np.nan)
+def _means_and_values(
+    sums: np.ndarray, ends: np.ndarray, functions: Sequence[RankingFunction]
+) -> np.ndarray:
+    """All functions, first their means over classes, then class by class: (r, F + F K)."""
+    values = [_values(part, functions) for part in np.split(sums, ends, axis=1)]
+    return np.hstack([np.mean(values, axis=0), *values])
 
 
-def _exact(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Counts of positives and of negatives at each distinct score, highest first: (1, 2G)."""
+def _values(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndarray:
+    """Functions (r, F) of counts (r, 2G): positives, then negatives, highest scores first."""
+    positives, negatives = np.split(counts, 2, axis=1)
+    cumulative = positives.cumsum(axis=1), negatives.cumsum(axis=1)
+    has_both = (cumulative[0][:, -1] > 0) & (cumulative[1][:, -1] > 0)
+    values = np.stack([function(*cumulative) for function in functions], axis=1)
+    return np.where(has_both[:, None], values, np.nan)
+
+
+def _value(function: RankingFunction, scores: np.ndarray, positive: np.ndarray) -> float:
+    """A function of the exact ranking of scores (n,)."""
     block = np.unique(-scores, return_inverse=True)[1]
     size = int(block.max()) + 1
-    return np.bincount(block + size * ~positive, minlength=2 * size)[None, :].astype(float)
+    counts = np.bincount(block + size * ~positive, minlength=2 * size)[None, :].astype(float)
+    return float(_values(counts, [function])[0, 0])
 
 
-def _blocked(scores: np.ndarray, positive: np.ndarray) -> Sums:
-    """Each row's one in its block, (n, 2G) sparse: positives first, highest scores first."""
+def _block_columns(scores: np.ndarray, positive: np.ndarray) -> Sums:
+    """One-hot block of each row, (n, 2G) sparse: positives first, highest scores first."""
     n, block = len(scores), np.unique(-scores, return_inverse=True)[1]
-    if block.max() >= _BLOCKS:
-        edges = np.quantile(block, np.linspace(0, 1, _BLOCKS + 1)[1:-1])
+    if block.max() >= _MAX_BLOCKS:
+        edges = np.quantile(block, np.linspace(0, 1, _MAX_BLOCKS + 1)[1:-1])
         block = np.unique(np.searchsorted(edges, block), return_inverse=True)[1]
     size = int(block.max()) + 1
     return csr_matrix((np.ones(n), (np.arange(n), block + size * ~positive)), (n, 2 * size))

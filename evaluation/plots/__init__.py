@@ -1,1 +1,1 @@
-"""Matplotlib figures of predictions."""
+"""Matplotlib plots of predictions, ensembles and saliency maps."""

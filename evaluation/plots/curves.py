@@ -1,143 +1,150 @@
-"""Pictures of predictions: each takes tables or arrays and returns a matplotlib Figure."""
+"""Plots of predictions and training: functions take tables or arrays and return a Figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.grouping import rows_of
-from evaluation.metrics import compute
-from evaluation.metrics.calibration import equal_mass, reliability_bins
+from evaluation.grouping import row_unit
+from evaluation.metrics.calibration import equal_mass_bins, reliability_bins
+from evaluation.metrics.compute import confusion_matrix
 from evaluation.metrics.ranking import average_precision
+from evaluation.metrics.registry import is_metric_name, metric_label
 from evaluation.plots import style
 from evaluation.predictions import PredictionTable
 from evaluation.stats.auc import auc
-from evaluation.stats.means import mean
+from evaluation.stats.estimate import Estimate, mean_estimate
 
 Tables = Mapping[str, PredictionTable]
 
 
-def confusion(table: PredictionTable, title: str = "") -> Figure:
-    """Confusion matrix twice: as counts, and as shares of each true class."""
-    counts = compute.confusion(table)
+def confusion_plot(table: PredictionTable, title: str = "") -> Figure:
+    """Confusion matrix as counts, and as percentages of each class."""
+    counts = confusion_matrix(table)
     k = len(table.class_names)
-    figure, axes = style.panels(2 * max(3.4, 0.62 * k + 1.6), max(3.2, 0.5 * k + 1.6), columns=2)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    fig, axes = style.subplots(2 * max(3.4, 0.62 * k + 1.6), max(3.2, 0.5 * k + 1.6), columns=2)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = (table.class_names, table.class_names)
-    style.matrix(axes[0], counts, counts / max(counts.max(), 1), *names, "{:,.0f}")
-    style.matrix(axes[1], 100 * shares, shares, *names, "{:.1f}")
-    for panel in axes:
-        panel.set(xlabel="predicted", ylabel="true")
-    style.title(axes[0], f"{title} {rows_of(table)}".strip())
-    style.title(axes[1], "% of each true class")
-    return figure
+    style.annotated_matrix(axes[0], counts, counts / max(counts.max(), 1), *names, "{:,.0f}")
+    style.annotated_matrix(axes[1], 100 * fractions, fractions, *names, "{:.1f}")
+    for ax in axes:
+        ax.set(xlabel="predicted", ylabel="true")
+    style.panel_title(axes[0], f"{title} {row_unit(table)}".strip())
+    style.panel_title(axes[1], "% of each true class")
+    return fig
 
 
-def roc(table: PredictionTable) -> Figure:
-    """ROC of each class against the others: whole, and the corner where decisions are made."""
-    known = table.labeled
-    figure, axes = style.panels(8.4, 4.2, columns=2)
-    scores = known.probabilities
-    # of two classes the second says it all: the first is its mirror
-    for at in range(len(table.class_names)) if len(table.class_names) > 2 else [1]:
-        positive = known.labels == at
-        name = f"{table.class_names[at]}  {auc(scores[:, at], positive):.4f}"
-        _curves(axes, *roc_curve(scores[:, at], positive), name, at)
-    _zoomed(axes)
+def roc_plot(table: PredictionTable) -> Figure:
+    """ROC curve of each class against the others, and its upper left corner."""
+    labeled = table.labeled
+    fig, axes = style.subplots(8.4, 4.2, columns=2)
+    scores = labeled.probabilities
+    # of two classes, the curve of the first mirrors that of the second
+    for c in range(len(table.class_names)) if len(table.class_names) > 2 else [1]:
+        positive = labeled.labels == c
+        label = f"{table.class_names[c]}  {auc(scores[:, c], positive):.4f}"
+        _plot_line(axes, *roc_curve(scores[:, c], positive), label, c)
+    _format_roc(axes)
     style.legend(axes[0], "lower right")
-    style.title(axes[0], "ROC, class and area")
-    return figure
+    style.panel_title(axes[0], "ROC, class and AUROC")
+    return fig
 
 
-def roc_compared(tables: Tables, title: str = "macro mean over classes") -> Figure:
-    """ROC of several models, averaged over classes at each false positive rate."""
-    figure, axes = style.panels(8.4, 4.2, columns=2)
-    for at, (name, table) in enumerate(tables.items()):
-        fpr, tpr, area = macro_roc(table.labeled)
-        _curves(axes, fpr, tpr, f"{name}  {area:.4f}", at)
-    _zoomed(axes)
+def roc_comparison(tables: Tables, title: str = "macro mean over classes") -> Figure:
+    """ROC curves of several models, averaged over classes at each false positive rate."""
+    fig, axes = style.subplots(8.4, 4.2, columns=2)
+    for index, (name, table) in enumerate(tables.items()):
+        fpr, tpr, area = macro_roc_curve(table.labeled)
+        _plot_line(axes, fpr, tpr, f"{name}  {area:.4f}", index)
+    _format_roc(axes)
     style.legend(axes[0], "lower right")
-    style.title(axes[0], f"ROC, {title}")
-    return figure
+    style.panel_title(axes[0], f"ROC, {title}")
+    return fig
 
 
-def precision_recall(tables: Tables) -> Figure:
-    """Precision against recall, mean over classes at each recall, and the area."""
-    figure, axes = style.panels(4.8, 4.2)
-    for at, (name, table) in enumerate(tables.items()):
-        recall, precision, area = macro_precision_recall(table.labeled)
-        _curves(axes, recall, precision, f"{name}  {area:.4f}".strip(), at)
-    style.square(axes[0], "recall", "precision")
+def precision_recall_plot(tables: Tables) -> Figure:
+    """Precision-recall curves of several models, averaged over classes at each recall."""
+    fig, axes = style.subplots(4.8, 4.2)
+    for index, (name, table) in enumerate(tables.items()):
+        recall, precision, area = macro_precision_recall_curve(table.labeled)
+        _plot_line(axes, recall, precision, f"{name}  {area:.4f}".strip(), index)
+    style.unit_axes(axes[0], "recall", "precision")
     style.legend(axes[0], "lower left")
-    style.title(axes[0], "precision and recall, mean over classes")
-    return figure
+    style.panel_title(axes[0], "precision and recall, mean over classes")
+    return fig
 
 
-def macro_precision_recall(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean precision over classes at each recall on a fine grid, and mean average precision."""
-    points, curves, found = np.linspace(0, 1, 501), [], []
+def macro_precision_recall_curve(
+    table: PredictionTable,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Recalls (501,), mean precision over classes at each, and mean average precision."""
+    recalls, curves, areas = np.linspace(0, 1, 501), [], []
     for c in np.unique(table.labels):
-        score, own = table.probabilities[:, c], table.labels == c
-        fpr, tpr = roc_curve(score, own)
-        hits, alarms = tpr * own.sum(), fpr * (~own).sum()
-        precision = hits[1:] / (hits[1:] + alarms[1:])
-        reached = np.searchsorted(tpr[1:], points - 1e-12)
+        scores, positive = table.probabilities[:, c], table.labels == c
+        fpr, tpr = roc_curve(scores, positive)
+        true_positives, false_positives = tpr * positive.sum(), fpr * (~positive).sum()
+        precision = true_positives[1:] / (true_positives[1:] + false_positives[1:])
+        reached = np.searchsorted(tpr[1:], recalls - 1e-12)
         curves.append(precision[np.minimum(reached, len(precision) - 1)])
-        found.append(average_precision(score, own))
-    return points, np.mean(curves, axis=0), float(np.mean(found))
+        areas.append(average_precision(scores, positive))
+    return recalls, np.mean(curves, axis=0), float(np.mean(areas))
 
 
 def roc_curve(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates at each threshold, ties taken together, from 0 to 1."""
+    """False and true positive rates at each distinct score, from 0 to 1."""
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)
-    hits, false = np.cumsum(positive[order])[last], np.cumsum(~positive[order])[last]
-    fpr, tpr = false / max(false[-1], 1), hits / max(hits[-1], 1)
+    true_positives = np.cumsum(positive[order])[last]
+    false_positives = np.cumsum(~positive[order])[last]
+    fpr = false_positives / max(false_positives[-1], 1)
+    tpr = true_positives / max(true_positives[-1], 1)
     return np.append(0.0, fpr), np.append(0.0, tpr)
 
 
-def macro_roc(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean true positive rate over classes on a fine grid, and the mean area."""
-    points = np.concatenate([np.linspace(0, 0.05, 501), np.linspace(0.05, 1, 951)])
-    scores, curves, found = table.probabilities, [], []
+def macro_roc_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, float]:
+    """False positive rates, mean true positive rate over classes at each, and mean AUROC."""
+    rates = np.concatenate([np.linspace(0, 0.05, 501), np.linspace(0.05, 1, 951)])
+    scores, curves, areas = table.probabilities, [], []
     for c in np.unique(table.labels):
         fpr, tpr = roc_curve(scores[:, c], table.labels == c)
-        last = np.searchsorted(fpr, points, side="right") - 1
-        curves.append(np.where(fpr[last] == points, tpr[last], np.interp(points, fpr, tpr)))
-        found.append(auc(scores[:, c], table.labels == c))
-    return points, np.mean(curves, axis=0), float(np.mean(found))
+        last = np.searchsorted(fpr, rates, side="right") - 1
+        curves.append(np.where(fpr[last] == rates, tpr[last], np.interp(rates, fpr, tpr)))
+        areas.append(auc(scores[:, c], table.labels == c))
+    return rates, np.mean(curves, axis=0), float(np.mean(areas))
 
 
-def _curves(axes: list[Axes], x: np.ndarray, y: np.ndarray, name: str, at: int) -> None:
-    for panel in axes:
-        panel.plot(x, y, color=style.color(at), linestyle=style.dash(at), label=name)
+def _plot_line(axes: Sequence[Axes], x: np.ndarray, y: np.ndarray, label: str, index: int) -> None:
+    for ax in axes:
+        ax.plot(x, y, color=style.color(index), linestyle=style.linestyle(index), label=label)
 
 
-def _zoomed(axes: list[Axes]) -> None:
-    style.square(axes[0], "false positive rate", "true positive rate")
-    axes[0].plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle=":")
-    style.grid(axes[1])
+def _format_roc(axes: Sequence[Axes]) -> None:
+    """Formats the whole curve and the enlarged corner."""
+    style.unit_axes(axes[0], "false positive rate", "true positive rate")
+    axes[0].plot([0, 1], [0, 1], color=style.LIGHT, linewidth=0.8, linestyle=":")
+    style.show_grid(axes[1])
     axes[1].set(xlim=(-0.002, 0.2), ylim=(0.8, 1.004), xlabel="false positive rate")
-    style.title(axes[1], "upper left corner")
+    style.panel_title(axes[1], "upper left corner")
 
 
-def reliability(tables: Tables) -> Figure:
-    """Confidence against accuracy in equal-mass bins, one panel a table, with its ECE."""
-    figure, axes = style.panels(max(4.2, 3.7 * len(tables)), 4.0, columns=len(tables))
-    for panel, (name, table) in zip(axes, tables.items(), strict=True):
-        _reliability(panel, table.labeled, name)
+def reliability_plot(tables: Tables) -> Figure:
+    """Accuracy against confidence in equal-mass bins, one panel per table, with the ECE."""
+    fig, axes = style.subplots(max(4.2, 3.7 * len(tables)), 4.0, columns=len(tables))
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        _plot_reliability(ax, table.labeled, name)
     axes[0].set_ylabel("accuracy")
-    return figure
+    return fig
 
 
-def _reliability(axes: Axes, table: PredictionTable, name: str) -> None:
-    style.square(axes, "confidence", "")
-    axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=0.8, linestyle=":")
+def _plot_reliability(ax: Axes, table: PredictionTable, name: str) -> None:
+    style.unit_axes(ax, "confidence", "")
+    ax.plot([0, 1], [0, 1], color=style.LIGHT, linewidth=0.8, linestyle=":")
     bins = reliability_bins(table.probabilities, table.labels)
-    low, high = _ends(table)
-    axes.errorbar(
+    low, high = _accuracy_intervals(table)
+    ax.errorbar(
         bins.confidence,
         bins.accuracy,
         yerr=np.clip([bins.accuracy - low, high - bins.accuracy], 0, None),
@@ -145,48 +152,99 @@ def _reliability(axes: Axes, table: PredictionTable, name: str) -> None:
         markersize=4,
         linewidth=1.0,
         color=style.color(0),
-        ecolor=style.FAINT,
+        ecolor=style.LIGHT,
         elinewidth=1.0,
     )
-    style.title(axes, f"{name}   ECE {bins.ece:.4f}")
+    style.panel_title(ax, f"{name}   ECE {bins.ece:.4f}".strip())
 
 
-def _ends(table: PredictionTable) -> np.ndarray:
-    """Both ends (2, bins) of the interval of each bin's accuracy, over its patients."""
-    right = table.probabilities.argmax(axis=1) == table.labels
-    at, patients = equal_mass(table.probabilities.max(axis=1)), table.patients
-    found = [mean(patients[at == k], right[at == k]) for k in np.unique(at)]
-    return np.array([[each.low, each.high] for each in found], dtype=float).T
+def _accuracy_intervals(table: PredictionTable) -> np.ndarray:
+    """Lower and upper ends (2, bins) of the interval of each bin's accuracy."""
+    correct = table.predictions == table.labels
+    bins, patients = equal_mass_bins(table.probabilities.max(axis=1)), table.patients
+    estimates = [mean_estimate(patients[bins == b], correct[bins == b]) for b in np.unique(bins)]
+    return np.array([[e.low, e.high] for e in estimates], dtype=float).T
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
-    """One panel a quantity of `history` (columns `epoch`, `train/loss`, `val/loss`, …)."""
+    """One panel per metric of `history` (columns `epoch`, `train/loss`, `val/loss`, …)."""
     columns = [c for c in history.columns if "/" in c and history[c].notna().any()]
-    quantities = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
-    across = min(3, max(1, len(quantities)))
-    down = -(-max(1, len(quantities)) // across)
-    figure, axes = style.panels(3.6 * across, 2.8 * down, down, across)
-    for panel, quantity in zip(axes, quantities, strict=False):
-        _learning(panel, history, quantity, columns)
-    for panel in axes[len(quantities) :]:
-        panel.set_visible(False)
-    return figure
+    metrics = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
+    num_columns = min(3, max(1, len(metrics)))
+    num_rows = -(-max(1, len(metrics)) // num_columns)
+    fig, axes = style.subplots(3.6 * num_columns, 2.8 * num_rows, num_rows, num_columns)
+    for ax, metric in zip(axes, metrics, strict=False):
+        _plot_history(ax, history, metric, columns)
+    for unused in axes[len(metrics) :]:
+        unused.set_visible(False)
+    return fig
 
 
-def _learning(axes: Axes, history: pd.DataFrame, quantity: str, columns: list[str]) -> None:
-    style.grid(axes)
-    for at, column in enumerate(c for c in columns if c.split("/", 1)[1] == quantity):
+def _plot_history(ax: Axes, history: pd.DataFrame, metric: str, columns: Sequence[str]) -> None:
+    style.show_grid(ax)
+    for index, column in enumerate(c for c in columns if c.split("/", 1)[1] == metric):
         known = history[["epoch", column]].dropna()
-        part = column.split("/", 1)[0]
-        axes.plot(
+        ax.plot(
             known["epoch"],
             known[column],
-            label=part,
-            color=style.color(at),
-            linestyle=style.dash(at),
+            label=column.split("/", 1)[0],
+            color=style.color(index),
+            linestyle=style.linestyle(index),
             marker="o",
             markersize=2.5,
         )
-    axes.set(xlabel="epoch")
-    style.title(axes, quantity)
-    style.legend(axes)
+    ax.set(xlabel="epoch")
+    style.panel_title(ax, metric_label(metric) if is_metric_name(metric) else metric)
+    style.legend(ax)
+
+
+@dataclass(frozen=True)
+class SparsityCost:
+    """Accuracy of a sparse member minus that of its dense control.
+
+    Args:
+        name: the sparse member.
+        control: its control.
+        zero_fraction: fraction of all weights that are 0; None if unknown.
+        differences: difference of each run, by seed or fold.
+        overall: difference over all runs; None if a run is missing.
+    """
+
+    name: str
+    control: str
+    zero_fraction: float | None
+    differences: Sequence[float]
+    overall: Estimate | None
+
+    @property
+    def label(self) -> str:
+        """Label of the row."""
+        zeros = "unknown" if self.zero_fraction is None else f"{100 * self.zero_fraction:.1f} %"
+        return f"{self.name}, zeros: {zeros}\nminus {self.control}"
+
+
+def sparsity_cost_plot(costs: Sequence[SparsityCost]) -> Figure:
+    """One row per sparse member: difference in percentage points with its interval."""
+    fig, [ax] = style.subplots(7.2, 1.0 + 0.5 * len(costs))
+    style.show_grid(ax)
+    ax.axvline(0, color=style.DARK, linewidth=0.8)
+    for row, cost in enumerate(costs):
+        _plot_cost(ax, row, cost)
+    ax.set_yticks(range(len(costs)), [cost.label for cost in costs])
+    ax.set(ylim=(len(costs) - 0.4, -0.6), xlabel="accuracy, sparse minus control, points")
+    ax.tick_params(axis="y", length=0)
+    return fig
+
+
+def _plot_cost(ax: Axes, row: int, cost: SparsityCost) -> None:
+    """The overall difference as a large marker on its interval, the runs as small ones below."""
+    overall = cost.overall
+    if len(cost.differences) > 1 or overall is None:
+        points = [100 * value for value in cost.differences]
+        ax.plot(points, [row + 0.22] * len(points), "o", color=style.color(5), markersize=3.5)
+    if overall is None or overall.value is None:
+        return
+    if overall.low is not None and overall.high is not None:
+        interval = [100 * overall.low, 100 * overall.high]
+        ax.plot(interval, [row, row], color=style.color(0), linewidth=1.6)
+    ax.plot(100 * overall.value, row, "o", color=style.color(0), markersize=7)

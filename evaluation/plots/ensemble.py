@@ -1,4 +1,4 @@
-"""Pictures of an ensemble: what each voter gains, how members differ, who leads where."""
+"""Plots of an ensemble: gains of voters, diversity of members, recall per class, weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,150 +7,147 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.ensemble import EvaluatedVoters
-from evaluation.grouping import rows_of
-from evaluation.metrics.compute import Estimates
+from evaluation.grouping import row_unit
+from evaluation.metrics.registry import headline_metrics, metric_label, metric_spec
 from evaluation.plots import style
 from evaluation.predictions import PredictionTable
 from evaluation.selective import COVERAGES, risk_coverage
-from evaluation.stats.paired_tests import LOWER_IS_BETTER, Difference
-from evaluation.voters.learned import PerClass, PerPart
-from evaluation.voters.simple import Voter, Weighted
-
-Gains = Mapping[str, Mapping[str, Difference]]
-
-
-def gains(found: Gains, metrics: Sequence[str] = ("accuracy", "auroc", "nll")) -> Figure:
-    """Each voter minus the best member, with its interval; right of the line is better."""
-    figure, axes = style.panels(8.4, 1.2 + 0.27 * len(found), columns=len(metrics))
-    for at, (panel, metric) in enumerate(zip(axes, metrics, strict=True)):
-        _gains(panel, found, metric)
-        style.title(panel, f"{metric}, lower is better" if metric in LOWER_IS_BETTER else metric)
-        panel.set_yticks(range(len(found)), list(found) if at == 0 else [""] * len(found))
-    return figure
+from evaluation.stats.estimate import Estimates
+from evaluation.stats.paired_tests import Differences
+from evaluation.voters.registry import voter_spec
+from evaluation.voters.simple import Voter
 
 
-def _gains(axes: Axes, found: Gains, metric: str) -> None:
-    axes.axvline(0, color=style.INK, linewidth=0.8)
-    for row, each in enumerate(found.values()):
-        shown = each[metric].figure
-        if shown.value is None or shown.low is None or shown.high is None:
+def gain_plot(gains: Mapping[str, Differences]) -> Figure:
+    """Each voter minus the best member, with intervals; right of the line is better."""
+    metrics = headline_metrics()
+    labels = [voter_spec(name).label for name in gains]
+    fig, axes = style.subplots(8.4, 1.2 + 0.27 * len(gains), columns=len(metrics))
+    for ax, metric in zip(axes, metrics, strict=True):
+        _plot_gains(ax, gains, metric)
+        ax.set_yticks(range(len(gains)), labels if ax is axes[0] else [""] * len(gains))
+    return fig
+
+
+def _plot_gains(ax: Axes, gains: Mapping[str, Differences], metric: str) -> None:
+    ax.axvline(0, color=style.DARK, linewidth=0.8)
+    for row, differences in enumerate(gains.values()):
+        gain = differences[metric].estimate
+        if gain.value is None or gain.low is None or gain.high is None:
             continue
-        axes.plot([shown.low, shown.high], [row, row], color=style.color(0), linewidth=1.4)
-        axes.plot(shown.value, row, "o", color=style.color(0), markersize=4.5)
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=7.5)
-    axes.locator_params(axis="x", nbins=5)
-    style.grid(axes)
-    if metric in LOWER_IS_BETTER:
-        axes.invert_xaxis()
+        ax.plot([gain.low, gain.high], [row, row], color=style.color(0), linewidth=1.4)
+        ax.plot(gain.value, row, "o", color=style.color(0), markersize=4.5)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="x", labelsize=7.5)
+    ax.locator_params(axis="x", nbins=5)
+    style.show_grid(ax)
+    lower_is_better = not metric_spec(metric).higher_is_better
+    if lower_is_better:
+        ax.invert_xaxis()
+    style.panel_title(ax, metric_label(metric) + (", lower is better" if lower_is_better else ""))
 
 
-def agreement(members: Mapping[str, PredictionTable]) -> Figure:
-    """Share of images on which each two members name the same class, in %."""
-    said = np.stack([table.logits.argmax(axis=1) for table in members.values()])
-    share = (said[:, None] == said[None, :]).mean(axis=2)
-    size = max(3.4, 0.7 * len(said) + 1.6)
-    figure, axes = style.panels(size, size - 0.4)
-    low = share.min()
-    shade = (share - low) / max(1 - low, 1e-9)
-    style.matrix(axes[0], 100 * share, 0.75 * shade, list(members), list(members), "{:.1f}")
-    return figure
+def agreement_plot(members: Mapping[str, PredictionTable]) -> Figure:
+    """Percentage of the images on which each two members predict the same class."""
+    predictions = np.stack([table.predictions for table in members.values()])
+    fraction = (predictions[:, None] == predictions[None, :]).mean(axis=2)
+    size = max(3.4, 0.7 * len(members) + 1.6)
+    fig, [ax] = style.subplots(size, size - 0.4)
+    low = fraction.min()
+    shade = 0.75 * (fraction - low) / max(1 - low, 1e-9)
+    style.annotated_matrix(ax, 100 * fraction, shade, list(members), list(members), "{:.1f}")
+    return fig
 
 
-def strengths(members: Mapping[str, Estimates], class_names: Sequence[str]) -> Figure:
-    """Recall of each member on each class; the leader of a class is ringed."""
-    names = list(members)
-    figure, axes = style.panels(max(5.0, 1.3 * len(class_names) + 1.8), 3.4)
-    known = [[members[m][f"recall/{c}"].value for c in class_names] for m in names]
-    values = np.array(known, dtype=float)  # None becomes NaN
-    _strengths(axes[0], values, names)
+def recall_plot(members: Mapping[str, Estimates], class_names: Sequence[str]) -> Figure:
+    """Recall of each member on each class; the best member of a class is circled."""
+    fig, [ax] = style.subplots(max(5.0, 1.3 * len(class_names) + 1.8), 3.4)
+    recalls = [[of[f"recall/{c}"].value for c in class_names] for of in members.values()]
+    values = np.array(recalls, dtype=float)  # None becomes NaN
+    _plot_recalls(ax, values, list(members))
     for column in range(len(class_names)):
         if np.isfinite(values[:, column]).any():
-            leader = int(np.nanargmax(values[:, column]))
-            x = column + _offset(leader, len(names))
-            axes[0].plot(x, values[leader, column], "o", markersize=11, markerfacecolor="none",
-                         markeredgecolor=style.INK, markeredgewidth=0.9)  # fmt: skip
-    axes[0].set_xticks(range(len(class_names)), [style.short(c) for c in class_names])
-    axes[0].set_ylabel("recall")
-    style.legend_beside(axes[0])
-    return figure
+            best = int(np.nanargmax(values[:, column]))
+            ax.plot(column + _offset(best, len(members)), values[best, column], "o", markersize=11,
+                    markerfacecolor="none", markeredgecolor=style.DARK,
+                    markeredgewidth=0.9)  # fmt: skip
+    ax.set_xticks(range(len(class_names)), [style.wrapped_label(c) for c in class_names])
+    ax.set_ylabel("recall")
+    style.legend_right(ax)
+    return fig
 
 
-def _strengths(axes: Axes, values: np.ndarray, names: Sequence[str]) -> None:
-    style.grid(axes)
-    for at, name in enumerate(names):
-        x = np.arange(values.shape[1]) + _offset(at, len(names))
-        axes.plot(x, values[at], style.MARKS[at % len(style.MARKS)], label=name, markersize=6,
-                  color=style.color(at), linestyle="none")  # fmt: skip
+def _plot_recalls(ax: Axes, values: np.ndarray, names: Sequence[str]) -> None:
+    style.show_grid(ax)
+    for index, name in enumerate(names):
+        x = np.arange(values.shape[1]) + _offset(index, len(names))
+        ax.plot(x, values[index], style.marker(index), label=name, markersize=6,
+                color=style.color(index), linestyle="none")  # fmt: skip
 
 
-def _offset(at: int, count: int) -> float:
-    return (at - (count - 1) / 2) * min(0.16, 0.7 / count)
+def _offset(index: int, count: int) -> float:
+    """Horizontal offset of a member's marker within a class."""
+    return (index - (count - 1) / 2) * min(0.16, 0.7 / count)
 
 
-def diversity(judged: EvaluatedVoters) -> Figure:
-    """Each pair of members: how often they differ against their mean accuracy."""
-    figure, axes = style.panels(5.4, 3.6)
-    style.grid(axes[0])
-    for at, (name, pair) in enumerate(judged.pairs.items()):
-        both = [judged.members[member]["accuracy"].value or 0.0 for member in name.split(" & ")]
-        axes[0].plot(
+def diversity_plot(evaluated: EvaluatedVoters) -> Figure:
+    """Mean accuracy of each two members against how often their predictions differ."""
+    fig, [ax] = style.subplots(5.4, 3.6)
+    style.show_grid(ax)
+    for index, (names, pair) in enumerate(evaluated.diversity.items()):
+        accuracies = [
+            evaluated.member_metrics[name]["accuracy"].value or 0.0 for name in names.split(" & ")
+        ]
+        ax.plot(
             100 * (pair.disagreement.value or 0.0),
-            np.mean(both),
-            style.MARKS[at % len(style.MARKS)],
-            color=style.color(at),
+            np.mean(accuracies),
+            style.marker(index),
+            color=style.color(index),
             markersize=6.5,
             linestyle="none",
-            label=name,
+            label=names,
         )
-    axes[0].set(
-        xlabel=f"{judged.rows} on which the two differ, %", ylabel="mean accuracy of the two"
-    )
-    style.legend_beside(axes[0])
-    axes[0].margins(0.12)
-    return figure
+    ax.set(xlabel=f"{evaluated.rows} with different predictions, %", ylabel="mean accuracy")
+    style.legend_right(ax)
+    ax.margins(0.12)
+    return fig
 
 
-def weights(
-    voters: Mapping[str, Voter], members: Sequence[str], class_names: Sequence[str]
-) -> Figure | None:
-    """The weights of each voter that has any, a row a voter, class or part; None if none has."""
-    rows: dict[str, np.ndarray] = {}
-    for kind, voter in voters.items():
-        rows |= _rows(kind, getattr(voter, "rest", voter), class_names)
-    if not rows:
-        return None
-    figure, axes = style.panels(2.8 + 0.95 * len(members), 0.9 + 0.3 * len(rows))
+def member_weights_plot(rows: Mapping[str, np.ndarray], members: Sequence[str]) -> Figure:
+    """Weights (members,) of each row in percent, see `member_weight_rows`."""
+    fig, [ax] = style.subplots(2.8 + 0.95 * len(members), 0.9 + 0.3 * len(rows))
     values = np.stack(list(rows.values()))
-    style.matrix(axes[0], 100 * values, values, list(rows), list(members), "{:.0f}")
-    axes[0].set_aspect("auto")
-    return figure
+    style.annotated_matrix(ax, 100 * values, values, list(rows), list(members), "{:.0f}")
+    ax.set_aspect("auto")
+    return fig
 
 
-def _rows(kind: str, voter: Voter, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-    if isinstance(voter, Weighted):
-        return {kind: voter.weights}
-    if isinstance(voter, PerPart):
-        return {f"{kind}: {v}": w for v, w in zip(voter.values, voter.weights, strict=True)}
-    if isinstance(voter, PerClass):
-        return {f"{kind}: {c}": w for c, w in zip(class_names, voter.weights, strict=True)}
-    return {}
+def member_weight_rows(
+    voters: Mapping[str, Voter], class_names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Weights (members,) of every voter that has any, by its label and class or group."""
+    return {
+        f"{voter_spec(name).label}: {row}" if row else voter_spec(name).label: weights
+        for name, voter in voters.items()
+        for row, weights in voter.weight_rows(class_names).items()
+    }
 
 
-def risks(tables: Mapping[str, PredictionTable]) -> Figure:
-    """Error rate among the images answered, against the share answered."""
-    figure, axes = style.panels(7.2, 3.6)
-    rows = rows_of(next(iter(tables.values())))
-    style.grid(axes[0])
-    for at, (name, table) in enumerate(tables.items()):
-        known = table.labeled
-        curve = risk_coverage(known.probabilities, known.labels)
-        axes[0].plot(curve.coverage, curve.risk, color=style.color(at), linestyle=style.dash(at),
-                     label=f"{name}  {curve.aurc:.4f}", drawstyle="steps-post")  # fmt: skip
+def risk_coverage_plot(tables: Mapping[str, PredictionTable]) -> Figure:
+    """Error rate among the answered images against the fraction that is answered."""
+    fig, [ax] = style.subplots(7.2, 3.6)
+    style.show_grid(ax)
+    for index, (name, table) in enumerate(tables.items()):
+        labeled = table.labeled
+        curve = risk_coverage(labeled.probabilities, labeled.labels)
+        ax.plot(curve.coverage, curve.risk, color=style.color(index),
+                linestyle=style.linestyle(index), label=f"{name}  {curve.aurc:.4f}",
+                drawstyle="steps-post")  # fmt: skip
     for coverage in COVERAGES:
-        axes[0].axvline(coverage, color=style.FAINT, linewidth=0.7, linestyle=":")
-    axes[0].set(xlabel=f"share of {rows} answered", ylabel="error rate among them", xlim=(0, 1.01))
-    style.title(axes[0], "risk and coverage, with area")
-    style.legend_beside(axes[0])
-    return figure
+        ax.axvline(coverage, color=style.LIGHT, linewidth=0.7, linestyle=":")
+    unit = row_unit(next(iter(tables.values())))
+    ax.set(xlabel=f"fraction of {unit} answered", ylabel="error rate", xlim=(0, 1.01))
+    style.panel_title(ax, "risk and coverage, with area under the curve")
+    style.legend_right(ax)
+    return fig

@@ -1,4 +1,4 @@
-"""Heat maps over pictures: colors that color-blind readers can tell apart, and panels of them."""
+"""Saliency maps over images, as arrays and as grids of panels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,83 +7,87 @@ from textwrap import wrap
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 
-from evaluation.plots.style import panels
+from evaluation.plots.style import subplots
 
-SHARE = 0.65  # of the color where the map is 1; where it is 0 the picture is bare
-TOP = 0.85  # the brightest end of the colors cannot be told from bright bone
-SIDE = 2.9  # inches of a panel's picture
-LINES = 7  # of a caption, at most
-WIDTH = 36  # letters of its line
-COLUMNS = 4  # pictures side by side, at most
+MAX_OPACITY = 0.65  # of the color where the map is 1; where it is 0 the image is unchanged
+MAX_COLOR = 0.85  # the brightest end of the colormap looks like bright bone
+PANEL_INCHES = 2.9
+MAX_CAPTION_LINES = 7
+CAPTION_WIDTH = 36  # characters of a line
+MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One picture of a panel: what stands above and below it, and its map, if it has one."""
+class Panel:
+    """Title and caption of one image, and the saliency map (H, W) over it, if any."""
 
     title: str
     caption: str = ""
-    heat: np.ndarray | None = None
+    saliency_map: np.ndarray | None = None
 
 
-def colored(heat: np.ndarray) -> np.ndarray:
-    """A map from 0 to 1 as RGB (H, W, 3): dark over red to orange, lighter means more."""
-    shades = colormaps["inferno"](np.clip(heat, 0.0, 1.0) * TOP)
-    return np.asarray(np.rint(shades[..., :3] * 255), dtype=np.uint8)
+def colored_map(saliency_map: np.ndarray) -> np.ndarray:
+    """A map with values from 0 to 1 as RGB uint8 (H, W, 3): brighter means larger."""
+    colors = colormaps["inferno"](np.clip(saliency_map, 0.0, 1.0) * MAX_COLOR)
+    return np.asarray(np.rint(colors[..., :3] * 255), dtype=np.uint8)
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """The map over a gray or RGB picture of the same height and width, as RGB uint8."""
-    if picture.shape[:2] != heat.shape:
-        raise ValueError(f"the picture is {picture.shape[:2]}, the map {heat.shape}")
-    share = SHARE * np.clip(heat, 0.0, 1.0)[..., None]
-    mixed = (1 - share) * rgb(picture) + share * colored(heat)
-    return np.asarray(np.rint(mixed), dtype=np.uint8)
+def overlay(image: np.ndarray, saliency_map: np.ndarray) -> np.ndarray:
+    """The map over a grayscale or RGB uint8 image of the same size, as RGB uint8."""
+    if image.shape[:2] != saliency_map.shape:
+        raise ValueError(f"the image is {image.shape[:2]}, the map {saliency_map.shape}")
+    opacity = MAX_OPACITY * np.clip(saliency_map, 0.0, 1.0)[..., None]
+    blended = (1 - opacity) * to_rgb(image) + opacity * colored_map(saliency_map)
+    return np.asarray(np.rint(blended), dtype=np.uint8)
 
 
-def rgb(picture: np.ndarray) -> np.ndarray:
-    """Gray repeated three times, RGB as it is."""
-    return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """A grayscale image with three equal channels; an RGB image unchanged."""
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
-def panel(picture: np.ndarray, shown: Sequence[Shown]) -> Drawing:
-    """One picture, alone or under a map, once for each of `shown`, with titles and captions."""
-    return gallery([picture] * len(shown), shown)
+def image_panels(image: np.ndarray, panels: Sequence[Panel]) -> Figure:
+    """One image repeated in each panel, alone or under the panel's map."""
+    return panel_grid([image] * len(panels), panels)
 
 
-def gallery(pictures: Sequence[np.ndarray], shown: Sequence[Shown]) -> Drawing:
-    """Pictures of one shape, alone or under their maps, with titles and captions."""
-    rows = -(-len(shown) // COLUMNS)
-    columns = -(-len(shown) // rows)
-    height = SIDE * np.clip(pictures[0].shape[0] / pictures[0].shape[1], 0.4, 1.8)
-    most = max(len(_lines(each.caption)) for each in shown)
-    figure, axes = panels(SIDE * columns, (height + 0.35 + 0.17 * most) * rows, rows, columns)
-    for at, picture, one in zip(axes, pictures, shown, strict=False):
-        _draw(at, picture, one)
-    for spare in axes[len(shown) :]:
-        spare.set_axis_off()
-    figure.supxlabel("White line: half of the map's peak.", x=0.005, ha="left", fontsize=7)
-    return figure
-
-
-def _draw(axes: Axes, picture: np.ndarray, one: Shown) -> None:
-    seen = rgb(picture) if one.heat is None else overlay(picture, one.heat)
-    axes.imshow(seen, interpolation="nearest")
-    if one.heat is not None and one.heat.max() > 0:
-        # the line at half of the peak can be seen without any color
-        axes.contour(one.heat, [0.5 * one.heat.max()], colors="white", linewidths=0.9)
-    axes.set_anchor("W")  # text beside a narrow picture then has the whole column's width
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(
-        "\n".join(wrap(one.title, 32, max_lines=2, placeholder=" …")), loc="left", fontsize=9, pad=5
+def panel_grid(images: Sequence[np.ndarray], panels: Sequence[Panel]) -> Figure:
+    """Images of one shape, alone or under their maps, with titles and captions."""
+    rows = -(-len(panels) // MAX_COLUMNS)
+    columns = -(-len(panels) // rows)
+    height = PANEL_INCHES * np.clip(images[0].shape[0] / images[0].shape[1], 0.4, 1.8)
+    lines = max(len(_caption_lines(panel.caption)) for panel in panels)
+    fig, axes = subplots(
+        PANEL_INCHES * columns, (height + 0.35 + 0.17 * lines) * rows, rows, columns
     )
-    axes.set_xlabel("\n".join(_lines(one.caption)), loc="left", fontsize=8)
+    for ax, image, panel in zip(axes, images, panels, strict=False):
+        _draw_panel(ax, image, panel)
+    for unused in axes[len(panels) :]:
+        unused.set_axis_off()
+    fig.supxlabel("White line: half of the map's maximum.", x=0.005, ha="left", fontsize=7)
+    return fig
 
 
-def _lines(caption: str) -> list[str]:
-    """The caption's lines, each part on its own; … says that more was cut."""
-    lines = [line for part in caption.split("\n") for line in wrap(part, WIDTH)]
-    return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"{lines[LINES - 1]} …"]
+def _draw_panel(ax: Axes, image: np.ndarray, panel: Panel) -> None:
+    saliency_map = panel.saliency_map
+    blended = to_rgb(image) if saliency_map is None else overlay(image, saliency_map)
+    ax.imshow(blended, interpolation="nearest")
+    if saliency_map is not None and saliency_map.max() > 0:
+        # the line at half of the maximum is visible without any color
+        ax.contour(saliency_map, [0.5 * saliency_map.max()], colors="white", linewidths=0.9)
+    ax.set_anchor("W")  # text beside a narrow image then has the whole column's width
+    ax.set_xticks([])
+    ax.set_yticks([])
+    title = wrap(panel.title, 32, max_lines=2, placeholder=" …")
+    ax.set_title("\n".join(title), loc="left", fontsize=9, pad=5)
+    ax.set_xlabel("\n".join(_caption_lines(panel.caption)), loc="left", fontsize=8)
+
+
+def _caption_lines(caption: str) -> list[str]:
+    """The caption's lines, wrapped; a trailing … marks that lines were cut."""
+    lines = [line for part in caption.split("\n") for line in wrap(part, CAPTION_WIDTH)]
+    if len(lines) <= MAX_CAPTION_LINES:
+        return lines
+    return [*lines[: MAX_CAPTION_LINES - 1], f"{lines[MAX_CAPTION_LINES - 1]} …"]

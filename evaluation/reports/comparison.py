@@ -1,207 +1,230 @@
-"""Members side by side: figures, who leads where, how they differ, paired tests, learning."""
+"""The report of members side by side: metrics, recall per class, diversity and paired tests."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from evaluation import diversity
-from evaluation.grouping import rows_of
-from evaluation.metrics.compute import Estimates, by_attribute, compute_metrics
-from evaluation.plots import curves as plain
-from evaluation.plots import ensemble as drawings
+from evaluation.diversity import PairDiversity, member_diversity
+from evaluation.grouping import row_unit
+from evaluation.metrics.compute import compute_metrics, metrics_by_attribute
+from evaluation.metrics.registry import headline_metrics, metric_label, summary_metrics
+from evaluation.plots import curves
+from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, align
 from evaluation.reports import html
-from evaluation.reports.ensemble import diversities, signed
-from evaluation.results import Results, notes_of
-from evaluation.stats.estimate import DRAWS, Estimate
-from evaluation.stats.paired_tests import Difference, corrected, differences, verdict
-from evaluation.voters.simple import stack
+from evaluation.reports.ensemble import diversity_table
+from evaluation.results import Results, collect_notes
+from evaluation.stats.bootstrap import DRAWS
+from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.stats.paired_tests import (
+    Differences,
+    gain_or_loss,
+    holm_corrected,
+    paired_differences,
+)
 
-MAIN = ("accuracy", "balanced_accuracy", "auroc", "f1_macro", "kappa", "nll", "ece")
-PARTS = ("accuracy", "kappa")
-PAIRED = ("accuracy", "auroc", "nll")
 Tables = Mapping[str, PredictionTable]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Figures of each member; each two members' difference and diversity, by `a & b`.
+class Comparison:
+    """Metrics of several members on the same images.
 
-    `rows` are what was counted: images, studies or patients.
-    `parts` holds each member's figures for each value of an attribute, where one was asked for.
+    Args:
+        metrics: metrics of each member.
+        differences: first minus second of each two members, by their names joined with ' & '.
+        diversity: diversity of each two members.
+        agreement: fraction of the rows on which all members predict the same class.
+        rows: what the rows of the tables are: images, studies or patients.
+        groups: metrics of each member for each value of an attribute, empty without one.
     """
 
-    members: dict[str, Estimates]
-    gaps: dict[str, dict[str, Difference]]
-    pairs: dict[str, diversity.Pair]
+    metrics: dict[str, Estimates]
+    differences: dict[str, Differences]
+    diversity: dict[str, PairDiversity]
     agreement: Estimate
     rows: str
-    parts: dict[str, dict[str, Estimates]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Estimates]] = field(default_factory=dict)
 
 
-def compare(tables: Tables, draws: int = DRAWS, seed: int = 0, by: str = "") -> Compared:
-    """Every member and every two members; p-values corrected by Holm over the pairs."""
+def compare_models(
+    tables: Tables, draws: int = DRAWS, seed: int = 0, attribute: str = ""
+) -> Comparison:
+    """Compares members, each two of them, and, by `attribute`, its values.
+
+    P-values are corrected by Holm over the pairs.
+    """
     aligned = dict(zip(tables, align(list(tables.values())), strict=True))
-    known = [table.labeled for table in aligned.values()]
-    said, names, who = stack(known), list(aligned), known[0].patients
-    found = diversity.pairs(said, known[0].labels, who, draws, seed)
-    gaps = {
-        f"{a} & {b}": differences(aligned[a], aligned[b], draws, seed)
+    differences = {
+        f"{a} & {b}": paired_differences(aligned[a], aligned[b], draws, seed)
         for a, b in combinations(aligned, 2)
     }
-    return Compared(
-        members={name: compute_metrics(table, draws, seed) for name, table in aligned.items()},
-        gaps=corrected(gaps),
-        pairs={f"{names[i]} & {names[j]}": pair for (i, j), pair in found.items()},
-        agreement=diversity.agreement(said, who, draws, seed),
-        rows=rows_of(known[0]),
-        parts={n: by_attribute(t, by, draws, seed) for n, t in aligned.items()} if by else {},
+    pairs, agreement = member_diversity(aligned, draws, seed)
+    groups = {
+        name: metrics_by_attribute(table, attribute, draws, seed)
+        for name, table in (aligned if attribute else {}).items()
+    }
+    return Comparison(
+        metrics={name: compute_metrics(table, draws, seed) for name, table in aligned.items()},
+        differences=holm_corrected(differences),
+        diversity=pairs,
+        agreement=agreement,
+        rows=row_unit(next(iter(aligned.values()))),
+        groups=groups,
     )
 
 
-def sentence(found: Compared) -> str:
-    """Which member reaches most, and whether the second is beyond doubt worse."""
-    accuracy = {name: each["accuracy"] for name, each in found.members.items()}
+def summary_sentence(comparison: Comparison) -> str:
+    """The member of highest accuracy, and whether the second is significantly worse."""
+    accuracy = {name: metrics["accuracy"] for name, metrics in comparison.metrics.items()}
     order = sorted(accuracy, key=lambda name: -(accuracy[name].value or 0.0))
-    first = accuracy[order[0]]
-    many = html.counted(first, found.rows)
-    said = f"{order[0]} reaches the highest accuracy, {html.number(first)}, on {many}."
+    best = accuracy[order[0]]
+    sample = html.format_sample_size(best, comparison.rows)
+    sentence = (
+        f"{order[0]} reaches the highest accuracy, {html.format_estimate(best)}, on {sample}."
+    )
     if len(order) < 2:
-        return said
-    key = next(k for k in found.gaps if set(k.split(" & ")) == set(order[:2]))
-    gap = found.gaps[key]["accuracy"]
-    apart = verdict("accuracy", gap) != "no evidence of gain"
-    word = "more than chance would give" if apart else "no evidence that the two differ"
-    first_named, second = key.split(" & ")
-    return f"{said} {first_named} minus {second}: {signed(gap.figure)}, {word}."
+        return sentence
+    pair = next(n for n in comparison.differences if set(n.split(" & ")) == set(order[:2]))
+    difference = comparison.differences[pair]["accuracy"]
+    is_significant = gain_or_loss("accuracy", difference) != "no evidence of gain"
+    result = "a significant difference" if is_significant else "no evidence of a difference"
+    shown = html.format_estimate(difference.estimate, sign="+")
+    return f"{sentence} {' minus '.join(pair.split(' & '))}: {shown}, {result}."
 
 
-def sections(
-    found: Compared, tables: Tables, histories: Mapping[str, pd.DataFrame]
+def comparison_sections(
+    comparison: Comparison, tables: Tables, histories: Mapping[str, pd.DataFrame]
 ) -> list[html.Section]:
-    """The page from top to bottom."""
-    drawn: list[html.Section] = [
-        html.Picture(plain.roc_compared(tables), "Mean over classes.", "ROC"),
-        html.Picture(plain.precision_recall(tables), "", "Precision and recall"),
-        html.Picture(plain.reliability(tables), "Bars are 95 % intervals.", "Confidence"),
-        html.Picture(drawings.risks(tables), "", "Answering only when sure"),
-    ]
+    """The report from top to bottom."""
+    class_names = next(iter(tables.values())).class_names
+    bars = "Bars are 95 % confidence intervals."
     return [
-        html.Text(sentence(found), lead=True),
-        *[html.Text(f"Note: {note}.") for note in notes_of(tables.values())],
-        standings(found),
-        *by_part(found),
-        strengths(found, tables),
-        html.Picture(drawings.strengths(found.members, _classes(tables)), "The leader is ringed."),
-        *pairwise(found, tables),
-        *drawn,
-        *[html.Picture(plain.confusion(t), heading=f"Confusion: {n}") for n, t in tables.items()],
+        html.Text(summary_sentence(comparison), lead=True),
+        *[html.Text(f"Note: {note}.") for note in collect_notes(tables.values())],
+        member_table(comparison),
+        *group_sections(comparison),
+        recall_table(comparison.metrics, class_names),
+        html.Plot(
+            plots.recall_plot(comparison.metrics, class_names),
+            "The best member of each class is circled.",
+        ),
+        *pair_sections(comparison, tables),
+        html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
+        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
+        html.Plot(curves.reliability_plot(tables), bars, "Reliability"),
+        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
         *[
-            html.Picture(plain.learning_curves(history), heading=f"Learning: {name}")
+            html.Plot(curves.confusion_plot(table), heading=f"Confusion matrix: {name}")
+            for name, table in tables.items()
+        ],
+        *[
+            html.Plot(curves.learning_curves(history), heading=f"Learning curves: {name}")
             for name, history in histories.items()
         ],
     ]
 
 
-def standings(found: Compared) -> html.Table:
-    """Main figures of each member."""
+def member_table(comparison: Comparison) -> html.Table:
+    """Summary metrics of each member."""
+    names = summary_metrics()
     rows: list[tuple[html.Cell, ...]] = [
-        (name, *(each[m] for m in MAIN)) for name, each in found.members.items()
+        (member, *(metrics.get(name) for name in names))
+        for member, metrics in comparison.metrics.items()
     ]
-    note = "In small: 95 % intervals. nll and ece: smaller is better."
-    return html.Table(("", *MAIN), rows, "Members", note, digits=3)
+    return html.Table(html.metric_columns(names), rows, "Members", html.SMALL_PRINT, digits=3)
 
 
-def pairwise(found: Compared, tables: Tables) -> list[html.Section]:
-    """How each two members differ; nothing for one alone."""
+def pair_sections(comparison: Comparison, tables: Tables) -> list[html.Section]:
+    """Differences, agreement and diversity of each two members; nothing for a single member."""
     if len(tables) < 2:
         return []
     return [
-        paired(found),
-        html.Picture(drawings.agreement(tables), f"% of the {found.rows}.", "Agreement"),
-        diverse(found),
+        difference_table(comparison),
+        html.Plot(plots.agreement_plot(tables), f"% of the {comparison.rows}.", "Agreement"),
+        diversity_table(comparison.diversity, comparison.agreement, comparison.rows),
     ]
 
 
-def by_part(found: Compared) -> list[html.Section]:
-    """Accuracy and kappa of each member for each value of the attribute."""
-    if not found.parts:
-        return []
-    members = list(found.parts)
-    columns = ("", found.rows, *(f"{m} {metric}" for m in members for metric in PARTS))
+def group_sections(comparison: Comparison) -> list[html.Section]:
+    """Summary metrics of each member for each value of the attribute, one table per member."""
+    names = summary_metrics()
+    sections: list[html.Section] = []
+    for member, groups in comparison.groups.items():
+        rows: list[tuple[html.Cell, ...]] = [
+            (value, metrics["accuracy"].n, *(metrics.get(name) for name in names))
+            for value, metrics in groups.items()
+        ]
+        columns = ("", comparison.rows, *html.metric_columns(names)[1:])
+        heading = f"By attribute: {member}"
+        sections.append(html.Table(columns, rows, heading, html.SMALL_PRINT, digits=3))
+    return sections
+
+
+def recall_table(members: Mapping[str, Estimates], class_names: Sequence[str]) -> html.Table:
+    """Recall of each member on each class, and the best member of each class."""
     rows: list[tuple[html.Cell, ...]] = []
-    for value in found.parts[members[0]]:
-        each = [found.parts[m][value].get(metric) for m in members for metric in PARTS]
-        rows.append((value, found.parts[members[0]][value]["accuracy"].n, *each))
-    return [html.Table(columns, rows, "By attribute", digits=3)]
+    for name in class_names:
+        recalls = [metrics[f"recall/{name}"] for metrics in members.values()]
+        values = [-1.0 if recall.value is None else recall.value for recall in recalls]
+        best = list(members)[int(np.argmax(values))] if max(values) >= 0 else "none"
+        rows.append((name, *recalls, best))
+    note = f"{html.SMALL_PRINT} Members whose intervals overlap may not differ."
+    return html.Table(("class", *members, "best"), rows, "Recall by class", note, digits=3)
 
 
-def strengths(found: Compared, tables: Tables) -> html.Table:
-    """Recall of each member on each class, and who leads."""
-    names = _classes(tables)
-    rows: list[tuple[html.Cell, ...]] = []
-    for c in names:
-        each = [member[f"recall/{c}"] for member in found.members.values()]
-        values = [f.value if f.value is not None else -1.0 for f in each]
-        leader = list(found.members)[int(np.argmax(values))] if max(values) >= 0 else "none"
-        rows.append((c, *each, leader))
-    note = "Recall. Which member leads is what this split says; intervals that overlap say little."
-    columns = ("class", *found.members, "leads")
-    return html.Table(columns, rows, "Strengths per class", note, digits=3)
-
-
-def paired(found: Compared) -> html.Table:
+def difference_table(comparison: Comparison) -> html.Table:
     """First minus second of each two members, with corrected p-values."""
-    rows: list[tuple[html.Cell, ...]] = [
-        (name, *(cell for m in PAIRED for cell in (html.Gap(gap[m].figure), f"{gap[m].p:.3g}")))
-        for name, gap in found.gaps.items()
-    ]
-    columns = ("first & second", *(cell for m in PAIRED for cell in (m, "p")))
-    first = next(iter(found.gaps.values()))
-    note = f"First minus second. p for accuracy: {first['accuracy'].test}."
+    names = headline_metrics()
+    rows: list[tuple[html.Cell, ...]] = []
+    for pair, differences in comparison.differences.items():
+        cells: list[html.Cell] = [pair]
+        for name in names:
+            difference = differences[name]
+            cells += [html.SignedEstimate(difference.estimate), f"{difference.p_value:.3g}"]
+        rows.append(tuple(cells))
+    columns = ["first & second"]
+    for name in names:
+        columns += [metric_label(name), "p"]
+    test = next(iter(comparison.differences.values()))["accuracy"].test
+    note = f"First minus second. {html.SMALL_PRINT} p of {metric_label('accuracy')}: {test}."
     return html.Table(columns, rows, "Paired differences", note)
 
 
-def diverse(found: Compared) -> html.Table:
-    """Diversity of each two members."""
-    return diversities(found.pairs, found.agreement, found.rows)
+def comparison_results(name: str, comparison: Comparison, tables: Tables) -> Results:
+    """Metrics of the members and paired differences for results.json.
 
-
-def results(name: str, found: Compared, tables: Tables) -> Results:
-    """The members' figures and the paired differences as results.json holds them.
-
-    Its subject is the member that was named first: the best on test would be chosen on test.
+    `metrics` are those of the first member: the best on test would be selected on test.
     """
-    named, first = next(iter(tables.items()))
-    others = {f"member/{n}": each for n, each in found.members.items()}
-    for pair, gap in found.gaps.items():
-        others[f"difference/{pair}"] = {metric: each.figure for metric, each in gap.items()}
-    for member, values in found.parts.items():
-        others |= {f"member/{member}/{value}": each for value, each in values.items()}
+    first_name, first = next(iter(tables.items()))
+    others = {f"member/{member}": metrics for member, metrics in comparison.metrics.items()}
+    for pair, differences in comparison.differences.items():
+        others[f"difference/{pair}"] = {m: d.estimate for m, d in differences.items()}
+    for member, groups in comparison.groups.items():
+        others |= {f"member/{member}/{value}": metrics for value, metrics in groups.items()}
     meta = {
-        "notes": notes_of(tables.values()),
-        "agreement": asdict(found.agreement),
-        "diversity": {name: asdict(pair) for name, pair in found.pairs.items()},
-        "rows": found.rows,
-        "p_values": {pair: {m: gap[m].p for m in gap} for pair, gap in found.gaps.items()},
+        "notes": collect_notes(tables.values()),
+        "agreement": asdict(comparison.agreement),
+        "diversity": {names: asdict(pair) for names, pair in comparison.diversity.items()},
+        "rows": comparison.rows,
+        "p_values": {
+            pair: {metric: d.p_value for metric, d in differences.items()}
+            for pair, differences in comparison.differences.items()
+        },
+        "first": first_name,
     }
-    meta["first"] = named
-    split = "+".join(first.splits)
-    return Results(name, split, first.class_names, found.members[named], others, meta=meta)
+    split, metrics = "+".join(first.splits), comparison.metrics[first_name]
+    return Results(name, split, first.class_names, metrics, others, meta=meta)
 
 
-def frame(found: Compared) -> pd.DataFrame:
-    """One row a member and figure: for a CSV."""
+def metrics_frame(comparison: Comparison) -> pd.DataFrame:
+    """One row per member and metric, for a CSV file."""
     rows = [
-        {"member": name, "figure": metric, **vars(figure)}
-        for name, each in found.members.items()
-        for metric, figure in each.items()
+        {"member": member, "metric": name, **asdict(estimate)}
+        for member, metrics in comparison.metrics.items()
+        for name, estimate in metrics.items()
     ]
     return pd.DataFrame(rows)
-
-
-def _classes(tables: Tables) -> list[str]:
-    return next(iter(tables.values())).class_names

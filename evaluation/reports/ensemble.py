@@ -1,277 +1,267 @@
-"""The ensemble's report: every voter beside the best single member, and what may be said."""
+"""The report of an ensemble: every voter next to the best single member."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
-from evaluation.diversity import Pair
-from evaluation.ensemble import EvaluatedVoters, FittedVoters, combine_members, disputed
-from evaluation.metrics.compute import Estimates, by_attribute
-from evaluation.plots import curves as plain
-from evaluation.plots import ensemble as drawings
+from evaluation.diversity import PairDiversity
+from evaluation.ensemble import (
+    EnsemblePredictions,
+    EvaluatedVoters,
+    FittedVoters,
+    SelectiveMetrics,
+    most_disputed,
+)
+from evaluation.metrics.registry import headline_metrics, metric_label, summary_metrics
+from evaluation.plots import curves
+from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable
-from evaluation.reports import html, run
-from evaluation.results import Results, notes_of
-from evaluation.selective import fit_conformal, fit_referral, risk_coverage
-from evaluation.stats.estimate import Estimate
-from evaluation.stats.means import mean
-from evaluation.stats.paired_tests import COMPARED, Difference, verdict
-from evaluation.voters.simple import pool
+from evaluation.reports import html
+from evaluation.results import Results, collect_notes
+from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.stats.paired_tests import gain_or_loss
+from evaluation.voters.registry import voter_spec
 
-MAIN = (*run.MAIN, "ece")
-PAIRED = ("accuracy", "auroc", "nll")
-PARTS = ("accuracy", "balanced_accuracy", "kappa", "auroc", "nll")
 Tables = Mapping[str, PredictionTable]
 Thumbnail = tuple[bytes, str]
 
 
-def sections(
+def ensemble_sections(
     fitted: FittedVoters,
-    judged: EvaluatedVoters,
-    tables: Tables,
-    chosen: str,
-    thumbnails: Sequence[Thumbnail] = (),
+    evaluated: EvaluatedVoters,
+    predictions: EnsemblePredictions,
+    disputed: Sequence[html.Section] = (),
 ) -> list[html.Section]:
-    """The page from top to bottom; `chosen` is the voter that the ensemble goes by."""
-    voted = judged.view(combine_members(fitted.ensembles[chosen], list(tables.values())))
-    every = f"All figures of the ensemble ({chosen})"
+    """The report from top to bottom; `predictions` are those of the ensemble's own voter.
+
+    `disputed` is made by `disputed_section`.
+    """
+    voter = predictions.voter
+    notes = (*fitted.warnings, *collect_notes(predictions.members.values()))
+    heading = f"All metrics of the ensemble ({voter_spec(voter).label})"
     return [
-        html.Text(sentence(fitted, judged, chosen), lead=True),
-        *[html.Text(f"Note: {note}.") for note in (*fitted.warned, *notes_of(tables.values()))],
-        voters(fitted, judged, chosen),
-        paired(fitted, judged),
-        *_left_out(fitted),
-        *_pictures(fitted, judged, tables, chosen, voted),
-        html.figures_table(judged.voters[chosen], every, judged.rows),
-        pairs(judged),
-        *disputes(tables, thumbnails),
+        html.Text(summary_sentence(fitted, evaluated, voter), lead=True),
+        *[html.Text(f"Note: {note}.") for note in notes],
+        voter_table(fitted, evaluated, voter),
+        gain_table(fitted, evaluated),
+        *_not_fitted_table(fitted),
+        *_plot_sections(fitted, evaluated, predictions),
+        html.metrics_table(evaluated.voter_metrics[voter], heading, evaluated.rows),
+        pairwise_diversity_table(evaluated),
+        *disputed,
     ]
 
 
-def sentence(fitted: FittedVoters, judged: EvaluatedVoters, chosen: str) -> str:
-    """What was found, on how much, and whether it is more than the best single member gives."""
-    found, gap = judged.voters[chosen]["accuracy"], judged.gains[chosen]["accuracy"]
-    said = verdict("accuracy", gap)
-    many = html.counted(found, judged.rows)
-    word = {"gain": "a gain", "loss": "a loss"}.get(said, said)
+def summary_sentence(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) -> str:
+    """Accuracy of the ensemble, its difference to the best member, and whether it is a gain."""
+    accuracy = evaluated.voter_metrics[voter]["accuracy"]
+    gain = evaluated.gains[voter]["accuracy"]
+    outcome = gain_or_loss("accuracy", gain)
+    outcome = {"gain": "a gain", "loss": "a loss"}.get(outcome, outcome)
+    sample = html.format_sample_size(accuracy, evaluated.rows)
     return (
-        f"The ensemble ({chosen}) reaches accuracy {html.number(found)} on {many}. "
-        f"Against {fitted.best}, the best single member on validation, that is "
-        f"{signed(gap.figure)}: {word}."
+        f"The ensemble ({voter_spec(voter).label}) reaches accuracy "
+        f"{html.format_estimate(accuracy)} on {sample}. Difference to {fitted.best_member}, the "
+        "best single member on validation: "
+        f"{html.format_estimate(gain.estimate, sign='+')}, {outcome}."
     )
 
 
-def signed(figure: Estimate, digits: int = 4) -> str:
-    """`+0.0121 (-0.0040 to +0.0282)`."""
-    if figure.value is None or figure.low is None or figure.high is None:
-        return "not measured"
-    value, low, high = (f"{x:+.{digits}f}" for x in (figure.value, figure.low, figure.high))
-    return f"{value} ({low} to {high})"
-
-
-def voters(fitted: FittedVoters, judged: EvaluatedVoters, chosen: str) -> html.Table:
-    """Main figures of every voter, of every member and of the mean member."""
+def voter_table(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) -> html.Table:
+    """Summary metrics of every voter, of every member and of the mean member."""
+    names = summary_metrics()
     rows: list[tuple[html.Cell, ...]] = [
-        (f"voter: {kind}", *(each[metric] for metric in MAIN))
-        for kind, each in judged.voters.items()
+        (f"voter: {voter_spec(v).label}", *(metrics.get(name) for name in names))
+        for v, metrics in evaluated.voter_metrics.items()
     ]
-    for name, each in judged.members.items():
-        best = " (best on val)" if name == fitted.best else ""
-        rows.append((f"member: {name}{best}", *(each[metric] for metric in MAIN)))
-    rows.append(("mean member", *(mean_member(judged, metric) for metric in MAIN)))
+    for member, metrics in evaluated.member_metrics.items():
+        best = " (best on val)" if member == fitted.best_member else ""
+        rows.append((f"member: {member}{best}", *(metrics.get(name) for name in names)))
+    rows.append(("mean member", *(mean_of_members(evaluated, name) for name in names)))
     note = (
-        "In small: 95 % intervals. Voters are calibrated by a temperature fitted on validation; "
-        "members stand as they are. nll and ece: smaller is better."
+        f"{html.SMALL_PRINT} Voters are calibrated by a temperature fitted on validation; members "
+        "are not calibrated."
     )
-    at = list(judged.voters).index(chosen)
-    return html.Table(("", *MAIN), rows, "Voters and members", note, strong=[at])
+    strong = [list(evaluated.voter_metrics).index(voter)]
+    return html.Table(html.metric_columns(names), rows, "Voters and members", note, strong=strong)
 
 
-def by_part(
-    fitted: FittedVoters, judged_tables: Tables, chosen: str, attribute: str, draws: int
+def group_table(
+    groups: Mapping[str, Estimates], voter: str, attribute: str, rows: str = "images"
 ) -> html.Table:
-    """The ensemble's main figures for each value of an attribute, by image."""
-    voted = combine_members(fitted.ensembles[chosen], list(judged_tables.values()))
-    parts = by_attribute(voted, attribute, draws)
-    rows: list[tuple[html.Cell, ...]] = [
-        (value, each["accuracy"].n, *(each.get(metric) for metric in PARTS))
-        for value, each in parts.items()
+    """Summary metrics of the ensemble for each value of an attribute."""
+    names = summary_metrics()
+    cells: list[tuple[html.Cell, ...]] = [
+        (value, metrics["accuracy"].n, *(metrics.get(name) for name in names))
+        for value, metrics in groups.items()
     ]
-    columns = (attribute, "images", *PARTS)
-    return html.Table(columns, rows, f"The ensemble ({chosen}) by {attribute}", "By image.")
+    columns = (attribute, rows, *html.metric_columns(names)[1:])
+    heading = f"The ensemble ({voter_spec(voter).label}) by {attribute}"
+    return html.Table(columns, cells, heading, html.SMALL_PRINT)
 
 
-def mean_member(judged: EvaluatedVoters, metric: str) -> float | None:
-    """Mean of a figure over the members; None where a member lacks it."""
-    values = [each[metric].value for each in judged.members.values()]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+def mean_of_members(evaluated: EvaluatedVoters, metric: str) -> float | None:
+    """Mean of a metric over the members; None if a member lacks it."""
+    estimates = [metrics.get(metric) for metrics in evaluated.member_metrics.values()]
+    values = [e.value for e in estimates if e is not None and e.value is not None]
+    return float(np.mean(values)) if len(values) == len(estimates) else None
 
 
-def paired(fitted: FittedVoters, judged: EvaluatedVoters) -> html.Table:
-    """Each voter minus the best single member, and the verdict on its accuracy and NLL."""
+def gain_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> html.Table:
+    """Each voter minus the best single member, and whether it is a gain or a loss."""
+    names = headline_metrics()
     rows: list[tuple[html.Cell, ...]] = []
-    for kind, gaps in judged.gains.items():
-        cells = [html.Gap(gaps[metric].figure) for metric in PAIRED]
-        said = [f"{metric}: {verdict(metric, gaps[metric])}" for metric in ("accuracy", "nll")]
-        rows.append((kind, *cells, f"{gaps['accuracy'].p:.3g}", "; ".join(said)))
-    some: Difference = next(iter(judged.gains.values()))["accuracy"]
+    for voter, gains in evaluated.gains.items():
+        cells = [html.SignedEstimate(gains[name].estimate) for name in names]
+        outcomes = [
+            f"{metric_label(name)}: {gain_or_loss(name, gains[name])}"
+            for name in ("accuracy", "nll")
+        ]
+        p_value = f"{gains['accuracy'].p_value:.3g}"
+        rows.append((voter_spec(voter).label, *cells, p_value, "; ".join(outcomes)))
+    test = next(iter(evaluated.gains.values()))["accuracy"].test
     note = (
-        f"Each voter minus {fitted.best} at its own temperature, on the same images. p: "
-        f"{some.test}. A gain is claimed only where the interval leaves out 0 and the "
-        "corrected p is below 0.05."
+        f"Each voter minus {fitted.best_member} at its own temperature, on the same "
+        f"{evaluated.rows}. {html.SMALL_PRINT} p: {test}. A gain is claimed only if the interval "
+        "excludes 0 and the corrected p-value is below 0.05."
     )
-    columns = ("", *PAIRED, "p (accuracy)", "verdict")
-    return html.Table(columns, rows, f"Difference to the best single member: {fitted.best}", note)
+    columns = (*html.metric_columns(names), f"p ({metric_label('accuracy')})", "result")
+    heading = f"Difference to the best single member: {fitted.best_member}"
+    return html.Table(columns, rows, heading, note)
 
 
-def _left_out(fitted: FittedVoters) -> list[html.Section]:
-    if not fitted.left_out:
+def _not_fitted_table(fitted: FittedVoters) -> list[html.Section]:
+    if not fitted.not_fitted:
         return []
-    rows = [(kind, reason) for kind, reason in fitted.left_out.items()]
-    return [html.Table(("voter", "why it was not fitted"), rows, "Voters left out")]
+    rows = [(voter_spec(name).label, reason) for name, reason in fitted.not_fitted.items()]
+    return [html.Table(("voter", "reason"), rows, "Voters that were not fitted")]
 
 
-def _pictures(
-    fitted: FittedVoters,
-    judged: EvaluatedVoters,
-    tables: Tables,
-    chosen: str,
-    voted: PredictionTable,
+def _plot_sections(
+    fitted: FittedVoters, evaluated: EvaluatedVoters, predictions: EnsemblePredictions
 ) -> list[html.Section]:
-    before = judged.view(pool(fitted.ensembles[chosen].voter, list(tables.values())))
-    members = {name: judged.view(table) for name, table in tables.items()}
-    everyone = {f"ensemble ({chosen})": voted, **members}
-    found = [
-        html.Picture(drawings.gains(judged.gains), "Right of the line is better.", "Gains"),
-        html.Picture(plain.confusion(voted), "Rows are the true classes.", "Confusion"),
-        html.Picture(plain.roc_compared(everyone), "Mean over classes.", "ROC"),
-        html.Picture(plain.precision_recall(everyone), "", "Precision and recall"),
-        html.Picture(
-            plain.reliability({"pooled": before, "and calibrated": voted}),
-            f"Temperature {fitted.ensembles[chosen].temperature.value:.3f}, fitted on validation. "
-            "Bars are 95 % intervals of a bin's accuracy.",
-            "Confidence before and after calibration",
+    ensemble, members = predictions.calibrated, predictions.members
+    temperature = fitted.ensembles[predictions.voter].temperature.value
+    tables = {f"ensemble ({voter_spec(predictions.voter).label})": ensemble, **members}
+    sections: list[html.Section] = [
+        html.Plot(plots.gain_plot(evaluated.gains), "Right of the line is better.", "Gains"),
+        html.Plot(
+            curves.confusion_plot(ensemble), "Rows are the true classes.", "Confusion matrix"
         ),
-        html.Picture(drawings.risks(everyone), "", "Answering only when sure"),
-        html.Picture(
-            drawings.agreement(members), f"% of the {judged.rows}.", "Agreement of members"
+        html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
+        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
+        html.Plot(
+            curves.reliability_plot(
+                {"uncalibrated": predictions.uncalibrated, "calibrated": ensemble}
+            ),
+            f"Temperature {temperature:.3f}, fitted on validation. "
+            "Bars are 95 % confidence intervals of a bin's accuracy.",
+            "Reliability before and after calibration",
         ),
-        html.Picture(
-            drawings.strengths(judged.members, voted.class_names),
-            "The member that leads on a class is ringed; intervals stand in results.json.",
-            "Who leads on which class",
+        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
+        html.Plot(
+            plots.agreement_plot(members), f"% of the {evaluated.rows}.", "Agreement of members"
         ),
+        html.Plot(
+            plots.recall_plot(evaluated.member_metrics, ensemble.class_names),
+            "The best member of each class is circled; results.json has the intervals.",
+            "Recall of members by class",
+        ),
+        *member_weight_sections(fitted, list(members), ensemble.class_names),
     ]
-    found += weights(fitted, tables)
-    if judged.pairs:
-        found.append(html.Picture(drawings.diversity(judged), "", "Diversity and accuracy"))
-    return list(found)
+    if evaluated.diversity:
+        sections.append(html.Plot(plots.diversity_plot(evaluated), "", "Diversity and accuracy"))
+    return sections
 
 
-def weights(fitted: FittedVoters, tables: Tables) -> list[html.Picture]:
-    """What share of the vote each member gets; nothing where no voter weighs them."""
-    voters = {kind: each.voter for kind, each in fitted.ensembles.items()}
-    names = next(iter(tables.values())).class_names
-    drawn = drawings.weights(voters, list(tables), names)
-    return [] if drawn is None else [html.Picture(drawn, "% of the vote.", "Weights")]
+def member_weight_sections(
+    fitted: FittedVoters, members: Sequence[str], class_names: Sequence[str]
+) -> list[html.Section]:
+    """Weights of the members in each voter, class or group; nothing if no voter has weights."""
+    voters = {name: ensemble.voter for name, ensemble in fitted.ensembles.items()}
+    weights = plots.member_weight_rows(voters, class_names)
+    if not weights:
+        return []
+    return [html.Plot(plots.member_weights_plot(weights, members), "In percent.", "Member weights")]
 
 
-def pairs(judged: EvaluatedVoters) -> html.Table:
-    """Diversity of each two members, and what it is worth."""
-    split = judged.split
-    worth = (
-        f" NLL of the geometric pool {split.pool:.4f} = mean member {split.mean_member:.4f} - "
-        f"diversity {split.diversity:.4f}."
+def pairwise_diversity_table(evaluated: EvaluatedVoters) -> html.Table:
+    """Diversity of each two members, and its effect on the NLL."""
+    nll = evaluated.nll_decomposition
+    note = (
+        f"NLL of the geometric mean {nll.pool:.4f} = mean member {nll.mean_member:.4f} - "
+        f"diversity {nll.diversity:.4f}."
     )
-    return diversities(judged.pairs, judged.agreement, judged.rows, worth)
+    return diversity_table(evaluated.diversity, evaluated.agreement, evaluated.rows, note)
 
 
-def diversities(
-    found: Mapping[str, Pair], agreement: Estimate, counts: str, worth: str = ""
+def diversity_table(
+    pairs: Mapping[str, PairDiversity], agreement: Estimate, rows: str, note: str = ""
 ) -> html.Table:
-    """Diversity of each two members, by `a & b`; `worth` ends the note."""
-    rows: list[tuple[html.Cell, ...]] = [
-        (name, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
-        for name, p in found.items()
+    """Diversity of each two members, by their names; `note` is appended to the table's note."""
+    cells: list[tuple[html.Cell, ...]] = [
+        (names, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
+        for names, p in pairs.items()
     ]
     columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
-    many = html.counted(agreement, counts)
-    note = f"Share of the {many} on which all members agree: {html.number(agreement, 3)}.{worth}"
-    return html.Table(columns, rows, "Diversity", note)
+    sample = html.format_sample_size(agreement, rows)
+    text = (
+        f"All members agree on a fraction {html.format_estimate(agreement, 3)} of the {sample}. "
+        f"{html.SMALL_PRINT} {note}"
+    )
+    return html.Table(columns, cells, "Diversity", text.strip())
 
 
-def disputes(tables: Tables, thumbnails: Sequence[Thumbnail] = ()) -> list[html.Section]:
-    """The images that members differ on most, as pictures where there are any."""
-    heading = "Images the members disagree on most"
+def disputed_section(tables: Tables, thumbnails: Sequence[Thumbnail] = ()) -> list[html.Section]:
+    """The images that members disagree on most: thumbnails if given, else a table."""
+    heading = "Images with the largest disagreement of members"
     if thumbnails:
-        pictures, captions = zip(*thumbnails, strict=True)
-        return [html.Thumbnails(pictures, captions, heading)]
-    rows = disputed(list(tables.values()))
-    note = f"Members in the order {', '.join(tables)}."
-    return [html.Table(("image", "what is true and what each member says"), rows, heading, note)]
+        images, captions = zip(*thumbnails, strict=True)
+        return [html.Thumbnails(images, captions, heading)]
+    rows = most_disputed(list(tables.values()))
+    note = f"Predictions in the order {', '.join(tables)}."
+    return [html.Table(("image", "label and predictions"), rows, heading, note)]
 
 
-def selective(fitted: FittedVoters, val: Tables, test: Tables, chosen: str) -> html.Table:
-    """Referral thresholds and conformal sets chosen on validation, and what they do on test."""
-    ensemble = fitted.ensembles[chosen]
-    before, after = (combine_members(ensemble, list(t.values())).labeled for t in (val, test))
-    rows = [
-        *[_referred(before, after, risk) for risk in (0.01, 0.02, 0.05)],
-        *[_in_sets(before, after, alpha) for alpha in (0.05, 0.1)],
-    ]
-    curve = risk_coverage(after.probabilities, after.labels)
+def selective_table(
+    rules: Sequence[SelectiveMetrics], aurc: float, test: PredictionTable
+) -> html.Table:
+    """Referral thresholds and conformal sets on test, see `evaluate_selective`."""
+    rows = [(rule.label, rule.coverage, rule.error_rate, rule.set_size) for rule in rules]
     note = (
-        f"On {len(after):,} images of {len(set(after.patients)):,} patients; in small: 95 % "
-        f"intervals. Area under risk and coverage on test: {curve.aurc:.4f}. Thresholds come "
-        "from validation."
+        f"On {len(test.labeled):,} images of {len(set(test.labeled.patients)):,} patients. "
+        f"{html.SMALL_PRINT} Area under the risk-coverage curve on test: {aurc:.4f}. Thresholds "
+        "were fitted on validation."
     )
     columns = ("", "images answered", "error rate", "classes in a set")
-    return html.Table(columns, rows, "Referral and sets of classes", note)
+    return html.Table(columns, rows, "Referral and conformal sets", note)
 
 
-def _referred(
-    before: PredictionTable, after: PredictionTable, risk: float
-) -> tuple[html.Cell, ...]:
-    answered = fit_referral(before, risk).answered(after.probabilities)
-    wrong = after.logits.argmax(axis=1) != after.labels
-    error = mean(after.patients[answered], wrong[answered], "no image is answered")
-    return f"refer above risk {risk:g}", mean(after.patients, answered), error, None
-
-
-def _in_sets(
-    before: PredictionTable, after: PredictionTable, alpha: float
-) -> tuple[html.Cell, ...]:
-    limit = fit_conformal(before, alpha)
-    sets = limit.sets(after.probabilities)
-    missed = ~sets[np.arange(len(after)), after.labels]
-    said = " (validation too small: whole sets)" if limit.whole else ""
-    size = mean(after.patients, sets.sum(axis=1))
-    return f"sets at {1 - alpha:.0%}{said}", 1.0, mean(after.patients, missed), size
-
-
-def results(
-    name: str, fitted: FittedVoters, judged: EvaluatedVoters, tables: Tables, chosen: str
+def ensemble_results(
+    name: str, fitted: FittedVoters, evaluated: EvaluatedVoters, tables: Tables, voter: str
 ) -> Results:
-    """The ensemble's figures, those of every voter and member, and the paired differences."""
+    """Metrics of the ensemble, of every voter and member, and the paired differences."""
     first = next(iter(tables.values()))
-    others: dict[str, Estimates] = {f"member/{n}": f for n, f in judged.members.items()}
-    others |= {f"voter/{kind}": each for kind, each in judged.voters.items()}
-    for kind, gaps in judged.gains.items():
-        others[f"gain/{kind}"] = {metric: gap.figure for metric, gap in gaps.items()}
+    others: dict[str, Estimates] = {f"member/{n}": m for n, m in evaluated.member_metrics.items()}
+    others |= {f"voter/{v}": metrics for v, metrics in evaluated.voter_metrics.items()}
+    for v, gains in evaluated.gains.items():
+        others[f"gain/{v}"] = {metric: gain.estimate for metric, gain in gains.items()}
     meta = {
-        "voter": chosen,
-        "best_member_on_val": fitted.best,
-        "temperatures": {k: c.temperature.value for k, c in fitted.ensembles.items()},
-        "left_out": fitted.left_out,
-        "notes": [*fitted.warned, *notes_of(tables.values())],
-        "p_values": {k: {m: g[m].p for m in (*COMPARED, "auroc")} for k, g in judged.gains.items()},
-        "verdict": verdict("accuracy", judged.gains[chosen]["accuracy"]),
-        "agreement": asdict(judged.agreement),
-        "diversity": {name: asdict(pair) for name, pair in judged.pairs.items()},
-        "rows": judged.rows,
+        "voter": voter,
+        "best_member_on_val": fitted.best_member,
+        "temperatures": {v: e.temperature.value for v, e in fitted.ensembles.items()},
+        "not_fitted": fitted.not_fitted,
+        "notes": [*fitted.warnings, *collect_notes(tables.values())],
+        "p_values": {
+            v: {metric: gain.p_value for metric, gain in gains.items()}
+            for v, gains in evaluated.gains.items()
+        },
+        "gain_or_loss": gain_or_loss("accuracy", evaluated.gains[voter]["accuracy"]),
+        "agreement": asdict(evaluated.agreement),
+        "diversity": {names: asdict(pair) for names, pair in evaluated.diversity.items()},
+        "rows": evaluated.rows,
         "manifest_digest": first.meta.get("manifest_digest"),
     }
-    split = "+".join(first.splits)
-    return Results(name, split, first.class_names, judged.voters[chosen], others, meta=meta)
+    split, metrics = "+".join(first.splits), evaluated.voter_metrics[voter]
+    return Results(name, split, first.class_names, metrics, others, meta=meta)

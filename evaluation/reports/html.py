@@ -1,4 +1,4 @@
-"""Reports: one HTML file with its pictures inside, readable on screen and on paper."""
+"""Sections of a report and their rendering as one HTML file with embedded plots."""
 
 import base64
 import html
@@ -8,28 +8,29 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from pathlib import Path
 
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
 
 from evaluation.files import write_text
-from evaluation.reports.page import PAGE, STYLE
+from evaluation.metrics.registry import metric_label, metric_spec
 from evaluation.stats.estimate import Estimate
 
-CSS_PER_INCH = 104
+SMALL_PRINT = "Small print: 95 % confidence intervals."
+PIXELS_PER_INCH = 104  # the same in each plot, so that text has one size down the page
 
 
 @dataclass(frozen=True)
-class Gap:
+class SignedEstimate:
     """A difference, shown with its sign."""
 
-    figure: Estimate
+    estimate: Estimate
 
 
-Cell = str | int | float | Estimate | Gap | None
+Cell = str | int | float | Estimate | SignedEstimate | None
 
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs (blank lines part them); `lead` sets them as the report's opening sentence."""
+    """Paragraphs, separated by blank lines; `lead` marks the report's opening sentence."""
 
     body: str
     heading: str = ""
@@ -38,9 +39,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names; numbers and Figures are aligned right, the first column left.
+    """Rows under column names; text is aligned left, numbers and estimates right.
 
-    `strong` are the positions of rows set in bold.
+    `strong` are the indices of bold rows.
     """
 
     columns: Sequence[str]
@@ -52,17 +53,17 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A matplotlib figure, or the bytes of a PNG."""
 
-    image: Drawing | bytes
+    image: Figure | bytes
     caption: str = ""
     heading: str = ""
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """Small pictures (PNG bytes) with a line under each."""
+    """Small images (PNG bytes) with captions."""
 
     images: Sequence[bytes]
     captions: Sequence[str]
@@ -72,11 +73,11 @@ class Thumbnails:
 
 @dataclass(frozen=True)
 class Gate:
-    """One thing that was asked for: its name, what was asked, what was found, whether it holds."""
+    """A requirement on a metric: what is required, what was measured, whether it is met."""
 
     name: str
-    asked: str
-    found: str
+    required: str
+    measured: str
     passed: bool
 
 
@@ -90,62 +91,88 @@ class Gates:
 
 @dataclass(frozen=True)
 class Details:
-    """Plain facts at the report's end: versions, hashes, settings."""
+    """Versions, hashes and settings at the end of a report."""
 
-    facts: Mapping[str, object] = field(default_factory=dict)
-    heading: str = "How this was made"
+    entries: Mapping[str, object] = field(default_factory=dict)
+    heading: str = "How this report was made"
 
 
-Section = Text | Table | Picture | Thumbnails | Gates | Details
+Section = Text | Table | Plot | Thumbnails | Gates | Details
+
+
+@dataclass(frozen=True)
+class NotebookSections:
+    """Sections that a notebook renders when they are a cell's last expression."""
+
+    sections: tuple[Section, ...]
+
+    def _repr_html_(self) -> str:
+        body = "\n".join(section_html(section) for section in self.sections)
+        return f'<style>{_template("notebook.css")}</style><div class="consilium">{body}</div>'
+
+
+def show(*sections: Section | Figure) -> NotebookSections:
+    """Sections or matplotlib figures, one below the other, for a notebook."""
+    return NotebookSections(tuple(Plot(s) if isinstance(s, Figure) else s for s in sections))
 
 
 def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> None:
-    """Writes one self-contained page, whole or not at all."""
-    body = "\n".join(html_of(section) for section in sections)
-    write_text(path, PAGE.format(title=html.escape(title), style=STYLE, body=body))
+    """Writes one self-contained HTML file."""
+    body = "\n".join(section_html(section) for section in sections)
+    page = _template("page.html")
+    style = _template("style.css")
+    write_text(path, page.format(title=html.escape(title), style=style, body=body))
 
 
-def number(figure: Estimate, digits: int = 4) -> str:
-    """`0.9701 (0.9553 to 0.9801)`, or `not measured`."""
-    if figure.value is None:
+def format_estimate(estimate: Estimate, digits: int = 4, sign: str = "") -> str:
+    """`0.9701 (0.9553 to 0.9801)`, or `not measured`; `sign` "+" for differences."""
+    if estimate.value is None:
         return "not measured"
-    value = f"{figure.value:.{digits}f}"
-    if figure.low is None or figure.high is None:
+    value = f"{estimate.value:{sign}.{digits}f}"
+    if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+    return f"{value} ({estimate.low:{sign}.{digits}f} to {estimate.high:{sign}.{digits}f})"
 
 
-def counted(figure: Estimate, rows: str = "images") -> str:
+def format_sample_size(estimate: Estimate, rows: str = "images") -> str:
     """`1,200 images of 300 patients`; `rows` is what was counted: images, studies or patients."""
     if rows == "patients":
-        return f"{figure.n:,} patients"
-    return f"{figure.n:,} {rows} of {figure.patients:,} patients"
+        return f"{estimate.n:,} patients"
+    return f"{estimate.n:,} {rows} of {estimate.patients:,} patients"
 
 
-def lead(subject: str, name: str, figure: Estimate) -> Text:
-    """The opening sentence: what was found, on how much, with its interval."""
-    if figure.value is None:
-        return Text(f"{subject}: {name} was not measured ({figure.reason}).", lead=True)
-    interval = (
-        "" if figure.low is None else f" (95 % interval {figure.low:.4f} to {figure.high:.4f})"
-    )
-    said = f"{subject} reaches {name} {figure.value:.4f}{interval} on {counted(figure)}."
-    return Text(said, lead=True)
+def lead_sentence(subject: str, metric: str, estimate: Estimate) -> Text:
+    """The opening sentence: a metric, its interval and the number of images and patients."""
+    label = metric_label(metric)
+    label = label[0].lower() + label[1:] if label[1:2].islower() else label
+    if estimate.value is None:
+        return Text(f"{subject}: {label} was not measured ({estimate.reason}).", lead=True)
+    interval = ""
+    if estimate.low is not None:
+        interval = f" (95 % interval {estimate.low:.4f} to {estimate.high:.4f})"
+    sample = format_sample_size(estimate)
+    return Text(f"{subject} reaches {label} {estimate.value:.4f}{interval} on {sample}.", lead=True)
 
 
-def figures_table(
-    figures: Mapping[str, Estimate], heading: str = "Figures", counts: str = "images"
+def metrics_table(
+    metrics: Mapping[str, Estimate], heading: str = "Metrics", rows: str = "images"
 ) -> Table:
-    """One row a figure: value, interval, method, images or what else `counts` says, patients."""
-    rows = [
-        (name, f.value, f.low, f.high, f.n, f.patients, f.reason or f.method)
-        for name, f in figures.items()
+    """One row per metric: value, interval, sample size, method; `rows` is what was counted."""
+    cells = [
+        (metric_label(name), e.value, e.low, e.high, e.n, e.patients, e.reason or e.method)
+        for name, e in metrics.items()
     ]
-    columns = ("", "value", "low", "high", counts, "patients", "interval by")
-    return Table(columns, rows, heading, "Intervals are at 95 %.")
+    columns = ("", "value", "low", "high", rows, "patients", "interval by")
+    return Table(columns, cells, heading, "Low and high: 95 % confidence intervals.")
 
 
-def html_of(section: Section) -> str:
+def metric_columns(names: Sequence[str]) -> list[str]:
+    """Column names of a table with one row per model and one column per metric."""
+    better = ["" if metric_spec(name).higher_is_better else " (lower is better)" for name in names]
+    return ["", *(metric_label(n) + note for n, note in zip(names, better, strict=True))]
+
+
+def section_html(section: Section) -> str:
     """One section as HTML."""
     heading = "" if section.heading == "" else f"<h2>{html.escape(section.heading)}</h2>"
     return f"<section>{heading}{_body(section)}</section>"
@@ -158,24 +185,24 @@ def _body(section: object) -> str:
 
 @_body.register
 def _(text: Text) -> str:
-    kind = ' class="lead"' if text.lead else ""
+    attribute = ' class="lead"' if text.lead else ""
     paragraphs = [html.escape(p.strip()) for p in text.body.split("\n\n") if p.strip()]
-    return "".join(f"<p{kind}>{p}</p>" for p in paragraphs)
+    return "".join(f"<p{attribute}>{p}</p>" for p in paragraphs)
 
 
 @_body.register
 def _(table: Table) -> str:
     head = "".join(
-        _head(name, [row[at] for row in table.rows]) for at, name in enumerate(table.columns)
+        _head_cell(name, [row[column] for row in table.rows])
+        for column, name in enumerate(table.columns)
     )
-    rows = [_row(row, table.digits, at in table.strong) for at, row in enumerate(table.rows)]
-    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
-    return f"<div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>{note}"
+    rows = [_row(row, table.digits, index in table.strong) for index, row in enumerate(table.rows)]
+    return f"<div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>{_note(table.note)}"
 
 
-def _head(name: str, below: Sequence[Cell]) -> str:
-    numbers = all(not isinstance(cell, str) for cell in below)
-    return f"<th{' class=number' if numbers else ''}>{html.escape(name)}</th>"
+def _head_cell(name: str, cells: Sequence[Cell]) -> str:
+    is_numeric = all(not isinstance(cell, str) for cell in cells)
+    return f"<th{' class=number' if is_numeric else ''}>{html.escape(name)}</th>"
 
 
 def _row(row: Sequence[Cell], digits: int, strong: bool) -> str:
@@ -188,75 +215,87 @@ def _cell(cell: Cell, digits: int) -> str:
         return '<td class="number">&ndash;</td>'
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
-    if isinstance(cell, Estimate | Gap):
-        return f'<td class="number">{_figure_cell(cell, digits)}</td>'
-    shown = f"{cell:,}" if isinstance(cell, int) else f"{cell:.{digits}f}"
-    return f'<td class="number">{shown}</td>'
+    if isinstance(cell, SignedEstimate):
+        return f'<td class="number">{_estimate(cell.estimate, digits, "+")}</td>'
+    if isinstance(cell, Estimate):
+        return f'<td class="number">{_estimate(cell, digits)}</td>'
+    number = f"{cell:,}" if isinstance(cell, int) else f"{cell:.{digits}f}"
+    return f'<td class="number">{number}</td>'
 
 
-def _figure_cell(cell: Estimate | Gap, digits: int) -> str:
-    """The value, and under it the interval in small."""
-    figure, sign = (cell.figure, "+") if isinstance(cell, Gap) else (cell, "")
-    if figure.value is None:
+def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
+    """The value, and under it the interval in small print."""
+    if estimate.value is None:
         return "&ndash;"
-    value = f"{figure.value:{sign}.{digits}f}"
-    if figure.low is None or figure.high is None:
-        return value
-    ends = f"{figure.low:{sign}.{digits}f} to {figure.high:{sign}.{digits}f}"
-    return f"{value}<small>{ends}</small>"
+    value, _, interval = format_estimate(estimate, digits, sign).partition(" (")
+    return f"{value}<small>{interval.rstrip(')')}</small>" if interval else value
+
+
+def _note(note: str) -> str:
+    return f'<p class="note">{html.escape(note)}</p>' if note else ""
 
 
 @_body.register
-def _(picture: Picture) -> str:
-    caption = f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else ""
-    drawn, name = picture.image, picture.caption or picture.heading
-    # one inch is as wide in every picture, so that letters have one size down the page
-    width = None if isinstance(drawn, bytes) else round(drawn.get_figwidth() * CSS_PER_INCH)
-    return f"<figure>{_image(png_of(picture), name, width)}{caption}</figure>"
+def _(plot: Plot) -> str:
+    caption = f"<figcaption>{html.escape(plot.caption)}</figcaption>" if plot.caption else ""
+    width = None
+    if isinstance(plot.image, Figure):
+        width = round(plot.image.get_figwidth() * PIXELS_PER_INCH)
+    return (
+        f"<figure>{_image(plot_png(plot), plot.caption or plot.heading, width)}{caption}</figure>"
+    )
 
 
 @_body.register
-def _(small: Thumbnails) -> str:
-    each = zip(small.images, small.captions, strict=True)
-    items = [f"<li>{_image(png, c)}<span>{html.escape(c)}</span></li>" for png, c in each]
-    note = f'<p class="note">{html.escape(small.note)}</p>' if small.note else ""
-    return f'<ul class="thumbnails">{"".join(items)}</ul>{note}'
+def _(thumbnails: Thumbnails) -> str:
+    items = [
+        f"<li>{_image(png, caption)}<span>{html.escape(caption)}</span></li>"
+        for png, caption in zip(thumbnails.images, thumbnails.captions, strict=True)
+    ]
+    return f'<ul class="thumbnails">{"".join(items)}</ul>{_note(thumbnails.note)}'
 
 
 @_body.register
 def _(gates: Gates) -> str:
-    rows = "".join(_gate(gate) for gate in gates.gates)
-    head = "<tr><th>gate</th><th>asked</th><th>found</th><th></th></tr>"
+    rows = "".join(_gate_row(gate) for gate in gates.gates)
+    head = "<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"
     return f"<div class=wide><table>{head}{rows}</table></div>"
 
 
-def _gate(gate: Gate) -> str:
-    word = "pass" if gate.passed else "fail"
-    texts = "".join(f"<td>{html.escape(t)}</td>" for t in (gate.name, gate.asked, gate.found))
-    return f'<tr>{texts}<td class="{word}">{word}</td></tr>'
+def _gate_row(gate: Gate) -> str:
+    outcome = "pass" if gate.passed else "fail"
+    texts = (gate.name, gate.required, gate.measured)
+    cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+    return f'<tr>{cells}<td class="{outcome}">{outcome}</td></tr>'
 
 
 @_body.register
 def _(details: Details) -> str:
     rows = [
         f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in details.facts.items()
+        for name, value in details.entries.items()
     ]
-    return f'<table class="facts">{"".join(rows)}</table>'
+    return f'<table class="details">{"".join(rows)}</table>'
 
 
-def png_of(picture: Picture) -> bytes:
-    """The picture as PNG, drawn or ready."""
-    return picture.image if isinstance(picture.image, bytes) else to_png(picture.image)
+def plot_png(plot: Plot) -> bytes:
+    """The plot as PNG."""
+    return plot.image if isinstance(plot.image, bytes) else render_png(plot.image)
 
 
-def to_png(drawing: Drawing) -> bytes:
+def render_png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes each time."""
     stream = io.BytesIO()
-    drawing.savefig(stream, format="png", metadata={"Software": None})
+    fig.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
 
 def _image(png: bytes, alternative: str, width: int | None = None) -> str:
-    data, wide = base64.b64encode(png).decode(), f' width="{width}"' if width else ""
-    return f'<img alt="{html.escape(alternative)}"{wide} src="data:image/png;base64,{data}">'
+    data = base64.b64encode(png).decode()
+    attribute = f' width="{width}"' if width else ""
+    return f'<img alt="{html.escape(alternative)}"{attribute} src="data:image/png;base64,{data}">'
+
+
+def _template(name: str) -> str:
+    """A file of this package."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -1,22 +1,24 @@
-"""The report of one run: what it reached, how it learned, where it errs."""
+"""The report of one run, its changed decisions, and its predictions as a table for people."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from evaluation import pruned, sparsity
+from evaluation import sparsity
 from evaluation.files import read_json, write_text
-from evaluation.plots import curves as drawings
+from evaluation.metrics.registry import metric_label, summary_metrics
+from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.results import Results
 
 FILE = "report.html"
-MAIN = ("accuracy", "balanced_accuracy", "auroc", "nll")
-NEAR = 0.005  # a few numbers are 0 by themselves
+ZERO_TOLERANCE = 0.005  # a few weights are 0 without pruning
 RATIOS = (
     "weights_zero_fraction",
     "macs_theoretical_ratio",
@@ -25,110 +27,162 @@ RATIOS = (
 )
 
 
-def write_run_report(folder: Path, results: Results, page: Sequence[html.Section]) -> None:
-    """Writes report.html of the test split, or report.val.html of another, here val."""
+def write_run_report(folder: Path, results: Results, sections: Sequence[html.Section]) -> None:
+    """Writes report.html for the test split, report.<split>.html for another."""
     name = FILE if results.split == "test" else f"report.{results.split}.html"
-    html.write_report(folder / name, f"{results.name}: {results.split} split", page)
+    html.write_report(folder / name, f"{results.name}: {results.split} split", sections)
 
 
-def write_changed(folder: Path, table: PredictionTable) -> None:
-    """changed.csv, or changed.val.csv: each image that control or dense model say otherwise of.
-
-    Of a sparse or pruned run only, and where that model's table is there and of the same images.
-    """
-    split = table.rows["split"].iloc[0]
-    file = folder / (sparsity.CHANGED if split == "test" else f"changed.{split}.csv")
-    file.unlink(missing_ok=True)
-    for said, *names in ((sparsity.FILE, "sparse", "control"), (pruned.FILE, "pruned", "dense")):
-        run = read_json(folder / said).get(names[1]) if (folder / said).is_file() else None
-        with suppress(OSError, ValueError):  # the report says which
-            if run is not None:
-                other = sparsity.of_other(folder, run, table)
-                write_text(file, sparsity.decisions(table, other, *names).to_csv(index=False))
-
-
-def sections(
-    folder: Path,
+def run_sections(
     results: Results,
-    tables: Mapping[str, PredictionTable],
-    history: Path,
-    savings: bool = True,
+    table: PredictionTable,
+    history: pd.DataFrame | None = None,
+    savings: Sequence[html.Section] = (),
 ) -> list[html.Section]:
-    """The page from top to bottom; `tables` holds the run's own under "".
+    """The report of a run from its metrics, predictions and history.
 
-    `savings`: whether what the folder says of zeros and channels is of the weights measured.
+    `savings` are sections on sparsity or pruning, see `savings_sections`.
     """
-    saved = [*sparsity.of_run(folder, tables[""]), *pruned.of_run(folder, tables[""])]
+    summary = {name: results.metrics[name] for name in summary_metrics() if name in results.metrics}
     return [
-        html.lead(results.name, "accuracy", results.metrics["accuracy"]),
-        *notes(results),
-        *_members(results),
-        html.figures_table({k: f for k, f in results.metrics.items() if k in MAIN}),
-        *(saved if savings else []),
-        *pictures(tables[""]),
-        *_curves(history),
-        html.figures_table(results.metrics, "All figures"),
-        html.Details(facts(results)),
+        html.lead_sentence(results.name, "accuracy", results.metrics["accuracy"]),
+        *note_sections(results),
+        *_member_table(results),
+        html.metrics_table(summary),
+        *savings,
+        *prediction_plots(table),
+        *_learning_curves(history),
+        html.metrics_table(results.metrics, "All metrics"),
+        html.Details(run_details(results)),
     ]
 
 
-def is_of(folder: Path, parameters: int, zeros: float) -> bool:
-    """Whether what a folder says of zeros and channels is of weights with so many, and such zeros.
-
-    The dense model that a sparse one was made of lies in the same folder.
-    """
-    said = said_of(folder)
-    same = said.get("parameters", parameters) == parameters
-    return bool(same and abs(said.get("weights_zero_fraction", zeros) - zeros) < NEAR)
-
-
-def said_of(folder: Path) -> dict[str, Any]:
-    """pruning.json or sparsity.json of a run folder, empty where there is neither."""
-    files = [folder / name for name in (pruned.FILE, sparsity.FILE)]
-    return next((read_json(file) for file in files if file.is_file()), {})
-
-
-def measures(folder: Path) -> dict[str, float | None]:
-    """The ratios that results.json states of a sparse or pruned run; null is not measured."""
-    said = said_of(folder)
-    return {key: said[key] for key in RATIOS} if said else {}
-
-
-def pictures(table: PredictionTable) -> list[html.Section]:
-    """Where it errs, how it separates the classes, whether its confidence can be believed."""
+def savings_sections(folder: Path, table: PredictionTable) -> list[html.Section]:
+    """Layers of a sparse or pruned run, and its predictions next to those of the dense run."""
     return [
-        html.Picture(drawings.confusion(table), "Rows are the true classes.", "Confusion"),
-        html.Picture(drawings.roc(table), "Each class against the others.", "ROC"),
-        html.Picture(
-            drawings.reliability({"": table}),
-            "Bars are 95 % intervals of a bin's accuracy.",
-            "Confidence",
+        *sparsity.sparsity_sections(folder, table),
+        *sparsity.pruning_sections(folder, table),
+    ]
+
+
+def prediction_plots(table: PredictionTable) -> list[html.Plot]:
+    """Confusion matrix, ROC curves and reliability of one table."""
+    return [
+        html.Plot(curves.confusion_plot(table), "Rows are the true classes.", "Confusion matrix"),
+        html.Plot(curves.roc_plot(table), "Each class against the others.", "ROC"),
+        html.Plot(
+            curves.reliability_plot({"": table}),
+            "Bars are 95 % confidence intervals of a bin's accuracy.",
+            "Reliability",
         ),
     ]
 
 
-def notes(results: Results) -> list[html.Section]:
-    """Warnings that every report must carry."""
+def note_sections(results: Results) -> list[html.Section]:
+    """Warnings about the data, which every report must contain."""
     return [html.Text(str(note)) for note in results.meta.get("notes", [])]
 
 
-def facts(results: Results) -> dict[str, object]:
-    """Hashes, versions and settings, flat."""
+def run_details(results: Results) -> dict[str, object]:
+    """Hashes, versions and settings of a run."""
     return {k: v for k, v in results.meta.items() if k not in ("members", "notes")}
 
 
-def _members(results: Results) -> list[html.Section]:
+def _member_table(results: Results) -> list[html.Section]:
+    """Summary metrics of an ensemble and its members; nothing for a single model."""
     if not results.others:
         return []
+    names = summary_metrics()
     rows: list[tuple[html.Cell, ...]] = [
-        (name, *(metrics[key] for key in MAIN))
-        for name, metrics in {results.name: results.metrics, **results.others}.items()
+        (member, *(metrics.get(name) for name in names))
+        for member, metrics in {results.name: results.metrics, **results.others}.items()
     ]
-    return [html.Table(("", *MAIN), rows, "Members", strong=[0])]
+    return [html.Table(("", *map(metric_label, names)), rows, "Members", strong=[0])]
 
 
-def _curves(history: Path) -> list[html.Section]:
-    if not history.is_file():
+def _learning_curves(history: pd.DataFrame | None) -> list[html.Section]:
+    if history is None:
         return []
-    drawn = drawings.learning_curves(pd.read_csv(history))
-    return [html.Picture(drawn, "One point an epoch.", "Learning curves")]
+    return [html.Plot(curves.learning_curves(history), "One point per epoch.", "Learning curves")]
+
+
+def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
+    """Writes changed.csv (changed.<split>.csv): images decided differently by control or dense.
+
+    Only for a sparse or pruned run, if that model's table exists and has the same images.
+    """
+    split = table.rows["split"].iloc[0]
+    file = folder / (sparsity.CHANGED_FILE if split == "test" else f"changed.{split}.csv")
+    file.unlink(missing_ok=True)
+    for source, *names in (
+        (sparsity.SPARSITY_FILE, "sparse", "control"),
+        (sparsity.PRUNING_FILE, "pruned", "dense"),
+    ):
+        run = read_json(folder / source).get(names[1]) if (folder / source).is_file() else None
+        with suppress(OSError, ValueError):  # the report states the reason
+            if run is not None:
+                other = sparsity.read_other_table(folder, run, table)
+                changed = sparsity.changed_decisions(table, other, *names)
+                write_text(file, changed.to_csv(index=False))
+
+
+def describes_weights(folder: Path, num_parameters: int, zero_fraction: float) -> bool:
+    """Whether a folder's sparsity.json or pruning.json is about weights of this size and sparsity.
+
+    The run folder also contains the dense model that the sparse one was made from.
+    """
+    savings = read_savings(folder)
+    is_same_size = savings.get("parameters", num_parameters) == num_parameters
+    zeros = savings.get("weights_zero_fraction", zero_fraction)
+    return bool(is_same_size and abs(zeros - zero_fraction) < ZERO_TOLERANCE)
+
+
+def read_savings(folder: Path) -> dict[str, Any]:
+    """pruning.json or sparsity.json of a run folder, empty if there is neither."""
+    files = [folder / name for name in (sparsity.PRUNING_FILE, sparsity.SPARSITY_FILE)]
+    return next((read_json(file) for file in files if file.is_file()), {})
+
+
+def measured_ratios(folder: Path) -> dict[str, float | None]:
+    """Ratios of a sparse or pruned run for results.json; None if not measured."""
+    savings = read_savings(folder)
+    return {key: savings[key] for key in RATIOS} if savings else {}
+
+
+def predictions_frame(table: PredictionTable) -> pd.DataFrame:
+    """Label, prediction, whether it is correct, confidence and probabilities of each image.
+
+    Patient, study and attributes are left out, but an id may still name its patient.
+    """
+    names, probabilities = np.array([*table.class_names, "unknown"]), table.probabilities
+    predictions = probabilities.argmax(axis=1)
+    correct = np.where(predictions == table.labels, "yes", "no")
+    columns = {
+        "id": table.rows["id"],
+        "true": names[table.labels],
+        "predicted": names[predictions],
+        "correct": np.where(table.labels < 0, "unknown", correct),
+        "confidence": probabilities.max(axis=1),
+    }
+    of_class = {f"p({name})": probabilities[:, k] for k, name in enumerate(table.class_names)}
+    return pd.DataFrame({**columns, **of_class})
+
+
+def anonymized_predictions(table: PredictionTable) -> pd.DataFrame:
+    """`predictions_frame` with a hash in place of each id."""
+    frame = predictions_frame(table)
+    return frame.assign(id=[hashed_id(str(name)) for name in frame["id"]])
+
+
+def hashed_id(name: str) -> str:
+    """Hash of an id: an id is a path, which may name its patient."""
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def most_confident(table: PredictionTable, correct: bool, count: int = 4) -> list[str]:
+    """Ids of the most confident correct, or wrong, predictions, alternating between classes."""
+    frame = predictions_frame(table)
+    selected = frame[frame["correct"] == ("yes" if correct else "no")]
+    ordered = selected.sort_values("confidence", ascending=False, kind="stable")
+    turns = ordered.groupby("true").cumcount().sort_values(kind="stable")
+    return [str(name) for name in ordered.loc[turns.index[:count], "id"]]

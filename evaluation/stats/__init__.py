@@ -1,1 +1,1 @@
-"""Estimates with confidence intervals: bootstrap, DeLong, Wilson, paired tests."""
+"""Estimates with confidence intervals: bootstrap over patients, DeLong, Wilson, paired tests."""

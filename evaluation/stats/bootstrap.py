@@ -1,104 +1,268 @@
-"""Figures that are functions of sums over patients, with their intervals."""
+"""Bootstrap over patients: replicates of statistics of sums, and intervals from them (BCa).
+
+Resamples show no spread where a class is always right, and too little where it has few patients:
+with 2, 3, 5 and 8 patients in one of two classes, their 95 % intervals of the balanced accuracy
+cover the true value in 40, 69, 83 and 92 % of simulations. `interval_with_wilson_bound` widens
+them by what Wilson's interval allows: 91, 96, 100 and 100 %.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.special import ndtr, ndtri
 
-from evaluation.metrics import confusion
-from evaluation.predictions import PredictionTable
-from evaluation.stats import summary
-from evaluation.stats.clusters import Clusters
-from evaluation.stats.estimate import Estimate, Parts, Replicates, bootstrap, make_estimate, wilson
-from evaluation.stats.small_samples import ALIKE, BOOTSTRAP, WILSON, added, moved, with_room
+RARE = 10  # a class with fewer patients is resampled in a stratum of its own
+LEVEL = 0.95  # of all intervals
+DRAWS = 2000
+TIE = 1e-12  # values that differ by less are equal up to rounding of sums and means
+FLOAT32_TOLERANCE = 1e-6  # replicates whose relative spread is less are equal up to rounding
+MIN_PATIENTS = 5  # with fewer, intervals of the average precision cover it in 45 to 85 %
+_MAX_GROUPS = 1000  # of patients that the jackknife leaves out
+_CHUNK = 2_000_000  # numbers in memory at a time
 
-CENTRED = "patient bootstrap, centerd"
-NOTHING = "a class has no image, or is never predicted"
-LEAST = {"kappa": -1.0, "kappa_quadratic": -1.0, "mcc": -1.0}  # 0 for all others
-Room = tuple[np.ndarray, np.ndarray]
+BCA, CENTERED = "bootstrap over patients, BCa", "bootstrap over patients, centered"
+WILSON = "Wilson, by patients"
+BCA_AND_WILSON = f"{BCA}; {WILSON}, for classes without spread"
+NO_SPREAD = "too few resamples have a value, or all have the same"
 
-
-def summed_figures(
-    table: PredictionTable, clusters: Clusters, draws: int, seed: int
-) -> dict[str, Estimate]:
-    """Figures by name; a rate of one class has n and patients of what it is a share of."""
-    names, sums = table.class_names, clusters.total(summary.columns(table))
-    within = bootstrap(sums, lambda s: _stacked(s, names), clusters, draws, seed)
-    among = within
-    if clusters.strata:
-        among = bootstrap(sums, lambda s: _stacked(s, names), clusters.whole, draws, seed)
-    total = np.ones((1, clusters.count)) @ sums
-    room, sizes, found = _room(total, table, clusters), _sizes(table, clusters), {}
-    for at, name in enumerate(_named(total, names)):
-        if name in summary.BY_IMAGE:
-            parts, method = _by_image(name, among, at, clusters.count)
-        else:
-            fall, rise = float(room[0][at]), float(room[1][at])
-            parts, method = with_room(within, at, fall, rise, LEAST.get(name, 0.0))
-        size = sizes.get(name, (len(table), clusters.count))
-        found[name] = make_estimate(
-            parts, method, *size, ALIKE if np.isfinite(parts[0]) else NOTHING
-        )
-    return found | (_proportions(table) if clusters.single else {})
+Sums = Any  # an array or a scipy.sparse matrix; scipy has no types here
+Statistic = Callable[[np.ndarray], np.ndarray]
+Parts = tuple[float, float, float]  # value, low, high
 
 
-def _by_image(name: str, redrawn: Replicates, at: int, patients: int) -> tuple[Parts, str]:
-    """Parts and method of a figure in which no class weighs more than its images."""
-    value = float(redrawn.value[at])
-    if name in summary.CENTRED:
-        low, high = redrawn.centerd(at)
-        return (value, float(np.maximum(0.0, low)), high), CENTRED
-    if name in summary.SHARES and value in (0.0, 1.0):
-        return (value, *wilson(value * patients, patients)), WILSON
-    return (value, *redrawn.interval(at)), BOOTSTRAP
+@dataclass(frozen=True)
+class Clusters:
+    """Patient of each row (n,), and the stratum of each patient within which it is resampled."""
+
+    patient_of_row: np.ndarray
+    stratum: np.ndarray
+
+    @classmethod
+    def from_patients(cls, patients: np.ndarray, labels: np.ndarray) -> "Clusters":
+        """Clusters of the patients (n,); patients of a rare class form a stratum.
+
+        A class is rare if fewer than 10 patients have it: no resample loses it. All other patients
+        are resampled together, because the number of patients of a class in a test set is random
+        as well, and precision, F1 and accuracy depend on it: with a stratum for every class, 95 %
+        intervals of the precision covered the truth in 80 % of simulations. The class of a patient
+        is the overall rarest among the labels of the patient's images.
+        """
+        names, patient_of_row = np.unique(patients.astype(str), return_inverse=True)
+        classes, label = np.unique(labels, return_inverse=True)
+        rarity = np.argsort(np.argsort(np.bincount(label), kind="stable"))
+        class_of = np.full(len(names), len(classes))
+        np.minimum.at(class_of, patient_of_row, rarity[label])
+        is_common = np.bincount(class_of, minlength=len(classes))[class_of] >= RARE
+        return cls(patient_of_row, np.where(is_common, -1, class_of))
+
+    @property
+    def num_patients(self) -> int:
+        """Number of patients."""
+        return len(self.stratum)
+
+    @property
+    def has_one_row_per_patient(self) -> bool:
+        """True if no patient has two rows."""
+        return self.num_patients == len(self.patient_of_row)
+
+    @property
+    def has_strata(self) -> bool:
+        """True if patients of a rare class are resampled in a stratum of their own."""
+        return bool((self.stratum >= 0).any())
+
+    @property
+    def without_strata(self) -> "Clusters":
+        """The same patients, all resampled together: for metrics that weight images equally.
+
+        The number of patients of a rare class is random as well.
+        """
+        return Clusters(self.patient_of_row, np.full_like(self.stratum, -1))
+
+    def sum_by_patient(self, rows: Sums) -> Sums:
+        """Sums (patients, d) of the rows (n, d) of each patient, sparse if `rows` is."""
+        return sum_by_group(rows, self.patient_of_row, self.num_patients)
+
+    def patients_with(self, rows: np.ndarray) -> np.ndarray:
+        """Number of patients with a true row, for each column of (n, d): (d,)."""
+        return np.asarray((self.sum_by_patient(rows.astype(float)) > 0).sum(axis=0))
+
+    def resample_counts(self, draws: int, seed: int) -> np.ndarray:
+        """How often each patient is drawn, (patients, draws); strata keep their size.
+
+        The same seed gives the same draws, so metrics of several models are paired.
+        """
+        return _resample_counts(self.stratum.astype(np.int64).tobytes(), draws, seed)
 
 
-def _room(total: np.ndarray, table: PredictionTable, clusters: Clusters) -> Room:
-    """How far each figure may fall and rise for classes that redraws cannot show."""
-    k = len(table.class_names)
-    held = clusters.holding(np.eye(k, dtype=bool)[table.labels])
-    cells = moved(summary.matrices(total, k)[0], held).reshape(-1, k * k)
-    rest = np.repeat(total[:, k * k :], len(cells), axis=0)
-    values = _stacked(np.hstack([cells, rest]), table.class_names)
-    return added(values - values[:1])
+@lru_cache(maxsize=2)  # all tables of one ensemble have the same patients
+def _resample_counts(stratum: bytes, draws: int, seed: int) -> np.ndarray:
+    stratum_of = np.frombuffer(stratum, np.int64)
+    counts = np.empty((len(stratum_of), draws), np.uint8)
+    rng = np.random.default_rng(seed)
+    for value in np.unique(stratum_of):
+        patients = np.flatnonzero(stratum_of == value)
+        step = max(1, _CHUNK // len(patients))
+        for start in range(0, draws, step):
+            size = min(step, draws - start)
+            counts[patients, start : start + size] = _multinomial(len(patients), size, rng)
+    counts.flags.writeable = False  # the array is cached
+    return counts
 
 
-def _named(sums: np.ndarray, class_names: list[str]) -> confusion.Rates:
-    return summary.overall(sums, len(class_names)) | summary.per_class(sums, class_names)
+def _multinomial(patients: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    drawn = rng.integers(0, patients, (draws, patients), dtype=np.int32)
+    drawn += np.arange(draws, dtype=np.int32)[:, None] * patients
+    return np.bincount(drawn.ravel(), minlength=draws * patients).reshape(draws, patients).T
 
 
-def _stacked(sums: np.ndarray, class_names: list[str]) -> np.ndarray:
-    return np.column_stack(list(_named(sums, class_names).values()))
+def sum_by_group(rows: Sums, group: np.ndarray, num_groups: int) -> Sums:
+    """Sums (groups, d) of the rows (n, d) of each group (n,)."""
+    n = len(group)
+    gather = csr_matrix((np.ones(n), (group, np.arange(n))), shape=(num_groups, n))
+    sums: Sums = gather @ rows
+    return sums
 
 
-def _sizes(table: PredictionTable, clusters: Clusters) -> dict[str, tuple[int, int]]:
-    """Images and patients that the rates of a class are shares of."""
-    corner = np.eye(len(table.class_names), dtype=bool)
-    own, said = corner[table.labels], corner[table.logits.argmax(axis=1)]
-    return {
-        f"{rate}/{name}": (int(images), int(patients))
-        for rate, rows in (("recall", own), ("precision", said), ("specificity", ~own))
-        for name, images, patients in zip(
-            table.class_names, rows.sum(axis=0), clusters.holding(rows), strict=True
-        )
-    }
+@dataclass(frozen=True)
+class Replicates:
+    """Values of m statistics: observed (m,), resampled (draws, m), jackknifed (groups, m)."""
+
+    value: np.ndarray
+    resampled: np.ndarray
+    left_out: np.ndarray
+
+    def select(self, at: int, spread: float = 1.0) -> "Replicates":
+        """Statistic `at` alone; distances of replicates from its value are scaled by `spread`."""
+        value, resampled = self.value[[at]], self.resampled[:, [at]]
+        return Replicates(value, value + spread * (resampled - value), self.left_out[:, [at]])
+
+    def is_undefined(self, at: int) -> bool:
+        """Whether statistic `at` has no value, or less than 90 % of its replicates have one."""
+        usable = np.isfinite(self.resampled[:, at]).mean()
+        return bool(usable < 0.9 or not np.isfinite(self.value[at]))
+
+    def has_no_spread(self, at: int) -> bool:
+        """Whether all replicates of statistic `at` are equal, which is no proof of certainty."""
+        if self.is_undefined(at):
+            return False
+        spread = np.ptp(self._finite(at))
+        return bool(spread <= FLOAT32_TOLERANCE * abs(self.value[at]))
+
+    def bca_interval(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+        """BCa interval of statistic `at`; NaN if it is undefined or has no spread."""
+        if self.is_undefined(at) or self.has_no_spread(at):
+            return np.nan, np.nan
+        left_out = self.left_out[:, at]
+        finite = left_out[np.isfinite(left_out)]
+        return bca(float(self.value[at]), self._finite(at), finite, level)
+
+    def percentile_interval(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+        """Percentiles of the replicates; NaN as in `bca_interval`."""
+        if self.is_undefined(at) or self.has_no_spread(at):
+            return np.nan, np.nan
+        low, high = np.quantile(self._finite(at), [0.5 - level / 2, 0.5 + level / 2])
+        return float(low), float(high)
+
+    def centered_interval(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+        """Percentiles of the replicates, shifted so that their mean is the value; NaN as above.
+
+        For calibration errors: resampling adds noise that increases them, and BCa would conclude
+        that the value itself is exceptionally small.
+        """
+        low, high = self.percentile_interval(at, level)
+        if np.isnan(low):
+            return low, high
+        shift = float(self.value[at] - np.nanmean(self.resampled[:, at]))
+        return low + shift, high + shift
+
+    def _finite(self, at: int) -> np.ndarray:
+        resampled = self.resampled[:, at]
+        return np.asarray(resampled[np.isfinite(resampled)])
 
 
-def _proportions(table: PredictionTable) -> dict[str, Estimate]:
-    """Wilson's interval where each patient has one image."""
-    matrix = confusion.confusion(table.labels, table.logits.argmax(axis=1), len(table.class_names))
-    hits, total = np.diagonal(matrix), matrix.sum()
-    found = {name: _wilson(int(hits.sum()), int(total)) for name in summary.SHARES}
-    others = total - matrix.sum(axis=1)
-    counts = {
-        "recall": (hits, matrix.sum(axis=1)),
-        "precision": (hits, matrix.sum(axis=0)),
-        "specificity": (others - matrix.sum(axis=0) + hits, others),
-    }
-    for rate, (top, bottom) in counts.items():
-        for name, a, b in zip(table.class_names, top, bottom, strict=True):
-            found[f"{rate}/{name}"] = _wilson(int(a), int(b))
-    return found
+def bootstrap(
+    sums: Sums,
+    statistic: Statistic,
+    clusters: Clusters,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Replicates:
+    """Resamples patients within strata; `statistic` maps summed columns (r, d) to values (r, m).
+
+    `sums` is (patients, d). A resample is a column of counts, so all are one matrix product.
+    """
+    total = np.ones((1, clusters.num_patients)) @ sums
+    counts, columns = clusters.resample_counts(draws, seed), sums.astype(np.float32).T
+    step = max(1, min(5 * _CHUNK // sums.shape[0], _CHUNK // sums.shape[1]))
+
+    def resample(start: int) -> np.ndarray:
+        # float32 takes half the time and represents counts below 2 ** 24 exactly
+        resampled = columns @ counts[:, start : start + step].astype(np.float32)
+        return statistic(resampled.T.astype(float))
+
+    with ThreadPoolExecutor(2) as pool:
+        resampled = list(pool.map(resample, range(0, draws, step)))
+    left_out = statistic(total - _jackknife_groups(sums, seed))
+    return Replicates(statistic(total)[0], np.concatenate(resampled), left_out)
 
 
-def _wilson(hits: int, n: int) -> Estimate:
-    if n == 0:
-        return Estimate(None, None, None, "Wilson", 0, 0, "there is nothing to divide by")
-    return Estimate(hits / n, *wilson(hits, n), "Wilson", n, n)
+def _jackknife_groups(sums: Sums, seed: int) -> np.ndarray:
+    """Sums of at most 1000 random groups of patients."""
+    patients = sums.shape[0]
+    num_groups = min(patients, _MAX_GROUPS)
+    group = np.random.default_rng(seed).permutation(patients) % num_groups
+    grouped = sum_by_group(sums, group, num_groups)
+    return grouped if isinstance(grouped, np.ndarray) else np.asarray(grouped.toarray())
+
+
+def bca(
+    value: float, resampled: np.ndarray, left_out: np.ndarray, level: float = LEVEL
+) -> tuple[float, float]:
+    """Efron's bias-corrected and accelerated interval from replicates and a jackknife."""
+    gap = resampled - value
+    below = np.mean(gap < -TIE) + np.mean(np.abs(gap) <= TIE) / 2
+    count = len(resampled) + 1
+    bias = ndtri(np.clip(below, 1 / count, (count - 1) / count))
+    deviations = left_out.mean() - left_out
+    spread = np.sum(deviations**2) ** 1.5
+    acceleration = np.sum(deviations**3) / (6 * spread) if spread > 0 else 0.0
+    z = bias + ndtri(np.array([0.5 - level / 2, 0.5 + level / 2]))
+    low, high = np.quantile(resampled, ndtr(bias + z / (1 - acceleration * z)))
+    return float(low), float(high)
+
+
+def too_few_patients(class_names: Sequence[str], patients: Iterable[int]) -> str:
+    """Reason of a missing interval: a class with 1 to 4 patients; "" if there is none."""
+    for name, count in zip(class_names, patients, strict=True):
+        if 0 < count < MIN_PATIENTS:
+            return f"class {name!r} has {count} patients; an interval needs {MIN_PATIENTS}"
+    return ""
+
+
+def interval_with_wilson_bound(
+    replicates: Replicates,
+    at: int,
+    fall: float,
+    rise: float,
+    minimum: float = 0.0,
+    shift: float = 0.0,
+) -> tuple[Parts, str]:
+    """Value and interval of statistic `at` within `minimum` to 1, and the method.
+
+    `fall` and `rise` are how far Wilson's bounds allow the true value to be below and above; they
+    and the BCa interval are combined as independent errors. `shift` is added to all three numbers.
+    """
+    value, no_spread = float(replicates.value[at]), replicates.has_no_spread(at)
+    low, high = replicates.bca_interval(at)
+    if no_spread and fall + rise > 0:
+        low = high = value
+    low, high = value - np.hypot(value - low, fall), value + np.hypot(high - value, rise)
+    low, high = np.maximum(low + shift, minimum), np.minimum(high + shift, 1.0)
+    is_widened = fall + rise > 0 and np.isfinite(value)
+    method = WILSON if no_spread else BCA_AND_WILSON if is_widened else BCA
+    return (value + shift, float(low), float(high)), method

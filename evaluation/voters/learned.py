@@ -1,4 +1,4 @@
-"""Voters whose convex weights are learned on validation tables."""
+"""Voters whose convex weights minimize the NLL on validation tables, and that objective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,172 +6,198 @@ from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import OptimizeResult, minimize
+from scipy.special import softmax
 
 from evaluation.predictions import PredictionTable, align, refuse_test
-from evaluation.voters.likelihood import Pool, nll, stepped
-from evaluation.voters.simple import FLOOR, Weighted, check_members, convex
+from evaluation.voters.simple import (
+    MIN_PROBABILITY,
+    Weighted,
+    check_member_count,
+    normalized_weights,
+    safe_log,
+)
 
-SHRINKAGE = 100.0  # rows at which a part's own weights count as much as everybody's
-ENOUGH = 50  # positives below which a class takes everybody's weights
+SHRINKAGE_ROWS = 100.0  # rows at which own weights count as much as the common ones
+MIN_POSITIVES = 50  # a class with fewer positives takes the common weights
+ROWS_PER_WEIGHT = 50  # labeled rows that stacking needs for each member and class
+WEIGHT_DECAY = 1.0  # squared-weight penalty, in rows
 
 
 @dataclass(frozen=True)
 class Learned(Weighted):
-    """The convex weights of least NLL on validation, judged at the pool's best temperature."""
+    """Convex weights of least validation NLL after temperature scaling of the pool."""
 
-    kind: ClassVar[str] = "learned"
+    name: ClassVar[str] = "learned"
 
 
 @dataclass(frozen=True)
 class Greedy(Weighted):
-    """Weights by Caruana's selection with replacement, scored by NLL.
+    """Weights by Caruana's ensemble selection with replacement, scored by NLL.
 
-    `optimizm` is the NLL on the other half of the patients minus that on the half chosen on.
+    `optimism` is the NLL on one half of the patients minus that on the half used for selection.
     """
 
-    optimizm: float = 0.0
-    kind: ClassVar[str] = "greedy"
+    optimism: float = 0.0
+    name: ClassVar[str] = "greedy"
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """Weights (K, members), one set a class, shrunk towards everybody's; then normalized."""
+    """Weights (K, members) for each class, shrunk towards common weights."""
 
     weights: np.ndarray
-    kind: ClassVar[str] = "per_class"
+    name: ClassVar[str] = "per_class"
     attribute: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", convex(self.weights))
+        object.__setattr__(self, "weights", normalized_weights(self.weights))
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
-        """Pools each class by its own weights."""
-        check_members(members, self.weights.shape[1])
-        pooled = np.maximum(np.einsum("km,mnk->nk", self.weights, members), FLOOR)
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Pools each class by its own weights and normalizes over classes."""
+        check_member_count(members, self.weights.shape[1])
+        pooled = np.maximum(np.einsum("km,mnk->nk", self.weights, members), MIN_PROBABILITY)
         return np.asarray(pooled / pooled.sum(axis=1, keepdims=True))
+
+    def member_weights(
+        self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The weights of the given class of each image."""
+        return np.asarray(self.weights[classes])
+
+    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+        """One row per class."""
+        return dict(zip(class_names, self.weights, strict=True))
 
 
 @dataclass(frozen=True)
-class PerPart:
-    """Weights (values, members) for each value of an attribute; an unseen value gets `common`.
+class Stacked:
+    """Multinomial logistic regression on the log-probabilities of all members.
 
-    A part's weights are s x its own + (1 - s) x common with s = n / (n + 100).
+    `weights` is (K, members x K) and `bias` (K,).
     """
 
-    attribute: str
-    values: list[str]
     weights: np.ndarray
-    common: np.ndarray
-    kind: ClassVar[str] = "per_part"
+    bias: np.ndarray
+    name: ClassVar[str] = "stacked"
+    attribute: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", convex(self.weights))
-        object.__setattr__(self, "common", convex(self.common))
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Softmax of the regression."""
+        check_member_count(members, self.weights.shape[1] // len(self.bias))
+        return np.asarray(softmax(_side_by_side(members) @ self.weights.T + self.bias, axis=1))
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
-        """Pools each image by the weights of its part."""
-        check_members(members, len(self.common))
-        return np.asarray(np.einsum("nm,mnk->nk", self.of(given(self.attribute, parts)), members))
+    def member_weights(
+        self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Positive weights of each member's own log-probability of the class; equal if none."""
+        k, count = len(self.bias), len(members)
+        own = self.weights.reshape(k, count, k)[classes, :, classes].clip(0)
+        total = own.sum(axis=1, keepdims=True)
+        return np.asarray(np.where(total > 0, own / np.where(total > 0, total, 1), 1 / count))
 
-    def of(self, parts: np.ndarray) -> np.ndarray:
-        """The weights of each image, (n, members)."""
-        at = {value: i for i, value in enumerate(self.values)}
-        table = np.vstack([self.weights, self.common])
-        return np.asarray(table[[at.get(str(part), -1) for part in parts]])
-
-
-def given(attribute: str, parts: np.ndarray | None) -> np.ndarray:
-    """The parts, or an error that says what is lacking and where."""
-    if parts is None:
-        raise ValueError(f"this voter needs the attribute {attribute!r} of each image")
-    lacking = [row for row, part in enumerate(parts) if part is None or str(part) in ("", "nan")]
-    if lacking:
-        raise ValueError(f"{len(lacking)} images lack {attribute!r}, at rows {lacking[:5]}")
-    return parts
+    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+        """No rows: the regression mixes classes, so its weights are not comparable."""
+        return {}
 
 
 def fit_learned(tables: Sequence[PredictionTable]) -> Learned:
-    """The convex weights of `least_nll`."""
-    members, table = fitting(tables, "learned weights")
-    return Learned(least_nll(members, table.labels))
+    """Convex weights of least NLL, see `min_nll_weights`."""
+    members, table = fitting_data(tables, "learned weights")
+    return Learned(min_nll_weights(members, table.labels))
 
 
 def fit_greedy(tables: Sequence[PredictionTable], rounds: int = 40) -> Greedy:
-    """Adds the member that lowers the NLL most, with replacement; ties go to the first named."""
-    members, table = fitting(tables, "greedy selection")
+    """Adds the member that lowers the NLL most, with replacement; ties go to the first member."""
+    members, table = fitting_data(tables, "greedy selection")
     patients = np.unique(table.patients.astype(str), return_inverse=True)[1]
     half = np.random.default_rng(0).permutation(patients.max() + 1)[patients] % 2 == 0
     gaps = []
-    for chosen in (half, ~half):
-        if chosen.any() and (~chosen).any():
-            seen = Pool(members[:, chosen], table.labels[chosen])
-            unseen = Pool(members[:, ~chosen], table.labels[~chosen])
-            weights, b = _select(seen, rounds)
-            gaps.append(unseen.loss(weights, b)[0] - seen.loss(weights, b)[0])
-    optimizm = float(np.mean(gaps)) if gaps else 0.0
-    return Greedy(_select(Pool(members, table.labels), rounds)[0], optimizm)
+    for inside in (half, ~half):
+        if inside.any() and (~inside).any():
+            selection = MemberPool(members[:, inside], table.labels[inside])
+            holdout = MemberPool(members[:, ~inside], table.labels[~inside])
+            weights, b = _select_members(selection, rounds)
+            gaps.append(holdout.loss(weights, b)[0] - selection.loss(weights, b)[0])
+    optimism = float(np.mean(gaps)) if gaps else 0.0
+    return Greedy(_select_members(MemberPool(members, table.labels), rounds)[0], optimism)
 
 
 def fit_per_class(
-    tables: Sequence[PredictionTable], shrinkage: float = SHRINKAGE, enough: int = ENOUGH
+    tables: Sequence[PredictionTable],
+    shrinkage: float = SHRINKAGE_ROWS,
+    min_positives: int = MIN_POSITIVES,
 ) -> PerClass:
-    """Each class's weights minimize its own log loss against the rest, then are shrunk."""
-    members, table = fitting(tables, "per-class weights")
-    common, rows = least_nll(members, table.labels), []
+    """Weights of least one-versus-rest log loss for each class, shrunk towards common weights."""
+    members, table = fitting_data(tables, "per-class weights")
+    common, rows = min_nll_weights(members, table.labels), []
     for c in range(len(table.class_names)):
         positive = table.labels == c
         n = int(positive.sum())
-        share = n / (n + shrinkage) if n >= enough else 0.0
-        against = np.stack([1 - members[:, :, c], members[:, :, c]], axis=2)
-        own = least_nll(against, positive.astype(int)) if share else common
-        rows.append(share * own + (1 - share) * common)
+        ratio = n / (n + shrinkage) if n >= min_positives else 0.0
+        one_vs_rest = np.stack([1 - members[:, :, c], members[:, :, c]], axis=2)
+        own = min_nll_weights(one_vs_rest, positive.astype(int)) if ratio else common
+        rows.append(ratio * own + (1 - ratio) * common)
     return PerClass(np.stack(rows))
 
 
-def fit_per_part(
-    tables: Sequence[PredictionTable], attribute: str = "body_part", shrinkage: float = SHRINKAGE
-) -> PerPart:
-    """Weights of least NLL for each value of the attribute, shrunk towards those of all rows."""
-    members, table = fitting(tables, f"weights per {attribute}")
-    if attribute not in table.attributes:
-        raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
-    parts = given(attribute, table.rows[attribute].fillna("").astype(str).to_numpy(dtype=object))
-    common, values = least_nll(members, table.labels), sorted(set(parts))
-    rows = []
-    for value in values:
-        here = parts == value
-        share = here.sum() / (here.sum() + shrinkage)
-        own = least_nll(members[:, here], table.labels[here])
-        rows.append(share * own + (1 - share) * common)
-    return PerPart(attribute, [str(v) for v in values], np.stack(rows), common)
+def fit_stacked(tables: Sequence[PredictionTable], weight_decay: float = WEIGHT_DECAY) -> Stacked:
+    """Weights of least penalized NLL; the penalty pulls towards the members' geometric mean."""
+    members, table = fitting_data(tables, "stacking")
+    k, count = len(table.class_names), len(members)
+    if len(table) < ROWS_PER_WEIGHT * count * k:
+        required = (
+            f"{ROWS_PER_WEIGHT} x {count} members x {k} classes = {ROWS_PER_WEIGHT * count * k}"
+        )
+        raise ValueError(f"stacking needs {required} labeled rows, the tables have {len(table)}")
+    inputs = np.vstack([_side_by_side(members).T, np.ones(len(table))])
+    start = np.hstack([np.tile(np.eye(k), count) / count, np.zeros((k, 1))])
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        w = flat.reshape(start.shape)
+        scores = w @ inputs
+        tempered = tempered_nll_gradients(scores - scores.max(axis=0), table.labels, 1.0)
+        penalty = weight_decay / 2 * float(((w - start) ** 2).sum())
+        gradient = tempered.by_log @ inputs.T + weight_decay * (w - start)
+        return tempered.nll + penalty / len(table), gradient.ravel() / len(table)
+
+    solution = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    w = solution.x.reshape(start.shape)
+    return Stacked(w[:, :-1], w[:, -1])
 
 
-def fitting(tables: Sequence[PredictionTable], what: str) -> tuple[np.ndarray, PredictionTable]:
-    """Members (members, n, K) on the labeled rows, and the first table of them; not of test."""
+def _side_by_side(members: np.ndarray) -> np.ndarray:
+    """Log-probabilities (n, members x K), member by member."""
+    return np.hstack(list(safe_log(members)))
+
+
+def fitting_data(
+    tables: Sequence[PredictionTable], purpose: str
+) -> tuple[np.ndarray, PredictionTable]:
+    """Probabilities (members, n, K) of the labeled rows and the first table; refuses test rows."""
     for table in tables:
-        refuse_test(table, what)
-    known = align([table.labeled for table in tables])
-    return np.stack([table.probabilities for table in known]), known[0]
+        refuse_test(table, purpose)
+    labeled = align([table.labeled for table in tables])
+    return np.stack([table.probabilities for table in labeled]), labeled[0]
 
 
-def least_nll(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Convex weights (members,) whose pool has the least NLL once its temperature is fitted.
+def min_nll_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Convex weights (members,) whose pool has the least NLL after temperature scaling.
 
-    A pool is calibrated after pooling, so it is judged as it will be used: weights that suit
-    the uncalibrated pool favor single sure members over a good mixture that is merely hesitant.
-    The search starts at equal weights and near each end, and keeps the least.
+    A pool is calibrated after pooling, so weights are optimized together with the temperature:
+    weights that suit the uncalibrated pool favor single confident members over a good mixture.
+    The search starts at equal weights and near the best single member.
     """
-    pool, count = Pool(members, labels), len(members)
+    pool, count = MemberPool(members, labels), len(members)
     equal = np.full(count, 1 / count)
-    alone = [pool.loss(corner, 1.0)[0] for corner in np.eye(count)]
-    starts = [equal, 0.8 * np.eye(count)[int(np.argmin(alone))] + 0.2 * equal]
-    found = [_descended(pool, start) for start in starts]
-    best = min(found, key=lambda each: float(each.fun)).x[:-1]
-    return convex(np.where(best > 1e-9, best, 0.0))
+    single = [pool.loss(corner, 1.0)[0] for corner in np.eye(count)]
+    starts = [equal, 0.8 * np.eye(count)[int(np.argmin(single))] + 0.2 * equal]
+    solutions = [_minimize_from(pool, start) for start in starts]
+    best = min(solutions, key=lambda solution: float(solution.fun)).x[:-1]
+    return normalized_weights(np.where(best > 1e-9, best, 0.0))
 
 
-def _descended(pool: Pool, start: np.ndarray) -> OptimizeResult:
-    b = stepped(pool.logs(start), pool.labels, 1.0, steps=6)
+def _minimize_from(pool: "MemberPool", start: np.ndarray) -> OptimizeResult:
+    b = refine_inverse_temperature(pool.log_probabilities(start), pool.labels, 1.0, steps=6)
     sum_to_one = {
         "type": "eq",
         "fun": lambda x: x[:-1].sum() - 1,
@@ -188,19 +214,90 @@ def _descended(pool: Pool, start: np.ndarray) -> OptimizeResult:
     )
 
 
-def _select(pool: Pool, rounds: int, patience: int = 5) -> tuple[np.ndarray, float]:
+def _select_members(pool: "MemberPool", rounds: int, patience: int = 5) -> tuple[np.ndarray, float]:
     """Weights of the best prefix of a greedy selection, and their inverse temperature."""
     counts, best, least = np.zeros(len(pool)), (np.zeros(len(pool)), 1.0), np.inf
     b, best_size = 1.0, 0
     for size in range(1, rounds + 1):
-        tried = [(counts + one) / size for one in np.eye(len(pool))]
-        losses = [nll(pool.logs(weights), pool.labels, b) for weights in tried]
-        chosen = tried[int(np.argmin(losses))]
-        counts, logs = chosen * size, pool.logs(chosen)
-        b = stepped(logs, pool.labels, b)
-        loss = nll(logs, pool.labels, b)
+        candidates = [(counts + one_hot) / size for one_hot in np.eye(len(pool))]
+        losses = [tempered_nll(pool.log_probabilities(w), pool.labels, b) for w in candidates]
+        weights = candidates[int(np.argmin(losses))]
+        counts, logs = weights * size, pool.log_probabilities(weights)
+        b = refine_inverse_temperature(logs, pool.labels, b)
+        loss = tempered_nll(logs, pool.labels, b)
         if loss < least - 1e-9:
-            best, least, best_size = (chosen, b), loss, size
+            best, least, best_size = (weights, b), loss, size
         if size - best_size >= patience:
             break
-    return convex(best[0]), best[1]
+    return normalized_weights(best[0]), best[1]
+
+
+class MemberPool:
+    """Members' probabilities (members, n, K) and labels (n,), for the loss of many weights.
+
+    Arrays are classes first, (K, n): sums over few classes are then many times faster.
+    """
+
+    def __init__(self, members: np.ndarray, labels: np.ndarray) -> None:
+        self.members = np.ascontiguousarray(members.transpose(0, 2, 1))
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def log_probabilities(self, weights: np.ndarray) -> np.ndarray:
+        """Log of the weighted mean, (K, n)."""
+        pooled = np.tensordot(weights, self.members, 1)
+        return np.asarray(np.log(np.maximum(pooled, MIN_PROBABILITY)))
+
+    def loss(self, weights: np.ndarray, b: float) -> tuple[float, np.ndarray]:
+        """Mean NLL at inverse temperature b, and its gradient by the weights and, last, by b."""
+        logs = self.log_probabilities(weights)
+        tempered = tempered_nll_gradients(logs, self.labels, b)
+        by_pool = tempered.by_log / np.exp(logs)
+        by_weight = self.members.reshape(len(self), -1) @ by_pool.ravel() / len(self.labels)
+        return tempered.nll, np.append(by_weight, tempered.by_b)
+
+
+@dataclass(frozen=True)
+class TemperedNll:
+    """Mean NLL at inverse temperature b and its derivatives.
+
+    `by_log` (K, n) is the gradient of the sum over images; `by_b` and `curvature` are the first
+    and second derivative of the mean.
+    """
+
+    nll: float
+    by_log: np.ndarray
+    by_b: float
+    curvature: float
+
+
+def tempered_nll_gradients(logs: np.ndarray, labels: np.ndarray, b: float) -> TemperedNll:
+    """NLL of log-probabilities (K, n) at inverse temperature b; each column must be <= 0."""
+    rows = np.arange(len(labels))
+    powers = np.exp(b * logs)
+    total = powers.sum(axis=0)
+    tempered, own = powers / total, logs[labels, rows]
+    mean = (tempered * logs).sum(axis=0)
+    variance = (tempered * logs**2).sum(axis=0) - mean**2
+    nll = float((np.log(total) - b * own).mean())
+    tempered[labels, rows] -= 1
+    return TemperedNll(nll, b * tempered, float((mean - own).mean()), float(variance.mean()))
+
+
+def tempered_nll(logs: np.ndarray, labels: np.ndarray, b: float) -> float:
+    """NLL of log-probabilities (K, n) at inverse temperature b."""
+    own = logs[labels, np.arange(len(labels))]
+    return float((np.log(np.exp(b * logs).sum(axis=0)) - b * own).mean())
+
+
+def refine_inverse_temperature(
+    logs: np.ndarray, labels: np.ndarray, b: float, steps: int = 2
+) -> float:
+    """Newton steps from inverse temperature b to that of least NLL, each at most a factor of 2."""
+    for _ in range(steps):
+        tempered = tempered_nll_gradients(logs, labels, b)
+        step = tempered.by_b / max(tempered.curvature, 1e-12)
+        b = float(np.clip(b - step, max(b / 2, 0.05), min(2 * b, 20.0)))
+    return b

@@ -1,4 +1,4 @@
-"""Voters that need no fitting, and what every voter is."""
+"""The interface of a voter, voters that need no fitting, and the pooling of prediction tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,127 +9,160 @@ from scipy.special import softmax
 
 from evaluation.predictions import PredictionTable, align
 
-FLOOR = 1e-30  # below any probability that float32 logits can tell from 0
+MIN_PROBABILITY = 1e-30  # below any probability that float32 logits can distinguish from 0
 
 
 class Voter(Protocol):
-    """Members' probabilities (members, n, K) become the ensemble's (n, K), rows summing to 1.
+    """Combines the members' probabilities (members, n, K) into (n, K) with rows summing to 1.
 
-    A voter whose `attribute` is not empty needs the value of that attribute for each image in
-    `parts` (n,).
+    A voter with a nonempty `attribute` needs that attribute's value of each image, `groups` (n,).
     """
 
     @property
-    def kind(self) -> str:
-        """The word by which configs, files and reports call it."""
+    def name(self) -> str:
+        """Name of the voter in `VOTERS`."""
 
     @property
     def attribute(self) -> str:
-        """The attribute whose values it must be given, or ''."""
+        """Attribute whose values the voter needs, or ''."""
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
-        """Pools the members."""
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Combined probabilities (n, K)."""
+
+    def member_weights(
+        self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Weight (n, members) of each member in the score of one class (n,) per image.
+
+        Rows sum to 1. Serving and saliency maps combine what only members have by these weights.
+        """
+
+    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Member weights (members,) by class or group, "" for all; empty if the voter has none."""
+
+
+class Unweighted:
+    """Base of the voters that count each member the same."""
+
+    attribute: ClassVar[str] = ""
+
+    def member_weights(
+        self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Equal weights."""
+        return np.full((members.shape[1], len(members)), 1 / len(members))
+
+    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+        """No rows: there are no weights to compare."""
+        return {}
 
 
 @dataclass(frozen=True)
-class Soft:
-    """The mean of the members' probabilities."""
+class Soft(Unweighted):
+    """Mean of the members' probabilities."""
 
-    kind: ClassVar[str] = "soft"
-    attribute: ClassVar[str] = ""
+    name: ClassVar[str] = "soft"
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Mean over the first axis."""
         return np.asarray(members.mean(axis=0))
 
 
 @dataclass(frozen=True)
-class Geometric:
-    """The members' geometric mean, normalized."""
+class Geometric(Unweighted):
+    """Normalized geometric mean of the members' probabilities."""
 
-    kind: ClassVar[str] = "geometric"
-    attribute: ClassVar[str] = ""
+    name: ClassVar[str] = "geometric"
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Softmax of the mean log-probability."""
-        return np.asarray(softmax(logs(members).mean(axis=0), axis=1))
+        return np.asarray(softmax(safe_log(members).mean(axis=0), axis=1))
 
 
 @dataclass(frozen=True)
-class Majority:
-    """The share of members that vote for each class; ties go to the larger mean probability.
+class Majority(Unweighted):
+    """Fraction of the members that predict each class.
 
-    A thousandth of the mean probability is mixed in: it breaks ties and keeps the NLL finite.
+    The mean probability is added with weight 0.001: it breaks ties and keeps the NLL finite.
     """
 
-    kind: ClassVar[str] = "majority"
-    attribute: ClassVar[str] = ""
+    name: ClassVar[str] = "majority"
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
-        """Votes over the first axis."""
-        votes = np.eye(members.shape[2])[members.argmax(axis=2)].mean(axis=0)
-        return np.asarray(0.999 * votes + 0.001 * members.mean(axis=0))
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Fractions over the first axis."""
+        predicted = np.eye(members.shape[2])[members.argmax(axis=2)].mean(axis=0)
+        return np.asarray(0.999 * predicted + 0.001 * members.mean(axis=0))
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """The mean of the members' probabilities under weights (members,), scaled to sum to 1."""
+    """Mean of the members' probabilities under `weights` (members,), scaled to sum to 1."""
 
     weights: np.ndarray
-    kind: ClassVar[str] = "weighted"
+    name: ClassVar[str] = "weighted"
     attribute: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", convex(self.weights))
+        object.__setattr__(self, "weights", normalized_weights(self.weights))
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Weighted sum over the first axis."""
-        check_members(members, len(self.weights))
+        check_member_count(members, len(self.weights))
         return np.asarray(np.einsum("m,mnk->nk", self.weights, members))
 
+    def member_weights(
+        self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The same weights for each image and class."""
+        return np.tile(self.weights, (members.shape[1], 1))
 
-def convex(weights: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Weights over the last axis, scaled to sum to 1; negative or all-zero ones are refused."""
+    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+        """One row."""
+        return {"": self.weights}
+
+
+def normalized_weights(weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Weights scaled to sum to 1 over the last axis; negative or all-zero weights are an error."""
     w = np.asarray(weights, float)
     total = w.sum(axis=-1, keepdims=True)
     if not (np.isfinite(w).all() and (w >= 0).all() and (total > 0).all()):
         raise ValueError(f"weights {w.tolist()}: each must be >= 0 and one must be > 0")
-    # sums that are 1 but for rounding stay, so that reading weights back changes no bit
+    # a sum that is 1 up to rounding stays, so that saved weights load without changing a bit
     return np.asarray(np.where(np.abs(total - 1) < 1e-12, w, w / total))
 
 
-def logs(probabilities: np.ndarray) -> np.ndarray:
-    """Logarithm with a floor, so that a probability of 0 stays finite."""
-    return np.asarray(np.log(np.maximum(probabilities, FLOOR)))
+def safe_log(probabilities: np.ndarray) -> np.ndarray:
+    """Logarithm of probabilities, finite at 0."""
+    return np.asarray(np.log(np.maximum(probabilities, MIN_PROBABILITY)))
 
 
-def check_members(members: np.ndarray, wanted: int) -> None:
-    """Refuses another number of members than a voter was fitted for."""
-    if members.ndim != 3 or len(members) != wanted:
-        raise ValueError(f"members have shape {members.shape}; this voter has {wanted} members")
+def check_member_count(members: np.ndarray, expected: int) -> None:
+    """Raises ValueError if `members` (members, n, K) does not have the expected length."""
+    if members.ndim != 3 or len(members) != expected:
+        raise ValueError(f"members have shape {members.shape}; this voter has {expected} members")
 
 
-def stack(tables: Sequence[PredictionTable]) -> np.ndarray:
+def stacked_probabilities(tables: Sequence[PredictionTable]) -> np.ndarray:
     """Probabilities (members, n, K) of tables, aligned by id and class name."""
     return np.stack([table.probabilities for table in align(tables)])
 
 
-def pool(voter: Voter, tables: Sequence[PredictionTable]) -> PredictionTable:
-    """The ensemble's own prediction table, in the row and class order of the first member's."""
-    aligned = align(tables)
-    members = np.stack([table.probabilities for table in aligned])
-    return aligned[0].with_probabilities(voter(members, parts_of(voter, aligned[0])))
+def pool_tables(voter: Voter, tables: Sequence[PredictionTable]) -> PredictionTable:
+    """The voter's prediction table, with the rows and classes of the first table in their order."""
+    first, *others = align(tables)
+    members = np.stack([table.probabilities for table in (first, *others)])
+    return first.with_probabilities(voter(members, group_values(voter, first)))
 
 
-def parts_of(voter: Voter, table: PredictionTable) -> np.ndarray | None:
-    """The attribute that the voter needs, for each row; an image without it is named."""
+def group_values(voter: Voter, table: PredictionTable) -> np.ndarray | None:
+    """The attribute that the voter needs, for each row; None if it needs none."""
     name = voter.attribute
     if not name:
         return None
     if name not in table.attributes:
-        raise ValueError(f"voter {voter.kind!r} needs attribute {name!r}; has {table.attributes}")
-    parts = table.rows[name].fillna("").astype(str).to_numpy(dtype=object)
-    if (parts == "").any():
-        ids = table.rows["id"][parts == ""]
+        raise ValueError(f"voter {voter.name!r} needs attribute {name!r}; has {table.attributes}")
+    values = table.rows[name].fillna("").astype(str).to_numpy(dtype=object)
+    if (values == "").any():
+        ids = table.rows["id"][values == ""]
         raise ValueError(f"{len(ids)} images lack {name!r}, first {ids.iloc[0]!r}")
-    return parts
+    return values

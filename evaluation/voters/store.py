@@ -1,11 +1,11 @@
-"""A fitted voter with its temperature: saved with the members it was fitted for, and verified."""
+"""A fitted voter with its temperature, saved with the hashes of the members it was fitted for."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
@@ -14,29 +14,17 @@ from safetensors.numpy import save as save_arrays
 
 from evaluation.files import read_json, write_bytes, write_json
 from evaluation.metrics.calibration import Temperature
-from evaluation.voters.attention import PartAttention, Stacked
-from evaluation.voters.learned import Greedy, Learned, PerClass, PerPart
-from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted
+from evaluation.voters.registry import voter_spec
+from evaluation.voters.simple import Voter
 
-SCHEMA, VERSION = "consilium.voter", 1
-VOTERS: dict[str, Callable[..., Voter]] = {
-    "soft": Soft,
-    "geometric": Geometric,
-    "majority": Majority,
-    "weighted": Weighted,
-    "learned": Learned,
-    "greedy": Greedy,
-    "per_class": PerClass,
-    "per_part": PerPart,
-    "stacked": Stacked,
-    "part_attention": PartAttention,
-}
-Built = TypeVar("Built")
+SCHEMA, VERSION = "consilium.voter", 2
+FILE = "voter.json"
+Instance = TypeVar("Instance")
 
 
 @dataclass(frozen=True)
 class FittedEnsemble:
-    """How the members' probabilities become one answer: a voter, then a temperature.
+    """Combines the members' probabilities by a voter and calibrates them by a temperature.
 
     `members` are the hashes of the members' checkpoints, in the order of the first axis;
     `fitted_on` is the manifest digest of the validation tables, '' if nothing was fitted.
@@ -49,52 +37,62 @@ class FittedEnsemble:
     fitted_on: str = ""
 
     @property
-    def attribute(self) -> str:
-        """The attribute whose values it must be given, or ''."""
-        return self.voter.attribute
+    def name(self) -> str:
+        """Name of the voter in `VOTERS`."""
+        return self.voter.name
 
     @property
-    def kind(self) -> str:
-        """The voter's kind."""
-        return self.voter.kind
+    def attribute(self) -> str:
+        """Attribute whose values the voter needs, or ''."""
+        return self.voter.attribute
 
-    def __call__(self, members: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Probabilities (members, n, K) -> (n, K), pooled and then calibrated."""
         if members.shape[::2] != (len(self.members), len(self.class_names)):
-            wanted = (len(self.members), "n", len(self.class_names))
-            raise ValueError(f"members have shape {members.shape}, this ensemble needs {wanted}")
-        return self.temperature(self.voter(members, parts))
+            required = (len(self.members), "n", len(self.class_names))
+            raise ValueError(f"members have shape {members.shape}, this ensemble needs {required}")
+        return self.temperature(self.voter(members, groups))
+
+    def member_weights(
+        self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The voter's weight (n, members) of each member in the score of one class per image."""
+        return self.voter.member_weights(members, classes, groups)
+
+    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The voter's member weights by class or group; empty if it has none."""
+        return self.voter.weight_rows(class_names)
 
 
 def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
-    """Writes `voter.json` and `voter.safetensors`; the first holds the hash of the second."""
+    """Writes `voter.json` and `voter.safetensors`; the first contains the hash of the second."""
     arrays: dict[str, np.ndarray] = {}
-    plain = {
+    content = {
         "schema": SCHEMA,
         "version": VERSION,
         "members": ensemble.members,
         "class_names": ensemble.class_names,
         "fitted_on": ensemble.fitted_on,
-        "temperature": _plain(ensemble.temperature, "temperature", arrays),
-        "voter": {"kind": ensemble.kind, **_plain(ensemble.voter, "voter", arrays)},
+        "temperature": _to_plain(ensemble.temperature, "temperature", arrays),
+        "voter": {"name": ensemble.name, **_to_plain(ensemble.voter, "voter", arrays)},
     }
     data = save_arrays(arrays)
     write_bytes(Path(folder) / "voter.safetensors", data)
-    write_json(Path(folder) / "voter.json", {**plain, "arrays": _sha(data)})
+    write_json(Path(folder) / FILE, {**content, "arrays": _sha256(data)})
 
 
 def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str]) -> FittedEnsemble:
-    """Reads an ensemble back; refused unless it was fitted for these members and classes."""
-    path = Path(folder) / "voter.json"
-    plain = read_json(path)
-    found = (plain.get("schema"), plain.get("version"))
-    if found != (SCHEMA, VERSION):
-        raise ValueError(f"{path}: schema and version {found}, not {(SCHEMA, VERSION)}")
+    """Reads an ensemble; ValueError unless it was fitted for these members and classes."""
+    path = Path(folder) / FILE
+    content = read_json(path)
+    version = (content.get("schema"), content.get("version"))
+    if version != (SCHEMA, VERSION):
+        raise ValueError(f"{path}: schema and version {version}, not {(SCHEMA, VERSION)}")
     data = path.with_suffix(".safetensors").read_bytes()
-    if _sha(data) != plain.get("arrays"):
+    if _sha256(data) != content.get("arrays"):
         raise ValueError(f"{path.with_suffix('.safetensors')} does not belong to {path.name}")
     try:
-        ensemble = _ensemble(plain, load_arrays(data))
+        ensemble = _from_plain(content, load_arrays(data))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from None
     _verify(path, ensemble, list(members), list(class_names))
@@ -105,50 +103,52 @@ def _verify(
     path: Path, ensemble: FittedEnsemble, members: list[str], class_names: list[str]
 ) -> None:
     if ensemble.members != members:
-        strange = [m for m in members if m not in ensemble.members]
-        what = f"member {strange[0]!r} is not one of them" if strange else f"not {members}"
-        raise ValueError(f"{path}: fitted for the members {ensemble.members}; {what}")
+        unknown = [m for m in members if m not in ensemble.members]
+        reason = f"member {unknown[0]!r} is not one of them" if unknown else f"not {members}"
+        raise ValueError(f"{path}: fitted for the members {ensemble.members}; {reason}")
     if ensemble.class_names != class_names:
         raise ValueError(f"{path}: fitted for classes {ensemble.class_names}, not {class_names}")
 
 
-def _ensemble(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
-    settings = dict(plain["voter"])
-    kind = settings.pop("kind")
-    if kind not in VOTERS:
-        raise ValueError(f"voter kind {kind!r} is not among {sorted(VOTERS)}")
+def _from_plain(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
+    settings = dict(content["voter"])
+    spec = voter_spec(settings.pop("name"))
     return FittedEnsemble(
-        voter=_build(VOTERS[kind], settings, "voter", arrays),
-        members=plain["members"],
-        class_names=plain["class_names"],
-        temperature=_build(Temperature, plain["temperature"], "temperature", arrays),
-        fitted_on=plain["fitted_on"],
+        voter=_build(spec.voter_class, settings, "voter", arrays),
+        members=content["members"],
+        class_names=content["class_names"],
+        temperature=_build(Temperature, content["temperature"], "temperature", arrays),
+        fitted_on=content["fitted_on"],
     )
 
 
-def _plain(thing: object, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The fields that are plain; arrays go to `arrays` under dotted names."""
-    found: dict[str, Any] = {}
-    for field_name, value in vars(thing).items():
+def _to_plain(instance: object, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of a dataclass as plain values; its arrays go to `arrays` under dotted names."""
+    plain: dict[str, Any] = {}
+    for field_name, value in vars(instance).items():
         name = f"{prefix}.{field_name}"
         if isinstance(value, np.ndarray):
             arrays[name] = np.ascontiguousarray(value)
         else:
-            found[field_name] = _plain(value, name, arrays) if is_dataclass(value) else value
-    return found
+            plain[field_name] = _to_plain(value, name, arrays) if is_dataclass(value) else value
+    return plain
 
 
 def _build(
-    make: Callable[..., Built], plain: dict[str, Any], prefix: str, arrays: dict[str, np.ndarray]
-) -> Built:
-    """The inverse of `_plain`; a nested voter is a PerPart."""
-    given = {
-        name: _build(PerPart, value, f"{prefix}.{name}", arrays) if name == "rest" else value
+    make: Callable[..., Instance], plain: dict[str, Any], prefix: str, arrays: dict[str, np.ndarray]
+) -> Instance:
+    """The inverse of `_to_plain`, also of nested dataclasses."""
+    types = get_type_hints(make)
+    values = {
+        name: _build(types[name], value, f"{prefix}.{name}", arrays)
+        if is_dataclass(types.get(name))
+        else value
         for name, value in plain.items()
     }
-    own = {f"{prefix}.{name}": name for name in signature(make).parameters}
-    return make(**given, **{own[name]: array for name, array in arrays.items() if name in own})
+    fields = {f"{prefix}.{name}": name for name in signature(make).parameters}
+    return make(**values, **{fields[name]: value for name, value in arrays.items()
+                             if name in fields})  # fmt: skip
 
 
-def _sha(data: bytes) -> str:
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

@@ -1,132 +1,142 @@
-"""Channels that can only go together, as torch-pruning finds them in one pass of an image."""
+"""Groups of channels that must be pruned together, and what each layer costs to compute."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from consilium.cli.words import needed
-from lightning_modules.pruning.search import Cost, Cut
-from lightning_modules.pruning.structure import depthwise, narrows
+from lightning_modules.model_info import layer_macs
+from lightning_modules.pruning.structure import is_depthwise, is_prunable
 
 
-class Node(Protocol):
-    """A layer, as torch-pruning has it in its graph."""
+@dataclass(frozen=True)
+class LayerCost:
+    """Multiply-accumulates, output positions and channels of a layer for one image."""
 
-    module: nn.Module
+    macs: int
+    positions: int
+    out_channels: int
+    in_channels: int
 
-
-class Dependency(Protocol):
-    """What has to be done to one layer."""
-
-    target: Node
-    handler: Callable[..., object]
-
-
-class Item(Protocol):
-    """One layer of a group, and its channels in the order of the group's."""
-
-    dep: Dependency
-    idxs: list[int]
-    root_idxs: list[int]
+    def channels(self, side: str) -> int:
+        """Number of channels on side `out` or `in`."""
+        return self.out_channels if side == "out" else self.in_channels
 
 
-class Graph(Protocol):
-    """torch-pruning's graph."""
+@dataclass(frozen=True)
+class LayerChannels:
+    """The channels of a group in one layer: `indices[i]` are those of the group's channel i."""
 
-    def is_out_channel_pruning_fn(self, handler: Callable[..., object]) -> bool:
-        """Whether a layer loses outputs."""
+    layer: str
+    side: str
+    indices: list[list[int]]
 
 
-def groups(net: nn.Module, image: Tensor, price: dict[str, Cost]) -> Iterator[list[Cut]]:
-    """Where channels of `net` lie that may go, each group of them, from one pass of `image`.
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that run through several layers; a pruned channel is removed from all of them.
 
-    Left out are groups that go through a layer that `structure.narrow` does not know (norms over
-    channels, grouped convolutions, free parameters) or through the heads of an attention, those
-    that no layer reads, and those whose layers cost one multiply-accumulate a weight:
-    squeeze-excite, and the logits.
-    torch-pruning finds no end of the groups of convolutions beside attention, so there are none.
+    Args:
+        layers: the channels in each layer.
+        scores: (n,) the importance of each channel.
     """
-    if _is_mixed(net):
+
+    layers: list[LayerChannels]
+    scores: Tensor
+
+
+def find_groups(
+    net: nn.Module, image: Tensor, costs: dict[str, LayerCost]
+) -> Iterator[list[LayerChannels]]:
+    """Yields each group of channels that can be pruned, as torch-pruning traces it on `image`.
+
+    Excluded are groups that run through a layer that `prune_channels` does not support (norms over
+    channels, grouped convolutions, free parameters) or through attention heads, groups that no
+    layer reads, and groups whose layers have one output position (squeeze-excite, the classifier).
+    Networks with convolutions next to attention have no groups: torch-pruning would not terminate.
+    """
+    if _mixes_attention_and_convolutions(net):
         return
-    torch_pruning = needed("torch_pruning", "prune")
+    import torch_pruning
+
     net = copy.deepcopy(net).eval().requires_grad_(True)
     names = {layer: name for name, layer in net.named_modules()}
     with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(net, image, verbose=False)
-    for found in graph.get_all_groups():
-        cuts = _distinct([_cut(graph, names, item) for item in found
-                          if item.dep.target.module in names])  # fmt: skip
-        layers = [item.dep.target.module for item in found]
-        together = len({len(cut.positions) for cut in cuts}) == 1
-        useful = any(_pays(cut, price) for cut in cuts) and any(cut.side == "in" for cut in cuts)
-        if together and useful and _may_go(net, names, layers):
-            yield cuts
+    for group in graph.get_all_groups():
+        targets = [item.dep.target.module for item in group]
+        channels = []
+        for item in group:
+            layer = item.dep.target.module
+            if layer in names:
+                is_output = graph.is_out_channel_pruning_fn(item.dep.handler)
+                side = "out" if is_depthwise(layer) or is_output else "in"
+                indices = _indices_by_channel(item.idxs, item.root_idxs)
+                channels.append(LayerChannels(names[layer], side, indices))
+        channels = _distinct(channels)
+        same_size = len({len(each.indices) for each in channels}) == 1
+        is_read = any(each.side == "in" for each in channels)
+        saves = any(each.side == "out" and costs[each.layer].positions > 1 for each in channels)
+        if same_size and is_read and saves and _can_be_pruned(net, names, targets):
+            yield channels
 
 
-def costs(net: nn.Module, image: Tensor) -> dict[str, Cost]:
-    """The costs of every layer that can be narrowed, for one image."""
-    found: dict[str, Cost] = {}
+def layer_costs(net: nn.Module, image: Tensor) -> dict[str, LayerCost]:
+    """The cost of each convolution, linear layer and batch norm for one image."""
+    costs = {
+        name: LayerCost(0, 0, layer.num_features, layer.num_features)
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+    }
+    for use in layer_macs(net, image[:1]):
+        layer, name = use.layer, use.name.removesuffix(".weight")
+        if isinstance(layer, nn.Conv2d):
+            channels = layer.out_channels, layer.in_channels
+        elif isinstance(layer, nn.Linear):
+            channels = layer.out_features, layer.in_features
+        else:
+            continue
+        costs[name] = LayerCost(use.macs, use.positions, *channels)
+    return costs
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda layer, _, output: found.update({name: _cost(layer, output[:1])})
 
-    layers = [(n, m) for n, m in net.named_modules()
-              if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d)]  # fmt: skip
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers]
-    try:
-        with torch.no_grad():
-            net(image[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+def total_macs(net: nn.Module, image: Tensor) -> int:
+    """Multiply-accumulates of all convolutions and linear layers for one image."""
+    return sum(cost.macs for cost in layer_costs(net, image).values())
 
 
-def _is_mixed(net: nn.Module) -> bool:
-    """Whether there are convolutions beside attention, other than the one that sees the image."""
+def _is_attention(layer: nn.Module) -> bool:
+    return getattr(layer, "num_heads", None) is not None  # timm has one class for each family
+
+
+def _mixes_attention_and_convolutions(net: nn.Module) -> bool:
+    """Whether there are convolutions next to attention, apart from a patch embedding."""
     layers = list(net.modules())
-    attention = any(hasattr(layer, "num_heads") for layer in layers)
-    return attention and sum(isinstance(layer, nn.Conv2d) for layer in layers) > 1
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in layers)
+    return convolutions > 1 and any(map(_is_attention, layers))
 
 
-def _cost(layer: nn.Conv2d | nn.Linear | nn.BatchNorm2d, output: Tensor) -> Cost:
-    if isinstance(layer, nn.BatchNorm2d):
-        return Cost(0, 0, layer.num_features, layer.num_features)
-    weights = layer.weight.numel()
-    if isinstance(layer, nn.Linear):
-        positions = output.numel() // layer.out_features
-        return Cost(positions * weights, positions, layer.out_features, layer.in_features)
-    positions = output.shape[-2] * output.shape[-1]
-    return Cost(positions * weights, positions, layer.out_channels, layer.in_channels)
-
-
-def _may_go(net: nn.Module, names: dict[nn.Module, str], layers: Sequence[object]) -> bool:
-    for layer in layers:
-        if isinstance(layer, nn.Parameter):
+def _can_be_pruned(net: nn.Module, names: dict[nn.Module, str], targets: Sequence[object]) -> bool:
+    for target in targets:
+        if isinstance(target, nn.Parameter):
             return False
-        if isinstance(layer, nn.Module) and layer in names:
-            parent = net.get_submodule(names[layer].rpartition(".")[0])
-            if not narrows(layer) or hasattr(parent, "num_heads"):
+        if isinstance(target, nn.Module) and target in names:
+            parent = net.get_submodule(names[target].rpartition(".")[0])
+            if not is_prunable(target) or _is_attention(parent):
                 return False
     return True
 
 
-def _pays(cut: Cut, price: dict[str, Cost]) -> bool:
-    return cut.side == "out" and price[cut.layer].positions > 1
+def _indices_by_channel(indices: Sequence[int], channels: Sequence[int]) -> list[list[int]]:
+    """The indices in a layer of each channel of a group, in the order of the channels."""
+    by_channel: dict[int, list[int]] = {}
+    for index, channel in zip(indices, channels, strict=True):
+        by_channel.setdefault(channel, []).append(index)
+    return [by_channel[channel] for channel in sorted(by_channel)]
 
 
-def _cut(graph: Graph, names: dict[nn.Module, str], item: Item) -> Cut:
-    layer, positions = item.dep.target.module, dict[int, list[int]]()
-    for position, root in zip(item.idxs, item.root_idxs, strict=True):
-        positions.setdefault(root, []).append(position)
-    out = depthwise(layer) or graph.is_out_channel_pruning_fn(item.dep.handler)
-    where = [positions[root] for root in sorted(positions)]
-    return Cut(names[layer], "out" if out else "in", where)
-
-
-def _distinct(cuts: Sequence[Cut]) -> list[Cut]:
-    """A depthwise layer stands in a group with both its sides, which are one."""
-    return list({(cut.layer, cut.side): cut for cut in cuts}.values())
+def _distinct(channels: Sequence[LayerChannels]) -> list[LayerChannels]:
+    """One entry for each layer and side: a depthwise layer is listed for both, which are one."""
+    return list({(each.layer, each.side): each for each in channels}.values())

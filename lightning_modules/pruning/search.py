@@ -1,150 +1,181 @@
-"""Which channels of a network can only go together, and which of them go."""
+"""Importance of channels, and which channels to prune for a given number of MACs."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
-from lightning_modules.pruning.structure import Kept, narrow, silenced
+from datamodules.datamodule import ImageDataModule
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.pruning.groups import ChannelGroup, LayerChannels, LayerCost
+from lightning_modules.pruning.structure import Structure
 
-SIDES = ("out", "in")
-LEAST = 0.1  # share of a group's channels that always stays
-SHARES = [i / 100 for i in range(1, 100)]  # of the channels that go, which are tried
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where the channels of a group lie in one layer: each one's positions on that side."""
-
-    layer: str
-    side: str
-    positions: list[list[int]]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that each go through several layers, and leave all of them.
-
-    Args:
-        cuts: the layers that they go through.
-        scores: (n,) how much each channel matters, as far as that is known.
-    """
-
-    cuts: list[Cut]
-    scores: Tensor
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A layer's multiply-accumulates and places for one image, and its width on both sides."""
-
-    macs: int
-    positions: int
-    out: int
-    into: int
-
-    def width(self, side: str) -> int:
-        """Channels on a side."""
-        return self.out if side == "out" else self.into
+IMAGES_PER_GRADIENT = 8  # in larger batches gradients of opposite sign cancel
+WRITE_COST = 256  # MACs in the time of writing one number; measured on two cores: 80 to 230
+MIN_WIDTH = 0.1  # fraction of a group's channels that always remains
+PRUNED_FRACTIONS = [i / 100 for i in range(1, 100)]  # fractions of all channels that are tried
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of channels, and the share of the multiply-accumulates that it leaves."""
+    """Masks (n,) of the remaining channels of each group, and the fraction of MACs they leave."""
 
-    macs: float
-    staying: list[Tensor]
+    macs_ratio: float
+    masks: list[Tensor]
 
 
-def stay(found: Sequence[Group], share: float, round_to: int) -> list[Tensor]:
-    """Which channels stay, (n,) booleans a group, when about `share` of all go.
+def training_losses(
+    module: ImageClassifier, data: ImageDataModule, num_images: int
+) -> Iterator[Tensor]:
+    """Yields the training loss of small batches, of about `num_images` training images in all."""
+    data.prepare_data()
+    data.setup("fit")
+    weights = None if data.class_weights is None else torch.tensor(data.class_weights)
+    num_batches = -(-num_images // data.batch_size)
+    loader = islice(data.train_dataloader(), num_batches)
+    for batch in track(loader, "importance of channels", num_batches, transient=True):
+        batch = data.on_after_batch_transfer(batch, 0)
+        parts = (batch[name].split(IMAGES_PER_GRADIENT) for name in ("image", "label"))
+        for image, label in zip(*parts, strict=True):
+            yield module.compute_loss(module.net(image), label, weights)
 
-    The least go, wherever they are. What then stays of a group is rounded to the nearest multiple
-    of `round_to` (or to all of them), and a tenth always does.
+
+def score_groups(
+    net: nn.Module,
+    groups: Sequence[list[LayerChannels]],
+    costs: dict[str, LayerCost],
+    losses: Iterable[Tensor],
+    cost_power: float = 0.5,
+    write_cost: int = 0,
+) -> list[ChannelGroup]:
+    """First-order importance of each channel: the change of the loss without it, over its cost.
+
+    A gate in front of the layers that read a channel is 1, and 0 once the channel is pruned: the
+    loss changes by about its gradient with respect to the gate. The root of the summed squares
+    over `losses` is divided by `channel_cost` to the power of `cost_power` (0 ignores the cost).
+    Magnitudes of weights are no measure: a batch norm undoes any scale.
     """
-    scores = torch.cat([group.scores for group in found])
-    limit = scores.sort().values[int(share * len(scores))]
-    left = [int((group.scores >= limit).sum()) for group in found]
-    counts = [rounded(k, len(g.scores), round_to) for k, g in zip(left, found, strict=True)]
-    return [_largest(group.scores, k) for k, group in zip(counts, found, strict=True)]
+    if not groups:
+        return []
+    readers = sorted({each.layer for group in groups for each in group if each.side == "in"})
+    weights = [net.get_submodule(name).get_parameter("weight") for name in readers]
+    scores = [torch.zeros(len(group[0].indices), dtype=torch.float64) for group in groups]
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        input_gradients = {
+            name: _sum_by_input(weight.detach() * gradient)
+            for name, weight, gradient in zip(readers, weights, gradients, strict=True)
+        }
+        for score, group in zip(scores, groups, strict=True):
+            score += _gate_gradients(input_gradients, group).square()
+    return [
+        ChannelGroup(group, score.sqrt() / channel_cost(group, costs, write_cost) ** cost_power)
+        for score, group in zip(scores, groups, strict=True)
+    ]
 
 
-def rounded(left: int, width: int, round_to: int) -> int:
-    """The multiple of `round_to` below `width`, or `width`, that is nearest to `left`."""
-    least = max(round_to, LEAST * width)
-    allowed = [k for k in range(round_to, width, round_to) if k >= least] + [width]
-    return min(allowed, key=lambda k: (abs(k - left), -k))
+def channel_cost(
+    group: Sequence[LayerChannels], costs: dict[str, LayerCost], write_cost: int
+) -> float:
+    """MACs that one channel of a group causes, plus `write_cost` for each number it writes."""
+    total = 0.0
+    for each in group:
+        cost, count = costs[each.layer], len(each.indices[0])
+        total += count * cost.macs / cost.channels(each.side)
+        total += count * cost.positions * write_cost if each.side == "out" else 0
+    return total
 
 
-def kept(found: Sequence[Group], staying: Sequence[Tensor], price: dict[str, Cost]) -> Kept:
-    """What `narrow` needs to know; sides that lose nothing are left out."""
-    gone: dict[tuple[str, str], set[int]] = {}
-    for group, mask in zip(found, staying, strict=True):
-        going = (~mask).nonzero().flatten().tolist()
-        for cut in group.cuts if going else []:
-            places = gone.setdefault((cut.layer, cut.side), set())
-            places.update(place for i in going for place in cut.positions[i])
-    structure: Kept = {}
-    for (layer, side), lost in gone.items():
-        left = [i for i in range(price[layer].width(side)) if i not in lost]
-        structure.setdefault(layer, {})[side] = left
+def find_candidates(
+    groups: Sequence[ChannelGroup], costs: dict[str, LayerCost], round_to: int
+) -> list[Candidate]:
+    """Distinct choices of channels, from the most MACs to the fewest."""
+    if not groups:
+        return []
+    masks_by_macs: dict[int, list[Tensor]] = {}
+    for fraction in PRUNED_FRACTIONS:
+        masks = select_channels(groups, fraction, round_to)
+        masks_by_macs.setdefault(remaining_macs(groups, masks, costs), masks)
+    dense = sum(cost.macs for cost in costs.values())
+    by_macs = sorted(masks_by_macs.items(), key=lambda item: item[0], reverse=True)
+    return [Candidate(macs / dense, masks) for macs, masks in by_macs if macs < dense]
+
+
+def select_channels(
+    groups: Sequence[ChannelGroup], pruned_fraction: float, round_to: int
+) -> list[Tensor]:
+    """Masks (n,) of each group's remaining channels when about `pruned_fraction` of all are pruned.
+
+    The channels with the lowest scores are pruned, in whichever group they are. The width of a
+    group is then rounded to the nearest multiple of `round_to` (or to its full width).
+    """
+    scores = torch.cat([group.scores for group in groups])
+    threshold = scores.sort().values[int(pruned_fraction * len(scores))]
+    masks = []
+    for group in groups:
+        width = int((group.scores >= threshold).sum())
+        order = group.scores.argsort(descending=True, stable=True)
+        mask = torch.zeros(len(group.scores), dtype=torch.bool)
+        mask[order[: round_width(width, len(group.scores), round_to)]] = True
+        masks.append(mask)
+    return masks
+
+
+def round_width(width: int, full_width: int, round_to: int) -> int:
+    """`width` rounded to the nearest multiple of `round_to`, or to `full_width`."""
+    smallest = max(round_to, MIN_WIDTH * full_width)
+    allowed = [k for k in range(round_to, full_width, round_to) if k >= smallest] + [full_width]
+    return min(allowed, key=lambda k: (abs(k - width), -k))
+
+
+def to_structure(
+    groups: Sequence[ChannelGroup], masks: Sequence[Tensor], costs: dict[str, LayerCost]
+) -> Structure:
+    """The structure that keeps the channels of `masks`; sides that lose no channel are left out."""
+    pruned: dict[tuple[str, str], set[int]] = {}
+    for group, mask in zip(groups, masks, strict=True):
+        channels = (~mask).nonzero().flatten().tolist()
+        for each in group.layers if channels else []:
+            indices = pruned.setdefault((each.layer, each.side), set())
+            indices.update(index for channel in channels for index in each.indices[channel])
+    structure: Structure = {}
+    for (layer, side), indices in pruned.items():
+        remaining = [i for i in range(costs[layer].channels(side)) if i not in indices]
+        structure.setdefault(layer, {})[side] = remaining
     return structure
 
 
-def macs(found: Sequence[Group], staying: Sequence[Tensor], price: dict[str, Cost]) -> int:
-    """Multiply-accumulates for one image of the network that is left."""
-    lost: dict[tuple[str, str], int] = {}
-    for group, mask in zip(found, staying, strict=True):
-        many = int((~mask).sum())
-        for cut in group.cuts:
-            here = many * len(cut.positions[0])
-            lost[cut.layer, cut.side] = lost.get((cut.layer, cut.side), 0) + here
-    left = [
-        cost.macs * prod(1 - lost.get((layer, side), 0) / cost.width(side) for side in SIDES)
-        for layer, cost in price.items()
+def remaining_macs(
+    groups: Sequence[ChannelGroup], masks: Sequence[Tensor], costs: dict[str, LayerCost]
+) -> int:
+    """MACs for one image of the network that keeps the channels of `masks`."""
+    pruned: dict[tuple[str, str], int] = {}
+    for group, mask in zip(groups, masks, strict=True):
+        for each in group.layers:
+            count = int((~mask).sum()) * len(each.indices[0])
+            pruned[each.layer, each.side] = pruned.get((each.layer, each.side), 0) + count
+    macs = [
+        cost.macs
+        * prod(1 - pruned.get((layer, side), 0) / cost.channels(side) for side in ("out", "in"))
+        for layer, cost in costs.items()
     ]
-    return round(sum(left))
+    return round(sum(macs))
 
 
-def candidates(found: Sequence[Group], price: dict[str, Cost], round_to: int) -> list[Candidate]:
-    """What may stay, from the most multiply-accumulates to the fewest."""
-    if not found:
-        return []
-    seen: dict[int, list[Tensor]] = {}
-    for share in SHARES:
-        staying = stay(found, share, round_to)
-        seen.setdefault(macs(found, staying, price), staying)
-    dense = sum(cost.macs for cost in price.values())
-    return [Candidate(m / dense, seen[m]) for m in sorted(seen, reverse=True) if m < dense]
+def _sum_by_input(weight: Tensor) -> Tensor:
+    """Sums (in_channels,) of a tensor with the shape of a layer's weight."""
+    return weight.transpose(0, 1).flatten(1).sum(1).double().cpu()
 
 
-def computes_the_same(net: nn.Module, structure: Kept, image: Tensor) -> bool:
-    """Whether narrowing `net` only takes away what the channels that go contribute.
-
-    Held against the whole network with those channels set to 0, in double precision: an operation
-    that mixes channels behind torch-pruning's back, or does not keep 0 at 0, shows.
-    """
-    whole = copy.deepcopy(net).double().eval()
-    small = narrowed(whole, structure)
-    silenced(whole, structure)
-    with torch.no_grad():
-        wanted, found = (one(image.double()) for one in (whole, small))
-    if wanted.shape != found.shape:
-        return False
-    return bool((wanted - found).abs().max() <= 1e-6 * wanted.abs().max().clamp_min(1e-6))
-
-
-def narrowed(net: nn.Module, structure: Kept) -> nn.Module:
-    """A narrower copy."""
-    small = copy.deepcopy(net)
-    narrow(small, structure)
-    return small.eval()
-
-
-def _largest(scores: Tensor, k: int) -> Tensor:
-    mask = torch.zeros(len(scores), dtype=torch.bool)
-    mask[scores.argsort(descending=True, stable=True)[:k]] = True
-    return mask
+def _gate_gradients(input_gradients: dict[str, Tensor], group: Sequence[LayerChannels]) -> Tensor:
+    """Gradients (n,) of the loss with respect to the gates of a group's channels."""
+    readers = [
+        input_gradients[each.layer][torch.tensor(each.indices)].sum(1)
+        for each in group
+        if each.side == "in"
+    ]
+    return torch.stack(readers).sum(0)

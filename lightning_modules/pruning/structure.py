@@ -1,108 +1,139 @@
-"""A network with fewer channels: which of each layer's are left, as plain data."""
+"""Channel-pruned networks as plain data: which input and output channels each layer keeps."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-# layer -> {"out": channels that it still gives, "in": channels that it still takes}, numbered as
-# in the whole network; a side that is whole is left out
-Kept = dict[str, dict[str, list[int]]]
+# layer name -> {"out": output channels that remain, "in": input channels that remain}, numbered as
+# in the unpruned network; a side that loses no channel is left out
+Structure = dict[str, dict[str, list[int]]]
 
 
-def narrow(net: nn.Module, kept: Kept) -> None:
-    """Takes every other channel out of the layers of `net`, in place.
+def prune_channels(net: nn.Module, structure: Structure) -> None:
+    """Removes all channels from the layers of `net` that `structure` does not list, in place.
 
-    Convolutions (ungrouped or depthwise), linear layers and batch norms can be narrowed. A layer
-    that is not there, of another kind, or without such channels is a ValueError that names it.
+    Convolutions (ungrouped or depthwise), linear layers and batch norms can be pruned. A layer
+    that does not exist, of another kind, or without these channels raises a ValueError.
     """
     layers = dict(net.named_modules())
-    for name, sides in kept.items():
+    for name, sides in structure.items():
         layer = layers.get(name)
         if layer is None:
             raise ValueError(f"structure: the network has no layer {name!r}")
         if not isinstance(sides, dict) or not sides or not set(sides) <= {"out", "in"}:
-            raise ValueError(f"structure: {name} says {str(sides)[:40]}; a side is 'out' or 'in'")
-        for side, left in sides.items():
-            _require(f"{name}, {side}", left, _width(name, layer, side))
-            _narrowed(layer, side, left)
+            raise ValueError(f"structure: {name} has {str(sides)[:40]}; a side is 'out' or 'in'")
+        for side, channels in sides.items():
+            _require_channels(f"{name}, {side}", channels, _num_channels(name, layer, side))
+            _prune_layer(layer, side, channels)
 
 
-def composed(first: Kept, then: Kept) -> Kept:
-    """One structure for `first` and, numbered as it leaves them, `then`."""
-    found = {name: dict(sides) for name, sides in first.items()}
-    for name, sides in then.items():
-        for side, left in sides.items():
-            before = found.setdefault(name, {}).get(side)
-            found[name][side] = left if before is None else [before[i] for i in left]
-    return found
+def pruned_copy(net: nn.Module, structure: Structure) -> nn.Module:
+    """A copy of `net` with the channels of `structure` only, in eval mode."""
+    pruned = copy.deepcopy(net)
+    prune_channels(pruned, structure)
+    return pruned.eval()
 
 
-def silenced(net: nn.Module, kept: Kept) -> None:
-    """Sets all that the other channels give to 0, in place; the shapes stay.
+def compose_structures(first: Structure, second: Structure) -> Structure:
+    """The structure after pruning to `first` and then to `second`, whose numbers follow `first`."""
+    composed = {name: dict(sides) for name, sides in first.items()}
+    for name, sides in second.items():
+        for side, channels in sides.items():
+            before = composed.setdefault(name, {}).get(side)
+            composed[name][side] = channels if before is None else [before[i] for i in channels]
+    return composed
 
-    What `narrow` leaves must compute the same as this, or the channels did not belong together.
-    """
+
+def zero_pruned_channels(net: nn.Module, structure: Structure) -> None:
+    """Sets the outputs of all channels that `structure` removes to 0, in place, without removal."""
     layers = dict(net.named_modules())
-    for name, sides in kept.items():
+    for name, sides in structure.items():
         if "out" in sides:
             layer = layers[name]
-            gone = torch.ones(_width(name, layer, "out"), dtype=torch.bool)
-            gone[sides["out"]] = False
+            pruned = torch.ones(_num_channels(name, layer, "out"), dtype=torch.bool)
+            pruned[sides["out"]] = False
             for parameter in layer.parameters(recurse=False):
-                parameter.data[gone] = 0
+                parameter.data[pruned] = 0
 
 
-def depthwise(layer: nn.Module) -> bool:
-    """Whether each channel of a convolution sees itself alone."""
+def outputs_match(net: nn.Module, structure: Structure, image: Tensor) -> bool:
+    """Whether removing channels gives the same outputs as setting these channels to 0.
+
+    Compared in double precision. They differ if an operation mixes channels outside of the layers
+    that torch-pruning traces, or does not map 0 to 0.
+    """
+    zeroed = copy.deepcopy(net).double().eval()
+    pruned = pruned_copy(zeroed, structure)
+    zero_pruned_channels(zeroed, structure)
+    with torch.no_grad():
+        expected, actual = (model(image.double()) for model in (zeroed, pruned))
+    if expected.shape != actual.shape:
+        return False
+    return bool((expected - actual).abs().max() <= 1e-6 * expected.abs().max().clamp_min(1e-6))
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether each output channel of a convolution reads one input channel."""
     return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == (
         layer.out_channels
     )
 
 
-def narrows(layer: nn.Module) -> bool:
-    """Whether `narrow` knows the kind of the layer."""
+def is_prunable(layer: nn.Module) -> bool:
+    """Whether `prune_channels` supports the kind of the layer."""
     if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 or depthwise(layer)
+        return layer.groups == 1 or is_depthwise(layer)
     return isinstance(layer, nn.Linear | nn.BatchNorm2d)
 
 
-def _width(name: str, layer: nn.Module, side: str) -> int:
-    if not narrows(layer):
-        raise ValueError(f"structure: {name} is a {type(layer).__name__}, which is not narrowed")
+def _num_channels(name: str, layer: nn.Module, side: str) -> int:
+    if not is_prunable(layer):
+        raise ValueError(f"structure: {name} is a {type(layer).__name__}, which cannot be pruned")
     if isinstance(layer, nn.BatchNorm2d):
         return layer.num_features
-    width = "out_channels" if isinstance(layer, nn.Conv2d) else "out_features"
-    return int(getattr(layer, width if side == "out" else width.replace("out", "in")))
+    attribute = "out_channels" if isinstance(layer, nn.Conv2d) else "out_features"
+    return int(getattr(layer, attribute if side == "out" else attribute.replace("out", "in")))
 
 
-def _require(where: str, left: Sequence[int], width: int) -> None:
-    whole = isinstance(left, list) and all(type(i) is int for i in left)
-    if not whole or not left or sorted(set(left)) != left or not 0 <= left[0] <= left[-1] < width:
-        shown = str(left)[:40]
-        raise ValueError(f"structure: {where} keeps {shown}, not some of 0..{width - 1} in order")
+def _require_channels(where: str, channels: Sequence[int], width: int) -> None:
+    are_ints = isinstance(channels, list) and all(type(i) is int for i in channels)
+    if (
+        not are_ints
+        or not channels
+        or sorted(set(channels)) != channels
+        or not 0 <= channels[0] <= channels[-1] < width
+    ):
+        raise ValueError(
+            f"structure: {where} has {str(channels)[:40]}, "
+            f"not some of the channels 0..{width - 1} in ascending order"
+        )
 
 
-def _narrowed(layer: nn.Module, side: str, left: list[int]) -> None:
-    index = torch.tensor(left)
+def _prune_layer(layer: nn.Module, side: str, channels: list[int]) -> None:
+    index = torch.tensor(channels)
     if isinstance(layer, nn.BatchNorm2d):
-        _take(layer, ("weight", "bias", "running_mean", "running_var"), index, 0)
-        layer.num_features = len(left)
-    elif depthwise(layer):
-        _take(layer, ("weight", "bias"), index, 0)
-        vars(layer).update(dict.fromkeys(("in_channels", "out_channels", "groups"), len(left)))
+        _select(layer, ("weight", "bias", "running_mean", "running_var"), index, 0)
+        layer.num_features = len(channels)
+    elif is_depthwise(layer):
+        _select(layer, ("weight", "bias"), index, 0)
+        sizes = ("in_channels", "out_channels", "groups")
+        vars(layer).update(dict.fromkeys(sizes, len(channels)))
     else:
         names = ("weight", "bias") if side == "out" else ("weight",)
-        _take(layer, names, index, 0 if side == "out" else 1)
+        _select(layer, names, index, 0 if side == "out" else 1)
         kind = "channels" if isinstance(layer, nn.Conv2d) else "features"
-        setattr(layer, f"{side}_{kind}", len(left))
+        setattr(layer, f"{side}_{kind}", len(channels))
 
 
-def _take(layer: nn.Module, names: Sequence[str], index: Tensor, dim: int) -> None:
+def _select(layer: nn.Module, names: Sequence[str], index: Tensor, dim: int) -> None:
+    """Replaces tensors of `layer` by their slices at `index` along `dim`."""
     for name in names:
-        found: Tensor | None = getattr(layer, name)
-        if found is None:
+        tensor: Tensor | None = getattr(layer, name)
+        if tensor is None:
             continue
-        taken = found.detach().index_select(dim, index.to(found.device))
-        learns = isinstance(found, nn.Parameter)
-        setattr(layer, name, nn.Parameter(taken, found.requires_grad) if learns else taken)
+        selected = tensor.detach().index_select(dim, index.to(tensor.device))
+        if isinstance(tensor, nn.Parameter):
+            selected = nn.Parameter(selected, tensor.requires_grad)
+        setattr(layer, name, selected)

@@ -15,9 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from callbacks import TwoStageSparseTraining
-from callbacks.sparse_training.density_schedule import DensitySchedule
 from callbacks.sparse_training.prunable import require_dense
-from callbacks.sparse_training.stages import Recovery
+from callbacks.sparse_training.stages import DensitySchedule, Recovery
 
 spec = importlib.util.spec_from_file_location(
     "sparse_runs", Path(__file__).with_name("sparse_runs.py")
@@ -26,13 +25,13 @@ runs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(runs)
 
 
-def sparse(**more):
-    settings = {"ramp": DensitySchedule(0.5, 4), "recovery": Recovery(lr=5e-3)} | more
-    return TwoStageSparseTraining(0.25, 1, 4, **settings)
+def sparse(regrow_fraction=0.0):
+    schedule = DensitySchedule(0.5, 4, regrow_fraction)
+    return TwoStageSparseTraining(0.25, 1, 4, density_schedule=schedule, recovery=Recovery(lr=5e-3))
 
 
-class Spike(L.Callback):
-    """Gradients that do not fit into fp16, at some steps of both stages."""
+class InfiniteGradients(L.Callback):
+    """Sets a gradient to infinity, as an overflow of fp16 does, at some steps of both stages."""
 
     def __init__(self, steps):
         self.steps, self.scales = steps, []
@@ -46,16 +45,16 @@ class Spike(L.Callback):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("regrow", [0.0, 0.3])
-def test_fp16_with_loss_scaling_accumulation_and_clipping(accumulate, regrow, tmp_path):
+@pytest.mark.parametrize("regrow_fraction", [0.0, 0.3])
+def test_fp16_with_loss_scaling_accumulation_and_clipping(accumulate, regrow_fraction, tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
-    callback, spike = sparse(ramp=DensitySchedule(0.5, 4, regrow)), Spike({2, 7, 9, 16, 20})
-    watch = runs.Watch(callback)
-    net, _ = runs.run(tmp_path, callback, spike, watch, gradient_clip_val=0.5,
+    callback, overflows = sparse(regrow_fraction), InfiniteGradients({2, 7, 9, 16, 20})
+    recorder = runs.Recorder(callback)
+    net, _ = runs.run(tmp_path, callback, overflows, recorder, gradient_clip_val=0.5,
                       accumulate_grad_batches=accumulate,
                       plugins=[MixedPrecision("16-mixed", "cpu", scaler)])  # fmt: skip
-    assert scaler.get_scale() == 2.0**10 * 0.5 ** len(spike.steps)
-    assert (watch.strays, watch.densities[-1]) == ([], 0.25)
+    assert scaler.get_scale() == 2.0**10 * 0.5 ** len(overflows.steps)
+    assert (recorder.unmasked, recorder.densities[-1]) == ([], 0.25)
     assert all(bool(p.isfinite().all()) for p in net.parameters())
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert int(state["plain.weight"].count_nonzero()) == 1280

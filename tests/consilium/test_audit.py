@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from consilium.cli.audit import run
-from datamodules.phantoms.generate import Recipe, written
+from datamodules.phantoms.generate import PhantomSpec, write_dataset
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp("phantoms")
-    return written(Recipe("fracture", 30, 2, 64, 1), root)
+    return write_dataset(PhantomSpec("fracture", 30, 2, 64, 1), root)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def config(tmp_path):
         "init_args:\n"
         "  source:\n"
         "    class_path: datamodules.Phantoms\n"
-        f"    init_args: {{patients: 30, films: 2, size: 64, root: {tmp_path}/phantoms}}\n"
+        f"    init_args: {{num_patients: 30, images_per_patient: 2, image_size: 64, root: {tmp_path}/phantoms}}\n"
         "  class_names: [none, simple, comminuted]\n"
         "  preprocess: {size: 64}\n"
         "  augment: fracture\n"

@@ -10,7 +10,7 @@ def config(tmp_path):
         "init_args:\n"
         "  source:\n"
         "    class_path: datamodules.Phantoms\n"
-        f"    init_args: {{patients: 20, films: 1, size: 64, root: {tmp_path}/phantoms}}\n"
+        f"    init_args: {{num_patients: 20, images_per_patient: 1, image_size: 64, root: {tmp_path}/phantoms}}\n"
         "  class_names: [none, simple, comminuted]\n"
         "  preprocess: {size: 32}\n"
     )

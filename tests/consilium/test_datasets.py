@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from consilium.cli.main import main
-from consilium.inference.data_config import from_configs
+from consilium.inference.data_config import load_datamodule
 from datamodules.sources import Folders, Mura, Source, Table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("data/*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_data_config_builds_its_source(config):
-    assert isinstance(from_configs([str(config)]).source, Source)
+    assert isinstance(load_datamodule([str(config)]).source, Source)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_every_shipped_data_config_builds_its_source(config):
     ],
 )
 def test_a_config_within_a_config_is_found_from_its_own_file(config, kind, root):
-    source = from_configs([str(CONFIGS / f"{config}.yaml")]).source
+    source = load_datamodule([str(CONFIGS / f"{config}.yaml")]).source
     assert isinstance(source, kind)
     assert source.root == Path(root)
 

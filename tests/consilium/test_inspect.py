@@ -8,7 +8,7 @@ from evaluation.predictions import PredictionTable
 from lightning_modules.checkpoints import weights_hash
 
 
-def said(capsys, *arguments):
+def inspect_json(capsys, *arguments):
     code = main(["inspect", *map(str, arguments), "--json"])
     return code, json.loads(capsys.readouterr().out)
 
@@ -23,70 +23,72 @@ def pairs(tiny):
     return tiny.fit("pairs", tiny.root / "runs" / "pairs", **changes)
 
 
-def test_it_tells_what_a_checkpoint_is(resnet, capsys):
-    code, (one,) = said(capsys, resnet / "best.ckpt")
+def test_inspect_describes_a_checkpoint(resnet, capsys):
+    code, (info,) = inspect_json(capsys, resnet / "best.ckpt")
     state = torch.load(resnet / "best.ckpt", weights_only=True)["state_dict"]
     assert code == 0
-    assert one["intact"]
-    assert one["measured"]
-    assert one["weights"] == weights_hash(state)
-    assert one["block"]["class_names"] == ["none", "simple", "comminuted"]
-    assert one["block"]["preprocess"]["size"] == 32
-    trained = sum(v.numel() for n, v in state.items() if n.endswith(("weight", "bias")))
-    assert one["parameters"] == trained
+    assert info["is_intact"]
+    assert info["is_measured"]
+    assert info["weights"] == weights_hash(state)
+    assert info["block"]["class_names"] == ["none", "simple", "comminuted"]
+    assert info["block"]["preprocess"]["size"] == 32
+    trainable = [v for name, v in state.items() if name.endswith(("weight", "bias"))]
+    assert info["parameters"] == sum(tensor.numel() for tensor in trainable)
+    zeros = sum(int((tensor == 0).sum()) for tensor in trainable)
+    assert info["zero_fraction"] == pytest.approx(zeros / info["parameters"])
     assert main(["inspect", str(resnet)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"{one['parameters']:,} parameters" in shown
-    assert "as stated" in shown
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"{info['parameters']:,} parameters" in output
+    assert "intact" in output
 
 
-def test_figures_of_each_class_and_pair_are_those_of_the_tables(pairs, capsys):
-    _, (one,) = said(capsys, pairs)
-    metrics = one["block"]["metrics"]
+def test_metrics_per_class_and_pair_are_those_of_the_prediction_table(pairs, capsys):
+    _, (info,) = inspect_json(capsys, pairs)
+    metrics = info["block"]["metrics"]
     table = PredictionTable.read(pairs / "predictions/val.parquet")
-    said_right = table.logits.argmax(axis=1) == table.labels
-    of_class = table.labels == 1
-    assert metrics["recall/simple"] == pytest.approx(said_right[of_class].mean())
-    asked = table.labels != 1  # of the pair none, comminuted: logit above 0 says none
-    right = (table.pairs[asked, 1] > 0) == (table.labels[asked] == 0)
-    assert metrics["pair/none/comminuted"] == pytest.approx(right.mean())
+    is_correct = table.logits.argmax(axis=1) == table.labels
+    is_simple = table.labels == 1
+    assert metrics["recall/simple"] == pytest.approx(is_correct[is_simple].mean())
+    in_pair = ~is_simple  # pair of none and comminuted: a logit above 0 predicts none
+    is_correct = (table.pair_logits[in_pair, 1] > 0) == (table.labels[in_pair] == 0)
+    assert metrics["pair/none/comminuted"] == pytest.approx(is_correct.mean())
     assert main(["inspect", str(pairs)]) == 0
-    shown = capsys.readouterr().out
-    assert "none/comminuted" in shown
-    assert "recall" in shown
+    output = capsys.readouterr().out
+    assert "none/comminuted" in output
+    assert "recall" in output
 
 
-def test_weights_that_are_not_those_stated_are_told_and_end_in_1(resnet, tmp_path, capsys):
+def test_changed_weights_are_reported_with_exit_code_1(resnet, tmp_path, capsys):
     content = torch.load(resnet / "best.ckpt", weights_only=True)
     name = next(name for name in content["state_dict"] if name.endswith("conv1.weight"))
     content["state_dict"][name].view(-1)[0] += 1e-3
     torch.save(content, tmp_path / "changed.ckpt")
-    code, (one,) = said(capsys, tmp_path / "changed.ckpt")
+    code, (info,) = inspect_json(capsys, tmp_path / "changed.ckpt")
     assert code == 1
-    assert not one["intact"]
+    assert not info["is_intact"]
     assert main(["inspect", str(tmp_path / "changed.ckpt")]) == 1
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "NOT those stated" in shown
-    assert "measured on OTHER weights" in shown
+    output = " ".join(capsys.readouterr().out.split())
+    assert "NOT the recorded ones" in output
+    assert "computed with OTHER weights" in output
 
 
-def test_a_ensembles_members_are_held_to_the_hashes_it_states(resnet, larger, tmp_path, capsys):
+def test_members_are_compared_with_the_hashes_in_ensemble_json(resnet, larger, tmp_path, capsys):
     members = {}
     for run in (resnet, larger):
-        _, (one,) = said(capsys, run)
-        members[run.name] = {"path": str(run / "best.ckpt"), "weights": one["weights"]}
+        _, (info,) = inspect_json(capsys, run)
+        members[run.name] = {"path": str(run / "best.ckpt"), "weights": info["weights"]}
     (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
-    code, found = said(capsys, tmp_path)
+    code, infos = inspect_json(capsys, tmp_path)
     assert code == 0
-    assert [one["path"] for one in found] == [m["path"] for m in members.values()]
+    assert [info["path"] for info in infos] == [m["path"] for m in members.values()]
     members["larger"]["weights"] = members["resnet"]["weights"]
     (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
-    code, found = said(capsys, tmp_path / "ensemble.json")
+    code, infos = inspect_json(capsys, tmp_path / "ensemble.json")
     assert code == 1
-    assert [one["intact"] for one in found] == [True, False]
+    assert [info["is_intact"] for info in infos] == [True, False]
 
 
-def test_what_is_no_checkpoint_is_one_line(tmp_path, capsys):
-    (tmp_path / "x.ckpt").write_text("not one")
+def test_invalid_checkpoint_is_one_line(tmp_path, capsys):
+    (tmp_path / "x.ckpt").write_text("text")
     assert main(["inspect", str(tmp_path / "x.ckpt")]) == 2
     assert "x.ckpt: truncated, or not a checkpoint" in capsys.readouterr().err

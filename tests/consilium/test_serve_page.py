@@ -12,14 +12,14 @@ import uvicorn
 from playwright.sync_api import sync_playwright
 
 from consilium.cli import serve
-from consilium.inference.export.parity import generated
-from consilium.inference.predictor import load
-from consilium.serving import options
-from consilium.serving.app import make
-from consilium.serving.service import Settings
+from consilium.inference.export import generated_images
+from consilium.inference.predictor import load_predictor
+from consilium.serving import server as options
+from consilium.serving.app import create_app
+from consilium.serving.service import ServerSettings
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
-from tests.consilium.saved import CLASSES, ensemble_of, saved
+from tests.consilium.untrained import CLASSES, write_ensemble, save_checkpoint
 
 DROP = """([name, bytes]) => {
     const held = new DataTransfer();
@@ -45,17 +45,17 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("members")
     names = {"resnet": "test_resnet", "efficientnet": "test_efficientnet", "tiny": "resnet10t"}
     files = [
-        saved(ImageClassifier(CLASSES, name, image_size=64), Preprocess(size=64),
+        save_checkpoint(ImageClassifier(CLASSES, name, image_size=64), Preprocess(size=64),
               folder / f"{file}.ckpt")
         for file, name in names.items()
     ]  # fmt: skip
-    return load(ensemble_of(folder / "ensemble", files))
+    return load_predictor(write_ensemble(folder / "ensemble", files))
 
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
-    for at, picture in enumerate(generated(3)):
+    for at, picture in enumerate(generated_images(3)):
         cv2.imwrite(str(folder / f"phantom{at}.png"), picture)
     return folder
 
@@ -64,7 +64,7 @@ def films(tmp_path_factory):
 def serving(model, **settings):
     """The address of a server in a thread."""
     with serve.listening("127.0.0.1", 0) as listener:
-        app = make(model, Settings(**settings))
+        app = create_app(model, ServerSettings(**settings))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -89,7 +89,7 @@ def browser():
 def page(browser, model, films):
     """The page on a desktop, with what it asked for and what went wrong on it."""
     settings = {"refer_below": 1.0, "title": "three <b>members</b>"}
-    with serving(model, examples=options.examples(films), **settings) as url:
+    with serving(model, examples=options.find_examples(films), **settings) as url:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.asked, page.faults = [], []
         page.on("request", lambda request: page.asked.append(request.url))
@@ -192,7 +192,7 @@ def test_an_answer_that_was_removed_is_asked_for_no_more(page, films):
 
 
 def test_a_frame_that_cannot_be_asked_for_is_said(page, films):
-    detail = "phantom0.png: 3 frames; name one"
+    detail = "phantom0.png: 3 frames; select one"
     page.route("**/v1/predict", lambda route: route.fulfill(status=422, json={"detail": detail}))
     page.set_input_files("#file", films / "phantom0.png")
     again = page.get_by_role("button", name="Look at this frame")
@@ -215,7 +215,7 @@ def test_it_fits_a_phone_and_the_systems_colors(page, films, scheme):
 
 
 def test_a_token_is_asked_for_and_opens_the_examples_too(browser, model, films):
-    with serving(model, token="s3cret", examples=options.examples(films)) as url:
+    with serving(model, token="s3cret", examples=options.find_examples(films)) as url:
         page = browser.new_page()
         page.goto(url)
         for token in ("wrong", "s3cret"):

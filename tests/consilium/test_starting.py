@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from consilium.cli.main import main
-from consilium.experiments.config import read_study
+from consilium.experiments.config import load_experiment
 from consilium.inference import data_config
 
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
@@ -40,7 +40,7 @@ def test_from_a_table_to_a_member_without_writing_a_line(films, tmp_path, monkey
     patient = ["--patient", "site,number"]
     assert main(["audit", str(films), *patient, "--size", "32", "--start", "mine"]) == 0
     assert "study: consilium experiment run mine/mine.yaml" in capsys.readouterr().out
-    study = read_study("mine/mine.yaml")
+    study = load_experiment("mine/mine.yaml")
     assert list(study.members) == ["resnet10t", "regnety_002", "mobilenetv3_small"]
     fits = [words for words in commands("mine/mine.yaml", capsys) if words[0] == "fit"]
     assert len(fits) == 3
@@ -52,8 +52,8 @@ def test_from_a_table_to_a_member_without_writing_a_line(films, tmp_path, monkey
 def test_the_data_is_what_the_table_says(films, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["audit", str(films), "--patient", "site,number", "--start", "mine"])
-    data = data_config.from_configs(["mine/data.yaml"])
-    manifest, raw = data.listed(), pd.read_csv(films, dtype=str)
+    data = data_config.load_datamodule(["mine/data.yaml"])
+    manifest, raw = data.load_manifest(), pd.read_csv(films, dtype=str)
     assert data.class_names == ["comminuted", "none", "simple"]
     assert (manifest.table["patient"] == raw["site"] + "/" + raw["number"]).all()
     assert ((manifest.table["split"] == "test") == (raw["set"] == "testing")).all()
@@ -76,7 +76,7 @@ def test_printed_commands_can_be_typed(films, tmp_path, monkeypatch, capsys):
     assert shlex.split(study.read_text().splitlines()[0])[1:] == shlex.split(said)[1:]
     assert shlex.split(data.read_text().splitlines()[0])[-2:] == ["--config", str(data)]
     assert f"audit {shlex.quote('the films.csv')} --augmentations" in data.read_text()
-    assert len(read_study(study).members) == 3
+    assert len(load_experiment(study).members) == 3
 
 
 @pytest.mark.parametrize("size", ["0", "-8"])
@@ -97,8 +97,8 @@ def test_what_the_audit_quarantines_is_left_out(films, tmp_path, monkeypatch):
     pd.concat([raw, leak]).to_csv(films, index=False)
     words = ["audit", str(films), "--patient", "site,number", "-o", "of {A}, 1: '24"]
     assert main([*words, "--start", "mine"]) == 1
-    data = data_config.from_configs(["mine/data.yaml"])
-    assert train["filename"] not in data.listed().table["id"].tolist()
+    data = data_config.load_datamodule(["mine/data.yaml"])
+    assert train["filename"] not in data.load_manifest().table["id"].tolist()
     data.setup("fit")
 
 
@@ -113,7 +113,7 @@ def test_a_folder_of_class_folders_will_do(tmp_path, splits, monkeypatch):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(file), rng.integers(0, 255, (24, 24), np.uint8))
     assert main(["audit", "tree", "--patient", r"(p\w+)_", "--start", "mine"]) == 0
-    manifest = data_config.from_configs(["mine/data.yaml"]).listed()
+    manifest = data_config.load_datamodule(["mine/data.yaml"]).load_manifest()
     assert set(manifest.table["split"]) == {"train", "val", "test"}
     assert len(manifest.table) == 40 * len(splits)
 

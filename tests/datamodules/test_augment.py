@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from datamodules.augment import Augment, policies
+from datamodules.augment import Augment, policy_names
 
 GRAY = np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 255, (48, 48, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("policy", policies())
+@pytest.mark.parametrize("policy", policy_names())
 @pytest.mark.parametrize("pixels", [GRAY, COLOUR], ids=["gray", "color"])
 def test_shape_and_type_stay_and_the_seed_decides(policy, pixels):
     augment = Augment(policy)
@@ -24,7 +24,7 @@ def test_shape_and_type_stay_and_the_seed_decides(policy, pixels):
 
 
 def test_five_systems_have_their_policies():
-    assert policies() == ["chest", "fracture", "gradcam", "mura", "none", "retina"]
+    assert policy_names() == ["chest", "fracture", "gradcam", "mura", "none", "retina"]
 
 
 def test_strengths_are_arguments():

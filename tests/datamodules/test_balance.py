@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from datamodules.balance import Balance
+from datamodules.samplers import Balance
 
 LABELS = np.array([0] * 60 + [1] * 30 + [2] * 10)
 NAMES = ["a", "b", "c"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules import cache
-from datamodules.images import ImageError, read
+from datamodules.images import ImageError, read_image
 from datamodules.preprocess import Preprocess
 
 SMALL = Preprocess(size=16, clahe=2.0)
@@ -33,17 +33,17 @@ def root(tmp_path):
 
 
 def test_it_gives_the_very_pixels_and_gray_stays_one_channel(paths, root):
-    store = cache.opened(paths, SMALL, root)
+    store = cache.open_store(paths, SMALL, root)
     for path in paths:
-        assert np.array_equal(store.pixels(path), SMALL.pixels(read(path)))
+        assert np.array_equal(store.pixels(path), SMALL.pixels(read_image(path)))
     assert store.pixels(paths[1]).shape == (16, 16)
     assert (store.folder / cache.PIXELS).stat().st_size == 16 * 16 * (3 * 1 + 3 * 3)
 
 
 def test_a_second_opening_finds_it_and_a_worker_opens_its_own_map(paths, root):
-    store = cache.opened(paths, SMALL, root)
+    store = cache.open_store(paths, SMALL, root)
     written = (store.folder / cache.PIXELS).stat().st_mtime_ns
-    again = cache.opened(paths, SMALL, root)
+    again = cache.open_store(paths, SMALL, root)
     assert (again.folder / cache.PIXELS).stat().st_mtime_ns == written
     again.pixels(paths[0])
     sent = pickle.dumps(again)
@@ -52,19 +52,19 @@ def test_a_second_opening_finds_it_and_a_worker_opens_its_own_map(paths, root):
 
 
 def test_settings_that_make_pixels_miss_and_normalization_does_not(paths, root):
-    folder = cache.opened(paths, SMALL, root).folder
-    assert cache.opened(paths, Preprocess(size=16, clahe=2.5), root).folder != folder
-    assert cache.opened(paths, Preprocess(16, clahe=2.0, mean=(0, 0, 0)), root).folder == folder
+    folder = cache.open_store(paths, SMALL, root).folder
+    assert cache.open_store(paths, Preprocess(size=16, clahe=2.5), root).folder != folder
+    assert cache.open_store(paths, Preprocess(16, clahe=2.0, mean=(0, 0, 0)), root).folder == folder
 
 
 def test_a_changed_file_misses_even_when_its_size_and_time_stay(paths, root):
-    old = cache.opened(paths, SMALL, root)
+    old = cache.open_store(paths, SMALL, root)
     stat = Path(paths[0]).stat()
     data = bytearray(Path(paths[2]).read_bytes())
     data += bytes(max(0, stat.st_size - len(data)))
     Path(paths[0]).write_bytes(data[: stat.st_size])
     os.utime(paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert cache.opened(paths, SMALL, root).folder != old.folder
+    assert cache.open_store(paths, SMALL, root).folder != old.folder
 
 
 def frames(file, seed):
@@ -76,42 +76,42 @@ def frames(file, seed):
 
 def test_a_changed_file_misses_for_each_of_its_frames(tmp_path, root):
     named = frames(tmp_path / "a.tiff", seed=0)
-    old = cache.opened(named, SMALL, root)
+    old = cache.open_store(named, SMALL, root)
     assert not np.array_equal(old.pixels(named[0]), old.pixels(named[1]))
     frames(tmp_path / "a.tiff", seed=1)
-    new = cache.opened(named, SMALL, root)
+    new = cache.open_store(named, SMALL, root)
     assert new.folder != old.folder
     for name in named:
-        assert np.array_equal(new.pixels(name), SMALL.pixels(read(name)))
+        assert np.array_equal(new.pixels(name), SMALL.pixels(read_image(name)))
 
 
 def test_a_changed_code_version_misses(paths, root, monkeypatch):
-    old = cache.opened(paths, SMALL, root)
+    old = cache.open_store(paths, SMALL, root)
     monkeypatch.setattr(cache, "code_version", lambda: "next")
-    assert cache.opened(paths, SMALL, root).folder != old.folder
+    assert cache.open_store(paths, SMALL, root).folder != old.folder
 
 
 @pytest.mark.parametrize("name", [cache.PIXELS, cache.INDEX])
 def test_a_truncated_store_is_rebuilt(paths, root, name):
-    store = cache.opened(paths, SMALL, root)
+    store = cache.open_store(paths, SMALL, root)
     whole = (store.folder / cache.PIXELS).read_bytes()
     os.truncate(store.folder / name, 100)
-    again = cache.opened(paths, SMALL, root)
+    again = cache.open_store(paths, SMALL, root)
     assert (again.folder / cache.PIXELS).read_bytes() == whole
 
 
 def test_a_full_disk_leaves_the_old_store_and_nothing_half_written(paths, root, monkeypatch):
-    old = cache.opened(paths, SMALL, root)
+    old = cache.open_store(paths, SMALL, root)
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        cache.opened(paths, Preprocess(size=8), root)
-    assert [name for name, _, _ in cache.stores(root)] == [old.folder.name]
+        cache.open_store(paths, Preprocess(size=8), root)
+    assert [name for name, _, _ in cache.list_stores(root)] == [old.folder.name]
     assert not list(root.glob(".making-*"))
-    assert np.array_equal(old.pixels(paths[0]), SMALL.pixels(read(paths[0])))
+    assert np.array_equal(old.pixels(paths[0]), SMALL.pixels(read_image(paths[0])))
 
 
 def test_two_processes_at_once_leave_one_valid_store(paths, root):
@@ -123,30 +123,30 @@ def test_two_processes_at_once_leave_one_valid_store(paths, root):
     command = [sys.executable, "-c", code, str(root), *paths]
     running = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
-    assert len(cache.stores(root)) == 1
+    assert len(cache.list_stores(root)) == 1
     assert not list(root.glob(".making-*"))
-    store = cache.opened(paths, SMALL, root)
-    assert np.array_equal(store.pixels(paths[3]), SMALL.pixels(read(paths[3])))
+    store = cache.open_store(paths, SMALL, root)
+    assert np.array_equal(store.pixels(paths[3]), SMALL.pixels(read_image(paths[3])))
 
 
 def test_a_file_that_cannot_be_read_is_remembered_and_named(paths, root):
     Path(paths[4]).write_text("<html>")
-    store = cache.opened(paths, SMALL, root)
+    store = cache.open_store(paths, SMALL, root)
     assert list(store.failures) == [paths[4]]
     with pytest.raises(ImageError, match=r"4\.png: begins with b'<html>'"):
         store.pixels(paths[4])
 
 
 def test_stores_are_listed_and_cleared(paths, root):
-    cache.opened(paths, SMALL, root)
-    cache.opened(paths, Preprocess(size=8), root)
-    assert [(count, size) for _, count, size in cache.stores(root)]
-    assert cache.clear(root) == 2
+    cache.open_store(paths, SMALL, root)
+    cache.open_store(paths, Preprocess(size=8), root)
+    assert [(count, size) for _, count, size in cache.list_stores(root)]
+    assert cache.clear_stores(root) == 2
     assert list(root.iterdir()) == []
 
 
 def test_statistics_are_those_of_all_pixels(paths, root):
-    store = cache.opened(paths, SMALL, root)
+    store = cache.open_store(paths, SMALL, root)
     pixels = np.stack([np.atleast_3d(store.pixels(p)) * np.ones(3) for p in paths]) / 255
     mean, std = store.statistics(paths)
     np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)))

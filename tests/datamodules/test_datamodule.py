@@ -7,11 +7,11 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from datamodules.balance import Balance
-from datamodules.cache import stores
-from datamodules.datamodule import ImageDataModule, Reading
-from datamodules.images import ImageError, read
+from datamodules.cache import list_stores
+from datamodules.datamodule import ImageDataModule, Loading
+from datamodules.images import ImageError, read_image
 from datamodules.preprocess import Preprocess
+from datamodules.samplers import Balance
 from datamodules.sources import Folders, Phantoms
 
 NAMES = ["none", "simple", "comminuted"]
@@ -23,7 +23,7 @@ def root(tmp_path_factory):
 
 
 def module(root, **changes):
-    source = Phantoms(patients=40, films=2, root=root, val=0.2, test=0.2)
+    source = Phantoms(num_patients=40, images_per_patient=2, root=root, val=0.2, test=0.2)
     values = {"preprocess": Preprocess(size=32), "batch_size": 8, "workers": 0} | changes
     made = ImageDataModule(source, NAMES, **values)
     made.prepare_data()
@@ -44,7 +44,7 @@ def test_a_batch_is_what_the_contract_says(root):
     assert batch["label"].dtype == batch["index"].dtype == torch.int64
     row = data.manifest.table.iloc[int(batch["index"][0])]
     assert row["label"] == batch["label"][0]
-    assert torch.equal(batch["image"][0], data.preprocess(read(row["path"])))
+    assert torch.equal(batch["image"][0], data.preprocess(read_image(row["path"])))
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -60,7 +60,7 @@ def test_views_come_from_one_picture_and_are_named(root):
     names = data.view_names([small.to_dict(), large.to_dict(), small.to_dict()])
     assert names == [small.name, large.name, small.name]
     batch = next(iter(data.val_dataloader()))
-    image = read(data.manifest.table["path"][int(batch["index"][0])])
+    image = read_image(data.manifest.table["path"][int(batch["index"][0])])
     assert set(batch["image"]) == {small.name, large.name}
     assert torch.equal(batch["image"][large.name][0], large(image))
 
@@ -96,7 +96,9 @@ def test_gray_and_color_pictures_share_a_batch(root, tmp_path):
     for name, image in (("train/none/a", gray), ("val/none/b", gray), ("val/none/c", color)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / f"{name}.png"), image)
-    data = ImageDataModule(Folders(str(tmp_path), None), ["none"], Preprocess(size=32), workers=0)
+    data = ImageDataModule(
+        Folders(str(tmp_path), None), ["none"], Preprocess(size=32), num_workers=0
+    )
     data.setup("validate")
     seen = next(iter(data.val_dataloader()))["image"]
     for k, image in enumerate((gray, cv2.cvtColor(color, cv2.COLOR_BGR2RGB))):
@@ -107,15 +109,15 @@ def test_a_quarantine_is_left_out_with_a_note(root, tmp_path):
     whole = module(root).manifest.table
     gone = whole["id"][:3].tolist()
     whole[:3].to_csv(tmp_path / "quarantine.csv", index=False)
-    kept = module(root, reading=Reading(leave_out=str(tmp_path / "quarantine.csv"))).manifest
+    kept = module(root, reading=Loading(leave_out=str(tmp_path / "quarantine.csv"))).manifest
     assert kept.table["id"].tolist() == [name for name in whole["id"] if name not in gone]
     assert kept.notes[-1].startswith(f"3 files were left out by quarantine.csv: {gone[0]}")
     (tmp_path / "other.csv").write_text("name\nx\n")
     with pytest.raises(ValueError, match=r"other.csv has no column 'id'; it has \['name'\]"):
-        module(root, reading=Reading(leave_out=str(tmp_path / "other.csv")))
+        module(root, reading=Loading(leave_out=str(tmp_path / "other.csv")))
     (tmp_path / "strange.csv").write_text(f"id\n{gone[0]}\nnobody.png\n")
     with pytest.raises(ValueError, match=r"strange.csv names 1 ids that the data lacks: \['nob"):
-        module(root, reading=Reading(leave_out=str(tmp_path / "strange.csv")))
+        module(root, reading=Loading(leave_out=str(tmp_path / "strange.csv")))
 
 
 def test_a_last_training_batch_of_one_picture_is_left_out(root):
@@ -131,8 +133,8 @@ def test_a_last_training_batch_of_one_picture_is_left_out(root):
 
 
 def test_an_empty_split_is_refused(root):
-    source = Phantoms(patients=20, films=1, root=root, val=0.0, test=0.0)
-    data = ImageDataModule(source, NAMES, workers=0)
+    source = Phantoms(num_patients=20, images_per_patient=1, root=root, val=0.0, test=0.0)
+    data = ImageDataModule(source, NAMES, num_workers=0)
     data.prepare_data()
     with pytest.raises(ValueError, match="'val' that 'fit' needs has no pictures"):
         data.setup("fit")
@@ -164,7 +166,7 @@ def test_it_can_be_written_as_a_config(root):
 
 
 def test_the_cache_changes_no_pixel(root, tmp_path):
-    reading = Reading(cache=str(tmp_path / "cache"))
+    reading = Loading(cache=str(tmp_path / "cache"))
     preprocess = Preprocess(size=32, clahe=2.0, margin=4)
     plain = module(root, preprocess=preprocess, augment="chest")
     cached = module(root, preprocess=preprocess, augment="chest", reading=reading, workers=2)
@@ -180,18 +182,22 @@ def test_the_cache_changes_no_pixel(root, tmp_path):
 @pytest.mark.parametrize("cache", [True, False])
 def test_corrupt_files_end_the_run_or_are_skipped_with_a_note(tmp_path, cache):
     broken = broken_folder(tmp_path)
-    reading = Reading(cache=str(tmp_path / "cache") if cache else None)
-    made = ImageDataModule(broken, ["a", "b"], Preprocess(size=8), workers=0, reading=reading)
+    reading = Loading(cache=str(tmp_path / "cache") if cache else None)
+    made = ImageDataModule(broken, ["a", "b"], Preprocess(size=8), num_workers=0, reading=reading)
     made.setup("fit")
     with pytest.raises(ImageError, match=r"bad\.png: begins with"):
         list(made.train_dataloader())
     skipping = ImageDataModule(
-        broken, ["a", "b"], Preprocess(size=8), workers=0, reading=replace(reading, corrupt="skip")
+        broken,
+        ["a", "b"],
+        Preprocess(size=8),
+        num_workers=0,
+        reading=replace(reading, corrupt="skip"),
     )
     skipping.setup("fit")
     assert skipping.manifest.notes[-1].startswith("1 files were skipped: they cannot be read")
     assert len(gathered(skipping.train_dataloader())["index"]) == 8
-    assert len(stores(tmp_path / "cache")) == cache  # all files once, the broken one as such
+    assert len(list_stores(tmp_path / "cache")) == cache  # all files once, the broken one as such
 
 
 def broken_folder(folder):

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.folds import Fold, part_of
 from datamodules.manifest import Manifest
+from datamodules.splits import Fold, fold_of_patient
 
 
 @pytest.fixture
@@ -29,12 +29,14 @@ def test_every_image_is_tested_once_and_no_patient_stands_on_two_sides(manifest,
 
 
 def test_parts_are_even_and_stay_when_others_come_and_go(manifest):
-    parts = pd.Series([part_of(f"p{n}", 5) for n in range(5000)])
+    parts = pd.Series([fold_of_patient(f"p{n}", 5) for n in range(5000)])
     assert parts.value_counts(normalize=True).between(0.18, 0.22).all()
     fewer = Manifest(manifest.table[::3], manifest.class_names)
     whole, less = (Fold(1, 5).applied(m).table.set_index("id")["split"] for m in (manifest, fewer))
     assert whole[less.index].equals(less)
-    assert part_of("p1", 5, seed=1) != part_of("p1", 5) or part_of("p2", 5, 1) != part_of("p2", 5)
+    assert fold_of_patient("p1", 5, seed=1) != fold_of_patient("p1", 5) or fold_of_patient(
+        "p2", 5, 1
+    ) != fold_of_patient("p2", 5)
 
 
 def test_no_fold_changes_nothing(manifest):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from datamodules.geometry import circle_box
-from datamodules.preprocess import Preprocess
+from datamodules.preprocess import Preprocess, fundus_bounding_box
 
 
 def spotted(height, width, x, y, radius=6):
@@ -62,7 +61,7 @@ def test_the_disc_of_a_fundus_picture_is_found():
     disc = spotted(400, 600, 310, 190, radius=150) > 0
     picture[disc] = (180, 80, 20)
     picture[5, 5] = 255
-    np.testing.assert_allclose(circle_box(picture), (160, 40, 460, 340), atol=5)
+    np.testing.assert_allclose(fundus_bounding_box(picture), (160, 40, 460, 340), atol=5)
     seen = Preprocess(size=64, circle=True).pixels(picture)
     assert seen[32, 1:-1].min(axis=0)[0] > 100
-    assert circle_box(np.zeros((30, 40), np.uint8)) == (0, 0, 40, 30)
+    assert fundus_bounding_box(np.zeros((30, 40), np.uint8)) == (0, 0, 40, 30)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datamodules import images
-from datamodules.images import ImageError, read
+from datamodules.images import ImageError, read_image
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def put(folder, data, name="x.bin"):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
 def test_lossless_files_give_their_very_pixels(tmp_path, color, kind):
-    assert np.array_equal(read(put(tmp_path, encoded(color, kind))), color)
+    assert np.array_equal(read_image(put(tmp_path, encoded(color, kind))), color)
     gray = color[..., 0].copy()
-    assert np.array_equal(read(put(tmp_path, encoded(gray, kind))), gray)
+    assert np.array_equal(read_image(put(tmp_path, encoded(gray, kind))), gray)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_lossless_files_give_their_very_pixels(tmp_path, color, kind):
     ],
 )
 def test_lossy_files_are_close_to_their_pixels(tmp_path, color, kind, mode, options):
-    found = read(put(tmp_path, encoded(color, kind, mode, **options)))
+    found = read_image(put(tmp_path, encoded(color, kind, mode, **options)))
     assert found.shape == color.shape
     assert np.abs(found.astype(int) - color).mean() < 3
 
@@ -57,15 +57,17 @@ def test_fill_bytes_before_the_markers_of_a_jpeg_change_nothing(tmp_path, color)
     for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda"):
         filled = filled.replace(marker, b"\xff\xff\xff" + marker, 1)
     assert len(filled) == len(plain) + 9
-    assert np.array_equal(read(put(tmp_path, filled, "a")), read(put(tmp_path, plain, "b")))
+    assert np.array_equal(
+        read_image(put(tmp_path, filled, "a")), read_image(put(tmp_path, plain, "b"))
+    )
 
 
 def test_gray_stays_gray_and_alpha_is_dropped(tmp_path, color):
     gray = color[..., 1].copy()
-    assert read(put(tmp_path, encoded(gray, "JPEG"))).ndim == 2
-    assert np.array_equal(read(put(tmp_path, encoded(gray, "PNG", "LA"))), gray)
+    assert read_image(put(tmp_path, encoded(gray, "JPEG"))).ndim == 2
+    assert np.array_equal(read_image(put(tmp_path, encoded(gray, "PNG", "LA"))), gray)
     with_alpha = np.dstack([color, gray])
-    assert np.array_equal(read(put(tmp_path, encoded(with_alpha, "PNG"))), color)
+    assert np.array_equal(read_image(put(tmp_path, encoded(with_alpha, "PNG"))), color)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -73,7 +75,7 @@ def test_the_exif_turn_is_applied(tmp_path, color, kind):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn clockwise
     options = {"quality": 98} if kind != "PNG" else {}
-    found = read(put(tmp_path, encoded(color, kind, exif=exif, **options)))
+    found = read_image(put(tmp_path, encoded(color, kind, exif=exif, **options)))
     assert np.abs(found.astype(int) - np.rot90(color, -1)).mean() < 3
 
 
@@ -83,26 +85,26 @@ def test_deep_pixels_use_the_smallest_depth_that_holds_them(tmp_path, top, bits)
     for name in ("deep.png", "deep.tif"):
         cv2.imwrite(str(tmp_path / name), deep)
         expected = np.rint(deep * 255.0 / (2**bits - 1))
-        assert np.array_equal(read(tmp_path / name), expected)
+        assert np.array_equal(read_image(tmp_path / name), expected)
 
 
 def test_float_tiffs_are_taken_from_0_to_1_or_refused(tmp_path):
     ramp = np.linspace(0, 1, 5, dtype=np.float32)[None]
-    assert read(put(tmp_path, encoded(ramp, "TIFF"))).tolist() == [[0, 64, 128, 191, 255]]
+    assert read_image(put(tmp_path, encoded(ramp, "TIFF"))).tolist() == [[0, 64, 128, 191, 255]]
     with pytest.raises(ImageError, match=r"x.bin: float32 pixels from 0.0 to 7.0"):
-        read(put(tmp_path, encoded(ramp * 7, "TIFF")))
+        read_image(put(tmp_path, encoded(ramp * 7, "TIFF")))
 
 
 def test_a_page_is_named_or_the_file_is_refused(tmp_path, color):
     pages = [Image.fromarray(color), Image.fromarray(255 - color)]
     path = tmp_path / "pages.tif"
     pages[0].save(path, save_all=True, append_images=pages[1:])
-    with pytest.raises(ImageError, match=r"pages.tif: 2 frames; name one"):
-        read(path)
-    assert np.array_equal(read(f"{path}#0"), color)
-    assert np.array_equal(read(f"{path}#1"), 255 - color)
+    with pytest.raises(ImageError, match=r"pages.tif: 2 frames; select one"):
+        read_image(path)
+    assert np.array_equal(read_image(f"{path}#0"), color)
+    assert np.array_equal(read_image(f"{path}#1"), 255 - color)
     with pytest.raises(ImageError, match="frame is 2; the file has the frames 0 to 1"):
-        read(f"{path}#2")
+        read_image(f"{path}#2")
 
 
 def bomb():
@@ -144,7 +146,7 @@ def crumbs():
 )
 def test_what_is_no_picture_is_refused_by_name(tmp_path, data, message):
     with pytest.raises(ImageError, match=rf"film.png: .*{message}"):
-        read(put(tmp_path, data, "film.png"))
+        read_image(put(tmp_path, data, "film.png"))
 
 
 def test_a_chunk_that_lies_about_its_length_is_refused_before_room_is_made(tmp_path, color):
@@ -152,15 +154,15 @@ def test_a_chunk_that_lies_about_its_length_is_refused_before_room_is_made(tmp_p
     at = data.index(b"IDAT") - 4
     data[at : at + 4] = (2**31 - 9).to_bytes(4, "big")
     with pytest.raises(ImageError, match="png header is cut or damaged"):
-        read(put(tmp_path, bytes(data)))
+        read_image(put(tmp_path, bytes(data)))
 
 
 def test_a_missing_file_and_too_many_bytes_are_refused(tmp_path, color, monkeypatch):
     with pytest.raises(ImageError, match=r"nowhere\.png: No such file"):
-        read(tmp_path / "nowhere.png")
+        read_image(tmp_path / "nowhere.png")
     monkeypatch.setattr(images, "MAX_BYTES", 100)
     with pytest.raises(ImageError, match=r"x.bin: \d+ bytes; allowed are 100"):
-        read(put(tmp_path, encoded(color, "PNG")))
+        read_image(put(tmp_path, encoded(color, "PNG")))
 
 
 def mutated(data, dice):
@@ -178,7 +180,7 @@ def mutated(data, dice):
 
 def outcome(path):
     try:
-        found = read(path)
+        found = read_image(path)
     except ImageError as error:
         return "named" if str(error).startswith(str(path)) else f"not named: {error}"
     return "picture" if found.dtype == np.uint8 and found.shape[2:] in ((), (3,)) else "odd"
@@ -199,4 +201,4 @@ def test_a_file_cut_in_half_is_never_half_a_picture(tmp_path, kind):
     data = encoded(large, kind)
     for share in (0.5, 0.9, 0.98):
         with pytest.raises(ImageError, match="cut"):
-            read(put(tmp_path, data[: int(len(data) * share)]))
+            read_image(put(tmp_path, data[: int(len(data) * share)]))

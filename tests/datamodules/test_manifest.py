@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.manifest import Manifest, split_of
+from datamodules.manifest import Manifest, assign_split
 
 
 def table(**changes):
@@ -62,14 +62,14 @@ def test_the_digest_knows_contents_but_not_order():
 
 
 def test_split_of_is_a_known_rule_with_the_asked_shares():
-    sides = [split_of(f"p{n}", 0.2, 0.1) for n in range(4000)]
+    sides = [assign_split(f"p{n}", 0.2, 0.1) for n in range(4000)]
     assert abs(sides.count("val") / 4000 - 0.2) < 0.02
     assert abs(sides.count("test") / 4000 - 0.1) < 0.015
-    assert split_of("p0", 0.2, 0.1) == sides[0]
-    assert split_of("p0", 0.0, 1.0) == "test"
-    assert sides != [split_of(f"p{n}", 0.2, 0.1, seed=1) for n in range(4000)]
+    assert assign_split("p0", 0.2, 0.1) == sides[0]
+    assert assign_split("p0", 0.0, 1.0) == "test"
+    assert sides != [assign_split(f"p{n}", 0.2, 0.1, seed=1) for n in range(4000)]
     with pytest.raises(ValueError, match=r"val is 0\.9 and test is 0\.2"):
-        split_of("p", 0.9, 0.2)
+        assign_split("p", 0.9, 0.2)
 
 
 def test_positions_of_all_splits_make_up_the_table():

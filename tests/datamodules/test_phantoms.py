@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.images import read
+from datamodules.images import read_image
 from datamodules.phantoms.fundus import GRADES
-from datamodules.phantoms.generate import KINDS, Recipe, films, written
+from datamodules.phantoms.generate import KINDS, PhantomSpec, generate_images, write_dataset
 from datamodules.sources import Phantoms
 
 PIXELS = {
@@ -20,19 +20,21 @@ PIXELS = {
     "osteoarthritis": "0395ad4e9535",
     "limb_abnormality": "4df9beb4d902",
 }
-SMALL = Recipe("fracture", patients=6, films=2, size=64, seed=5)
+SMALL = PhantomSpec("fracture", num_patients=6, images_per_patient=2, image_size=64, seed=5)
 
 
 @pytest.mark.parametrize("kind", sorted(PIXELS))
 def test_the_pixels_are_those_of_every_machine(kind):
-    drawn = films(Recipe(kind, patients=6, films=2, size=64, seed=5))
+    drawn = generate_images(
+        PhantomSpec(kind, num_patients=6, images_per_patient=2, image_size=64, seed=5)
+    )
     digest = hashlib.sha256(b"".join(pixels.tobytes() for _, pixels in drawn))
     assert digest.hexdigest()[:12] == PIXELS[kind]
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_class_is_drawn_and_only_lesions_have_a_box(kind):
-    drawn = list(films(Recipe(kind, 80, 2, 48, 0)))
+    drawn = list(generate_images(PhantomSpec(kind, 80, 2, 48, 0)))
     assert {row["label"] for row, _ in drawn} == set(KINDS[kind].classes)
     for row, pixels in drawn:
         assert (row["box"] == "") == (row["label"] == KINDS[kind].classes[0])
@@ -43,7 +45,7 @@ def test_every_class_is_drawn_and_only_lesions_have_a_box(kind):
 
 
 def test_retina_counts_its_lesions_and_grades_are_uneven():
-    rows = [row for row, _ in films(Recipe("retina", 300, 2, 32, 0))]
+    rows = [row for row, _ in generate_images(PhantomSpec("retina", 300, 2, 32, 0))]
     counts = {grade: [int(r["lesions"]) for r in rows if r["label"] == grade] for grade in GRADES}
     assert max(counts["none"]) == 0
     assert max(counts["mild"]) < min(counts["moderate"])
@@ -52,7 +54,7 @@ def test_retina_counts_its_lesions_and_grades_are_uneven():
 
 
 def test_limbs_have_seven_parts_and_studies_of_several_films():
-    rows = pd.DataFrame([row for row, _ in films(Recipe("limbs", 150, 3, 32, 0))])
+    rows = pd.DataFrame([row for row, _ in generate_images(PhantomSpec("limbs", 150, 3, 32, 0))])
     assert rows["body_part"].nunique() == 7
     assert rows.groupby("study")["label"].nunique().max() == 1
     assert rows.groupby("study").size().max() == 3
@@ -61,19 +63,22 @@ def test_limbs_have_seven_parts_and_studies_of_several_films():
 
 
 def test_they_are_written_once_and_whole(tmp_path):
-    folder = written(SMALL, tmp_path)
+    folder = write_dataset(SMALL, tmp_path)
     table = pd.read_csv(folder / "manifest.csv", keep_default_na=False)
-    drawn = list(films(SMALL))
+    drawn = list(generate_images(SMALL))
     assert len(table) == len(drawn)
-    assert np.array_equal(read(folder / table["path"][0]), drawn[0][1])
+    assert np.array_equal(read_image(folder / table["path"][0]), drawn[0][1])
     before = (folder / "manifest.csv").stat().st_mtime_ns
-    assert written(SMALL, tmp_path) == folder
+    assert write_dataset(SMALL, tmp_path) == folder
     assert (folder / "manifest.csv").stat().st_mtime_ns == before
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_no_single_number_of_a_picture_gives_the_class_away():
-    rows = [(row["label"], pixels) for row, pixels in films(Recipe("fracture", 300, 2, 64, 1))]
+    rows = [
+        (row["label"], pixels)
+        for row, pixels in generate_images(PhantomSpec("fracture", 300, 2, 64, 1))
+    ]
     labels = np.array([label != "none" for label, _ in rows])
     for number in (np.mean, np.std, np.min, np.max, np.median):
         value = np.array([number(pixels) for _, pixels in rows])
@@ -83,7 +88,7 @@ def test_no_single_number_of_a_picture_gives_the_class_away():
 
 
 def test_the_source_splits_by_patient(tmp_path):
-    source = Phantoms(patients=60, films=2, root=str(tmp_path), val=0.3, test=0.2)
+    source = Phantoms(num_patients=60, images_per_patient=2, root=str(tmp_path), val=0.3, test=0.2)
     source.prepare()
     manifest = source.manifest(["none", "simple", "comminuted"])
     assert manifest.attributes == ["box"]

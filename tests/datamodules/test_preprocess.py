@@ -86,8 +86,8 @@ def test_equalisation_raises_local_contrast_and_keeps_hue():
 
 
 def test_a_backbone_brings_its_own_size_and_range():
-    preprocess = Preprocess.of_backbone("swinv2_tiny_window8_256", {"clahe": 2.5})
+    preprocess = Preprocess.from_backbone("swinv2_tiny_window8_256", {"clahe": 2.5})
     assert (preprocess.size, preprocess.clahe) == (256, 2.5)
-    assert Preprocess.of_backbone("vit_tiny_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)
+    assert Preprocess.from_backbone("vit_tiny_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match=r"'resnet999'; .*no pretrained cfg"):
-        Preprocess.of_backbone("resnet999")
+        Preprocess.from_backbone("resnet999")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from datamodules.samplers import (
-    STAND_IN,
+    PLACEHOLDER,
     BalancedSampler,
     ExactSampler,
     ShuffledSampler,
@@ -14,10 +14,10 @@ from datamodules.samplers import (
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_exact_sees_each_once_and_none_is_a_stand_in(size, world):
     parts = [[at for _, at in ExactSampler(size, rank, world)] for rank in range(world)]
-    assert sorted(at for part in parts for at in part if at != STAND_IN) == list(range(size))
+    assert sorted(at for part in parts for at in part if at != PLACEHOLDER) == list(range(size))
     for rank, part in enumerate(parts):
         assert len(part) == len(ExactSampler(size, rank, world))
-        assert part == [STAND_IN] if rank >= size else all(at % world == rank for at in part)
+        assert part == [PLACEHOLDER] if rank >= size else all(at % world == rank for at in part)
 
 
 def test_shuffled_is_a_function_of_seed_and_epoch():

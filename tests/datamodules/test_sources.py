@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from datamodules.sources import Folders, Mura, Table
-from datamodules.splits import Fractions
+from datamodules.splits import SplitFractions
 
 
 def picture(path):
@@ -46,7 +46,7 @@ def test_folders_without_splits_need_fractions(tmp_path):
         picture(tmp_path / "no" / f"p{n % 20}_{n}.png")
     with pytest.raises(ValueError, match="give fractions"):
         Folders(str(tmp_path), r"(p\d+)_").manifest(["no"])
-    table = Folders(str(tmp_path), r"(p\d+)_", Fractions(0.3, 0.3)).manifest(["no"]).table
+    table = Folders(str(tmp_path), r"(p\d+)_", SplitFractions(0.3, 0.3)).manifest(["no"]).table
     assert table.groupby("patient")["split"].nunique().max() == 1
     assert table["split"].nunique() == 3
 

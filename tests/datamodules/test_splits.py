@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from datamodules.sources import Table
-from datamodules.splits import Fractions
+from datamodules.splits import SplitFractions
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def shares(crowd, sides):
 
 
 def test_stratified_sides_hold_their_share_of_every_class_and_whole_patients(crowd):
-    sides = Fractions(0.2, 0.1, stratified=True).split(crowd["patient"], crowd["label"].tolist())
+    sides = SplitFractions(0.2, 0.1, stratified=True).split(
+        crowd["patient"], crowd["label"].tolist()
+    )
     assert crowd.assign(side=sides).groupby("patient")["side"].nunique().max() == 1
     found = shares(crowd, sides)
     most = 6 / crowd["label"].value_counts().sort_index()  # no patient has more films
@@ -32,14 +34,14 @@ def test_stratified_sides_hold_their_share_of_every_class_and_whole_patients(cro
 def test_without_stratifying_the_rare_class_may_miss_its_share_by_far(crowd):
     off = []
     for seed in range(20):
-        plain = Fractions(0.2, 0.1, seed).split(crowd["patient"], crowd["label"].tolist())
+        plain = SplitFractions(0.2, 0.1, seed).split(crowd["patient"], crowd["label"].tolist())
         off.append(abs(shares(crowd, plain)["val"][2] - 0.2))
     assert max(off) > 0.1
 
 
 def test_another_seed_is_another_stratified_split(crowd):
     one, other = (
-        Fractions(seed=seed, stratified=True).split(crowd["patient"], crowd["label"].tolist())
+        SplitFractions(seed=seed, stratified=True).split(crowd["patient"], crowd["label"].tolist())
         for seed in (0, 1)
     )
     assert one != other
@@ -48,7 +50,7 @@ def test_another_seed_is_another_stratified_split(crowd):
 @pytest.mark.parametrize("stratified", [False, True])
 def test_what_the_files_say_stays_and_val_is_cut_from_train(crowd, stratified):
     said = ["test" if k % 5 == 0 else "train" for k in range(len(crowd))]
-    fractions = Fractions(0.25, 0.5, stratified=stratified)
+    fractions = SplitFractions(0.25, 0.5, stratified=stratified)
     sides = np.array(fractions.split(crowd["patient"], crowd["label"].tolist(), said))
     tested = np.array(said) == "test"
     assert (sides[tested] == "test").all()
@@ -59,7 +61,7 @@ def test_what_the_files_say_stays_and_val_is_cut_from_train(crowd, stratified):
 def test_a_cut_of_nothing_is_refused(crowd):
     said = ["train", "val", "test"] * (len(crowd) // 3) + ["train"] * (len(crowd) % 3)
     with pytest.raises(ValueError, match=r"the files name \['test', 'train', 'val'\]; nothing"):
-        Fractions().split(crowd["patient"], crowd["label"].tolist(), said)
+        SplitFractions().split(crowd["patient"], crowd["label"].tolist(), said)
 
 
 def test_several_columns_together_can_be_the_patient(tmp_path):

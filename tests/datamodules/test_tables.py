@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from datamodules.tables import read_table
+from datamodules.manifest import read_table
 
 ROWS = pd.DataFrame({"path": ["a,1.png", "b;2.png"], "label": ["NA", ""], "the, note": ["x", "y"]})
 

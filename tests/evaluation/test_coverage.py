@@ -1,54 +1,59 @@
-"""Small simulations; the full ones are in benchmarks/coverage.py."""
+"""Small simulations of the coverage of intervals; benchmarks/coverage.py has the full ones."""
 
 import numpy as np
 import pytest
 
-from benchmarks.coverage import coverage, drawn
+from benchmarks.coverage import coverage, simulate_tables
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
-from evaluation.stats.auc import areas
-from evaluation.stats.clusters import Clusters
-from tests.evaluation.tables import make
+from evaluation.stats.auc import delong
+from evaluation.stats.bootstrap import Clusters
+from tests.evaluation.tables import make_table
 
 
-def test_intervals_hold_the_truth_with_four_correlated_images_a_patient() -> None:
-    held = coverage(rounds=50, patients=100, films=4, draws=300, population=100_000)
-    for name, share in held.items():
-        assert share >= 0.82, name  # 50 rounds: four standard errors below 0.95
-    assert np.mean(list(held.values())) > 0.89
+def test_intervals_cover_the_truth_with_four_correlated_images_a_patient() -> None:
+    coverages = coverage(rounds=50, patients=100, images=4, draws=300, population=100_000)
+    for name, fraction in coverages.items():
+        assert fraction >= 0.82, name  # 50 rounds: four standard errors below 0.95
+    assert np.mean(list(coverages.values())) > 0.89
 
 
 @pytest.mark.parametrize("rare", [2, 4])
-def test_a_class_of_few_patients_does_not_narrow_the_interval(rare: int) -> None:
-    """Where redraws speak alone, 2 patients hold 40 % and 4 patients 75 % instead of 95 %."""
-    rng, held = np.random.default_rng(rare), []
-    label = np.repeat([0, 1], [200, rare])
-    rows = make(len(label), 2).rows.assign(label=label)
+def test_interval_covers_the_truth_with_few_patients_in_a_class(rare: int) -> None:
+    """By the bootstrap alone, coverage is 40 % with 2 patients and 75 % with 4 instead of 95 %."""
+    rng, covered = np.random.default_rng(rare), []
+    labels = np.repeat([0, 1], [200, rare])
+    rows = make_table(len(labels), 2).rows.assign(label=labels)
     for _ in range(60):
-        right = rng.random(len(label)) < np.where(label == 0, 0.9, 0.7)
-        logits = np.eye(2)[np.where(right, label, 1 - label)] * (1 + rng.random((len(label), 1)))
-        found = compute_metrics(PredictionTable(rows, logits, ["none", "simple"]), draws=300)
-        held.append(found["balanced_accuracy"].low <= 0.8 <= found["balanced_accuracy"].high)
-    assert np.mean(held) >= 0.82
+        is_correct = rng.random(len(labels)) < np.where(labels == 0, 0.9, 0.7)
+        logits = np.eye(2)[np.where(is_correct, labels, 1 - labels)] * (
+            1 + rng.random((len(labels), 1))
+        )
+        metrics = compute_metrics(PredictionTable(rows, logits, ["none", "simple"]), draws=300)
+        estimate = metrics["balanced_accuracy"]
+        covered.append(estimate.low <= 0.8 <= estimate.high)
+    assert np.mean(covered) >= 0.82
 
 
-def test_intervals_that_forget_the_patient_do_not_hold_it() -> None:
-    """The mutation: the same tables with every image its own patient."""
+def test_intervals_that_ignore_patients_are_too_narrow() -> None:
+    """The mutation: the same tables with a patient of its own for each image."""
     widths = []
     for seed in range(5):
-        table = drawn(80, 4, seed)[0]
-        alone = table.rows.assign(patient=table.rows["id"])
-        forgotten = type(table)(alone, table.logits, table.class_names)
-        widths.append([_width(t, "nll") for t in (table, forgotten)])
+        table = simulate_tables(80, 4, seed)[0]
+        rows = table.rows.assign(patient=table.rows["id"])
+        ungrouped = type(table)(rows, table.logits, table.class_names)
+        widths.append([_width(t, "nll") for t in (table, ungrouped)])
         positive = (table.labels == 0)[:, None]
         errors = [
-            areas(t.probabilities[:, :1], positive, Clusters.make(t.patients, t.labels)).covariance
-            for t in (table, forgotten)
+            delong(
+                t.probabilities[:, :1], positive, Clusters.from_patients(t.patients, t.labels)
+            ).covariance
+            for t in (table, ungrouped)
         ]
         assert errors[0][0, 0] > 1.5 * errors[1][0, 0]
     assert np.mean(widths, axis=0)[0] > 1.2 * np.mean(widths, axis=0)[1]
 
 
 def _width(table: PredictionTable, name: str) -> float:
-    figure = compute_metrics(table, draws=400)[name]
-    return figure.high - figure.low
+    estimate = compute_metrics(table, draws=400)[name]
+    return estimate.high - estimate.low

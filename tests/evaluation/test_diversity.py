@@ -3,9 +3,9 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, matthews_corrcoef
 
 from evaluation import diversity
-from evaluation.stats.estimate import wilson
-from evaluation.voters.simple import stack
-from tests.evaluation.tables import make
+from evaluation.stats.estimate import wilson_interval
+from evaluation.voters.simple import stacked_probabilities
+from tests.evaluation.tables import make_table
 
 
 def people(count: int, films: int = 1) -> np.ndarray:
@@ -16,9 +16,9 @@ def test_a_pair_by_hand() -> None:
     labels = np.zeros(10, int)
     first = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1])
     second = np.array([0, 0, 0, 0, 1, 1, 0, 1, 1, 1])
-    found = diversity.pair(first, second, labels, people(10))
+    found = diversity.pair_diversity(first, second, labels, people(10))
     assert found.disagreement.value == pytest.approx(0.3)
-    assert (found.disagreement.low, found.disagreement.high) == wilson(3, 10)
+    assert (found.disagreement.low, found.disagreement.high) == wilson_interval(3, 10)
     assert found.double_fault.value == pytest.approx(0.3)
     assert found.q.value == pytest.approx((4 * 3 - 2 * 1) / (4 * 3 + 2 * 1))
     assert found.kappa.value == pytest.approx(cohen_kappa_score(first, second))
@@ -28,8 +28,10 @@ def test_a_pair_by_hand() -> None:
 def test_a_pairs_intervals_are_over_patients() -> None:
     rng = np.random.default_rng(0)
     labels, said = np.zeros(60, int), (rng.random((2, 60)) < 0.4).astype(int)
-    one = diversity.pair(*said, labels, people(60), draws=500)
-    many = diversity.pair(*np.repeat(said, 4, axis=1), np.repeat(labels, 4), people(60, 4), 500)
+    one = diversity.pair_diversity(*said, labels, people(60), draws=500)
+    many = diversity.pair_diversity(
+        *np.repeat(said, 4, axis=1), np.repeat(labels, 4), people(60, 4), 500
+    )
     for name in ("disagreement", "double_fault", "q", "kappa", "error_correlation"):
         few, films = getattr(one, name), getattr(many, name)
         assert (few.n, few.patients, films.n, films.patients) == (60, 60, 240, 60)
@@ -39,20 +41,20 @@ def test_a_pairs_intervals_are_over_patients() -> None:
 
 def test_members_that_never_err_have_no_q() -> None:
     labels = np.array([0, 1, 0, 1])
-    found = diversity.pair(labels, labels, labels, people(4))
+    found = diversity.pair_diversity(labels, labels, labels, people(4))
     assert (found.q.value, found.error_correlation.value) == (None, None)
     assert found.q.reason == "a member is right on all images, or on none"
     assert (found.kappa.value, found.kappa.low) == (1.0, None)
     zeros = np.zeros(4, int)
-    assert diversity.pair(zeros, zeros, zeros, people(4)).kappa.value is None
+    assert diversity.pair_diversity(zeros, zeros, zeros, people(4)).kappa.value is None
 
 
 def test_the_geometric_pool_splits_exactly() -> None:
-    table = make(200, 4)
-    members = stack([make(200, 4, seed=s) for s in range(3)])
+    table = make_table(200, 4)
+    members = stacked_probabilities([make_table(200, 4, seed=s) for s in range(3)])
     pooled = np.exp(np.log(members).mean(0))
     pooled /= pooled.sum(1, keepdims=True)
-    found = diversity.split(members, table.labels)
+    found = diversity.decompose_nll(members, table.labels)
     truth = -np.log(pooled[np.arange(200), table.labels]).mean()
     apart = np.mean([(pooled * np.log(pooled / m)).sum(1).mean() for m in members])
     assert found.pool == pytest.approx(truth, abs=1e-12)
@@ -61,13 +63,13 @@ def test_the_geometric_pool_splits_exactly() -> None:
 
 
 def test_copies_have_no_diversity() -> None:
-    table = make(100)
-    members = stack([table] * 5)
+    table = make_table(100)
+    members = stacked_probabilities([table] * 5)
     agreement = diversity.agreement(members, table.patients)
-    assert (agreement.value, agreement.low) == (1.0, wilson(100, 100)[0])
-    assert diversity.split(members, table.labels).diversity == pytest.approx(0, abs=1e-12)
-    assert np.abs(diversity.dispute(members)).max() < 1e-12
-    found = diversity.pairs(members, table.labels, table.patients, draws=20)
+    assert (agreement.value, agreement.low) == (1.0, wilson_interval(100, 100)[0])
+    assert diversity.decompose_nll(members, table.labels).diversity == pytest.approx(0, abs=1e-12)
+    assert np.abs(diversity.js_divergence(members)).max() < 1e-12
+    found = diversity.pairwise_diversity(members, table.labels, table.patients, draws=20)
     assert all(pair.disagreement.value == 0 for pair in found.values())
 
 
@@ -75,4 +77,4 @@ def test_agreement_and_dispute() -> None:
     sure = np.array([[1.0, 0.0], [1.0, 0.0]])
     other = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert diversity.agreement(np.stack([sure, other]), people(2)).value == 0.5
-    np.testing.assert_allclose(diversity.dispute(np.stack([sure, other])), [0, np.log(2)])
+    np.testing.assert_allclose(diversity.js_divergence(np.stack([sure, other])), [0, np.log(2)])

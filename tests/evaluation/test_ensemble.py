@@ -4,23 +4,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.ensemble import combine_members, disputed, evaluate_voters, fit_voters
-from evaluation.grouping import Level, by_level
+from evaluation.ensemble import combine_members, evaluate_voters, fit_voters, most_disputed
+from evaluation.grouping import Level, aggregate
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison
-from evaluation.reports.comparison import compare
-from evaluation.reports.ensemble import MAIN, mean_member, results, sections, selective, sentence
-from evaluation.reports.html import Picture, Table, Text, write_report
+from evaluation.reports.comparison import compare_models
+from evaluation.reports.ensemble import (
+    MAIN,
+    ensemble_results,
+    ensemble_sections,
+    mean_of_members,
+    selective_table,
+    summary_sentence,
+)
+from evaluation.reports.html import Plot, Table, Text, write_report
 from evaluation.results import read_results, write_results
 from evaluation.stats.estimate import Estimate
-from evaluation.stats.paired_tests import verdict
+from evaluation.stats.paired_tests import gain_or_loss
 from evaluation.voters.store import save
-from tests.evaluation.tables import experts, make
+from tests.evaluation.tables import expert_tables, make_table
 
 
 def _tables(split: str, seed: int) -> dict[str, PredictionTable]:
-    found = experts(900, split, seed)
+    found = expert_tables(900, split, seed)
     return {
         name: replace(table, meta={"weights": f"hash of {name}"})
         for name, table in zip(("first", "second", "third"), found, strict=True)
@@ -28,7 +35,7 @@ def _tables(split: str, seed: int) -> dict[str, PredictionTable]:
 
 
 def _copies(split: str) -> dict[str, PredictionTable]:
-    table = make(900, films=3, split=split, seed=1)
+    table = make_table(900, images_per_patient=3, split=split, seed=1)
     return {f"copy{i}": replace(table, meta={"weights": f"hash{i}"}) for i in range(5)}
 
 
@@ -38,8 +45,8 @@ def test_a_ensemble_of_experts_gains_and_says_so() -> None:
     judged = evaluate_voters(fitted, test, draws=300)
     assert fitted.best in ("first", "second")
     assert fitted.left_out == {}
-    assert verdict("accuracy", judged.gains["per_part"]["accuracy"]) == "gain"
-    assert sentence(fitted, judged, "per_part").endswith(": a gain.")
+    assert gain_or_loss("accuracy", judged.gains["per_group"]["accuracy"]) == "gain"
+    assert summary_sentence(fitted, judged, "per_group").endswith(": a gain.")
     assert judged.members["first"] == compute_metrics(test["first"], draws=300)
 
 
@@ -48,13 +55,13 @@ def test_five_copies_gain_nothing_and_have_no_diversity() -> None:
     judged = evaluate_voters(fitted, _copies("test"), draws=300)
     for kind, gaps in judged.gains.items():
         if kind != "stacked":  # it recalibrates class by class
-            assert verdict("accuracy", gaps["accuracy"]) == "no evidence of gain", kind
+            assert gain_or_loss("accuracy", gaps["accuracy"]) == "no evidence of gain", kind
             assert gaps["accuracy"].figure.value == 0, kind
     for kind in ("soft", "geometric", "learned", "greedy", "per_class"):
-        assert verdict("nll", judged.gains[kind]["nll"]) == "no evidence of gain", kind
+        assert gain_or_loss("nll", judged.gains[kind]["nll"]) == "no evidence of gain", kind
     assert judged.agreement.value == 1.0
     assert all(pair.disagreement.value == 0 for pair in judged.pairs.values())
-    assert "no evidence of gain" in sentence(fitted, judged, "soft")
+    assert "no evidence of gain" in summary_sentence(fitted, judged, "soft")
 
 
 def test_a_planted_overconfidence_is_halved_by_pooling_and_temperature() -> None:
@@ -63,7 +70,7 @@ def test_a_planted_overconfidence_is_halved_by_pooling_and_temperature() -> None
         for i, s in enumerate(("val", "test"))
     )
     judged = evaluate_voters(fit_voters(val), test, draws=50)
-    mean = mean_member(judged, "ece")
+    mean = mean_of_members(judged, "ece")
     assert mean is not None
     assert judged.voters["soft"]["ece"].value <= mean / 2
 
@@ -99,7 +106,7 @@ def test_the_image_that_members_differ_on_most_comes_first() -> None:
     other = sure.copy()
     other[17] = [0, 0, 30]
     first, second = (replace(tables[0], logits=x) for x in (sure, other))
-    name, said = disputed([first, second], 3)[0]
+    name, said = most_disputed([first, second], 3)[0]
     assert name == tables[0].rows["id"].iloc[17]
     assert "none 1.00, comminuted 1.00" in said
 
@@ -108,16 +115,21 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
     val, test = _tables("val", 0), _tables("test", 1)
     fitted = fit_voters(val, "body_part", weights=[1, 1, 0])
     judged = evaluate_voters(fitted, test, draws=100)
-    page = [*sections(fitted, judged, test, "soft"), selective(fitted, val, test, "soft")]
+    page = [
+        *ensemble_sections(fitted, judged, test, "soft"),
+        selective_table(fitted, val, test, "soft"),
+    ]
     write_report(tmp_path / "report.html", "An ensemble", page)
-    write_results(tmp_path / "results.json", results("ensemble", fitted, judged, test, "soft"))
+    write_results(
+        tmp_path / "results.json", ensemble_results("ensemble", fitted, judged, test, "soft")
+    )
     text, read = (tmp_path / "report.html").read_text(), read_results(tmp_path / "results.json")
-    assert set(fitted.ensembles) == set(judged.voters) >= {"weighted", "per_part", "learned"}
+    assert set(fitted.ensembles) == set(judged.voters) >= {"weighted", "per_group", "learned"}
     for kind in fitted.ensembles:
         assert f"voter: {kind}" in text
         assert read.others[f"voter/{kind}"]["nll"] == judged.voters[kind]["nll"]
     assert {metric for metric in MAIN} <= set(read.metrics)
-    assert read.meta["verdict"] == verdict("accuracy", judged.gains["soft"]["accuracy"])
+    assert read.meta["verdict"] == gain_or_loss("accuracy", judged.gains["soft"]["accuracy"])
     assert Estimate(**read.meta["agreement"]) == judged.agreement
     apart = read.meta["diversity"]["first & third"]["disagreement"]
     assert apart["low"] < apart["value"] < apart["high"]
@@ -129,7 +141,7 @@ def test_report_and_results_hold_every_voter(tmp_path: Path) -> None:
                                              ("patient", "40 patients")])  # fmt: skip
 def test_what_was_counted_is_called_by_its_name(level: Level, many: str) -> None:
     def films(split: str, seed: int) -> PredictionTable:
-        table = make(160, films=4, split=split, seed=seed, gain=2.0)
+        table = make_table(160, images_per_patient=4, split=split, seed=seed, gain=2.0)
         label, study = np.repeat(np.arange(40) % 3, 4), np.tile(["1", "1", "2", "2"], 40)
         moved = table.logits + 2 * (np.eye(3)[label] - np.eye(3)[table.labels])
         rows = table.rows.assign(label=label, study=study, id=split + table.rows["id"])
@@ -137,15 +149,15 @@ def test_what_was_counted_is_called_by_its_name(level: Level, many: str) -> None
 
     val, test = ({"a": films(s, at), "b": films(s, at + 1)} for s, at in (("val", 0), ("test", 2)))
     fitted = fit_voters(val)
-    judged = evaluate_voters(fitted, test, draws=20, view=lambda table: by_level(table, level))
-    compared = compare({name: judged.view(table) for name, table in test.items()}, draws=20)
-    page = sections(fitted, judged, test, "soft")
-    assert f" on {many}. " in sentence(fitted, judged, "soft")
-    assert f" on {many}. " in comparison.sentence(compared)
-    titles = [axes.get_title(loc="left") for part in page if isinstance(part, Picture)
+    judged = evaluate_voters(fitted, test, draws=20, view=lambda table: aggregate(table, level))
+    compared = compare_models({name: judged.view(table) for name, table in test.items()}, draws=20)
+    page = ensemble_sections(fitted, judged, test, "soft")
+    assert f" on {many}. " in summary_sentence(fitted, judged, "soft")
+    assert f" on {many}. " in comparison.summary_sentence(compared)
+    titles = [axes.get_title(loc="left") for part in page if isinstance(part, Plot)
               for axes in getattr(part.image, "axes", [])]  # fmt: skip
     assert many.split(" ")[1] in titles
-    drawn = next(p.image for p in page if isinstance(p, Picture) and p.heading == "Confusion")
+    drawn = next(p.image for p in page if isinstance(p, Plot) and p.heading == "Confusion")
     shown = sum(int(text.get_text()) for text in drawn.axes[0].texts)
     assert shown == judged.voters["soft"]["accuracy"].n
     notes = [part.note for part in page if isinstance(part, Table)]
@@ -154,7 +166,7 @@ def test_what_was_counted_is_called_by_its_name(level: Level, many: str) -> None
 
 def test_what_is_answered_and_its_errors_have_intervals() -> None:
     val, test = _tables("val", 0), _tables("test", 1)
-    table = selective(fit_voters(val), val, test, "soft")
+    table = selective_table(fit_voters(val), val, test, "soft")
     assert "On 900 images of 900 patients" in table.note
     for _, answered, error, _ in table.rows[:3]:
         assert answered.n == 900
@@ -168,8 +180,8 @@ def test_what_is_answered_and_its_errors_have_intervals() -> None:
 
 def test_the_subject_of_a_comparison_is_not_chosen_on_test() -> None:
     test = dict(reversed(_tables("test", 1).items()))
-    found = compare(test, draws=20)
-    said = comparison.results("compare", found, test)
+    found = compare_models(test, draws=20)
+    said = comparison.comparison_results("compare", found, test)
     assert said.metrics == found.members["third"]
     assert said.meta["first"] == "third"
     assert found.members["third"]["accuracy"].value < found.members["first"]["accuracy"].value
@@ -182,12 +194,15 @@ def test_what_the_data_warns_of_stands_in_every_report() -> None:
         for at, split in enumerate(("val", "test"))
     )
     fitted = fit_voters(val)
-    judged, compared = evaluate_voters(fitted, test, draws=20), compare(test, draws=20)
-    for page in (sections(fitted, judged, test, "soft"), comparison.sections(compared, test, {})):
+    judged, compared = evaluate_voters(fitted, test, draws=20), compare_models(test, draws=20)
+    for page in (
+        ensemble_sections(fitted, judged, test, "soft"),
+        comparison.comparison_sections(compared, test, {}),
+    ):
         assert f"Note: {said}." in [part.body for part in page if isinstance(part, Text)]
     for found in (
-        results("ensemble", fitted, judged, test, "soft"),
-        comparison.results("compare", compared, test),
+        ensemble_results("ensemble", fitted, judged, test, "soft"),
+        comparison.comparison_results("compare", compared, test),
     ):
         assert said in found.meta["notes"]
 
@@ -204,8 +219,11 @@ def test_a_handful_of_images_and_an_absent_class_still_give_a_report(
     judged = evaluate_voters(fitted, test, draws=50)
     for kind in fitted.ensembles:
         save(tmp_path / kind, fitted.ensembles[kind])
-    write_results(tmp_path / "r.json", results("ensemble", fitted, judged, test, "soft"))
-    page = [*sections(fitted, judged, test, "soft"), selective(fitted, val, test, "soft")]
+    write_results(tmp_path / "r.json", ensemble_results("ensemble", fitted, judged, test, "soft"))
+    page = [
+        *ensemble_sections(fitted, judged, test, "soft"),
+        selective_table(fitted, val, test, "soft"),
+    ]
     write_report(tmp_path / "report.html", "An ensemble", page)
     assert judged.voters["soft"]["auroc"].value is None
     assert "stacked" in fitted.left_out

@@ -1,209 +1,217 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
 from evaluation.metrics import compute, confusion
-from evaluation.metrics.ranking import NAMES, average_precision, sensitivity_at
-from tests.evaluation.tables import make
+from evaluation.metrics.ranking import average_precision, sensitivity_at_specificity
+from evaluation.metrics.registry import METRICS
+from tests.evaluation.tables import make_table
+
+MACRO = ("balanced_accuracy", "recall_macro", "f1_macro", "precision_macro", "specificity_macro")
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_every_overall_rate_is_scikit_learns(classes: int) -> None:
-    table = make(400, classes)
-    y, said = table.labels, table.logits.argmax(1)
-    found = {name: f.value for name, f in compute.compute_metrics(table, draws=20).items()}
-    p = table.probabilities
-    true = {
-        "accuracy": sk.accuracy_score(y, said),
-        "balanced_accuracy": sk.balanced_accuracy_score(y, said),
-        "kappa": sk.cohen_kappa_score(y, said),
-        "kappa_quadratic": sk.cohen_kappa_score(y, said, weights="quadratic"),
-        "mcc": sk.matthews_corrcoef(y, said),
+def test_overall_metrics_equal_scikit_learn(classes: int) -> None:
+    table = make_table(400, classes)
+    y, predictions, p = table.labels, table.predictions, table.probabilities
+    metrics = {name: e.value for name, e in compute.compute_metrics(table, draws=20).items()}
+    expected = {
+        "accuracy": sk.accuracy_score(y, predictions),
+        "balanced_accuracy": sk.balanced_accuracy_score(y, predictions),
+        "kappa": sk.cohen_kappa_score(y, predictions),
+        "kappa_quadratic": sk.cohen_kappa_score(y, predictions, weights="quadratic"),
+        "mcc": sk.matthews_corrcoef(y, predictions),
         "nll": sk.log_loss(y, p),
         "brier": np.mean(np.sum((p - np.eye(classes)[y]) ** 2, 1)),
         "auroc": sk.roc_auc_score(y, p[:, 1] if classes == 2 else p, multi_class="ovr"),
     }
     for average in ("macro", "weighted"):
         names = (f"precision_{average}", f"recall_{average}", f"f1_{average}")
-        scores = sk.precision_recall_fscore_support(y, said, average=average)[:3]
-        true |= dict(zip(names, scores, strict=True))
-    for name, value in true.items():
-        assert found[name] == pytest.approx(value, abs=1e-9), name
+        scores = sk.precision_recall_fscore_support(y, predictions, average=average)[:3]
+        expected |= dict(zip(names, scores, strict=True))
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, abs=1e-9), name
 
 
-def test_every_rate_of_a_class_is_scikit_learns() -> None:
-    table = make(300, 3)
-    y, said = table.labels, table.logits.argmax(1)
-    found = compute.compute_metrics(table, draws=20)
+def test_metrics_of_a_class_equal_scikit_learn() -> None:
+    table = make_table(300, 3)
+    metrics = compute.compute_metrics(table, draws=20)
     for c, name in enumerate(table.class_names):
-        own, told = y == c, said == c
-        assert found[f"recall/{name}"].value == pytest.approx(sk.recall_score(own, told))
-        assert found[f"precision/{name}"].value == pytest.approx(sk.precision_score(own, told))
-        assert found[f"f1/{name}"].value == pytest.approx(sk.f1_score(own, told))
-        assert found[f"specificity/{name}"].value == pytest.approx(sk.recall_score(~own, ~told))
-        area = sk.roc_auc_score(own, table.probabilities[:, c])
-        assert found[f"auroc/{name}"].value == pytest.approx(area)
+        label, predicted = table.labels == c, table.predictions == c
+        expected = {
+            "recall": sk.recall_score(label, predicted),
+            "precision": sk.precision_score(label, predicted),
+            "f1": sk.f1_score(label, predicted),
+            "specificity": sk.recall_score(~label, ~predicted),
+            "auroc": sk.roc_auc_score(label, table.probabilities[:, c]),
+        }
+        for metric, value in expected.items():
+            assert metrics[f"{metric}/{name}"].value == pytest.approx(value), metric
+    rates = compute.recall_and_precision(table)
+    assert rates == pytest.approx({name: metrics[name].value for name in rates})
+    assert len(rates) == 6
 
 
-def test_the_confusion_matrix_is_scikit_learns() -> None:
-    table = make(200, 5)
-    expected = sk.confusion_matrix(table.labels, table.logits.argmax(1))
-    assert np.array_equal(compute.confusion(table), expected)
+def test_confusion_matrix_equals_scikit_learn() -> None:
+    table = make_table(200, 5)
+    expected = sk.confusion_matrix(table.labels, table.predictions)
+    assert np.array_equal(compute.confusion_matrix(table), expected)
 
 
-def test_a_stack_of_matrices_gives_each_ones_rates() -> None:
-    rng = np.random.default_rng(0)
-    stack = rng.integers(0, 9, (6, 4, 4)).astype(float)
-    whole = confusion.overall(stack) | confusion.per_class(stack)
-    for at in range(6):
-        one = confusion.overall(stack[at]) | confusion.per_class(stack[at])
-        for name, value in one.items():
-            np.testing.assert_allclose(whole[name][at], value)
+@pytest.mark.parametrize(
+    "function",
+    [s.compute for s in METRICS.values() if s.kind == "confusion"],
+    ids=[s.name for s in METRICS.values() if s.kind == "confusion"],
+)
+def test_rates_of_a_stack_of_matrices_equal_those_of_each(function: confusion.Rate) -> None:
+    stack = np.random.default_rng(0).integers(0, 9, (6, 4, 4)).astype(float)
+    for matrix, rate in zip(stack, function(stack), strict=True):
+        np.testing.assert_allclose(function(matrix), rate)
 
 
-def test_quick_figures_are_the_full_ones() -> None:
-    table = make(100)
-    full = compute.compute_metrics(table, draws=10)
+def test_epoch_metrics_equal_the_values_of_compute_metrics() -> None:
+    table = make_table(100)
+    metrics = compute.compute_metrics(table, draws=10)
     for name, value in compute.epoch_metrics(table.probabilities, table.labels).items():
-        assert value == pytest.approx(full[name].value), name
+        assert value == pytest.approx(metrics[name].value), name
 
 
-def test_an_absent_class_gives_null_with_a_reason() -> None:
-    table = make(90)
+def test_metrics_of_an_absent_class_are_none_with_a_reason() -> None:
+    table = make_table(90)
     table = table.take(np.flatnonzero(table.labels != 2))
-    found = compute.compute_metrics(table, draws=50)
-    macro = ("balanced_accuracy", "recall_macro", "f1_macro", "precision_macro")
-    for name in ("recall/comminuted", "auroc/comminuted", "auroc", *macro, "specificity_macro"):
-        assert found[name].value is None, name
-        assert found[name].reason, name
-    assert found["accuracy"].value is not None
+    metrics = compute.compute_metrics(table, draws=50)
+    for name in ("recall/comminuted", "auroc/comminuted", "auroc", *MACRO):
+        assert metrics[name].value is None, name
+        assert metrics[name].reason, name
+    assert metrics["accuracy"].value is not None
     assert np.isnan(compute.epoch_metrics(table.probabilities, table.labels)["auroc"])
 
 
-def test_rows_of_unknown_label_are_left_out() -> None:
-    table = make(90)
+def test_rows_with_unknown_labels_are_ignored() -> None:
+    table = make_table(90)
     rows = table.rows.assign(label=np.where(np.arange(90) < 40, table.labels, -1))
-    part = compute.compute_metrics(replace(table, rows=rows), draws=20)
-    assert part == compute.compute_metrics(table.take(np.arange(40)), draws=20)
-    none = compute.compute_metrics(replace(table, rows=table.rows.assign(label=-1)))
-    assert none["accuracy"].reason == "no row has a known label"
+    metrics = compute.compute_metrics(replace(table, rows=rows), draws=20)
+    assert metrics == compute.compute_metrics(table.take(np.arange(40)), draws=20)
+    unlabeled = compute.compute_metrics(replace(table, rows=table.rows.assign(label=-1)))
+    assert unlabeled["accuracy"].reason == "no row has a known label"
 
 
-def test_figures_say_how_many_images_and_patients() -> None:
-    found = compute.compute_metrics(make(120, films=4), draws=50)
-    rates = ("recall/", "precision/", "specificity/")
-    others = {name: f for name, f in found.items() if not name.startswith(rates)}
-    assert {(f.n, f.patients) for f in others.values()} == {(120, 30)}
-    assert found["accuracy"].method == "patient bootstrap, BCa"
-    assert found["auroc"].method == "cluster-robust DeLong"
-    assert compute.compute_metrics(make(120), draws=50)["accuracy"].method == "Wilson"
+def test_estimates_have_the_number_of_images_and_patients() -> None:
+    metrics = compute.compute_metrics(make_table(120, images_per_patient=4), draws=50)
+    of_class = ("recall/", "precision/", "specificity/")
+    others = {name: e for name, e in metrics.items() if not name.startswith(of_class)}
+    assert {(e.n, e.patients) for e in others.values()} == {(120, 30)}
+    assert metrics["accuracy"].method == "bootstrap over patients, BCa"
+    assert metrics["ece"].method == "bootstrap over patients, centered"
+    assert metrics["auroc"].method == "cluster-robust DeLong"
+    assert compute.compute_metrics(make_table(120), draws=50)["accuracy"].method == "Wilson"
 
 
-@pytest.mark.parametrize("films", [1, 3])
-def test_the_rates_of_a_class_count_what_they_are_a_share_of(films: int) -> None:
-    table = make(120, films=films)
-    found, said = compute.compute_metrics(table, draws=20), table.logits.argmax(axis=1)
+@pytest.mark.parametrize("images_per_patient", [1, 3])
+def test_rates_of_a_class_have_the_size_of_their_denominator(images_per_patient: int) -> None:
+    table = make_table(120, images_per_patient=images_per_patient)
+    metrics = compute.compute_metrics(table, draws=20)
     for c, name in enumerate(table.class_names):
-        own, told = table.labels == c, said == c
-        for rate, asked in (("recall", own), ("precision", told), ("specificity", ~own)):
-            figure = found[f"{rate}/{name}"]
-            assert figure.n == asked.sum()
-            assert figure.patients == len(set(table.patients[asked]))
+        label, predicted = table.labels == c, table.predictions == c
+        for rate, counted in (("recall", label), ("precision", predicted), ("specificity", ~label)):
+            estimate = metrics[f"{rate}/{name}"]
+            assert estimate.n == counted.sum()
+            assert estimate.patients == len(set(table.patients[counted]))
 
 
-def test_rankings_of_a_class_are_scikit_learns_with_ties() -> None:
-    table = make(500, 3)
+def test_ranking_metrics_equal_scikit_learn_with_ties() -> None:
+    table = make_table(500, 3)
     table = replace(table, logits=np.round(table.logits, 0))
-    found = compute.compute_metrics(table, draws=20)
+    metrics = compute.compute_metrics(table, draws=20)
     for c, name in enumerate(table.class_names):
-        own, score = table.labels == c, table.probabilities[:, c]
-        precision = sk.average_precision_score(own, score)
-        assert average_precision(score, own) == pytest.approx(precision)
-        assert found[f"average_precision/{name}"].value == pytest.approx(precision)
-        fpr, tpr, _ = sk.roc_curve(own, score, drop_intermediate=False)
-        assert sensitivity_at(score, own, 0.9) == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max())
+        label, score = table.labels == c, table.probabilities[:, c]
+        precision = sk.average_precision_score(label, score)
+        assert average_precision(score, label) == pytest.approx(precision)
+        assert metrics[f"average_precision/{name}"].value == pytest.approx(precision)
+        fpr, tpr, _ = sk.roc_curve(label, score, drop_intermediate=False)
+        sensitivity = partial(sensitivity_at_specificity, score, label)
+        assert sensitivity(0.9) == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max())
+        of_class = metrics[f"sensitivity_at_specificity_0.95/{name}"]
+        assert of_class.value == pytest.approx(tpr[fpr <= 0.05 + 1e-9].max())
     macro = sk.average_precision_score(np.eye(3)[table.labels], table.probabilities)
-    assert found["average_precision"].value == pytest.approx(macro)
+    assert metrics["average_precision"].value == pytest.approx(macro)
 
 
-def test_blocks_of_scores_leave_the_figures_exact() -> None:
-    table = make(5000, 2)
-    own, score = table.labels == 1, table.probabilities[:, 1]
-    found = compute.compute_metrics(table, draws=200)["average_precision/simple"]
-    assert found.value == pytest.approx(sk.average_precision_score(own, score))
-    assert found.low < found.value < found.high
+def test_ranking_metrics_of_many_scores_are_exact() -> None:
+    table = make_table(5000, 2)
+    label, score = table.labels == 1, table.probabilities[:, 1]
+    estimate = compute.compute_metrics(table, draws=200)["average_precision/simple"]
+    assert estimate.value == pytest.approx(sk.average_precision_score(label, score))
+    assert estimate.low < estimate.value < estimate.high
 
 
-def test_calibration_error_is_that_of_its_definition() -> None:
-    table = make(450)
-    p, right = table.probabilities.max(1), table.logits.argmax(1) == table.labels
-    order = np.argsort(p)
-    parts = np.array_split(order, 15)
-    expected = sum(abs(p[i].mean() - right[i].mean()) * len(i) / 450 for i in parts)
-    found = compute.compute_metrics(table, draws=200)["ece"]
-    assert found.value == pytest.approx(expected)
-    assert found.low < found.value < found.high
+def test_calibration_error_follows_its_definition() -> None:
+    table = make_table(450)
+    confidence, is_correct = table.probabilities.max(1), table.predictions == table.labels
+    bins = np.array_split(np.argsort(confidence), 15)
+    gaps = [abs(confidence[b].mean() - is_correct[b].mean()) * len(b) / 450 for b in bins]
+    estimate = compute.compute_metrics(table, draws=200)["ece"]
+    assert estimate.value == pytest.approx(sum(gaps))
+    assert estimate.low < estimate.value < estimate.high
 
 
-@pytest.mark.parametrize("films", [1, 4])
-def test_a_perfect_table_has_room_below_one(films: int) -> None:
-    table = make(120, films=films)
+@pytest.mark.parametrize("images_per_patient", [1, 4])
+def test_intervals_of_perfect_predictions_extend_below_one(images_per_patient: int) -> None:
+    table = make_table(120, images_per_patient=images_per_patient)
     perfect = replace(table, logits=10 * np.eye(3)[table.labels])
-    found = compute.compute_metrics(perfect, draws=50)
-    n = 120 // films
+    metrics = compute.compute_metrics(perfect, draws=50)
+    n = 120 // images_per_patient
+    ranking = [name for name, spec in METRICS.items() if spec.kind == "ranking"]
     names = ("accuracy", "balanced_accuracy", "kappa", "mcc", "f1_macro", "recall/none",
-             *NAMES, "average_precision/simple")  # fmt: skip
+             *ranking, "average_precision/simple")  # fmt: skip
     for name in names:
-        figure = found[name]
-        assert (figure.value, figure.high) == (1.0, 1.0), name
-        assert 1 - 30 / n < figure.low < 1 - 1 / n, name
+        estimate = metrics[name]
+        assert (estimate.value, estimate.high) == (1.0, 1.0), name
+        assert 1 - 30 / n < estimate.low < 1 - 1 / n, name
 
 
-@pytest.mark.parametrize("films", [1, 4])
-def test_a_table_that_is_never_right_has_room_above_zero(films: int) -> None:
-    table = make(120, films=films)
+@pytest.mark.parametrize("images_per_patient", [1, 4])
+def test_intervals_of_wrong_predictions_extend_above_zero(images_per_patient: int) -> None:
+    table = make_table(120, images_per_patient=images_per_patient)
     wrong = replace(table, logits=10 * np.eye(3)[(table.labels + 1) % 3])
-    found, n = compute.compute_metrics(wrong, draws=50), 120 // films
+    metrics, n = compute.compute_metrics(wrong, draws=50), 120 // images_per_patient
     for name in ("accuracy", "balanced_accuracy", "f1_macro", "recall/none", "precision_macro"):
-        figure = found[name]
-        assert (figure.value, figure.low) == (0.0, 0.0), name
-        assert 1 / n < figure.high < 30 / n, name
+        estimate = metrics[name]
+        assert (estimate.value, estimate.low) == (0.0, 0.0), name
+        assert 1 / n < estimate.high < 30 / n, name
 
 
 @pytest.mark.parametrize("rare", [1, 4])
-def test_a_class_of_few_patients_is_named_where_a_ranking_has_no_interval(rare: int) -> None:
-    table = make(300, 2)
-    kept = np.r_[np.flatnonzero(table.labels == 0), np.flatnonzero(table.labels == 1)[:rare]]
-    found = compute.compute_metrics(table.take(kept), draws=50)
+def test_ranking_metric_has_no_interval_if_a_class_has_few_patients(rare: int) -> None:
+    table = make_table(300, 2)
+    first, second = (np.flatnonzero(table.labels == c) for c in (0, 1))
+    metrics = compute.compute_metrics(table.take(np.r_[first, second[:rare]]), draws=50)
     for name in ("average_precision", "average_precision/simple"):
-        assert 0 < found[name].value < 1
-        assert (found[name].low, found[name].high) == (None, None)
-        assert (
-            found[name].reason == f"class 'simple' has {rare} of the 5 patients that redraws need"
-        )
-    assert found["balanced_accuracy"].low is not None
+        estimate = metrics[name]
+        assert 0 < estimate.value < 1
+        assert (estimate.low, estimate.high) == (None, None)
+        assert estimate.reason == f"class 'simple' has {rare} patients; an interval needs 5"
+    assert metrics["balanced_accuracy"].low is not None
 
 
-def test_what_is_missing_has_no_ends() -> None:
-    absent = make(90).take(np.flatnonzero(make(90).labels != 2))
-    alone = replace(make(90), rows=make(90).rows.assign(patient="one"))
-    for found in (
-        compute.compute_metrics(absent, draws=50),
-        compute.compute_metrics(alone, draws=50),
-    ):
-        for name, figure in found.items():
-            assert (figure.low is None) == (figure.high is None), name
-            assert figure.value is not None or figure.low is None, name
-            assert figure.low is not None or figure.reason, name
+def test_missing_values_and_intervals_have_reasons() -> None:
+    absent = make_table(90).take(np.flatnonzero(make_table(90).labels != 2))
+    alone = replace(make_table(90), rows=make_table(90).rows.assign(patient="one"))
+    for table in (absent, alone):
+        for name, estimate in compute.compute_metrics(table, draws=50).items():
+            assert (estimate.low is None) == (estimate.high is None), name
+            assert estimate.value is not None or estimate.low is None, name
+            assert estimate.low is not None or estimate.reason, name
 
 
-def test_an_attribute_has_its_own_figures() -> None:
-    table = make(200, films=2)
-    parts = compute.by_attribute(table, "body_part", draws=20)
+def test_metrics_by_attribute_are_those_of_its_rows() -> None:
+    table = make_table(200, images_per_patient=2)
+    parts = compute.metrics_by_attribute(table, "body_part", draws=20)
     wrist = table.take(np.flatnonzero(table.rows["body_part"] == "wrist"))
     assert sorted(parts) == ["elbow", "wrist"]
     assert parts["wrist"] == compute.compute_metrics(wrist, draws=20)
     with pytest.raises(ValueError, match="attribute 'bone' is not among"):
-        compute.by_attribute(table, "bone")
+        compute.metrics_by_attribute(table, "bone")

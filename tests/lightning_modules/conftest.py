@@ -1,4 +1,4 @@
-"""One thread: these networks are too small to share out, and waiting threads cost minutes."""
+"""One thread per test: on these small networks several threads are slower."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Backbones: what goes in, what comes out, and what is refused with which words."""
+"""Backbones: names, sizes, options and weight files that are accepted or refused."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import nn
 from lightning_modules import backbones
 
 
-def logits(net: nn.Module, size: int) -> torch.Tensor:
+def predict(net: nn.Module, size: int) -> torch.Tensor:
     with torch.no_grad():
         return net.eval()(torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size))
 
@@ -24,37 +24,39 @@ def weight_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_maxvit", "test_coatnet"])
-def test_any_timm_name_at_another_size(name: str) -> None:
-    assert logits(backbones.build(name, 3, image_size=96), 96).shape == (1, 3)
+def test_a_timm_name_at_another_input_size(name: str) -> None:
+    assert predict(backbones.build(name, 3, image_size=96), 96).shape == (1, 3)
 
 
-def test_options_reach_timm() -> None:
+def test_options_are_passed_to_timm() -> None:
     net = backbones.build("resnet10t", 2, in_chans=1, drop_rate=0.25)
     assert net.get_submodule("conv1.0").weight.shape[1] == 1
     assert net.drop_rate == 0.25
 
 
-def test_unknown_option_is_named() -> None:
+def test_an_unknown_option_is_named() -> None:
     with pytest.raises(ValueError, match=r"backbone_args: resnet10t refuses \['drop_rat'\]"):
         backbones.build("resnet10t", 2, drop_rat=0.1)
 
 
-def test_unknown_name_gets_the_nearest() -> None:
+def test_an_unknown_name_is_an_error_that_lists_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown name 'resnet5O'.*resnet50"):
         backbones.build("resnet5O", 2)
 
 
-def test_unknown_tag_gets_the_tags_of_the_architecture() -> None:
+def test_an_unknown_tag_is_an_error_that_lists_the_tags() -> None:
     with pytest.raises(ValueError, match=r"convnext_tiny\.fb_in1k"):
         backbones.build("convnext_tiny.fb_in1", 2)
 
 
-def test_size_that_does_not_fit_says_which_do() -> None:
-    with pytest.raises(ValueError, match=r"test_coatnet cannot take 100 .* it takes .*96, 128"):
+def test_an_unsupported_size_is_an_error_that_lists_the_supported_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"test_coatnet does not accept 100 .* it accepts .*96, 128"
+    ):
         backbones.build("test_coatnet", 2, image_size=100)
 
 
-def test_weight_file_is_loaded_and_the_head_is_new(weight_file: Path) -> None:
+def test_a_weight_file_is_loaded_except_for_the_head(weight_file: Path) -> None:
     stored = safetensors.torch.load_file(weight_file)
     torch.manual_seed(1)
     net = backbones.build("test_vit", 3, pretrained=str(weight_file)).state_dict()
@@ -62,25 +64,25 @@ def test_weight_file_is_loaded_and_the_head_is_new(weight_file: Path) -> None:
     assert net["head.weight"].shape == (3, 64)
 
 
-def test_head_of_the_same_shape_is_loaded(weight_file: Path) -> None:
+def test_a_head_of_the_same_shape_is_loaded(weight_file: Path) -> None:
     stored = safetensors.torch.load_file(weight_file)
     net = backbones.build("test_vit", 7, pretrained=str(weight_file)).state_dict()
     assert torch.equal(net["head.weight"], stored["head.weight"])
 
 
-def test_weight_file_follows_the_image_size(weight_file: Path) -> None:
+def test_weights_are_resized_to_the_image_size(weight_file: Path) -> None:
     small = backbones.build("test_vit", 7, pretrained=str(weight_file), image_size=64)
     assert small.get_parameter("pos_embed").shape[1] == 17
-    assert logits(small, 64).isfinite().all()
+    assert predict(small, 64).isfinite().all()
 
 
-def test_weight_file_follows_the_channels(tmp_path: Path) -> None:
+def test_weights_are_adapted_to_the_input_channels(tmp_path: Path) -> None:
     net = timm.create_model("resnet10t", num_classes=7)
     torch.save(net.state_dict(), tmp_path / "r.pth")
-    gray = backbones.build("resnet10t", 7, pretrained=str(tmp_path / "r.pth"), in_chans=1)
+    grayscale = backbones.build("resnet10t", 7, pretrained=str(tmp_path / "r.pth"), in_chans=1)
     image = torch.rand(1, 1, 64, 64)
     expected = net.eval()(image.expand(1, 3, 64, 64))
-    assert torch.allclose(gray.eval()(image), expected, atol=1e-5)
+    assert torch.allclose(grayscale.eval()(image), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,9 @@ def test_weight_file_follows_the_channels(tmp_path: Path) -> None:
         (lambda w: w.update({"norm.bias": torch.ones(5)}), r"other shapes for norm\.bias"),
     ],
 )
-def test_every_weight_is_accounted_for(weight_file: Path, change: object, message: str) -> None:
+def test_missing_unknown_and_misshaped_weights_are_named(
+    weight_file: Path, change: object, message: str
+) -> None:
     weights = safetensors.torch.load_file(weight_file)
     change(weights)
     safetensors.torch.save_file(weights, weight_file)
@@ -104,19 +108,19 @@ def test_weights_of_another_network_are_refused(weight_file: Path) -> None:
         backbones.build("resnet10t", 3, pretrained=str(weight_file))
 
 
-class Trap:
+class ExecutesCode:
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (Path.touch, (Path("sprung"),))
+        return (Path.touch, (Path("executed"),))
 
 
-def test_code_in_a_weight_file_does_not_run(
+def test_code_in_a_weight_file_is_not_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"head.weight": Trap()}, "trap.pth")
-    with pytest.raises(ValueError, match=r"'trap\.pth' is not a readable weight file"):
-        backbones.build("test_vit", 3, pretrained="trap.pth")
-    assert not Path("sprung").exists()
+    torch.save({"head.weight": ExecutesCode()}, "code.pth")
+    with pytest.raises(ValueError, match=r"'code\.pth' is not a readable weight file"):
+        backbones.build("test_vit", 3, pretrained="code.pth")
+    assert not Path("executed").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights"])
@@ -128,12 +132,12 @@ def test_a_broken_weight_file_is_named(tmp_path: Path, suffix: str, content: byt
         backbones.build("test_vit", 3, pretrained=str(path))
 
 
-def test_missing_weight_file_is_named() -> None:
+def test_a_missing_weight_file_is_named() -> None:
     with pytest.raises(ValueError, match=r"no weight file at 'absent\.pth'"):
         backbones.build("test_vit", 3, pretrained="absent.pth")
 
 
-def test_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_names_the_file_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
 
@@ -142,36 +146,36 @@ def test_failed_download_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch) -> 
         backbones.build("resnet50.a1_in1k", 3, pretrained=True)
 
 
-def test_no_published_weights_is_said() -> None:
+def test_a_backbone_without_published_weights_is_an_error() -> None:
     with pytest.raises(ValueError, match="timm has no weights for 'resnet200'"):
         backbones.build("resnet200", 3, pretrained=True)
 
 
-def test_recomputed_stages_give_the_same_gradients() -> None:
+def test_grad_checkpointing_gives_the_same_gradients() -> None:
     image, gradients = torch.rand(2, 3, 64, 64), []
-    for recompute in (False, True):
+    for enabled in (False, True):
         torch.manual_seed(0)
-        net = backbones.build("test_convnext", 3, grad_checkpointing=recompute)
+        net = backbones.build("test_convnext", 3, grad_checkpointing=enabled)
         net(image).square().sum().backward()
         gradients.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_channels_last_gives_the_same_logits() -> None:
+def test_channels_last_gives_the_same_predict() -> None:
     torch.manual_seed(0)
     plain = backbones.build("resnet10t", 3)
     torch.manual_seed(0)
-    last = backbones.build("resnet10t", 3, channels_last=True)
-    assert last.get_submodule("conv1.0").weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(logits(plain, 64), logits(last, 64), atol=1e-5)
+    other = backbones.build("resnet10t", 3, channels_last=True)
+    assert other.get_submodule("conv1.0").weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(predict(plain, 64), predict(other, 64), atol=1e-5)
 
 
-def test_compiling_leaves_the_weights_names() -> None:
+def test_compiling_does_not_change_the_names_of_weights() -> None:
     plain, compiled = (backbones.build("test_resnet", 2, compile=c) for c in (False, True))
     assert list(plain.state_dict()) == list(compiled.state_dict())
     assert compiled._compiled_call_impl is not None
 
 
-def test_convolutions_follow_any_size_and_swin_v2_its_windows() -> None:
+def test_sizes_of_a_convolutional_network_and_of_swin_v2() -> None:
     assert 192 in backbones.sizes("resnet50")
     assert {192, 224, 256} <= set(backbones.sizes("swinv2_tiny_window8_256"))

@@ -1,13 +1,23 @@
-"""The loss against torch's own cross entropy, closed forms, and its parts acting together."""
+"""The losses against torch's cross entropy, closed forms and each other, and losses of a user."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_modules.losses import Loss, binary_logits
+from consilium.cli.main import main
+from lightning_modules import checkpoints
+from lightning_modules.heads import SigmoidHead
+from lightning_modules.losses import LOSSES, CrossEntropyLoss, FocalLoss, LossConfig
+from tests.conftest import Tiny
 
-WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
+CLASS_WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 3.0])
+
+
+def sigmoid_logits(z: Tensor) -> Tensor:
+    return SigmoidHead(["no", "yes"], CrossEntropyLoss()).logits(z)
 
 
 @pytest.fixture
@@ -17,91 +27,154 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("weights", [None, WEIGHTS.double()])
-def test_gamma_zero_is_torchs_cross_entropy(
+@pytest.mark.parametrize("weights", [None, CLASS_WEIGHTS.double()])
+def test_cross_entropy_equals_torch(
     batch: tuple[Tensor, Tensor], smoothing: float, weights: Tensor | None
 ) -> None:
     expected = functional.cross_entropy(*batch, weight=weights, label_smoothing=smoothing)
-    assert torch.allclose(Loss(smoothing=smoothing)(*batch, weights).double(), expected, rtol=1e-5)
+    loss = CrossEntropyLoss(label_smoothing=smoothing)(*batch, weights)
+    assert torch.allclose(loss.double(), expected, rtol=1e-5)
 
 
-def test_shares_of_classes_follow_torch_as_well(batch: tuple[Tensor, Tensor]) -> None:
-    shares = torch.softmax(batch[0].flip(0), dim=1)
-    weights = WEIGHTS.double()
-    expected = functional.cross_entropy(batch[0], shares, weight=weights, label_smoothing=0.1)
-    got = Loss(smoothing=0.1)(batch[0], shares, weights).double()
-    assert torch.allclose(got, expected, rtol=1e-5)
+def test_class_probabilities_as_target_equal_torch(batch: tuple[Tensor, Tensor]) -> None:
+    target = torch.softmax(batch[0].flip(0), dim=1)
+    weights = CLASS_WEIGHTS.double()
+    expected = functional.cross_entropy(batch[0], target, weight=weights, label_smoothing=0.1)
+    loss = CrossEntropyLoss(label_smoothing=0.1)(batch[0], target, weights)
+    assert torch.allclose(loss.double(), expected, rtol=1e-5)
 
 
-def test_focal_in_closed_form() -> None:
+def test_focal_loss_equals_its_closed_form() -> None:
     p = torch.tensor([0.9, 0.3], dtype=torch.float64)
     logits = torch.stack([torch.zeros(2), torch.logit(p)], dim=1)
     expected = 2.5 * ((1 - p) ** 3 * -torch.log(p)).mean()
-    got = Loss(gamma=3.0, alpha=2.5)(logits, torch.tensor([1, 1]))
-    assert torch.allclose(got.double(), expected, rtol=1e-5)
+    loss = FocalLoss(gamma=3.0, alpha=2.5)(logits, torch.tensor([1, 1]))
+    assert torch.allclose(loss.double(), expected, rtol=1e-5)
 
 
-def test_all_parts_together_in_a_loop_by_hand(batch: tuple[Tensor, Tensor]) -> None:
+def test_all_settings_together_equal_a_loop(batch: tuple[Tensor, Tensor]) -> None:
     total = 0.0
     for row, label in zip(*batch, strict=True):
         p = torch.softmax(row, 0)
         for k in range(4):
-            share = 0.9 * (k == label) + 0.1 / 4
-            total += 2.5 * share * WEIGHTS[k] * (1 - p[k]) ** 3 * -torch.log(p[k])
-    expected = total / WEIGHTS[batch[1]].sum()
-    got = Loss(gamma=3.0, alpha=2.5, smoothing=0.1)(*batch, WEIGHTS.double())
-    assert torch.allclose(got.double(), expected.double(), rtol=1e-5)
+            q = 0.9 * (k == label) + 0.1 / 4
+            total += 2.5 * q * CLASS_WEIGHTS[k] * (1 - p[k]) ** 3 * -torch.log(p[k])
+    expected = total / CLASS_WEIGHTS[batch[1]].sum()
+    loss = FocalLoss(gamma=3.0, alpha=2.5, label_smoothing=0.1)(*batch, CLASS_WEIGHTS.double())
+    assert torch.allclose(loss.double(), expected.double(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"gamma": 0.0}, {"alpha": 1.0}, {"smoothing": 0.0}])
-def test_no_part_silences_another(batch: tuple[Tensor, Tensor], change: dict[str, float]) -> None:
-    full = {"gamma": 3.0, "alpha": 2.5, "smoothing": 0.1}
-    with_weights = Loss(**full)(*batch, WEIGHTS)
-    assert not torch.isclose(with_weights, Loss(**full)(*batch))
-    assert not torch.isclose(with_weights, Loss(**{**full, **change})(*batch, WEIGHTS))
+@pytest.mark.parametrize("change", [{"gamma": 0.0}, {"alpha": 1.0}, {"label_smoothing": 0.0}])
+def test_no_setting_disables_another(
+    batch: tuple[Tensor, Tensor], change: dict[str, float]
+) -> None:
+    settings = {"gamma": 3.0, "alpha": 2.5, "label_smoothing": 0.1}
+    with_weights = FocalLoss(**settings)(*batch, CLASS_WEIGHTS)
+    assert not torch.isclose(with_weights, FocalLoss(**settings)(*batch))
+    assert not torch.isclose(
+        with_weights, FocalLoss(**{**settings, **change})(*batch, CLASS_WEIGHTS)
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.0])
-def test_gradients_are_finite_for_certain_images(gamma: float) -> None:
+def test_gradients_are_finite_for_certain_predictions(gamma: float) -> None:
     logits = torch.tensor([[200.0, 0.0], [-200.0, 0.0]], requires_grad=True)
-    Loss(gamma=gamma)(logits, torch.tensor([0, 0])).backward()
+    FocalLoss(gamma=gamma)(logits, torch.tensor([0, 0])).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 
-def test_half_precision_is_summed_in_single() -> None:
+def test_half_precision_is_summed_in_single_precision() -> None:
     logits = torch.randn(512, 3).half()
     target = torch.zeros(512, dtype=torch.long)
-    assert Loss()(logits, target).dtype == torch.float32
+    assert CrossEntropyLoss()(logits, target).dtype == torch.float32
 
 
-def test_two_logits_of_a_sigmoid_are_binary_cross_entropy() -> None:
+def test_logits_of_a_sigmoid_head_give_binary_cross_entropy() -> None:
     z, label = torch.tensor([-2.0, 0.3, 4.0]), torch.tensor([0, 1, 1])
     expected = functional.binary_cross_entropy_with_logits(z, label.float())
-    assert torch.allclose(Loss()(binary_logits(z), label), expected)
-    assert torch.allclose(torch.softmax(binary_logits(z), 1)[:, 1], torch.sigmoid(z))
+    assert torch.allclose(CrossEntropyLoss()(sigmoid_logits(z), label), expected)
+    assert torch.allclose(torch.softmax(sigmoid_logits(z), 1)[:, 1], torch.sigmoid(z))
 
 
-def test_pos_weight_is_torchs() -> None:
+def test_pos_weight_equals_torch() -> None:
     z, label = torch.tensor([-2.0, 0.3, 4.0]), torch.tensor([0, 1, 1])
     pos = torch.tensor(3.0)
     expected = functional.binary_cross_entropy_with_logits(z, label.float(), pos_weight=pos)
-    assert torch.allclose(Loss(pos_weight=3.0)(binary_logits(z), label), expected)
+    assert torch.allclose(CrossEntropyLoss(pos_weight=3.0)(sigmoid_logits(z), label), expected)
 
 
-def test_class_weights_are_pos_weight_up_to_their_sum() -> None:
+def test_class_weights_equal_pos_weight_except_for_the_denominator() -> None:
     z, label = torch.tensor([-2.0, 0.3, 4.0]), torch.tensor([0, 1, 1])
     pos = torch.tensor(3.0)
     expected = functional.binary_cross_entropy_with_logits(
         z, label.float(), pos_weight=pos, reduction="sum"
     )
-    got = Loss()(binary_logits(z), label, torch.stack([torch.tensor(1.0), pos]))
-    assert torch.allclose(got * (1 + 3 + 3), expected)
+    weights = torch.stack([torch.tensor(1.0), pos])
+    loss = CrossEntropyLoss()(sigmoid_logits(z), label, weights)
+    assert torch.allclose(loss * (1 + 3 + 3), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("gamma", -1.0), ("alpha", -0.1), ("smoothing", 1.0), ("smoothing", -0.1)]
+    ("name", "value"),
+    [("gamma", -1.0), ("alpha", -0.1), ("label_smoothing", 1.0), ("label_smoothing", -0.1)],
 )
-def test_settings_out_of_range_are_named(name: str, value: float) -> None:
+def test_values_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"loss\.{name}: {value} is not in"):
-        Loss(**{name: value})
+        LossConfig("focal", **{name: value}).create()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LossConfig("focall"), r"loss\.name: 'focall' is neither one of cross_entropy, focal nor"),
+        (LossConfig("no_such_module.Loss"), "'no_such_module.Loss' is neither one of"),
+        (LossConfig(gamma=2.0), "loss: cross_entropy refuses {'gamma': 2.0}"),
+        (LossConfig("focal", args={"gama": 2.0}), "loss: focal refuses {'gama': 2.0}"),
+    ],
+)
+def test_unknown_names_and_settings_are_refused(config: LossConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.create()
+
+
+def squared_error(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None, scale: float = 1.0
+) -> Tensor:
+    """A loss as a user might write it."""
+    return scale * (logits.softmax(1) - functional.one_hot(target, logits.shape[1])).square().mean()
+
+
+class ShiftedCrossEntropy(nn.Module):
+    """A loss with a tensor of its own."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(shift))
+
+    def forward(self, logits: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+        return functional.cross_entropy(logits, target, class_weights) + self.shift
+
+
+def test_a_registered_loss_is_named_in_a_config(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOSSES, "squared_error", squared_error)
+    run = tmp_path / "squared"
+    changes = {
+        "trainer.max_epochs": 1,
+        "model.init_args.loss": {"name": "squared_error", "args": {"scale": 2.0}},
+    }
+    assert main(["fit", *tiny.configs("squared", **changes), "--run", str(run)]) == 0
+    block, _ = checkpoints.read(run / "best.ckpt")
+    assert block.init_args["loss"]["name"] == "squared_error"
+    monkeypatch.delitem(LOSSES, "squared_error")
+    module, _ = checkpoints.load(run / "best.ckpt")  # inference needs no loss
+    assert module(torch.rand(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_a_loss_is_named_by_its_import_path() -> None:
+    config = LossConfig(f"{__name__}.ShiftedCrossEntropy", args={"shift": 1.0})
+    logits, target = torch.randn(4, 3), torch.arange(4) % 3
+    expected = functional.cross_entropy(logits, target) + 1
+    assert torch.allclose(config.create()(logits, target, None), expected)

@@ -1,11 +1,11 @@
-"""The residual network with spatial attention: any size, its map, and its place among backbones."""
+"""The residual network with spatial attention: input sizes, attention map, stages, learning."""
 
 import pytest
 import timm
 import torch
 
 from lightning_modules import backbones
-from lightning_modules.freezing import stages
+from lightning_modules.freezing import parameter_stages
 from lightning_modules.residual_attention import ResidualAttention, SpatialAttention
 
 
@@ -17,7 +17,7 @@ def net() -> ResidualAttention:
     return built
 
 
-def test_timm_lists_it() -> None:
+def test_it_is_registered_in_timm() -> None:
     assert timm.is_model("residual_attention")
     assert "residual_attention" in backbones.nearest("residual_atention")
 
@@ -27,14 +27,14 @@ def test_any_input_size(net: ResidualAttention, shape: tuple[int, int]) -> None:
     assert net(torch.rand(2, 3, *shape)).shape == (2, 2)
 
 
-def test_the_map_lies_between_nothing_and_all(net: ResidualAttention) -> None:
+def test_attention_weights_are_between_0_and_1(net: ResidualAttention) -> None:
     features = net.stages(net.stem(torch.rand(2, 3, 64, 64)))
-    weights = net.attention.map(features)
+    weights = net.attention.attention_map(features)
     assert weights.shape == (2, 1, 8, 8)
     assert ((weights > 0) & (weights < 1)).all()
 
 
-def test_attention_multiplies_each_place() -> None:
+def test_attention_multiplies_each_position() -> None:
     attention, features = SpatialAttention(), torch.rand(1, 4, 5, 5)
     torch.nn.init.zeros_(attention.conv.weight)
     torch.nn.init.zeros_(attention.conv.bias)
@@ -42,13 +42,13 @@ def test_attention_multiplies_each_place() -> None:
 
 
 def test_stages_for_freezing(net: ResidualAttention) -> None:
-    of = stages(net)
-    assert of["stem.0.weight"] == 0
-    assert of["stages.2.0.conv1.weight"] == 3
-    assert of["attention.conv.weight"] == of["head.weight"] == 4
+    stages = parameter_stages(net)
+    assert stages["stem.0.weight"] == 0
+    assert stages["stages.2.0.conv1.weight"] == 3
+    assert stages["attention.conv.weight"] == stages["head.weight"] == 4
 
 
-def test_dropout_acts_in_training_alone(net: ResidualAttention) -> None:
+def test_dropout_is_active_in_training_only(net: ResidualAttention) -> None:
     image = torch.rand(2, 3, 32, 32)
     net.train()
     assert not torch.equal(net(image), net(image))
@@ -56,12 +56,12 @@ def test_dropout_acts_in_training_alone(net: ResidualAttention) -> None:
     assert torch.equal(net(image), net(image))
 
 
-def test_features_alone(net: ResidualAttention) -> None:
+def test_without_classes_it_returns_the_pooled_features(net: ResidualAttention) -> None:
     net.reset_classifier(0)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 24)
 
 
-def test_it_finds_a_bright_square() -> None:
+def test_it_learns_to_detect_a_bright_square() -> None:
     torch.manual_seed(0)
     net = backbones.build("residual_attention", 2, widths=(8, 16, 24), drop_rate=0.0)
     generator = torch.Generator().manual_seed(0)

@@ -1,87 +1,138 @@
-"""What the voters of a study's ensembles are worth; members side by side where there are none."""
+"""Evaluated voters of the ensembles, or a comparison of members without an ensemble."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
-from consilium.cli.ensemble import read_tables
 from consilium.experiments.config import MEMBERS, ExperimentConfig
+from consilium.experiments.gates import Runs, run_names
 from consilium.experiments.plan import member_folders, rounds
-from consilium.experiments.results import Runs, subjects, table_of
 from consilium.inference import data_config
-from consilium.inference.thumbnails import thumbnail
-from evaluation import ensemble
-from evaluation.ensemble import EvaluatedVoters, FittedVoters
-from evaluation.plots import curves as drawings
+from consilium.inference.panels import read_thumbnail
+from evaluation import diversity
+from evaluation.ensemble import (
+    EvaluatedVoters,
+    FittedVoters,
+    ensemble_predictions,
+    most_disputed,
+)
+from evaluation.ensemble_folder import load_voters
+from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html
 from evaluation.reports import ensemble as ensemble_report
-from evaluation.reports.run import pictures
+from evaluation.reports.run import prediction_plots
+from evaluation.results import voters_folder
+from evaluation.stats.estimate import Estimate, Estimates
 
-SPLITS = ("val", "test")
-MOST = 4  # members without an ensemble that get pictures of their own
+MAX_PLOTTED = 4  # members without an ensemble that get plots of their own
+Tables = Mapping[str, PredictionTable]
 
 
-def sections(study: ExperimentConfig, folder: Path, runs: Runs) -> list[html.Section]:
-    """Every voter of every ensemble in the first round; members alone where there is none."""
-    first = rounds(study)[0]
-    there = [name for name in study.ensembles if name + first.suffix in runs]
-    if not there:
-        members = [name + first.suffix for name in study.members]
-        done = [name for name in subjects(study, MEMBERS) if name in runs]
-        return alone(folder, [name for name in members if name in runs] or done)
+@dataclass(frozen=True)
+class EnsembleResults:
+    """The stored evaluation of an ensemble's voters."""
+
+    run: str
+    is_shown: bool  # in the report, which shows the first round only
+    fitted: FittedVoters
+    evaluated: EvaluatedVoters
+    groups: dict[str, Estimates]  # metrics by value of the experiment's attribute
+    tables: dict[str, PredictionTable]  # test predictions of the members
+    disputed: list[tuple[bytes, str]]  # thumbnails and captions of images
+
+
+@dataclass(frozen=True)
+class MemberComparison:
+    """Members of an experiment without an ensemble, in the first round."""
+
+    tables: dict[str, PredictionTable]  # test predictions
+    metrics: dict[str, Estimates]
+    pairs: dict[str, diversity.PairDiversity]  # empty unless all classify the same images
+    agreement: Estimate | None  # fraction of images with equal predictions of all; None likewise
+
+
+def load_ensembles(
+    config: ExperimentConfig, folder: Path, runs: Runs, tables: Tables
+) -> list[EnsembleResults]:
+    """Evaluated voters of every ensemble that is done, read from its folder."""
+    ensembles = []
+    for r, name in product(rounds(config), config.ensembles):
+        run, is_shown = name + r.suffix, r == rounds(config)[0]
+        if run in runs:
+            members = {
+                path.name: tables[path.name] for path in member_folders(config, folder, name, r)
+            }
+            voters = load_voters(voters_folder(folder / run), members)
+            images = _disputed_images(folder / run, members) if is_shown else []
+            ensembles.append(EnsembleResults(run, is_shown, *voters, members, images))
+    return ensembles
+
+
+def _disputed_images(run: Path, tables: Tables) -> list[tuple[bytes, str]]:
+    """Thumbnails of the images that the members disagree on most."""
+    manifest = data_config.load_datamodule([str(run / "config.yaml")]).load_manifest().table
+    paths = dict(zip(manifest["id"], manifest["path"], strict=True))
+    captions = most_disputed(list(tables.values()))
+    return [(read_thumbnail(Path(paths[name])), f"{name}\n{caption}") for name, caption in captions]
+
+
+def compare_members(config: ExperimentConfig, runs: Runs, tables: Tables) -> MemberComparison:
+    """The members of the first round that has any, compared if they classify the same images."""
+    finished = [name for name in run_names(config, MEMBERS) if name in runs]
+    of_first_round = [name + rounds(config)[0].suffix for name in config.members]
+    names = [name for name in of_first_round if name in runs] or finished
+    compared = {name: tables[name] for name in names}
+    metrics = {name: runs[name].metrics for name in names}
+    first = compared[names[0]]
+    is_comparable = len(names) > 1 and all(
+        table.class_names == first.class_names and set(table.rows["id"]) == set(first.rows["id"])
+        for table in compared.values()
+    )
+    if not is_comparable:
+        return MemberComparison(compared, metrics, {}, None)
+    return MemberComparison(compared, metrics, *diversity.member_diversity(compared))
+
+
+def ensemble_sections(
+    config: ExperimentConfig, ensembles: list[EnsembleResults]
+) -> list[html.Section]:
+    """Every voter of every ensemble; plots of members only once, in the last."""
     page: list[html.Section] = []
-    for name in there:
-        fitted, judged, test = judged_anew(study, folder, name)
-        said = ensemble_report.sections(
-            fitted, judged, test, study.voter, disputes(folder / (name + first.suffix), test)
+    shown = [ensemble for ensemble in ensembles if ensemble.is_shown]
+    for ensemble in shown:
+        predictions = ensemble_predictions(ensemble.fitted.ensembles[config.voter], ensemble.tables)
+        disputed = ensemble_report.disputed_section(ensemble.tables, ensemble.disputed)
+        lead, *others = ensemble_report.ensemble_sections(
+            ensemble.fitted, ensemble.evaluated, predictions, disputed
         )
-        heading = f"{name}{first.suffix}: every voter of {', '.join(test)}"
-        page += [html.Text(said[0].body if isinstance(said[0], html.Text) else "", heading)]
-        # the page of each further ensemble would repeat the pictures of its members
-        page += said[1:] if name == there[-1] else [s for s in said[1:] if tabular(s)]
-        if study.attribute:
+        heading = f"{ensemble.run}: every voter of {', '.join(ensemble.tables)}"
+        page.append(html.Text(lead.body if isinstance(lead, html.Text) else "", heading))
+        page += others if ensemble is shown[-1] else [s for s in others if _is_voter_table(s)]
+        if ensemble.groups:
             page.append(
-                ensemble_report.by_part(fitted, test, study.voter, study.attribute, draws=2000)
+                ensemble_report.group_table(ensemble.groups, config.voter, config.attribute)
             )
     return page
 
 
-def tabular(section: html.Section) -> bool:
-    """Whether it is a table of voters or of differences."""
+def _is_voter_table(section: html.Section) -> bool:
+    """Whether it is a table of voters or of their differences."""
     return isinstance(section, html.Table) and section.heading.startswith(("Voters", "Diff"))
 
 
-def judged_anew(
-    study: ExperimentConfig, folder: Path, name: str
-) -> tuple[FittedVoters, EvaluatedVoters, dict[str, PredictionTable]]:
-    """Every voter fitted on val and judged on test, in the first round."""
-    members = member_folders(study, folder, name, rounds(study)[0])
-    val, test = (read_tables([m / "predictions" / f"{s}.parquet" for m in members], s)
-                 for s in SPLITS)  # fmt: skip
-    fitted = ensemble.fit_voters(val, study.attribute, study.attend)
-    return fitted, ensemble.evaluate_voters(fitted, test), test
-
-
-def disputes(run: Path, tables: dict[str, PredictionTable]) -> list[tuple[bytes, str]]:
-    """The images that the members disagree on most, as the ensemble's data module finds them."""
-    manifest = data_config.from_configs([str(run / "config.yaml")]).listed().table
-    paths = dict(zip(manifest["id"], manifest["path"], strict=True))
-    found = ensemble.disputed(list(tables.values()))
-    return [(thumbnail(Path(paths[name])), f"{name}\n{said}") for name, said in found]
-
-
-def alone(folder: Path, names: list[str]) -> list[html.Section]:
-    """Members without an ensemble, of one round; side by side where they answer one question."""
-    tables = {name: table_of(folder / MEMBERS / name) for name in names}
-    first = next(iter(tables.values()))
-    same = [t for t in tables.values() if t.class_names == first.class_names
-            and set(t.rows["id"]) == set(first.rows["id"])]  # fmt: skip
+def member_sections(compared: MemberComparison) -> list[html.Section]:
+    """Strengths and diversity of comparable members, and the plots of the first few."""
     page: list[html.Section] = []
-    if 1 < len(tables) == len(same):
-        found = comparison.compare(tables)
-        page += [comparison.strengths(found, tables), comparison.diverse(found)]
-    page.append(html.Picture(drawings.roc_compared(tables), "Mean over classes.", "ROC of all"))
-    for name, table in list(tables.items())[:MOST]:
-        drawn = pictures(table)
-        page += [replace(p, heading=f"{name}: {p.heading}") for p in drawn]
+    if compared.agreement is not None:
+        names = next(iter(compared.tables.values())).class_names
+        page.append(comparison.recall_table(compared.metrics, names))
+        page.append(ensemble_report.diversity_table(compared.pairs, compared.agreement, "images"))
+    roc = curves.roc_comparison(compared.tables)
+    page.append(html.Plot(roc, "Mean over classes.", "ROC of all"))
+    for name, table in list(compared.tables.items())[:MAX_PLOTTED]:
+        page += [
+            replace(plot, heading=f"{name}: {plot.heading}") for plot in prediction_plots(table)
+        ]
     return page

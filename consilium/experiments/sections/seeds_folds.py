@@ -1,113 +1,130 @@
-"""Seeds and folds: what chance in training moves, apart from what the choice of patients does."""
+"""Repeated runs: metrics pooled over folds, and their spread over seeds."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from consilium.experiments.config import MEMBERS, ExperimentConfig
-from consilium.experiments.plan import Round, rounds
-from consilium.experiments.results import Runs, table_of
-from evaluation.metrics import ranking
-from evaluation.metrics.compute import Estimates, compute_metrics
+from consilium.experiments.config import ExperimentConfig
+from consilium.experiments.gates import Runs
+from consilium.experiments.plan import Round, rounds, seeds_or_none
+from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
-from evaluation.reports.run import MAIN
-from evaluation.stats.estimate import Estimate
+from evaluation.stats.estimate import Estimate, Estimates
 
-Pooled = dict[tuple[str, int | None], Estimates]
-WITHIN = ("auroc", *ranking.NAMES)  # scores of models trained apart do not stand on one scale
-SEEDS = (
-    "Mean over seeds, and the standard deviation between them: what chance in training moves. The "
-    "intervals of the other tables are what the choice of test patients moves; neither holds the "
-    "other."
+SEEDS_NOTE = (
+    "Mean over seeds and standard deviation between them: the variation from training. The "
+    "intervals of the other tables are the variation from the choice of test patients; neither "
+    "includes the other."
 )
-FOLDS = (
-    "Each image was tested once, by a model whose training and validation held nothing of its "
-    "patient; intervals are over patients and take the models as they are. What goes by the order "
-    "of scores (auroc, average precision, sensitivity at a specificity) is the mean over folds, "
-    "as the scores of models trained apart do not stand on one scale."
+FOLDS_NOTE = (
+    "Each image was tested once, by a model that was trained and validated without its patient. "
+    "Intervals are over patients, for these models. Metrics that rank all images (AUROC, average "
+    "precision, sensitivity at a specificity) are means over folds, because scores of different "
+    "models are not on one scale."
 )
 
 
-def sections(study: ExperimentConfig, pooled: Pooled) -> list[html.Section]:
-    """Folds pooled, seeds with their spread; nothing for a study of neither."""
-    shown = [_folds(pooled)] if study.folds and pooled else []
-    return [*shown, *([_seeds(over_seeds(study, pooled))] if len(study.seeds) > 1 else [])]
+Pooled = dict[tuple[str, int | None], Estimates]  # by name and seed, over all folds
 
 
-def over_folds(study: ExperimentConfig, runs: Runs, folder: Path) -> Pooled:
-    """Figures of each member and ensemble at each seed, over all its folds together."""
-    found: Pooled = {}
-    seeds: list[int] | list[None] = study.seeds or [None]
-    for name in (*study.ensembles, *study.members):
-        for seed in seeds:
-            names = of_seed(study, name, seed)
+@dataclass(frozen=True)
+class RepeatedRuns:
+    """Metrics of members and ensembles over all rounds."""
+
+    pooled: Pooled
+    seeds: pd.DataFrame  # per name and summary metric: mean and spread over the seeds
+
+
+def pool_rounds(
+    config: ExperimentConfig, runs: Runs, tables: Mapping[str, PredictionTable]
+) -> RepeatedRuns:
+    """Metrics of each member and ensemble of which all folds are done, by seed."""
+    pooled: Pooled = {}
+    for name in (*config.ensembles, *config.members):
+        for seed in seeds_or_none(config):
+            names = runs_of_seed(config, name, seed)
             if all(run in runs for run in names):
-                found[name, seed] = _pooled(study, names, runs, folder)
-    return found
+                pooled[name, seed] = _pool_folds(config, names, runs, tables)
+    return RepeatedRuns(pooled, spread_over_seeds(config, pooled))
 
 
-def of_seed(study: ExperimentConfig, name: str, seed: int | None) -> list[str]:
-    """The runs of a member or ensemble with a seed, one for each fold."""
-    return [name + each.suffix for each in rounds(study) if each.seed == seed]
+def runs_of_seed(config: ExperimentConfig, name: str, seed: int | None) -> list[str]:
+    """The runs of a member or ensemble with a seed, one per fold."""
+    return [name + r.suffix for r in rounds(config) if r.seed == seed]
 
 
-def _pooled(study: ExperimentConfig, names: list[str], runs: Runs, folder: Path) -> Estimates:
-    if not study.folds:
-        return runs[names[0]].metrics
-    where = {run: folder / MEMBERS / run for run in names}
-    tables = [table_of(path if path.is_dir() else folder / run) for run, path in where.items()]
-    found = compute_metrics(together(tables))
-    for metric in found:
-        if metric.split("/")[0] in WITHIN:
-            values = [runs[run].metrics[metric].value for run in names]
-            found[metric] = _mean(values, found[metric])
-    return found
-
-
-def _mean(values: Sequence[float | None], over_all: Estimate) -> Estimate:
-    """The mean over folds in place of the figure over all of them; None if a fold has none."""
-    known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if len(known) == len(values) else None
-    why = "mean over folds" if mean is not None else "not measured in every fold"
-    return replace(over_all, value=mean, low=None, high=None, reason=why)
-
-
-def together(tables: Sequence[PredictionTable]) -> PredictionTable:
+def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
     """The rows of several tables in one; a sample in two of them is refused."""
     rows = pd.concat([table.rows for table in tables], ignore_index=True)
     logits = np.concatenate([table.logits for table in tables])
     return PredictionTable(rows, logits, tables[0].class_names)
 
 
-def over_seeds(study: ExperimentConfig, pooled: Pooled) -> pd.DataFrame:
-    """Mean, standard deviation, least and greatest of each figure over the seeds."""
+def _pool_folds(
+    config: ExperimentConfig,
+    names: list[str],
+    runs: Runs,
+    tables: Mapping[str, PredictionTable],
+) -> Estimates:
+    if not config.folds:
+        return runs[names[0]].metrics
+    pooled = compute_metrics(concatenate([tables[run] for run in names]))
+    for metric, estimate in pooled.items():
+        if metric_spec(metric).is_rank_based:
+            values = [runs[run].metrics[metric].value for run in names]
+            pooled[metric] = _mean_over_folds(values, estimate)
+    return pooled
+
+
+def _mean_over_folds(values: Sequence[float | None], pooled: Estimate) -> Estimate:
+    """The mean over folds in place of the pooled value; None if a fold has no value."""
+    known = [value for value in values if value is not None]
+    mean = float(np.mean(known)) if len(known) == len(values) else None
+    reason = "mean over folds" if mean is not None else "not measured in every fold"
+    return replace(pooled, value=mean, low=None, high=None, reason=reason)
+
+
+def spread_over_seeds(config: ExperimentConfig, pooled: Pooled) -> pd.DataFrame:
+    """Mean, standard deviation, minimum and maximum of each summary metric over the seeds."""
     rows = []
-    for name in (*study.ensembles, *study.members):
-        each = [found for (subject, _), found in pooled.items() if subject == name]
-        for metric in MAIN if len(each) > 1 else ():
-            values = np.array([found[metric].value for found in each], dtype=float)
+    for name in (*config.ensembles, *config.members):
+        of_seeds = [metrics for (subject, _), metrics in pooled.items() if subject == name]
+        for metric in summary_metrics() if len(of_seeds) > 1 else ():
+            values = np.array([metrics[metric].value for metrics in of_seeds], dtype=float)
             spread = {"mean": values.mean(), "sd": values.std(ddof=1)}
-            ends = {"least": values.min(), "greatest": values.max()}
-            rows.append({"run": name, "figure": metric, "seeds": len(each), **spread, **ends})
+            spread |= {"min": values.min(), "max": values.max()}
+            rows.append({"run": name, "metric": metric, "seeds": len(of_seeds), **spread})
     return pd.DataFrame(rows)
 
 
-def _seeds(found: pd.DataFrame) -> html.Section:
+def sections(config: ExperimentConfig, repeated: RepeatedRuns) -> list[html.Section]:
+    """Tables of pooled folds and of the spread over seeds, if there are any."""
+    page: list[html.Section] = []
+    if config.folds and repeated.pooled:
+        page.append(_folds_table(repeated.pooled))
+    if len(repeated.seeds):
+        page.append(_seeds_table(repeated.seeds))
+    return page
+
+
+def _seeds_table(seeds: pd.DataFrame) -> html.Table:
     rows: list[tuple[html.Cell, ...]] = []
-    for name, each in found.groupby("run", sort=False) if len(found) else ():
-        cells = [value for _, one in each.iterrows() for value in (one["mean"], one["sd"])]
-        rows.append((str(name), int(each["seeds"].iloc[0]), *map(float, cells)))
-    columns = ("", "seeds", *(word for metric in MAIN for word in (metric, "sd")))
-    return html.Table(columns, rows, "Over seeds", SEEDS)
+    for name, metrics in seeds.groupby("run", sort=False):
+        cells = [float(v) for _, row in metrics.iterrows() for v in (row["mean"], row["sd"])]
+        rows.append((str(name), int(metrics["seeds"].iloc[0]), *cells))
+    labels = [label for metric in summary_metrics() for label in (metric_label(metric), "SD")]
+    return html.Table(("", "seeds", *labels), rows, "Over seeds", SEEDS_NOTE)
 
 
-def _folds(pooled: Pooled) -> html.Section:
+def _folds_table(pooled: Pooled) -> html.Table:
+    names = summary_metrics()
     rows: list[tuple[html.Cell, ...]] = [
-        (name + Round(seed).suffix, each["accuracy"].n, *(each[metric] for metric in MAIN))
-        for (name, seed), each in pooled.items()
+        (name + Round(seed).suffix, metrics["accuracy"].n, *(metrics[m] for m in names))
+        for (name, seed), metrics in pooled.items()
     ]
-    return html.Table(("", "images", *MAIN), rows, "Over folds", FOLDS)
+    columns = ("", "images", *map(metric_label, names))
+    return html.Table(columns, rows, "Over folds", FOLDS_NOTE)

@@ -1,197 +1,166 @@
-"""Sparse members beside their controls: each trained as the first of its members, all weights."""
+"""Sparse members compared with their controls, which are trained alike at density 1."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from consilium.experiments.config import MEMBERS, ExperimentConfig
-from consilium.experiments.plan import rounds
-from consilium.experiments.results import Runs, table_of
-from consilium.experiments.sections.seeds_folds import of_seed, together
+from consilium.experiments.plan import rounds, seeds_or_none
+from consilium.experiments.sections.seeds_folds import concatenate, runs_of_seed
 from evaluation import sparsity
 from evaluation.files import read_json
-from evaluation.plots.sparse_figures import Arm, costs
+from evaluation.metrics.registry import metric_label, summary_metrics
+from evaluation.plots.curves import SparsityCost, sparsity_cost_plot
 from evaluation.predictions import PredictionTable, align
 from evaluation.reports import html
-from evaluation.stats.paired_tests import differences, mean_differences
+from evaluation.stats.paired_tests import (
+    Differences,
+    mean_paired_differences,
+    paired_differences,
+)
 
-COMPARED = ("accuracy", "balanced_accuracy", "nll")
-ZEROS = "weights_zero_fraction"
-SAVED = (ZEROS, "macs_theoretical_ratio", "latency_ratio_measured")
-LISTED = 20  # changed decisions of a pair on the page; the file has them all
+ZERO_FRACTION = "weights_zero_fraction"
+RATIOS = {
+    ZERO_FRACTION: "zeros", "macs_theoretical_ratio": "MACs",
+    "latency_ratio_measured": "latency ratio",
+}  # fmt: skip
+MAX_LISTED = 20  # changed decisions of a pair in the report; the CSV file has all
 NOTE = (
-    "Sparse minus control on the same images. The control is trained as the first of the members "
-    "that it is the control of, with all weights: beside that one the difference is what sparsity "
-    "costs, beside one of other stages or rates it also holds what those change. The dense stage "
-    "is no baseline, as the second stage trains on. Zeros: share of all weights. MACs: share of "
-    "the multiply-accumulates that are not by a zero, on paper; time beside the dense model is "
-    "null unless it was measured."
+    "Sparse minus control on the same images. A control is trained like the first of its members, "
+    "with all weights: compared with that member, the difference is the cost of sparsity; compared "
+    "with members of other stages or learning rates, it includes their effect. The dense stage is "
+    "not a baseline, because the second stage continues training. Zeros: fraction of all weights. "
+    "MACs: fraction of multiply-accumulates that are not by zero, computed. Latency ratio: "
+    "measured next to the dense model, a dash if it was not measured."
 )
-CAPTION = (
-    "Right of the line the sparse model is better. Lines are 95 % intervals; small marks are the "
-    "runs of an arm, by seed or fold; the large one is of all of them, once all are done."
+PLOT_CAPTION = (
+    "Right of the line the sparse model is better. Lines are 95 % confidence intervals. Small "
+    "markers are runs (seeds or folds); the large marker is all runs together, once all are done."
 )
-SEEDS = (
-    "Sparse minus control, the mean over seeds of the paired difference. Intervals: test patients, "
-    "redrawn for all seeds at once; the trained models are taken as they are."
+SEEDS_NOTE = (
+    "Sparse minus control, mean over seeds of the paired difference. Intervals are over test "
+    "patients, resampled for all seeds at once, for these trained models."
 )
+Row = dict[str, Any]  # `sparse`, `control`, and estimates of differences by metric
+Tables = Mapping[str, PredictionTable]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What was found of the sparse members of a study that are done beside their controls.
+class SparsityComparison:
+    """Sparse members compared with their controls, as far as both are done."""
 
-    Args:
-        pairs: runs of sparse members and of their controls.
-        gaps: see `gaps`.
-        means: see `means`.
-        changed: see `changed`.
-    """
-
-    pairs: list[tuple[str, str]]
-    gaps: pd.DataFrame
-    means: pd.DataFrame
-    changed: pd.DataFrame
+    pairs: list[Row]  # two runs, with the ratios of the sparse one
+    means: list[Row]  # two members of which all runs are done, over these
+    costs: list[SparsityCost]  # rows of the plot
+    changed: pd.DataFrame  # per pair and image: different decisions
+    sections: list[html.Section]  # of each pair
 
 
-def beside(study: ExperimentConfig, runs: Runs, folder: Path) -> Beside:
-    """All of it, for the page and for the tables."""
-    found = pairs(study, runs)
-    return Beside(found, gaps(found, folder), means(study, found, folder), changed(found, folder))
+def compare_with_controls(
+    config: ExperimentConfig, folder: Path, tables: Tables
+) -> SparsityComparison:
+    """Every comparison of a sparse member with its control; each pair is resampled once."""
+    comparison = SparsityComparison([], [], [], pd.DataFrame(), [])
+    changed = dict[tuple[str, str], pd.DataFrame]()
+    for name, control in [(n, control) for control, of in config.controls.items() for n in of]:
+        runs = [(name + r.suffix, control + r.suffix) for r in rounds(config)]
+        finished = [pair for pair in runs if {*pair} <= tables.keys()]
+        rows = [_pair_row(pair, folder, tables) for pair in finished]
+        comparison.pairs.extend(rows)
+        mean = _mean_row(config, name, control, rows, tables) if finished == runs else None
+        comparison.means.extend([mean] if mean else [])
+        comparison.costs.extend([_cost(name, control, rows, mean)] if rows else [])
+        for pair in finished:
+            changed[pair] = sparsity.changed_decisions(tables[pair[0]], tables[pair[1]])
+            comparison.sections.extend(_pair_sections(pair, tables, changed[pair]))
+    if not changed:
+        return comparison
+    decisions = pd.concat(changed, names=["sparse", "control"]).droplevel(2).reset_index()
+    return replace(comparison, changed=decisions)
 
 
-def of_controls(study: ExperimentConfig) -> list[tuple[str, str]]:
-    """Sparse members with their controls."""
-    return [(name, control) for control, of in study.controls.items() for name in of]
+def _pair_row(pair: tuple[str, str], folder: Path, tables: Tables) -> Row:
+    file = folder / MEMBERS / pair[0] / sparsity.SPARSITY_FILE
+    measured = read_json(file) if file.is_file() else {}
+    ratios = {name: measured.get(name) for name in RATIOS}
+    differences = paired_differences(tables[pair[0]], tables[pair[1]])
+    return {"sparse": pair[0], "control": pair[1], **ratios, **_estimates(differences)}
 
 
-def pairs(study: ExperimentConfig, runs: Runs) -> list[tuple[str, str]]:
-    """Runs of sparse members and of their controls, as far as both are done."""
-    every = [
-        (name + each.suffix, control + each.suffix)
-        for each in rounds(study)
-        for name, control in of_controls(study)
+def _estimates(differences: Differences) -> Row:
+    return {m: differences[m].estimate for m in summary_metrics() if m in differences}
+
+
+def _mean_row(
+    config: ExperimentConfig, name: str, control: str, rows: list[Row], tables: Tables
+) -> Row:
+    """Mean over seeds, of all folds together; of a single pair its own differences."""
+    seeds = seeds_or_none(config)
+    row = {"sparse": name, "control": control, "seeds": len(seeds)}
+    if len(rows) == 1:
+        return row | {metric: rows[0][metric] for metric in summary_metrics() if metric in rows[0]}
+    of_seeds = [
+        [
+            concatenate([tables[run] for run in runs_of_seed(config, member, seed)])
+            for member in (name, control)
+        ]
+        for seed in seeds
     ]
-    return [(sparse, control) for sparse, control in every if {sparse, control} <= runs.keys()]
+    return row | _estimates(mean_paired_differences([(s, c) for s, c in of_seeds]))
 
 
-def gaps(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
-    """One row a pair: zeros, theoretical cost, and the paired differences."""
-    rows = []
-    for sparse, control in found:
-        first, second = align(_both(sparse, control, folder))
-        gap = differences(first, second)
-        said = folder / MEMBERS / sparse / sparsity.FILE
-        known = read_json(said) if said.is_file() else {}
-        facts = {name: known.get(name) for name in SAVED}
-        figures = {metric: gap[metric].figure for metric in COMPARED}
-        rows.append({"sparse": sparse, "control": control, **facts, **figures})
-    return pd.DataFrame(rows)
+def _cost(name: str, control: str, rows: list[Row], mean: Row | None) -> SparsityCost:
+    """The plotted row of a sparse member: its runs, and their mean if all are done."""
+    zeros = [row[ZERO_FRACTION] for row in rows if row[ZERO_FRACTION] is not None]
+    mean_zeros = sum(zeros) / len(zeros) if zeros else None
+    values = [row["accuracy"].value for row in rows]
+    return SparsityCost(name, control, mean_zeros, values, mean["accuracy"] if mean else None)
 
 
-def changed(found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
-    """One row a pair and image that the two decide otherwise."""
-    each = {
-        (sparse, control): sparsity.decisions(*_both(sparse, control, folder))
-        for sparse, control in found
-    }
-    if not each:
-        return pd.DataFrame()
-    return pd.concat(each, names=["sparse", "control"]).droplevel(2).reset_index()
+def means_over_seeds(config: ExperimentConfig, comparison: SparsityComparison) -> list[Row]:
+    """The means if they are over several seeds."""
+    return comparison.means if len(config.seeds) > 1 else []
 
 
-def over_seeds(study: ExperimentConfig, whole: pd.DataFrame) -> pd.DataFrame:
-    """`means` where they are of several seeds."""
-    return whole if len(study.seeds) > 1 else pd.DataFrame()
-
-
-def means(study: ExperimentConfig, found: list[tuple[str, str]], folder: Path) -> pd.DataFrame:
-    """One row a sparse member of which all runs are done: the mean of its paired differences."""
-    done, rows = {run for pair in found for run in pair}, []
-    seeds: list[int] | list[None] = study.seeds or [None]
-    for name, control in of_controls(study):
-        each = [[of_seed(study, run, seed) for run in (name, control)] for seed in seeds]
-        asked = {run for both in each for runs in both for run in runs}
-        if not asked <= done:
-            continue
-        gap = mean_differences(
-            [(_whole(one, folder), _whole(other, folder)) for one, other in each]
-        )
-        figures = {metric: gap[metric].figure for metric in COMPARED}
-        rows.append({"sparse": name, "control": control, "seeds": len(each), **figures})
-    return pd.DataFrame(rows)
-
-
-def arms(study: ExperimentConfig, each: pd.DataFrame, whole: pd.DataFrame) -> list[Arm]:
-    """Every sparse member of which a run is in `gaps`, with its row of `means` if there is one."""
-    rows, over, found = _by_pair(each), _by_pair(whole), []
-    for name, control in of_controls(study):
-        both = [(name + one.suffix, control + one.suffix) for one in rounds(study)]
-        own = [rows[pair] for pair in both if pair in rows]
-        zeros = [row[ZEROS] for row in own if pd.notna(row[ZEROS])]
-        share = sum(zeros) / len(zeros) if zeros else None
-        gaps = [row["accuracy"].value for row in own]
-        if own:
-            accuracy = over.get((name, control), {}).get("accuracy")
-            found.append(Arm(name, control, share, gaps, accuracy))
-    return found
-
-
-def sections(study: ExperimentConfig, folder: Path, found: Beside) -> list[html.Section]:
-    """All pairs in one table, every arm in one picture, the means over seeds, what each changed."""
-    if not found.pairs:
+def sections(config: ExperimentConfig, comparison: SparsityComparison) -> list[html.Section]:
+    """All pairs in one table and one plot, the means over seeds, and each pair by itself."""
+    if not comparison.pairs:
         return []
-    drawn = costs(arms(study, found.gaps, found.means))
-    page = [_beside(found.gaps), html.Picture(drawn, CAPTION, "Every sparse arm")]
-    seeds = over_seeds(study, found.means)
-    page += [_seeds(seeds)] if len(seeds) else []
-    page.append(_changed(len(found.changed)))
-    for sparse, control in found.pairs:
-        page.append(html.Text("", f"{sparse} against {control}"))
-        page += sparsity.against_control(*_both(sparse, control, folder), listed=LISTED)
-    return page
+    means, count = means_over_seeds(config, comparison), len(comparison.changed)
+    text = f"{count:,} decisions changed in all pairs together; see results/changed.csv."
+    plot = sparsity_cost_plot(comparison.costs)
+    return [
+        _table(comparison.pairs, RATIOS, "Sparse minus dense", NOTE),
+        html.Plot(plot, PLOT_CAPTION, "Cost of sparsity"),
+        *([_table(means, {"seeds": "seeds"}, "", SEEDS_NOTE)] if means else []),
+        html.Text(text if count else "No decision changed."),
+        *comparison.sections,
+    ]
 
 
-def _by_pair(rows: pd.DataFrame) -> dict[tuple[str, str], dict[Hashable, Any]]:
-    return {(row["sparse"], row["control"]): row for row in rows.to_dict("records")}
-
-
-def _beside(each: pd.DataFrame) -> html.Section:
-    rows: list[tuple[html.Cell, ...]] = [
+def _table(rows: list[Row], labels: Mapping[str, str], heading: str, note: str) -> html.Table:
+    """Sparse member, control, the labeled columns, and the differences of summary metrics."""
+    metrics = [metric for metric in summary_metrics() if metric in rows[0]]
+    cells: list[tuple[html.Cell, ...]] = [
         (
-            row["sparse"],
-            row["control"],
-            *(row[name] if pd.notna(row[name]) else None for name in SAVED),
-            *(html.Gap(row[metric]) for metric in COMPARED),
+            *(row[name] for name in ("sparse", "control", *labels)),
+            *(html.SignedEstimate(row[metric]) for metric in metrics),
         )
-        for row in each.to_dict("records")
+        for row in rows
     ]
-    columns = ("sparse", "control", "zeros", "MACs", "time, measured", *COMPARED)
-    return html.Table(columns, rows, "Sparse against dense", NOTE)
+    columns = ("sparse", "control", *labels.values(), *map(metric_label, metrics))
+    return html.Table(columns, cells, heading, note)
 
 
-def _seeds(whole: pd.DataFrame) -> html.Section:
-    rows: list[tuple[html.Cell, ...]] = [
-        (row["sparse"], row["control"], row["seeds"], *(html.Gap(row[m]) for m in COMPARED))
-        for row in whole.to_dict("records")
+def _pair_sections(
+    pair: tuple[str, str], tables: Tables, changed: pd.DataFrame
+) -> list[html.Section]:
+    sparse, control = align([tables[run] for run in pair])
+    return [
+        html.Text("", f"{pair[0]} compared with {pair[1]}"),
+        sparsity.sensitivity_table(sparse, control, "sparse", "control"),
+        sparsity.changed_table(changed, len(sparse), "sparse", "control", MAX_LISTED),
     ]
-    return html.Table(("sparse", "control", "seeds", *COMPARED), rows, "", SEEDS)
-
-
-def _changed(count: int) -> html.Section:
-    said = (
-        f"{count:,} decisions changed, all pairs together; results/changed.csv holds each of them."
-    )
-    return html.Text(said if count else "No decision changed.")
-
-
-def _both(sparse: str, control: str, folder: Path) -> tuple[PredictionTable, PredictionTable]:
-    return table_of(folder / MEMBERS / sparse), table_of(folder / MEMBERS / control)
-
-
-def _whole(runs: list[str], folder: Path) -> PredictionTable:
-    """What the runs of a seed said of all folds."""
-    return together([table_of(folder / MEMBERS / run) for run in runs])

@@ -1,0 +1,215 @@
+"""Files of a run folder: config.yaml, history.csv, predictions, results.json, report.html."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.wandb_logger import WandbLogger, log_image, log_table
+from evaluation.files import write_json, write_text
+from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.registry import metric_label, summary_metrics
+from evaluation.predictions import PredictionTable
+from evaluation.reports import run
+from evaluation.reports.html import Plot, Section, format_estimate, plot_png
+from evaluation.reports.run import anonymized_predictions
+from evaluation.results import Results, write_results
+from lightning_modules.base import BaseModule
+from lightning_modules.model_info import count_parameters, zero_fraction
+
+HISTORY_FILE = "history.csv"
+PREDICTIONS_FOLDER = "predictions"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config to config.yaml and to loggers, without the resumed checkpoint."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Writes at the start of a fit, or of another stage in a folder without config.yaml."""
+        file = Path(trainer.default_root_dir) / self.config_filename
+        writes_file = stage == "fit" or not file.exists()
+        if not trainer.is_global_zero or not (writes_file or trainer.loggers):
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        config["ckpt_path"] = None
+        config.pop("test", None)  # an argument of fit alone
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+        if writes_file:
+            write_text(file, yaml.safe_dump(config, sort_keys=False))
+
+
+class HistoryWriter(L.Callback):
+    """Writes epoch, step, learning rate, seconds and all logged metrics to history.csv."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.epoch_start, self.is_validated = 0.0, False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reads the epochs before a resume; the row of an interrupted epoch is dropped."""
+        file = Path(trainer.default_root_dir) / HISTORY_FILE
+        self.rows = []
+        if file.is_file() and trainer.current_epoch > 0:
+            history = pd.read_csv(file)
+            history = history[history["epoch"] < trainer.current_epoch]
+            self.rows = [{str(k): v for k, v in row.items()} for row in history.to_dict("records")]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the epoch's clock."""
+        self.epoch_start, self.is_validated = time.monotonic(), False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Records that this epoch was validated; Lightning keeps the metrics of earlier epochs."""
+        self.is_validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the row of the epoch."""
+        if not trainer.is_global_zero:
+            return
+        seconds = round(time.monotonic() - self.epoch_start, 3)
+        rates = [group["lr"] for optim in trainer.optimizers for group in optim.param_groups]
+        epoch, step, timing = trainer.current_epoch, trainer.global_step, {
+            "lr": max(rates), "seconds": seconds,
+        }  # fmt: skip
+        metrics = {
+            name: float(value) for name, value in trainer.callback_metrics.items()
+            if self.is_validated or not name.startswith("val/")
+        }  # fmt: skip
+        self.rows.append({"epoch": epoch, "step": step, **timing, **metrics})
+        for logger in trainer.loggers:  # Lightning logs the metrics itself
+            logger.log_metrics({"epoch": epoch, **timing}, step=step)
+        history = pd.DataFrame(self.rows).to_csv(index=False)
+        write_text(Path(trainer.default_root_dir) / HISTORY_FILE, history)
+
+
+class PredictionWriter(L.Callback):
+    """Writes predictions/SPLIT.parquet, and predictions/SPLIT/MEMBER.parquet of an ensemble."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes val, except during a fit."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes test."""
+        self._write(trainer, pl_module, "test")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the predicted split and prints the file's path."""
+        datamodule = pl_module.datamodule if isinstance(pl_module, BaseModule) else None
+        split = datamodule.predict_split if datamodule else "predict"
+        self._write(trainer, pl_module, split)
+        if trainer.is_global_zero:
+            file = Path(trainer.default_root_dir) / PREDICTIONS_FOLDER / f"{split}.parquet"
+            print(f"predictions: {file}")
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / PREDICTIONS_FOLDER
+        for name, table in _tables(module, split).items():
+            table.write(folder / (f"{split}/{name}.parquet" if name else f"{split}.parquet"))
+
+
+class ResultsWriter(L.Callback):
+    """Writes metrics with intervals after validate and test, prints them and writes a report."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the results of val, except during a fit."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "val", "results.val.json")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the results of test."""
+        self._write(trainer, pl_module, "test", "results.json")
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str, name: str) -> None:
+        tables, folder = _tables(module, split), Path(trainer.default_root_dir)
+        if not trainer.is_global_zero or not tables:
+            return
+        size = count_parameters(module)
+        is_saving = size > 0 and run.describes_weights(folder, size, zero_fraction(module))
+        results = compute_results(folder.name, split, tables)
+        results = replace(results, measures=run.measured_ratios(folder) if is_saving else {})
+        if results.meta.get("members"):
+            write_json(folder / "ensemble.json", ensemble_manifest(results, folder))
+        savings = run.savings_sections(folder, tables[""]) if is_saving else []
+        history = folder / HISTORY_FILE
+        epochs = pd.read_csv(history) if history.is_file() else None
+        page = run.run_sections(results, tables[""], epochs, savings)
+        run.write_run_report(folder, results, page)
+        if is_saving:
+            run.write_changed_decisions(folder, tables[""])
+        write_results(folder / name, results)
+        log_results(trainer.loggers, results, tables[""], page)
+        Console().print(summary_table(results))
+
+
+def compute_results(name: str, split: str, tables: Mapping[str, PredictionTable]) -> Results:
+    """Metrics of the module's own table (under "") and of its members'."""
+    table = tables[""]
+    metrics = {member: compute_metrics(each) for member, each in tables.items()}
+    own = metrics.pop("")
+    return Results(name, split, table.class_names, own, metrics, meta=table.meta)
+
+
+def ensemble_manifest(results: Results, folder: Path) -> dict[str, Any]:
+    """The content of ensemble.json: voter, classes and members, with paths relative to `folder`."""
+    members = {
+        name: {**member, "path": os.path.relpath(member["path"], folder)}
+        for name, member in results.meta["members"].items()
+    }
+    return {
+        "format": 1,
+        "class_names": results.class_names,
+        "voter": results.meta["voter"],
+        "members": members,
+    }
+
+
+def log_results(
+    loggers: Sequence[Logger], results: Results, table: PredictionTable, page: Sequence[Section]
+) -> None:
+    """Sends metrics, predictions and the report's plots to the loggers that support them."""
+    split = results.split
+    for section in page if loggers else ():
+        if isinstance(section, Plot):
+            log_image(loggers, f"{split}/{section.heading or section.caption}", plot_png(section))
+    log_table(loggers, f"{split}/predictions", anonymized_predictions(table))
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_summary(split, summary_values(results))
+
+
+def summary_values(results: Results) -> dict[str, Any]:
+    """Metrics with intervals, run metadata, and the number of notes, which may name patients."""
+    metrics = {name: asdict(estimate) for name, estimate in results.metrics.items()}
+    notes = len(results.meta["notes"])
+    return {"metrics": metrics, "about": run.run_details(results), "notes": notes}
+
+
+def summary_table(results: Results) -> Table:
+    """The summary metrics of the run and of its members, for the terminal."""
+    first, *others = summary_metrics()
+    titles = (f"{metric_label(first)} (95 % interval)", *map(metric_label, others))
+    table = Table(f"{results.split} split", *titles, box=None)
+    for name, metrics in {results.name: results.metrics, **results.others}.items():
+        values = [metrics[other].value for other in others]
+        plain = ["-" if value is None else f"{value:.4f}" for value in values]
+        table.add_row(name, format_estimate(metrics[first]), *plain)
+    return table
+
+
+def _tables(module: L.LightningModule, split: str) -> dict[str, PredictionTable]:
+    return module.tables.get(split, {}) if isinstance(module, BaseModule) else {}

@@ -1,0 +1,115 @@
+"""The result of an audit as audit.json, quarantine.csv and audit.html."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from consilium.inference.panels import encode_png
+from datamodules.audit.audit import Audit
+from datamodules.audit.issues import Issue, Match
+from datamodules.images import ImageError, read_image
+from datamodules.manifest import Manifest
+from evaluation.files import write_json, write_text
+from evaluation.reports.html import Cell, Section, Table, Text, Thumbnails, write_report
+
+VERSION = 1
+JSON, QUARANTINE, PAGE = "audit.json", "quarantine.csv", "audit.html"
+MAX_PAIRS = 24  # shown for each issue
+HEIGHT = 168  # pixels; of an image on the page
+CONFOUNDS_NOTE = "AUC of one number for the class, or Cramer's V of one category with the class."
+
+
+def write_audit_report(audit: Audit, folder: Path, name: str) -> None:
+    """Writes audit.json, quarantine.csv and audit.html."""
+    write_text(folder / QUARANTINE, audit.quarantine().to_csv(index=False))
+    write_report(folder / PAGE, f"Audit of {name}", audit_sections(audit))
+    write_json(folder / JSON, audit_to_dict(audit))
+
+
+def audit_to_dict(audit: Audit) -> dict[str, object]:
+    """The whole audit as plain values."""
+    table = audit.manifest.table
+    return {
+        "version": VERSION,
+        "manifest_digest": audit.manifest.digest(),
+        "files": len(table),
+        "patients": int(table["patient"].nunique()),
+        "leaks": len(audit.leaks),
+        "notes": list(audit.manifest.notes),
+        "counts": _split_counts(audit.manifest),
+        "issues": [asdict(issue) for issue in audit.issues],
+        "confounds": [asdict(c) | {"is_suspect": c.is_suspect} for c in audit.confounds],
+    }
+
+
+def audit_sections(audit: Audit) -> list[Section]:
+    """Sections of the page: issues, counts, pairs of images side by side, confounds."""
+    lead = f"{len(audit.manifest.table):,} files: {len(audit.leaks)} kinds of leak"
+    lead += f" and {len(audit.issues) - len(audit.leaks)} other issues."
+    lines = [*(issue.message for issue in audit.issues), *audit.manifest.notes]
+    sections: list[Section] = [Text(lead, lead=True), Text("\n\n".join(lines))]
+    sections.append(counts_table(audit.manifest))
+    paths = dict(zip(audit.manifest.table["id"], audit.manifest.table["path"], strict=True))
+    sections += [_pair_thumbnails(issue, paths) for issue in audit.issues if issue.matches]
+    columns = ("statistic", "measure", "value", "class", "")
+    rows = [
+        (c.name, c.measure, c.value, c.class_name, "suspect" * c.is_suspect)
+        for c in audit.confounds
+    ]
+    return [*sections, Table(columns, rows, "Confounds", CONFOUNDS_NOTE)]
+
+
+def counts_table(manifest: Manifest) -> Table:
+    """Number of images of each class and of patients in each split."""
+    rows: list[tuple[Cell, ...]] = [
+        (split, *counts.values()) for split, counts in _split_counts(manifest).items()
+    ]
+    return Table(("split", *manifest.class_names, "patients"), rows, "Counts")
+
+
+def _split_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
+    counts = {}
+    for split, part in manifest.table.groupby("split"):
+        by_label = part["label"].value_counts()
+        by_class = {n: int(by_label.get(k, 0)) for k, n in enumerate(manifest.class_names)}
+        counts[str(split)] = by_class | {"patients": int(part["patient"].nunique())}
+    return counts
+
+
+def _pair_thumbnails(issue: Issue, paths: dict[str, str]) -> Thumbnails:
+    matches = _select_matches(issue.matches)
+    scores = [f" ({m.similarity:.2f})" if m.similarity < 1 else "" for m in matches]
+    captions = [
+        f"{m.first} | {m.second}: {m.reason}{s}" for m, s in zip(matches, scores, strict=True)
+    ]
+    images = [_side_by_side(paths[m.first], paths[m.second]) for m in matches]
+    note = f"{len(matches)} of {len(issue.matches)} pairs. {issue.message}"
+    title = f"Leak: {issue.kind}" if issue.is_leak else issue.kind.capitalize()
+    return Thumbnails(images, captions, title, note)
+
+
+def _select_matches(matches: Sequence[Match]) -> list[Match]:
+    """At most MAX_PAIRS matches over the whole range of similarity, the least similar first."""
+    ordered = sorted(matches, key=lambda match: match.similarity)
+    half = MAX_PAIRS // 2
+    rest = np.linspace(half, len(ordered) - 1, half).astype(int)
+    return ordered if len(ordered) <= MAX_PAIRS else ordered[:half] + [ordered[k] for k in rest]
+
+
+def _side_by_side(first: str, second: str) -> bytes:
+    gap = np.full((HEIGHT, 4, 3), 255, np.uint8)
+    return encode_png(np.hstack([_read_scaled(first), gap, _read_scaled(second)]))
+
+
+def _read_scaled(path: str) -> np.ndarray:
+    """RGB image of the page's height; a gray square if the file cannot be read."""
+    try:
+        image = read_image(path)
+    except ImageError:
+        return np.full((HEIGHT, HEIGHT, 3), 128, np.uint8)
+    width = max(1, min(3 * HEIGHT, round(image.shape[1] * HEIGHT / image.shape[0])))
+    scaled = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
+    return np.asarray(scaled if scaled.ndim == 3 else cv2.cvtColor(scaled, cv2.COLOR_GRAY2RGB))

@@ -1,0 +1,227 @@
+"""Export of an ensemble: a folder of exported members, written, verified and loaded."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from callbacks.model_card import describe
+from consilium.inference.export_formats import (
+    FORMATS,
+    ExportNetwork,
+    OutputFunction,
+    export_module,
+    output_name,
+)
+from consilium.inference.predictor import LogitsFunction, Member, Predictor, load_predictor
+from datamodules.phantoms.generate import PhantomSpec, generate_images
+from datamodules.preprocess import Preprocess
+from evaluation.files import read_json, unique_file_names, write_bytes, write_json
+from evaluation.voters import store
+from lightning_modules.cam import Explainer
+from lightning_modules.checkpoints import REGISTRY, package_versions
+from lightning_modules.heads import coupled_logits
+
+FILE, VERSION = "export.json", 2
+BACKENDS = tuple(dict.fromkeys(spec.backend for spec in reversed(FORMATS.values())))
+
+
+@dataclass(frozen=True)
+class ExportDifference:
+    """An exported file, and its largest absolute differences from the checkpoint."""
+
+    file: str
+    bytes: int
+    logit: float
+    probability: float
+
+
+def export_ensemble(
+    predictor: Predictor,
+    format_name: str,
+    folder: Path,
+    images: Sequence[np.ndarray],
+    on_member: Callable[[str], None] = lambda name: None,
+) -> dict[str, ExportDifference]:
+    """Exports all members to a folder, verified on `images`; the folder is complete or unchanged.
+
+    Returns the difference of each member from PyTorch. `on_member` is called with its name before
+    a member is exported.
+    """
+    folder = folder.resolve()  # "." has neither a name nor a parent
+    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
+        raise ValueError(f"--output {folder}: contains files of other kinds; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        new = Path(temporary) / folder.name
+        files = write_export(new, format_name, predictor, on_member)
+        differences = compare_with_checkpoints(predictor, load_export(new), images, files)
+        require_agreement(format_name, differences)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.replace(folder)
+    return differences
+
+
+def write_export(
+    folder: Path,
+    format_name: str,
+    predictor: Predictor,
+    on_member: Callable[[str], None] = lambda name: None,
+) -> list[Path]:
+    """Writes one file per member, voter.json and export.json; returns the members' files."""
+    members: dict[str, dict[str, Any]] = {}
+    stems = unique_file_names([member.name for member in predictor.members])
+    for member, stem in zip(predictor.members, stems, strict=True):
+        on_member(member.name)
+        metadata = member_metadata(member)
+        data = export_module(format_name, member.require_module(), metadata, member.block)
+        file = f"{stem}{FORMATS[format_name].suffix}"
+        write_bytes(folder / file, data)
+        members[member.name] = {"file": file, "sha256": _sha256(data), "metadata": metadata}
+    store.save(folder, predictor.ensemble)
+    content = {
+        "version": VERSION,
+        "format": format_name,
+        "class_names": predictor.class_names,
+        "members": members,
+    }
+    write_json(folder / FILE, content)
+    return [folder / entry["file"] for entry in members.values()]
+
+
+def member_metadata(member: Member) -> dict[str, Any]:
+    """Description of a member, stored in its file: preprocessing, outputs, weights, versions."""
+    module = member.require_module()
+    return {
+        **describe(module, member.preprocess.to_dict()),
+        "init_args": {**module.init_args, "pretrained": False},
+        "weights": member.weights_hash,
+        "output": output_name(module),
+        "versions": package_versions(),
+    }
+
+
+def load_export(folder: Path) -> Predictor:
+    """Loads an exported ensemble; formats without gradients have no saliency maps."""
+    content = read_json(folder / FILE)
+    version, format_name = content.get("version"), content.get("format")
+    if version != VERSION or format_name not in FORMATS:
+        raise ValueError(f"{folder / FILE}: version {version} and format {format_name!r}; needs "
+                         f"version {VERSION} and one of {', '.join(FORMATS)}")  # fmt: skip
+    class_names = list(content["class_names"])
+    members = [
+        _load_member(folder, name, entry, str(format_name), class_names)
+        for name, entry in content["members"].items()
+    ]
+    ensemble = store.load(folder, [member.weights_hash for member in members], class_names)
+    return Predictor(members, ensemble, torch.device("cpu"))
+
+
+def load_with_backend(path: Path, backend: str | None, device: torch.device) -> Predictor:
+    """Loads a checkpoint, a run folder, an ensemble.json or an export for a backend.
+
+    With `onnxruntime` a checkpoint is exported to ONNX in memory; PyTorch then computes only its
+    saliency maps. An export has the backend of its format.
+    """
+    is_export = (path / FILE).is_file()
+    if device.type != "cpu" and (backend == "onnxruntime" or is_export):
+        raise ValueError(f"--device {device}: exports and onnxruntime run on the cpu only")
+    if is_export:
+        format_name = str(read_json(path / FILE).get("format"))
+        spec = FORMATS.get(format_name)
+        if spec and backend not in (None, spec.backend):
+            raise ValueError(f"--backend {backend}: {path} is exported to {format_name}, which "
+                             f"runs with {spec.backend}")  # fmt: skip
+        return load_export(path)
+    predictor = load_predictor(path, device=device)
+    if backend != "onnxruntime":
+        return predictor
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_export(Path(folder), "onnx", predictor)
+        exported = load_export(Path(folder))
+        images = generated_images(4)
+        require_agreement("onnx", compare_with_checkpoints(predictor, exported, images, files))
+    pairs = zip(predictor.members, exported.members, strict=True)
+    members = [replace(a, logits_function=b.logits_function) for a, b in pairs]
+    return replace(predictor, members=members)
+
+
+def compare_with_checkpoints(
+    predictor: Predictor, exported: Predictor, images: Sequence[np.ndarray], files: Sequence[Path]
+) -> dict[str, ExportDifference]:
+    """Largest differences of each member, for the first image alone and for all in one batch."""
+    differences = {}
+    for ours, theirs, file in zip(predictor.members, exported.members, files, strict=True):
+        inputs = torch.stack([ours.preprocess(image) for image in images])
+        logits = [(ours.logits(batch), theirs.logits(batch)) for batch in (inputs[:1], inputs)]
+        probabilities = [(ours.probabilities(a), theirs.probabilities(b)) for a, b in logits]
+        differences[ours.name] = ExportDifference(
+            file.name,
+            file.stat().st_size,
+            _largest_difference(logits),
+            _largest_difference(probabilities),
+        )
+    return differences
+
+
+def require_agreement(format_name: str, differences: dict[str, ExportDifference]) -> None:
+    """Raises if the probabilities of a member differ by more than the format's tolerance."""
+    tolerance = FORMATS[format_name].tolerance
+    for name, difference in differences.items():
+        if not difference.probability <= tolerance:  # also if it is NaN
+            raise ValueError(
+                f"{name}: exported to {format_name}, a probability differs from PyTorch's by "
+                f"{difference.probability:.1e}, more than {tolerance:.0e}; nothing was written"
+            )
+
+
+def generated_images(count: int) -> list[np.ndarray]:
+    """Synthetic radiographs and, every fourth, a synthetic fundus photograph in color."""
+    gray = generate_images(PhantomSpec("fracture", count, 1, 256, seed=7))
+    color = generate_images(PhantomSpec("retina", count, 1, 256, seed=7))
+    return [next(color if index % 4 == 3 else gray)[1] for index in range(count)]
+
+
+def _load_member(
+    folder: Path, name: str, entry: dict[str, Any], format_name: str, class_names: list[str]
+) -> Member:
+    metadata, file = entry["metadata"], folder / Path(entry["file"]).name
+    if not file.is_file() or _sha256(file.read_bytes()) != entry["sha256"]:
+        raise ValueError(f"{file}: missing, or not the file that {FILE} describes")
+    if metadata["module"] not in REGISTRY:
+        known = ", ".join(REGISTRY)
+        raise ValueError(f"{folder / FILE}: module {metadata['module']!r} is not one of {known}")
+    outputs = FORMATS[format_name].read(file, metadata)
+    view = Preprocess.from_dict(metadata["preprocess"])
+    order = [metadata["class_names"].index(class_name) for class_name in class_names]
+    member = Member(name, metadata["weights"], view, order)
+    if isinstance(outputs, ExportNetwork):
+        module = outputs.classifier
+        return replace(member, module=module, explainer=Explainer(module, view.size))
+    return replace(member, logits_function=_logits_function(outputs, metadata))
+
+
+def _logits_function(outputs: OutputFunction, metadata: dict[str, Any]) -> LogitsFunction:
+    is_paired, num_classes = metadata["output"] == "pair_logits", len(metadata["class_names"])
+
+    def logits(images: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            result = outputs(images)
+            result = coupled_logits(result, num_classes) if is_paired else result
+            return np.asarray(result.float().numpy())
+
+    return logits
+
+
+def _largest_difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,1 +1,0 @@
-"""Members as ONNX, torch.export or safetensors files, verified against PyTorch."""

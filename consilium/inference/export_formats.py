@@ -1,0 +1,209 @@
+"""The registry of export formats: how a member's file is written, read and verified."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from consilium.inference.predictor import require_image_classifier
+from lightning_modules import ImageClassifier, checkpoints, packing
+from lightning_modules.cam import frozen_for_inference
+from lightning_modules.heads import OneVsOneHead
+
+KEY = "consilium"  # of the metadata, in every format
+Metadata = dict[str, Any]
+OutputFunction = Callable[[Tensor], Tensor]
+
+
+class ExportNetwork(nn.Module):
+    """Maps normalized images (n, 3, H, W) to logits (n, K), or to pair logits of one-vs-one.
+
+    Pairs are coupled outside of the network: only torch can solve the linear systems.
+    """
+
+    def __init__(self, classifier: ImageClassifier, block: checkpoints.Block | None = None) -> None:
+        super().__init__()
+        self.block = block  # metadata of its checkpoint
+        self._classifier = (classifier,)  # in a tuple: a submodule would store its weights twice
+        self.net: nn.Module = classifier.net
+        self.head: OutputFunction | None = (
+            None if output_name(classifier) == "pair_logits" else classifier.logits
+        )
+
+    @property
+    def classifier(self) -> ImageClassifier:
+        """The classifier that the network belongs to."""
+        return self._classifier[0]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (n, K), or pair logits (n, K(K-1)/2)."""
+        outputs: Tensor = self.net(image)
+        return outputs if self.head is None else self.head(outputs)
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """One file format of exported members.
+
+    Args:
+        suffix: of the file.
+        write: returns the content of the file for a network and its metadata, plain values.
+        read: returns a function from images to outputs, for a file and its metadata.
+        tolerance: largest difference of a probability from PyTorch's that an export may have.
+        description: one line for `--help`.
+        backend: the runtime that computes the outputs, a value of `consilium serve --backend`.
+    """
+
+    suffix: str
+    write: Callable[[ExportNetwork, Metadata], bytes]
+    read: Callable[[Path, Metadata], OutputFunction]
+    tolerance: float
+    description: str
+    backend: str = "torch"
+
+
+def output_name(module: ImageClassifier) -> str:
+    """Name of the outputs of a module's exported network."""
+    return "pair_logits" if isinstance(module.head, OneVsOneHead) else "logits"
+
+
+def to_onnx(network: ExportNetwork, metadata: Metadata) -> bytes:
+    """ONNX with a free batch dimension, by torch's exporter."""
+    import onnx
+
+    import_module("onnxscript")  # torch's exporter needs it
+    with hidden_exporter_messages():
+        program: Any = torch.onnx.export(
+            network, (example_input(metadata),), dynamo=True, verbose=False,
+            input_names=["image"], output_names=[metadata["output"]],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+        )  # fmt: skip
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
+    return bytes(model.SerializeToString())
+
+
+def from_onnx(file: Path, metadata: Metadata) -> OutputFunction:
+    """Runs the file in onnxruntime on the CPU, with as many threads as torch uses."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.cpu().numpy()})[0])
+
+
+def to_torch_export(network: ExportNetwork, metadata: Metadata) -> bytes:
+    """An archive of torch.export, which loads without Consilium and without timm."""
+    stream, batch = io.BytesIO(), {0: torch.export.Dim("batch")}
+    with hidden_exporter_messages():
+        program = torch.export.export(
+            network, (example_input(metadata),), dynamic_shapes={"image": batch}
+        )
+        torch.export.save(program, stream, extra_files={KEY: json.dumps(metadata)})
+    return stream.getvalue()
+
+
+def from_torch_export(file: Path, metadata: Metadata) -> OutputFunction:
+    """The program of the archive."""
+    return torch.export.load(file).module()
+
+
+def to_safetensors(network: ExportNetwork, metadata: Metadata) -> bytes:
+    """The weights of the backbone by the names that timm gives them."""
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in network.net.state_dict().items()}
+    return save_safetensors(state, {KEY: json.dumps(metadata)})
+
+
+def from_safetensors(file: Path, metadata: Metadata) -> OutputFunction:
+    """The network built from the metadata, with the weights of the file."""
+    return build_network(metadata, load_file(file))
+
+
+def build_network(metadata: Metadata, state: dict[str, Tensor]) -> ExportNetwork:
+    """The network that metadata describe, with the weights `state` of its backbone."""
+    names = ("module", "init_args", "class_names", "preprocess")
+    values: dict[str, Any] = {field.name: None for field in fields(checkpoints.Block)}
+    values |= {name: metadata[name] for name in names}
+    values["structure"] = metadata.get("structure")
+    module = require_image_classifier(checkpoints.build_module(checkpoints.Block(**values)))
+    module.net.load_state_dict(state)
+    return ExportNetwork(module.eval().requires_grad_(False))
+
+
+def to_packed(network: ExportNetwork, metadata: Metadata) -> bytes:
+    """A checkpoint with float16 weights, and bitmaps where many are 0."""
+    if network.block is None:
+        raise ValueError("format packed: only members loaded from checkpoints can be packed")
+    return checkpoints.packed_checkpoint(network.block, network.classifier.state_dict())
+
+
+def from_packed(file: Path, metadata: Metadata) -> OutputFunction:
+    """The network of the checkpoint."""
+    module = require_image_classifier(checkpoints.load(file)[0])
+    return ExportNetwork(module.requires_grad_(False))
+
+
+#: To add a format, enter it here; `consilium export`, `consilium serve` and tests read the entry.
+FORMATS: dict[str, ExportFormat] = {
+    "onnx": ExportFormat(
+        ".onnx", to_onnx, from_onnx, 1e-4,
+        "for onnxruntime and other runtimes, without torch", "onnxruntime",
+    ),
+    "torch_export": ExportFormat(
+        ".pt2", to_torch_export, from_torch_export, 1e-5,
+        "archive of torch.export, without timm",
+    ),
+    "safetensors": ExportFormat(
+        ".safetensors", to_safetensors, from_safetensors, 1e-5, "weights only, with timm's names"
+    ),
+    "packed": ExportFormat(
+        packing.SUFFIX, to_packed, from_packed, 1e-2,
+        "checkpoint with float16 weights and a bitmap of zeros",
+    ),
+}  # fmt: skip
+
+
+def export_module(
+    name: str, module: ImageClassifier, metadata: Metadata, block: checkpoints.Block | None = None
+) -> bytes:
+    """The file of a module in the named format; a failed export is a ValueError of one line."""
+    with frozen_for_inference(module.net):
+        network = ExportNetwork(module, block).eval()
+        try:
+            return FORMATS[name].write(network, metadata)
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{metadata['backbone']} cannot be exported to {name}: {reason}"
+            ) from error
+
+
+def example_input(metadata: Metadata) -> Tensor:
+    """A batch of two images: for a batch of one, exporters would fix the batch size."""
+    side = int(metadata["preprocess"]["size"])
+    return torch.zeros(2, 3, side, side)
+
+
+@contextmanager
+def hidden_exporter_messages() -> Iterator[None]:
+    """Hides warnings and log messages that exporters print for their developers."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

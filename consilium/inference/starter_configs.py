@@ -1,0 +1,132 @@
+"""Config files for a new dataset: data.yaml, and an experiment with three small networks."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import yaml
+
+from consilium import ROOT
+from consilium.inference.data_config import (
+    Columns,
+    find_table,
+    has_split_folders,
+    resolve_columns,
+)
+from datamodules.manifest import Manifest, read_table
+from datamodules.splits import DERIVED_SPLITS
+from evaluation.files import write_text
+
+DATA_FILE = "data.yaml"
+DATA = """\
+# The images of {target}; check them again with: consilium audit --config {file}
+class_path: datamodules.ImageDataModule
+init_args:
+  source:
+    class_path: {class_path}
+    init_args: {source}
+  class_names: {names}
+  preprocess: {{size: {size}}}  # more pixels show more detail and take longer
+  augment: gradcam  # mild; to see all policies: consilium audit {target} --augmentations
+  balance: {{class_weights: sqrt}}
+"""
+EXCLUDE = "  exclude: {file}  # samples in the quarantine list of the audit\n"
+CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
+           "model/ensemble", "logger/wandb")  # fmt: skip
+EXPERIMENT = """\
+# consilium experiment run {file}
+title: {title}
+base: {paths[base]}
+members:  # more: consilium backbones; pretrained weights: model.init_args.pretrained: true or FILE
+  resnet10t: &member
+    data: data.yaml
+    model: {paths[model/resnet10t]}
+    trainer: {{accelerator: auto, devices: 1, max_epochs: 10}}
+  regnety_002: {{<<: *member, model: {paths[model/regnety_002]}}}
+  mobilenetv3_small: {{<<: *member, model: {paths[model/mobilenetv3_small]}}}
+ensemble: {{<<: *member, model: {paths[model/ensemble]}}}
+# overrides: [{paths[logger/wandb]}]
+"""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """The source of a data config.
+
+    Args:
+        class_path: The class of the source.
+        init_args: Its arguments.
+        has_splits: Whether the files give splits.
+        target: The folder or table that the user named.
+    """
+
+    class_path: str
+    init_args: dict[str, Any]
+    has_splits: bool
+    target: str
+
+
+def source_config(target: Path, columns: Columns) -> SourceConfig:
+    """The source of a table, or of a folder of class folders."""
+    table = find_table(target)
+    if table is None:
+        args = {"root": str(target.resolve()), "patient": columns["patient"]}
+        return SourceConfig("datamodules.Folders", args, has_split_folders(target), str(target))
+    names = resolve_columns(read_table(table), columns)
+    args = {"files": str(table.resolve()), **names}
+    return SourceConfig("datamodules.Table", args, names["split"] is not None, str(target))
+
+
+def check_folder(folder: Path, manifest: Manifest) -> None:
+    """Raises ValueError if config files exist already, or if the samples have no labels."""
+    for file in (experiment_file(folder), folder / DATA_FILE):
+        if file.exists():
+            raise ValueError(f"-o {folder}: {file.name} exists already; name another folder")
+    if (manifest.table["label"] < 0).all():
+        raise ValueError("an experiment needs labels; --label names their column")
+
+
+def experiment_file(folder: Path) -> Path:
+    """The experiment file of a folder; it has the name of the folder."""
+    return folder / f"{folder.resolve().name}.yaml"
+
+
+def write_configs(
+    folder: Path, source: SourceConfig, manifest: Manifest, size: int, quarantine: str
+) -> Path:
+    """Writes data.yaml and the experiment, and returns the file of the experiment.
+
+    Splits that the files lack are taken from train by patient. `quarantine` is a table of samples
+    to exclude, or "".
+    """
+    file = experiment_file(folder)
+    data_file = folder / DATA_FILE
+    write_text(data_file, _data_yaml(data_file, source, manifest, size, quarantine))
+    absolute, configs = folder.resolve(), ROOT / "configs"
+    is_inside = absolute.is_relative_to(ROOT)
+    prefix = os.path.relpath(configs, absolute) if is_inside else str(configs)
+    paths = {name: _to_yaml([f"{prefix}/{name}.yaml"])[1:-1] for name in CONFIGS}
+    title = _to_yaml(absolute.name)
+    write_text(file, EXPERIMENT.format(file=quote(str(file)), title=title, paths=paths))
+    return file
+
+
+def _data_yaml(
+    file: Path, source: SourceConfig, manifest: Manifest, size: int, quarantine: str
+) -> str:
+    splits = set(manifest.table["split"]) if source.has_splits else {"train"}
+    fractions = {name: 0.15 for name in DERIVED_SPLITS if name not in splits}
+    args = source.init_args | ({"fractions": fractions} if fractions else {})
+    text = DATA.format(
+        target=quote(source.target), file=quote(str(file)), class_path=source.class_path,
+        source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
+    )  # fmt: skip
+    return text + (EXCLUDE.format(file=_to_yaml(quarantine)) if quarantine else "")
+
+
+def _to_yaml(value: object) -> str:
+    """A value as YAML in one line."""
+    line = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    return str(line).removesuffix("...\n").strip()

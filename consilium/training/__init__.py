@@ -1,0 +1,1 @@
+"""Training and evaluating one model: LightningCLI, checks before a run, locks on run folders."""

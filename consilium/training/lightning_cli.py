@@ -1,0 +1,338 @@
+"""fit, validate, test and predict: LightningCLI with run folders and one-line errors."""
+
+import logging
+import os
+import tempfile
+import warnings
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from jsonargparse import DefaultHelpFormatter, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.checkpoint import ResumableEarlyStopping
+from callbacks.wandb_logger import close_loggers, set_run_folder
+from callbacks.writers import SaveConfig
+from consilium.config_errors import explain_parser_error, shorten_parser_error
+from consilium.training.preflight import (
+    OutOfMemory,
+    check_fit_config,
+    check_setting_groups,
+    default_checkpoint,
+    is_ensemble,
+    raise_out_of_memory,
+    refuse_used_run_folder,
+    require_result_callbacks,
+    run_with_smaller_batches,
+)
+from consilium.training.run_lock import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    RunStopped,
+    is_first_process,
+    lock_run_folder,
+    print_once,
+)
+from datamodules.datamodule import ImageDataModule
+from lightning_modules import checkpoints, packing
+from lightning_modules.base import BaseModule
+from lightning_modules.ensemble import EnsembleModule
+from lightning_modules.tta import ALLOWED, tta_notes
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+EPILOG = """\
+All arguments of data and model are listed by:
+  consilium {command} --data.help datamodules.ImageDataModule
+  consilium {command} --model.help lightning_modules.ImageClassifier
+Each can be set in a config file or on the command line, for example
+  --model.init_args.optimizer.lr 0.001
+
+example:
+  consilium {command} --config configs/base.yaml --config configs/demo/resnet10t.yaml --run runs/1
+"""
+CKPT_PATH_HELP = {
+    "fit": "last.ckpt of an interrupted run, to resume it",
+    "test": "checkpoint; default: best.ckpt of --run, or the one in the folder of the config",
+}
+_Parsers = tuple[LightningArgumentParser, dict[str, LightningArgumentParser], dict[str, list[str]]]
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of the epilog."""
+
+
+class _ArgumentParser(LightningArgumentParser):
+    """Lightning's parser with our help on --ckpt_path."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, formatter_class=_HelpFormatter, **options)
+
+    def add_method_arguments(
+        self, owner: type, command: str, *args: Any, **options: Any
+    ) -> list[str]:
+        """Adds the arguments of a Trainer method; Lightning's --ckpt_path help names URLs."""
+        added: list[str] = super().add_method_arguments(owner, command, *args, **options)
+        help_text = CKPT_PATH_HELP["fit" if command == "fit" else "test"]
+        self._option_string_actions["--ckpt_path"].help = help_text
+        return added
+
+
+class ConsiliumCLI(LightningCLI):
+    """LightningCLI with a run folder `--run`; `fit` evaluates its best epoch at the end."""
+
+    parsers: ClassVar[_Parsers | None] = None
+
+    def __init__(self, args: list[str]) -> None:
+        options = {
+            name: {"exit_on_error": False, "epilog": EPILOG.format(command=name)}
+            for name in SUBCOMMANDS
+        }
+        with ExitStack() as self.resources:
+            super().__init__(
+                BaseModule,
+                ImageDataModule,
+                parser_class=_ArgumentParser,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=SaveConfig,
+                seed_everything_default=0,
+                parser_kwargs={**options, "exit_on_error": False},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+            )
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Builds the parsers once per process, in which many runs may be parsed."""
+        if ConsiliumCLI.parsers is None:
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            ConsiliumCLI.parsers = (
+                self.parser,
+                self._subcommand_parsers,
+                self._subcommand_method_arguments,
+            )
+        (self.parser, self._subcommand_parsers, self._subcommand_method_arguments) = (
+            ConsiliumCLI.parsers
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds our arguments, and the links that pass data settings to the model."""
+        parser.add_argument("--run", type=str, default="runs/default", help="run folder")
+        parser.add_lightning_class_args(ResumableEarlyStopping, "early_stopping")
+        parser.add_argument(
+            "--tta", type=list[str], default=[], help=f"test-time augmentations: {ALLOWED}"
+        )
+        parser.link_arguments("run", "trainer.default_root_dir")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
+        parser.link_arguments("data.init_args.preprocess.size", "model.init_args.image_size")
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            help_text = "also evaluate the best epoch on the test split"
+            parser.add_argument("--test", type=bool, default=False, help=help_text)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, locks the run folder and picks the checkpoint; refuses what cannot work."""
+        self.config = self.parse(cast(list[str], args))
+        command = self.config["subcommand"]
+        config, run = self.config[command], Path(self.config[command]["run"])
+        self.resources.enter_context(lock_run_folder(run))
+        if command == "fit" and not config["ckpt_path"]:
+            refuse_used_run_folder(run)
+        elif not config["ckpt_path"] and not is_ensemble(config["model"]):
+            config["ckpt_path"] = str(default_checkpoint(run, config["config"] or []))
+            print_once(f"checkpoint: {config['ckpt_path']}")
+        if config["ckpt_path"]:
+            config["ckpt_path"] = self._unpacked(Path(config["ckpt_path"]))
+
+    def parse(self, args: list[str], files: Sequence[Path] = ()) -> Namespace:
+        """The checked settings of a run by its arguments (subcommand first)."""
+        paths = [*files, *config_paths(args)]
+        try:
+            config = self.parser.parse_args(args)
+        except ArgumentError as error:
+            keys = self._subcommand_parsers[args[0]].get_defaults().keys()
+            raise ValueError(explain_parser_error(str(error), paths, keys)) from error
+        command = config["subcommand"]
+        require_result_callbacks(config[command]["trainer"]["callbacks"])
+        check_setting_groups(config[command], paths)
+        if command == "fit":
+            check_fit_config(config[command])
+        return config
+
+    def _unpacked(self, path: Path) -> str:
+        """The path of a checkpoint that Lightning can read: packed ones are unpacked meanwhile."""
+        block, state = checkpoints.read(path)
+        if not packing.is_packed(path):
+            return str(path)
+        if self.config["subcommand"] == "fit":
+            raise ValueError(
+                f"--ckpt_path {path}: a packed checkpoint has no optimizer state to resume from"
+            )
+        folder = self.resources.enter_context(tempfile.TemporaryDirectory())
+        file = Path(folder) / "unpacked.ckpt"
+        torch.save(checkpoints.inference_checkpoint(block, state), file)
+        return str(file)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the command; running out of memory and signals become exceptions of ours."""
+        folder, accumulate = self.trainer.default_root_dir, self.trainer.accumulate_grad_batches
+
+        def sizes() -> tuple[int, int, str]:
+            return self.datamodule.batch_size, accumulate, folder
+
+        with (
+            raise_out_of_memory(sizes),
+            raise_run_stopped(Path(folder), subcommand),
+            close_loggers(self.trainer.loggers),
+        ):
+            super()._run_subcommand(subcommand)
+
+    def after_instantiate_classes(self) -> None:
+        """Sets test-time augmentation and the loggers' run folder."""
+        self.model.tta = self.config[self.config["subcommand"]]["tta"]
+        for note in tta_notes(self.model.tta):  # raises on an unknown name
+            print_once(note)
+        job = "ensemble" if isinstance(self.model, EnsembleModule) else "member"
+        set_run_folder(self.trainer.loggers, self.trainer.default_root_dir, job)
+
+    def test(self, **options: Any) -> None:
+        """Tests; ResultsWriter prints the metrics with intervals, so Lightning need not."""
+        self.trainer.test(**{**options, "verbose": False})
+
+    def validate(self, **options: Any) -> None:
+        """Validates; ResultsWriter prints the metrics with intervals, so Lightning need not."""
+        self.trainer.validate(**{**options, "verbose": False})
+
+    def after_fit(self) -> None:
+        """Evaluates the best epoch on val, and with `--test true` on test."""
+        best = Path(self.trainer.default_root_dir) / "best.ckpt"
+        if not best.is_file():
+            return
+        options = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": str(best)}
+        evaluations = {"val": self.trainer.validate}
+        if self.config["fit"]["test"]:
+            evaluations["test"] = self.trainer.test
+        for split, evaluate in evaluations.items():
+            if self.trainer.received_sigterm:  # during the last batch of the previous stage
+                raise SIGTERMException
+            if len(self.datamodule.rows(split)):
+                evaluate(**options, verbose=False)
+
+
+class ConfigValidator(ConsiliumCLI):
+    """Parses the arguments of a run without locking its folder or creating any object."""
+
+    def __init__(self, args: list[str], files: Sequence[Path]) -> None:
+        self.files = files
+        super().__init__(args)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses and checks the config alone."""
+        self.config = self.parse(cast(list[str], args), self.files)
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        """Creates nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Has nothing to set."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def run_training(args: list[str]) -> int:
+    """Runs `args` (subcommand first) and returns 0; invalid input is a ValueError."""
+    silence_lightning()
+    try:
+        run_with_smaller_batches(_run, args)
+    except OutOfMemory:
+        raise
+    except (ArgumentError, MisconfigurationException, ValueError) as error:
+        raise ValueError(shorten_parser_error(str(error))) from error
+    return 0
+
+
+def validate_config(args: list[str], files: Sequence[Path] = ()) -> Namespace:
+    """Parses the arguments of a run (subcommand first) completely, without creating anything.
+
+    An unknown key or a wrong value is a ValueError of one line: file, key, nearest allowed key.
+
+    Args:
+        args: as for `run_training`.
+        files: further files in which flags of `args` may be written, such as an experiment's.
+    """
+    silence_lightning()
+    return cast(Namespace, ConfigValidator(args, files).config)
+
+
+def config_paths(args: list[str]) -> list[Path]:
+    """The config files among the arguments of a run."""
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    values = [value if arg in ("--config", "-c") else arg.partition("--config=")[2]
+              for arg, value in pairs]  # fmt: skip
+    return [Path(value) for value in values if value]
+
+
+@contextmanager
+def raise_run_stopped(folder: Path, command: str) -> Iterator[None]:
+    """Turns Lightning's exit after SIGTERM or Ctrl-C into RunStopped.
+
+    Ranks other than 0 exit with 0 as Lightning has it: on any other code it kills rank 0.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        is_interrupt = isinstance(error.__context__, KeyboardInterrupt)
+        is_signal = is_interrupt or isinstance(error, SIGTERMException)
+        if not is_first_process() or not is_signal:
+            raise
+        message = resume_hint(folder) if command == "fit" else "stopped before its end"
+        raise RunStopped(message, EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED) from None
+
+
+def resume_hint(folder: Path) -> str:
+    """The last saved epoch of an interrupted fit, and how to resume it."""
+    last = folder / "last.ckpt"
+    if not last.is_file():
+        return "stopped before the end of the first epoch; run the same command to start again"
+    epoch = checkpoints.read(last, mmap=True)[0].epoch
+    return f"stopped after epoch {epoch}; to resume, add --ckpt_path {last} to the command"
+
+
+def silence_lightning() -> None:
+    """Turns off Lightning's messages about itself."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # raised by Lightning's code
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+    # metrics of a split are equal on every process, which Lightning cannot know
+    warnings.filterwarnings("ignore", r".*recommended to use `self.log\('(val|test)/.*")
+    for message in (
+        "does not have many workers",
+        "smaller than the logging interval",
+        "exists and is not empty",
+        "The dirpath has changed",  # test into another folder
+        "predict returned None",  # PredictionWriter gathers the table
+    ):
+        warnings.filterwarnings("ignore", f".*{message}.*")
+
+
+def _run(args: list[str]) -> None:
+    ConsiliumCLI(args)

@@ -1,0 +1,177 @@
+"""Checks before a run starts, its default checkpoint, and smaller batches when memory is full."""
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import torch
+from jsonargparse import Namespace
+
+from callbacks.checkpoint import BestAndLastCheckpoint
+from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
+from consilium.config_errors import source_file
+from lightning_modules.base import EPOCH_METRICS
+from lightning_modules.ensemble import EnsembleModule
+
+Callbacks = list[Namespace] | Namespace | None
+WRITERS = (BestAndLastCheckpoint, HistoryWriter, PredictionWriter, ResultsWriter)
+AUTO_BATCH = "--auto_batch"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class OutOfMemory(ValueError):
+    """A batch that did not fit into memory; `flags` halve it at the same effective batch size."""
+
+    def __init__(self, batch_size: int, accumulate: int, run: str) -> None:
+        self.flags = [
+            *("--data.init_args.batch_size", str(max(1, batch_size // 2))),
+            *("--trainer.accumulate_grad_batches", str(accumulate * 2)),
+        ]
+        self.batch_size, self.run = batch_size, Path(run)
+        super().__init__(
+            f"out of memory with batch_size {batch_size}; for the same effective batch size give "
+            f"{' '.join(self.flags)} ({AUTO_BATCH} does so automatically); "
+            "backbone_args {grad_checkpointing: true} also saves memory"
+        )
+
+
+def refuse_used_run_folder(folder: Path) -> None:
+    """Raises ValueError if a fit would overwrite another run."""
+    if any((folder / name).exists() for name in ("results.json", "results.val.json")):
+        raise ValueError(f"--run {folder}: contains a finished run; give another --run, or "
+                         "remove the folder")  # fmt: skip
+    if (folder / "last.ckpt").exists():
+        raise ValueError(
+            f"--run {folder}: contains an unfinished run; resume it with --ckpt_path "
+            f"{folder}/last.ckpt, give another --run, or remove the folder"
+        )
+
+
+def require_result_callbacks(callbacks: Callbacks) -> None:
+    """Raises ValueError if no callback would write a checkpoint, a history or results."""
+    if not any(issubclass(_class(item.class_path), WRITERS) for item in _as_list(callbacks)):
+        raise ValueError(
+            "trainer.callbacks: none of them writes results; give --config configs/base.yaml first"
+        )
+
+
+def check_fit_config(config: Namespace) -> None:
+    """Raises ValueError if a fit would train nothing, or follow a metric that is not computed."""
+    for name in ("max_epochs", "max_steps"):
+        if config.trainer[name] == 0:
+            raise ValueError(f"--trainer.{name} 0: must be at least 1, or -1 for no limit")
+    if config.model.class_path.startswith("lightning_modules."):  # other classes log other metrics
+        for argument, metric in monitored_metrics(config).items():
+            _require_known_metric(argument, metric)
+
+
+def check_setting_groups(config: Namespace, files: Sequence[Path] = ()) -> None:
+    """Raises ValueError if a group such as `optimizer` has a value outside its range.
+
+    Groups are dataclasses that check their values when they are created.
+    """
+    for item in (config.model, config.data, *_as_list(config.trainer.callbacks)):
+        created: Any = _class(item.class_path)
+        hints = get_type_hints(created.__init__)
+        for name, values in _arguments(item):
+            try:
+                _create_group(hints.get(name), values)
+            except ValueError as error:
+                raise ValueError(f"{source_file(files, name)}: {error}") from error
+
+
+def monitored_metrics(config: Namespace) -> dict[str, str]:
+    """The metrics that a fit follows, by the argument that names each."""
+    monitors = {"early_stopping.monitor": config.early_stopping.monitor}
+    for callback in _as_list(config.trainer.callbacks):
+        monitors[f"{callback.class_path}: monitor"] = callback.get("init_args.monitor")
+    if config.model.get("init_args.lr_scheduler.name") == "plateau":
+        monitors["lr_scheduler.monitor"] = config.model.init_args.lr_scheduler.monitor
+    return {argument: metric for argument, metric in monitors.items() if metric}
+
+
+def is_ensemble(model: Namespace) -> bool:
+    """Whether a config's model is an ensemble, whose members have their own checkpoints."""
+    return issubclass(_class(model.class_path), EnsembleModule)
+
+
+def default_checkpoint(run: Path, configs: Iterable[object]) -> Path:
+    """best.ckpt of the run folder, or of the folder of a config file."""
+    folders = [run, *(Path(str(config)).parent for config in configs if config is not None)]
+    candidates = {(folder / "best.ckpt").resolve(): folder / "best.ckpt" for folder in folders}
+    paths = [path for resolved, path in candidates.items() if resolved.is_file()]
+    if len(paths) == 1:
+        return paths[0]
+    if paths:
+        raise ValueError(f"--ckpt_path: give one of {', '.join(map(str, paths))}")
+    raise ValueError(f"--ckpt_path: required, as {run} has no best.ckpt")
+
+
+@contextmanager
+def raise_out_of_memory(sizes: Callable[[], tuple[int, int, str]]) -> Iterator[None]:
+    """Turns an allocator's error into OutOfMemory; `sizes`: batch size, accumulation, folder."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+            raise
+        raise OutOfMemory(*sizes()) from error
+
+
+def run_with_smaller_batches(run: Callable[[list[str]], None], args: list[str]) -> None:
+    """Calls `run(args)`; with --auto_batch again with half the batch while memory is exceeded.
+
+    A run that has saved an epoch is resumed from there.
+    """
+    given = [argument for argument in args if argument != AUTO_BATCH]
+    changes: list[str] = []
+    while True:
+        try:
+            return run([*given, *changes])
+        except OutOfMemory as error:
+            if AUTO_BATCH not in args or error.batch_size == 1:
+                raise
+            changes = [*error.flags, *_resume_flags(error.run, given)]
+            print(f"out of memory with batch_size {error.batch_size}; retrying {error.flags[1]}")
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _resume_flags(run: Path, args: list[str]) -> list[str]:
+    last = run / "last.ckpt"
+    is_given = any(argument.startswith("--ckpt_path") for argument in args)
+    return [] if is_given or not last.exists() else ["--ckpt_path", str(last)]
+
+
+def _as_list(callbacks: Callbacks) -> list[Namespace]:
+    return [callbacks] if isinstance(callbacks, Namespace) else callbacks or []
+
+
+def _class(class_path: str) -> type:
+    """The class of an import path."""
+    module, _, name = class_path.rpartition(".")
+    cls: type = getattr(import_module(module), name)
+    return cls
+
+
+def _arguments(config: Namespace) -> list[tuple[str, object]]:
+    return list(vars(config.init_args).items()) if "init_args" in config else []
+
+
+def _create_group(hint: object, values: object) -> object:
+    """The dataclass of a type hint with nested values, or the values if it is not a dataclass."""
+    if not is_dataclass(hint) or not isinstance(values, Namespace):
+        return values
+    hints = get_type_hints(hint)
+    create = cast(Callable[..., object], hint)
+    return create(**{k: _create_group(hints[k], value) for k, value in vars(values).items()})
+
+
+def _require_known_metric(argument: str, metric: str) -> None:
+    known = [f"val/{name}" for name in EPOCH_METRICS]
+    if metric not in known and (metric.startswith("val/") or "/" not in metric):
+        raise ValueError(f"{argument} {metric!r}: the metrics of val are {', '.join(known)}")

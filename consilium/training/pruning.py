@@ -1,0 +1,153 @@
+"""Channel pruning of a run: prune, measure, fine-tune; an interrupted fine-tuning is resumed."""
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from consilium.inference import data_config
+from consilium.training.lightning_cli import run_training
+from evaluation import sparsity as pruning_report
+from evaluation.files import read_json, write_json
+from evaluation.predictions import PredictionTable
+from evaluation.reports.html import format_estimate
+from evaluation.stats import paired_tests
+from lightning_modules import checkpoints
+from lightning_modules.classifier import ImageClassifier
+from lightning_modules.pruning import prune, search
+from lightning_modules.pruning.structure import pruned_copy
+
+PRUNED_CHECKPOINT = "start.ckpt"
+FIT = ("fit", "--test", "true")
+REPLACED_CALLBACKS = ("callbacks.TwoStageSparseTraining", "callbacks.WarmStart")
+
+
+@dataclass(frozen=True)
+class PruningRun:
+    """What to prune, how far, and how to fine-tune the pruned network.
+
+    Args:
+        dense: run folder of the trained model, with best.ckpt and config.yaml.
+        output: run folder of the pruned model.
+        target: size and latency of the pruned network.
+        images: number of training images that decide on the importance of channels.
+        epochs: epochs of fine-tuning.
+        lr: peak learning rate of fine-tuning; null uses that of the dense run.
+    """
+
+    dense: Path
+    output: Path
+    target: prune.PruningTarget
+    images: int = 640
+    epochs: int = 10
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their range and folders that are not complete runs."""
+        macs, latency = self.target.macs, self.target.latency
+        if macs is None and latency is None:
+            raise ValueError("give --macs, --latency or both: how small or how fast")
+        for name, value in (("macs", macs), ("latency", latency)):
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"--{name}: {value} is not between 0 and 1")
+        counts = {"round_to": self.target.round_to, "pairs": self.target.pairs,
+                  "images": self.images, "epochs": self.epochs}  # fmt: skip
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"--{name}: {count} is not at least 1")
+        if self.target.cost_power < 0:
+            raise ValueError(f"--cost_power: {self.target.cost_power} is not at least 0")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"--lr: {self.lr} is not above 0")
+        for file in ("best.ckpt", "config.yaml"):
+            if not (self.dense / file).is_file():
+                raise ValueError(f"RUN: {self.dense} has no {file}; give the run folder of a fit")
+        if (self.output / "results.json").exists():
+            raise ValueError(f"-o {self.output}: contains a finished run; give another -o, "
+                             "or remove it")  # fmt: skip
+
+    def arguments(self) -> dict[str, Any]:
+        """The entries of pruning.json that a resumed run must share."""
+        values = asdict(self.target) | {"images": self.images, "epochs": self.epochs, "lr": self.lr}
+        dense = os.path.relpath(self.dense, self.output)
+        return {"dense": dense, "arguments": values | {"device": str(self.target.device)}}
+
+
+def run_pruning(run: PruningRun) -> str:
+    """Prunes and fine-tunes, or resumes the fine-tuning; returns a summary of the result."""
+    if (run.output / "last.ckpt").exists():
+        _resume(run)
+    else:
+        _prune(run)
+        _fine_tune(run)
+    return _summary(run)
+
+
+def _prune(run: PruningRun) -> None:
+    """Writes the pruned network and pruning.json into the output folder."""
+    module, block = checkpoints.load(run.dense / "best.ckpt")
+    if not isinstance(module, ImageClassifier):
+        raise ValueError(f"RUN: {run.dense} contains a {block.module}, which cannot be pruned")
+    net, size = module.net, block.preprocess["size"]
+    image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    data = data_config.load_datamodule([str(run.dense / "config.yaml")])
+    losses = search.training_losses(module, data, run.images)
+    name = block.init_args["backbone"]
+    structure = prune.choose_structure(net, image, name, run.target, losses)
+    pruned = pruned_copy(net, structure)
+    measured = prune.measure_pruned(net, pruned, image, structure, run.target)
+    write_json(run.output / pruning_report.PRUNING_FILE, measured | run.arguments())
+    prune.save_pruned(run.output / PRUNED_CHECKPOINT, block, pruned, structure)
+    print(pruning_report.pruning_sentence(measured))
+
+
+def _fine_tune(run: PruningRun) -> None:
+    config = yaml.safe_load((run.dense / "config.yaml").read_text(encoding="utf-8"))
+    config = fine_tuning_config(config, run)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        run_training([*FIT, "--config", str(file), "--run", str(run.output)])
+
+
+def _resume(run: PruningRun) -> None:
+    """Continues the fine-tuning of the same arguments from its last epoch."""
+    file, last = run.output / pruning_report.PRUNING_FILE, run.output / "last.ckpt"
+    content = read_json(file) if file.is_file() else {}
+    if any(content.get(name) != value for name, value in run.arguments().items()):
+        raise ValueError(f"-o {run.output}: contains an unfinished run with other arguments; "
+                         "give another -o, or remove it")  # fmt: skip
+    print(f"resuming from {last}")
+    config = str(run.output / "config.yaml")
+    run_training([*FIT, "--config", config, "--ckpt_path", str(last), "--run", str(run.output)])
+
+
+def fine_tuning_config(config: dict[str, Any], run: PruningRun) -> dict[str, Any]:
+    """The dense run's config, changed to train all layers of the pruned network with a cosine."""
+    model, trainer = config["model"]["init_args"], config["trainer"]
+    if run.lr is not None:
+        model["optimizer"]["lr"] = run.lr
+    warmup = min(1.0, run.epochs / 2)
+    model["lr_scheduler"] |= {"name": "cosine", "warmup_epochs": warmup, "epochs": None}
+    model |= {"pretrained": False, "fine_tuning": {}}
+    others = [each for each in trainer["callbacks"]
+              if not each["class_path"].startswith(REPLACED_CALLBACKS)]  # fmt: skip
+    start = {"checkpoint": str(run.output / PRUNED_CHECKPOINT)}
+    warm_start = {"class_path": "callbacks.WarmStart", "init_args": start}
+    trainer |= {"max_epochs": run.epochs, "callbacks": [warm_start, *others]}
+    return config
+
+
+def _summary(run: PruningRun) -> str:
+    """Size, speed and accuracy of the pruned model over the dense one, in two or three lines."""
+    lines = [pruning_report.pruning_sentence(read_json(run.output / pruning_report.PRUNING_FILE))]
+    files = [folder / "predictions" / "test.parquet" for folder in (run.output, run.dense)]
+    if all(file.is_file() for file in files):
+        pruned, dense = (PredictionTable.read(file) for file in files)
+        gap = paired_tests.paired_differences(pruned, dense)["accuracy"].estimate
+        lines.append(f"Accuracy, pruned minus dense: {format_estimate(gap)} on {gap.n:,} images.")
+    return "\n".join([*lines, f"Report: {run.output / 'report.html'}"])

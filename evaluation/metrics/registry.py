@@ -1,0 +1,253 @@
+"""The registry of metrics: how each metric is computed, named, shown and compared.
+
+`METRICS` maps a name to its `MetricSpec`, in the order in which metrics are shown. One entry is
+enough for a metric to be computed by `compute.compute_metrics` and to appear in results.json, CSV
+files, reports, plots and gates. Full names are `accuracy`, `recall/<class>`,
+`pair/<class>/<class>`, `study/accuracy` and `patient/recall/<class>`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import partial
+from math import inf
+from typing import Any, Literal
+
+import numpy as np
+
+from evaluation.grouping import LEVELS
+from evaluation.metrics import calibration, confusion, pairs, ranking
+
+Kind = Literal[
+    "confusion", "image_mean", "calibration", "classwise_calibration", "ranking", "estimates"
+]
+Scope = Literal["overall", "class", "overall and class", "pair"]
+Interval = Literal["bootstrap", "centered bootstrap", "proportion"]
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One metric: how it is computed, shown and compared.
+
+    `kind` is what `compute` is a function of, and its return value. Metrics of the first four
+    kinds share one bootstrap of sums over images, `r` resamples at a time:
+
+    - confusion: matrices (r, K, K), rows are labels -> (r,), or (r, K) for scope `class`.
+    - image_mean: labeled PredictionTable -> (n,); the metric is the mean over images.
+    - calibration: signed gaps (r, bins) between the predicted class's probability and accuracy,
+      as fractions of all images -> (r,).
+    - classwise_calibration: the same gaps of each class (r, K, bins) -> (r,).
+    - ranking: cumulative true and false positives of one class, (r, G) each, highest score
+      first -> (r,); computed for each class and averaged over classes.
+    - estimates: (table, clusters, draws, seed) -> Estimates by full name; has its own intervals.
+
+    Attributes:
+        name: key in results.json and in gates; `name/<class>` for one class.
+        label: name in tables and plots.
+        kind: what `compute` is a function of.
+        compute: the function.
+        scope: one value for all images, one a class, both, or one a pair of classes.
+        higher_is_better: direction of improvement.
+        minimum: smallest possible value.
+        maximum: largest possible value.
+        unit: unit of the value, empty for a ratio.
+        interval: method of the interval; a proportion has Wilson's if each patient has one image.
+        weights_images_equally: whether each image counts the same; otherwise each class does.
+        counted_images: mask (n, K) of the images that the proportion of a class is of, from
+            one-hot labels and predictions (n, K); None for all images.
+        perfect_bound: lower bound of a ranking metric whose observed value is 1.
+        in_summary: whether main tables and the terminal show it.
+        in_headline: whether it has a column in tables of paired comparisons.
+        is_paired: whether paired tests compare it; needs one of the first four kinds, or AUROC.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    compute: Callable[..., Any]
+    scope: Scope = "overall"
+    higher_is_better: bool = True
+    minimum: float = 0.0
+    maximum: float = 1.0
+    unit: str = ""
+    interval: Interval = "bootstrap"
+    weights_images_equally: bool = False
+    counted_images: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    perfect_bound: ranking.PerfectBound | None = None
+    is_rank_based: bool = False
+    in_summary: bool = False
+    in_headline: bool = False
+    is_paired: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_paired and self.kind == "ranking":
+            raise ValueError(f"{self.name}: paired tests cannot compare a metric of kind ranking")
+
+    def is_improvement(self, difference: float) -> bool:
+        """Whether a change by `difference` makes the metric better."""
+        return difference > 0 if self.higher_is_better else difference < 0
+
+
+def _macro(rate: confusion.Rate) -> confusion.Rate:
+    return partial(confusion.macro_average, rate)
+
+
+def _weighted(rate: confusion.Rate) -> confusion.Rate:
+    return partial(confusion.weighted_average, rate)
+
+
+_SPECS = (
+    MetricSpec(
+        "accuracy", "Accuracy", "confusion", confusion.accuracy, interval="proportion",
+        weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True,
+    ),
+    MetricSpec(
+        "balanced_accuracy", "Balanced accuracy", "confusion", _macro(confusion.recall),
+        in_summary=True, is_paired=True,
+    ),
+    MetricSpec(
+        "auroc", "AUROC", "estimates", ranking.auroc_estimates, scope="overall and class",
+        is_rank_based=True, in_summary=True, in_headline=True, is_paired=True,
+    ),
+    MetricSpec(
+        "average_precision", "Average precision", "ranking", ranking.average_precision_of_counts,
+        scope="overall and class", perfect_bound=ranking.average_precision_bound,
+        is_rank_based=True,
+    ),
+    MetricSpec(
+        "sensitivity_at_specificity_0.95", "Sensitivity at 95 % specificity", "ranking",
+        ranking.sensitivity_of_counts, scope="overall and class",
+        perfect_bound=ranking.sensitivity_bound, is_rank_based=True,
+    ),
+    MetricSpec("f1_macro", "F1, macro", "confusion", _macro(confusion.f1), is_paired=True),
+    MetricSpec("f1_weighted", "F1, weighted", "confusion", _weighted(confusion.f1)),
+    MetricSpec("precision_macro", "Precision, macro", "confusion", _macro(confusion.precision)),
+    MetricSpec(
+        "precision_weighted", "Precision, weighted", "confusion", _weighted(confusion.precision)
+    ),
+    MetricSpec("recall_macro", "Recall, macro", "confusion", _macro(confusion.recall)),
+    MetricSpec(
+        "recall_weighted", "Recall, weighted", "confusion", _weighted(confusion.recall),
+        interval="proportion", weights_images_equally=True,
+    ),
+    MetricSpec(
+        "specificity_macro", "Specificity, macro", "confusion", _macro(confusion.specificity)
+    ),
+    MetricSpec(
+        "kappa", "Cohen's kappa", "confusion", confusion.kappa, minimum=-1.0,
+        in_summary=True, is_paired=True,
+    ),
+    MetricSpec(
+        "kappa_quadratic", "Kappa, quadratic weights", "confusion",
+        partial(confusion.kappa, quadratic=True), minimum=-1.0,
+    ),
+    MetricSpec("mcc", "MCC", "confusion", confusion.mcc, minimum=-1.0, is_paired=True),
+    MetricSpec(
+        "nll", "NLL", "image_mean", calibration.nll, higher_is_better=False, maximum=inf,
+        unit="nats", weights_images_equally=True, in_summary=True, in_headline=True,
+        is_paired=True,
+    ),
+    MetricSpec(
+        "brier", "Brier score", "image_mean", calibration.brier, higher_is_better=False,
+        maximum=2.0, weights_images_equally=True, is_paired=True,
+    ),
+    MetricSpec(
+        "ece", "ECE", "calibration", calibration.ece_of_gaps, higher_is_better=False,
+        interval="centered bootstrap", weights_images_equally=True, in_summary=True,
+        is_paired=True,
+    ),
+    MetricSpec(
+        "ece_classwise", "ECE, classwise", "classwise_calibration",
+        calibration.classwise_ece_of_gaps, higher_is_better=False,
+        interval="centered bootstrap", weights_images_equally=True,
+    ),
+    MetricSpec(
+        "recall", "Recall", "confusion", confusion.recall, scope="class", interval="proportion",
+        counted_images=lambda labels, predictions: labels,
+    ),
+    MetricSpec(
+        "precision", "Precision", "confusion", confusion.precision, scope="class",
+        interval="proportion", counted_images=lambda labels, predictions: predictions,
+    ),
+    MetricSpec(
+        "specificity", "Specificity", "confusion", confusion.specificity, scope="class",
+        interval="proportion", counted_images=lambda labels, predictions: ~labels,
+    ),
+    MetricSpec("f1", "F1", "confusion", confusion.f1, scope="class"),
+    MetricSpec("pairs", "Accuracy, mean of pairs", "estimates", pairs.pair_estimates),
+    MetricSpec(
+        "pairs_gap", "Mean of pairs minus accuracy", "estimates", pairs.pair_estimates,
+        minimum=-1.0,
+    ),
+    MetricSpec("pair", "Accuracy of a pair", "estimates", pairs.pair_estimates, scope="pair"),
+)  # fmt: skip
+
+METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def metric_spec(name: str) -> MetricSpec:
+    """The entry of a full name; a ValueError names the nearest known metrics."""
+    _, base, class_names = _split(name)
+    spec = METRICS.get(base)
+    if spec is None or not _fits(spec, class_names):
+        nearest = get_close_matches(base, METRICS, n=3) or list(METRICS)
+        raise ValueError(f"unknown metric {name!r}; did you mean {', '.join(nearest)}?")
+    return spec
+
+
+def metric_label(name: str) -> str:
+    """Label of a full name: `Recall, pneumonia` of `recall/pneumonia`, `AUROC by study`."""
+    level, _, class_names = _split(name)
+    label = metric_spec(name).label
+    if class_names:
+        label = f"{label}, {class_names.replace('/', ' vs. ')}"
+    return f"{label} by {level}" if level else label
+
+
+def matching_specs(pattern: str, level: str | None = None) -> list[MetricSpec]:
+    """Entries that a name or pattern (`*`: any text) matches, at `level` or any level if None."""
+    at_level, base, class_names = _split(pattern)
+    if at_level and level is not None and at_level != level:
+        return []
+    return [
+        spec
+        for spec in METRICS.values()
+        if fnmatchcase(spec.name, base) and (_fits(spec, class_names) or base.endswith("*"))
+    ]
+
+
+def is_metric_name(pattern: str, level: str | None = None) -> bool:
+    """Whether a full name or a pattern such as `recall/*` matches a metric."""
+    return bool(matching_specs(pattern, level))
+
+
+def summary_metrics() -> list[str]:
+    """Names of the metrics of main tables and of the terminal."""
+    return [name for name, spec in METRICS.items() if spec.in_summary]
+
+
+def headline_metrics() -> list[str]:
+    """Names of the metrics with a column in tables of paired comparisons."""
+    return [name for name, spec in METRICS.items() if spec.in_headline]
+
+
+def paired_metrics() -> list[str]:
+    """Names of the metrics that paired tests compare."""
+    return [name for name, spec in METRICS.items() if spec.is_paired]
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Level or "", base name, and what follows it (class names) of a full name."""
+    level, _, rest = name.partition("/")
+    if level not in LEVELS:
+        level, rest = "", name
+    base, _, class_names = rest.partition("/")
+    return level, base, class_names
+
+
+def _fits(spec: MetricSpec, class_names: str) -> bool:
+    """Whether the scope of a metric allows what follows its name."""
+    if not class_names:
+        return spec.scope in ("overall", "overall and class")
+    return spec.scope != "overall"

@@ -1,0 +1,137 @@
+"""The registry of voters: how each is named, what it needs and how it is fitted.
+
+Whatever fits, shows, stores, loads or serves a voter reads its entry. To add a voter, write its
+class (see `Voter`) and its fit function, and add one entry.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from evaluation.predictions import PredictionTable
+from evaluation.voters.grouped import GroupAttention, PerGroup, fit_group_attention, fit_per_group
+from evaluation.voters.learned import (
+    Greedy,
+    Learned,
+    PerClass,
+    Stacked,
+    fit_greedy,
+    fit_learned,
+    fit_per_class,
+    fit_stacked,
+)
+from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted
+
+Requirement = Literal["validation", "weights", "attribute", "attend"]
+
+
+@dataclass(frozen=True)
+class VoterOptions:
+    """What a user can give to voters besides validation tables; the fields are requirements.
+
+    Args:
+        attribute: attribute whose values get weights of their own, such as `body_part`.
+        attend: values of the attribute that get an attention layer.
+        weights: fixed weights, one per member.
+    """
+
+    attribute: str = ""
+    attend: Sequence[str] = ()
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.attend and not self.attribute:
+            raise ValueError("attend names values of an attribute: it needs attribute")
+
+
+Fit = Callable[[Sequence[PredictionTable], VoterOptions], Voter]
+
+
+@dataclass(frozen=True)
+class VoterSpec:
+    """One voter: how it is named, what it needs and how it is fitted.
+
+    How a voter weighs its members and which attribute it reads stand in its class (`Voter`).
+
+    Args:
+        name: name in configs, files and on the command line.
+        label: name in tables and plots.
+        voter_class: class of the fitted voter.
+        requirements: `validation` tables, or the `VoterOptions` that must be given.
+        fit: makes the voter from validation tables and options; None if it needs nothing.
+    """
+
+    name: str
+    label: str
+    voter_class: Callable[..., Voter]
+    requirements: tuple[Requirement, ...] = ()
+    fit: Fit | None = None
+
+    def missing_options(self, options: VoterOptions) -> list[str]:
+        """The required options that are not given."""
+        return [
+            name for name in self.requirements
+            if name != "validation" and not getattr(options, name)
+        ]  # fmt: skip
+
+    def create(self, tables: Sequence[PredictionTable], options: VoterOptions) -> Voter:
+        """The voter, fitted on validation tables where it needs them."""
+        missing = self.missing_options(options)
+        if missing:
+            raise ValueError(f"voter {self.name!r} needs {missing[0]}")
+        return self.voter_class() if self.fit is None else self.fit(tables, options)
+
+
+VOTERS: dict[str, VoterSpec] = {
+    spec.name: spec
+    for spec in (
+        VoterSpec("soft", "Mean probability", Soft),
+        VoterSpec("geometric", "Geometric mean", Geometric),
+        VoterSpec("majority", "Majority", Majority),
+        VoterSpec(
+            "weighted", "Fixed weights", Weighted, ("weights",),
+            lambda tables, options: Weighted(np.asarray(options.weights, float)),
+        ),
+        VoterSpec(
+            "learned", "Learned weights", Learned, ("validation",),
+            lambda tables, options: fit_learned(tables),
+        ),
+        VoterSpec(
+            "greedy", "Greedy selection", Greedy, ("validation",),
+            lambda tables, options: fit_greedy(tables),
+        ),
+        VoterSpec(
+            "per_class", "Weights per class", PerClass, ("validation",),
+            lambda tables, options: fit_per_class(tables),
+        ),
+        VoterSpec(
+            "stacked", "Stacking", Stacked, ("validation",),
+            lambda tables, options: fit_stacked(tables),
+        ),
+        VoterSpec(
+            "per_group", "Weights per group", PerGroup, ("validation", "attribute"),
+            lambda tables, options: fit_per_group(tables, options.attribute),
+        ),
+        VoterSpec(
+            "group_attention", "Attention per group", GroupAttention,
+            ("validation", "attribute", "attend"),
+            lambda tables, options: fit_group_attention(
+                tables, options.attend, options.attribute
+            ),
+        ),
+    )
+}  # fmt: skip
+
+
+def voter_spec(name: str) -> VoterSpec:
+    """The entry of a voter; an unknown name is an error that lists the known ones."""
+    if name not in VOTERS:
+        raise ValueError(f"unknown voter {name!r}; known are {', '.join(VOTERS)}")
+    return VOTERS[name]
+
+
+def unfitted_voters() -> list[str]:
+    """Names of the voters that need nothing, not even validation tables."""
+    return [name for name, spec in VOTERS.items() if not spec.requirements]

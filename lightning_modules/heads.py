@@ -1,0 +1,150 @@
+"""What the outputs of a network mean: number of outputs, logits per class and training loss."""
+
+import torch
+from torch import Tensor
+
+from evaluation.metrics.pairs import class_pairs
+from lightning_modules.losses import LossFunction
+
+PAIR_MARGIN = 1e-9  # distance of pair probabilities from 0 and 1, for solvable equations
+MIN_PROBABILITY = 1e-30  # of a coupled class, whose logarithm is the logit
+
+
+class Head:
+    """One output per class; their softmax gives the class probabilities.
+
+    Args:
+        class_names: the classes in the order of the logits.
+        loss_function: training loss of (logits, target, class_weights).
+    """
+
+    def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
+        self.num_classes, self.loss_function = len(class_names), loss_function
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs that the network needs."""
+        return self.num_classes
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """One logit per class, (B, K), of the outputs; their softmax are the probabilities."""
+        return outputs
+
+    def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+        """Scalar training loss of the outputs and labels (B,) or class probabilities (B, K)."""
+        return self.loss_function(self.logits(outputs), target, class_weights)
+
+
+class SigmoidHead(Head):
+    """One output z for two classes, with logits [0, z]: their softmax is the sigmoid of z.
+
+    Cross entropy on these logits is binary cross entropy on z, and class weights (1, w) act as its
+    `pos_weight` w.
+    """
+
+    def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
+        if len(class_names) != 2:
+            raise ValueError(f"head: sigmoid is for two classes, not {class_names}")
+        super().__init__(class_names, loss_function)
+
+    @property
+    def num_outputs(self) -> int:
+        """One."""
+        return 1
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """The logits [0, z], (B, 2), of outputs z, (B,) or (B, 1)."""
+        z = outputs.reshape(-1, 1)
+        return torch.cat([torch.zeros_like(z), z], dim=1)
+
+
+class OneVsOneHead(Head):
+    """One binary output per pair of classes, P = K(K-1)/2, coupled into class probabilities."""
+
+    def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
+        super().__init__(class_names, loss_function)
+        self.pairs = class_pairs(self.num_classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """One per pair of classes."""
+        return len(self.pairs)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Logarithms of the coupled class probabilities, (B, K), of pair logits (B, P)."""
+        return coupled_logits(outputs, self.num_classes)
+
+    def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+        """Weighted mean of the pairs' losses; a pair learns from images of its two classes only."""
+        if target.ndim == 2:
+            raise ValueError(
+                "head: one_vs_one learns from labels; mixup cannot be combined with it"
+            )
+        total = outputs[:, :0].sum()  # 0, but it gives every output a gradient
+        weight = total.detach()
+        for column, pair in enumerate(self.pairs):
+            rows = (target == pair[0]) | (target == pair[1])
+            z, label = outputs[rows, column], (target[rows] == pair[1]).long()
+            if not len(label):
+                continue
+            weights = None if class_weights is None else class_weights[list(pair)]
+            size = len(label) if weights is None else weights[label].sum()
+            logits = torch.stack([z, torch.zeros_like(z)], dim=1)
+            total = total + self.loss_function(logits, label, weights) * size
+            weight = weight + size
+        return total / weight
+
+
+def coupled_logits(pair_logits: Tensor, num_classes: int) -> Tensor:
+    """Logarithms of the coupled class probabilities, (B, K), of pair logits (B, K(K-1)/2)."""
+    return couple(pair_logits, num_classes).clamp_min(MIN_PROBABILITY).log().float()
+
+
+#: To add a head, enter its class here; `head: NAME` in a config then selects it.
+HEADS: dict[str, type[Head]] = {
+    "softmax": Head,
+    "sigmoid": SigmoidHead,
+    "one_vs_one": OneVsOneHead,
+}
+
+
+def create_head(name: str, class_names: list[str], loss_function: LossFunction) -> Head:
+    """The head of a name of `HEADS` for these classes."""
+    if name not in HEADS:
+        raise ValueError(f"head: {name!r} is not one of {', '.join(HEADS)}")
+    return HEADS[name](class_names, loss_function)
+
+
+def couple(pair_logits: Tensor, num_classes: int) -> Tensor:
+    """Class probabilities (n, K) in double precision from pair logits (n, K(K-1)/2).
+
+    A pair's logit is that of its first class against its second. The probabilities minimize
+    ``sum_ij (r_ji p_i - r_ij p_j)^2`` and sum to 1 (Wu, Lin and Weng 2004, their second method).
+    If the pairs are consistent with some p, ``r_ij = p_i / (p_i + p_j)``, the result is p.
+    """
+    r = _pair_probabilities(pair_logits.double(), num_classes)
+    q: Tensor = torch.diag_embed(r.square().sum(dim=1)) - r.transpose(1, 2) * r
+    edge = torch.ones_like(q[:, :, :1])
+    corner = torch.zeros_like(q[:, :1, :1])
+    system = torch.cat(
+        [torch.cat([q, edge], dim=2), torch.cat([edge.transpose(1, 2), corner], dim=2)], dim=1
+    )
+    right = torch.zeros_like(system[:, :, 0])
+    right[:, -1] = 1
+    solved: Tensor = torch.linalg.solve(system, right)[:, :num_classes].clamp_min(0)
+    return solved / solved.sum(dim=1, keepdim=True)
+
+
+def _pair_probabilities(pair_logits: Tensor, num_classes: int) -> Tensor:
+    """Matrices r (n, K, K): r[:, i, j] is the probability of i against j, r[:, i, i] is 0."""
+    first, second = zip(*class_pairs(num_classes), strict=True)
+    if pair_logits.ndim != 2 or pair_logits.shape[1] != len(first):
+        shape = tuple(pair_logits.shape)
+        raise ValueError(
+            f"pair_logits have shape {shape}, not (n, {len(first)}): {num_classes} classes"
+        )
+    of_first = torch.sigmoid(pair_logits).clamp(PAIR_MARGIN, 1 - PAIR_MARGIN)
+    r = pair_logits.new_zeros(len(pair_logits), num_classes, num_classes)
+    r[:, first, second] = of_first
+    r[:, second, first] = 1 - of_first
+    return r

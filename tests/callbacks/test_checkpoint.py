@@ -1,0 +1,67 @@
+"""The best epoch survives a resume in the same, a renamed or another folder."""
+
+import shutil
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from callbacks import BestAndLastCheckpoint
+
+LOSSES = [0.1, 0.5, 0.9]
+
+
+class WorseningModule(L.LightningModule):
+    """The first epoch is the best."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", LOSSES[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(folder, epochs, resume=None):
+    options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
+               "enable_model_summary": False, "num_sanity_val_steps": 0}  # fmt: skip
+    trainer = L.Trainer(
+        default_root_dir=folder, max_epochs=epochs, callbacks=[BestAndLastCheckpoint()], **options
+    )
+    data = DataLoader(torch.ones(2, 1))
+    trainer.fit(WorseningModule(), data, data, ckpt_path=resume, weights_only=True)
+
+
+def epoch_of(file):
+    return torch.load(file, weights_only=True)["epoch"]
+
+
+@pytest.mark.parametrize("case", ["same folder", "relative path", "renamed", "another folder"])
+def test_a_resumed_fit_remembers_its_best_epoch(tmp_path, monkeypatch, case):
+    first = tmp_path / "first"
+    fit(first, 1)
+    monkeypatch.chdir(tmp_path)
+    second = {"same folder": first, "relative path": "first"}.get(case, tmp_path / "second")
+    last = first / "last.ckpt"
+    if case == "renamed":
+        shutil.move(first, second)
+        last = second / "last.ckpt"
+    fit(second, 3, str(last))
+    folder = tmp_path / second
+    assert [epoch_of(folder / name) for name in ("best.ckpt", "last.ckpt")] == [0, 2]
+
+
+def test_the_best_checkpoint_of_another_fit_is_not_used(tmp_path):
+    fit(tmp_path / "one", 1)
+    fit(tmp_path / "other", 2)
+    content = torch.load(tmp_path / "other/best.ckpt", weights_only=True)
+    with pytest.warns(UserWarning, match="The dirpath has changed"):
+        fit(tmp_path / "other", 3, str(tmp_path / "one/last.ckpt"))
+    assert epoch_of(tmp_path / "other/best.ckpt") == 1 != content["epoch"]

@@ -1,0 +1,444 @@
+"""Report, results.json and CSV files of experiments, from run folders with known metrics."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from consilium.cli.main import main
+from consilium.experiments.config import ExperimentConfig, load_experiment
+from consilium.experiments.gates import evaluate_gates, find_estimates, run_names
+from consilium.experiments.plan import plan
+from consilium.experiments.results import load_results
+from consilium.experiments.sections import seeds_folds, sparsity
+from consilium.inference import saliency_evaluation
+from datamodules.preprocess import Preprocess
+from evaluation import ensemble, saliency
+from evaluation.files import write_json
+from evaluation.metrics import calibration, compute
+from evaluation.metrics.registry import METRICS, MetricSpec, summary_metrics
+from evaluation.predictions import PredictionTable
+from evaluation.results import Results, read_results, write_results
+from evaluation.stats import bootstrap
+from evaluation.stats.estimate import Estimate
+from lightning_modules import ImageClassifier
+from tests.consilium.untrained import save_checkpoint
+
+NAMES = ["none", "simple", "comminuted"]
+DATA = {"class_path": "datamodules.ImageDataModule", "init_args": {
+    "source": {"class_path": "datamodules.Phantoms", "init_args": {
+        "num_patients": 12, "images_per_patient": 1, "image_size": 32}},
+    "class_names": NAMES, "preprocess": {"size": 32}}}  # fmt: skip
+CONFIG = {"data": DATA, "model": {"init_args": {"backbone": "test_resnet"}}}
+
+
+def random_table(
+    rng: np.random.Generator, ids: range, accuracy: float, split: str = "test"
+) -> PredictionTable:
+    """Predictions of three classes, of which about this fraction is right."""
+    label = np.array(ids) % 3
+    predicted = np.where(rng.random(len(ids)) < accuracy, label, (label + 1) % 3)
+    logits = np.eye(3)[predicted] * 2 + rng.normal(0, 0.1, (len(ids), 3))
+    names = [f"{split[0]}{n:05d}" for n in ids]
+    rows = pd.DataFrame({"id": names, "label": label, "split": split, "patient": names,
+                         "study": names, "site": np.where(label == 0, "x", "y")})  # fmt: skip
+    return PredictionTable(rows, logits, NAMES, {"manifest_digest": "same"})
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes an experiment and the folders of its members; returns the arguments of its report."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "a", "b", "ensemble"):
+        Path(f"{name}.yaml").touch()
+
+    def write_experiment(content: dict, unfinished: int = 0) -> tuple[ExperimentConfig, list[str]]:
+        content = {"base": "base.yaml", "members": {"a": "a.yaml", "b": "b.yaml"}, **content}
+        Path("s.yaml").write_text(yaml.safe_dump(content))
+        config, rng = load_experiment("s.yaml"), np.random.default_rng(0)
+        members = [run for run in plan(config, Path("out")) if run.arguments[0] == "fit"]
+        for at, run in enumerate(members[: len(members) - unfinished]):
+            fold = at // len(config.members) % config.folds if config.folds else 0
+            ids = range(200 * fold, 200 * fold + 200)
+            random_table(rng, ids, 0.6 + 0.02 * at, "val").write(
+                run.folder / "predictions/val.parquet"
+            )
+            write_run(run.folder, random_table(rng, ids, 0.6 + 0.02 * at))
+        return config, ["experiment", "report", "s.yaml", "--output", "out"]
+
+    return write_experiment
+
+
+def write_run(folder: Path, table: PredictionTable) -> None:
+    """The files of a finished run with these test predictions."""
+    table.write(folder / "predictions/test.parquet")
+    metrics = compute.compute_metrics(table, 200)
+    results = Results(folder.name, "test", NAMES, metrics, meta=table.meta)
+    write_results(folder / "results.json", results)
+    history = pd.DataFrame({"epoch": [0, 1], "seconds": [2.0, 3.0], "train/loss": [1, 0.5]})
+    history.to_csv(folder / "history.csv", index=False)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+
+
+def write_ensembles(config: ExperimentConfig) -> None:
+    """Runs `consilium ensemble`, and writes the ensembles' run folders from its predictions."""
+    for run in plan(config, Path("out")):
+        if run.arguments[0] == "ensemble":
+            assert main(run.arguments) == 0
+        elif run.arguments[0] == "test":
+            voters = run.inputs[0].folder / "predictions/test.parquet"
+            write_run(run.folder, PredictionTable.read(voters))
+
+
+@pytest.fixture
+def disputed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated images for the ids of the tables, which have no files."""
+    monkeypatch.setattr(
+        "consilium.experiments.sections.ensemble._disputed_images", lambda run, tables: []
+    )
+
+
+def accuracy(run: str) -> tuple[int, int]:
+    """Number of right test predictions of a member's run, and of all."""
+    table = PredictionTable.read(Path("out/members") / run / "predictions/test.parquet")
+    return int((table.logits.argmax(1) == table.labels).sum()), len(table)
+
+
+def test_the_spread_over_seeds_is_reported_apart_from_test_intervals(write):
+    _, args = write({"seeds": [3, 4, 5]})
+    assert main(args) == 0
+    page = Path("out/report.html").read_text()
+    assert "a-seed3 &amp; b-seed3" in page  # members are compared in one round
+    assert "a-seed4 &amp; b-seed4" not in page
+    seeds = pd.read_csv("out/results/seeds.csv")
+    row = seeds[(seeds["run"] == "a") & (seeds["metric"] == "accuracy")].iloc[0]
+    values = [np.divide(*accuracy(f"a-seed{seed}")) for seed in (3, 4, 5)]
+    assert row[["mean", "sd", "min", "max", "seeds"]].tolist() == pytest.approx(
+        [np.mean(values), np.std(values, ddof=1), min(values), max(values), 3])  # fmt: skip
+    assert "Over seeds" in page
+    assert "neither includes the other" in page
+    assert "Over folds" not in page
+
+
+def test_folds_are_pooled_over_images_and_ranking_metrics_are_averaged(write):
+    _, args = write({"folds": 3})
+    assert main(args) == 0
+    folds = pd.read_csv("out/results/folds.csv").set_index(["run", "metric"])
+    correct, images = np.sum([accuracy(f"b-fold{fold}") for fold in range(3)], axis=0)
+    assert images == 200 + 200 + 200
+    pooled = folds.loc[("b", "accuracy")]
+    assert pooled["value"] == pytest.approx(correct / images)
+    assert pooled["n"] == images
+    assert "Over folds" in Path("out/report.html").read_text()
+    of_folds = [read_results(f"out/members/b-fold{k}/results.json").metrics for k in range(3)]
+    ranked = [
+        name for name in of_folds[0]
+        if name.startswith(("auroc", "average_precision", "sensitivity_at"))
+    ]  # fmt: skip
+    assert len(ranked) == 3 * (1 + len(NAMES))
+    means = [np.mean([metrics[name].value for metrics in of_folds]) for name in ranked]
+    own = folds.loc["b"]
+    assert own.loc[ranked, "value"].tolist() == pytest.approx(means)
+    assert own.loc[ranked, ["low", "high"]].isna().all(axis=None)
+    assert own.drop(ranked)["low"].notna().all()
+
+
+def test_a_metric_of_zero_counts_over_seeds_and_a_missing_one_does_not():
+    config = ExperimentConfig("s", "s", Path(), {"a": ()}, seeds=[1, 2])
+    known = {name: Estimate(1.0, 1.0, 1.0, "known", 9, 9) for name in summary_metrics()}
+    other = {
+        "accuracy": Estimate(0.0, 0.0, 0.0, "known", 9, 9),
+        "auroc": Estimate(None, None, None, "none", 0, 0, "lost"),
+    }
+    pooled = {("a", 1): known, ("a", 2): known | other}
+    seeds = seeds_folds.spread_over_seeds(config, pooled).set_index("metric")
+    assert seeds.loc["accuracy", ["mean", "min"]].tolist() == [0.5, 0.0]
+    assert np.isnan(seeds.loc["auroc", "mean"])
+
+
+def test_a_gate_is_about_the_worst_run_and_fails_if_one_is_missing(write):
+    gates = {"members.accuracy": 0.1, "a.recall/*": 0.99, "b.accuracy": 0.0}
+    config, args = write({"gates": gates}, unfinished=1)
+    runs = load_results(config, Path("out")).runs
+    assert run_names(config, "members") == ["a", "b"]
+    evaluated = {gate.name: gate for gate in evaluate_gates(config, runs)}
+    assert [gate.passed for gate in evaluated.values()] == [False, False, False]
+    assert "1 not measured" in evaluated["members.accuracy"].measured
+    recalls = find_estimates(config, "a.recall/*", runs)
+    assert set(recalls) == {f"a.recall/{name}" for name in NAMES}
+    worst = min(recalls, key=lambda name: recalls[name].value)
+    assert worst in evaluated["a.recall/*"].measured
+    assert main(args) == 1
+    assert "Not done yet, and not in this report: b." in Path("out/report.html").read_text()
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(1e-3, False), (50.0, True)])
+def test_the_gate_of_a_metric_that_is_better_when_lower_is_an_upper_limit(write, limit, passed):
+    config, _ = write({"gates": {"members.nll": limit}})
+    runs = load_results(config, Path("out")).runs
+    [gate] = evaluate_gates(config, runs)
+    worst = max(("a", "b"), key=lambda name: runs[name].metrics["nll"].value)
+    assert (gate.required, gate.passed) == (f"at most {limit:g}", passed)
+    assert f"({worst}.nll)" in gate.measured
+
+
+def test_a_registered_metric_is_in_report_gate_results_and_csv(write, monkeypatch):
+    error_rate = MetricSpec(
+        "error_rate", "Error rate", "confusion",
+        lambda m: 1 - np.trace(m, axis1=-2, axis2=-1) / m.sum(axis=(-2, -1)),
+        higher_is_better=False, in_summary=True, is_paired=True,
+    )  # fmt: skip
+    monkeypatch.setitem(METRICS, "error_rate", error_rate)
+    _, args = write({"gates": {"members.error_rate": 0.9}, "controls": {"c": ["a"]}})
+    assert main(args) == 0
+    wrong = 1 - np.divide(*accuracy("a"))
+    results = read_results("out/results.json")
+    assert results.others["a"]["error_rate"].value == pytest.approx(wrong)
+    assert results.gates == {"members.error_rate": True}
+    members = pd.read_csv("out/results/members.csv").set_index(["run", "metric"])
+    assert members.loc[("a", "error_rate"), "value"] == pytest.approx(wrong)
+    assert "error_rate_value" in pd.read_csv("out/results/sparse.csv")
+    page = Path("out/report.html").read_text()
+    assert "<th class=number>Error rate</th>" in page
+    assert "at most 0.9" in page
+
+
+def test_claims_cost_and_audit_are_in_report_and_csv(write):
+    claim = {"claimed": 0.99, "believable": [0.2, 0.3], "why": "it was published"}
+    _, args = write({"claims": {"members.accuracy": claim}})
+    assert main(args) == 0
+    claims = pd.read_csv("out/results/claims.csv")
+    assert claims["position"].tolist() == ["above", "above"]
+    cost = pd.read_csv("out/results/cost.csv")
+    assert cost["seconds"].tolist() == [5.0, 5.0]
+    page = Path("out/report.html").read_text()
+    for text in ("Claims", "it was published", "0.2 to 0.3", "Cost", "test_resnet", "Audit",
+                 "libraries"):  # fmt: skip
+        assert text in page, text
+    assert len(list(Path("out/audit").glob("*/audit.html"))) == 1
+    names = {file.stem for file in Path("out/results").iterdir()}
+    assert names == {"members", "claims", "cost"}
+
+
+def test_cost_is_counted_for_the_network_that_was_trained(write):
+    _, args = write({"members": {name: "a.yaml" for name in ("full", "thin", "lost")}})
+    sizes = {}
+    for name, backbone_args in (("full", {}), ("thin", {"channels": [16, 24, 24, 48]})):
+        module = ImageClassifier(NAMES, "test_resnet", image_size=32, backbone_args=backbone_args)
+        save_checkpoint(module, Preprocess(size=32), Path(f"out/members/{name}/best.ckpt"))
+        sizes[name] = sum(parameter.numel() for parameter in module.net.parameters())
+    assert main(args) == 0
+    cost = pd.read_csv("out/results/cost.csv").set_index("member")
+    assert cost["parameters"].to_dict() == pytest.approx({**sizes, "lost": np.nan}, nan_ok=True)
+    assert cost.loc["thin", "MACs per image"] < 0.8 * cost.loc["full", "MACs per image"]
+    assert np.isnan(cost.loc["lost", "MACs per image"])
+    assert f"{sizes['thin']:,}" in Path("out/report.html").read_text()
+
+
+def write_sparsity(run: str, zeros: float) -> None:
+    content = {"weights_zero_fraction": zeros, "macs_theoretical_ratio": 0.4,
+               "latency_ratio_measured": None}  # fmt: skip
+    write_json(Path(f"out/members/{run}/sparsity.json"), content)
+
+
+def test_sparse_members_are_compared_with_their_controls(write):
+    _, args = write({"controls": {"dense": ["a", "b"]}})
+    write_sparsity("a", 0.7)
+    assert main(args) == 0
+    sparse = pd.read_csv("out/results/sparse.csv")
+    assert sparse["sparse"].tolist() == ["a", "b"]
+    correct = {name: accuracy(name)[0] for name in ("a", "b", "dense")}
+    assert sparse["accuracy_value"].tolist() == pytest.approx(
+        [(correct[name] - correct["dense"]) / 200 for name in ("a", "b")])  # fmt: skip
+    page = Path("out/report.html").read_text()
+    assert "Sparse minus dense" in page
+    assert "b compared with dense" in page
+    assert ">nan<" not in page  # unknown ratios of b are dashes
+
+
+def test_every_changed_decision_is_in_a_csv_file(write):
+    _, args = write({"controls": {"dense": ["a"]}, "seeds": [3, 4]})
+    assert main(args) == 0
+    changed = pd.read_csv("out/results/changed.csv", dtype={"id": str})
+    predicted = [name for name in changed if name.startswith(("control_", "sparse_"))][:2]
+    for seed in (3, 4):
+        own = changed[changed["sparse"] == f"a-seed{seed}"].set_index("id")
+        tables = {n: PredictionTable.read(f"out/members/{n}-seed{seed}/predictions/test.parquet")
+                  for n in ("a", "dense")}  # fmt: skip
+        classes = {name: table.logits.argmax(1) for name, table in tables.items()}
+        differ = np.flatnonzero(classes["a"] != classes["dense"])
+        assert own.index.tolist() == tables["a"].rows["id"].iloc[differ].tolist()
+        at, row = differ[0], own.iloc[0]
+        assert row[["control", "label", *predicted]].tolist() == [
+            f"dense-seed{seed}", NAMES[tables["a"].labels[at]], NAMES[classes["dense"][at]],
+            NAMES[classes["a"][at]]]  # fmt: skip
+        for column, name in (("sparse", "a"), ("control", "dense")):
+            surest = tables[name].probabilities[at].max()
+            assert row[f"{column}_probability"] == pytest.approx(surest)
+    assert f"{len(changed)} decisions changed" in Path("out/report.html").read_text()
+
+
+def test_every_sparse_member_has_a_row_in_the_plot(write):
+    config, args = write({"controls": {"dense": ["a", "b"]}, "seeds": [3, 4]})
+    for seed, zeros in ((3, 0.7), (4, 0.8)):
+        write_sparsity(f"b-seed{seed}", zeros)
+    Path("out/members/a-seed4/results.json").unlink()  # a has no mean over one of two seeds
+    comparison = load_results(config, Path("out")).sparsity
+    first, second = comparison.costs
+    assert (first.name, first.zero_fraction, first.overall, len(first.differences)) == (
+        "a",
+        None,
+        None,
+        1,
+    )
+    assert second.zero_fraction == pytest.approx(0.75)
+    assert second.differences == [row["accuracy"].value for row in comparison.pairs[1:]]
+    assert second.overall == comparison.means[0]["accuracy"]
+    assert main(args) == 0
+    assert "Cost of sparsity" in Path("out/report.html").read_text()
+
+
+def test_a_single_pair_has_the_same_interval_in_table_and_plot(write):
+    config, _ = write({"controls": {"dense": ["a"]}})
+    comparison = load_results(config, Path("out")).sparsity
+    [cost] = comparison.costs
+    assert cost.overall == comparison.pairs[0]["accuracy"]
+    assert sparsity.means_over_seeds(config, comparison) == []
+
+
+def test_sparse_members_of_several_seeds_have_one_mean(write):
+    config, args = write({"controls": {"dense": ["b"]}, "seeds": [3, 4]})
+    assert main(args) == 0
+    means = pd.read_csv("out/results/sparse_seeds.csv")
+    gaps = [(accuracy(f"b-seed{s}")[0] - accuracy(f"dense-seed{s}")[0]) / 200 for s in (3, 4)]
+    assert means[["sparse", "control", "seeds"]].values.tolist() == [["b", "dense", 2]]
+    assert means["accuracy_value"].tolist() == pytest.approx([np.mean(gaps)])
+    assert means["accuracy_low"][0] < np.mean(gaps) < means["accuracy_high"][0]
+    assert "mean over seeds of the paired difference" in Path("out/report.html").read_text()
+    Path("out/members/dense-seed4/results.json").unlink()  # no mean over one of two seeds
+    assert load_results(config, Path("out")).sparsity.means == []
+
+
+def test_a_sparse_member_is_compared_on_the_images_of_all_folds(write):
+    config, _ = write({"controls": {"dense": ["a"]}, "folds": 3})
+    [cost] = load_results(config, Path("out")).sparsity.costs
+    assert len(cost.differences) == 3
+    assert cost.overall.n == 3 * 200
+    assert cost.overall.value == pytest.approx(np.mean(cost.differences))
+
+
+def test_evaluated_saliency_maps_are_in_report_and_csv(write):
+    _, args = write({"saliency": {"methods": ["GradCAM"]}})
+    scores = [saliency.SaliencyScores("p1", True, 0.4, 0.1, 0.8),
+              saliency.SaliencyScores("p2", False, 0.2, 0.3, 0.7)]  # fmt: skip
+    estimates = saliency.saliency_estimates(scores)
+    result = saliency_evaluation.SaliencyResult("b", "GradCAM", estimates)
+    saliency_evaluation.write_results(Path("out/saliency/b"), [result])
+    assert main(args) == 0
+    table = pd.read_csv("out/results/saliency.csv").set_index("metric")
+    assert set(table["member"]) == {"b"}  # those of a were not evaluated
+    assert table["value"].to_dict() == pytest.approx(
+        {"pointing": 0.5, "energy_in_box": 0.3, "deletion": 0.2, "insertion": 0.75})  # fmt: skip
+    page = Path("out/report.html").read_text()
+    assert "Not done yet, and not in this report: saliency-a." in page
+
+
+def count_calls(
+    monkeypatch: pytest.MonkeyPatch, function: Callable, key: Callable
+) -> Counter[object]:
+    """Counts the calls of a function by key, wherever it was imported to."""
+    calls = Counter[object]()
+
+    def counted(*args, **kwargs):
+        calls[key(*args, **kwargs)] += 1
+        return function(*args, **kwargs)
+
+    for name, module in list(sys.modules.items()):
+        is_ours = name.startswith(("evaluation", "consilium"))
+        if is_ours and getattr(module, function.__name__, None) is function:
+            monkeypatch.setattr(module, function.__name__, counted)
+    return calls
+
+
+@pytest.mark.usefixtures("disputed_ids")
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"ensemble": "ensemble.yaml", "voter": "learned", "attribute": "site", "level": "study"},
+        {"controls": {"dense": ["a", "b"]}, "seeds": [3, 4]},
+        {"folds": 3},
+    ],
+    ids=["ensemble", "controls", "folds"],
+)
+def test_a_report_bootstraps_every_table_once_and_fits_no_voter(write, monkeypatch, content):
+    config, args = write(content)
+    write_ensembles(config)
+    fits = [
+        count_calls(monkeypatch, function, lambda *args, **kwargs: "")
+        for function in (ensemble.fit_voters, ensemble.evaluate_voters, calibration.fit_temperature)
+    ]
+    resampled = count_calls(
+        monkeypatch, bootstrap.bootstrap,
+        lambda sums, statistic, clusters, *args, **kwargs: (
+            sums.shape, sums.toarray().tobytes(), clusters.stratum.tobytes(),
+        ),
+    )  # fmt: skip
+    computed = count_calls(
+        monkeypatch, compute.compute_metrics, lambda table, *args: table.logits.tobytes()
+    )
+    assert main(args) == 0
+    assert [sum(calls.values()) for calls in fits] == [0, 0, 0]
+    assert resampled
+    assert max(resampled.values()) == 1
+    assert max(computed.values(), default=0) <= 1
+    if config.level == "image" and not config.folds:
+        assert not computed  # metrics of runs are read
+
+
+@pytest.mark.usefixtures("disputed_ids")
+def test_voters_in_the_report_are_those_that_were_stored(write):
+    config, args = write({"ensemble": "ensemble.yaml", "voter": "learned", "attribute": "site"})
+    write_ensembles(config)
+    assert main(args) == 0
+    stored = read_results("out/voters/results.json").others
+    voters = pd.read_csv("out/results/voters.csv").set_index(["voter", "metric"])
+    for name in (name for name in stored if name.startswith(("voter/", "gain/"))):
+        expected = {metric: e.value for metric, e in stored[name].items() if e.value is not None}
+        values = voters.loc[name]["value"].dropna().to_dict()
+        assert values == pytest.approx(expected), name
+    page = Path("out/report.html").read_text()
+    assert "ensemble: every voter of a, b" in page
+    assert "by site" in page
+
+
+def test_an_empty_table_leaves_no_csv_file_of_an_earlier_report(write):
+    _, args = write({"gates": {"a.accuracy": 0.1}})
+    assert main(args) == 0
+    assert Path("out/results/gates.csv").is_file()
+    _, args = write({})
+    assert main(args) == 0
+    assert not Path("out/results/gates.csv").exists()
+    assert Path("out/results/members.csv").is_file()
+
+
+def test_notes_of_all_runs_are_in_the_report_each_once(write):
+    _, args = write({})
+    for name, notes in {"a": ["of both", "of a only"], "b": ["of b only", "of both"]}.items():
+        file = Path(f"out/members/{name}/results.json")
+        results = read_results(file)
+        write_results(file, replace(results, meta={**results.meta, "notes": notes}))
+    assert main(args) == 0
+    page = Path("out/report.html").read_text()
+    assert [page.count(note) for note in ("of both", "of a only", "of b only")] == [1, 1, 1]
+
+
+def test_an_experiment_without_finished_runs_has_no_report(write, capsys):
+    _, args = write({}, unfinished=2)
+    assert main(args) == 2
+    assert "no run of experiment s is done" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Several schedulers of one experiment: who fills a folder, and who waits."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from consilium.experiments.config import ExperimentConfig
+from consilium.experiments.executors import LocalExecutor
+from consilium.experiments.run import DONE, FAILED, Run
+from consilium.experiments.scheduler import Scheduler
+
+CONFIG = ExperimentConfig("s", "s", Path(), {})
+
+
+def short_run(folder: Path) -> Run:
+    """A run whose command ends at once and whose results are there already."""
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").touch()
+    (folder / "log.txt").touch()
+    return Run(folder.name, folder, ["--help"])
+
+
+def test_a_run_is_locked_until_its_end_is_recorded(tmp_path: Path) -> None:
+    run, other = short_run(tmp_path / "m"), short_run(tmp_path / "m")
+    assert run.start() == ["--help"]
+    assert run.process is not None
+    run.process.wait()
+    (run.folder / FAILED).touch()
+    assert other.start() is None
+    assert (run.folder / FAILED).is_file()  # only the owner of the lock removes marks
+    assert other.state().status == "running"
+    assert run.poll()
+    assert other.state().status == "done"
+    assert other.start() == ["--help"]
+    assert other.process is None
+    assert (run.folder / DONE).is_file()
+
+
+def test_a_stopped_run_may_be_started_by_another_scheduler(tmp_path: Path) -> None:
+    run, other = short_run(tmp_path / "m"), short_run(tmp_path / "m")
+    run.start()
+    run.stop()
+    assert other.state().status == "stopped"
+    assert other.start() == ["--help"]
+    other.wait()
+    assert other.state().status == "done"
+
+
+class BusyExecutor:
+    """Has one slot; another process has the lock of run `a` at the first starts."""
+
+    slots = 1
+
+    def __init__(self, times: int) -> None:
+        self.times, self.starts = times, list[str]()
+
+    def start(self, run: Run) -> list[str] | None:
+        self.starts.append(run.name)
+        if run.name == "a" and self.starts.count("a") <= self.times:
+            return None
+        run.folder.mkdir()
+        (run.folder / "results.json").touch()
+        return run.arguments
+
+    def has_ended(self, run: Run) -> bool:
+        return True
+
+    def stop(self, runs: list[Run]) -> None:
+        assert not runs
+
+
+@pytest.mark.parametrize(("selected", "times", "starts"), [("ab", 1, "aba"), ("a", 3, "aaaa")])
+def test_a_locked_run_is_waited_for_and_does_not_block_others(
+    selected: str, times: int, starts: str, tmp_path: Path
+) -> None:
+    runs = [Run(name, tmp_path / name, ["fit"]) for name in "abc"]
+    executor = BusyExecutor(times)
+    scheduler = Scheduler(CONFIG, tmp_path, executor)
+    assert scheduler.run(runs[: len(selected)], runs) == 0  # no report, because c is missing
+    assert "".join(executor.starts) == starts
+    assert [run.name for run in runs if run.is_done()] == list(selected)
+
+
+class SleepingExecutor(LocalExecutor):
+    """Its runs sleep; this process gets SIGTERM as soon as one has started."""
+
+    def start(self, run: Run) -> list[str]:
+        run.folder.mkdir()
+        run.process = subprocess.Popen(["sleep", "600"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run.arguments
+
+
+def test_sigterm_ends_the_runs_of_the_scheduler(tmp_path: Path) -> None:
+    run = Run("a", tmp_path / "a", ["fit"])
+    handler = signal.getsignal(signal.SIGTERM)
+    assert Scheduler(CONFIG, tmp_path, SleepingExecutor(1)).run([run], [run]) == 130
+    assert run.process is not None
+    assert run.process.poll() == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == handler

@@ -1,0 +1,42 @@
+"""Training images do not depend on the number of workers and processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "reproducibility_processes.py"
+
+
+def train(world_size, num_workers, root, out):
+    """The hash of each training image by (epoch, index), and the number of images."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [str(value) for value in (world_size, num_workers, root, out)]
+    subprocess.run([sys.executable, str(SCRIPT), *arguments], env=env, check=True, timeout=300)
+    parts = [json.loads(file.read_text()) for file in out.glob(f"{world_size}-{num_workers}-*")]
+    assert len(parts) == world_size
+    rows = [tuple(row) for part in parts for row in part]
+    return {(epoch, index): digest for epoch, index, digest in rows}, len(rows)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The training images of one process with two workers, and the folder of the dataset."""
+    folder = tmp_path_factory.mktemp("reference")
+    return train(1, 2, folder / "phantoms", folder)[0], folder
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 8), (2, 2)])
+def test_workers_and_processes_do_not_change_the_training_images(
+    world_size, num_workers, reference, tmp_path
+):
+    expected, folder = reference
+    images, count = train(world_size, num_workers, folder / "phantoms", tmp_path)
+    assert images == expected
+    assert count - len(images) < 2 * world_size  # an odd epoch repeats at most one image
+    epochs = [{digest for (epoch, _), digest in images.items() if epoch == k} for k in (0, 1)]
+    assert epochs[0] != epochs[1]

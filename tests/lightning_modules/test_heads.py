@@ -1,0 +1,64 @@
+"""Heads: number of outputs, logits and loss of each, and a head of a user."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lightning_modules import ImageClassifier
+from lightning_modules.heads import HEADS, Head, create_head
+from lightning_modules.losses import CrossEntropyLoss
+
+
+@pytest.mark.parametrize(("name", "outputs"), [("softmax", 4), ("one_vs_one", 6)])
+def test_outputs_become_one_logit_per_class(name: str, outputs: int) -> None:
+    head = create_head(name, list("abcd"), CrossEntropyLoss())
+    assert head.num_outputs == outputs
+    logits = head.logits(torch.randn(5, outputs))
+    assert logits.shape == (5, 4)
+    assert torch.allclose(logits.softmax(1).sum(1), torch.ones(5))
+
+
+def test_a_sigmoid_head_learns_by_binary_cross_entropy() -> None:
+    head = create_head("sigmoid", ["no", "yes"], CrossEntropyLoss())
+    z, label = torch.randn(6, 1), torch.arange(6) % 2
+    assert head.num_outputs == 1
+    expected = functional.binary_cross_entropy_with_logits(z[:, 0], label.float())
+    assert torch.allclose(head.loss(z, label, None), expected)
+
+
+def test_a_sigmoid_head_needs_two_classes() -> None:
+    with pytest.raises(ValueError, match="head: sigmoid is for two classes, not"):
+        ImageClassifier(["a", "b", "c"], "test_resnet", head="sigmoid")
+
+
+def test_an_unknown_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="head: 'softmx' is not one of softmax, sigmoid"):
+        ImageClassifier(["a", "b"], "test_resnet", head="softmx")
+
+
+def test_pair_heads_refuse_mixed_labels() -> None:
+    head = create_head("one_vs_one", ["a", "b", "c"], CrossEntropyLoss())
+    with pytest.raises(ValueError, match="mixup cannot be combined"):
+        head.loss(torch.randn(2, 3), torch.full((2, 3), 1 / 3), None)
+
+
+def test_every_output_has_a_gradient_even_if_its_pair_has_no_image() -> None:
+    head = create_head("one_vs_one", ["a", "b", "c"], CrossEntropyLoss())
+    outputs = [torch.randn(2, 1, requires_grad=True) for _ in range(3)]
+    head.loss(torch.cat(outputs, dim=1), torch.tensor([0, 0]), None).backward()
+    assert all(output.grad is not None for output in outputs)
+    assert not outputs[2].grad.any()  # the pair of the two classes without images
+
+
+class TemperatureHead(Head):
+    """Softmax head with halved logits."""
+
+    def logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs / 2
+
+
+def test_a_registered_head_is_selected_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HEADS, "temperature", TemperatureHead)
+    module = ImageClassifier(["a", "b", "c"], "test_resnet", head="temperature").eval()
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.equal(module(image), module.net(image) / 2)

@@ -1,0 +1,35 @@
+"""Models and data modules from Python, without config files and without callbacks of ours."""
+
+import re
+from pathlib import Path
+
+import lightning as L
+import pytest
+
+from datamodules import ImageDataModule, Phantoms
+from datamodules.preprocess import Preprocess
+from lightning_modules import ImageClassifier, OneVsOneClassifier
+
+README = Path(__file__).parents[1] / "README.md"
+CLASSES = ["none", "simple", "comminuted"]
+
+
+@pytest.mark.parametrize("model_class", [ImageClassifier, OneVsOneClassifier])
+def test_model_is_fitted_and_tested_by_a_plain_trainer(tmp_path, model_class):
+    source = Phantoms("fracture", 30, 2, 64, root=str(tmp_path / "phantoms"))
+    data = ImageDataModule(source, CLASSES, Preprocess(size=32), batch_size=8, num_workers=0)
+    model = model_class(class_names=CLASSES, backbone="test_resnet")
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                        enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(model, data)
+    assert trainer.callback_metrics["val/loss"] > 0
+    (metrics,) = trainer.test(model, data, verbose=False)
+    assert 0 <= metrics["test/accuracy"] <= 1
+    assert len(model.tables["test"][""]) == len(data.rows("test"))
+
+
+@pytest.mark.exhaustive
+def test_python_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    exec(code, {})
