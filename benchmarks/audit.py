@@ -1,16 +1,14 @@
-"""How well and how fast the audit finds copies.
+"""Precision and recall of the search for near-duplicates, and time and memory of an audit.
 
-python benchmarks/audit.py pairs          precision and recall on generated pairs
-python benchmarks/audit.py size 2000 20000    seconds and memory for so many files
+Run: python -m benchmarks.audit pairs [IMAGES_PER_KIND]
+     python -m benchmarks.audit size NUM_FILES...
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.resources import Stopwatch, peak_memory
+from datamodules.audit.audit import audit_manifest
 from datamodules.audit.near_duplicates import (
     THUMBNAIL_SIZE,
     Thumbnails,
@@ -25,124 +25,131 @@ from datamodules.audit.near_duplicates import (
     make_thumbnails,
 )
 from datamodules.phantoms.generate import KINDS, PhantomSpec, generate_images, write_dataset
+from datamodules.sources import Table
+from datamodules.splits import SplitFractions
+
+ROOT = Path(__file__).parents[1]
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-def main() -> int:
-    """Carries out what is asked."""
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("what", choices=["pairs", "size", "one"])
-    made.add_argument("numbers", nargs="*", type=int)
-    made.add_argument("--folder", type=Path)
-    asked = made.parse_args()
-    if asked.what == "pairs":
-        pairs(asked.numbers[0] if asked.numbers else 400)
-    elif asked.what == "size":
-        for count in asked.numbers:
-            size(count)
+def main() -> None:
+    """Prints precision and recall, or time and memory for each number of files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measurement", choices=["pairs", "size"])
+    help_ = "pairs: images per kind (400); size: numbers of files"
+    parser.add_argument("counts", nargs="*", type=int, help=help_)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.folder:
+        print(json.dumps(measure_audit(args.folder)))
+    elif args.measurement == "pairs":
+        print_precision_and_recall(args.counts[0] if args.counts else 400)
     else:
-        one(asked.folder)
-    return 0
+        for count in args.counts:
+            measure_audit_in_process(count)
 
 
-def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """The picture after a JPEG file."""
+def compress(image: np.ndarray, quality: int) -> np.ndarray:
+    """The image after JPEG compression."""
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
 
 
-def turned(image: np.ndarray, degrees: float) -> np.ndarray:
-    """The picture turned about its middle, in a frame of the same size."""
+def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+    """The image rotated about its center, of the same size."""
     height, width = image.shape[:2]
-    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
-    return np.asarray(cv2.warpAffine(image, turn, (width, height)))
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
+    return np.asarray(cv2.warpAffine(image, matrix, (width, height)))
 
 
-def scaled(image: np.ndarray, share: float) -> np.ndarray:
-    """The picture made smaller."""
-    return np.asarray(cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA))
+def shrink(image: np.ndarray, factor: float) -> np.ndarray:
+    """The image with `factor` times its height and width."""
+    return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
 
 
-def mirrored(image: np.ndarray) -> np.ndarray:
-    """The picture in a mirror."""
+def mirror(image: np.ndarray) -> np.ndarray:
+    """The image with left and right exchanged."""
     return np.ascontiguousarray(image[:, ::-1])
 
 
-CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "JPEG 60": lambda image: jpeg(image, 60),
-    "half size": lambda image: scaled(image, 0.5),
-    "mirrored": mirrored,
-    "quarter turn": lambda image: np.ascontiguousarray(np.rot90(image)),
-    "turned by 10": lambda image: turned(image, 10),
+CHANGES: dict[str, Change] = {
+    "JPEG quality 60": lambda image: compress(image, 60),
+    "half the size": lambda image: shrink(image, 0.5),
+    "mirrored": mirror,
+    "rotated by 90 degrees": lambda image: np.ascontiguousarray(np.rot90(image)),
+    "rotated by 10 degrees": lambda image: rotate(image, 10),
     "brighter": lambda image: cv2.convertScaleAbs(image, alpha=1.25, beta=10),
-    "mirrored, turned by -5, JPEG 80": lambda image: jpeg(turned(mirrored(image), -5), 80),
+    "mirrored, rotated by -5 degrees, JPEG quality 80": lambda image: compress(
+        rotate(mirror(image), -5), 80
+    ),
 }
 
 
-def pairs(count: int) -> None:
-    """Precision and recall of the search among generated pictures of every kind."""
+def print_precision_and_recall(count: int) -> None:
+    """Searches `count` generated images of each kind for copies."""
     total: Counter[str] = Counter()
-    for kind, side in [("fracture", 64), *((name, 224) for name in KINDS)]:
-        total += planted(kind, side, count)
-    recall = total["found"] / total["planted"]
-    precision = total["found"] / (total["found"] + total["false"])
+    for kind, size in [("fracture", 64), *((name, 224) for name in KINDS)]:
+        counts = count_detected_copies(kind, size, count)
+        print(f"{kind} {size} px: {counts['copies']} copies, {counts['detected']} detected, "
+              f"{counts['false alarms']} false alarms", flush=True)  # fmt: skip
+        total += counts
     for name in CHANGES:
-        print(f"{name:<34} recall {total['found ' + name] / total['planted ' + name]:.3f}")
-    print(f"{total['planted']} pairs: recall {recall:.4f}, precision {precision:.4f}")
+        print(f"{name:<50} recall {total['detected ' + name] / total['copies ' + name]:.3f}")
+    recall = total["detected"] / total["copies"]
+    precision = total["detected"] / (total["detected"] + total["false alarms"])
+    print(f"{total['copies']} pairs: recall {recall:.4f}, precision {precision:.4f}")
 
 
-def planted(kind: str, side: int, count: int) -> Counter[str]:
-    """Hits and false alarms when a third of the pictures has one changed copy."""
-    drawn = list(generate_images(PhantomSpec(kind, count, 1, side, 7)))
-    pictures = [pixels for _, pixels in drawn]
-    truth = {}
-    for k, original in enumerate(range(0, count, 3)):
-        name = list(CHANGES)[k % len(CHANGES)]
-        truth[original, len(pictures)] = name
-        pictures.append(CHANGES[name](pictures[original]))
-    looks = np.zeros((len(pictures), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
-    for k, picture in enumerate(pictures):
-        small = make_thumbnails(picture)
-        looks[k, : len(small)] = small
-    sides = np.array([min(picture.shape[:2]) for picture in pictures])
-    square = np.array([picture.shape[0] == picture.shape[1] for picture in pictures])
-    seen = Thumbnails(looks, sides, square, np.arange(len(pictures)))
-    found = {(p.first, p.second) for p in find_near_duplicates(seen, np.full(len(pictures), -1))}
-    counts = Counter(planted=len(truth), found=len(found & set(truth)))
-    counts["false"] = len(found - set(truth))
-    for pair, name in truth.items():
-        counts.update({f"planted {name}": 1, f"found {name}": int(pair in found)})
-    print(f"{kind} {side} px: {dict(list(counts.items())[:3])}", flush=True)
+def count_detected_copies(kind: str, size: int, count: int) -> Counter[str]:
+    """Copies, detected copies and false alarms if a third of the images has one changed copy."""
+    images = [pixels for _, pixels in generate_images(PhantomSpec(kind, count, 1, size, 7))]
+    copies = {}
+    for number, original in enumerate(range(0, count, 3)):
+        name = list(CHANGES)[number % len(CHANGES)]
+        copies[original, len(images)] = name
+        images.append(CHANGES[name](images[original]))
+    candidates = find_near_duplicates(stack_thumbnails(images), np.full(len(images), -1))
+    detected = {(pair.first, pair.second) for pair in candidates}
+    counts = Counter(copies=len(copies), detected=len(detected & set(copies)))
+    counts["false alarms"] = len(detected - set(copies))
+    for pair, name in copies.items():
+        counts.update({f"copies {name}": 1, f"detected {name}": int(pair in detected)})
     return counts
 
 
-def size(count: int) -> None:
-    """Seconds and memory of an audit of so many generated files, in a process of its own."""
+def stack_thumbnails(images: list[np.ndarray]) -> Thumbnails:
+    """Thumbnails of all images as the search expects them."""
+    pixels = np.zeros((len(images), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
+    for index, image in enumerate(images):
+        thumbnails = make_thumbnails(image)
+        pixels[index, : len(thumbnails)] = thumbnails
+    sides = np.array([min(image.shape[:2]) for image in images])
+    is_square = np.array([image.shape[0] == image.shape[1] for image in images])
+    return Thumbnails(pixels, sides, is_square, np.arange(len(images)))
+
+
+def measure_audit_in_process(count: int) -> None:
+    """Audits `count` generated files in a new process, which prints time and memory."""
     with tempfile.TemporaryDirectory() as name:
-        recipe = PhantomSpec("fracture", count, 1, 128, 11)
-        folder = write_dataset(recipe, Path(name))
-        command = [sys.executable, __file__, "one", "--folder", str(folder)]
-        subprocess.run(command, check=True)
+        folder = write_dataset(PhantomSpec("fracture", count, 1, 128, 11), Path(name))
+        command = [sys.executable, "-m", "benchmarks.audit", "size", "--folder", str(folder)]
+        subprocess.run(command, cwd=ROOT, check=True)
 
 
-def one(folder: Path) -> None:
-    """Audits a folder of phantoms and prints what it took."""
-    from datamodules.audit.audit import audit_manifest
-    from datamodules.sources import Table
-    from datamodules.splits import SplitFractions
-
+def measure_audit(folder: Path) -> dict[str, object]:
+    """Time, memory and leaks of the audit of a folder of fracture phantoms."""
     source = Table(str(folder / "manifest.csv"), "patient", split=None, fractions=SplitFractions())
     manifest = source.manifest(KINDS["fracture"].classes)
-    start, busy = time.perf_counter(), time.process_time()
-    found = audit_manifest(manifest)
-    told = {
-        "files": len(manifest.table),
-        "seconds": round(time.perf_counter() - start, 1),
-        "processor_ms_a_file": round(1000 * (time.process_time() - busy) / len(manifest.table), 2),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "leaks": [finding.message for finding in found.leaks],
+    stopwatch, count = Stopwatch(), len(manifest.table)
+    audit = audit_manifest(manifest)
+    return {
+        "files": count,
+        "wall_seconds": round(stopwatch.wall, 1),
+        "processor_ms_per_file": round(1000 * stopwatch.processor / count, 2),
+        "peak_mb": round(peak_memory()),
+        "leaks": [issue.message for issue in audit.leaks],
     }
-    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,11 @@
-"""The server under load: latencies and throughput beside what the models reach without it.
+"""The server under load: latencies, and throughput beside that of the models without a server.
 
-Run: python -m benchmarks.serve [CKPT|ENSEMBLE] [--clients 16] [--seconds 60] [--queue 64]
-Without a model an ensemble of two untrained backbones is made. Clients are threads of this process,
-each with one connection and one picture a request; the server is a process of its own, and the
-models' own time is taken in a third, alone, before and after, of pictures prepared beforehand. On a
-machine that others use the share of the time in which the models worked says more than the ratio of
-throughputs: what is missing to 1 is what the server costs.
+Run: python -m benchmarks.serve [CKPT|ENSEMBLE] [--clients 16] [--seconds 60] [--queue-size 64]
+Without a model, an ensemble of two untrained backbones is served. Clients are threads of this
+process with one connection each and one image per request; the server is a process of its own. A
+third process measures the models alone, before and after, on preprocessed images. On a shared
+machine the fraction of time in which the models computed is more reliable than the ratio of
+throughputs: its difference from 1 is the cost of the server.
 """
 
 import argparse
@@ -34,40 +34,39 @@ from lightning_modules import ImageClassifier, checkpoints
 CLASSES = ["none", "simple", "comminuted"]
 MEMBERS = {"resnet18": 224, "efficientnet_b0": 192}
 ROOT = Path(__file__).parents[1]
-BATCHES = (8, 16)
-Seen = list[tuple[int, float]]
+BATCH_SIZES = (8, 16)
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+Responses = list[tuple[int, float]]  # status and seconds
 
 
 def main() -> None:
-    """Prints everything."""
-    asked = arguments()
+    """Prints statuses, latencies and throughput."""
+    args = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        model = asked.model or ensemble(Path(folder))
-        if asked.bare:
-            print(json.dumps(bare(model)))
+        model = args.model or write_ensemble(Path(folder))
+        if args.models_only:
+            print(json.dumps(time_models(model)))
             return
-        before = alone(model)
-        seen, seconds, busy = loaded(model, asked)
-        after = alone(model)
-    report(seen, seconds, [before, after], asked.clients)
-    print(f"the models worked {busy:.3f} of the time")
+        before = time_models_in_process(model)
+        responses, seconds, busy = measure_server(model, args)
+        after = time_models_in_process(model)
+    print_report(responses, seconds, [before, after], args.clients)
+    print(f"the models computed {busy:.3f} of the time")
 
 
-def arguments() -> argparse.Namespace:
-    """What was asked for."""
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--queue", type=int, default=64, help="places of the server (64)")
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--queue-size", type=int, default=64, help="of the server (64)")
+    parser.add_argument("--models-only", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def ensemble(folder: Path) -> Path:
-    """An ensemble.json of untrained members."""
-    said: dict[str, object] = {"format": 1, "class_names": CLASSES, "voter": {"name": "soft"}}
+def write_ensemble(folder: Path) -> Path:
+    """Writes an ensemble.json of untrained members."""
     members = {}
     for name, size in MEMBERS.items():
         module = ImageClassifier(CLASSES, name, image_size=size)
@@ -80,80 +79,82 @@ def ensemble(folder: Path) -> Path:
         torch.save(content, folder / f"{name}.ckpt")
         weights = checkpoints.read(folder / f"{name}.ckpt")[0].weights
         members[name] = {"path": f"{name}.ckpt", "weights": weights}
-    write_json(folder / "ensemble.json", {**said, "members": members})
+    voter = {"name": "soft"}
+    ensemble = {"format": 1, "class_names": CLASSES, "voter": voter, "members": members}
+    write_json(folder / "ensemble.json", ensemble)
     return folder / "ensemble.json"
 
 
-def alone(model: Path) -> dict[str, float]:
-    """Seconds of the models without a server, in a process of their own."""
-    words = [sys.executable, "-m", "benchmarks.serve", str(model), "--bare"]
-    done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def time_models_in_process(model: Path) -> dict[str, float]:
+    """`time_models` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.serve", str(model), "--models-only"]
+    process = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    timings: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return timings
 
 
-def bare(path: Path) -> dict[str, float]:
-    """Seconds of one picture alone and pictures a second in batches, prepared beforehand."""
-    model = load_predictor(path)
-    seen = [model.prepare(picture) for picture in generated_images(max(BATCHES))]
+def time_models(path: Path) -> dict[str, float]:
+    """Seconds for one image, and images per second in batches, of preprocessed images."""
+    predictor = load_predictor(path)
+    inputs = [predictor.preprocess(image) for image in generated_images(max(BATCH_SIZES))]
 
-    def spent(count: int) -> float:
+    def seconds_for(count: int) -> float:
         start = time.perf_counter()
-        model.answer(seen[:count], [""] * count)
+        predictor.predict_batch(inputs[:count], [""] * count)
         return time.perf_counter() - start
 
-    spent(max(BATCHES))
-    one = statistics.median(spent(1) for _ in range(9))
-    rates = [size / statistics.median(spent(size) for _ in range(5)) for size in BATCHES]
-    return {"one": one, "rate": max(rates)}
+    seconds_for(max(BATCH_SIZES))
+    single = statistics.median(seconds_for(1) for _ in range(9))
+    rates = [n / statistics.median(seconds_for(n) for _ in range(5)) for n in BATCH_SIZES]
+    return {"seconds_per_image": single, "images_per_second": max(rates)}
 
 
-def loaded(model: Path, asked: argparse.Namespace) -> tuple[Seen, float, float]:
-    """Status and seconds of every request, how long it all took, and the models' share of it."""
-    words = [sys.executable, "-m", "consilium", "serve", str(model), "--port", "0",
-             "--queue", str(asked.queue)]  # fmt: skip
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True,
+def measure_server(model: Path, args: argparse.Namespace) -> tuple[Responses, float, float]:
+    """Responses, total seconds, and the fraction of them in which the models computed."""
+    command = [sys.executable, "-m", "consilium", "serve", str(model), "--port", "0",
+               "--queue-size", str(args.queue_size)]  # fmt: skip
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
     assert server.stdout is not None
     port = re.search(r":(\d+)  ", server.stdout.readline())
     assert port, "the server did not start"
-    crowd = Crowd(int(port[1]), asked.clients)
+    clients = Clients(int(port[1]), args.clients)
     try:
-        crowd.run(5)  # not counted
-        crowd.seen.clear()
-        before = crowd.busy()
-        seconds = crowd.run(asked.seconds)
-        busy = crowd.busy() - before
+        clients.run(5)  # warm-up
+        clients.responses.clear()
+        start = clients.model_seconds()
+        seconds = clients.run(args.seconds)
+        busy = clients.model_seconds() - start
     finally:
         server.terminate()
         server.wait()
-    return crowd.seen, seconds, busy / seconds
+    return clients.responses, seconds, busy / seconds
 
 
-class Crowd:
-    """Clients that ask again as soon as they are answered; after a 503 they wait as told."""
+class Clients:
+    """Clients that send one request after another; after a 503 they wait as the server asks."""
 
-    def __init__(self, port: int, clients: int) -> None:
-        self.port, self.clients = port, clients
-        self.seen: Seen = []
-        pictures = [cv2.imencode(".png", picture)[1].tobytes() for picture in generated_images(16)]
+    def __init__(self, port: int, count: int) -> None:
+        self.port, self.count = port, count
+        self.responses: Responses = []
+        files = [cv2.imencode(".png", image)[1].tobytes() for image in generated_images(16)]
         head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-        self.bodies = [head + picture + b"\r\n--b--\r\n" for picture in pictures]
+        self.bodies = [head + file + b"\r\n--b--\r\n" for file in files]
 
-    def busy(self) -> float:
-        """Seconds that the server's models have worked."""
+    def model_seconds(self) -> float:
+        """Seconds that the models of the server have computed."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
-        found = re.search(r"^consilium_models_seconds_total (\S+)", text, re.M)
-        return float(found[1]) if found else 0.0
+        match = re.search(r"^consilium_model_seconds_total (\S+)", text, re.MULTILINE)
+        return float(match[1]) if match else 0.0
 
     def run(self, seconds: float) -> float:
-        """Asks for so long, and returns how long it was until the last answer."""
+        """Sends requests for so long; returns the seconds until the last response."""
         start = time.perf_counter()
         threads = [
-            threading.Thread(target=self._ask, args=(at, start + seconds))
-            for at in range(self.clients)
+            threading.Thread(target=self._send, args=(index, start + seconds))
+            for index in range(self.count)
         ]
         for thread in threads:
             thread.start()
@@ -161,32 +162,37 @@ class Crowd:
             thread.join()
         return time.perf_counter() - start
 
-    def _ask(self, at: int, end: float) -> None:
+    def _send(self, index: int, end: float) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        body = self.bodies[index % len(self.bodies)]
         while time.perf_counter() < end:
             start = time.perf_counter()
-            connection.request("POST", "/v1/predict", self.bodies[at % len(self.bodies)], FORM)
-            reply = connection.getresponse()
-            reply.read()
-            self.seen.append((reply.status, time.perf_counter() - start))
-            if reply.status == 503:
-                rest = end - time.perf_counter() + 0.1
-                time.sleep(min(float(reply.headers["Retry-After"]), max(rest, 0.0)))
+            connection.request("POST", "/v1/predict", body, FORM)
+            response = connection.getresponse()
+            response.read()
+            self.responses.append((response.status, time.perf_counter() - start))
+            if response.status == 503:
+                remaining = max(end - time.perf_counter() + 0.1, 0.0)
+                time.sleep(min(float(response.headers["Retry-After"]), remaining))
 
 
-def report(seen: Seen, seconds: float, alone: list[dict[str, float]], clients: int) -> None:
-    """Statuses, latencies and throughput."""
-    waits = sorted(spent for status, spent in seen if status == 200)
+def print_report(
+    responses: Responses, seconds: float, alone: list[dict[str, float]], clients: int
+) -> None:
+    """Prints statuses, latencies and throughput; `alone` are timings before and after."""
+    latencies = sorted(latency for status, latency in responses if status == 200)
     print(f"{clients} clients, {seconds:.0f} s, {torch.get_num_threads()} threads")
-    print(f"statuses: {dict(Counter(status for status, _ in seen))}")
-    for share in (0.5, 0.95, 0.99):
-        print(f"p{100 * share:.0f} {1000 * waits[int(share * (len(waits) - 1))]:.0f} ms")
-    one = [1000 * each["one"] for each in alone]
-    print(f"models alone, one picture: {one[0]:.0f} ms before, {one[1]:.0f} ms after")
-    rate, rates = len(waits) / seconds, [each["rate"] for each in alone]
-    print(f"models alone, the better of batches of {BATCHES}: {rates[0]:.1f} pictures/s before, "
+    print(f"statuses: {dict(Counter(status for status, _ in responses))}")
+    for quantile in (0.5, 0.95, 0.99):
+        latency = latencies[int(quantile * (len(latencies) - 1))]
+        print(f"p{100 * quantile:.0f} {1000 * latency:.0f} ms")
+    single = [1000 * timing["seconds_per_image"] for timing in alone]
+    print(f"models alone, one image: {single[0]:.0f} ms before, {single[1]:.0f} ms after")
+    rate, rates = len(latencies) / seconds, [timing["images_per_second"] for timing in alone]
+    print(f"models alone, best of batches of {BATCH_SIZES}: {rates[0]:.1f} images/s before, "
           f"{rates[1]:.1f} after")  # fmt: skip
-    print(f"server: {rate:.1f} pictures/s, {rate / statistics.mean(rates):.2f} of the models alone")
+    ratio = rate / statistics.mean(rates)
+    print(f"server: {rate:.1f} images/s, {ratio:.2f} of the models alone")
 
 
 if __name__ == "__main__":

@@ -54,5 +54,5 @@ def restart_averages(trainer: L.Trainer) -> None:
 
 
 def _averages(trainer: L.Trainer) -> list[AveragedModel]:
-    averages = [each._average_model for each in find_callbacks(trainer, WeightAveraging)]
+    averages = [c._average_model for c in find_callbacks(trainer, WeightAveraging)]
     return [average for average in averages if average is not None]

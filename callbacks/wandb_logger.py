@@ -89,9 +89,14 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Adds to the row of the epoch in `metrics`, or to the latest row."""
+        """Adds to the row of the epoch in `metrics`, or to the latest row.
+
+        The metrics of a test belong to no epoch; the summary has them with intervals.
+        """
         steps = {} if step is None else {"trainer/global_step": step}
         if "epoch" in metrics:
+            if any(name.startswith("test/") for name in metrics):
+                return
             self.experiment.log({**metrics, **steps}, step=int(metrics["epoch"]))
         else:
             self.experiment.log({**metrics, **steps}, commit=False)

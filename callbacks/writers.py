@@ -159,7 +159,7 @@ class ResultsWriter(L.Callback):
 def compute_results(name: str, split: str, tables: Mapping[str, PredictionTable]) -> Results:
     """Metrics of the module's own table (under "") and of its members'."""
     table = tables[""]
-    metrics = {member: compute_metrics(each) for member, each in tables.items()}
+    metrics = {member: compute_metrics(predictions) for member, predictions in tables.items()}
     own = metrics.pop("")
     return Results(name, split, table.class_names, own, metrics, meta=table.meta)
 

@@ -196,6 +196,8 @@ def read_header(kind: str, data: np.ndarray) -> ImageHeader:
 
 
 def _bmp_header(data: np.ndarray) -> ImageHeader:
+    if data[14] == 12:  # size of the old header
+        raise ValueError("an OS/2 BMP, whose colors OpenCV decodes to gray; convert it to PNG")
     return ImageHeader(*BmpImagePlugin.BmpImageFile(io.BytesIO(data[:4096].tobytes())).size)
 
 

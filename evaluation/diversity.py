@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
 from evaluation.metrics import confusion
-from evaluation.predictions import PredictionTable, align
+from evaluation.predictions import PredictionTable, align, safe_log
 from evaluation.stats.bootstrap import (
     DRAWS,
     NO_SPREAD,
@@ -18,7 +18,6 @@ from evaluation.stats.bootstrap import (
     interval_with_wilson_bound,
 )
 from evaluation.stats.estimate import Estimate, make_estimate, mean_estimate
-from evaluation.voters.simple import safe_log
 
 NO_ERRORS = "a member is right on all images, or on none"
 ONE_CLASS = "both members predict one class only"

@@ -5,7 +5,7 @@ from typing import Literal, cast
 import numpy as np
 import pandas as pd
 
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import PredictionTable, safe_log
 
 Level = Literal["image", "study", "patient"]
 Rule = Literal["mean", "max", "noisy_or"]
@@ -42,7 +42,7 @@ def aggregate(table: PredictionTable, level: Level, rule: Rule = "mean") -> Pred
     names, group = np.unique(_group_names(table, level), return_inverse=True)
     rows = _group_rows(table, names, group, level)
     pooled = _pool(table.probabilities, group, len(names), rule)
-    logits = np.log(np.maximum(pooled, 1e-30))
+    logits = safe_log(pooled)
     return PredictionTable(rows, logits, table.class_names, {**table.meta, "level": level})
 
 
@@ -94,7 +94,7 @@ def _noisy_or(p: np.ndarray, group: np.ndarray, num_groups: int) -> np.ndarray:
     """Probability that any image shows the class; of the first ("none"), that all images do."""
     log_no_image = _sum(np.log1p(-np.minimum(p, 1 - 1e-15)), group, num_groups)
     pooled = 1 - np.exp(log_no_image)
-    pooled[:, 0] = np.exp(_sum(np.log(np.maximum(p[:, :1], 1e-30)), group, num_groups))[:, 0]
+    pooled[:, 0] = np.exp(_sum(safe_log(p[:, :1]), group, num_groups))[:, 0]
     return np.asarray(pooled)
 
 

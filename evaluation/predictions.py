@@ -18,7 +18,13 @@ from evaluation.files import write_bytes
 
 COLUMNS = ("id", "label", "split", "patient", "study")
 VERSION = 1
+MIN_PROBABILITY = 1e-30  # below any probability that float32 logits can distinguish from 0
 _KEY = b"consilium.table"
+
+
+def safe_log(probabilities: np.ndarray) -> np.ndarray:
+    """Logarithm of probabilities, finite at 0."""
+    return np.asarray(np.log(np.maximum(probabilities, MIN_PROBABILITY)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class PredictionTable:
 
     def with_probabilities(self, probabilities: np.ndarray) -> "PredictionTable":
         """The same samples with other probabilities (n, K); 0 becomes 1e-30, for finite logits."""
-        logits = np.log(np.maximum(probabilities, 1e-30))
+        logits = safe_log(probabilities)
         return replace(self, logits=logits, pair_logits=None)
 
     def write(self, path: Path | str) -> None:

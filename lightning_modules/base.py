@@ -102,28 +102,28 @@ class BaseModule(L.LightningModule):
         return self.state_dict()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects the logits of one batch of val."""
-        self._collect(batch)
+        """Collects the logits of one batch."""
+        logits = mean_logits(
+            lambda images: self.member_logits({**batch, "image": images}),
+            batch["image"],
+            self._tta_names(),
+        )
+        outputs = (batch["index"].cpu(), batch["label"].cpu(), logits.detach().float().cpu())
+        self._outputs.append(outputs)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects the logits of one batch of test."""
-        self._collect(batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects the logits of one batch of the predicted split."""
-        self._collect(batch)
+    test_step = predict_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
-        """Records the weights that are evaluated."""
-        self._start()
+        """Records the weights that are evaluated; averaged ones are swapped out after the loop."""
+        self._outputs.clear()  # an interrupted loop may have left some
+        self.measured_weights = weights_hash(self.all_weights())
+        if self.checkpoint_weights and self.measured_weights != self.checkpoint_weights:
+            raise ValueError(
+                "the weights in use are not those of the checkpoint: a callback changed them; "
+                "average weights with callbacks.EMA"
+            )
 
-    def on_test_epoch_start(self) -> None:
-        """Records the weights that are evaluated."""
-        self._start()
-
-    def on_predict_epoch_start(self) -> None:
-        """Records the weights that are evaluated."""
-        self._start()
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics of val."""
@@ -141,25 +141,6 @@ class BaseModule(L.LightningModule):
         """Gathers the predicted split; its labels may be unknown, so there are no metrics."""
         split = self.datamodule.predict_split if self.datamodule else "predict"
         self._gather(split, is_whole=is_unlimited(self.trainer.limit_predict_batches))
-
-    def _start(self) -> None:
-        self._outputs.clear()  # an interrupted loop may have left some
-        # now, as averaged weights are swapped out when the loop ends
-        self.measured_weights = weights_hash(self.all_weights())
-        if self.checkpoint_weights and self.measured_weights != self.checkpoint_weights:
-            raise ValueError(
-                "the weights in use are not those of the checkpoint: a callback changed them; "
-                "average weights with callbacks.EMA"
-            )
-
-    def _collect(self, batch: Batch) -> None:
-        logits = mean_logits(
-            lambda images: self.member_logits({**batch, "image": images}),
-            batch["image"],
-            self._tta_names(),
-        )
-        outputs = (batch["index"].cpu(), batch["label"].cpu(), logits.detach().float().cpu())
-        self._outputs.append(outputs)
 
     def _tta_names(self) -> list[str]:
         """Test-time augmentations; none in the validations of a fit."""

@@ -26,6 +26,9 @@ Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 class ImageClassifier(BaseModule):
     """A timm backbone with one logit per class, (B, K), trained by a loss with class weights.
 
+    Checkpoints of a subclass can be loaded once the subclass is imported. A subclass with a
+    constructor of its own sets `init_args` to the arguments of that constructor.
+
     Args:
         class_names: the classes in the order of the logits; taken from the data.
         backbone: a timm name; `consilium backbones PATTERN` lists them.
@@ -73,6 +76,11 @@ class ImageClassifier(BaseModule):
         self.train_accuracy = MulticlassAccuracy(
             len(class_names), average="micro", validate_args=False
         )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Registers the subclass for checkpoints."""
+        super().__init_subclass__(**kwargs)
+        checkpoints.register(cls)
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """A network with as many outputs as the head needs."""

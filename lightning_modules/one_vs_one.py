@@ -19,7 +19,6 @@ from lightning_modules.losses import LossConfig
 from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
 
 
-@checkpoints.register
 class OneVsOneClassifier(ImageClassifier):
     """K(K-1)/2 pair heads on one trunk; each learns from images of its two classes only.
 

@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # The data and its audit
-# What is in the data set, what do the pictures look like, and can its figures be believed?
+# # Dataset and audit
+# What is in the dataset, what do the images look like, and are there leaks or confounds?
 
 # %% tags=["parameters"]
-STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
+EXPERIMENT = "runs/demo"  # folder of an experiment, relative to the repository root
 
 # %%
 import os
@@ -30,13 +30,13 @@ from evaluation.reports.html import Plot, show
 from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
-study = ExperimentFolder(Path(STUDY))
-data = load_datamodule([study.config_file(study.members[0])])
+experiment = ExperimentFolder(Path(EXPERIMENT))
+data = load_datamodule([experiment.config_file(experiment.members[0])])
 data.prepare_data()
 manifest = data.load_manifest()
 
 # %% [markdown]
-# ## How many pictures and patients does each split have?
+# ## How many images and patients are in each split?
 
 # %%
 show(counts_table(manifest))
@@ -48,14 +48,14 @@ show(counts_table(manifest))
 show(example_images(manifest, "train", per_class=4))
 
 # %% [markdown]
-# ## What does the network see in training?
-# Left the picture as the network gets it in a test, then seven augmented ones.
+# ## What does the network see during training?
+# Left: the image as in evaluation. Right: seven augmented versions.
 
 # %%
 show(Plot(augmentation_sheet(manifest, data)))
 
 # %% [markdown]
-# ## Does training see what is measured, and does anything but the pictures give the class away?
+# ## Are there leaks between splits or confounds that predict the class?
 
 # %%
 audit = audit_manifest(manifest)

@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # Members side by side
-# Which backbone is best, on which class, and is the difference more than chance?
+# # Comparison of members
+# Which backbone is best, on which class, and is the difference statistically significant?
 
 # %% tags=["parameters"]
-STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
+EXPERIMENT = "runs/demo"  # folder of an experiment, relative to the repository root
 
 # %%
 import os
@@ -28,44 +28,49 @@ from evaluation.reports.html import Plot, Text, show
 from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
-study = ExperimentFolder(Path(STUDY))
-tables = study.tables("test")
-found = comparison.compare_models(tables)
+experiment = ExperimentFolder(Path(EXPERIMENT))
+tables = experiment.tables("test")
+comparison_result = comparison.compare_models(tables)
 
 # %% [markdown]
-# ## Which member reaches most?
+# ## Which member is best?
 
 # %%
-show(Text(comparison.summary_sentence(found)), comparison.member_table(found))
+show(
+    Text(comparison.summary_sentence(comparison_result)), comparison.member_table(comparison_result)
+)
 
 # %% [markdown]
-# ## Is one beyond doubt better than another?
+# ## Which differences are significant?
 
 # %%
-show(*comparison.pair_sections(found, tables))
+show(*comparison.pair_sections(comparison_result, tables))
 
 # %% [markdown]
-# ## Who leads on which class?
+# ## Which member is best on which class?
 
 # %%
-names = tables[study.members[0]].class_names
-show(ensemble.recall_plot(found.members, names), comparison.recall_table(found.members, names))
+names = tables[experiment.members[0]].class_names
+show(
+    ensemble.recall_plot(comparison_result.metrics, names),
+    comparison.recall_table(comparison_result.metrics, names),
+)
 
 # %% [markdown]
-# ## How well does each separate the classes at every threshold?
+# ## How well does each member separate the classes at every threshold?
 
 # %%
 show(curves.roc_comparison(tables), curves.precision_recall_plot(tables))
 
 # %% [markdown]
-# ## What does each take for what?
+# ## Which classes are confused?
 
 # %%
 show(*[Plot(curves.confusion_plot(table), heading=name) for name, table in tables.items()])
 
 # %% [markdown]
-# ## Had they learned all they could?
+# ## Did training converge?
 
 # %%
-histories = study.histories()
-show(*[Plot(curves.learning_curves(each), heading=name) for name, each in histories.items()])
+histories = experiment.histories()
+show(*[Plot(curves.learning_curves(table), heading=name) for name, table in histories.items()])

@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # The ensemble and its diversity
-# Is the ensemble worth more than its best member, by which vote, and why?
+# # Ensemble and diversity
+# Is the ensemble better than its best member, with which voter, and why?
 
 # %% tags=["parameters"]
-STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
+EXPERIMENT = "runs/demo"  # folder of an experiment, relative to the repository root
 VOTER = "soft"
 
 # %%
@@ -24,52 +24,55 @@ from pathlib import Path
 
 from consilium import ROOT
 from evaluation import ensemble
-from evaluation.plots import ensemble as ensemble_figures
+from evaluation.plots import ensemble as ensemble_plots
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.html import Text, show
 from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
-study = ExperimentFolder(Path(STUDY))
-val, test = study.tables("val"), study.tables("test")
+experiment = ExperimentFolder(Path(EXPERIMENT))
+val, test = experiment.tables("val"), experiment.tables("test")
 fitted = ensemble.fit_voters(val)
-judged = ensemble.evaluate_voters(fitted, test)
+evaluated = ensemble.evaluate_voters(fitted, test)
 
 # %% [markdown]
-# ## Is the ensemble worth more than its best member?
+# ## Is the ensemble better than its best member?
 
 # %%
 show(
-    Text(ensemble_report.summary_sentence(fitted, judged, VOTER)),
-    ensemble_figures.gain_plot(judged.gains),
+    Text(ensemble_report.summary_sentence(fitted, evaluated, VOTER)),
+    ensemble_plots.gain_plot(evaluated.gains),
 )
 
 # %% [markdown]
-# ## Which vote is best, and how do the members stand beside it?
-# Voters are fitted on val and judged once on test.
+# ## Which voter is best, compared with the members?
+# Voters are fitted on val and evaluated once on test.
 
 # %%
-show(ensemble_report.voter_table(fitted, judged, VOTER), ensemble_report.gain_table(fitted, judged))
+show(
+    ensemble_report.voter_table(fitted, evaluated, VOTER),
+    ensemble_report.gain_table(fitted, evaluated),
+)
 
 # %% [markdown]
-# ## How much of the vote does each member get?
+# ## How much weight does each member get?
 
 # %%
 names = next(iter(test.values())).class_names
 show(*ensemble_report.member_weight_sections(fitted, list(test), names))
 
 # %% [markdown]
-# ## Do the members err on different images?
-# Members that agree on everything gain nothing from each other.
+# ## Do the members make different errors?
+# An ensemble of members that always agree gains nothing.
 
 # %%
-show(ensemble_figures.agreement_plot(test), ensemble_figures.diversity_plot(judged))
+show(ensemble_plots.agreement_plot(test), ensemble_plots.diversity_plot(evaluated))
 
 # %%
-show(ensemble_report.pairwise_diversity_table(judged))
+show(ensemble_report.pairwise_diversity_table(evaluated))
 
 # %% [markdown]
-# ## Which images divide them?
+# ## On which images do the members disagree most?
 
 # %%
 show(*ensemble_report.disputed_section(test))

@@ -12,10 +12,10 @@
 
 # %% [markdown]
 # # Calibration and referral
-# Can the ensemble's confidence be taken at its word, and which images should a person look at?
+# Is the ensemble's confidence calibrated, and which images should a person review?
 
 # %% tags=["parameters"]
-STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
+EXPERIMENT = "runs/demo"  # folder of an experiment, relative to the repository root
 VOTER = "soft"
 
 # %%
@@ -25,7 +25,7 @@ from pathlib import Path
 from consilium import ROOT
 from evaluation import ensemble
 from evaluation.plots import curves
-from evaluation.plots import ensemble as ensemble_figures
+from evaluation.plots import ensemble as ensemble_plots
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.html import show
 from evaluation.reports.run import predictions_frame
@@ -33,43 +33,43 @@ from evaluation.results import ExperimentFolder
 from evaluation.voters.simple import pool_tables
 
 os.chdir(ROOT)
-study = ExperimentFolder(Path(STUDY))
-val, test = study.tables("val"), study.tables("test")
+experiment = ExperimentFolder(Path(EXPERIMENT))
+val, test = experiment.tables("val"), experiment.tables("test")
 fitted = ensemble.fit_voters(val)
-chosen = fitted.ensembles[VOTER]
-pooled = pool_tables(chosen.voter, list(test.values()))
-calibrated = ensemble.combine_members(chosen, list(test.values()))
+voter_ensemble = fitted.ensembles[VOTER]
+pooled = pool_tables(voter_ensemble.voter, list(test.values()))
+calibrated = ensemble.combine_members(voter_ensemble, list(test.values()))
 
 # %% [markdown]
-# ## Is an answer given with 90 % right nine times in ten?
-# The temperature is fitted on val; on the line, confidence and accuracy agree.
+# ## Are predictions with 90 % confidence correct in 90 % of the cases?
+# The temperature is fitted on val. On the diagonal, confidence equals accuracy.
 
 # %%
-show(curves.reliability_plot({"pooled": pooled, "and calibrated": calibrated}))
+show(curves.reliability_plot({"uncalibrated": pooled, "calibrated": calibrated}))
 
 # %% [markdown]
-# ## And the members by themselves?
+# ## How well are the single members calibrated?
 
 # %%
 show(curves.reliability_plot(test))
 
 # %% [markdown]
-# ## How much safer is it to answer only when sure?
+# ## How does the error rate fall if uncertain images are referred?
 
 # %%
-show(ensemble_figures.risk_coverage_plot({f"ensemble ({VOTER})": calibrated, **test}))
+show(ensemble_plots.risk_coverage_plot({f"ensemble ({VOTER})": calibrated, **test}))
 
 # %% [markdown]
-# ## How many images would a person have to see, for which error rate?
-# Thresholds and sets are chosen on val; the table says what they do on test.
+# ## How many images must be referred to reach which error rate?
+# Thresholds and prediction sets are chosen on val and evaluated on test.
 
 # %%
-fitted_on = ensemble.combine_members(chosen, list(val.values()))
+fitted_on = ensemble.combine_members(voter_ensemble, list(val.values()))
 rules, aurc = ensemble.evaluate_selective(fitted_on, calibrated)
 show(ensemble_report.selective_table(rules, aurc, calibrated))
 
 # %% [markdown]
-# ## Which answers were least sure?
+# ## Which predictions are least certain?
 
 # %%
 predictions_frame(calibrated).sort_values("confidence").head(10)

@@ -12,12 +12,12 @@
 
 # %% [markdown]
 # # Grad-CAM
-# Where does each member look, and does it look at the lesion?
+# Which regions of an image speak for the predicted class, and is the lesion among them?
 
 # %% tags=["parameters"]
-STUDY = "runs/demo"  # a study's folder; paths are told from the project's own folder
-PICTURES = 3  # of right answers, and of mistakes
-MEASURED = 12  # pictures that the maps are measured on
+STUDY = "runs/demo"  # folder of an experiment, relative to the project's folder
+NUM_IMAGES = 3  # correct predictions shown, and wrong ones
+NUM_EVALUATED = 12  # images for the evaluation of the maps
 
 # %%
 import os
@@ -35,35 +35,32 @@ from evaluation.reports.run import most_confident
 from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
-study = ExperimentFolder(Path(STUDY))
-run = study.first_run
-data = load_datamodule([study.config_file(run.name)])
+experiment = ExperimentFolder(Path(STUDY))
+run = experiment.first_run
+data = load_datamodule([experiment.config_file(run.name)])
 data.prepare_data()
 manifest = data.load_manifest()
 table = PredictionTable.read(run / "predictions" / "test.parquet")
-model = load_predictor(run)
+predictor = load_predictor(run)
 
 # %% [markdown]
-# ## What do its surest right answers rest on?
+# ## Which regions explain the most confident correct predictions?
 
 # %%
-show(*plot_explanations(model, manifest, most_confident(table, correct=True, count=PICTURES)))
+correct = most_confident(table, correct=True, count=NUM_IMAGES)
+show(*plot_explanations(predictor, manifest, correct))
 
 # %% [markdown]
-# ## What misled it where it was sure and wrong?
+# ## Which regions explain the most confident wrong predictions?
 
 # %%
-show(*plot_explanations(model, manifest, most_confident(table, correct=False, count=PICTURES)))
+wrong = most_confident(table, correct=False, count=NUM_IMAGES)
+show(*plot_explanations(predictor, manifest, wrong))
 
 # %% [markdown]
-# ## Do the maps point at the lesion, and carry the answer?
-# With randomized weights pointing must be lost; that is the check of the method.
+# ## Is the maximum of a map in the lesion, and does the prediction depend on it?
+# Sanity check of the method: with randomized weights the pointing game should drop.
 
 # %%
-show(
-    results_table(
-        evaluate_saliency(
-            run, ["GradCAM"], select_correct(model, sample_rows(manifest, "test", MEASURED))
-        )
-    )
-)
+rows = select_correct(predictor, sample_rows(manifest, "test", NUM_EVALUATED))
+show(results_table(evaluate_saliency(run, ["GradCAM"], rows)))

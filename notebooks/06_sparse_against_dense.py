@@ -12,11 +12,11 @@
 
 # %% [markdown]
 # # Sparse against dense
-# What did training with a quarter of the weights cost, and what did it save?
+# What does training with a quarter of the weights cost, and what does it save?
 
 # %% tags=["parameters"]
-STUDY = "runs/sparse_phantom"  # a study's folder; paths are told from the project's own folder
-SPARSE, CONTROL = "ast25-seed0", "all_weights-seed0"  # runs of it; the control has all weights
+EXPERIMENT = "runs/sparse_phantom"  # folder of an experiment, relative to the repository root
+SPARSE, CONTROL = "ast25-seed0", "all_weights-seed0"  # run names; the control keeps all weights
 
 # %%
 import os
@@ -30,36 +30,36 @@ from evaluation.reports.html import Plot, Text, show
 from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
-study = ExperimentFolder(Path(STUDY))
-tables, histories = study.tables("test"), study.histories()
+experiment = ExperimentFolder(Path(EXPERIMENT))
+tables, histories = experiment.tables("test"), experiment.histories()
 
 # %% [markdown]
-# ## What was saved?
-# Said honestly: zeros in dense kernels are multiplied like any other number.
+# ## What is saved?
+# Dense kernels multiply zeros like other numbers, so zeros alone save no time.
 
 # %%
-show(*sparsity.sparsity_sections(study.run(SPARSE), tables[SPARSE]))
+show(*sparsity.sparsity_sections(experiment.run(SPARSE), tables[SPARSE]))
 
 # %% [markdown]
-# ## What did it cost, on which class, and which decisions changed?
+# ## What does it cost, on which class, and which predictions changed?
 
 # %%
 show(*sparsity.compare_tables(tables[SPARSE], tables[CONTROL]))
 
 # %% [markdown]
-# ## How did density, loss and accuracy go over the epochs?
+# ## How do density, loss and accuracy develop over the epochs?
 
 # %%
-each = {name: histories[name] for name in (SPARSE, CONTROL)}
-show(*[Plot(curves.learning_curves(rows), heading=name) for name, rows in each.items()])
+selected = {name: histories[name] for name in (SPARSE, CONTROL)}
+show(*[Plot(curves.learning_curves(rows), heading=name) for name, rows in selected.items()])
 
 # %% [markdown]
-# ## How do all arms of the study stand side by side?
+# ## How do all arms of the experiment compare?
 
 # %%
-found = comparison.compare_models(tables)
+comparison_result = comparison.compare_models(tables)
 show(
-    Text(comparison.summary_sentence(found)),
-    comparison.member_table(found),
+    Text(comparison.summary_sentence(comparison_result)),
+    comparison.member_table(comparison_result),
     curves.roc_comparison(tables),
 )

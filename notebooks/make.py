@@ -1,4 +1,4 @@
-"""Makes every notebook from the .py file beside it: `python notebooks/make.py`."""
+"""Converts every numbered .py file of this folder to a notebook: `python notebooks/make.py`."""
 
 from pathlib import Path
 
@@ -11,19 +11,19 @@ HERE = Path(__file__).parent
 
 
 def sources() -> list[Path]:
-    """The files that notebooks are made from."""
+    """The numbered .py files of this folder."""
     return sorted(HERE.glob("[0-9]*.py"))
 
 
-def made(source: Path) -> str:
-    """The notebook without outputs; its cells are numbered, so that it is the same each time."""
-    book = jupytext.read(source)
-    for at, cell in enumerate(book.cells):
-        cell["id"] = f"cell-{at:02d}"
-    book.metadata.pop("jupytext", None)  # names the version that read it
-    return str(nbformat.writes(book, indent=1)) + "\n"
+def to_notebook(source: Path) -> str:
+    """The notebook without outputs as JSON; numbered cell ids make the result reproducible."""
+    notebook = jupytext.read(source)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+    notebook.metadata.pop("jupytext", None)  # contains the jupytext version
+    return str(nbformat.writes(notebook, indent=1)) + "\n"
 
 
 if __name__ == "__main__":
     for source in sources():
-        write_text(source.with_suffix(".ipynb"), made(source))
+        write_text(source.with_suffix(".ipynb"), to_notebook(source))

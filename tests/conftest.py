@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import socket
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def exhaustive_except(fast: Container[object], values: Iterable[object]) -> list[object]:
+    """The values as parameters of a test, those that are not in `fast` marked exhaustive."""
+    mark = pytest.mark.exhaustive
+    return [value if value in fast else pytest.param(value, marks=mark) for value in values]
 
 
 class Tiny(NamedTuple):

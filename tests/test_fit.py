@@ -15,12 +15,14 @@ from tests.user_classes import BatchCounter
 
 def test_run_folder_has_all_files(resnet):
     for name in ("config.yaml", "best.ckpt", "last.ckpt", "history.csv", "results.json",
-                 "results.val.json", "report.html", "predictions/val.parquet", "predictions/test.parquet"):  # fmt: skip
+                 "results.val.json", "report.html", "predictions/val.parquet",
+                 "predictions/test.parquet"):  # fmt: skip
         assert (resnet / name).is_file(), name
     history = pd.read_csv(resnet / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
     assert {"lr", "train/loss", "train/accuracy"} <= set(history)
-    assert [name for name in history if "val/" in name] == [f"val/{name}" for name in EPOCH_METRICS]
+    columns = [name for name in history if "val/" in name]
+    assert columns == [f"val/{name}" for name in EPOCH_METRICS]
 
 
 def test_fit_evaluates_val_and_test_only_when_asked(tiny, tmp_path):

@@ -47,7 +47,8 @@ def test_unknown_command_lists_the_known_ones(capsys):
     ("changes", "message"),
     [
         ({"model.init_args.backbone": "resnet51"}, "'resnet51'; the nearest are: resnet51q"),
-        ({"data.init_args.class_names": ["a", "b"]}, "classes in the files are ['comminuted', 'none', 'simple'], not ['a', 'b']"),
+        ({"data.init_args.class_names": ["a", "b"]},
+         "classes in the files are ['comminuted', 'none', 'simple'], not ['a', 'b']"),
         ({"data.init_args.augment": "frature"}, "augment is 'frature'; allowed are"),
         ({"model.init_args.loss": {"gamma": -1}}, "gamma"),
         ({"data.init_args.batch_size": 0}, "batch_size is 0; it must be at least 1"),
@@ -120,7 +121,7 @@ def test_invalid_key_in_a_referenced_file_names_that_file(tiny):
     with pytest.raises(ValueError, match=f"{inner}: unknown key 'btach_size'"):
         validate_config(["fit", *configs])
     arguments = ["--trainer.max_epox", "3"]
-    with pytest.raises(ValueError, match="command line: unknown key 'trainer.max_epox'"):
+    with pytest.raises(ValueError, match=r"command line: unknown key 'trainer.max_epox'"):
         validate_config(["fit", *tiny.configs("whole"), *arguments])
 
 

@@ -129,10 +129,12 @@ def run(source, kernel, study):
     assert all("consilium" in each or "dataframe" in each for each in shown[2:]), source
 
 
-def test_five_run_on_a_ensemble(kernel, ensemble):
+@pytest.mark.exhaustive
+def test_five_run_on_an_ensemble(kernel, ensemble):
     for source in SOURCES[:5]:
         run(source, kernel, ensemble)
 
 
+@pytest.mark.exhaustive
 def test_one_runs_on_a_sparse_member(kernel, sparse):
     run(SOURCES[5], kernel, sparse)

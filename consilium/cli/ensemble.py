@@ -87,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL_HELP)
     add("--voter", default="soft", choices=list(VOTERS), help="voter of the ensemble (soft)")
     add("--attribute", default="", help="attribute with weights per value, such as body_part")
-    add("--attend", nargs="+", default=[], metavar="VALUE", help="values with attention weights")
+    help_text = "values of the attribute with weights from attention"
+    add("--attended_values", nargs="+", default=[], metavar="VALUE", help=help_text)
     add("--weights", nargs="+", type=float, metavar="W", help="fixed weights, one per member")
     add("--images", type=Path, metavar="DIR", help="folder of the images, to show disputed ones")
     add("--title", default="Ensemble", help="title of the report")
@@ -98,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
 def voter_options(args: argparse.Namespace) -> VoterOptions:
     """The options of the voters; ValueError if the chosen voter needs one that is missing."""
-    options = VoterOptions(args.attribute, args.attend, args.weights)
+    options = VoterOptions(args.attribute, args.attended_values, args.weights)
     missing = VOTERS[args.voter].missing_options(options)
     if missing:
         raise ValueError(f"--voter {args.voter}: needs --{missing[0]}")

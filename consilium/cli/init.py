@@ -3,8 +3,9 @@
 The dataset is a folder of images (one folder per class, with or without train, val and test
 folders), or a CSV or Parquet table with one row per image. Writes DIR/data.yaml and DIR/DIR.yaml,
 an experiment that can be run at once; both are a dozen lines to edit. Splits that the dataset lacks
-are made by patient. The dataset is audited, and samples that leak between splits are excluded;
-an audit in the same folder is reused if no image has changed since.
+are made by patient. The dataset is audited, and samples that leak between splits or cannot be read
+are listed in DIR/quarantine.csv and excluded. The result of `consilium audit` is reused if no image
+has changed since.
 """
 
 import argparse
@@ -35,11 +36,10 @@ def run(args: list[str]) -> int:
     audit_folder = Path(options.audit or Path("runs") / f"audit-{name}")
     if not _is_current(audit_folder, manifest):
         audit_report.write_audit_report(audit_manifest(manifest), audit_folder, name)
-    quarantine = audit_folder / audit_report.QUARANTINE
-    count = len(quarantine.read_text(encoding="utf-8").splitlines()) - 1
-    excluded = str(quarantine.resolve()) if count else ""
+    quarantine = (audit_folder / audit_report.QUARANTINE).read_text(encoding="utf-8")
     source = starter_configs.source_config(target, columns)
-    file = starter_configs.write_configs(folder, source, manifest, options.size, excluded)
+    file = starter_configs.write_configs(folder, source, manifest, options.size, quarantine)
+    count = quarantine.count("\n") - 1
     print(f"audit: {audit_folder / audit_report.PAGE}; {count} samples are excluded")
     print(f"data: {folder / starter_configs.DATA_FILE}")
     print(f"experiment: consilium experiment run {shlex.quote(str(file))}")

@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     output = args.output or args.run.with_name(f"{args.run.name}-pruned")
     target = PruningTarget(
-        **{each.name: getattr(args, each.name) for each in fields(PruningTarget)}
+        **{field.name: getattr(args, field.name) for field in fields(PruningTarget)}
     )
     pruning_run = PruningRun(args.run, output, target, args.images, args.epochs, args.lr)
     try:

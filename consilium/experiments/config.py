@@ -206,15 +206,12 @@ def _require_names(key: str, names: Iterable[str]) -> None:
 
 def _check_voter(config: ExperimentConfig) -> None:
     """Refuses an unknown voter, and one that needs a value that is not given."""
-    if config.attended_values and not config.attribute:
-        raise ValueError("attended_values are values of an attribute: `attribute` is required")
+    options = VoterOptions(config.attribute, list(map(str, config.attended_values)))
     allowed = [name for name, spec in VOTERS.items() if "weights" not in spec.requirements]
     if config.voter not in allowed:
         raise ValueError(f"voter: {config.voter!r}; allowed: {', '.join(allowed)}")
-    options = VoterOptions(config.attribute, list(map(str, config.attended_values)))
     for missing in VOTERS[config.voter].missing_options(options):
-        key = "attended_values" if missing == "attend" else missing
-        raise ValueError(f"voter: {config.voter} requires `{key}`")
+        raise ValueError(f"voter: {config.voter} requires `{missing}`")
 
 
 def _check_metric(where: str, name: str, config: ExperimentConfig, values: list[float]) -> None:

@@ -132,13 +132,17 @@ def layer_arguments(layers: Iterable[Layer]) -> list[str]:
     return arguments
 
 
-def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings by dotted name; a mapping with `class_path` is not split."""
+def flatten_settings(
+    settings: Mapping[str, Any], prefix: str = "", split_classes: bool = False
+) -> list[tuple[str, Any]]:
+    """Nested settings by dotted name; a mapping with `class_path` is kept whole by default."""
     flat: list[tuple[str, Any]] = []
     for key, value in settings.items():
-        name = f"{prefix}{key}"
-        is_leaf = not isinstance(value, dict) or not value or "class_path" in value
-        flat += [(name, value)] if is_leaf else flatten_settings(value, f"{name}.")
+        name, is_class = f"{prefix}{key}", isinstance(value, dict) and "class_path" in value
+        if not isinstance(value, dict) or not value or (is_class and not split_classes):
+            flat.append((name, value))
+        else:
+            flat += flatten_settings(value, f"{name}.", split_classes)
     return flat
 
 

@@ -101,20 +101,12 @@ def command_line(arguments: list[str]) -> str:
     return shlex.join(["consilium", *arguments])
 
 
-def member_folders(
-    config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round
-) -> list[Path]:
-    """Run folders of the members of an ensemble in a round."""
-    names = config.ensembles[ensemble]
-    return [folder / MEMBERS / f"{name}{each_round.suffix}" for name in names]
-
-
 def _runs(config: ExperimentConfig, folder: Path) -> list[Run]:
     runs = []
     for r in rounds(config):
         runs += [_member_run(config, folder, name, r) for name in config.members]
         for name in config.ensembles:
-            runs += [_voters_run(config, folder, name, r), _ensemble_run(config, folder, name, r)]
+            runs += _ensemble_runs(config, folder, name, r)
         if config.saliency is not None:
             explained = config.ensembles or config.members
             parent = folder if config.ensembles else folder / MEMBERS
@@ -126,36 +118,33 @@ def _runs(config: ExperimentConfig, folder: Path) -> list[Run]:
 def _member_run(config: ExperimentConfig, folder: Path, name: str, each_round: Round) -> Run:
     run = folder / MEMBERS / f"{name}{each_round.suffix}"
     layers = layer_arguments((config.base, *config.members[name]))
-    return Run(
-        run.name, run, ["fit", *layers, *each_round.arguments, "--run", str(run), "--test", "true"]
-    )
+    options = [*each_round.arguments, "--run", str(run), "--test", "true"]
+    return Run(run.name, run, ["fit", *layers, *options])
 
 
-def _voters_run(config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round) -> Run:
-    """Fits every voter on val and evaluates it on test, from the members' predictions."""
-    members = member_folders(config, folder, ensemble, each_round)
-    arguments = ["ensemble"]
-    for split in SPLITS:
-        tables = [str(member / "predictions" / f"{split}.parquet") for member in members]
-        arguments += [f"--{split}", *tables]
-    run = voters_folder(folder / f"{ensemble}{each_round.suffix}")
-    arguments += ["-o", str(run), "--voter", config.voter]
-    arguments += ["--attribute", config.attribute] if config.attribute else []
-    attended = list(map(str, config.attended_values))
-    arguments += ["--attend", *attended] if attended else []
-    return Run(run.name, run, arguments, tuple(member.name for member in members))
-
-
-def _ensemble_run(config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round) -> Run:
-    """Tests the ensemble with its fitted voter on images."""
-    members = member_folders(config, folder, ensemble, each_round)
+def _ensemble_runs(
+    config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round
+) -> list[Run]:
+    """Fits and evaluates every voter on the members' predictions, then tests the ensemble."""
+    names = [f"{member}{each_round.suffix}" for member in config.ensembles[ensemble]]
+    members = [folder / MEMBERS / name for name in names]
     run = folder / f"{ensemble}{each_round.suffix}"
     voters = voters_folder(run)
+    fit = ["ensemble"]
+    for split in SPLITS:
+        fit += [f"--{split}", *(str(m / "predictions" / f"{split}.parquet") for m in members)]
+    fit += ["-o", str(voters), "--voter", config.voter]
+    fit += ["--attribute", config.attribute] if config.attribute else []
+    attended = list(map(str, config.attended_values))
+    fit += ["--attended_values", *attended] if attended else []
     layers = layer_arguments((config.base, *config.ensemble))
-    arguments = ["test", *layers, *each_round.arguments, "--run", str(run)]
-    arguments += ["--model.init_args.voter", str(voters)]
-    arguments += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
-    return Run(run.name, run, arguments, (voters.name, *(member.name for member in members)))
+    test = ["test", *layers, *each_round.arguments, "--run", str(run)]
+    test += ["--model.init_args.voter", str(voters)]
+    test += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
+    return [
+        Run(voters.name, voters, fit, tuple(names)),
+        Run(run.name, run, test, (voters.name, *names)),
+    ]
 
 
 def _saliency_run(config: SaliencyConfig, folder: Path, target: Path) -> Run:

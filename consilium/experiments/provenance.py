@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from consilium.config_files import read_config, resolve_references
+from consilium.experiments.members import flatten_settings
 from evaluation.files import read_json, write_json
 
 FILE = ".provenance.json"
@@ -84,10 +85,15 @@ def _given_settings(arguments: list[str]) -> Iterator[tuple[str, Any]]:
     """Settings of each config file and option, in their order."""
     for name, values in _options(arguments):
         if name == "config":
-            for file in values:
-                yield from _flatten(resolve_references(Path(file).parent, read_config(Path(file))))
+            for file in map(Path, values):
+                for key, value in read_config(file).items():
+                    yield from flatten_settings(
+                        {key: resolve_references(file.parent, value)}, split_classes=True
+                    )
         else:
-            yield from _flatten({name: resolve_references(Path(), _parse_values(values))})
+            yield from flatten_settings(
+                {name: resolve_references(Path(), _parse_values(values))}, split_classes=True
+            )
 
 
 def _options(arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -112,21 +118,12 @@ def _parse_values(values: list[str]) -> object:
         return values[0]
 
 
-def _flatten(value: object, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted name."""
-    if not isinstance(value, dict) or (name and not value):
-        yield name, value
-        return
-    for key, item in value.items():
-        yield from _flatten(item, f"{name}.{key}" if name else str(key))
-
-
 def _split_lists(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings with lists of mappings split by index, so that a difference is short."""
     for name, value in settings.items():
         if isinstance(value, list) and any(isinstance(item, dict) for item in value):
             items = {f"{name}.{index}": item for index, item in enumerate(value)}
-            yield from _split_lists(dict(_flatten(items)))
+            yield from _split_lists(dict(flatten_settings(items, split_classes=True)))
         else:
             yield name, value
 

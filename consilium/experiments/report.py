@@ -16,7 +16,7 @@ from consilium.experiments.gates import claims_section, run_names
 from consilium.experiments.results import ExperimentResults, load_results
 from consilium.experiments.sections import appendix, ensemble, seeds_folds, sparsity
 from evaluation.files import write_text
-from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
+from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.reports import html
 from evaluation.reports.run import run_details
@@ -37,26 +37,24 @@ def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[boo
 
 
 def experiment_summary(results: ExperimentResults) -> Results:
-    """The content of results.json: metrics of every run, and which gates passed."""
+    """The content of results.json: metrics of every run, and which gates passed.
+
+    Paths of members are relative to the experiment's folder, which may be moved.
+    """
     first = next(iter(results.runs.values()))
+    meta = dict(first.meta)
+    if "members" in meta:
+        meta["members"] = {
+            name: {**member, "path": os.path.relpath(member["path"], results.folder)}
+            for name, member in meta["members"].items()
+        }
     return replace(
         first,
         name=results.config.name,
         others={name: run.metrics for name, run in results.runs.items()},
         gates={gate.name: gate.passed for gate in results.gates},
-        meta=_relative_members(first.meta, results.folder),
+        meta=meta,
     )
-
-
-def _relative_members(meta: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The metadata with paths of members relative to the experiment's folder, which may move."""
-    if "members" not in meta:
-        return meta
-    members = {
-        name: {**member, "path": os.path.relpath(member["path"], folder)}
-        for name, member in meta["members"].items()
-    }
-    return {**meta, "members": members}
 
 
 def summary(results: ExperimentResults) -> list[str]:
@@ -124,21 +122,10 @@ def _missing_runs(results: ExperimentResults) -> list[html.Section]:
 
 def _summary_table(results: ExperimentResults) -> html.Table:
     """Summary metrics of all ensembles and members."""
-    metrics = summary_metrics()
-    rows: list[tuple[html.Cell, ...]] = [
-        (name, *(run.metrics[metric] for metric in metrics)) for name, run in results.runs.items()
-    ]
     strong = [row for row, name in enumerate(results.runs) if name.startswith(ENSEMBLE)]
     heading = "Ensembles and members" if strong else "Members"
-    columns = ("", *map(metric_label, metrics))
-    return html.Table(columns, rows, heading, _metrics_note(metrics), strong=strong)
-
-
-def _metrics_note(metrics: list[str]) -> str:
-    """Explains the small print, and which of the metrics are better when lower."""
-    lower = [metric_label(name) for name in metrics if not metric_spec(name).higher_is_better]
-    note = "Small print: 95 % confidence intervals."
-    return f"{note} Lower is better: {', '.join(lower)}." if lower else note
+    metrics = {name: run.metrics for name, run in results.runs.items()}
+    return html.models_table(metrics, summary_metrics(), heading, strong=strong)
 
 
 def _level_table(results: ExperimentResults) -> list[html.Section]:
@@ -146,17 +133,12 @@ def _level_table(results: ExperimentResults) -> list[html.Section]:
     level = results.config.level
     if level == "image":
         return []
-    prefix = f"{level}/"
     named = [name.partition(".")[2] for name in (*results.config.gates, *results.config.claims)]
-    wanted = [prefix + name for name in summary_metrics()]
-    wanted += [n for n in named if n.startswith(prefix) and n not in wanted and "*" not in n]
-    rows: list[tuple[html.Cell, ...]] = [
-        (name, run.metrics[wanted[0]].n, *(run.metrics[metric] for metric in dict.fromkeys(wanted)))
-        for name, run in results.runs.items()
-    ]
-    labels = [metric_label(metric.removeprefix(prefix)) for metric in dict.fromkeys(wanted)]
-    note = f"The probabilities of the images of a {level} are averaged."
-    return [html.Table(("", "n", *labels), rows, f"By {level}", note)]
+    named = [name for name in named if name.startswith(f"{level}/") and "*" not in name]
+    names = list(dict.fromkeys([f"{level}/{name}" for name in summary_metrics()] + named))
+    metrics = {name: run.metrics for name, run in results.runs.items()}
+    note = f"The probabilities of the images of a {level} are averaged. {html.SMALL_PRINT}"
+    return [html.models_table(metrics, names, f"By {level}", note)]
 
 
 def _learning_curves(histories: Mapping[str, pd.DataFrame]) -> list[html.Section]:
@@ -222,27 +204,28 @@ def _estimates(groups: Mapping[str, Mapping[str, Estimate]], first: str = "run")
 
 def _voters(results: ExperimentResults) -> pd.DataFrame:
     """Metrics of every voter, and its gain over the best single member."""
-    parts = []
+    parts = [pd.DataFrame()]
     for e in results.ensembles:
-        voters = {f"voter/{name}": metrics for name, metrics in e.evaluated.voter_metrics.items()}
-        gains = {
-            f"gain/{name}": {metric: gain.estimate for metric, gain in gains.items()}
-            for name, gains in e.evaluated.gains.items()
-        }
-        parts.append(_estimates({**voters, **gains}, "voter").assign(ensemble=e.run))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        groups = {f"voter/{name}": metrics for name, metrics in e.evaluated.voter_metrics.items()}
+        for name, gains in e.evaluated.gains.items():
+            groups[f"gain/{name}"] = {metric: gain.estimate for metric, gain in gains.items()}
+        parts.append(_estimates(groups, "voter").assign(ensemble=e.run))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _claims(results: ExperimentResults) -> pd.DataFrame:
-    rows = []
-    for checked in results.claims:
-        low, high = checked.claim.believable
-        row = {"claim": checked.name, "metric": checked.metric, "claimed": checked.claim.claimed}
-        value = None if checked.estimate is None else checked.estimate.value
-        rows.append(
-            {**row, "low": low, "high": high, "measured": value, "position": checked.position}
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame([
+        {
+            "claim": checked.name,
+            "metric": checked.metric,
+            "claimed": checked.claim.claimed,
+            "low": checked.claim.believable[0],
+            "high": checked.claim.believable[1],
+            "measured": checked.estimate.value if checked.estimate else None,
+            "position": checked.position,
+        }
+        for checked in results.claims
+    ])  # fmt: skip
 
 
 def _split_estimates(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -126,7 +126,7 @@ def load_export(folder: Path) -> Predictor:
 def load_with_backend(path: Path, backend: str | None, device: torch.device) -> Predictor:
     """Loads a checkpoint, a run folder, an ensemble.json or an export for a backend.
 
-    With `onnxruntime` a checkpoint is exported to ONNX in memory; PyTorch then computes only its
+    With `onnxruntime` a checkpoint is exported to ONNX temporarily; PyTorch then computes only its
     saliency maps. An export has the backend of its format.
     """
     is_export = (path / FILE).is_file()

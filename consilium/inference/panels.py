@@ -74,7 +74,7 @@ def write_explain_json(
         "method": method,
         "depends_on_class": method not in CLASS_INDEPENDENT,
         "class_names": predictor.class_names,
-        "voter": predictor.voter_name,
+        "voter": predictor.ensemble.name,
         "members": members,
         "images": entries,
     }
@@ -104,12 +104,12 @@ def plot_panel(
 def plot_explanations(predictor: Predictor, manifest: Manifest, ids: Sequence[str]) -> list[Figure]:
     """A panel of each of these samples, with the maps of the predicted class."""
     rows = manifest.table.set_index("id").loc[list(ids)]
-    figures = []
+    panels = []
     for name, path, group in zip(ids, rows["path"], predictor.groups_of(rows), strict=True):
         image = read_image(path)
         explanation = predictor.explain(image, group=group)
-        figures.append(plot_panel(name, image, explanation, predictor))
-    return figures
+        panels.append(plot_panel(name, image, explanation, predictor))
+    return panels
 
 
 def read_thumbnail(path: Path, size: int = 192) -> bytes:
@@ -154,7 +154,7 @@ def _panel_cells(name: str, explanation: ImageExplanation, predictor: Predictor)
             f"map of {names[index]}",
             _count_text(explanation, names),
         ]
-        title = f"Ensemble ({predictor.voter_name})"
+        title = f"Ensemble ({predictor.ensemble.name})"
         cells.append(Panel(title, "\n".join(lines), explanation.saliency_map))
     return cells
 

@@ -118,16 +118,6 @@ class Predictor:
         return self.ensemble.class_names
 
     @property
-    def voter_name(self) -> str:
-        """Name of the voter in the voter registry."""
-        return self.ensemble.name
-
-    @property
-    def attribute(self) -> str:
-        """Attribute whose value the voter needs for each image, or ''."""
-        return self.ensemble.attribute
-
-    @property
     def can_explain(self) -> bool:
         """Whether all members have saliency maps."""
         return all(member.explainer is not None for member in self.members)
@@ -204,12 +194,12 @@ class Predictor:
 
     def groups_of(self, rows: pd.DataFrame, default: str = "") -> list[str]:
         """The value of the voter's attribute for each row, `default` if there is no such column."""
-        if self.attribute not in rows:
+        if self.ensemble.attribute not in rows:
             return [default] * len(rows)
-        return [str(value) for value in rows[self.attribute]]
+        return [str(value) for value in rows[self.ensemble.attribute]]
 
     def _group_array(self, groups: Sequence[str]) -> np.ndarray | None:
-        return np.array(groups, dtype=object) if self.attribute else None
+        return np.array(groups, dtype=object) if self.ensemble.attribute else None
 
 
 def run_folder_of(path: Path) -> Path:

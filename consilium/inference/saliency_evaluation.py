@@ -24,12 +24,8 @@ from evaluation.stats.estimate import Estimate
 VERSION = 2  # of saliency.json
 EXAMPLES = "examples"
 RANDOMIZED = "weights randomized"
-LABELS = {
-    "pointing": "pointing game",
-    "energy_in_box": "energy in box",
-    "deletion": "deletion",
-    "insertion": "insertion",
-}
+LABELS = {"pointing": "pointing game", "energy_in_box": "energy in box",
+          "deletion": "deletion", "insertion": "insertion"}  # fmt: skip
 NOTE = (
     "Images that every member and the ensemble classify correctly; the maps explain the true "
     "class. Pointing game: how often the map's maximum is in the lesion's box, with a margin of "
@@ -120,8 +116,8 @@ def write_examples(predictor: Predictor, rows: pd.DataFrame, folder: Path) -> No
         first = rows[rows["label"] == label].head(1)
         name, image = str(first["id"].item()), read_image(first["path"].item())
         explanation = predictor.explain(image, int(label), predictor.groups_of(first)[0])
-        figure = plot_panel(name, image, explanation, predictor)
-        write_bytes(folder / EXAMPLES / f"{label}.png", html.render_png(figure))
+        panel = plot_panel(name, image, explanation, predictor)
+        write_bytes(folder / EXAMPLES / f"{label}.png", html.render_png(panel))
 
 
 def write_results(folder: Path, results: Sequence[SaliencyResult]) -> None:
@@ -177,7 +173,7 @@ def results_table(results: Sequence[SaliencyResult]) -> html.Table:
 def _map_names(predictor: Predictor) -> list[str]:
     """Names of the members and, if there are several, of the ensemble."""
     names = [member.name for member in predictor.members]
-    return [*names, f"ensemble ({predictor.voter_name})"] if len(names) > 1 else names
+    return [*names, f"ensemble ({predictor.ensemble.name})"] if len(names) > 1 else names
 
 
 def _boxes(rows: pd.DataFrame) -> list[str]:

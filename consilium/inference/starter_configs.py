@@ -19,7 +19,7 @@ from datamodules.manifest import Manifest, read_table
 from datamodules.splits import DERIVED_SPLITS
 from evaluation.files import write_text
 
-DATA_FILE = "data.yaml"
+DATA_FILE, QUARANTINE = "data.yaml", "quarantine.csv"
 DATA = """\
 # The images of {target}; check them again with: consilium audit --config {file}
 class_path: datamodules.ImageDataModule
@@ -32,7 +32,7 @@ init_args:
   augment: gradcam  # mild; to see all policies: consilium audit {target} --augmentations
   balance: {{class_weights: sqrt}}
 """
-EXCLUDE = "  exclude: {file}  # samples in the quarantine list of the audit\n"
+EXCLUDE = "  exclude: {file}  # leaking and unreadable samples, by the audit\n"
 CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
            "model/ensemble", "logger/wandb")  # fmt: skip
 EXPERIMENT = """\
@@ -98,12 +98,15 @@ def write_configs(
 ) -> Path:
     """Writes data.yaml and the experiment, and returns the file of the experiment.
 
-    Splits that the files lack are taken from train by patient. `quarantine` is a table of samples
-    to exclude, or "".
+    Splits that the files lack are taken from train by patient. `quarantine` is a CSV of samples to
+    exclude; if it has any, it is written to the folder as well.
     """
-    file = experiment_file(folder)
-    data_file = folder / DATA_FILE
-    write_text(data_file, _data_yaml(data_file, source, manifest, size, quarantine))
+    file, data_file = experiment_file(folder), folder / DATA_FILE
+    text = _data_yaml(data_file, source, manifest, size)
+    if quarantine.count("\n") > 1:  # more than the header
+        write_text(folder / QUARANTINE, quarantine)
+        text += EXCLUDE.format(file=_to_yaml(str((folder / QUARANTINE).resolve())))
+    write_text(data_file, text)
     absolute, configs = folder.resolve(), ROOT / "configs"
     is_inside = absolute.is_relative_to(ROOT)
     prefix = os.path.relpath(configs, absolute) if is_inside else str(configs)
@@ -113,17 +116,14 @@ def write_configs(
     return file
 
 
-def _data_yaml(
-    file: Path, source: SourceConfig, manifest: Manifest, size: int, quarantine: str
-) -> str:
+def _data_yaml(file: Path, source: SourceConfig, manifest: Manifest, size: int) -> str:
     splits = set(manifest.table["split"]) if source.has_splits else {"train"}
     fractions = {name: 0.15 for name in DERIVED_SPLITS if name not in splits}
     args = source.init_args | ({"fractions": fractions} if fractions else {})
-    text = DATA.format(
+    return DATA.format(
         target=quote(source.target), file=quote(str(file)), class_path=source.class_path,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
     )  # fmt: skip
-    return text + (EXCLUDE.format(file=_to_yaml(quarantine)) if quarantine else "")
 
 
 def _to_yaml(value: object) -> str:

@@ -54,36 +54,21 @@ class AdmissionControl:
         return images_fit and self.num_bytes + num_bytes <= self.max_bytes
 
     @contextmanager
-    def admit(self, num_bytes: int) -> Iterator["Admission"]:
-        """Admits a request with one image, or raises ServerBusy; releases everything at the end."""
-        admission = Admission(self)
-        admission.add(1, num_bytes)
+    def admit(self, num_images: int, num_bytes: int = 0) -> Iterator[None]:
+        """Counts images and bytes as in progress within the context, or raises ServerBusy."""
+        if not self.has_capacity(num_images, num_bytes):
+            raise ServerBusy(self.retry_after)
+        self.num_images, self.num_bytes = self.num_images + num_images, self.num_bytes + num_bytes
         try:
-            yield admission
+            yield
         finally:
-            self.num_images -= admission.num_images
-            self.num_bytes -= admission.num_bytes
+            self.num_images -= num_images
+            self.num_bytes -= num_bytes
 
     @property
     def retry_after(self) -> int:
         """Estimated seconds until all images in progress are done, from 1 to 60."""
         return min(60, max(1, math.ceil(self.seconds_per_image() * self.num_images)))
-
-
-class Admission:
-    """Images and bytes of one admitted request."""
-
-    def __init__(self, control: AdmissionControl) -> None:
-        self.control, self.num_images, self.num_bytes = control, 0, 0
-
-    def add(self, num_images: int, num_bytes: int = 0) -> None:
-        """Adds images and bytes to the request, or raises ServerBusy and adds nothing."""
-        if not self.control.has_capacity(num_images, num_bytes):
-            raise ServerBusy(self.control.retry_after)
-        self.control.num_images += num_images
-        self.control.num_bytes += num_bytes
-        self.num_images += num_images
-        self.num_bytes += num_bytes
 
 
 class Batcher:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from consilium.inference.panels import downscale, encode_png
 from consilium.inference.predictor import Predictor
+from consilium.serving.upload import UploadForm
 from datamodules.images import decode_bytes
 from evaluation.plots.maps import colored_map, to_rgb
 
@@ -80,19 +81,13 @@ class PreparedImage:
 
 
 def prepare_image(
-    predictor: Predictor,
-    name: str,
-    data: bytes,
-    frame: int | None,
-    group: str,
-    saliency_maps: bool,
-    max_pixels: int,
+    predictor: Predictor, form: UploadForm, name: str, data: bytes, max_pixels: int
 ) -> PreparedImage:
     """Decodes and preprocesses an image as in evaluation; ValueError if it cannot be read."""
-    image = decode_bytes(np.frombuffer(data, np.uint8), frame, max_pixels)
+    image = decode_bytes(np.frombuffer(data, np.uint8), form.frame, max_pixels)
     height, width = image.shape[:2]
     inputs, preview = predictor.preprocess(image), downscale(image, MAX_SIDE)
-    return PreparedImage(name, inputs, preview, width, height, group, saliency_maps)
+    return PreparedImage(name, inputs, preview, width, height, form.group, form.saliency_maps)
 
 
 def predict_images(

@@ -91,7 +91,7 @@ def is_table_of(table: PredictionTable, folder: Path, predictor: Predictor) -> b
     weights = [member.weights_hash for member in predictor.members]
     if (folder / "voter.json").is_file():
         fitted = store.load(folder, weights, predictor.class_names)
-        return fitted.name == predictor.voter_name
+        return fitted.name == predictor.ensemble.name
     sources = list(table.meta.get("members", {}).values()) or [table.meta]
     table_weights = [source.get("weights") for source in sources]
     return (table.class_names, table_weights) == (predictor.class_names, weights)

@@ -1,10 +1,11 @@
 """The service behind the API: settings, model information, metrics, and predicting a request."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Request
@@ -20,6 +21,7 @@ from datamodules.images import IMAGE_FORMATS, detect_format
 from evaluation.voters.registry import voter_spec
 
 NOTICE = "Research use only. Not a medical device."
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # buckets of a histogram
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
@@ -92,37 +94,23 @@ class ServerMetrics:
     """Counters and histograms of one server, for Prometheus."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "consilium_requests",
-            "Requests by path and status.",
-            ["path", "status"],
-            registry=registry,
-        )
-        self.images = Counter("consilium_images", "Predicted images.", registry=registry)
-        self.request_seconds = Histogram(
-            "consilium_request_seconds",
-            "Seconds from request to response of /v1/predict.",
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-            registry=registry,
-        )
-        self.batch_images = Histogram(
-            "consilium_batch_images",
-            "Images per batch.",
-            buckets=(1, 2, 4, 8, 16),
-            registry=registry,
-        )
-        self.model_seconds = Counter(
-            "consilium_model_seconds", "Seconds that the models computed.", registry=registry
-        )  # fmt: skip
+        self.registry = CollectorRegistry()
+        counter, histogram = partial(Counter, registry=self.registry), self._histogram
+        self.requests = counter("consilium_requests", "Requests.", ["path", "status"])
+        self.images = counter("consilium_images", "Predicted images.")
+        self.model_seconds = counter("consilium_model_seconds", "Seconds of computation.")
+        self.batch_images = histogram("batch_images", "Images per batch.", (1, 2, 4, 8, 16))
+        self.request_seconds = histogram("request_seconds", "Seconds of /v1/predict.", SECONDS)
 
     def watch(self, admission: AdmissionControl) -> None:
         """Adds gauges of the images in progress and their limit."""
-        name, help_ = "consilium_images_in_progress", "Images in progress, waiting ones included."
-        gauge = Gauge(name, help_, registry=self.registry)
-        gauge.set_function(lambda: admission.num_images)
-        limit = Gauge("consilium_images_limit", "Limit of that number.", registry=self.registry)
-        limit.set(admission.max_images)
+        gauge = partial(Gauge, registry=self.registry)
+        in_progress = gauge("consilium_images_in_progress", "Images in progress or waiting.")
+        in_progress.set_function(lambda: admission.num_images)
+        gauge("consilium_images_limit", "Limit of that number.").set(admission.max_images)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"consilium_{name}", text, buckets=buckets, registry=self.registry)
 
 
 class Service:
@@ -159,21 +147,21 @@ class Service:
         if not self.admission.has_capacity(1, size):
             await upload.discard_body(request, limits)
             raise ServerBusy(self.admission.retry_after)
-        with self.admission.admit(size) as admission:
+        with self.admission.admit(1, size):
             form = await upload.read_form(request, limits)
-            admission.add(len(form.files) - 1)
-            self._check(form)
-            return await self._predict_form(form)
+            with self.admission.admit(len(form.files) - 1):
+                self._check(form)
+                return await self._predict_form(form)
 
     def model_info(self) -> ModelInfo:
         """Description of the served ensemble and of the limits."""
         predictor, settings, limits = self.predictor, self.settings, self.settings.limits
-        ensemble, attribute = predictor.ensemble, predictor.attribute
+        ensemble, attribute = predictor.ensemble, predictor.ensemble.attribute
         return ModelInfo(
             title=settings.title,
             class_names=predictor.class_names,
-            voter=predictor.voter_name,
-            voter_label=voter_spec(predictor.voter_name).label,
+            voter=predictor.ensemble.name,
+            voter_label=voter_spec(predictor.ensemble.name).label,
             calibrated=ensemble.temperature.value != 1.0,
             temperature=ensemble.temperature.value,
             temperature_at_bound=ensemble.temperature.at_bound,
@@ -209,18 +197,16 @@ class Service:
         if detect_format(data[:132]) is None:
             formats = ", ".join(IMAGE_FORMATS)
             raise HTTPException(415, f"{name}: not an image file; allowed are {formats}")
-        max_pixels = self.settings.limits.max_pixels
-        arguments = (name, data, form.frame, form.group, form.saliency_maps, max_pixels)
+        arguments = (self.predictor, form, name, data, self.settings.limits.max_pixels)
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self.decoders, lambda: prepare_image(self.predictor, *arguments)
-            )
+            return await loop.run_in_executor(self.decoders, prepare_image, *arguments)
         except ValueError as error:
             raise HTTPException(422, f"{name}: {error}") from None
 
     def _check(self, form: UploadForm) -> None:
         """Refuses a form that lacks the voter's attribute or requests impossible maps."""
-        attribute = self.predictor.attribute
+        attribute = self.predictor.ensemble.attribute
         if attribute and form.group.strip() in ("", "nan"):
             raise HTTPException(
                 422,

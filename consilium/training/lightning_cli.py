@@ -5,8 +5,8 @@ import os
 import tempfile
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -32,12 +32,9 @@ from consilium.training.preflight import (
     run_with_smaller_batches,
 )
 from consilium.training.run_lock import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
-    RunStopped,
-    is_first_process,
     lock_run_folder,
     print_once,
+    raise_run_stopped,
 )
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
@@ -45,17 +42,24 @@ from lightning_modules.base import BaseModule
 from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.tta import ALLOWED, tta_notes
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+DESCRIPTIONS = {
+    "fit": "Train a model, write its run folder, and evaluate the best epoch on the val split.",
+    "validate": "Evaluate a checkpoint on the val split.",
+    "test": "Evaluate a checkpoint or an ensemble on the test split.",
+    "predict": "Write the predictions of a split (data.predict_split) to a table.",
+}
 EPILOG = """\
-All arguments of data and model are listed by:
+A later --config overrides an earlier one; arguments override config files. All arguments of data
+and model are listed by
   consilium {command} --data.help datamodules.ImageDataModule
   consilium {command} --model.help lightning_modules.ImageClassifier
-Each can be set in a config file or on the command line, for example
-  --model.init_args.optimizer.lr 0.001
+Each can be set in a config file or as an argument, such as --model.init_args.optimizer.lr 0.001
 
 example:
-  consilium {command} --config configs/base.yaml --config configs/demo/resnet10t.yaml --run runs/1
+  consilium {command} {example}
 """
+MEMBER = "--config configs/base.yaml --config configs/demo/resnet10t.yaml --run runs/resnet10t"
+EVALUATION = "--config runs/resnet10t/config.yaml --run runs/resnet10t"
 CKPT_PATH_HELP = {
     "fit": "last.ckpt of an interrupted run, to resume it",
     "test": "checkpoint; default: best.ckpt of --run, or the one in the folder of the config",
@@ -89,10 +93,6 @@ class ConsiliumCLI(LightningCLI):
     parsers: ClassVar[_Parsers | None] = None
 
     def __init__(self, args: list[str]) -> None:
-        options = {
-            name: {"exit_on_error": False, "epilog": EPILOG.format(command=name)}
-            for name in SUBCOMMANDS
-        }
         with ExitStack() as self.resources:
             super().__init__(
                 BaseModule,
@@ -102,7 +102,7 @@ class ConsiliumCLI(LightningCLI):
                 subclass_mode_data=True,
                 save_config_callback=SaveConfig,
                 seed_everything_default=0,
-                parser_kwargs={**options, "exit_on_error": False},
+                parser_kwargs={**_parser_options(), "exit_on_error": False},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,
@@ -290,30 +290,18 @@ def config_paths(args: list[str]) -> list[Path]:
     return [Path(value) for value in values if value]
 
 
-@contextmanager
-def raise_run_stopped(folder: Path, command: str) -> Iterator[None]:
-    """Turns Lightning's exit after SIGTERM or Ctrl-C into RunStopped.
-
-    Ranks other than 0 exit with 0 as Lightning has it: on any other code it kills rank 0.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        is_interrupt = isinstance(error.__context__, KeyboardInterrupt)
-        is_signal = is_interrupt or isinstance(error, SIGTERMException)
-        if not is_first_process() or not is_signal:
-            raise
-        message = resume_hint(folder) if command == "fit" else "stopped before its end"
-        raise RunStopped(message, EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED) from None
-
-
-def resume_hint(folder: Path) -> str:
-    """The last saved epoch of an interrupted fit, and how to resume it."""
-    last = folder / "last.ckpt"
-    if not last.is_file():
-        return "stopped before the end of the first epoch; run the same command to start again"
-    epoch = checkpoints.read(last, mmap=True)[0].epoch
-    return f"stopped after epoch {epoch}; to resume, add --ckpt_path {last} to the command"
+def _parser_options() -> dict[str, dict[str, object]]:
+    return {
+        command: {
+            "exit_on_error": False,
+            "usage": f"consilium {command} --config FILE [--config FILE ...] [--run FOLDER] ...",
+            "description": description,
+            "epilog": EPILOG.format(
+                command=command, example=MEMBER if command == "fit" else EVALUATION
+            ),
+        }
+        for command, description in DESCRIPTIONS.items()
+    }
 
 
 def silence_lightning() -> None:

@@ -166,9 +166,9 @@ def _create_group(hint: object, values: object) -> object:
     """The dataclass of a type hint with nested values, or the values if it is not a dataclass."""
     if not is_dataclass(hint) or not isinstance(values, Namespace):
         return values
-    hints = get_type_hints(hint)
+    hints = get_type_hints(hint)  # values of a referenced file have `__path__` as well
     create = cast(Callable[..., object], hint)
-    return create(**{k: _create_group(hints[k], value) for k, value in vars(values).items()})
+    return create(**{k: _create_group(hints[k], v) for k, v in vars(values).items() if k in hints})
 
 
 def _require_known_metric(argument: str, metric: str) -> None:

@@ -134,8 +134,8 @@ def fine_tuning_config(config: dict[str, Any], run: PruningRun) -> dict[str, Any
     warmup = min(1.0, run.epochs / 2)
     model["lr_scheduler"] |= {"name": "cosine", "warmup_epochs": warmup, "epochs": None}
     model |= {"pretrained": False, "fine_tuning": {}}
-    others = [each for each in trainer["callbacks"]
-              if not each["class_path"].startswith(REPLACED_CALLBACKS)]  # fmt: skip
+    others = [callback for callback in trainer["callbacks"]
+              if not callback["class_path"].startswith(REPLACED_CALLBACKS)]  # fmt: skip
     start = {"checkpoint": str(run.output / PRUNED_CHECKPOINT)}
     warm_start = {"class_path": "callbacks.WarmStart", "init_args": start}
     trainer |= {"max_epochs": run.epochs, "callbacks": [warm_start, *others]}

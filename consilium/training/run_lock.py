@@ -68,6 +68,36 @@ def owns_lock(path: Path) -> bool:
     return path.is_file() and any(_is_locked_by(number, path) for number in descriptors)
 
 
+@contextmanager
+def raise_run_stopped(folder: Path, command: str) -> Iterator[None]:
+    """Turns Lightning's exit after SIGTERM or Ctrl-C into RunStopped.
+
+    Ranks other than 0 exit with 0 as Lightning has it: on any other code it kills rank 0.
+    """
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except SystemExit as error:
+        is_interrupt = isinstance(error.__context__, KeyboardInterrupt)
+        is_signal = is_interrupt or isinstance(error, SIGTERMException)
+        if not is_first_process() or not is_signal:
+            raise
+        message = resume_hint(folder) if command == "fit" else "stopped before its end"
+        raise RunStopped(message, EXIT_INTERRUPTED if is_interrupt else EXIT_TERMINATED) from None
+
+
+def resume_hint(folder: Path) -> str:
+    """The last saved epoch of an interrupted fit, and how to resume it."""
+    from lightning_modules import checkpoints
+
+    last = folder / "last.ckpt"
+    if not last.is_file():
+        return "stopped before the end of the first epoch; run the same command to start again"
+    epoch = checkpoints.read(last, mmap=True)[0].epoch
+    return f"stopped after epoch {epoch}; to resume, add --ckpt_path {last} to the command"
+
+
 def is_first_process() -> bool:
     """Whether this is rank 0 of all processes of the run, on all machines."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
-from evaluation.predictions import PredictionTable, refuse_test
+from evaluation.predictions import PredictionTable, refuse_test, safe_log
 
 NUM_BINS = 15
 TEMPERATURE_RANGE = (0.05, 20.0)
-SMALLEST_PROBABILITY = 1e-30  # a probability of 0 has no logarithm
 
 
 def nll(table: PredictionTable) -> np.ndarray:
@@ -55,29 +54,17 @@ def equal_mass_bins(values: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     return np.searchsorted(np.unique(edges), values, side="right")
 
 
-def calibration_curve(
-    predicted: np.ndarray, outcome: np.ndarray, num_bins: int = NUM_BINS
-) -> ReliabilityBins:
-    """Mean predicted probability (n,) and frequency of a binary outcome (n,) in equal-mass bins."""
-    bin_of = equal_mass_bins(predicted, num_bins)
-    count = np.bincount(bin_of)
-    filled = count > 0
-    confidence = np.bincount(bin_of, predicted)[filled] / count[filled]
-    frequency = np.bincount(bin_of, outcome.astype(float))[filled] / count[filled]
-    return ReliabilityBins(confidence, frequency, count[filled])
-
-
 def reliability_bins(
     probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
 ) -> ReliabilityBins:
-    """Bins of the predicted class's probability and of how often the prediction is correct."""
-    is_correct = probabilities.argmax(axis=1) == labels
-    return calibration_curve(probabilities.max(axis=1), is_correct, num_bins)
-
-
-def ece(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """Expected calibration error of the predicted class."""
-    return reliability_bins(probabilities, labels, num_bins).ece
+    """Mean confidence and accuracy of probabilities (n, K) in equal-mass bins of confidence."""
+    confidence, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bin_of = equal_mass_bins(confidence, num_bins)
+    count = np.bincount(bin_of)
+    filled = count > 0
+    mean = np.bincount(bin_of, confidence)[filled] / count[filled]
+    accuracy = np.bincount(bin_of, is_correct.astype(float))[filled] / count[filled]
+    return ReliabilityBins(mean, accuracy, count[filled])
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,7 @@ class Temperature:
         """The probabilities (..., K) at this temperature."""
         if self.value == 1.0:
             return probabilities
-        logs = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
+        logs = safe_log(probabilities)
         return np.asarray(softmax(logs / self.value, axis=-1))
 
 

@@ -1,7 +1,6 @@
 """Metrics of a ranking of images: AUROC, average precision, sensitivity at a specificity."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
@@ -58,41 +57,23 @@ def average_precision_bound(
     return np.asarray(sensitivity * hits / np.maximum(hits + false_alarms, TIE))
 
 
-def sensitivity_bound(
-    sensitivity: np.ndarray, false_positive_rate: np.ndarray, prevalence: np.ndarray
-) -> np.ndarray:
-    """The bound of the sensitivity itself."""
-    return sensitivity
-
-
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     """Mean precision over the positives, ties taken together; NaN without both kinds."""
-    return _value(average_precision_of_counts, scores, positive)
-
-
-def sensitivity_at_specificity(
-    scores: np.ndarray, positive: np.ndarray, specificity: float = SPECIFICITY
-) -> float:
-    """Largest sensitivity with at least this specificity; NaN without both kinds."""
-    function = partial(sensitivity_of_counts, specificity=specificity)
-    return _value(function, scores, positive)
+    return ranking_value(average_precision_of_counts, scores, positive)
 
 
 def auroc_estimates(
     table: PredictionTable, clusters: Clusters, draws: int, seed: int
 ) -> dict[str, Estimate]:
     """AUROC of each class against the others and its mean over classes, with DeLong's intervals."""
-    k, method = (
-        len(table.class_names),
-        "DeLong" if clusters.has_one_row_per_patient else "cluster-robust DeLong",
-    )
-    positive = table.labels[:, None] == np.arange(k)
-    areas = delong(table.probabilities, positive, clusters)
-    classes_of = {"auroc": np.arange(k)}
+    method = "DeLong" if clusters.has_one_row_per_patient else "cluster-robust DeLong"
+    classes = np.arange(len(table.class_names))
+    areas = delong(table.probabilities, table.labels[:, None] == classes, clusters)
+    classes_of = {"auroc": classes}
     classes_of |= {f"auroc/{name}": np.array([c]) for c, name in enumerate(table.class_names)}
     return {
-        name: make_estimate(areas.mean(classes), method, len(table), clusters.num_patients, ABSENT)
-        for name, classes in classes_of.items()
+        name: make_estimate(areas.mean(at), method, len(table), clusters.num_patients, ABSENT)
+        for name, at in classes_of.items()
     }
 
 
@@ -123,7 +104,7 @@ def ranking_estimates(
     patients = np.column_stack([clusters.patients_with(mask) for mask in (positive, ~positive)])
     estimates, size = {}, (len(table), clusters.num_patients)
     for first, (name, (function, bound)) in enumerate(functions.items()):
-        values = np.array([_value(function, *pair) for pair in of_class])
+        values = np.array([ranking_value(function, *pair) for pair in of_class])
         falls = _possible_falls(values, positive.mean(axis=0), patients, bound)
         rows = zip(
             [name, *(f"{name}/{c}" for c in names)],
@@ -197,8 +178,8 @@ def _values(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndar
     return np.where(has_both[:, None], values, np.nan)
 
 
-def _value(function: RankingFunction, scores: np.ndarray, positive: np.ndarray) -> float:
-    """A function of the exact ranking of scores (n,)."""
+def ranking_value(function: RankingFunction, scores: np.ndarray, positive: np.ndarray) -> float:
+    """A function of the ranking of scores (n,) with ties; NaN without positives or negatives."""
     block = np.unique(-scores, return_inverse=True)[1]
     size = int(block.max()) + 1
     counts = np.bincount(block + size * ~positive, minlength=2 * size)[None, :].astype(float)

@@ -51,7 +51,6 @@ class MetricSpec:
         higher_is_better: direction of improvement.
         minimum: smallest possible value.
         maximum: largest possible value.
-        unit: unit of the value, empty for a ratio.
         interval: method of the interval; a proportion has Wilson's if each patient has one image.
         weights_images_equally: whether each image counts the same; otherwise each class does.
         counted_images: mask (n, K) of the images that the proportion of a class is of, from
@@ -70,12 +69,10 @@ class MetricSpec:
     higher_is_better: bool = True
     minimum: float = 0.0
     maximum: float = 1.0
-    unit: str = ""
     interval: Interval = "bootstrap"
     weights_images_equally: bool = False
     counted_images: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     perfect_bound: ranking.PerfectBound | None = None
-    is_rank_based: bool = False
     in_summary: bool = False
     in_headline: bool = False
     is_paired: bool = False
@@ -83,6 +80,11 @@ class MetricSpec:
     def __post_init__(self) -> None:
         if self.is_paired and self.kind == "ranking":
             raise ValueError(f"{self.name}: paired tests cannot compare a metric of kind ranking")
+
+    @property
+    def is_rank_based(self) -> bool:
+        """Whether it depends on the ranking of all images, so that scores must be comparable."""
+        return self.kind == "ranking" or self.compute is ranking.auroc_estimates
 
     def is_improvement(self, difference: float) -> bool:
         """Whether a change by `difference` makes the metric better."""
@@ -98,88 +100,53 @@ def _weighted(rate: confusion.Rate) -> confusion.Rate:
 
 
 _SPECS = (
-    MetricSpec(
-        "accuracy", "Accuracy", "confusion", confusion.accuracy, interval="proportion",
-        weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True,
-    ),
-    MetricSpec(
-        "balanced_accuracy", "Balanced accuracy", "confusion", _macro(confusion.recall),
-        in_summary=True, is_paired=True,
-    ),
-    MetricSpec(
-        "auroc", "AUROC", "estimates", ranking.auroc_estimates, scope="overall and class",
-        is_rank_based=True, in_summary=True, in_headline=True, is_paired=True,
-    ),
-    MetricSpec(
-        "average_precision", "Average precision", "ranking", ranking.average_precision_of_counts,
-        scope="overall and class", perfect_bound=ranking.average_precision_bound,
-        is_rank_based=True,
-    ),
-    MetricSpec(
-        "sensitivity_at_specificity_0.95", "Sensitivity at 95 % specificity", "ranking",
-        ranking.sensitivity_of_counts, scope="overall and class",
-        perfect_bound=ranking.sensitivity_bound, is_rank_based=True,
-    ),
+    MetricSpec("accuracy", "Accuracy", "confusion", confusion.accuracy, interval="proportion",
+               weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True),
+    MetricSpec("balanced_accuracy", "Balanced accuracy", "confusion", _macro(confusion.recall),
+               in_summary=True, is_paired=True),
+    MetricSpec("auroc", "AUROC", "estimates", ranking.auroc_estimates, scope="overall and class",
+               in_summary=True, in_headline=True, is_paired=True),
+    MetricSpec("average_precision", "Average precision", "ranking",
+               ranking.average_precision_of_counts, scope="overall and class",
+               perfect_bound=ranking.average_precision_bound),
+    MetricSpec("sensitivity_at_specificity_0.95", "Sensitivity at 95 % specificity", "ranking",
+               ranking.sensitivity_of_counts, scope="overall and class",
+               perfect_bound=lambda sensitivity, false_positive_rate, prevalence: sensitivity),
     MetricSpec("f1_macro", "F1, macro", "confusion", _macro(confusion.f1), is_paired=True),
     MetricSpec("f1_weighted", "F1, weighted", "confusion", _weighted(confusion.f1)),
     MetricSpec("precision_macro", "Precision, macro", "confusion", _macro(confusion.precision)),
-    MetricSpec(
-        "precision_weighted", "Precision, weighted", "confusion", _weighted(confusion.precision)
-    ),
+    MetricSpec("precision_weighted", "Precision, weighted", "confusion",
+               _weighted(confusion.precision)),
     MetricSpec("recall_macro", "Recall, macro", "confusion", _macro(confusion.recall)),
-    MetricSpec(
-        "recall_weighted", "Recall, weighted", "confusion", _weighted(confusion.recall),
-        interval="proportion", weights_images_equally=True,
-    ),
-    MetricSpec(
-        "specificity_macro", "Specificity, macro", "confusion", _macro(confusion.specificity)
-    ),
-    MetricSpec(
-        "kappa", "Cohen's kappa", "confusion", confusion.kappa, minimum=-1.0,
-        in_summary=True, is_paired=True,
-    ),
-    MetricSpec(
-        "kappa_quadratic", "Kappa, quadratic weights", "confusion",
-        partial(confusion.kappa, quadratic=True), minimum=-1.0,
-    ),
+    MetricSpec("recall_weighted", "Recall, weighted", "confusion", _weighted(confusion.recall),
+               interval="proportion", weights_images_equally=True),
+    MetricSpec("specificity_macro", "Specificity, macro", "confusion",
+               _macro(confusion.specificity)),
+    MetricSpec("kappa", "Cohen's kappa", "confusion", confusion.kappa, minimum=-1.0,
+               in_summary=True, is_paired=True),
+    MetricSpec("kappa_quadratic", "Kappa, quadratic weights", "confusion",
+               partial(confusion.kappa, quadratic=True), minimum=-1.0),
     MetricSpec("mcc", "MCC", "confusion", confusion.mcc, minimum=-1.0, is_paired=True),
-    MetricSpec(
-        "nll", "NLL", "image_mean", calibration.nll, higher_is_better=False, maximum=inf,
-        unit="nats", weights_images_equally=True, in_summary=True, in_headline=True,
-        is_paired=True,
-    ),
-    MetricSpec(
-        "brier", "Brier score", "image_mean", calibration.brier, higher_is_better=False,
-        maximum=2.0, weights_images_equally=True, is_paired=True,
-    ),
-    MetricSpec(
-        "ece", "ECE", "calibration", calibration.ece_of_gaps, higher_is_better=False,
-        interval="centered bootstrap", weights_images_equally=True, in_summary=True,
-        is_paired=True,
-    ),
-    MetricSpec(
-        "ece_classwise", "ECE, classwise", "classwise_calibration",
-        calibration.classwise_ece_of_gaps, higher_is_better=False,
-        interval="centered bootstrap", weights_images_equally=True,
-    ),
-    MetricSpec(
-        "recall", "Recall", "confusion", confusion.recall, scope="class", interval="proportion",
-        counted_images=lambda labels, predictions: labels,
-    ),
-    MetricSpec(
-        "precision", "Precision", "confusion", confusion.precision, scope="class",
-        interval="proportion", counted_images=lambda labels, predictions: predictions,
-    ),
-    MetricSpec(
-        "specificity", "Specificity", "confusion", confusion.specificity, scope="class",
-        interval="proportion", counted_images=lambda labels, predictions: ~labels,
-    ),
+    MetricSpec("nll", "NLL", "image_mean", calibration.nll, higher_is_better=False, maximum=inf,
+               weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True),
+    MetricSpec("brier", "Brier score", "image_mean", calibration.brier, higher_is_better=False,
+               maximum=2.0, weights_images_equally=True, is_paired=True),
+    MetricSpec("ece", "ECE", "calibration", calibration.ece_of_gaps, higher_is_better=False,
+               interval="centered bootstrap", weights_images_equally=True, in_summary=True,
+               is_paired=True),
+    MetricSpec("ece_classwise", "ECE, classwise", "classwise_calibration",
+               calibration.classwise_ece_of_gaps, higher_is_better=False,
+               interval="centered bootstrap", weights_images_equally=True),
+    MetricSpec("recall", "Recall", "confusion", confusion.recall, scope="class",
+               interval="proportion", counted_images=lambda labels, predictions: labels),
+    MetricSpec("precision", "Precision", "confusion", confusion.precision, scope="class",
+               interval="proportion", counted_images=lambda labels, predictions: predictions),
+    MetricSpec("specificity", "Specificity", "confusion", confusion.specificity, scope="class",
+               interval="proportion", counted_images=lambda labels, predictions: ~labels),
     MetricSpec("f1", "F1", "confusion", confusion.f1, scope="class"),
     MetricSpec("pairs", "Accuracy, mean of pairs", "estimates", pairs.pair_estimates),
-    MetricSpec(
-        "pairs_gap", "Mean of pairs minus accuracy", "estimates", pairs.pair_estimates,
-        minimum=-1.0,
-    ),
+    MetricSpec("pairs_gap", "Mean of pairs minus accuracy", "estimates", pairs.pair_estimates,
+               minimum=-1.0),
     MetricSpec("pair", "Accuracy of a pair", "estimates", pairs.pair_estimates, scope="pair"),
 )  # fmt: skip
 
@@ -230,11 +197,6 @@ def summary_metrics() -> list[str]:
 def headline_metrics() -> list[str]:
     """Names of the metrics with a column in tables of paired comparisons."""
     return [name for name, spec in METRICS.items() if spec.in_headline]
-
-
-def paired_metrics() -> list[str]:
-    """Names of the metrics that paired tests compare."""
-    return [name for name, spec in METRICS.items() if spec.is_paired]
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -172,6 +172,21 @@ def metric_columns(names: Sequence[str]) -> list[str]:
     return ["", *(metric_label(n) + note for n, note in zip(names, better, strict=True))]
 
 
+def models_table(
+    models: Mapping[str, Mapping[str, Estimate]],
+    names: Sequence[str],
+    heading: str,
+    note: str = SMALL_PRINT,
+    strong: Sequence[int] = (),
+) -> Table:
+    """One row per model: number of evaluated images, studies or patients, and its metrics."""
+    rows: list[tuple[Cell, ...]] = [
+        (model, metrics[names[0]].n, *(metrics.get(name) for name in names))
+        for model, metrics in models.items()
+    ]
+    return Table(("", "n", *metric_columns(names)[1:]), rows, heading, note, strong=strong)
+
+
 def section_html(section: Section) -> str:
     """One section as HTML."""
     heading = "" if section.heading == "" else f"<h2>{html.escape(section.heading)}</h2>"

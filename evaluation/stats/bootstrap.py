@@ -153,28 +153,28 @@ class Replicates:
         spread = np.ptp(self._finite(at))
         return bool(spread <= FLOAT32_TOLERANCE * abs(self.value[at]))
 
-    def bca_interval(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+    def bca_interval(self, at: int) -> tuple[float, float]:
         """BCa interval of statistic `at`; NaN if it is undefined or has no spread."""
         if self.is_undefined(at) or self.has_no_spread(at):
             return np.nan, np.nan
         left_out = self.left_out[:, at]
         finite = left_out[np.isfinite(left_out)]
-        return bca(float(self.value[at]), self._finite(at), finite, level)
+        return bca(float(self.value[at]), self._finite(at), finite)
 
-    def percentile_interval(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+    def percentile_interval(self, at: int) -> tuple[float, float]:
         """Percentiles of the replicates; NaN as in `bca_interval`."""
         if self.is_undefined(at) or self.has_no_spread(at):
             return np.nan, np.nan
-        low, high = np.quantile(self._finite(at), [0.5 - level / 2, 0.5 + level / 2])
+        low, high = np.quantile(self._finite(at), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
         return float(low), float(high)
 
-    def centered_interval(self, at: int, level: float = LEVEL) -> tuple[float, float]:
+    def centered_interval(self, at: int) -> tuple[float, float]:
         """Percentiles of the replicates, shifted so that their mean is the value; NaN as above.
 
         For calibration errors: resampling adds noise that increases them, and BCa would conclude
         that the value itself is exceptionally small.
         """
-        low, high = self.percentile_interval(at, level)
+        low, high = self.percentile_interval(at)
         if np.isnan(low):
             return low, high
         shift = float(self.value[at] - np.nanmean(self.resampled[:, at]))
@@ -220,9 +220,7 @@ def _jackknife_groups(sums: Sums, seed: int) -> np.ndarray:
     return grouped if isinstance(grouped, np.ndarray) else np.asarray(grouped.toarray())
 
 
-def bca(
-    value: float, resampled: np.ndarray, left_out: np.ndarray, level: float = LEVEL
-) -> tuple[float, float]:
+def bca(value: float, resampled: np.ndarray, left_out: np.ndarray) -> tuple[float, float]:
     """Efron's bias-corrected and accelerated interval from replicates and a jackknife."""
     gap = resampled - value
     below = np.mean(gap < -TIE) + np.mean(np.abs(gap) <= TIE) / 2
@@ -231,7 +229,7 @@ def bca(
     deviations = left_out.mean() - left_out
     spread = np.sum(deviations**2) ** 1.5
     acceleration = np.sum(deviations**3) / (6 * spread) if spread > 0 else 0.0
-    z = bias + ndtri(np.array([0.5 - level / 2, 0.5 + level / 2]))
+    z = bias + ndtri(np.array([0.5 - LEVEL / 2, 0.5 + LEVEL / 2]))
     low, high = np.quantile(resampled, ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
 

@@ -48,9 +48,9 @@ def make_estimate(parts: Parts, method: str, n: int, patients: int, reason: str)
     )
 
 
-def wilson_interval(hits: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson_interval(hits: float, n: int) -> tuple[float, float]:
     """Wilson's score interval of the proportion hits / n; n must be at least 1."""
-    z = float(ndtri(0.5 + level / 2))
+    z = float(ndtri(0.5 + LEVEL / 2))
     p, center = hits / n, (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * p * (1 - p) + z * z / 4)
     low, high = float(center - half), float(center + half)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import MIN_PROBABILITY, PredictionTable, safe_log
 from evaluation.voters.learned import (
     SHRINKAGE_ROWS,
     WEIGHT_DECAY,
@@ -18,10 +18,8 @@ from evaluation.voters.learned import (
     tempered_nll_gradients,
 )
 from evaluation.voters.simple import (
-    MIN_PROBABILITY,
     check_member_count,
     normalized_weights,
-    safe_log,
 )
 
 

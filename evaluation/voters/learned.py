@@ -8,14 +8,8 @@ import numpy as np
 from scipy.optimize import OptimizeResult, minimize
 from scipy.special import softmax
 
-from evaluation.predictions import PredictionTable, align, refuse_test
-from evaluation.voters.simple import (
-    MIN_PROBABILITY,
-    Weighted,
-    check_member_count,
-    normalized_weights,
-    safe_log,
-)
+from evaluation.predictions import MIN_PROBABILITY, PredictionTable, align, refuse_test, safe_log
+from evaluation.voters.simple import Weighted, check_member_count, normalized_weights
 
 SHRINKAGE_ROWS = 100.0  # rows at which own weights count as much as the common ones
 MIN_POSITIVES = 50  # a class with fewer positives takes the common weights

@@ -24,7 +24,7 @@ from evaluation.voters.learned import (
 )
 from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted
 
-Requirement = Literal["validation", "weights", "attribute", "attend"]
+Requirement = Literal["validation", "weights", "attribute", "attended_values"]
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class VoterOptions:
 
     Args:
         attribute: attribute whose values get weights of their own, such as `body_part`.
-        attend: values of the attribute that get an attention layer.
+        attended_values: values of the attribute that get an attention layer.
         weights: fixed weights, one per member.
     """
 
     attribute: str = ""
-    attend: Sequence[str] = ()
+    attended_values: Sequence[str] = ()
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.attend and not self.attribute:
-            raise ValueError("attend names values of an attribute: it needs attribute")
+        if self.attended_values and not self.attribute:
+            raise ValueError("attended_values are values of an attribute: `attribute` is required")
 
 
 Fit = Callable[[Sequence[PredictionTable], VoterOptions], Voter]
@@ -116,9 +116,9 @@ VOTERS: dict[str, VoterSpec] = {
         ),
         VoterSpec(
             "group_attention", "Attention per group", GroupAttention,
-            ("validation", "attribute", "attend"),
+            ("validation", "attribute", "attended_values"),
             lambda tables, options: fit_group_attention(
-                tables, options.attend, options.attribute
+                tables, options.attended_values, options.attribute
             ),
         ),
     )

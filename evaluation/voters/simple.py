@@ -7,9 +7,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from scipy.special import softmax
 
-from evaluation.predictions import PredictionTable, align
-
-MIN_PROBABILITY = 1e-30  # below any probability that float32 logits can distinguish from 0
+from evaluation.predictions import PredictionTable, align, safe_log
 
 
 class Voter(Protocol):
@@ -129,11 +127,6 @@ def normalized_weights(weights: Sequence[float] | np.ndarray) -> np.ndarray:
         raise ValueError(f"weights {w.tolist()}: each must be >= 0 and one must be > 0")
     # a sum that is 1 up to rounding stays, so that saved weights load without changing a bit
     return np.asarray(np.where(np.abs(total - 1) < 1e-12, w, w / total))
-
-
-def safe_log(probabilities: np.ndarray) -> np.ndarray:
-    """Logarithm of probabilities, finite at 0."""
-    return np.asarray(np.log(np.maximum(probabilities, MIN_PROBABILITY)))
 
 
 def check_member_count(members: np.ndarray, expected: int) -> None:

@@ -67,20 +67,22 @@ def find_groups(
         graph = torch_pruning.DependencyGraph().build_dependency(net, image, verbose=False)
     for group in graph.get_all_groups():
         targets = [item.dep.target.module for item in group]
-        channels = []
+        layers = []
         for item in group:
             layer = item.dep.target.module
             if layer in names:
                 is_output = graph.is_out_channel_pruning_fn(item.dep.handler)
                 side = "out" if is_depthwise(layer) or is_output else "in"
                 indices = _indices_by_channel(item.idxs, item.root_idxs)
-                channels.append(LayerChannels(names[layer], side, indices))
-        channels = _distinct(channels)
-        same_size = len({len(each.indices) for each in channels}) == 1
-        is_read = any(each.side == "in" for each in channels)
-        saves = any(each.side == "out" and costs[each.layer].positions > 1 for each in channels)
-        if same_size and is_read and saves and _can_be_pruned(net, names, targets):
-            yield channels
+                layers.append(LayerChannels(names[layer], side, indices))
+        layers = _distinct(layers)
+        has_one_size = len({len(channels.indices) for channels in layers}) == 1
+        is_read = any(channels.side == "in" for channels in layers)
+        saves_macs = any(
+            channels.side == "out" and costs[channels.layer].positions > 1 for channels in layers
+        )
+        if has_one_size and is_read and saves_macs and _can_be_pruned(net, names, targets):
+            yield layers
 
 
 def layer_costs(net: nn.Module, image: Tensor) -> dict[str, LayerCost]:
@@ -137,6 +139,6 @@ def _indices_by_channel(indices: Sequence[int], channels: Sequence[int]) -> list
     return [by_channel[channel] for channel in sorted(by_channel)]
 
 
-def _distinct(channels: Sequence[LayerChannels]) -> list[LayerChannels]:
-    """One entry for each layer and side: a depthwise layer is listed for both, which are one."""
-    return list({(each.layer, each.side): each for each in channels}.values())
+def _distinct(layers: Sequence[LayerChannels]) -> list[LayerChannels]:
+    """One entry per layer and side: torch-pruning lists a depthwise layer once for each side."""
+    return list({(channels.layer, channels.side): channels for channels in layers}.values())

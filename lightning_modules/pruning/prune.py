@@ -80,7 +80,7 @@ def choose_structure(
     if target.macs:
         best = largest_within_macs(candidates, target.macs, target.round_to)
     if target.latency:
-        smaller = [each for each in candidates if each.macs_ratio <= best.macs_ratio]
+        smaller = [c for c in candidates if c.macs_ratio <= best.macs_ratio]
         best = largest_within_latency(smaller, target.latency, target.round_to, latency_of)
     structure = structure_of(best)
     if not outputs_match(net, structure, image):
@@ -126,7 +126,7 @@ def measure_latency(
     net: nn.Module, pruned: nn.Module, image: Tensor, target: PruningTarget
 ) -> Estimate:
     """Latency of the pruned network over that of the dense one, on the target's device."""
-    first, second = (each.to(target.device).eval() for each in (pruned, net))
+    first, second = (model.to(target.device).eval() for model in (pruned, net))
     ratio = measure.latency_ratio(first, second, image.to(target.device), target.pairs)
     pruned.cpu(), net.cpu()
     return ratio
@@ -139,7 +139,7 @@ def measure_pruned(
     batches = {str(n): image[:1].expand(n, -1, -1, -1) for n in BATCH_SIZES}
     latency = {n: measure_latency(net, pruned, batch, target) for n, batch in batches.items()}
     energy, joules = _measure_energy(net, pruned, batches[str(BATCH_SIZES[-1])], target)
-    before, after = (layer_costs(each, image) for each in (net, pruned))
+    before, after = (layer_costs(model, image) for model in (net, pruned))
     layers = [
         {"name": name, "in": cost.in_channels, "in_left": after[name].in_channels,
          "out": cost.out_channels, "out_left": after[name].out_channels}

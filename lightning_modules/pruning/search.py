@@ -61,7 +61,9 @@ def score_groups(
     """
     if not groups:
         return []
-    readers = sorted({each.layer for group in groups for each in group if each.side == "in"})
+    readers = sorted(
+        {channels.layer for group in groups for channels in group if channels.side == "in"}
+    )
     weights = [net.get_submodule(name).get_parameter("weight") for name in readers]
     scores = [torch.zeros(len(group[0].indices), dtype=torch.float64) for group in groups]
     for loss in losses:
@@ -83,10 +85,10 @@ def channel_cost(
 ) -> float:
     """MACs that one channel of a group causes, plus `write_cost` for each number it writes."""
     total = 0.0
-    for each in group:
-        cost, count = costs[each.layer], len(each.indices[0])
-        total += count * cost.macs / cost.channels(each.side)
-        total += count * cost.positions * write_cost if each.side == "out" else 0
+    for channels in group:
+        cost, count = costs[channels.layer], len(channels.indices[0])
+        total += count * cost.macs / cost.channels(channels.side)
+        total += count * cost.positions * write_cost if channels.side == "out" else 0
     return total
 
 
@@ -138,10 +140,10 @@ def to_structure(
     """The structure that keeps the channels of `masks`; sides that lose no channel are left out."""
     pruned: dict[tuple[str, str], set[int]] = {}
     for group, mask in zip(groups, masks, strict=True):
-        channels = (~mask).nonzero().flatten().tolist()
-        for each in group.layers if channels else []:
-            indices = pruned.setdefault((each.layer, each.side), set())
-            indices.update(index for channel in channels for index in each.indices[channel])
+        removed = (~mask).nonzero().flatten().tolist()
+        for channels in group.layers if removed else []:
+            indices = pruned.setdefault((channels.layer, channels.side), set())
+            indices.update(index for i in removed for index in channels.indices[i])
     structure: Structure = {}
     for (layer, side), indices in pruned.items():
         remaining = [i for i in range(costs[layer].channels(side)) if i not in indices]
@@ -155,9 +157,9 @@ def remaining_macs(
     """MACs for one image of the network that keeps the channels of `masks`."""
     pruned: dict[tuple[str, str], int] = {}
     for group, mask in zip(groups, masks, strict=True):
-        for each in group.layers:
-            count = int((~mask).sum()) * len(each.indices[0])
-            pruned[each.layer, each.side] = pruned.get((each.layer, each.side), 0) + count
+        for channels in group.layers:
+            side = (channels.layer, channels.side)
+            pruned[side] = pruned.get(side, 0) + int((~mask).sum()) * len(channels.indices[0])
     macs = [
         cost.macs
         * prod(1 - pruned.get((layer, side), 0) / cost.channels(side) for side in ("out", "in"))
@@ -174,8 +176,8 @@ def _sum_by_input(weight: Tensor) -> Tensor:
 def _gate_gradients(input_gradients: dict[str, Tensor], group: Sequence[LayerChannels]) -> Tensor:
     """Gradients (n,) of the loss with respect to the gates of a group's channels."""
     readers = [
-        input_gradients[each.layer][torch.tensor(each.indices)].sum(1)
-        for each in group
-        if each.side == "in"
+        input_gradients[channels.layer][torch.tensor(channels.indices)].sum(1)
+        for channels in group
+        if channels.side == "in"
     ]
     return torch.stack(readers).sum(0)

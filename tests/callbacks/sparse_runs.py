@@ -90,7 +90,8 @@ class Recorder(L.Callback):
 
 
 def run(
-    folder: Path, sparse: TwoStageSparseTraining | None, *others: L.Callback, net: Net | None = None,
+    folder: Path, sparse: TwoStageSparseTraining | None, *others: L.Callback,
+    net: Net | None = None,
     ckpt: Path | None = None, epochs: int | None = None,
     **options,
 ):  # fmt: skip

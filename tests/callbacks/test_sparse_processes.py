@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.exhaustive
 def test_two_processes_have_one_set_of_masks_and_resume_to_the_same_bits(tmp_path):
     """From the end of the dense stage and from every step of the sparse stage."""
     steps = range(5, 45)

@@ -12,6 +12,7 @@ from callbacks import TwoStageSparseTraining, WarmStart
 from callbacks.sparse_training.masked_weights import MaskedWeights
 from callbacks.sparse_training.stages import DensitySchedule, Recovery
 from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
+from tests.conftest import exhaustive_except
 
 spec = importlib.util.spec_from_file_location(
     "sparse_runs", Path(__file__).with_name("sparse_runs.py")
@@ -147,7 +148,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("step", range(3, 45))
+@pytest.mark.parametrize("step", exhaustive_except([3, 5, 9, 10, 20, 44], range(3, 45)))
 def test_resume_at_every_step_gives_the_same_bits(step, whole, tmp_path):
     if step <= 5:  # the best epoch of the dense stage is next to the checkpoint
         (tmp_path / "dense.ckpt").write_bytes((whole / "dense.ckpt").read_bytes())

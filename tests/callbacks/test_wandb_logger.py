@@ -79,8 +79,10 @@ def logged_images(records, member):
 
 def test_plots_of_the_report_and_saliency_maps_are_logged(records, member):
     images = logged_images(records, member)
-    names = {f"test/{name}" for name in ("Confusion", "ROC", "Confidence", "Learning curves")}
-    assert names | {"val/Confusion", "val/saliency_maps"} <= set(images)
+    names = {
+        f"test/{name}" for name in ("Confusion matrix", "ROC", "Reliability", "Learning curves")
+    }
+    assert names | {"val/Confusion matrix", "val/saliency_maps"} <= set(images)
     for files in images.values():
         assert all(Image.open(file).size[0] > 300 for file in files)
     (logged,) = images["val/saliency_maps"]
@@ -148,7 +150,7 @@ def test_the_test_of_an_ensemble_is_logged(tiny, member, larger, tmp_path):
     run = wandb_file.run(records)
     assert (run.run_group, run.job_type, run.display_name) == ("logged", "ensemble", "ensemble")
     assert wandb_file.config(records)["model"]["class_path"].endswith("EnsembleModule")
-    assert "test/Confusion" in logged_images(records, folder)
+    assert "test/Confusion matrix" in logged_images(records, folder)
     assert not [each for each in wandb_file.artifacts(records) if each.type == "model"]
 
 

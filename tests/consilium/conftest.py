@@ -1,4 +1,4 @@
-"""An experiment of two tiny members, run once; and an untrained ensemble for tests without training."""
+"""An experiment of two tiny members, run once, and an ensemble of untrained members."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
 from tests.conftest import ROOT, Tiny
-from tests.consilium.untrained import CLASSES, write_ensemble, save_checkpoint
+from tests.consilium.untrained import CLASSES, save_checkpoint, write_ensemble
 
 
 @pytest.fixture(scope="session")

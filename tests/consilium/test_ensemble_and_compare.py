@@ -40,10 +40,10 @@ def _arguments(runs: Path, *arguments: str) -> list[str]:
 def test_ensemble_is_fitted_evaluated_saved_and_reported(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--attribute", "body_part", "--attend", "elbow", "--voter", "per_group"]
+    options = ["--attribute", "body_part", "--attended_values", "elbow", "--voter", "per_group"]
     assert main(_arguments(runs, *options)) == 0
     output = capsys.readouterr().out
-    assert "The ensemble (per_group) reaches accuracy" in output
+    assert "The ensemble (Weights per group) reaches accuracy" in output
     assert "report.html" in output
     folder = runs / "ensemble"
     names = ["none", "simple", "comminuted"]
@@ -139,7 +139,7 @@ def test_compare_writes_report_results_and_table(
     accuracy = csv[(csv["member"] == "third") & (csv["metric"] == "accuracy")]["value"].item()
     assert accuracy == pytest.approx(results.others["member/third"]["accuracy"].value)
     page = (output / "report.html").read_text()
-    for heading in ("Strengths per class", "Paired differences", "Diversity", "Learning: first"):
+    for heading in ("Recall by class", "Paired differences", "Diversity", "Learning curves: first"):
         assert heading in page
 
 

@@ -41,6 +41,7 @@ def worker_of(run: Path) -> int:
     raise AssertionError(f"no process fills {run}")
 
 
+@pytest.mark.exhaustive
 def test_a_cluster_gives_the_same_results_although_a_worker_is_killed(
     experiment: Path, experiment_file: Path, tmp_path: Path, cluster: str
 ) -> None:

@@ -77,7 +77,7 @@ def test_status_prints_one_line_per_run(experiment, experiment_file, capsys):
     assert main(["experiment", "status", str(experiment_file), "--output", str(experiment)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [
-        [name, "done"] for name in ("small", "large", "voters", "ensemble")
+        [name, "done"] for name in ("large", "small", "voters", "ensemble")
     ]
 
 
@@ -161,6 +161,7 @@ def progress(folder):
     return len(files(folder)) + 10 * sum(epochs)
 
 
+@pytest.mark.exhaustive
 def test_killed_five_times_the_experiment_ends_as_if_nothing_had_happened(
     experiment, experiment_file, tmp_path
 ):

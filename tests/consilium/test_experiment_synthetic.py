@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 SYNTHETIC = sorted((ROOT / "configs/experiments").glob("*_synthetic.yaml"))
 HEADINGS = {
-    "": ("Gates", "Cost", "Audit", "How this was made"),
+    "": ("Gates", "Cost", "Audit", "How this report was made"),
     "fracture_synthetic": ("Ensembles and members", "Member weights", "Diversity and accuracy",
                            "Confusion"),
     "fundus_synthetic": ("ensemble-old_4: every voter of", "ensemble-all_7: every voter of"),
@@ -34,6 +34,7 @@ def test_each_of_the_five_systems_has_a_synthetic_experiment_with_its_members():
             assert getattr(synthetic, key) == getattr(original, key)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("file", SYNTHETIC, ids=lambda file: file.stem)
 def test_a_synthetic_experiment_passes_every_gate(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

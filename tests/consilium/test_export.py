@@ -108,8 +108,8 @@ def test_different_weights_and_nan_are_refused(ensemble):
     with pytest.raises(ValueError, match=message):
         export.require_agreement("onnx", differences)
     export.require_agreement("onnx", {"pairs": differences["pairs"]})
+    difference = ExportDifference("x.onnx", 1, 0.0, float("nan"))
     with pytest.raises(ValueError, match="differs from PyTorch's by nan"):
-        difference = ExportDifference("x.onnx", 1, 0.0, float("nan"))
         export.require_agreement("onnx", {"x": difference})
 
 

@@ -77,12 +77,14 @@ def test_members_are_compared_with_the_hashes_in_ensemble_json(resnet, larger, t
     for run in (resnet, larger):
         _, (info,) = inspect_json(capsys, run)
         members[run.name] = {"path": str(run / "best.ckpt"), "weights": info["weights"]}
-    (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
+    content = {"format": 1, "class_names": info["block"]["class_names"],
+               "voter": {"name": "soft"}, "members": members}  # fmt: skip
+    (tmp_path / "ensemble.json").write_text(json.dumps(content))
     code, infos = inspect_json(capsys, tmp_path)
     assert code == 0
-    assert [info["path"] for info in infos] == [m["path"] for m in members.values()]
+    assert [info["path"] for info in infos] == [member["path"] for member in members.values()]
     members["larger"]["weights"] = members["resnet"]["weights"]
-    (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
+    (tmp_path / "ensemble.json").write_text(json.dumps(content))
     code, infos = inspect_json(capsys, tmp_path / "ensemble.json")
     assert code == 1
     assert [info["is_intact"] for info in infos] == [True, False]

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from consilium.cli.main import main
-from consilium.training.preflight import OutOfMemory, run_with_smaller_batches, raise_out_of_memory
+from consilium.training.preflight import OutOfMemory, raise_out_of_memory, run_with_smaller_batches
 from tests.conftest import Tiny
 
 

@@ -1,36 +1,35 @@
 import cv2
 import numpy as np
+import pytest
 
-from consilium.inference import data_config
-from consilium.inference.samples import example_images, augmentation_sheet, sample_rows
-
-
-def listed(resnet):
-    data = data_config.load_datamodule([str(resnet / "config.yaml")])
-    return data, data.load_manifest()
+from consilium.inference.data_config import load_datamodule
+from consilium.inference.samples import augmentation_sheet, example_images, sample_rows
 
 
-def test_examples_are_of_each_class(resnet):
-    _, manifest = listed(resnet)
-    found = example_images(manifest, "train", each=2)
-    assert [caption.split("\n")[0] for caption in found.captions] == [
+@pytest.fixture
+def data(resnet):
+    return load_datamodule([str(resnet / "config.yaml")])
+
+
+def test_examples_are_shown_for_each_class(data):
+    captions = example_images(data.load_manifest(), "train", per_class=2).captions
+    assert [caption.split("\n")[0] for caption in captions] == [
         "none", "none", "simple", "simple", "comminuted", "comminuted"]  # fmt: skip
-    assert len(set(found.captions)) == 6
+    assert len(set(captions)) == 6
 
 
-def test_some_are_spread_over_a_split(resnet):
-    _, manifest = listed(resnet)
-    test = manifest.table[manifest.table["split"] == "test"]["id"].tolist()
-    assert sample_rows(manifest, "test", 2)["id"].tolist() == [test[0], test[-1]]
-    assert sample_rows(manifest, "test", 10_000)["id"].tolist() == test
+def test_sampled_rows_are_spread_over_the_split(data):
+    manifest = data.load_manifest()
+    ids = manifest.table[manifest.table["split"] == "test"]["id"].tolist()
+    assert sample_rows(manifest, "test", 2)["id"].tolist() == [ids[0], ids[-1]]
+    assert sample_rows(manifest, "test", 10_000)["id"].tolist() == ids
 
 
-def test_the_sheet_begins_with_the_picture_as_it_is(resnet):
-    data, manifest = listed(resnet)
-    drawn = cv2.imdecode(
-        np.frombuffer(augmentation_sheet(manifest, data), np.uint8), cv2.IMREAD_GRAYSCALE
-    )
-    assert drawn.shape == (6 * 168, 8 * 168)
+def test_the_augmentation_sheet_begins_with_the_image_without_augmentation(data):
+    manifest = data.load_manifest()
+    png = np.frombuffer(augmentation_sheet(manifest, data), np.uint8)
+    sheet = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
+    assert sheet.shape == (6 * 168, 8 * 168)
     pixels = data.preprocess.to_pixels(cv2.imread(manifest.table["path"].iloc[0], 0))
-    whole = cv2.resize(pixels, (168, 168), interpolation=cv2.INTER_AREA)
-    assert np.array_equal(drawn[:168, :168], whole)
+    expected = cv2.resize(pixels, (168, 168), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(sheet[:168, :168], expected)

@@ -1,4 +1,4 @@
-"""The server's predictions are those of the evaluation; saliency maps, groups, referral, backends."""
+"""The server's predictions are those of the evaluation; maps, groups, referral, backends."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""Records the training images of WORLD_SIZE processes in two epochs; a script, as ddp restarts it."""
+"""Records the training images of several processes in two epochs; a script, as ddp restarts it."""
 
 import hashlib
 import json

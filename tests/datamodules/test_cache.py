@@ -18,12 +18,12 @@ SMALL = Preprocess(size=16, clahe=2.0)
 
 @pytest.fixture
 def paths(tmp_path):
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     (tmp_path / "files").mkdir()
     names = [str(tmp_path / "files" / f"{k}.png") for k in range(6)]
     for k, name in enumerate(names):
         shape = (40, 30) if k % 2 else (40, 30, 3)
-        cv2.imwrite(name, dice.integers(0, 255, shape, dtype=np.uint8))
+        cv2.imwrite(name, rng.integers(0, 255, shape, dtype=np.uint8))
     return names
 
 
@@ -32,32 +32,32 @@ def root(tmp_path):
     return tmp_path / "cache"
 
 
-def test_it_gives_the_very_pixels_and_gray_stays_one_channel(paths, root):
+def test_cached_pixels_equal_those_of_the_files_and_gray_has_one_channel(paths, root):
     store = cache.open_store(paths, SMALL, root)
     for path in paths:
-        assert np.array_equal(store.pixels(path), SMALL.pixels(read_image(path)))
+        assert np.array_equal(store.pixels(path), SMALL.to_pixels(read_image(path)))
     assert store.pixels(paths[1]).shape == (16, 16)
     assert (store.folder / cache.PIXELS).stat().st_size == 16 * 16 * (3 * 1 + 3 * 3)
 
 
-def test_a_second_opening_finds_it_and_a_worker_opens_its_own_map(paths, root):
+def test_a_store_is_built_once_and_a_worker_opens_its_own_memory_map(paths, root):
     store = cache.open_store(paths, SMALL, root)
-    written = (store.folder / cache.PIXELS).stat().st_mtime_ns
+    built = (store.folder / cache.PIXELS).stat().st_mtime_ns
     again = cache.open_store(paths, SMALL, root)
-    assert (again.folder / cache.PIXELS).stat().st_mtime_ns == written
+    assert (again.folder / cache.PIXELS).stat().st_mtime_ns == built
     again.pixels(paths[0])
-    sent = pickle.dumps(again)
-    assert len(sent) < 4000
-    assert np.array_equal(pickle.loads(sent).pixels(paths[0]), again.pixels(paths[0]))
+    pickled = pickle.dumps(again)
+    assert len(pickled) < 4000
+    assert np.array_equal(pickle.loads(pickled).pixels(paths[0]), again.pixels(paths[0]))
 
 
-def test_settings_that_make_pixels_miss_and_normalization_does_not(paths, root):
+def test_settings_of_pixels_change_the_store_but_normalization_does_not(paths, root):
     folder = cache.open_store(paths, SMALL, root).folder
     assert cache.open_store(paths, Preprocess(size=16, clahe=2.5), root).folder != folder
     assert cache.open_store(paths, Preprocess(16, clahe=2.0, mean=(0, 0, 0)), root).folder == folder
 
 
-def test_a_changed_file_misses_even_when_its_size_and_time_stay(paths, root):
+def test_a_changed_file_changes_the_store_even_if_its_size_and_time_stay(paths, root):
     old = cache.open_store(paths, SMALL, root)
     stat = Path(paths[0]).stat()
     data = bytearray(Path(paths[2]).read_bytes())
@@ -67,25 +67,25 @@ def test_a_changed_file_misses_even_when_its_size_and_time_stay(paths, root):
     assert cache.open_store(paths, SMALL, root).folder != old.folder
 
 
-def frames(file, seed):
-    """A file of two different frames, and their names."""
-    dice = np.random.default_rng(seed)
-    cv2.imwritemulti(str(file), [dice.integers(0, 255, (20, 20), np.uint8) for _ in range(2)])
+def write_frames(file, seed):
+    """Writes a file of two different frames, and returns their names."""
+    rng = np.random.default_rng(seed)
+    cv2.imwritemulti(str(file), [rng.integers(0, 255, (20, 20), np.uint8) for _ in range(2)])
     return [f"{file}#0", f"{file}#1"]
 
 
-def test_a_changed_file_misses_for_each_of_its_frames(tmp_path, root):
-    named = frames(tmp_path / "a.tiff", seed=0)
-    old = cache.open_store(named, SMALL, root)
-    assert not np.array_equal(old.pixels(named[0]), old.pixels(named[1]))
-    frames(tmp_path / "a.tiff", seed=1)
-    new = cache.open_store(named, SMALL, root)
+def test_a_changed_file_changes_the_store_of_all_its_frames(tmp_path, root):
+    names = write_frames(tmp_path / "a.tiff", seed=0)
+    old = cache.open_store(names, SMALL, root)
+    assert not np.array_equal(old.pixels(names[0]), old.pixels(names[1]))
+    write_frames(tmp_path / "a.tiff", seed=1)
+    new = cache.open_store(names, SMALL, root)
     assert new.folder != old.folder
-    for name in named:
-        assert np.array_equal(new.pixels(name), SMALL.pixels(read_image(name)))
+    for name in names:
+        assert np.array_equal(new.pixels(name), SMALL.to_pixels(read_image(name)))
 
 
-def test_a_changed_code_version_misses(paths, root, monkeypatch):
+def test_another_code_version_changes_the_store(paths, root, monkeypatch):
     old = cache.open_store(paths, SMALL, root)
     monkeypatch.setattr(cache, "code_version", lambda: "next")
     assert cache.open_store(paths, SMALL, root).folder != old.folder
@@ -94,42 +94,42 @@ def test_a_changed_code_version_misses(paths, root, monkeypatch):
 @pytest.mark.parametrize("name", [cache.PIXELS, cache.INDEX])
 def test_a_truncated_store_is_rebuilt(paths, root, name):
     store = cache.open_store(paths, SMALL, root)
-    whole = (store.folder / cache.PIXELS).read_bytes()
+    pixels = (store.folder / cache.PIXELS).read_bytes()
     os.truncate(store.folder / name, 100)
     again = cache.open_store(paths, SMALL, root)
-    assert (again.folder / cache.PIXELS).read_bytes() == whole
+    assert (again.folder / cache.PIXELS).read_bytes() == pixels
 
 
-def test_a_full_disk_leaves_the_old_store_and_nothing_half_written(paths, root, monkeypatch):
+def test_a_full_disk_leaves_the_old_store_and_no_partial_one(paths, root, monkeypatch):
     old = cache.open_store(paths, SMALL, root)
 
-    def full(descriptor):
+    def raise_disk_full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
     with pytest.raises(OSError, match="No space left"):
         cache.open_store(paths, Preprocess(size=8), root)
     assert [name for name, _, _ in cache.list_stores(root)] == [old.folder.name]
-    assert not list(root.glob(".making-*"))
-    assert np.array_equal(old.pixels(paths[0]), SMALL.pixels(read_image(paths[0])))
+    assert not list(root.glob(".building-*"))
+    assert np.array_equal(old.pixels(paths[0]), SMALL.to_pixels(read_image(paths[0])))
 
 
 def test_two_processes_at_once_leave_one_valid_store(paths, root):
     code = (
         "import sys; from pathlib import Path; from datamodules import cache;"
         "from datamodules.preprocess import Preprocess;"
-        "cache.opened(sys.argv[2:], Preprocess(size=16, clahe=2.0), Path(sys.argv[1]))"
+        "cache.open_store(sys.argv[2:], Preprocess(size=16, clahe=2.0), Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(root), *paths]
-    running = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
-    assert [process.wait() for process in running] == [0, 0]
+    processes = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     assert len(cache.list_stores(root)) == 1
-    assert not list(root.glob(".making-*"))
+    assert not list(root.glob(".building-*"))
     store = cache.open_store(paths, SMALL, root)
-    assert np.array_equal(store.pixels(paths[3]), SMALL.pixels(read_image(paths[3])))
+    assert np.array_equal(store.pixels(paths[3]), SMALL.to_pixels(read_image(paths[3])))
 
 
-def test_a_file_that_cannot_be_read_is_remembered_and_named(paths, root):
+def test_an_unreadable_file_is_stored_as_a_failure_with_its_name(paths, root):
     Path(paths[4]).write_text("<html>")
     store = cache.open_store(paths, SMALL, root)
     assert list(store.failures) == [paths[4]]
@@ -145,9 +145,9 @@ def test_stores_are_listed_and_cleared(paths, root):
     assert list(root.iterdir()) == []
 
 
-def test_statistics_are_those_of_all_pixels(paths, root):
+def test_channel_statistics_are_those_of_all_pixels(paths, root):
     store = cache.open_store(paths, SMALL, root)
     pixels = np.stack([np.atleast_3d(store.pixels(p)) * np.ones(3) for p in paths]) / 255
-    mean, std = store.statistics(paths)
+    mean, std = store.channel_statistics(paths)
     np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)))
     np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)))

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import cv2
 import lightning as L
 import numpy as np
@@ -8,7 +6,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from datamodules.cache import list_stores
-from datamodules.datamodule import ImageDataModule, Loading
+from datamodules.datamodule import ImageDataModule
 from datamodules.images import ImageError, read_image
 from datamodules.preprocess import Preprocess
 from datamodules.samplers import Balance
@@ -22,22 +20,22 @@ def root(tmp_path_factory):
     return str(tmp_path_factory.mktemp("phantoms"))
 
 
-def module(root, **changes):
+def make_datamodule(root, **changes):
     source = Phantoms(num_patients=40, images_per_patient=2, root=root, val=0.2, test=0.2)
-    values = {"preprocess": Preprocess(size=32), "batch_size": 8, "workers": 0} | changes
-    made = ImageDataModule(source, NAMES, **values)
-    made.prepare_data()
-    made.setup("fit")
-    return made
+    args = {"preprocess": Preprocess(size=32), "batch_size": 8, "num_workers": 0} | changes
+    data = ImageDataModule(source, NAMES, **args)
+    data.prepare_data()
+    data.setup("fit")
+    return data
 
 
-def gathered(loader):
+def concatenate(loader):
     batches = list(loader)
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
-def test_a_batch_is_what_the_contract_says(root):
-    data = module(root)
+def test_a_batch_has_normalized_images_labels_and_row_numbers(root):
+    data = make_datamodule(root)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == (8, 3, 32, 32)
     assert batch["image"].dtype == torch.float32
@@ -48,82 +46,148 @@ def test_a_batch_is_what_the_contract_says(root):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_evaluation_sees_each_row_of_its_split_once(root, split):
-    data = module(root)
-    seen = gathered(getattr(data, f"{split}_dataloader")())
-    assert seen["index"].tolist() == data.rows(split).tolist()
+def test_evaluation_loaders_give_each_row_of_their_split_once(root, split):
+    data = make_datamodule(root)
+    samples = concatenate(getattr(data, f"{split}_dataloader")())
+    assert samples["index"].tolist() == data.rows(split).tolist()
 
 
-def test_views_come_from_one_picture_and_are_named(root):
-    data = module(root)
+def test_views_are_made_from_one_decoded_image(root):
+    data = make_datamodule(root)
     small, large = Preprocess(size=16), Preprocess(size=48, fit="crop")
-    names = data.view_names([small.to_dict(), large.to_dict(), small.to_dict()])
-    assert names == [small.name, large.name, small.name]
+    data.views = {small.name: small, large.name: large}
     batch = next(iter(data.val_dataloader()))
     image = read_image(data.manifest.table["path"][int(batch["index"][0])])
     assert set(batch["image"]) == {small.name, large.name}
     assert torch.equal(batch["image"][large.name][0], large(image))
 
 
-def test_augmented_pixels_are_a_function_of_seed_epoch_and_index(root):
-    def epoch(number, **changes):
-        loader = module(root, augment="fracture", **changes).train_dataloader()
-        loader.sampler.set_epoch(number)
-        seen = gathered(loader)
-        return seen["image"][np.argsort(seen["index"].numpy())]
+class TwoMembers(L.LightningModule):
+    """An ensemble of two preprocessings that records the views of its batches."""
 
-    first = epoch(0)
-    assert torch.equal(first, epoch(0, workers=2, batch_size=5))
-    assert not torch.equal(first, epoch(1))
-    assert not torch.equal(first, epoch(0, seed=1))
+    def __init__(self, cache_dir):
+        super().__init__()
+        self.member_preprocesses = [Preprocess(size=s).to_dict() for s in (16, 24, 16)]
+        self.cache_dir, self.view_names, self.num_stores = cache_dir, set(), 0
+
+    def setup(self, stage):
+        self.num_stores = len(list_stores(self.cache_dir))
+
+    def test_step(self, batch, batch_idx):
+        assert all(image.dtype == torch.float32 for image in batch["image"].values())
+        self.view_names |= set(batch["image"])
 
 
-def test_under_a_trainer_batches_stay_bytes_until_they_are_on_the_device(root):
-    data = module(root)
-    floats = next(iter(data.val_dataloader()))
+def quiet_trainer(**options):
+    return L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+def test_the_views_of_an_ensemble_are_cached_before_setup(root, tmp_path):
+    source = Phantoms(num_patients=40, images_per_patient=2, root=root, val=0.2, test=0.2)
+    cache_dir = tmp_path / "cache"
+    data = ImageDataModule(
+        source, NAMES, Preprocess(size=32), num_workers=0, cache_dir=str(cache_dir)
+    )
+    ensemble = TwoMembers(cache_dir)
+    quiet_trainer().test(ensemble, datamodule=data, verbose=False)
+    assert ensemble.view_names == {Preprocess(size=16).name, Preprocess(size=24).name}
+    assert ensemble.num_stores == 2
+    quiet_trainer(max_epochs=1).validate(Linear(), datamodule=data, verbose=False)
+    assert data.views == {"": data.preprocess}
+
+
+class Linear(L.LightningModule):
+    """A linear classifier of pixels without any of our callbacks or base classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3 * 32 * 32, 3)
+
+    def training_step(self, batch, batch_idx):
+        logits = self.net(batch["image"].flatten(1))
+        return torch.nn.functional.cross_entropy(logits, batch["label"])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def test_a_plain_trainer_fits_any_module(root):
+    source = Phantoms(num_patients=40, images_per_patient=2, root=root, val=0.2, test=0.2)
+    data = ImageDataModule(source, NAMES, Preprocess(size=32), num_workers=0)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(Linear(), datamodule=data)
+    assert trainer.global_step == len(data.train_dataloader())
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+def test_augmented_images_depend_on_seed_epoch_and_row_number_only(root):
+    def images(epoch, **changes):
+        loader = make_datamodule(root, augment="fracture", **changes).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        samples = concatenate(loader)
+        return samples["image"][np.argsort(samples["index"].numpy())]
+
+    first = images(0)
+    assert torch.equal(first, images(0, num_workers=2, batch_size=5))
+    assert not torch.equal(first, images(1))
+    assert not torch.equal(first, images(0, seed=1))
+
+
+def test_under_a_trainer_images_are_normalized_on_the_device(root):
+    data = make_datamodule(root)
+    normalized = next(iter(data.val_dataloader()))
     data.trainer = L.Trainer(logger=False, accelerator="cpu")
-    raw = next(iter(data.val_dataloader()))
-    assert raw["image"].dtype == torch.uint8
-    assert raw["image"].shape == (8, 1, 32, 32)  # gray stays one channel
-    done = data.on_after_batch_transfer(raw, 0)
-    assert torch.equal(done["image"], floats["image"])
-    assert torch.equal(data.on_after_batch_transfer(done, 0)["image"], floats["image"])
+    batch = next(iter(data.val_dataloader()))
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (8, 1, 32, 32)  # gray images have one channel
+    transferred = data.on_after_batch_transfer(batch, 0)
+    assert torch.equal(transferred["image"], normalized["image"])
+    again = data.on_after_batch_transfer(transferred, 0)
+    assert torch.equal(again["image"], normalized["image"])
 
 
-def test_gray_and_color_pictures_share_a_batch(root, tmp_path):
+def test_gray_and_color_images_can_be_in_one_batch(tmp_path):
     gray = np.tile(np.arange(32, dtype=np.uint8), (32, 1))
     color = np.dstack([gray, gray // 2, gray // 3])
     for name, image in (("train/none/a", gray), ("val/none/b", gray), ("val/none/c", color)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / f"{name}.png"), image)
-    data = ImageDataModule(
-        Folders(str(tmp_path), None), ["none"], Preprocess(size=32), num_workers=0
-    )
+    source = Folders(str(tmp_path), None)
+    data = ImageDataModule(source, ["none"], Preprocess(size=32), num_workers=0)
     data.setup("validate")
-    seen = next(iter(data.val_dataloader()))["image"]
+    images = next(iter(data.val_dataloader()))["image"]
     for k, image in enumerate((gray, cv2.cvtColor(color, cv2.COLOR_BGR2RGB))):
-        assert torch.equal(seen[k], data.preprocess(image))
+        assert torch.equal(images[k], data.preprocess(image))
 
 
-def test_a_quarantine_is_left_out_with_a_note(root, tmp_path):
-    whole = module(root).manifest.table
-    gone = whole["id"][:3].tolist()
-    whole[:3].to_csv(tmp_path / "quarantine.csv", index=False)
-    kept = module(root, reading=Loading(leave_out=str(tmp_path / "quarantine.csv"))).manifest
-    assert kept.table["id"].tolist() == [name for name in whole["id"] if name not in gone]
-    assert kept.notes[-1].startswith(f"3 files were left out by quarantine.csv: {gone[0]}")
+def test_excluded_samples_are_left_out_with_a_note(root, tmp_path):
+    table = make_datamodule(root).manifest.table
+    excluded = table["id"][:3].tolist()
+    table[:3].to_csv(tmp_path / "quarantine.csv", index=False)
+    manifest = make_datamodule(root, exclude=str(tmp_path / "quarantine.csv")).manifest
+    assert manifest.table["id"].tolist() == [x for x in table["id"] if x not in excluded]
+    assert manifest.notes[-1].startswith(f"3 files were excluded by quarantine.csv: {excluded[0]}")
     (tmp_path / "other.csv").write_text("name\nx\n")
     with pytest.raises(ValueError, match=r"other.csv has no column 'id'; it has \['name'\]"):
-        module(root, reading=Loading(leave_out=str(tmp_path / "other.csv")))
-    (tmp_path / "strange.csv").write_text(f"id\n{gone[0]}\nnobody.png\n")
-    with pytest.raises(ValueError, match=r"strange.csv names 1 ids that the data lacks: \['nob"):
-        module(root, reading=Loading(leave_out=str(tmp_path / "strange.csv")))
+        make_datamodule(root, exclude=str(tmp_path / "other.csv"))
+    (tmp_path / "strange.csv").write_text(f"id\n{excluded[0]}\nnobody.png\n")
+    with pytest.raises(ValueError, match=r"strange.csv has 1 ids that are not in the data: \['nob"):
+        make_datamodule(root, exclude=str(tmp_path / "strange.csv"))
 
 
-def test_a_last_training_batch_of_one_picture_is_left_out(root):
-    count = len(module(root).rows("train"))
+def test_a_last_training_batch_of_a_single_image_is_dropped(root):
+    count = len(make_datamodule(root).rows("train"))
     sizes = {
-        size: [len(batch["label"]) for batch in module(root, batch_size=size).train_dataloader()]
+        size: [
+            len(batch["label"])
+            for batch in make_datamodule(root, batch_size=size).train_dataloader()
+        ]
         for size in (count - 1, count - 2, count, 1)
     }
     assert sizes[count - 1] == [count - 1]
@@ -136,71 +200,78 @@ def test_an_empty_split_is_refused(root):
     source = Phantoms(num_patients=20, images_per_patient=1, root=root, val=0.0, test=0.0)
     data = ImageDataModule(source, NAMES, num_workers=0)
     data.prepare_data()
-    with pytest.raises(ValueError, match="'val' that 'fit' needs has no pictures"):
+    with pytest.raises(ValueError, match="'val' that 'fit' needs has no images"):
         data.setup("fit")
 
 
-def test_it_can_be_written_as_a_config(root):
+def test_the_manifest_needs_setup(root):
+    data = ImageDataModule(Phantoms(root=root), NAMES, num_workers=0)
+    with pytest.raises(RuntimeError, match=r"no manifest before setup\(\)"):
+        _ = data.manifest
+
+
+def test_all_settings_can_be_in_a_config(root):
     parser = ArgumentParser()
     parser.add_subclass_arguments(ImageDataModule, "data")
-    values = {
+    settings = {
         "class_path": "datamodules.datamodule.ImageDataModule",
         "init_args": {
             "source": {
                 "class_path": "datamodules.sources.Phantoms",
-                "init_args": {"patients": 40, "films": 2, "root": root},
+                "init_args": {"num_patients": 40, "images_per_patient": 2, "root": root},
             },
             "class_names": NAMES,
             "preprocess": {"size": 64, "mean": [0.5, 0.5, 0.5]},
+            "augment": "fracture",
+            "augment_args": {"rotate": 5.0},
             "balance": {"class_weights": [1, 2, 3]},
-            "reading": {"cache": "somewhere"},
+            "fold": {"index": 1, "num_folds": 3},
+            "cache_dir": "somewhere",
+            "pin_memory": True,
+            "prefetch_factor": 4,
         },
     }
-    data = parser.instantiate_classes(parser.parse_object({"data": values})).data
+    data = parser.instantiate_classes(parser.parse_object({"data": settings})).data
     assert data.preprocess == Preprocess(size=64, mean=(0.5, 0.5, 0.5))
     assert data.balance == Balance([1.0, 2.0, 3.0])
-    assert data.reading.cache == "somewhere"
-    dumped = parser.dump(parser.parse_object({"data": values}))
+    assert (data.cache_dir, data.pin_memory, data.prefetch_factor) == ("somewhere", True, 4)
+    assert (data.augment.args["rotate"], data.fold.num_folds) == (5.0, 3)
+    dumped = parser.dump(parser.parse_object({"data": settings}))
     again = parser.instantiate_classes(parser.parse_string(dumped)).data
     assert again.preprocess == data.preprocess
 
 
-def test_the_cache_changes_no_pixel(root, tmp_path):
-    reading = Loading(cache=str(tmp_path / "cache"))
-    preprocess = Preprocess(size=32, clahe=2.0, margin=4)
-    plain = module(root, preprocess=preprocess, augment="chest")
-    cached = module(root, preprocess=preprocess, augment="chest", reading=reading, workers=2)
-    for one, other in zip(plain.train_dataloader(), cached.train_dataloader(), strict=True):
-        assert torch.equal(one["image"], other["image"])
-        assert one["image"].shape[-2:] == (32, 32)
-    views = [Preprocess(size=16).to_dict(), Preprocess(size=24).to_dict()]
-    batches = [next(iter(m.val_dataloader())) for m in (plain, cached) if m.view_names(views)]
-    for name in batches[0]["image"]:
-        assert torch.equal(batches[0]["image"][name], batches[1]["image"][name])
+def test_the_cache_does_not_change_any_pixel(root, tmp_path):
+    cache_dir, preprocess = str(tmp_path / "cache"), Preprocess(size=32, clahe=2.0, margin=4)
+    changes = {"preprocess": preprocess, "augment": "chest"}
+    plain = make_datamodule(root, **changes)
+    cached = make_datamodule(root, cache_dir=cache_dir, num_workers=2, **changes)
+    for expected, batch in zip(plain.train_dataloader(), cached.train_dataloader(), strict=True):
+        assert torch.equal(expected["image"], batch["image"])
+        assert batch["image"].shape[-2:] == (32, 32)
+    views = {view.name: view for view in (Preprocess(size=16), Preprocess(size=24))}
+    plain.views = cached.views = views
+    expected, batch = (next(iter(data.val_dataloader()))["image"] for data in (plain, cached))
+    for name in views:
+        assert torch.equal(expected[name], batch[name])
 
 
-@pytest.mark.parametrize("cache", [True, False])
-def test_corrupt_files_end_the_run_or_are_skipped_with_a_note(tmp_path, cache):
-    broken = broken_folder(tmp_path)
-    reading = Loading(cache=str(tmp_path / "cache") if cache else None)
-    made = ImageDataModule(broken, ["a", "b"], Preprocess(size=8), num_workers=0, reading=reading)
-    made.setup("fit")
+@pytest.mark.parametrize("with_cache", [True, False])
+def test_corrupt_files_are_an_error_or_are_skipped_with_a_note(tmp_path, with_cache):
+    source = corrupt_source(tmp_path)
+    args = {"num_workers": 0, "cache_dir": str(tmp_path / "cache") if with_cache else None}
+    data = ImageDataModule(source, ["a", "b"], Preprocess(size=8), **args)
+    data.setup("fit")
     with pytest.raises(ImageError, match=r"bad\.png: begins with"):
-        list(made.train_dataloader())
-    skipping = ImageDataModule(
-        broken,
-        ["a", "b"],
-        Preprocess(size=8),
-        num_workers=0,
-        reading=replace(reading, corrupt="skip"),
-    )
-    skipping.setup("fit")
-    assert skipping.manifest.notes[-1].startswith("1 files were skipped: they cannot be read")
-    assert len(gathered(skipping.train_dataloader())["index"]) == 8
-    assert len(list_stores(tmp_path / "cache")) == cache  # all files once, the broken one as such
+        list(data.train_dataloader())
+    data = ImageDataModule(source, ["a", "b"], Preprocess(size=8), corrupt="skip", **args)
+    data.setup("fit")
+    assert data.manifest.notes[-1].startswith("1 files were skipped because they cannot be read")
+    assert len(concatenate(data.train_dataloader())["index"]) == 8
+    assert len(list_stores(tmp_path / "cache")) == with_cache  # one store with all files
 
 
-def broken_folder(folder):
+def corrupt_source(folder):
     for split in ("train", "val"):
         for k in range(8):
             path = folder / "data" / split / "ab"[k % 2] / f"{k}.png"
@@ -210,12 +281,12 @@ def broken_folder(folder):
     return Folders(str(folder / "data"), patient=None)
 
 
-def test_weights_order_and_limit_come_from_train_alone(root):
-    data = module(root, balance=Balance("inverse", limit=5))
+def test_balance_applies_to_the_training_split_only(root):
+    data = make_datamodule(root, balance=Balance("inverse", max_per_class=5))
     labels = data.manifest.table["label"].to_numpy()
     assert np.bincount(labels[data.rows("train")]).tolist() == [5, 5, 5]
     assert data.class_weights == [1.0, 1.0, 1.0]
     assert len(data.rows("val")) == (data.manifest.table["split"] == "val").sum()
-    data = module(root, balance=Balance(sampler="balanced"), batch_size=100)
-    counts = np.bincount(gathered(data.train_dataloader())["label"].numpy())
+    data = make_datamodule(root, balance=Balance(sampler="balanced"), batch_size=100)
+    counts = np.bincount(concatenate(data.train_dataloader())["label"].numpy())
     assert counts.max() - counts.min() <= 1

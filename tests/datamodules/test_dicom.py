@@ -7,7 +7,7 @@ pydicom = pytest.importorskip("pydicom")
 RAMP = np.arange(0, 4096, 273, dtype=np.uint16).reshape(4, 4)
 
 
-def written(path, array=RAMP, **tags):
+def write_dicom(path, array=RAMP, **tags):
     meta = pydicom.dataset.FileMetaDataset()
     meta.TransferSyntaxUID = tags.pop("syntax", pydicom.uid.ExplicitVRLittleEndian)
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
@@ -25,38 +25,40 @@ def written(path, array=RAMP, **tags):
     return path
 
 
-def test_without_a_window_the_range_is_the_pictures_own(tmp_path):
-    found = read_image(written(tmp_path / "a.dcm"))
-    assert np.array_equal(found, np.rint(RAMP / RAMP.max() * 255))
+def test_without_a_window_the_range_of_the_values_is_used(tmp_path):
+    image = read_image(write_dicom(tmp_path / "a.dcm"))
+    assert np.array_equal(image, np.rint(RAMP / RAMP.max() * 255))
 
 
-def test_modality_comes_before_the_window_and_the_window_before_inversion(tmp_path):
+def test_the_order_is_modality_lut_window_inversion(tmp_path):
     tags = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 3000, "WindowWidth": 2001}
-    shown = np.clip((RAMP * 2.0 - 1000 - 2999.5) / 2000 + 0.5, 0, 1)
-    found = read_image(written(tmp_path / "a.dcm", **tags))
-    assert np.array_equal(found, np.rint(shown * 255))
-    dark = read_image(written(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1", **tags))
-    assert np.array_equal(dark, np.rint((1 - shown) * 255))
+    brightness = np.clip((RAMP * 2.0 - 1000 - 2999.5) / 2000 + 0.5, 0, 1)
+    image = read_image(write_dicom(tmp_path / "a.dcm", **tags))
+    assert np.array_equal(image, np.rint(brightness * 255))
+    inverted = read_image(
+        write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1", **tags)
+    )
+    assert np.array_equal(inverted, np.rint((1 - brightness) * 255))
 
 
 def test_exact_and_sigmoid_windows_follow_the_standard(tmp_path):
     tags = {"WindowCenter": 2000, "WindowWidth": 1000}
-    exact = read_image(written(tmp_path / "a.dcm", VOILUTFunction="LINEAR_EXACT", **tags))
+    exact = read_image(write_dicom(tmp_path / "a.dcm", VOILUTFunction="LINEAR_EXACT", **tags))
     assert np.array_equal(exact, np.rint(np.clip((RAMP - 2000.0) / 1000 + 0.5, 0, 1) * 255))
-    sigmoid = read_image(written(tmp_path / "b.dcm", VOILUTFunction="SIGMOID", **tags))
+    sigmoid = read_image(write_dicom(tmp_path / "b.dcm", VOILUTFunction="SIGMOID", **tags))
     assert np.array_equal(sigmoid, np.rint(255 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000))))
 
 
-def test_a_voi_table_is_used(tmp_path):
+def test_a_voi_table_is_applied(tmp_path):
     table = pydicom.Dataset()
     table.LUTDescriptor, table.LUTData = [4096, 0, 16], [65535 - 16 * k for k in range(4096)]
     table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
-    found = read_image(written(tmp_path / "a.dcm", VOILUTSequence=[table]))
-    assert np.array_equal(found, np.rint((65535 - 16.0 * RAMP) / 65535 * 255))
+    image = read_image(write_dicom(tmp_path / "a.dcm", VOILUTSequence=[table]))
+    assert np.array_equal(image, np.rint((65535 - 16.0 * RAMP) / 65535 * 255))
 
 
-def test_a_preamble_of_another_format_does_not_deceive(tmp_path):
-    file = written(tmp_path / "a.dcm")
+def test_a_preamble_of_another_format_is_ignored(tmp_path):
+    file = write_dicom(tmp_path / "a.dcm")
     data = file.read_bytes()
     for preamble in (b"II*\0", b"MM\0*", b"BM"):
         file.write_bytes(preamble + data[len(preamble) :])
@@ -65,8 +67,8 @@ def test_a_preamble_of_another_format_does_not_deceive(tmp_path):
     assert read_image(ct).shape == (128, 128)
 
 
-def test_frames_are_named_or_refused(tmp_path):
-    path = written(tmp_path / "a.dcm", np.stack([RAMP, RAMP[::-1]]), NumberOfFrames=2)
+def test_a_frame_is_selected_by_number_and_several_frames_are_refused(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", np.stack([RAMP, RAMP[::-1]]), NumberOfFrames=2)
     with pytest.raises(ImageError, match=r"a.dcm: .*2 frames; select one"):
         read_image(path)
     assert np.array_equal(read_image(f"{path}#1"), read_image(f"{path}#0")[::-1])
@@ -74,24 +76,24 @@ def test_frames_are_named_or_refused(tmp_path):
         read_image(f"{path}#2")
 
 
-def test_a_palette_is_refused(tmp_path):
-    path = written(tmp_path / "a.dcm", PhotometricInterpretation="PALETTE COLOR")
-    with pytest.raises(ImageError, match=r"a.dcm: .*is PALETTE COLOR; export the picture as RGB"):
+def test_palette_color_is_refused(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(ImageError, match=r"a.dcm: .*is PALETTE COLOR; export the image as RGB"):
         read_image(path)
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    path = written(tmp_path / "a.dcm")
+def test_a_damaged_file_is_an_error_with_its_name(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ImageError, match=r"a.dcm: DICOM that cannot be read"):
         read_image(path)
 
 
-def test_a_deflated_file_is_read_unless_it_unpacks_to_far_more_than_its_picture(tmp_path):
+def test_a_deflated_file_is_read_unless_it_unpacks_to_far_more_than_its_image(tmp_path):
     syntax = pydicom.uid.DeflatedExplicitVRLittleEndian
-    path = written(tmp_path / "a.dcm", syntax=syntax)
+    path = write_dicom(tmp_path / "a.dcm", syntax=syntax)
     assert np.array_equal(read_image(path), np.rint(RAMP / RAMP.max() * 255))
-    bomb = written(tmp_path / "b.dcm", syntax=syntax, EncapsulatedDocument=bytes(20_000_000))
+    bomb = write_dicom(tmp_path / "b.dcm", syntax=syntax, EncapsulatedDocument=bytes(20_000_000))
     data = np.fromfile(bomb, np.uint8)
     assert len(data) < 40_000
     with pytest.raises(ValueError, match="unpacks to more than 800000 bytes"):

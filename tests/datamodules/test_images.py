@@ -17,24 +17,24 @@ def color():
     return cv2.GaussianBlur(noise, (0, 0), 4)
 
 
-def encoded(array, kind, mode=None, **options):
+def encode(array, kind, mode=None, **options):
     out = io.BytesIO()
     image = Image.fromarray(array)
     (image.convert(mode) if mode else image).save(out, kind, **options)
     return out.getvalue()
 
 
-def put(folder, data, name="x.bin"):
+def write(folder, data, name="x.bin"):
     path = folder / name
     path.write_bytes(data)
     return path
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_lossless_files_give_their_very_pixels(tmp_path, color, kind):
-    assert np.array_equal(read_image(put(tmp_path, encoded(color, kind))), color)
+def test_lossless_files_give_their_exact_pixels(tmp_path, color, kind):
+    assert np.array_equal(read_image(write(tmp_path, encode(color, kind))), color)
     gray = color[..., 0].copy()
-    assert np.array_equal(read_image(put(tmp_path, encoded(gray, kind))), gray)
+    assert np.array_equal(read_image(write(tmp_path, encode(gray, kind))), gray)
 
 
 @pytest.mark.parametrize(
@@ -46,41 +46,41 @@ def test_lossless_files_give_their_very_pixels(tmp_path, color, kind):
         ("WEBP", None, {"quality": 98}),
     ],
 )
-def test_lossy_files_are_close_to_their_pixels(tmp_path, color, kind, mode, options):
-    found = read_image(put(tmp_path, encoded(color, kind, mode, **options)))
-    assert found.shape == color.shape
-    assert np.abs(found.astype(int) - color).mean() < 3
+def test_lossy_files_are_close_to_the_original_pixels(tmp_path, color, kind, mode, options):
+    image = read_image(write(tmp_path, encode(color, kind, mode, **options)))
+    assert image.shape == color.shape
+    assert np.abs(image.astype(int) - color).mean() < 3
 
 
 def test_fill_bytes_before_the_markers_of_a_jpeg_change_nothing(tmp_path, color):
-    plain = filled = encoded(color, "JPEG")
+    plain = filled = encode(color, "JPEG")
     for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xda"):
         filled = filled.replace(marker, b"\xff\xff\xff" + marker, 1)
     assert len(filled) == len(plain) + 9
     assert np.array_equal(
-        read_image(put(tmp_path, filled, "a")), read_image(put(tmp_path, plain, "b"))
+        read_image(write(tmp_path, filled, "a")), read_image(write(tmp_path, plain, "b"))
     )
 
 
-def test_gray_stays_gray_and_alpha_is_dropped(tmp_path, color):
+def test_gray_has_one_channel_and_alpha_is_dropped(tmp_path, color):
     gray = color[..., 1].copy()
-    assert read_image(put(tmp_path, encoded(gray, "JPEG"))).ndim == 2
-    assert np.array_equal(read_image(put(tmp_path, encoded(gray, "PNG", "LA"))), gray)
+    assert read_image(write(tmp_path, encode(gray, "JPEG"))).ndim == 2
+    assert np.array_equal(read_image(write(tmp_path, encode(gray, "PNG", "LA"))), gray)
     with_alpha = np.dstack([color, gray])
-    assert np.array_equal(read_image(put(tmp_path, encoded(with_alpha, "PNG"))), color)
+    assert np.array_equal(read_image(write(tmp_path, encode(with_alpha, "PNG"))), color)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_the_exif_turn_is_applied(tmp_path, color, kind):
+def test_the_exif_orientation_is_applied(tmp_path, color, kind):
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn clockwise
+    exif[0x0112] = 6  # 90 degrees clockwise
     options = {"quality": 98} if kind != "PNG" else {}
-    found = read_image(put(tmp_path, encoded(color, kind, exif=exif, **options)))
-    assert np.abs(found.astype(int) - np.rot90(color, -1)).mean() < 3
+    image = read_image(write(tmp_path, encode(color, kind, exif=exif, **options)))
+    assert np.abs(image.astype(int) - np.rot90(color, -1)).mean() < 3
 
 
 @pytest.mark.parametrize(("top", "bits"), [(4095, 12), (4096, 14), (65535, 16), (255, 8)])
-def test_deep_pixels_use_the_smallest_depth_that_holds_them(tmp_path, top, bits):
+def test_deep_pixels_are_scaled_from_the_smallest_sufficient_bit_depth(tmp_path, top, bits):
     deep = np.array([[0, top // 3, top]], dtype=np.uint16)
     for name in ("deep.png", "deep.tif"):
         cv2.imwrite(str(tmp_path / name), deep)
@@ -88,14 +88,14 @@ def test_deep_pixels_use_the_smallest_depth_that_holds_them(tmp_path, top, bits)
         assert np.array_equal(read_image(tmp_path / name), expected)
 
 
-def test_float_tiffs_are_taken_from_0_to_1_or_refused(tmp_path):
+def test_float_tiffs_are_read_if_their_values_are_from_0_to_1(tmp_path):
     ramp = np.linspace(0, 1, 5, dtype=np.float32)[None]
-    assert read_image(put(tmp_path, encoded(ramp, "TIFF"))).tolist() == [[0, 64, 128, 191, 255]]
+    assert read_image(write(tmp_path, encode(ramp, "TIFF"))).tolist() == [[0, 64, 128, 191, 255]]
     with pytest.raises(ImageError, match=r"x.bin: float32 pixels from 0.0 to 7.0"):
-        read_image(put(tmp_path, encoded(ramp * 7, "TIFF")))
+        read_image(write(tmp_path, encode(ramp * 7, "TIFF")))
 
 
-def test_a_page_is_named_or_the_file_is_refused(tmp_path, color):
+def test_a_page_is_selected_by_number_and_several_pages_are_refused(tmp_path, color):
     pages = [Image.fromarray(color), Image.fromarray(255 - color)]
     path = tmp_path / "pages.tif"
     pages[0].save(path, save_all=True, append_images=pages[1:])
@@ -107,7 +107,7 @@ def test_a_page_is_named_or_the_file_is_refused(tmp_path, color):
         read_image(f"{path}#2")
 
 
-def bomb():
+def png_bomb():
     size = (60_000).to_bytes(4, "big")
     head = b"IHDR" + size + size + bytes([8, 0, 0, 0, 0])
     end = b"\0\0\0\0IEND\xaeB`\x82"
@@ -115,18 +115,18 @@ def bomb():
 
 
 def thumbnail_bomb():
-    """A TIFF whose first page is huge and says that it is a thumbnail."""
+    """A TIFF whose first page is huge and marked as a thumbnail."""
     tags = [(254, 1), (256, 60_000), (257, 60_000)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     second = struct.pack("<HHHIIHHIII", 2, 256, 4, 1, 8, 257, 4, 1, 8, 0)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", 3) + entries + struct.pack("<I", 50) + second
 
 
-def crumbs():
-    """A TIFF whose pages lie over one another, each with as many tags as can be."""
+def tiff_with_too_many_tags():
+    """A TIFF of overlapping pages, each with the maximum number of tags."""
     pages = b"\xff\xff" * 40_000
-    nexts = b"".join(struct.pack("<I", 8 + 4 * (k + 1)) for k in range(190_000))
-    return b"II*\0\x08\0\0\0" + pages + nexts
+    offsets = b"".join(struct.pack("<I", 8 + 4 * (k + 1)) for k in range(190_000))
+    return b"II*\0\x08\0\0\0" + pages + offsets
 
 
 @pytest.mark.parametrize(
@@ -134,27 +134,37 @@ def crumbs():
     [
         (b"", "the file is empty"),
         (thumbnail_bomb(), "60000 x 60000 pixels"),
-        (crumbs(), "tiff header is cut or damaged"),
+        (tiff_with_too_many_tags(), "tiff header is cut or damaged"),
         (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0tEXt\0\0\0\0" * 200_000, "png header is cut"),
         (b"<html>not found</html>", r"begins with b'<html>not fo', which is none of png"),
         (b"\0" * 500, "which is none of"),
-        (bomb(), "60000 x 60000 pixels; allowed are 100000000"),
+        (png_bomb(), "60000 x 60000 pixels; allowed are 100000000"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "jpeg header is cut"),
         (b"\xff\xd8" + b"\xff" * 1_000_000, "jpeg header is cut"),
         (b"II*\0\x08\0\0\0\0\0\0\0\0\0", "0 x 0 pixels"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(tmp_path, data, message):
-    with pytest.raises(ImageError, match=rf"film.png: .*{message}"):
-        read_image(put(tmp_path, data, "film.png"))
+def test_a_file_that_is_not_an_image_is_refused_with_its_name(tmp_path, data, message):
+    with pytest.raises(ImageError, match=rf"scan.png: .*{message}"):
+        read_image(write(tmp_path, data, "scan.png"))
 
 
-def test_a_chunk_that_lies_about_its_length_is_refused_before_room_is_made(tmp_path, color):
-    data = bytearray(encoded(color, "PNG"))
+def test_webp_bombs_and_bmp_files_with_the_old_header_are_refused(tmp_path, color):
+    bomb = encode(np.zeros((12_000, 12_000), np.uint8), "WEBP", "RGB", lossless=True, method=0)
+    with pytest.raises(ImageError, match="12000 x 12000 pixels; allowed are 100000000"):
+        read_image(write(tmp_path, bomb))
+    bmp = encode(color, "BMP")
+    old = bmp[:10] + struct.pack("<IIHHHH", 26, 12, 56, 40, 1, 24) + bmp[54:]
+    with pytest.raises(ImageError, match="an OS/2 BMP"):
+        read_image(write(tmp_path, old))
+
+
+def test_a_false_chunk_length_is_refused_before_memory_is_allocated(tmp_path, color):
+    data = bytearray(encode(color, "PNG"))
     at = data.index(b"IDAT") - 4
     data[at : at + 4] = (2**31 - 9).to_bytes(4, "big")
     with pytest.raises(ImageError, match="png header is cut or damaged"):
-        read_image(put(tmp_path, bytes(data)))
+        read_image(write(tmp_path, bytes(data)))
 
 
 def test_a_missing_file_and_too_many_bytes_are_refused(tmp_path, color, monkeypatch):
@@ -162,43 +172,44 @@ def test_a_missing_file_and_too_many_bytes_are_refused(tmp_path, color, monkeypa
         read_image(tmp_path / "nowhere.png")
     monkeypatch.setattr(images, "MAX_BYTES", 100)
     with pytest.raises(ImageError, match=r"x.bin: \d+ bytes; allowed are 100"):
-        read_image(put(tmp_path, encoded(color, "PNG")))
+        read_image(write(tmp_path, encode(color, "PNG")))
 
 
-def mutated(data, dice):
-    kind = dice.integers(4)
+def mutate(data, rng):
+    kind = rng.integers(4)
     if kind == 0:
-        return data[: dice.integers(len(data))]
+        return data[: rng.integers(len(data))]
     if kind == 1:
-        at = dice.integers(len(data))
-        return data[:at] + bytes(dice.integers(1, 200)) + data[at:]
+        at = rng.integers(len(data))
+        return data[:at] + bytes(rng.integers(1, 200)) + data[at:]
     changed = bytearray(data)
-    for _ in range(dice.integers(1, 9)):
-        changed[dice.integers(len(changed))] ^= 1 << dice.integers(8)
+    for _ in range(rng.integers(1, 9)):
+        changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
     return bytes(changed)
 
 
 def outcome(path):
     try:
-        found = read_image(path)
+        image = read_image(path)
     except ImageError as error:
-        return "named" if str(error).startswith(str(path)) else f"not named: {error}"
-    return "picture" if found.dtype == np.uint8 and found.shape[2:] in ((), (3,)) else "odd"
+        return "error" if str(error).startswith(str(path)) else f"without name: {error}"
+    is_valid = image.dtype == np.uint8 and image.shape[2:] in ((), (3,))
+    return "image" if is_valid else "invalid"
 
 
-def test_mutated_files_end_in_a_picture_or_in_an_error_with_their_name(tmp_path, color):
-    dice = np.random.default_rng(7)
+def test_mutated_files_give_an_image_or_an_error_with_their_name(tmp_path, color):
+    rng = np.random.default_rng(7)
     kinds = ["PNG", "JPEG", "TIFF", "BMP", "WEBP"]
-    whole = [encoded(part, kind) for kind in kinds for part in (color, color[..., 0].copy())]
+    originals = [encode(part, kind) for kind in kinds for part in (color, color[..., 0].copy())]
     for number in range(200):
-        path = put(tmp_path, mutated(whole[number % len(whole)], dice), f"m{number}.png")
-        assert outcome(path) in ("picture", "named")
+        path = write(tmp_path, mutate(originals[number % len(originals)], rng), f"m{number}.png")
+        assert outcome(path) in ("image", "error")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
-def test_a_file_cut_in_half_is_never_half_a_picture(tmp_path, kind):
+def test_a_truncated_file_is_never_read_in_part(tmp_path, kind):
     large = cv2.resize(np.eye(9, dtype=np.uint8) * 255, (600, 500))
-    data = encoded(large, kind)
-    for share in (0.5, 0.9, 0.98):
+    data = encode(large, kind)
+    for fraction in (0.5, 0.9, 0.98):
         with pytest.raises(ImageError, match="cut"):
-            read_image(put(tmp_path, data[: int(len(data) * share)]))
+            read_image(write(tmp_path, data[: int(len(data) * fraction)]))

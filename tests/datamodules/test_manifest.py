@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.manifest import Manifest, assign_split
+from datamodules.manifest import Manifest, read_table
 
 
 def table(**changes):
@@ -18,7 +18,7 @@ def table(**changes):
     return pd.DataFrame(columns | changes)
 
 
-def test_rows_are_positions_in_the_table():
+def test_rows_are_row_numbers_of_the_table():
     manifest = Manifest(table(split=["val", "train", "val"]), ["no", "yes"])
     assert manifest.rows("val").tolist() == [0, 2]
     assert manifest.rows("test").tolist() == []
@@ -28,7 +28,7 @@ def test_rows_are_positions_in_the_table():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id": ["a", "a", "c"]}, r"1 ids stand more than once.*'a'"),
+        ({"id": ["a", "a", "c"]}, r"1 ids occur more than once.*'a'"),
         ({"label": [0, 1, 2]}, r"labels \[2\]; allowed are 0 to 1"),
         ({"label": [0, 1, -2]}, r"labels \[-2\]"),
         ({"label": [0, 1, -1]}, r"no label for \['c'\]"),
@@ -41,19 +41,19 @@ def test_a_wrong_table_is_refused(changes, message):
         Manifest(table(**changes), ["no", "yes"])
 
 
-def test_a_missing_column_and_doubled_class_names_are_refused():
+def test_a_missing_column_and_repeated_class_names_are_refused():
     with pytest.raises(ValueError, match=r"lacks the columns \['study'\]"):
         Manifest(table().drop(columns="study"), ["no", "yes"])
     with pytest.raises(ValueError, match="each class once"):
         Manifest(table(), ["no", "no"])
 
 
-def test_an_unknown_label_may_stand_in_predict():
+def test_labels_may_be_unknown_in_the_predict_split():
     manifest = Manifest(table(label=[0, 1, -1], split=["train", "val", "predict"]), ["no", "yes"])
     assert manifest.rows("predict").tolist() == [2]
 
 
-def test_the_digest_knows_contents_but_not_order():
+def test_the_digest_depends_on_the_content_but_not_on_the_order():
     digest = Manifest(table(), ["no", "yes"]).digest()
     assert digest == Manifest(table().iloc[::-1], ["no", "yes"]).digest()
     assert digest == Manifest(table(path=["y", "y", "y"]), ["no", "yes"]).digest()
@@ -61,18 +61,42 @@ def test_the_digest_knows_contents_but_not_order():
         assert digest != Manifest(table(**changes), ["no", "yes"]).digest()
 
 
-def test_split_of_is_a_known_rule_with_the_asked_shares():
-    sides = [assign_split(f"p{n}", 0.2, 0.1) for n in range(4000)]
-    assert abs(sides.count("val") / 4000 - 0.2) < 0.02
-    assert abs(sides.count("test") / 4000 - 0.1) < 0.015
-    assert assign_split("p0", 0.2, 0.1) == sides[0]
-    assert assign_split("p0", 0.0, 1.0) == "test"
-    assert sides != [assign_split(f"p{n}", 0.2, 0.1, seed=1) for n in range(4000)]
-    with pytest.raises(ValueError, match=r"val is 0\.9 and test is 0\.2"):
-        assign_split("p", 0.9, 0.2)
-
-
-def test_positions_of_all_splits_make_up_the_table():
+def test_the_rows_of_all_splits_are_the_whole_table():
     manifest = Manifest(table(), ["no", "yes"])
     rows = np.concatenate([manifest.rows(split) for split in ("train", "val", "test", "predict")])
     assert sorted(rows.tolist()) == [0, 1, 2]
+
+
+FILE = pd.DataFrame({"path": ["a,1.png", "b;2.png"], "label": ["NA", ""], "the, note": ["x", "y"]})
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_the_delimiter_is_detected_from_the_header(delimiter, encoding, tmp_path):
+    FILE.to_csv(tmp_path / "t.csv", index=False, sep=delimiter, encoding=encoding)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.csv"), FILE)
+
+
+def test_a_table_with_one_column_needs_no_delimiter(tmp_path):
+    (tmp_path / "t.csv").write_text("path\na.png\n")
+    assert read_table(tmp_path / "t.csv")["path"].tolist() == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "t.csv",
+            "path,label\na.png,gr\u00fcn\n".encode("latin-1"),
+            "not a table in UTF-8: 'utf-8'",
+        ),
+        ("t.csv", b"", "not a table: No columns"),
+        ("t.csv", b"\x89PNG\r\n\x1a\n\0\0", "not a table in UTF-8: 'utf-8'"),
+        ("t.csv", b"a,b\n1,2\n1,2,3\n", "not a table: Error tokenizing data"),
+        ("t.parquet", b"path,label\n", "not a table: "),
+    ],
+)
+def test_a_file_that_is_not_a_table_is_an_error_with_its_name(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        read_table(tmp_path / name)

@@ -7,7 +7,7 @@ from datamodules.sources import Folders, Mura, Table
 from datamodules.splits import SplitFractions
 
 
-def picture(path):
+def write_image(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.full((8, 8), 7, np.uint8))
 
@@ -15,11 +15,11 @@ def picture(path):
 @pytest.fixture
 def split_folders(tmp_path):
     for name in ("train/no/p1_a", "train/yes/p2_a", "valid/no/p3_a", "test/yes/p4_a"):
-        picture(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
     return tmp_path
 
 
-def test_folders_say_class_split_and_patient(split_folders):
+def test_class_split_and_patient_are_read_from_folders(split_folders):
     manifest = Folders(str(split_folders), patient=r"(p\d+)_").manifest(["no", "yes"])
     assert manifest.table["id"].tolist() == [
         "test/yes/p4_a.png",
@@ -33,7 +33,7 @@ def test_folders_say_class_split_and_patient(split_folders):
     assert manifest.notes == ()
 
 
-def test_unknown_patients_are_said_and_noted(split_folders):
+def test_unknown_patients_are_noted(split_folders):
     manifest = Folders(str(split_folders), patient=None).manifest(["no", "yes"])
     assert manifest.table["patient"].is_unique
     assert "patients are unknown" in manifest.notes[0]
@@ -43,7 +43,7 @@ def test_unknown_patients_are_said_and_noted(split_folders):
 
 def test_folders_without_splits_need_fractions(tmp_path):
     for n in range(40):
-        picture(tmp_path / "no" / f"p{n % 20}_{n}.png")
+        write_image(tmp_path / "no" / f"p{n % 20}_{n}.png")
     with pytest.raises(ValueError, match="give fractions"):
         Folders(str(tmp_path), r"(p\d+)_").manifest(["no"])
     table = Folders(str(tmp_path), r"(p\d+)_", SplitFractions(0.3, 0.3)).manifest(["no"]).table
@@ -51,8 +51,10 @@ def test_folders_without_splits_need_fractions(tmp_path):
     assert table["split"].nunique() == 3
 
 
-def test_names_that_do_not_agree_are_both_told(split_folders):
-    with pytest.raises(ValueError, match=r"the files say \['no', 'yes'\].*says \['no', 'maybe'\]"):
+def test_class_names_that_differ_from_the_files_are_an_error_with_both(split_folders):
+    with pytest.raises(
+        ValueError, match=r"in the files are \['no', 'yes'\], not \['no', 'maybe'\]"
+    ):
         Folders(str(split_folders), None).manifest(["no", "maybe"])
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         Folders(str(split_folders / "nowhere"), None).manifest(["no"])
@@ -94,7 +96,7 @@ def test_labels_may_be_numbers_or_unknown(tmp_path, rows):
     assert set(table["label"]) == {-1}
 
 
-def test_a_table_names_what_it_lacks(tmp_path, rows):
+def test_missing_columns_of_a_table_are_named(tmp_path, rows):
     rows.to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(ValueError, match=r"t.csv: no columns \['path', 'label', 'split', 'who'\]"):
         Table(str(tmp_path / "t.csv"), "who").manifest(["none", "mild"])
@@ -102,7 +104,7 @@ def test_a_table_names_what_it_lacks(tmp_path, rows):
         Table(str(tmp_path / "u.csv"), None).manifest(["none"])
 
 
-def test_labels_are_bare_and_rows_without_one_are_left_out(tmp_path, rows):
+def test_white_space_around_labels_is_removed_and_rows_without_label_are_left_out(tmp_path, rows):
     rows["grade"] = [" mild", "none", " "]
     rows.to_csv(tmp_path / "t.csv", index=False)
     source = Table(str(tmp_path / "t.csv"), "person", path="file", label="grade", split="fold")
@@ -110,8 +112,8 @@ def test_labels_are_bare_and_rows_without_one_are_left_out(tmp_path, rows):
     assert manifest.table["label"].tolist() == [1, 0]
     assert manifest.table["patient"].tolist() == ["1", "2"]
     assert manifest.table["site"].tolist() == ["x", "y"]
-    assert manifest.notes == ("2 labels have white space around them, which is not read",
-                              "1 pictures have no label and are left out")  # fmt: skip
+    assert manifest.notes == ("2 labels have white space around them, which is removed",
+                              "1 images have no label and are left out")  # fmt: skip
     rows.assign(grade=["", "0", "1"], fold=["predict", "train", "test"]).to_csv(
         tmp_path / "t.csv", index=False
     )
@@ -122,10 +124,10 @@ def test_labels_are_bare_and_rows_without_one_are_left_out(tmp_path, rows):
         source.manifest(["none", "mild"])
 
 
-def test_what_begins_with_a_dot_is_no_picture_of_the_set(split_folders):
-    picture(split_folders / "train/yes/.ipynb_checkpoints/p2_a-checkpoint.png")
-    picture(split_folders / "train/yes/._p2_a.png")
-    picture(split_folders / ".trash/x.png")
+def test_hidden_files_and_folders_are_skipped(split_folders):
+    write_image(split_folders / "train/yes/.ipynb_checkpoints/p2_a-checkpoint.png")
+    write_image(split_folders / "train/yes/._p2_a.png")
+    write_image(split_folders / ".trash/x.png")
     assert len(Folders(str(split_folders), None).manifest(["no", "yes"]).table) == 4
 
 
@@ -137,9 +139,9 @@ MURA = [
 ]
 
 
-def test_mura_is_read_from_its_tree(tmp_path):
+def test_mura_is_read_from_its_folders(tmp_path):
     for name in MURA:
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     table = Mura(str(tmp_path), val=0.0).manifest(["negative", "positive"]).table
     assert table["id"].tolist() == MURA
     assert table["label"].tolist() == [0, 0, 1, 1]
@@ -156,7 +158,20 @@ def test_mura_is_read_from_its_lists(tmp_path):
     assert table["id"].tolist() == MURA
     assert table["split"].tolist() == ["train", "train", "train", "val"]
     (tmp_path / "list.csv").write_text("MURA-v1.1/train/XR_HAND/image1.png\n")
-    with pytest.raises(ValueError, match=r"XR_HAND/image1\.png: not a path as MURA writes"):
+    with pytest.raises(ValueError, match=r"XR_HAND/image1\.png: not a path in MURA's layout"):
         source.manifest(["negative", "positive"])
     with pytest.raises(ValueError, match=r"\['a'\]; MURA has two"):
         source.manifest(["a"])
+
+
+def test_several_columns_can_identify_the_patient(tmp_path):
+    rows = pd.DataFrame({"path": list("abcd"), "label": list("0101")})
+    rows["split"] = ["train", "train", "test", "test"]
+    rows["kind"], rows["number"] = ["x", "y", "x", ""], ["1", "1", "1", "1"]
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    source = Table(str(tmp_path / "t.csv"), ["split", "kind", "number"])
+    manifest = source.manifest(["0", "1"])
+    assert manifest.table["patient"].tolist() == ["train/x/1", "train/y/1", "test/x/1", "d"]
+    assert manifest.table["kind"].tolist() == ["x", "y", "x", ""]
+    note = "1 images have no patient; each is treated as a patient of its own"
+    assert manifest.notes == (note,)

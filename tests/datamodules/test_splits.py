@@ -2,74 +2,124 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.sources import Table
-from datamodules.splits import SplitFractions
+from datamodules.manifest import Manifest
+from datamodules.splits import Fold, SplitFractions, assign_split, fold_of_patient
 
 
 @pytest.fixture
-def crowd():
-    """600 patients of 1 to 6 films; 24 of them have the rare class 2, one has many films."""
+def table():
+    """600 patients with 1 to 6 images each; 24 patients have the rare class 2."""
     rng = np.random.default_rng(0)
-    films = rng.integers(1, 7, 600)
+    num_images = rng.integers(1, 7, 600)
     label = np.where(np.arange(600) < 24, 2, rng.random(600) < 0.3).astype(int)
-    rows = [(f"p{k}", label[k]) for k in range(600) for _ in range(films[k])]
+    rows = [(f"p{k}", label[k]) for k in range(600) for _ in range(num_images[k])]
     return pd.DataFrame(rows, columns=["patient", "label"])
 
 
-def shares(crowd, sides):
-    return pd.crosstab(crowd["label"], np.array(sides), normalize="index")
+def assign(table, fractions, file_splits=None):
+    return np.array(fractions.assign(table["patient"], table["label"].tolist(), file_splits))
 
 
-def test_stratified_sides_hold_their_share_of_every_class_and_whole_patients(crowd):
-    sides = SplitFractions(0.2, 0.1, stratified=True).split(
-        crowd["patient"], crowd["label"].tolist()
-    )
-    assert crowd.assign(side=sides).groupby("patient")["side"].nunique().max() == 1
-    found = shares(crowd, sides)
-    most = 6 / crowd["label"].value_counts().sort_index()  # no patient has more films
-    assert ((found["val"] - 0.2).abs() <= most).all()
-    assert ((found["test"] - 0.1).abs() <= most).all()
+def class_fractions(table, splits):
+    return pd.crosstab(table["label"], splits, normalize="index")
 
 
-def test_without_stratifying_the_rare_class_may_miss_its_share_by_far(crowd):
-    off = []
+def test_stratified_splits_have_the_fractions_in_every_class_and_whole_patients(table):
+    splits = assign(table, SplitFractions(0.2, 0.1, stratified=True))
+    assert table.assign(split=splits).groupby("patient")["split"].nunique().max() == 1
+    fractions = class_fractions(table, splits)
+    tolerance = 6 / table["label"].value_counts().sort_index()  # images of the largest patient
+    assert ((fractions["val"] - 0.2).abs() <= tolerance).all()
+    assert ((fractions["test"] - 0.1).abs() <= tolerance).all()
+
+
+def test_without_stratification_the_fraction_of_a_rare_class_can_be_far_off(table):
+    errors = []
     for seed in range(20):
-        plain = SplitFractions(0.2, 0.1, seed).split(crowd["patient"], crowd["label"].tolist())
-        off.append(abs(shares(crowd, plain)["val"][2] - 0.2))
-    assert max(off) > 0.1
+        splits = assign(table, SplitFractions(0.2, 0.1, seed))
+        errors.append(abs(class_fractions(table, splits)["val"][2] - 0.2))
+    assert max(errors) > 0.1
 
 
-def test_another_seed_is_another_stratified_split(crowd):
-    one, other = (
-        SplitFractions(seed=seed, stratified=True).split(crowd["patient"], crowd["label"].tolist())
-        for seed in (0, 1)
-    )
-    assert one != other
+def test_another_seed_gives_another_stratified_split(table):
+    first, second = (assign(table, SplitFractions(seed=k, stratified=True)) for k in (0, 1))
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("stratified", [False, True])
-def test_what_the_files_say_stays_and_val_is_cut_from_train(crowd, stratified):
-    said = ["test" if k % 5 == 0 else "train" for k in range(len(crowd))]
-    fractions = SplitFractions(0.25, 0.5, stratified=stratified)
-    sides = np.array(fractions.split(crowd["patient"], crowd["label"].tolist(), said))
-    tested = np.array(said) == "test"
-    assert (sides[tested] == "test").all()
-    assert set(sides[~tested]) == {"train", "val"}
-    assert (sides[~tested] == "val").mean() == pytest.approx(0.25, abs=0.06)
+def test_splits_in_the_files_stay_and_val_is_taken_from_train(table, stratified):
+    file_splits = ["test" if k % 5 == 0 else "train" for k in range(len(table))]
+    splits = assign(table, SplitFractions(0.25, 0.5, stratified=stratified), file_splits)
+    is_test = np.array(file_splits) == "test"
+    assert (splits[is_test] == "test").all()
+    assert set(splits[~is_test]) == {"train", "val"}
+    assert (splits[~is_test] == "val").mean() == pytest.approx(0.25, abs=0.06)
 
 
-def test_a_cut_of_nothing_is_refused(crowd):
-    said = ["train", "val", "test"] * (len(crowd) // 3) + ["train"] * (len(crowd) % 3)
-    with pytest.raises(ValueError, match=r"the files name \['test', 'train', 'val'\]; nothing"):
-        SplitFractions().split(crowd["patient"], crowd["label"].tolist(), said)
+def test_fractions_are_refused_if_the_files_have_all_splits(table):
+    file_splits = ["train", "val", "test"] * (len(table) // 3) + ["train"] * (len(table) % 3)
+    message = r"already have the splits \['test', 'train', 'val'\]"
+    with pytest.raises(ValueError, match=message):
+        assign(table, SplitFractions(), file_splits)
 
 
-def test_several_columns_together_can_be_the_patient(tmp_path):
-    rows = pd.DataFrame({"path": list("abcd"), "label": list("0101")})
-    rows["split"] = ["train", "train", "test", "test"]
-    rows["kind"], rows["number"] = ["x", "y", "x", ""], ["1", "1", "1", "1"]
-    rows.to_csv(tmp_path / "t.csv", index=False)
-    made = Table(str(tmp_path / "t.csv"), ["split", "kind", "number"]).manifest(["0", "1"])
-    assert made.table["patient"].tolist() == ["train/x/1", "train/y/1", "test/x/1", "d"]
-    assert made.table["kind"].tolist() == ["x", "y", "x", ""]
-    assert made.notes == ("1 pictures name no patient; each is taken as a patient of its own",)
+def test_assigned_splits_have_the_requested_fractions_and_depend_on_the_seed():
+    splits = [assign_split(f"p{n}", 0.2, 0.1) for n in range(4000)]
+    assert abs(splits.count("val") / 4000 - 0.2) < 0.02
+    assert abs(splits.count("test") / 4000 - 0.1) < 0.015
+    assert assign_split("p0", 0.2, 0.1) == splits[0]
+    assert assign_split("p0", 0.0, 1.0) == "test"
+    assert splits != [assign_split(f"p{n}", 0.2, 0.1, seed=1) for n in range(4000)]
+    with pytest.raises(ValueError, match=r"val is 0\.9 and test is 0\.2"):
+        assign_split("p", 0.9, 0.2)
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    rng = np.random.default_rng(0)
+    patients = [f"p{n}" for n in rng.integers(0, 200, 900)]
+    names = [f"i{n}" for n in range(900)]
+    table = pd.DataFrame({"id": names, "path": names, "label": rng.integers(0, 2, 900),
+                          "patient": patients, "study": patients})  # fmt: skip
+    return Manifest(table.assign(split=["test"] * 899 + ["predict"]), ["no", "yes"])
+
+
+@pytest.mark.parametrize("num_folds", [3, 5])
+def test_every_image_is_in_test_once_and_no_patient_is_in_two_splits(manifest, num_folds):
+    times_tested = np.zeros(len(manifest.table), int)
+    for index in range(num_folds):
+        table = Fold(index, num_folds).apply(manifest).table
+        times_tested += (table["split"] == "test").to_numpy()
+        labeled = table[table["split"] != "predict"]
+        assert labeled.groupby("patient")["split"].nunique().max() == 1
+        assert set(labeled["split"]) == {"train", "val", "test"}
+    assert times_tested.tolist() == [1] * 899 + [0]
+
+
+def test_folds_have_equal_size_and_stay_when_patients_are_removed(manifest):
+    folds = pd.Series([fold_of_patient(f"p{n}", 5) for n in range(5000)])
+    assert folds.value_counts(normalize=True).between(0.18, 0.22).all()
+    subset = Manifest(manifest.table[::3], manifest.class_names)
+    all_splits, subset_splits = (
+        Fold(1, 5).apply(m).table.set_index("id")["split"] for m in (manifest, subset)
+    )
+    assert all_splits[subset_splits.index].equals(subset_splits)
+    patients = ("p1", "p2")
+    assert any(fold_of_patient(p, 5, seed=1) != fold_of_patient(p, 5) for p in patients)
+
+
+def test_without_folds_the_manifest_stays(manifest):
+    assert Fold().apply(manifest) is manifest
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((0, 2), "fold.num_folds is 2"),
+        ((5, 5), "fold.index is 5; allowed are 0 to 4"),
+        ((1, 0), "fold.index is 1"),
+    ],
+)
+def test_a_wrong_fold_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Fold(*settings)

@@ -1,5 +1,7 @@
 """Generated prediction tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -53,3 +55,18 @@ def expert_tables(
         logits = np.where(is_informative[:, None], gain * observations, noise)
         members.append(PredictionTable(rows, logits, table.class_names, {"manifest_digest": split}))
     return members
+
+
+def named_experts(split: str, seed: int, n: int = 900) -> dict[str, PredictionTable]:
+    """`expert_tables` by name of the member, with hashes of their weights."""
+    tables = expert_tables(n, split, seed)
+    return {
+        name: replace(table, meta={"weights": f"hash of {name}"})
+        for name, table in zip(("first", "second", "third"), tables, strict=True)
+    }
+
+
+def named_copies(split: str) -> dict[str, PredictionTable]:
+    """Five equal tables with different hashes of weights."""
+    table = make_table(900, images_per_patient=3, split=split, seed=1)
+    return {f"copy{i}": replace(table, meta={"weights": f"hash{i}"}) for i in range(5)}

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.metrics.calibration import Temperature, ece, fit_temperature
+from evaluation.metrics.calibration import Temperature, fit_temperature, reliability_bins
 from evaluation.predictions import PredictionTable
 from tests.evaluation.tables import make_table
 
@@ -25,7 +25,8 @@ def test_planted_temperature_is_recovered(planted: float) -> None:
     temperature = fit_temperature(table)
     assert temperature.value == pytest.approx(planted, abs=0.1)
     assert not temperature.at_bound
-    assert ece(temperature(table.probabilities), table.labels) < 0.015
+    bins = reliability_bins(temperature(table.probabilities), table.labels)
+    assert bins.ece < 0.015
 
 
 def test_fitted_temperature_has_the_smallest_nll() -> None:
@@ -71,4 +72,4 @@ def test_confidence_of_one_is_in_the_last_bin() -> None:
     labels = np.array([0] * 24 + [1] * 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ece(p, labels) == pytest.approx(0.2)
+        assert reliability_bins(p, labels).ece == pytest.approx(0.2)

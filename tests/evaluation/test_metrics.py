@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics as sk
 
 from evaluation.metrics import compute, confusion
-from evaluation.metrics.ranking import average_precision, sensitivity_at_specificity
+from evaluation.metrics.ranking import average_precision, ranking_value, sensitivity_of_counts
 from evaluation.metrics.registry import METRICS
 from tests.evaluation.tables import make_table
 
@@ -132,8 +132,9 @@ def test_ranking_metrics_equal_scikit_learn_with_ties() -> None:
         assert average_precision(score, label) == pytest.approx(precision)
         assert metrics[f"average_precision/{name}"].value == pytest.approx(precision)
         fpr, tpr, _ = sk.roc_curve(label, score, drop_intermediate=False)
-        sensitivity = partial(sensitivity_at_specificity, score, label)
-        assert sensitivity(0.9) == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max())
+        at_90 = partial(sensitivity_of_counts, specificity=0.9)
+        sensitivity = ranking_value(at_90, score, label)
+        assert sensitivity == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max())
         of_class = metrics[f"sensitivity_at_specificity_0.95/{name}"]
         assert of_class.value == pytest.approx(tpr[fpr <= 0.05 + 1e-9].max())
     macro = sk.average_precision_score(np.eye(3)[table.labels], table.probabilities)

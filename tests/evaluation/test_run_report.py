@@ -4,59 +4,96 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.plots.style import subplots
+from evaluation.metrics import registry
+from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.registry import MetricSpec
 from evaluation.predictions import PredictionTable
-from evaluation.reports.html import Text, show
+from evaluation.reports import html
+from evaluation.reports.html import Text
 from evaluation.reports.run import (
     anonymized_predictions,
     hashed_id,
     most_confident,
     predictions_frame,
+    run_sections,
 )
+from evaluation.results import Results
+from tests.evaluation.tables import make_table
+
+
+def _two_classes(labels: list[int], first_probability: list[float]) -> PredictionTable:
+    rows = pd.DataFrame({"id": list("abcde"), "label": labels, "split": "test",
+                         "patient": "secret", "study": "s", "site": "private"})  # fmt: skip
+    first = np.array(first_probability)
+    return PredictionTable(rows, np.log(np.stack([first, 1 - first], axis=1)), ["well", "ill"])
 
 
 @pytest.fixture
 def table():
-    """Five images of two classes; c and d are mistaken, e is of an unknown class."""
-    odds = np.array([0.9, 0.6, 0.8, 0.7, 0.5001])
-    rows = pd.DataFrame({"id": list("abcde"), "label": [0, 0, 1, 1, -1], "split": "test",
-                         "patient": "secret", "study": "s", "site": "here"})  # fmt: skip
-    return PredictionTable(rows, np.log(np.stack([odds, 1 - odds], axis=1)), ["well", "ill"])
+    """Five images of two classes; c and d are wrong, e has no label."""
+    return _two_classes([0, 0, 1, 1, -1], [0.9, 0.6, 0.8, 0.7, 0.5001])
 
 
-def test_answers_say_truth_answer_and_confidence_and_no_patient(table):
-    found = predictions_frame(table)
-    assert found["true"].tolist() == ["well", "well", "ill", "ill", "unknown"]
-    assert found["predicted"].tolist() == ["well"] * 5
-    assert found["correct"].tolist() == ["yes", "yes", "no", "no", "unknown"]
-    assert found["confidence"].tolist() == pytest.approx([0.9, 0.6, 0.8, 0.7, 0.5001], abs=1e-6)
-    assert found["p(ill)"].tolist() == pytest.approx([0.1, 0.4, 0.2, 0.3, 0.4999], abs=1e-6)
-    assert "secret" not in found.to_string()
-    assert "here" not in found.to_string()
+def test_predictions_are_listed_without_patients_and_attributes(table):
+    frame = predictions_frame(table)
+    assert frame["true"].tolist() == ["well", "well", "ill", "ill", "unknown"]
+    assert frame["predicted"].tolist() == ["well"] * 5
+    assert frame["correct"].tolist() == ["yes", "yes", "no", "no", "unknown"]
+    assert frame["confidence"].tolist() == pytest.approx([0.9, 0.6, 0.8, 0.7, 0.5001], abs=1e-6)
+    assert frame["p(ill)"].tolist() == pytest.approx([0.1, 0.4, 0.2, 0.3, 0.4999], abs=1e-6)
+    assert "secret" not in frame.to_string()
+    assert "private" not in frame.to_string()
 
 
-def test_what_is_shared_has_a_code_for_each_id(table):
+def test_anonymized_predictions_have_a_hash_in_place_of_each_id(table):
     named = replace(table, rows=table.rows.assign(id=[f"secret/{k}.png" for k in range(5)]))
-    found = anonymized_predictions(named)
+    frame = anonymized_predictions(named)
     assert "secret" in predictions_frame(named).to_string()
-    assert "secret" not in found.to_string()
-    assert found["id"].tolist() == [hashed_id(name) for name in named.rows["id"]]
-    assert found["id"].is_unique
+    assert "secret" not in frame.to_string()
+    assert frame["id"].tolist() == [hashed_id(name) for name in named.rows["id"]]
+    assert frame["id"].is_unique
     pd.testing.assert_frame_equal(
-        found.drop(columns="id"), predictions_frame(named).drop(columns="id")
+        frame.drop(columns="id"), predictions_frame(named).drop(columns="id")
     )
 
 
-def test_the_surest_take_turns_among_the_classes(table):
+def test_the_most_confident_predictions_alternate_between_classes(table):
     assert most_confident(table, correct=True) == ["a", "b"]
     assert most_confident(table, correct=False, count=1) == ["c"]
-    odds = np.array([0.9, 0.8, 0.3, 0.2, 0.6])
-    both = PredictionTable(table.rows.assign(label=[0, 0, 1, 1, 0]),
-                           np.log(np.stack([odds, 1 - odds], axis=1)), ["well", "ill"])  # fmt: skip
-    assert most_confident(both, correct=True, count=4) == ["a", "d", "b", "c"]
+    both_classes = _two_classes([0, 0, 1, 1, 0], [0.9, 0.8, 0.3, 0.2, 0.6])
+    assert most_confident(both_classes, correct=True, count=4) == ["a", "d", "b", "c"]
 
 
-def test_sections_and_drawings_are_shown_in_a_notebook():
-    shown = show(Text("A < B"), subplots(2, 2)[0])._repr_html_()
-    assert "<p>A &lt; B</p>" in shown
-    assert 'src="data:image/png;base64,' in shown
+def _page(sections: list[html.Section]) -> str:
+    return "\n".join(html.section_html(section) for section in sections)
+
+
+def test_a_metric_registered_in_one_place_is_in_the_run_report(monkeypatch):
+    spec = MetricSpec(
+        "certainty", "Mean certainty", "image_mean", lambda t: t.probabilities.max(axis=1),
+        in_summary=True,
+    )  # fmt: skip
+    monkeypatch.setitem(registry.METRICS, "certainty", spec)
+    table = make_table()
+    metrics = compute_metrics(table, draws=20)
+    results = Results("resnet", "test", table.class_names, metrics, {"member": metrics})
+    page = _page(run_sections(results, table))
+    value = table.probabilities.max(axis=1).mean()
+    row = f'<tr><td>Mean certainty</td><td class="number">{value:.4f}</td>'
+    assert page.count(row) == 2  # summary, and all metrics
+    assert "<th class=number>Mean certainty</th>" in page  # of the members
+
+
+def test_a_run_report_is_made_from_values_and_shows_labels_instead_of_names():
+    table, history = make_table(), pd.DataFrame({"epoch": [0, 1], "val/accuracy": [0.5, 0.6]})
+    metrics = compute_metrics(table, draws=20)
+    meta = {"notes": ["a note"], "members": {}, "seed": 3}
+    results = Results("resnet", "test", table.class_names, metrics, meta=meta)
+    sections = run_sections(results, table, history, [Text("half of the weights", "Savings")])
+    page = _page(sections)
+    assert page.index("a note") < page.index("Savings") < page.index("Learning curves")
+    assert "Kappa, quadratic weights" in page
+    assert "kappa_quadratic" not in page
+    assert "<td>seed</td><td>3</td>" in page
+    [curves] = [s.image for s in sections if s.heading == "Learning curves"]
+    assert curves.axes[0].get_title(loc="left") == "Accuracy"

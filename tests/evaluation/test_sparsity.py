@@ -120,8 +120,8 @@ def test_plot_of_sparsity_costs_has_points_intervals_and_a_zero_line():
     assert large == [pytest.approx([-1, 0])]
     assert [x for x, _ in single] == pytest.approx([-4])
     first, second = (label.get_text() for label in axes.get_yticklabels())
-    assert first == "ast25, 74.2 % zeros\nminus dense"
-    assert second.startswith("single10, zeros")
+    assert first == "ast25, zeros: 74.2 %\nminus dense"
+    assert second == "single10, zeros: unknown\nminus dense"
 
 
 def test_sections_of_a_run_without_sparsity_are_empty(tmp_path):

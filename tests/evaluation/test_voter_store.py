@@ -39,12 +39,12 @@ def test_the_registry_states_what_a_voter_needs() -> None:
     assert {name: options for name, options in missing.items() if options} == {
         "weighted": ["weights"],
         "per_group": ["attribute"],
-        "group_attention": ["attribute", "attend"],
+        "group_attention": ["attribute", "attended_values"],
     }
     with pytest.raises(ValueError, match="voter 'per_group' needs attribute"):
         voter_spec("per_group").create(expert_tables(50), VoterOptions())
-    with pytest.raises(ValueError, match="attend names values of an attribute"):
-        VoterOptions(attend=["elbow"])
+    with pytest.raises(ValueError, match="attended_values are values of an attribute"):
+        VoterOptions(attended_values=["elbow"])
 
 
 def _saved(folder: Path) -> None:

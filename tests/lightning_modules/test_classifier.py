@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from consilium.cli.main import main
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from lightning_modules import checkpoints
+from lightning_modules import ImageClassifier, checkpoints
 from tests.conftest import Tiny
 
 EMA = {"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}
@@ -66,8 +67,30 @@ def test_weights_that_differ_from_the_checkpoint_are_not_evaluated(
 ) -> None:
     averaging = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging"}
     configs = tiny.configs("averaging", **{"trainer.callbacks+": [averaging]})
-    assert main(["fit", *configs, "--run", str(tmp_path)]) != 0
+    assert main(["fit", *configs, "--run", str(tmp_path), "--test", "true"]) != 0
     assert "not those of the checkpoint" in capsys.readouterr().err
+
+
+class DoubledLossClassifier(ImageClassifier):
+    """A subclass as a user might write it."""
+
+    def compute_loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+        return 2 * super().compute_loss(outputs, target, class_weights)
+
+
+def test_a_subclass_is_named_in_a_config(tiny: Tiny, tmp_path: Path) -> None:
+    changes = {
+        "model.class_path": f"{__name__}.DoubledLossClassifier",
+        "trainer.max_epochs": 1,
+        "trainer.logger": {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": str(tmp_path / "logs")},
+        },
+    }
+    run = tiny.fit("subclass", tmp_path / "run", **changes)
+    module, block = checkpoints.load(run / "best.ckpt")
+    assert block.module == type(module).__name__ == "DoubledLossClassifier"
+    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
 
 
 class Interrupt(Callback):

@@ -26,7 +26,10 @@ def run_script(strategy, unfreeze_epochs, folder):
 
 @pytest.mark.parametrize(
     ("strategy", "unfreeze_epochs", "frozen_epochs"),
-    [("ddp", [], [0, 1, 2]), ("ddp_find_unused_parameters_true", [2], [0, 1])],
+    [
+        ("ddp", [], [0, 1, 2]),
+        pytest.param("ddp_find_unused_parameters_true", [2], [0, 1], marks=pytest.mark.exhaustive),
+    ],
 )
 def test_frozen_stages_do_not_change_and_processes_agree(
     strategy, unfreeze_epochs, frozen_epochs, tmp_path

@@ -54,7 +54,7 @@ def test_unreadable_counters_give_the_reason(tmp_path, monkeypatch):
         return read_text(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", refuse)  # the tests may run as root, who can read all
-    with pytest.raises(measure.EnergyUnavailableError, match="no permission to read .*energy_uj"):
+    with pytest.raises(measure.EnergyUnavailableError, match=r"no permission to read .*energy_uj"):
         measure.rapl_meter(tmp_path)
 
 

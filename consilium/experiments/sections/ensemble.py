@@ -7,7 +7,7 @@ from pathlib import Path
 
 from consilium.experiments.config import MEMBERS, ExperimentConfig
 from consilium.experiments.gates import Runs, run_names
-from consilium.experiments.plan import member_folders, rounds
+from consilium.experiments.plan import rounds
 from consilium.inference import data_config
 from consilium.inference.panels import read_thumbnail
 from evaluation import diversity
@@ -60,13 +60,12 @@ def load_ensembles(
     ensembles = []
     for r, name in product(rounds(config), config.ensembles):
         run, is_shown = name + r.suffix, r == rounds(config)[0]
-        if run in runs:
-            members = {
-                path.name: tables[path.name] for path in member_folders(config, folder, name, r)
-            }
-            voters = load_voters(voters_folder(folder / run), members)
-            images = _disputed_images(folder / run, members) if is_shown else []
-            ensembles.append(EnsembleResults(run, is_shown, *voters, members, images))
+        members = [member + r.suffix for member in config.ensembles[name]]
+        if {run, *members} <= runs.keys():
+            own = {member: tables[member] for member in members}
+            voters = load_voters(voters_folder(folder / run), own)
+            images = _disputed_images(folder / run, own) if is_shown else []
+            ensembles.append(EnsembleResults(run, is_shown, *voters, own, images))
     return ensembles
 
 

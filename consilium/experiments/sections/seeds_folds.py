@@ -13,7 +13,7 @@ from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
-from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.stats.estimate import Estimates
 
 SEEDS_NOTE = (
     "Mean over seeds and standard deviation between them: the variation from training. The "
@@ -26,8 +26,7 @@ FOLDS_NOTE = (
     "precision, sensitivity at a specificity) are means over folds, because scores of different "
     "models are not on one scale."
 )
-
-
+Tables = Mapping[str, PredictionTable]
 Pooled = dict[tuple[str, int | None], Estimates]  # by name and seed, over all folds
 
 
@@ -39,16 +38,14 @@ class RepeatedRuns:
     seeds: pd.DataFrame  # per name and summary metric: mean and spread over the seeds
 
 
-def pool_rounds(
-    config: ExperimentConfig, runs: Runs, tables: Mapping[str, PredictionTable]
-) -> RepeatedRuns:
+def pool_rounds(config: ExperimentConfig, runs: Runs, tables: Tables) -> RepeatedRuns:
     """Metrics of each member and ensemble of which all folds are done, by seed."""
     pooled: Pooled = {}
     for name in (*config.ensembles, *config.members):
         for seed in seeds_or_none(config):
             names = runs_of_seed(config, name, seed)
             if all(run in runs for run in names):
-                pooled[name, seed] = _pool_folds(config, names, runs, tables)
+                pooled[name, seed] = _pool_folds(names, runs, tables)
     return RepeatedRuns(pooled, spread_over_seeds(config, pooled))
 
 
@@ -64,28 +61,18 @@ def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
     return PredictionTable(rows, logits, tables[0].class_names)
 
 
-def _pool_folds(
-    config: ExperimentConfig,
-    names: list[str],
-    runs: Runs,
-    tables: Mapping[str, PredictionTable],
-) -> Estimates:
-    if not config.folds:
+def _pool_folds(names: list[str], runs: Runs, tables: Tables) -> Estimates:
+    """Metrics over all folds; of a single run its own. Ranking metrics are means over folds."""
+    if len(names) == 1:
         return runs[names[0]].metrics
-    pooled = compute_metrics(concatenate([tables[run] for run in names]))
+    pooled = compute_metrics(concatenate([tables[name] for name in names]))
     for metric, estimate in pooled.items():
         if metric_spec(metric).is_rank_based:
-            values = [runs[run].metrics[metric].value for run in names]
-            pooled[metric] = _mean_over_folds(values, estimate)
+            values = [runs[name].metrics[metric].value for name in names]
+            mean = None if None in values else float(np.mean(np.array(values, dtype=float)))
+            reason = "not measured in every fold" if mean is None else "mean over folds"
+            pooled[metric] = replace(estimate, value=mean, low=None, high=None, reason=reason)
     return pooled
-
-
-def _mean_over_folds(values: Sequence[float | None], pooled: Estimate) -> Estimate:
-    """The mean over folds in place of the pooled value; None if a fold has no value."""
-    known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if len(known) == len(values) else None
-    reason = "mean over folds" if mean is not None else "not measured in every fold"
-    return replace(pooled, value=mean, low=None, high=None, reason=reason)
 
 
 def spread_over_seeds(config: ExperimentConfig, pooled: Pooled) -> pd.DataFrame:
@@ -105,7 +92,8 @@ def sections(config: ExperimentConfig, repeated: RepeatedRuns) -> list[html.Sect
     """Tables of pooled folds and of the spread over seeds, if there are any."""
     page: list[html.Section] = []
     if config.folds and repeated.pooled:
-        page.append(_folds_table(repeated.pooled))
+        pooled = {name + Round(seed).suffix: m for (name, seed), m in repeated.pooled.items()}
+        page.append(html.models_table(pooled, summary_metrics(), "Over folds", FOLDS_NOTE))
     if len(repeated.seeds):
         page.append(_seeds_table(repeated.seeds))
     return page
@@ -118,13 +106,3 @@ def _seeds_table(seeds: pd.DataFrame) -> html.Table:
         rows.append((str(name), int(metrics["seeds"].iloc[0]), *cells))
     labels = [label for metric in summary_metrics() for label in (metric_label(metric), "SD")]
     return html.Table(("", "seeds", *labels), rows, "Over seeds", SEEDS_NOTE)
-
-
-def _folds_table(pooled: Pooled) -> html.Table:
-    names = summary_metrics()
-    rows: list[tuple[html.Cell, ...]] = [
-        (name + Round(seed).suffix, metrics["accuracy"].n, *(metrics[m] for m in names))
-        for (name, seed), metrics in pooled.items()
-    ]
-    columns = ("", "images", *map(metric_label, names))
-    return html.Table(columns, rows, "Over folds", FOLDS_NOTE)

@@ -27,7 +27,7 @@ RATIOS = {
     ZERO_FRACTION: "zeros", "macs_theoretical_ratio": "MACs",
     "latency_ratio_measured": "latency ratio",
 }  # fmt: skip
-MAX_LISTED = 20  # changed decisions of a pair in the report; the CSV file has all
+MAX_ROWS = 20  # changed decisions of a pair in the report; the CSV file has all
 NOTE = (
     "Sparse minus control on the same images. A control is trained like the first of its members, "
     "with all weights: compared with that member, the difference is the cost of sparsity; compared "
@@ -162,5 +162,5 @@ def _pair_sections(
     return [
         html.Text("", f"{pair[0]} compared with {pair[1]}"),
         sparsity.sensitivity_table(sparse, control, "sparse", "control"),
-        sparsity.changed_table(changed, len(sparse), "sparse", "control", MAX_LISTED),
+        sparsity.changed_table(changed, len(sparse), "sparse", "control", MAX_ROWS),
     ]

@@ -10,27 +10,27 @@ def config(tmp_path):
         "init_args:\n"
         "  source:\n"
         "    class_path: datamodules.Phantoms\n"
-        f"    init_args: {{num_patients: 20, images_per_patient: 1, image_size: 64, root: {tmp_path}/phantoms}}\n"
+        f"    init_args: {{num_patients: 20, images_per_patient: 1, root: {tmp_path}/phantoms}}\n"
         "  class_names: [none, simple, comminuted]\n"
         "  preprocess: {size: 32}\n"
     )
     return str(tmp_path / "data.yaml")
 
 
-def test_a_store_is_built_listed_and_cleared(config, tmp_path, capsys):
+def test_a_store_is_built_listed_and_deleted(config, tmp_path, capsys):
     root = ["--root", str(tmp_path / "cache")]
     assert run(["build", "--config", config, *root]) == 0
-    told = capsys.readouterr().out
-    assert "20 pictures in" in told
-    assert "training split: mean [0." in told
+    output = capsys.readouterr().out
+    assert "20 images in" in output
+    assert "training split: mean [0." in output
     assert run(["info", *root]) == 0
     assert "1 stores" in capsys.readouterr().out
     assert run(["clear", *root]) == 0
-    assert "1 stores removed" in capsys.readouterr().out
+    assert "1 stores deleted" in capsys.readouterr().out
     run(["info", *root])
     assert "0 stores" in capsys.readouterr().out
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_an_error_with_its_name(tmp_path):
     with pytest.raises(ValueError, match=r"--root .*nowhere: no such folder"):
         run(["info", "--root", str(tmp_path / "nowhere")])

@@ -1,0 +1,151 @@
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from consilium.cli.main import main
+from consilium.experiments.config import load_experiment
+from consilium.inference import data_config
+
+SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
+PATIENT = ["--patient", "site,number"]
+
+
+@pytest.fixture
+def table(tiny, resnet, tmp_path, monkeypatch):
+    """A user's table of generated images, whose patient numbers restart at each site."""
+    (folder,) = (tiny.root / "phantoms").glob("fracture-64px-30p-*")
+    manifest = pd.read_csv(folder / "manifest.csv", dtype=str)
+    number = manifest["patient"].str[1:].astype(int)
+    pd.DataFrame({
+        "filename": [str(folder / path) for path in manifest["path"]],
+        "diagnosis": manifest["label"], "set": np.where(number % 3 == 0, "testing", "training"),
+        "site": number % 2, "number": number // 2,
+    }).to_csv(tmp_path / "images.csv", index=False)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "images.csv"
+
+
+def planned_commands(experiment, capsys):
+    capsys.readouterr()
+    assert main(["experiment", "run", str(experiment), "--dry-run"]) == 0
+    return [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_table_becomes_an_experiment_that_trains(table, capsys):
+    assert main(["init", str(table), *PATIENT, "--size", "32", "-o", "mine"]) == 0
+    assert "experiment: consilium experiment run mine/mine.yaml" in capsys.readouterr().out
+    experiment = load_experiment("mine/mine.yaml")
+    assert list(experiment.members) == ["resnet10t", "regnety_002", "mobilenetv3_small"]
+    commands = planned_commands("mine/mine.yaml", capsys)
+    fits = [command for command in commands if command and command[0] == "fit"]
+    assert len(fits) == 3
+    assert main([*fits[2], *SHORT]) == 0
+    config = yaml.safe_load(Path("runs/mine/members/mobilenetv3_small/config.yaml").read_text())
+    assert config["data"]["init_args"]["preprocess"]["size"] == 32
+
+
+def test_the_data_config_gives_the_samples_of_the_table(table, capsys):
+    main(["init", str(table), *PATIENT, "-o", "mine"])
+    data = data_config.load_datamodule(["mine/data.yaml"])
+    manifest, raw = data.load_manifest(), pd.read_csv(table, dtype=str)
+    assert data.class_names == ["comminuted", "none", "simple"]
+    assert (manifest.table["patient"] == raw["site"] + "/" + raw["number"]).all()
+    assert ((manifest.table["split"] == "test") == (raw["set"] == "testing")).all()
+    assert set(manifest.table["split"]) == {"train", "val", "test"}
+    assert len(yaml.safe_load(Path("mine/data.yaml").read_text())["init_args"]) == 5
+    shutil.rmtree("runs")
+    assert main(["init", str(table), *PATIENT, "-o", "mine"]) == 2
+    assert "-o mine: mine.yaml exists already; name another folder" in capsys.readouterr().err
+    assert not Path("runs").exists()  # nothing was audited
+
+
+def test_printed_commands_can_be_pasted_into_a_shell(table, capsys):
+    table.rename("the images.csv")
+    assert main(["init", "the images.csv", *PATIENT, "-o", "my own's"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (printed,) = [line for line in lines if line.startswith("experiment: ")]
+    data, experiment = (Path("my own's", f"{name}.yaml") for name in ("data", "my own's"))
+    command = shlex.split(printed)[1:]
+    assert command == ["consilium", "experiment", "run", str(experiment)]
+    assert shlex.split(experiment.read_text().splitlines()[0])[1:] == command
+    assert shlex.split(data.read_text().splitlines()[0])[-2:] == ["--config", str(data)]
+    assert f"audit {shlex.quote('the images.csv')} --augmentations" in data.read_text()
+    assert len(load_experiment(experiment).members) == 3
+
+
+@pytest.mark.parametrize("size", ["0", "-8"])
+def test_a_size_below_one_is_refused(size, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["init", "images.csv", "-o", "mine", "--size", size])
+    assert exit_info.value.code == 2
+    assert f"argument --size: {size} is not at least 1" in capsys.readouterr().err
+
+
+def test_samples_in_quarantine_are_excluded(table, tmp_path, capsys):
+    raw = pd.read_csv(table, dtype=str)
+    train, test = (raw[raw["set"] == name].iloc[0] for name in ("training", "testing"))
+    copy = tmp_path / "copy.png"
+    shutil.copy(train["filename"], copy)
+    leak = test.to_frame().T.assign(filename=str(copy), diagnosis=train["diagnosis"])
+    pd.concat([raw, leak]).to_csv(table, index=False)
+    folder = "of {A}, 1: '24"
+    assert main(["init", str(table), *PATIENT, "-o", folder]) == 0
+    assert "; 1 samples are excluded" in capsys.readouterr().out
+    data = data_config.load_datamodule([f"{folder}/data.yaml"])
+    assert train["filename"] not in data.load_manifest().table["id"].tolist()
+    data.setup("fit")
+
+
+def test_a_current_audit_is_reused_and_one_of_changed_images_is_not(table, tmp_path, monkeypatch):
+    assert main(["audit", str(table), *PATIENT]) == 0
+    page = next(Path("runs").glob("audit-*/audit.html"))
+    page.write_text("unchanged")
+    assert main(["init", str(table), *PATIENT, "-o", "mine"]) == 0
+    assert page.read_text() == "unchanged"
+    image = tmp_path / "changed.png"
+    raw = pd.read_csv(table, dtype=str)
+    shutil.copy(raw["filename"][0], image)
+    raw.assign(filename=[str(image), *raw["filename"][1:]]).to_csv(table, index=False)
+    assert main(["init", str(table), *PATIENT, "-o", "yours"]) == 0
+    assert page.read_text() != "unchanged"
+    page.write_text("unchanged")
+    image.touch()
+    assert main(["init", str(table), *PATIENT, "-o", "theirs"]) == 0
+    assert page.read_text() != "unchanged"
+
+
+@pytest.mark.parametrize("splits", [[""], ["train/", "test/"]])
+def test_a_folder_of_class_folders_can_be_used(tmp_path, splits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for k in range(20):
+            for name in ("ill", "well"):
+                file = tmp_path / f"tree/{split}{name}/p{split[:2]}{k}{name}_1.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(file), rng.integers(0, 255, (24, 24), np.uint8))
+    assert main(["init", "tree", "--patient", r"(p\w+)_", "-o", "mine"]) == 0
+    manifest = data_config.load_datamodule(["mine/data.yaml"]).load_manifest()
+    assert set(manifest.table["split"]) == {"train", "val", "test"}
+    assert len(manifest.table) == 40 * len(splits)
+
+
+def test_a_dataset_without_labels_or_with_wrong_columns_is_refused(table, tmp_path, capsys):
+    def error(*arguments):
+        assert main(["init", str(table), *arguments, "-o", "mine"]) == 2
+        return capsys.readouterr().err
+
+    message = "no columns ['person']; the table has ['filename'"
+    assert message in error("--patient", "site,person")
+    pd.read_csv(table).drop(columns="diagnosis").to_csv(table, index=False)
+    assert "--label must name the column of classes: ['filename'" in error(*PATIENT)
+    pd.read_csv(table).drop(columns="set").to_csv(table, index=False)
+    assert "--label names their column" in error(*PATIENT)
+    assert not (tmp_path / "mine").exists()
+    assert not (tmp_path / "runs").exists()  # nothing was audited

@@ -1,0 +1,113 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from sklearn.metrics import roc_auc_score
+
+from evaluation.metrics.calibration import reliability_bins
+from evaluation.metrics.compute import confusion_matrix
+from evaluation.plots import curves, ensemble
+from evaluation.predictions import PredictionTable
+from evaluation.reports.html import render_png
+from evaluation.stats.auc import auc
+from evaluation.stats.estimate import Estimate, wilson_interval
+from tests.evaluation.tables import make_table
+
+
+def _lines(ax: Axes) -> dict[str, list[list[float]]]:
+    """Points of the labeled lines."""
+    labeled = {str(line.get_label()): line.get_xydata() for line in ax.lines}
+    return {name: points.tolist() for name, points in labeled.items() if not name.startswith("_")}
+
+
+def test_a_confusion_plot_has_the_counts() -> None:
+    fig = curves.confusion_plot(make_table())
+    texts = [int(t.get_text()) for t in fig.axes[0].texts]
+    assert texts == confusion_matrix(make_table()).ravel().tolist()
+    assert render_png(fig).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("classes", "plotted"), [(2, [1]), (3, [0, 1, 2])])
+def test_a_roc_plot_has_one_curve_per_class_with_its_auroc(
+    classes: int, plotted: list[int]
+) -> None:
+    table = make_table(classes=classes)
+    lines = _lines(curves.roc_plot(table).axes[0])
+    areas = [roc_auc_score(table.labels == k, table.probabilities[:, k]) for k in plotted]
+    names = [f"{table.class_names[k]}  {a:.4f}" for k, a in zip(plotted, areas, strict=True)]
+    assert list(lines) == names
+    assert all((points[0], points[-1]) == ([0, 0], [1, 1]) for points in lines.values())
+
+
+def test_compared_models_have_their_names_and_scikit_learns_macro_auroc() -> None:
+    tables = {"a": make_table(), "b": make_table(seed=1)}
+    areas = [
+        roc_auc_score(t.labels, t.probabilities, multi_class="ovr", average="macro")
+        for t in tables.values()
+    ]
+    lines = _lines(curves.roc_comparison(tables).axes[0])
+    assert list(lines) == [f"a  {areas[0]:.4f}", f"b  {areas[1]:.4f}"]
+    axes = curves.reliability_plot(tables).axes
+    assert [ax.get_title(loc="left").split()[0] for ax in axes] == ["a", "b"]
+
+
+def test_learning_curves_skip_missing_values() -> None:
+    history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2, 1], "val/loss": [2.0, np.nan]})
+    [ax] = curves.learning_curves(history).axes
+    assert _lines(ax) == {"train": [[0, 2], [1, 1]], "val": [[0, 2]]}
+
+
+def _error_bars(table: PredictionTable) -> list[list[float]]:
+    """Lower and upper end of each error bar of a reliability plot."""
+    ax = curves.reliability_plot({"": table}).axes[0]
+    (bars,) = (c for c in ax.collections if isinstance(c, LineCollection))
+    return [segment[:, 1].tolist() for segment in bars.get_segments()]
+
+
+def test_error_bars_of_bins_without_errors_are_wilson_intervals() -> None:
+    table = make_table(400, gain=0.0)
+    correct = replace(table, logits=table.logits + 20 * np.eye(3)[table.labels])
+    bins = reliability_bins(correct.probabilities, correct.labels)
+    assert (bins.accuracy == 1).all()
+    assert _error_bars(correct) == [pytest.approx(wilson_interval(n, n)) for n in bins.count]
+
+
+def test_error_bars_are_over_patients_and_not_images() -> None:
+    single = make_table(400)
+    index, names = np.repeat(np.arange(400), 4), [f"image{i}" for i in range(1600)]
+    rows = single.rows.iloc[index].reset_index(drop=True).assign(id=names)
+    four_per_patient = replace(single, rows=rows, logits=single.logits[index])
+    own_patients = replace(four_per_patient, rows=rows.assign(patient=names))
+    widths = [
+        np.diff(_error_bars(table)).ravel() for table in (single, four_per_patient, own_patients)
+    ]
+    np.testing.assert_allclose(widths[1], widths[0], rtol=0.25)  # BCa and Wilson
+    assert np.median(widths[1] / widths[2]) > 1.5
+
+
+def test_a_recall_of_zero_is_plotted_and_a_missing_one_is_not() -> None:
+    def member(*recalls: float | None) -> dict[str, Estimate]:
+        return {f"recall/{name}": Estimate(value, None, None, "none", 9, 9)
+                for name, value in zip("abc", recalls, strict=True)}  # fmt: skip
+
+    metrics = {"one": member(0.0, 0.5, None), "two": member(0.25, 0.0, None)}
+    first, second, *circles = ensemble.recall_plot(metrics, list("abc")).axes[0].lines
+    np.testing.assert_array_equal(first.get_ydata(), [0.0, 0.5, np.nan])
+    np.testing.assert_array_equal(second.get_ydata(), [0.25, 0.0, np.nan])
+    assert [circle.get_ydata()[0] for circle in circles] == [0.25, 0.5]
+
+
+def test_equal_predictions_give_the_same_png() -> None:
+    first, second = (render_png(curves.confusion_plot(make_table())) for _ in range(2))
+    assert first == second
+
+
+def test_the_area_under_the_roc_curve_is_the_auc() -> None:
+    table = make_table(200, 2)
+    positive = table.labels == 1
+    fpr, tpr = curves.roc_curve(table.probabilities[:, 1], positive)
+    area = np.trapezoid(tpr, fpr)
+    assert area == pytest.approx(auc(table.probabilities[:, 1], positive))
