@@ -1,6 +1,6 @@
-"""An ensemble of four mixed members beside its bare forward passes and beside four separate tests.
+"""Time of an ensemble's evaluation beside its forward passes alone and beside separate tests.
 
-python benchmarks/ensemble.py [--images 192] [--rounds 5] [--device cpu]
+Run: python -W ignore -m benchmarks.ensemble [--images N] [--rounds N] [--device cpu|cuda]
 """
 
 import argparse
@@ -20,108 +20,121 @@ from evaluation.stats.estimate import ratio_estimate
 from lightning_modules import EnsembleModule, ImageClassifier, checkpoints
 from lightning_modules.pruning.measure import time_in_turns
 
-CLASSES = ["none", "simple", "comminuted"]
-MEMBERS = {  # backbone -> its own view
+CLASS_NAMES = ["none", "simple", "comminuted"]
+MEMBERS = {  # backbone -> its preprocessing
     "resnet18": Preprocess(size=224),
     "mobilenetv3_small_100": Preprocess(size=192, clahe=2.0),
     "convnext_atto": Preprocess(size=224),
     "efficientnet_b0": Preprocess(size=160),
 }
+BATCH_SIZE = 16
+MakeData = Callable[[Preprocess], ImageDataModule]
 
 
 def main() -> None:
-    """Prints the ratios, each the median over rounds with its interval."""
-    asked = arguments()
+    """Prints both ratios: the median over rounds with its interval."""
+    args = parse_arguments()
+    device = torch.device(args.device)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        data = source(Path(folder), asked.images)
-        files = [member(name, view, data, Path(folder)) for name, view in MEMBERS.items()]
-        ensemble = EnsembleModule(CLASSES, [str(file) for file in files])
-        bare = Bare(files, data(Preprocess()), asked.device)
-        others: dict[str, Callable[[], object]] = {
-            "decode + bare forwards": bare,
-            "four separate tests": lambda: [
-                tested(checkpoints.load(file)[0], data(view), asked.device)
-                for file, view in zip(files, MEMBERS.values(), strict=True)
-            ],
-        }
-        for name, other in others.items():
-            pairs = time_in_turns(
-                lambda: tested(ensemble, data(Preprocess()), asked.device),
-                other, asked.rounds, torch.device(asked.device),
-            )  # fmt: skip
+        make_data = generate_data(Path(folder), args.images)
+        checkpoint_files = write_members(make_data, Path(folder))
+        ensemble = EnsembleModule(CLASS_NAMES, [str(file) for file in checkpoint_files])
+        forward_passes = ForwardPasses(checkpoint_files, make_data(Preprocess()), device)
+
+        def test_ensemble() -> None:
+            test(ensemble, make_data(Preprocess()), args.device)
+
+        def test_members() -> None:
+            for file, preprocess in zip(checkpoint_files, MEMBERS.values(), strict=True):
+                test(checkpoints.load(file)[0], make_data(preprocess), args.device)
+
+        for name, other in {"decoding and forward passes": forward_passes,
+                            "four separate tests": test_members}.items():  # fmt: skip
+            pairs = time_in_turns(test_ensemble, other, args.rounds, device)
             ratio = format_estimate(ratio_estimate(pairs), 3)
-            print(f"ensemble / {name}: {ratio}, {asked.images} images", flush=True)
+            print(f"ensemble / {name}: {ratio}, {args.images} images", flush=True)
 
 
-def arguments() -> argparse.Namespace:
-    """What was asked for."""
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=192)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=192, help="generated images (192)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each comparison (5)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     return parser.parse_args()
 
 
-def source(folder: Path, images: int) -> Callable[[Preprocess], ImageDataModule]:
-    """A data module for a view: generated 512 px pictures, nearly all of them in test."""
-    pictures = Phantoms(
+def generate_data(folder: Path, num_images: int) -> MakeData:
+    """A function from a Preprocess to a data module of 512 px images, most of them in test."""
+    source = Phantoms(
         "fracture",
-        num_patients=images,
+        num_patients=num_images,
         images_per_patient=1,
         image_size=512,
-        root=str(folder / "p"),
+        root=str(folder / "images"),
         val=0.1,
         test=0.8,
     )
-    return lambda view: ImageDataModule(pictures, CLASSES, view, batch_size=16, num_workers=0)
+    return lambda preprocess: ImageDataModule(
+        source, CLASS_NAMES, preprocess, batch_size=BATCH_SIZE, num_workers=0
+    )
 
 
-def trainer(device: str, **more: object) -> L.Trainer:
-    """A trainer that only works."""
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    accelerator = "gpu" if device == "cuda" else "cpu"
-    options = {**quiet, "accelerator": accelerator, "devices": 1, "barebones": False, **more}
-    return L.Trainer(use_distributed_sampler=False, enable_checkpointing=False, **options)
+def make_trainer(device: str, max_steps: int = -1) -> L.Trainer:
+    """A trainer without logger, checkpoints, validation and progress bar."""
+    return L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        max_steps=max_steps,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
-def member(
-    name: str, view: Preprocess, data: Callable[[Preprocess], ImageDataModule], folder: Path
-) -> Path:
-    """A checkpoint of a member that has seen one batch."""
-    fitting = trainer("cpu", max_steps=1, limit_val_batches=0, num_sanity_val_steps=0)
-    fitting.fit(ImageClassifier(CLASSES, name, image_size=view.size), data(view))
-    fitting.save_checkpoint(folder / f"{name}.ckpt")
-    return folder / f"{name}.ckpt"
+def write_members(make_data: MakeData, folder: Path) -> list[Path]:
+    """Checkpoints of all members after one training step."""
+    files = []
+    for name, preprocess in MEMBERS.items():
+        trainer, file = make_trainer("cpu", max_steps=1), folder / f"{name}.ckpt"
+        module = ImageClassifier(CLASS_NAMES, name, image_size=preprocess.size)
+        trainer.fit(module, make_data(preprocess))
+        trainer.save_checkpoint(file)
+        files.append(file)
+    return files
 
 
-def tested(module: torch.nn.Module, data: ImageDataModule, device: str) -> None:
-    """One `test` run."""
-    trainer(device).test(module, data, verbose=False)
+def test(module: L.LightningModule, data: ImageDataModule, device: str) -> None:
+    """Evaluates a module on the test split."""
+    make_trainer(device).test(module, data, verbose=False)
 
 
-class Bare:
-    """Decode, preprocess and forward in a plain loop, without anything of ours around it."""
+class ForwardPasses:
+    """Decoding, preprocessing and forward passes of all members in a plain loop."""
 
-    def __init__(self, files: list[Path], data: ImageDataModule, device: str) -> None:
+    def __init__(self, files: list[Path], data: ImageDataModule, device: torch.device) -> None:
         data.prepare_data()
         data.setup("test")
         self.paths = data.manifest.table["path"].iloc[data.rows("test")].tolist()
         loaded = [checkpoints.load(file) for file in files]
-        self.nets = [module.to(device) for module, _ in loaded]
-        self.views = [Preprocess.from_dict(block.preprocess) for _, block in loaded]
+        self.modules = [module.to(device) for module, _ in loaded]
+        self.preprocesses = [Preprocess.from_dict(block.preprocess) for _, block in loaded]
         self.device = device
 
+    @torch.inference_mode()
     def __call__(self) -> None:
-        """Goes through the split once."""
-        with torch.inference_mode():
-            for start in range(0, len(self.paths), 16):
-                pictures = [read_image(path) for path in self.paths[start : start + 16]]
-                for view in dict.fromkeys(self.views):
-                    seen = torch.stack([view(p) for p in pictures]).to(self.device)
-                    for net, own in zip(self.nets, self.views, strict=True):
-                        if own == view:
-                            net(seen).float().cpu()
+        """Runs all members on the test split once."""
+        for start in range(0, len(self.paths), BATCH_SIZE):
+            images = [read_image(path) for path in self.paths[start : start + BATCH_SIZE]]
+            for preprocess in dict.fromkeys(self.preprocesses):
+                batch = torch.stack([preprocess(image) for image in images]).to(self.device)
+                for module, own_preprocess in zip(self.modules, self.preprocesses, strict=True):
+                    if own_preprocess == preprocess:
+                        module(batch).float().cpu()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Reads damaged files: every one must end in a picture or in an error that names the file.
+"""Reads damaged image files: each is either decoded or raises an error that names the file.
 
-python benchmarks/files.py 1000
+Run: python -m benchmarks.files [NUM_FILES]
+Exits with 1 if reading a file has any other outcome.
 """
 
+import argparse
 import io
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,65 +15,71 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from benchmarks.resources import Stopwatch
 from datamodules.images import ImageError, read_image
+
+ALLOWED = {"decoded", "error that names the file"}
 
 
 def main() -> int:
-    """Prints how many of each end there were, and the slowest reading."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    dice, whole = np.random.default_rng(0), whole_files()
-    ends: Counter[str] = Counter()
+    """Prints the number of files per outcome, and the slowest reading."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("count", nargs="?", type=int, default=1000, help="files (1000)")
+    count = parser.parse_args().count
+    rng, intact = np.random.default_rng(0), intact_files()
+    outcomes: Counter[str] = Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
             path = Path(folder) / f"{number}.png"
-            path.write_bytes(mutated(whole[number % len(whole)], dice))
-            start = time.perf_counter()
-            ends[end(path)] += 1
-            slowest = max(slowest, time.perf_counter() - start)
-    print(f"{count} files: {dict(ends)}; slowest {slowest:.2f} s")
-    return int(set(ends) != {"picture", "error with its name"})
+            path.write_bytes(damage(intact[number % len(intact)], rng))
+            stopwatch = Stopwatch()
+            outcomes[reading_outcome(path)] += 1
+            slowest = max(slowest, stopwatch.wall)
+    print(f"{count} files: {dict(outcomes)}; slowest {slowest:.2f} s")
+    return int(not set(outcomes) <= ALLOWED)
 
 
-def whole_files() -> list[bytes]:
-    """Gray and color pictures in five formats."""
+def intact_files() -> list[bytes]:
+    """A color and a gray image in five formats each."""
     noise = np.random.default_rng(1).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     color = cv2.GaussianBlur(noise, (0, 0), 4)
     files = []
-    for array in (color, np.ascontiguousarray(color[..., 0])):
-        for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP"):
-            out = io.BytesIO()
-            Image.fromarray(array).save(out, kind)
-            files.append(out.getvalue())
+    for image in (color, np.ascontiguousarray(color[..., 0])):
+        for file_format in ("PNG", "JPEG", "TIFF", "BMP", "WEBP"):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, file_format)
+            files.append(buffer.getvalue())
     return files
 
 
-def mutated(data: bytes, dice: np.random.Generator) -> bytes:
-    """Flipped bits, a cut, zeros in the middle, a page of HTML, or nothing at all."""
-    kind = dice.integers(10)
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """The file as HTML, as zeros, truncated, with zeros in its middle, or with flipped bits."""
+    kind = rng.integers(10)
     if kind == 0:
         return b"<html><body>not found</body></html>"
     if kind == 1:
-        return bytes(int(dice.integers(0, 2000)))
+        return bytes(int(rng.integers(0, 2000)))
     if kind < 5:
-        return data[: dice.integers(len(data))]
-    changed = bytearray(data)
+        return data[: rng.integers(len(data))]
+    damaged = bytearray(data)
     if kind == 5:
-        at = int(dice.integers(len(data)))
-        changed[at : at + 200] = bytes(len(changed[at : at + 200]))
-    for _ in range(int(dice.integers(1, 9))):
-        changed[dice.integers(len(changed))] ^= 1 << dice.integers(8)
-    return bytes(changed)
+        start = int(rng.integers(len(data)))
+        damaged[start : start + 200] = bytes(len(damaged[start : start + 200]))
+    for _ in range(int(rng.integers(1, 9))):
+        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+    return bytes(damaged)
 
 
-def end(path: Path) -> str:
-    """What reading the file comes to."""
+def reading_outcome(path: Path) -> str:
+    """What happens when the file is read."""
     try:
         image = read_image(path)
     except ImageError as error:
-        return "error with its name" if str(error).startswith(str(path)) else "error without name"
-    fits = image.dtype == np.uint8 and image.shape[2:] in ((), (3,))
-    return "picture" if fits else "something else"
+        names_file = str(error).startswith(str(path))
+        return "error that names the file" if names_file else "error without the file's name"
+    is_image = image.dtype == np.uint8 and image.shape[2:] in ((), (3,))
+    return "decoded" if is_image else "array that is no image"
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""`consilium fit` beside a bare PyTorch loop: the same net, data, order, steps and arithmetic.
+"""Time of training with Lightning and ImageClassifier beside a plain PyTorch loop.
 
-Run: python -m benchmarks.fit [--backbone resnet18] [--image_size 224] [--images 96] [--rounds 3]
+Run: python -m benchmarks.fit [--backbone NAME] [--image_size PX] [--images N] [--rounds N]
 On a GPU: --device cuda --precision bf16 --backbone convnext_tiny --batch 128 --images 12800
 
-Both sides train on the same tensors, held in memory, so that the ratio is the cost of the frame:
-Lightning, the module, its loss, metric and callbacks. CPU seconds are printed beside wall seconds:
-on a shared machine they are the fairer ones.
+Both train the same network with the same steps on the same tensors in memory, so that the ratio is
+the cost of Lightning, the module, its loss, metric and callbacks. On a shared machine, processor
+seconds are more reliable than wall-clock seconds.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import lightning
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.resources import Stopwatch
 from callbacks import StepSeeding
 from evaluation.reports.html import format_estimate
 from evaluation.stats.estimate import ratio_estimate
@@ -27,49 +27,94 @@ from lightning_modules import ImageClassifier, backbones
 from lightning_modules.optim import OptimizerConfig
 from lightning_modules.pruning.measure import measure_in_turns
 
-CLASSES = ["none", "simple", "comminuted"]
+CLASS_NAMES = ["none", "simple", "comminuted"]
+Loader = DataLoader[dict[str, Tensor]]
+Train = Callable[[], None]
 
 
-class Bench(ImageClassifier):
-    """Our module on a loader without a data module; validation is left out on both sides."""
+class ClassifierWithoutData(ImageClassifier):
+    """An ImageClassifier that is trained without a data module and writes no checkpoint."""
 
     def setup(self, stage: str) -> None:
-        """No data module to ask."""
+        """Does nothing: class names and weights of a data module are not needed."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Nothing is saved."""
+        """Does nothing: no checkpoint is written."""
 
 
-def batches(asked: argparse.Namespace) -> DataLoader[dict[str, Tensor]]:
-    """One epoch of batches that are already on the device."""
+class Seconds(NamedTuple):
+    """Wall-clock and processor time."""
+
+    wall: float
+    processor: float
+
+
+def main() -> None:
+    """Times both in turns; prints their images per second and the ratio of their times."""
+    args = parse_arguments()
+    loader = make_loader(args)
+    time_training(baseline(args, loader), args.device)  # warm-up
+    pairs = measure_in_turns(
+        lightning_fit, baseline, lambda make: time_training(make(args, loader), args.device),
+        args.rounds,
+    )  # fmt: skip
+    for clock in Seconds._fields:
+        seconds = [(getattr(ours, clock), getattr(plain, clock)) for ours, plain in pairs]
+        ours, plain = (
+            args.images / statistics.median(times) for times in zip(*seconds, strict=True)
+        )
+        print(f"{args.backbone}, {clock} time: Consilium {ours:.1f} images/s, plain PyTorch loop "
+              f"{plain:.1f} images/s, ratio {format_estimate(ratio_estimate(seconds), 3)}"
+              )  # fmt: skip
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--image_size", type=int, default=224, help="in pixels (224)")
+    parser.add_argument("--batch", type=int, default=16, help="images per step (16)")
+    parser.add_argument("--images", type=int, default=96, help="images per epoch (96)")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each (3)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32")
+    parser.add_argument("--channels_last", action="store_true", help="memory format of weights")
+    return parser.parse_args()
+
+
+def make_loader(args: argparse.Namespace) -> Loader:
+    """One epoch of random batches that are already on the device."""
     torch.manual_seed(0)
-    shape = (asked.batch, 3, asked.image_size, asked.image_size)
-    made = [
+    shape, num_batches = (
+        (args.batch, 3, args.image_size, args.image_size),
+        args.images // args.batch,
+    )
+    batches = [
         {
-            "image": torch.randn(shape, device=asked.device),
-            "label": torch.arange(asked.batch, device=asked.device) % 3,
-            "index": torch.arange(asked.batch),
+            "image": torch.randn(shape, device=args.device),
+            "label": torch.arange(args.batch, device=args.device) % len(CLASS_NAMES),
+            "index": torch.arange(args.batch),
         }
-        for _ in range(min(4, asked.images // asked.batch))
+        for _ in range(min(4, num_batches))
     ]
-    epoch = [made[i % len(made)] for i in range(asked.images // asked.batch)]
-    return DataLoader(epoch, batch_size=None)
+    epoch = [batches[i % len(batches)] for i in range(num_batches)]
+    return DataLoader(epoch, batch_size=None)  # a list is a dataset whose samples are batches
 
 
-def ours(asked: argparse.Namespace, loader: DataLoader[dict[str, Tensor]]) -> Callable[[], None]:
-    """A fit through Lightning and our module."""
+def lightning_fit(args: argparse.Namespace, loader: Loader) -> Train:
+    """One epoch by Lightning's Trainer with our module."""
     torch.manual_seed(0)
-    module = Bench(
-        CLASSES,
-        asked.backbone,
-        backbone_args={"channels_last": asked.channels_last},
+    module = ClassifierWithoutData(
+        CLASS_NAMES,
+        args.backbone,
+        backbone_args={"channels_last": args.channels_last},
         optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.05),
     )
     trainer = lightning.Trainer(
         max_epochs=1,
-        accelerator="gpu" if asked.device == "cuda" else "cpu",
+        accelerator="gpu" if args.device == "cuda" else "cpu",
         devices=1,
-        precision="bf16-mixed" if asked.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if args.precision == "bf16" else "32-true",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -79,63 +124,34 @@ def ours(asked: argparse.Namespace, loader: DataLoader[dict[str, Tensor]]) -> Ca
     return lambda: trainer.fit(module, loader)
 
 
-def bare(asked: argparse.Namespace, loader: DataLoader[dict[str, Tensor]]) -> Callable[[], None]:
-    """The same steps in a loop."""
+def baseline(args: argparse.Namespace, loader: Loader) -> Train:
+    """One epoch of the same steps in a plain loop."""
     torch.manual_seed(0)
-    net = backbones.build(asked.backbone, 3, channels_last=asked.channels_last).to(asked.device)
+    net = backbones.build(args.backbone, len(CLASS_NAMES), channels_last=args.channels_last)
+    net = net.to(args.device)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, weight_decay=0.05)
-    cast = (
-        torch.autocast(asked.device, torch.bfloat16) if asked.precision == "bf16" else nullcontext()
-    )
+    is_bf16 = args.precision == "bf16"
+    autocast = torch.autocast(args.device, torch.bfloat16) if is_bf16 else nullcontext()
 
-    def loop() -> None:
+    def train() -> None:
         net.train()
         for batch in loader:
-            with cast:
+            with autocast:
                 loss = nn.functional.cross_entropy(net(batch["image"]), batch["label"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    return loop
+    return train
 
 
-def seconds(work: Callable[[], None], device: str) -> SimpleNamespace:
-    """Wall and CPU seconds of some work, the device's own included."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
+def time_training(train: Train, device: str) -> Seconds:
+    """Seconds of one epoch, including the kernels that it launched on a GPU."""
+    stopwatch = Stopwatch()
+    train()
     if device == "cuda":
         torch.cuda.synchronize()
-    return SimpleNamespace(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
-
-
-def main() -> None:
-    """Takes turns, so that both sides meet the same machine; prints rates and their ratio."""
-    asked = arguments()
-    loader = batches(asked)
-    seconds(bare(asked, loader), asked.device)  # warm
-    pairs = measure_in_turns(ours, bare, lambda side: seconds(side(asked, loader), asked.device),
-                     asked.rounds)  # fmt: skip
-    for clock in ("wall", "cpu"):
-        both = [(getattr(a, clock), getattr(b, clock)) for a, b in pairs]
-        medians = (statistics.median(each) for each in zip(*both, strict=True))
-        rates = [f"{asked.images / median:.1f} images/s" for median in medians]
-        print(f"{asked.backbone} {clock}: ours {rates[0]}, bare {rates[1]}, "
-              f"ratio {format_estimate(ratio_estimate(both), 3)}")  # fmt: skip
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=["32", "bf16"], default="32")
-    parser.add_argument("--channels_last", action="store_true")
-    return parser.parse_args()
+    return Seconds(stopwatch.wall, stopwatch.processor)
 
 
 if __name__ == "__main__":

@@ -1,94 +1,101 @@
-"""A whole ensemble from tables: 100,000 samples, 4 members, 5 classes; seconds and memory.
+"""Time and memory of an ensemble's evaluation from the prediction tables of four members.
 
-Run: python -m benchmarks.tables [--samples N] [--films N]
+Run: python -m benchmarks.tables [--samples N] [--images N]
 """
 
 import argparse
-import resource
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.resources import Stopwatch, peak_memory
 from evaluation import ensemble
 from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.results import write_results
 from evaluation.voters import VoterOptions
 
-CLASSES = ["none", "mild", "moderate", "severe", "proliferative"]
-PARTS = ["elbow", "finger", "hand", "wrist"]
-
-
-def members(samples: int, films: int, split: str, seed: int) -> dict[str, PredictionTable]:
-    """Four members that share some of their errors, as members do."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 5, samples)
-    patient = np.arange(samples) // films
-    rows = pd.DataFrame(
-        {
-            "id": [f"{split}/{i}" for i in range(samples)],
-            "label": label,
-            "split": split,
-            "patient": [f"patient{p}" for p in patient],
-            "study": [f"study{p}" for p in patient],
-            "body_part": np.array(PARTS)[patient % 4],
-        }
-    )
-    shared = rng.normal(size=(samples, 5))
-    found = {}
-    for at in range(4):
-        own = rng.normal(size=(samples, 5)) * (0.8 + at / 10)
-        logits = 2 * (2.2 * np.eye(5)[label] + shared + own)
-        meta = {"weights": f"weights{at}", "manifest_digest": "generated"}
-        found[f"member{at}"] = PredictionTable(rows, logits, CLASSES, meta)
-    return found
+CLASS_NAMES = ["none", "mild", "moderate", "severe", "proliferative"]
+BODY_PARTS = ["elbow", "finger", "hand", "wrist"]
+Tables = dict[str, PredictionTable]
 
 
 def main() -> None:
-    """Writes and reads the tables, fits every voter, judges all, writes results; prints seconds."""
+    """Generates predictions and prints the time of each step of their evaluation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--films", type=int, default=1, help="images of each patient")
-    asked = parser.parse_args()
-    made = [members(asked.samples, asked.films, s, i) for i, s in enumerate(("val", "test"))]
+    parser.add_argument("--samples", type=int, default=100_000, help="per split (100000)")
+    parser.add_argument("--images", type=int, default=1, help="images per patient (1)")
+    args = parser.parse_args()
+    tables = {
+        split: generate_tables(args.samples, args.images, split, seed)
+        for seed, split in enumerate(("val", "test"))
+    }
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), made)
+        time_evaluation(Path(folder), tables)
 
 
-def measure(folder: Path, made: list[dict[str, PredictionTable]]) -> None:
-    """Times each step and prints the whole."""
-    times, busy = [time.perf_counter()], [time.process_time()]
-
-    def lap(what: str) -> None:
-        times.append(time.perf_counter())
-        busy.append(time.process_time())
-        spent = f"{times[-1] - times[-2]:7.2f} s  (processor {busy[-1] - busy[-2]:6.2f} s)"
-        print(f"{what:<44} {spent}", flush=True)
-
-    for split, tables in zip(("val", "test"), made, strict=True):
-        for name, table in tables.items():
-            table.write(folder / split / f"{name}.parquet")
-    lap("8 tables written")
-    val, test = (
-        {name: PredictionTable.read(folder / split / f"{name}.parquet") for name in made[0]}
-        for split in ("val", "test")
+def generate_tables(num_samples: int, images_per_patient: int, split: str, seed: int) -> Tables:
+    """Predictions of four members with correlated errors."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(CLASS_NAMES), num_samples)
+    patients = np.arange(num_samples) // images_per_patient
+    rows = pd.DataFrame(
+        {
+            "id": [f"{split}/{i}" for i in range(num_samples)],
+            "label": labels,
+            "split": split,
+            "patient": [f"patient{p}" for p in patients],
+            "study": [f"study{p}" for p in patients],
+            "body_part": np.array(BODY_PARTS)[patients % 4],
+        }
     )
-    lap("8 tables read")
+    shape = (num_samples, len(CLASS_NAMES))
+    common_noise, tables = rng.normal(size=shape), {}
+    for number in range(4):
+        own_noise = rng.normal(size=shape) * (0.8 + number / 10)
+        logits = 2 * (2.2 * np.eye(len(CLASS_NAMES))[labels] + common_noise + own_noise)
+        meta = {"weights": f"weights{number}", "manifest_digest": "generated"}
+        tables[f"member{number}"] = PredictionTable(rows, logits, CLASS_NAMES, meta)
+    return tables
+
+
+def time_evaluation(folder: Path, tables: dict[str, Tables]) -> None:
+    """Prints the time of each step, and the total with the peak memory."""
+    total, step = Stopwatch(), Stopwatch()
+
+    def print_step(name: str) -> None:
+        nonlocal step
+        print_time(name, step)
+        step = Stopwatch()
+
+    for split, members in tables.items():
+        for name, table in members.items():
+            table.write(folder / split / f"{name}.parquet")
+    print_step("write 8 tables")
+    val, test = (
+        {name: PredictionTable.read(folder / split / f"{name}.parquet") for name in members}
+        for split, members in tables.items()
+    )
+    print_step("read 8 tables")
     fitted = ensemble.fit_voters(val, VoterOptions("body_part", ["elbow"]))
-    lap(f"{len(fitted.ensembles)} voters fitted and calibrated on val")
-    judged = ensemble.evaluate_voters(fitted, test)
-    lap("all figures and paired differences on test")
-    written = ensemble_report.ensemble_results("ensemble", fitted, judged, test, "learned")
-    write_results(folder / "results.json", replace(written, meta={}))
-    lap("results.json written")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    intervals = sum(len(each) for each in written.others.values())
-    spent = f"{times[-1] - times[0]:7.2f} s  (processor {busy[-1] - busy[0]:6.2f} s)"
-    print(f"{'all':<44} {spent}; {intervals} figures; peak {most:.2f} GiB")
+    print_step(f"fit and calibrate {len(fitted.ensembles)} voters on validation")
+    evaluated = ensemble.evaluate_voters(fitted, test)
+    print_step("all metrics and paired differences on test")
+    results = ensemble_report.ensemble_results("ensemble", fitted, evaluated, test, "learned")
+    write_results(folder / "results.json", replace(results, meta={}))
+    print_step("write results.json")
+    num_metrics = sum(len(metrics) for metrics in results.others.values())
+    print_time("total", total)
+    print(f"{num_metrics} metrics; peak memory {peak_memory() / 1024:.2f} GiB")
+
+
+def print_time(name: str, stopwatch: Stopwatch) -> None:
+    """One line with wall-clock and processor seconds."""
+    wall, processor = stopwatch.wall, stopwatch.processor
+    print(f"{name:<44} {wall:7.2f} s  (processor {processor:6.2f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -15,17 +14,18 @@ from lightning.pytorch import LightningDataModule
 from datamodules import cache
 from datamodules.audit.audit import find_leaks_without_decoding
 from datamodules.augment import Augment
-from datamodules.dataset import Batch, ImageDataset, LazyDataLoader, identity, normalize_batch
+from datamodules.dataset import (
+    Batch,
+    ImageDataset,
+    LazyDataLoader,
+    identity,
+    normalize_batch,
+    use_one_thread,
+)
 from datamodules.images import find_unreadable
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
-from datamodules.samplers import (
-    Balance,
-    BalancedSampler,
-    ExactSampler,
-    ShuffledSampler,
-    WeightedSampler,
-)
+from datamodules.samplers import Balance, ExactSampler, ShuffledSampler
 from datamodules.sources import Source
 from datamodules.splits import Fold
 
@@ -105,7 +105,8 @@ class ImageDataModule(LightningDataModule):
             augment, augment_args, preprocess.size if preprocess.margin else None
         )
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
-        self.num_workers = num_workers if num_workers is not None else _default_num_workers()
+        cores = len(os.sched_getaffinity(0))
+        self.num_workers = num_workers if num_workers is not None else min(8, cores)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.prefetch_factor, self.cache_dir, self.corrupt = prefetch_factor, cache_dir, corrupt
         self.balance, self.class_weights = balance, None
@@ -181,7 +182,9 @@ class ImageDataModule(LightningDataModule):
         """
         rows = self.rows("train")
         dataset = self._dataset(rows, {"": self.preprocess}, self.augment)
-        sampler = self._train_sampler(rows)
+        sampler = self.balance.make_sampler(
+            self._labels(rows), self.seed, *self._rank_and_world_size()
+        )
         is_single = len(sampler) % self.batch_size == 1 and len(sampler) > 1
         return self._loader(dataset, sampler, drop_last=is_single and self.batch_size > 1)
 
@@ -263,12 +266,6 @@ class ImageDataModule(LightningDataModule):
         stores = self._open_stores(views)
         return ImageDataset(self.manifest, rows, views, stores, augment, self.seed)
 
-    def _train_sampler(self, rows: np.ndarray) -> ShuffledSampler:
-        if self.balance.sampler == "shuffled":
-            return ShuffledSampler(len(rows), self.seed, *self._rank_and_world_size())
-        sampler = WeightedSampler if self.balance.sampler == "weighted" else BalancedSampler
-        return sampler(self._labels(rows), self.seed, *self._rank_and_world_size())
-
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
@@ -296,15 +293,6 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             prefetch_factor=self.prefetch_factor if self.num_workers > 0 else None,
             collate_fn=collate,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=use_one_thread,
             transform=None if self.trainer else partial(normalize_batch, views=dataset.views),
         )
-
-
-def _default_num_workers() -> int:
-    return min(8, len(os.sched_getaffinity(0)))
-
-
-def _use_one_thread(worker_id: int) -> None:
-    """Stops OpenCV in a worker from starting threads that compete with the other workers."""
-    cv2.setNumThreads(0)

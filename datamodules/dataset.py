@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -111,6 +112,11 @@ def normalize_batch(batch: Batch, views: dict[str, Preprocess]) -> Batch:
 def identity(batch: Batch) -> Batch:
     """Returns the batch; used as ``collate_fn``, because the dataset already makes batches."""
     return batch
+
+
+def use_one_thread(worker_id: int) -> None:
+    """Stops OpenCV in a worker from starting threads that compete with the other workers."""
+    cv2.setNumThreads(0)
 
 
 def _normalize(image: torch.Tensor, view: Preprocess) -> torch.Tensor:

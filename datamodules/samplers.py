@@ -74,6 +74,15 @@ class Balance:
             chosen += [k for k in order if labels[k] == label][: self.max_per_class]
         return rows[sorted(chosen)]
 
+    def make_sampler(
+        self, labels: np.ndarray, seed: int, rank: int, world_size: int
+    ) -> "ShuffledSampler":
+        """The sampler of the training split in this process."""
+        if self.sampler == "shuffled":
+            return ShuffledSampler(len(labels), seed, rank, world_size)
+        sampler = WeightedSampler if self.sampler == "weighted" else BalancedSampler
+        return sampler(labels, seed, rank, world_size)
+
 
 def _check_class_weights(weights: list[float], class_names: list[str]) -> list[float]:
     if len(weights) != len(class_names) or min(weights) < 0:

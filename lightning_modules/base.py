@@ -30,8 +30,8 @@ class Batch(TypedDict):
 class BaseModule(L.LightningModule):
     """A module whose validate, test and predict count every sample once on any number of processes.
 
-    Processes exchange nothing within the loop, so each may have any number of samples, also none.
-    After the loop the outputs are gathered, sorted by index and compared with the ids of the
+    Processes exchange nothing within the loop, so each may have any number of samples, including
+    none. After the loop the outputs are gathered, sorted by index and compared with the ids of the
     split. `tables[split]` then has the module's prediction table under "" and those of an
     ensemble's members under their names. A subclass implements `member_logits`.
 

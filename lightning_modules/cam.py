@@ -39,7 +39,7 @@ class Explanation:
 
     Args:
         maps: (B, H, W) float32 of the size of the input, each from 0 to 1; all 0 if no region
-            speaks for the class.
+            supports the class.
         classes: (B,) class of each map.
         logits: (B, K) logits of the module.
     """

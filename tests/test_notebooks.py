@@ -17,7 +17,8 @@ make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 SOURCES = make.sources()
 LEARNT = {"data.init_args.source.init_args.patients": 60, "trainer.max_epochs": 5,
-          "model.init_args.optimizer": {"lr": 0.004}, "model.init_args.lr_scheduler": {"name": "cosine"}}  # fmt: skip
+          "model.init_args.optimizer": {"lr": 0.004},
+          "model.init_args.lr_scheduler": {"name": "cosine"}}  # fmt: skip
 STAGES = {"dense_epochs": 2, "sparse_epochs": 2, "recovery": {"lr": 1e-3}}
 
 

@@ -48,7 +48,7 @@ def arguments(line: str) -> list[str]:
 def test_commands_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    data_config.from_configs(["configs/data/fracture_phantom.yaml"]).prepare_data()
+    data_config.load_datamodule(["configs/data/fracture_phantom.yaml"]).prepare_data()
     commands = set()
     for line in readme_commands():
         args = arguments(line)

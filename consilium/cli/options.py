@@ -38,7 +38,9 @@ def argument_parser(
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the columns of a table, or the patients of a folder, of `audit` and `init`."""
     for role, content in (("path", "image path"), ("label", "class"), ("split", "split")):
-        parser.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {content}")
+        parser.add_argument(
+            f"--{role}", metavar="COLUMN", help=f"column of the {content} (found by name)"
+        )
     parser.add_argument(
         "--patient",
         metavar="COLUMN|REGEX",

@@ -36,7 +36,7 @@ KEYS = {
     "level": "study or patient: metrics by imaging exam or by patient as well (image)",
     "seeds": "[0, 1, 2]: train each member once with each seed",
     "folds": "5: cross-validation by patient; 0 uses the splits of the data (0)",
-    "gates": "WHO.METRIC: limit; WHO is ensemble, members or a NAME; `*` in METRIC: any text",
+    "gates": "WHO.METRIC: least value (greatest for nll and such); WHO: ensemble, members, a NAME",
     "claims": "WHO.METRIC: {claimed: VALUE, believable: [LOW, HIGH], why: TEXT}",
     "saliency": "{methods: [GradCAM], limit: 100}: evaluate saliency maps on test images",
 }

@@ -16,7 +16,6 @@ from consilium.experiments.gates import (
     run_names,
 )
 from consilium.experiments.plan import plan
-from consilium.experiments.run import Run
 from consilium.experiments.sections.appendix import (
     SaliencyEvaluation,
     audit_data,
@@ -70,18 +69,19 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
     finished = {run.name: run for run in planned if run.is_done()}
     changed = [run.name for run in planned if run.change()]
     names = [*run_names(config, ENSEMBLE), *run_names(config, MEMBERS)]
-    names = [name for name in names if name in finished]
-    if not names:
+    folders = {name: finished[name].folder for name in names if name in finished}
+    if not folders:
         raise ValueError(f"{folder}: no run of experiment {config.name} is done")
-    tables = {name: _read_table(finished[name]) for name in names}
-    runs = {name: _read_run(config, finished[name], tables[name]) for name in names}
+    tables = {n: PredictionTable.read(f / "predictions/test.parquet") for n, f in folders.items()}
+    runs = {name: _read_run(config, path, tables[name]) for name, path in folders.items()}
+    histories = {name: path / "history.csv" for name, path in folders.items()}
     ensembles = load_ensembles(config, folder, runs, tables)
     return ExperimentResults(
         config=config,
         folder=folder,
         runs=runs,
         tables=tables,
-        histories=_read_histories(folder, names),
+        histories={name: pd.read_csv(file) for name, file in histories.items() if file.is_file()},
         unfinished=[r.name for r in planned if r.name not in finished and r.name not in changed],
         changed=changed,
         gates=evaluate_gates(config, runs),
@@ -96,20 +96,11 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
     )
 
 
-def _read_table(run: Run) -> PredictionTable:
-    return PredictionTable.read(run.folder / "predictions" / "test.parquet")
-
-
-def _read_run(config: ExperimentConfig, run: Run, table: PredictionTable) -> Results:
+def _read_run(config: ExperimentConfig, folder: Path, table: PredictionTable) -> Results:
     """The stored results of a run, with those of the experiment's level as `study/accuracy`."""
-    results = read_results(run.folder / "results.json")
+    results = read_results(folder / "results.json")
     if config.level == "image":
         return results
     metrics = compute_metrics(aggregate(table, config.level))
     by_name = {f"{config.level}/{name}": estimate for name, estimate in metrics.items()}
     return replace(results, metrics=results.metrics | by_name)
-
-
-def _read_histories(folder: Path, names: list[str]) -> dict[str, pd.DataFrame]:
-    files = {name: folder / MEMBERS / name / "history.csv" for name in names}
-    return {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}

@@ -65,12 +65,12 @@ def test_a_dataset_of_unreadable_files_is_audited(tmp_path):
     (tmp_path / "gone.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,test\n")
     assert run([str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out/audit.json").read_text())
-    assert "2 unreadable files" in content["findings"][0]["message"]
+    assert "2 unreadable files" in content["issues"][0]["message"]
 
 
 @pytest.fixture
 def unusual(tmp_path):
-    """A folder whose manifest.csv calls everything by names of its own; one class is NA."""
+    """A folder whose manifest.csv has unusual column names; one class is NA."""
     rng, rows = np.random.default_rng(0), []
     for k in range(12):
         cv2.imwrite(str(tmp_path / f"{k}.png"), rng.integers(0, 255, (32, 32), np.uint8))
@@ -88,7 +88,7 @@ def test_given_columns_are_used_for_the_table_of_a_folder(unusual, tmp_path):
     for target in (unusual, unusual / "manifest.csv"):
         assert run([str(target), *COLUMNS, "-o", str(tmp_path / "out")]) == 1
         content = json.loads((tmp_path / "out/audit.json").read_text())
-        assert content["findings"][0]["message"].endswith("more than one split: ab")
+        assert content["issues"][0]["message"].endswith("more than one split: ab")
         assert set(content["counts"]["train"]) == {"NA", "None", "patients"}
         assert content["patients"] == 11
 
@@ -98,7 +98,7 @@ def test_given_columns_are_used_for_the_table_of_a_folder(unusual, tmp_path):
     [
         (["1", "2"], ["1", "2"], ""),
         (["10", "9"], ["9", "10"], ""),
-        (["0", "3", ""], ["0", "3"], "4 dataset have no label and are left out"),
+        (["0", "3", ""], ["0", "3"], "4 images have no label and are left out"),
         (["ill", "ill "], ["ill"], "6 labels have white space around them, which is removed"),
         (["Ill", "ill"], ["Ill", "ill"], "differ only in case .*: 'Ill' and 'ill'"),
     ],

@@ -83,14 +83,14 @@ def test_a_subclass_is_named_in_a_config(tiny: Tiny, tmp_path: Path) -> None:
         "model.class_path": f"{__name__}.DoubledLossClassifier",
         "trainer.max_epochs": 1,
         "trainer.logger": {
-            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
             "init_args": {"save_dir": str(tmp_path / "logs")},
         },
     }
     run = tiny.fit("subclass", tmp_path / "run", **changes)
     module, block = checkpoints.load(run / "best.ckpt")
     assert block.module == type(module).__name__ == "DoubledLossClassifier"
-    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+    assert "val/accuracy" in next((tmp_path / "logs").rglob("metrics.csv")).read_text()
 
 
 class Interrupt(Callback):
