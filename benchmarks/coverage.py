@@ -58,8 +58,8 @@ def simulate_tables(
 @lru_cache(maxsize=1)
 def true_values(population: int) -> dict[str, float]:
     """Metrics in a large population, and `<metric> difference` of the two models."""
-    one, other = (_values(table) for table in simulate_tables(population, 1, 987_654_321))
-    return one | {f"{name} difference": one[name] - other[name] for name in PAIRED}
+    first, second = (_values(table) for table in simulate_tables(population, 1, 987_654_321))
+    return first | {f"{name} difference": first[name] - second[name] for name in PAIRED}
 
 
 def _values(table: PredictionTable) -> dict[str, float]:
@@ -81,10 +81,10 @@ def coverage(
     expected = dict(true_values(population))
     estimates: dict[str, list[Estimate]] = {}
     for seed in range(rounds):
-        one, other = simulate_tables(patients, images, seed)
-        for name, estimate in compute_metrics(one, draws, seed).items():
+        first, second = simulate_tables(patients, images, seed)
+        for name, estimate in compute_metrics(first, draws, seed).items():
             estimates.setdefault(name, []).append(estimate)
-        for name, difference in paired_differences(one, other, draws, seed).items():
+        for name, difference in paired_differences(first, second, draws, seed).items():
             estimates.setdefault(f"{name} difference", []).append(difference.estimate)
     names = [*SIMULATED, *(f"{name} difference" for name in PAIRED)]
     for name, spec in METRICS.items():

@@ -4,7 +4,6 @@ Run: python -W ignore -m benchmarks.ensemble [--images N] [--rounds N] [--device
 """
 
 import argparse
-import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from consilium.training.lightning_cli import silence_lightning
 from datamodules import ImageDataModule, Phantoms
 from datamodules.images import read_image
 from datamodules.preprocess import Preprocess
@@ -35,7 +35,7 @@ def main() -> None:
     """Prints both ratios: the median over rounds with its interval."""
     args = parse_arguments()
     device = torch.device(args.device)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    silence_lightning()
     with tempfile.TemporaryDirectory() as folder:
         make_data = generate_data(Path(folder), args.images)
         checkpoint_files = write_members(make_data, Path(folder))
@@ -49,8 +49,11 @@ def main() -> None:
             for file, preprocess in zip(checkpoint_files, MEMBERS.values(), strict=True):
                 test(checkpoints.load(file)[0], make_data(preprocess), args.device)
 
-        for name, other in {"decoding and forward passes": forward_passes,
-                            "four separate tests": test_members}.items():  # fmt: skip
+        others: dict[str, Callable[[], None]] = {
+            "decoding and forward passes": forward_passes,
+            "four separate tests": test_members,
+        }
+        for name, other in others.items():
             pairs = time_in_turns(test_ensemble, other, args.rounds, device)
             ratio = format_estimate(ratio_estimate(pairs), 3)
             print(f"ensemble / {name}: {ratio}, {args.images} images", flush=True)

@@ -12,15 +12,16 @@ import argparse
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.resources import Stopwatch
 from callbacks import StepSeeding
+from consilium.training.lightning_cli import silence_lightning
 from evaluation.reports.html import format_estimate
 from evaluation.stats.estimate import ratio_estimate
 from lightning_modules import ImageClassifier, backbones
@@ -28,7 +29,7 @@ from lightning_modules.optim import OptimizerConfig
 from lightning_modules.pruning.measure import measure_in_turns
 
 CLASS_NAMES = ["none", "simple", "comminuted"]
-Loader = DataLoader[dict[str, Tensor]]
+Loader = DataLoader[Any]
 Train = Callable[[], None]
 
 
@@ -52,6 +53,7 @@ class Seconds(NamedTuple):
 def main() -> None:
     """Times both in turns; prints their images per second and the ratio of their times."""
     args = parse_arguments()
+    silence_lightning()
     loader = make_loader(args)
     time_training(baseline(args, loader), args.device)  # warm-up
     pairs = measure_in_turns(
@@ -98,7 +100,8 @@ def make_loader(args: argparse.Namespace) -> Loader:
         for _ in range(min(4, num_batches))
     ]
     epoch = [batches[i % len(batches)] for i in range(num_batches)]
-    return DataLoader(epoch, batch_size=None)  # a list is a dataset whose samples are batches
+    dataset: Any = epoch  # a list is a dataset whose samples are batches
+    return DataLoader(dataset, batch_size=None)
 
 
 def lightning_fit(args: argparse.Namespace, loader: Loader) -> Train:

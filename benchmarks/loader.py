@@ -1,8 +1,7 @@
-"""Images per second of our loader, of two peers and of the floor, on the same files in one run.
+"""Images per second of the training loader, of torchvision's and timm's, and their upper limit.
 
-    python -m benchmarks.loader
-
-The floor is the bare OpenCV calls in a loop on one core, times the cores.
+Run: python -m benchmarks.loader [--images N] [--size PX] [--workers N]
+The limit is the same OpenCV calls in a plain loop on one core, times the number of cores.
 """
 
 import argparse
@@ -10,8 +9,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,114 +20,138 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from benchmarks.resources import Stopwatch
 from datamodules.augment import Augment
 from datamodules.datamodule import ImageDataModule
 from datamodules.phantoms.generate import PhantomSpec, generate_images
 from datamodules.preprocess import Preprocess
 from datamodules.sources import Folders
 
-VIEW = Preprocess(size=224, clahe=2.0)
-POLICY = "fracture"
+PREPROCESS = Preprocess(size=224, clahe=2.0)
+AUGMENT = "fracture"
+BATCH_SIZE = 32
+Loader = DataLoader[object]
+
+
+class Speed(NamedTuple):
+    """Throughput and processor time of a pipeline."""
+
+    images_per_second: float
+    processor_ms: float  # per image
 
 
 def main() -> None:
-    """Prints one line a contender and, last, everything as JSON."""
-    asked = parser().parse_args()
+    """Prints one line per pipeline, the ratios and, last, everything as JSON."""
+    args = parse_arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        files = make_files(root / "set", asked.pictures, asked.side)
-        found = dict(contenders(root, files, asked.workers))
-    for line, (rate, ms) in found.items():
-        print(f"{line:<28} {rate:8.1f} images/s  {ms:7.2f} processor ms an image")
-    ratios = compared(found, min(cores(), max(1, asked.workers)))
-    for line, value in ratios.items():
-        print(f"{line:<44} {value:6.2f}")
-    print(json.dumps({"cores": cores(), "load": os.getloadavg()[0], **found, **ratios}))
+        files = write_files(root / "set", args.images, args.size)
+        speeds = dict(measure_pipelines(root, files, args.workers))
+    for pipeline, speed in speeds.items():
+        print(f"{pipeline:<26} {speed.images_per_second:8.1f} images/s  "
+              f"{speed.processor_ms:7.2f} processor ms per image")  # fmt: skip
+    ratios = compute_ratios(speeds, min(num_cores(), max(1, args.workers)))
+    for ratio_name, ratio in ratios.items():
+        print(f"{ratio_name:<50} {ratio:6.2f}")
+    print(json.dumps({"cores": num_cores(), "load": os.getloadavg()[0], **speeds, **ratios}))
 
 
-def compared(found: dict[str, tuple[float, float]], used: int) -> dict[str, float]:
-    """Our loader against its floors and against torchvision, by the clock and by the processor."""
-    peers = [found["torchvision_clahe_first"], found["torchvision_resize_first"]]
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=640, help="generated images (640)")
+    parser.add_argument("--size", type=int, default=1024, help="of the files in pixels (1024)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of each loader (2)")
+    return parser.parse_args()
+
+
+def compute_ratios(speeds: dict[str, Speed], cores: int) -> dict[str, float]:
+    """Our loader relative to its limits and to torchvision, by wall-clock and processor time."""
+    limit, limit_cached = speeds["limit"], speeds["limit, cached"]
+    ours, cached = speeds["consilium"], speeds["consilium, cached"]
+    peers = [speeds["torchvision, CLAHE first"], speeds["torchvision, resize first"]]
+    fastest_peer = max(peer.images_per_second for peer in peers)
     return {
-        "uncached to floor, by the clock": found["ours_uncached"][0] / found["floor"][0] / used,
-        "uncached to floor, by the processor": found["floor"][1] / found["ours_uncached"][1],
-        "warm to its floor, by the clock": found["ours_warm"][0] / found["floor_warm"][0] / used,
-        "warm to its floor, by the processor": found["floor_warm"][1] / found["ours_warm"][1],
-        "warm to torchvision, by the clock": found["ours_warm"][0] / max(p[0] for p in peers),
-        "warm to torchvision, by the processor": min(p[1] for p in peers) / found["ours_warm"][1],
+        "without cache / limit, wall-clock time": ours[0] / limit[0] / cores,
+        "without cache / limit, processor time": limit[1] / ours[1],
+        "cached / limit with cached pixels, wall-clock time": cached[0] / limit_cached[0] / cores,
+        "cached / limit with cached pixels, processor time": limit_cached[1] / cached[1],
+        "cached / faster torchvision, wall-clock time": cached[0] / fastest_peer,
+        "cached / faster torchvision, processor time": min(p[1] for p in peers) / cached[1],
     }
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments."""
-    made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--pictures", type=int, default=640)
-    made.add_argument("--side", type=int, default=1024)
-    made.add_argument("--workers", type=int, default=2)
-    return made
-
-
-def make_files(folder: Path, count: int, side: int) -> list[str]:
-    """Gray JPEGs in class folders of one split each."""
-    paths = []
-    for k, (row, pixels) in enumerate(generate_images(PhantomSpec("fracture", count, 1, side, 0))):
-        for split in ("train", "val") if k < 8 else ("train",):
-            path = folder / split / row["label"] / f"{k}.jpg"
+def write_files(folder: Path, count: int, size: int) -> list[str]:
+    """Gray JPEG files in folders of splits and classes; returns those of train."""
+    files = []
+    images = generate_images(PhantomSpec("fracture", count, 1, size, 0))
+    for number, (row, pixels) in enumerate(images):
+        for split in ("val", "train") if number < 8 else ("train",):
+            path = folder / split / row["label"] / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        paths.append(str(folder / "train" / row["label"] / f"{k}.jpg"))
-    return paths
+        files.append(str(path))
+    return files
 
 
-def contenders(
-    root: Path, files: list[str], workers: int
-) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Name, images per second, processor ms an image; the floors are of one core."""
-    yield "floor", alone(lambda: floor_uncached(files), len(files))
-    kept = [VIEW.to_pixels(cv2.imread(path, cv2.IMREAD_GRAYSCALE)) for path in files[:200]]
-    yield "floor_warm", alone(lambda: floor_warm(kept), len(kept))
-    yield "ours_uncached", epochs(ours(root, workers, None))
-    loader = ours(root, workers, str(root / "cache"))
-    yield "ours_warm", epochs(loader)
-    before = memory(loader)
-    epochs(loader, 6)
-    print(f"memory after 4 epochs {before:.0f} MB, after 11 epochs {memory(loader):.0f} MB")
-    yield "torchvision_clahe_first", epochs(torchvision_loader(root, workers, True))
-    yield "torchvision_resize_first", epochs(torchvision_loader(root, workers, False))
-    yield "timm_without_clahe", epochs(timm_loader(root, workers))
+def measure_pipelines(root: Path, files: list[str], workers: int) -> Iterator[tuple[str, Speed]]:
+    """Name and speed of each pipeline; the limits are of one core."""
+    yield "limit", measure_on_one_core(lambda: process_files(files), len(files))
+    cached_pixels = [PREPROCESS.to_pixels(read_gray(file)) for file in files[:200]]
+    yield (
+        "limit, cached",
+        measure_on_one_core(lambda: process_pixels(cached_pixels), len(cached_pixels)),
+    )
+    yield "consilium", measure_epochs(consilium_loader(root, workers, None))
+    loader = consilium_loader(root, workers, str(root / "cache"))
+    yield "consilium, cached", measure_epochs(loader)
+    memory = proportional_memory(loader)
+    measure_epochs(loader, 6)
+    print(f"memory after 4 epochs {memory:.0f} MB, "
+          f"after 11 epochs {proportional_memory(loader):.0f} MB")  # fmt: skip
+    yield "torchvision, CLAHE first", measure_epochs(torchvision_loader(root, workers, True))
+    yield "torchvision, resize first", measure_epochs(torchvision_loader(root, workers, False))
+    yield "timm, without CLAHE", measure_epochs(timm_loader(root, workers))
 
 
-def floor_uncached(files: list[str]) -> None:
-    """Decode, area resize, CLAHE, the policy, normalize: nothing else."""
+def read_gray(file: str) -> np.ndarray:
+    """The pixels of a file that OpenCV can read."""
+    image = cv2.imread(file, cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise ValueError(f"{file} cannot be read")
+    return np.asarray(image)
+
+
+def process_files(files: list[str]) -> None:
+    """Decodes, resizes, applies CLAHE, augments and normalizes, in a plain loop."""
     cv2.setNumThreads(0)
-    augment, clahe = Augment(POLICY), cv2.createCLAHE(2.0, (8, 8))
-    for k, path in enumerate(files):
-        image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-        small = clahe.apply(cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA))
-        VIEW.to_tensor(augment(small, (0, 0, k)))
+    augment, clahe = Augment(AUGMENT), cv2.createCLAHE(2.0, (8, 8))
+    for index, file in enumerate(files):
+        resized = cv2.resize(read_gray(file), (224, 224), interpolation=cv2.INTER_AREA)
+        PREPROCESS.to_tensor(augment(clahe.apply(resized), (0, 0, index)))
 
 
-def floor_warm(kept: list[np.ndarray]) -> None:
-    """The policy and the normalization alone."""
+def process_pixels(cached_pixels: list[np.ndarray]) -> None:
+    """Augments and normalizes in a plain loop."""
     cv2.setNumThreads(0)
-    augment = Augment(POLICY)
-    for k, pixels in enumerate(kept):
-        VIEW.to_tensor(augment(pixels, (0, 0, k)))
+    augment = Augment(AUGMENT)
+    for index, pixels in enumerate(cached_pixels):
+        PREPROCESS.to_tensor(augment(pixels, (0, 0, index)))
 
 
-def ours(root: Path, workers: int, cache: str | None) -> DataLoader[object]:
+def consilium_loader(root: Path, workers: int, cache_dir: str | None) -> Loader:
     """Our training loader."""
     source = Folders(str(root / "set"), patient=None)
-    names = sorted(path.name for path in (root / "set" / "train").iterdir())
+    class_names = sorted(path.name for path in (root / "set" / "train").iterdir())
     data = ImageDataModule(
         source,
-        names,
-        VIEW,
-        POLICY,
-        batch_size=32,
+        class_names,
+        PREPROCESS,
+        AUGMENT,
+        batch_size=BATCH_SIZE,
         num_workers=workers,
-        cache_dir=cache,
+        cache_dir=cache_dir,
     )
     data.prepare_data()
     data.setup("validate")
@@ -138,81 +162,94 @@ class Clahe:
     """CLAHE as a torchvision transform."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Equalises the gray picture."""
+        """Equalizes the gray image."""
         gray = np.asarray(image.convert("L"))
         return Image.fromarray(cv2.createCLAHE(2.0, (8, 8)).apply(gray)).convert("RGB")
 
 
-def torchvision_loader(root: Path, workers: int, clahe_first: bool) -> DataLoader[object]:
+def torchvision_loader(root: Path, workers: int, clahe_first: bool) -> Loader:
     """ImageFolder with PIL and the same steps."""
-    size = transforms.Resize((224, 224), antialias=True)
-    first = [Clahe(), size] if clahe_first else [size, Clahe()]
+    resize = transforms.Resize((224, 224), antialias=True)
+    bilinear = transforms.InterpolationMode.BILINEAR
     steps = [
-        *first,
-        transforms.RandomAffine(25, (0.05, 0.05), (0.9, 1.1), interpolation=Image.BILINEAR),
+        *([Clahe(), resize] if clahe_first else [resize, Clahe()]),
+        transforms.RandomAffine(25, (0.05, 0.05), (0.9, 1.1), interpolation=bilinear),
         transforms.RandomHorizontalFlip(),
         transforms.ColorJitter(0.2, 0.2),
         transforms.ToTensor(),
-        transforms.Normalize(VIEW.mean, VIEW.std),
+        transforms.Normalize(PREPROCESS.mean, PREPROCESS.std),
     ]
-    folder = datasets.ImageFolder(str(root / "set/train"), transforms.Compose(steps))
-    return DataLoader(folder, 32, shuffle=True, num_workers=workers, persistent_workers=True)
+    dataset = datasets.ImageFolder(str(root / "set/train"), transforms.Compose(steps))
+    return DataLoader(
+        dataset, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
 
 
-def timm_loader(root: Path, workers: int) -> DataLoader[object]:
+def timm_loader(root: Path, workers: int) -> Loader:
     """The loader of timm with its own training transforms, which have no CLAHE."""
     from timm.data import create_dataset, create_loader
 
-    folder = create_dataset("", root=str(root / "set/train"))
-    return create_loader(
-        folder, (3, 224, 224), 32, is_training=True, use_prefetcher=False, num_workers=workers,
-        hflip=0.5, color_jitter=0.2, persistent_workers=True,
+    dataset = create_dataset("", root=str(root / "set/train"))
+    loader: Loader = create_loader(
+        dataset, (3, 224, 224), BATCH_SIZE, is_training=True, use_prefetcher=False,
+        num_workers=workers, hflip=0.5, color_jitter=0.2, persistent_workers=workers > 0,
     )  # fmt: skip
+    return loader
 
 
-def epochs(loader: DataLoader[object], count: int = 3) -> tuple[float, float]:
-    """Images per second and processor ms an image, of the best of some epochs after a first one."""
-    found = []
-    for _ in range(count + 1):
-        start, busy, seen = time.perf_counter(), processor(loader), 0
+def measure_epochs(loader: Loader, num_epochs: int = 3) -> Speed:
+    """The best of `num_epochs` epochs after a first one."""
+    speeds = []
+    for _ in range(num_epochs + 1):
+        stopwatch, before, num_images = Stopwatch(), processor_seconds(loader), 0
         for batch in loader:
-            seen += len(batch["label"] if isinstance(batch, dict) else batch[1])
-        rate = seen / (time.perf_counter() - start)
-        found.append((rate, 1000 * (processor(loader) - busy) / seen))
-    return max(rate for rate, _ in found[1:]), min(ms for _, ms in found[1:])
+            num_images += len(batch["label"] if isinstance(batch, dict) else batch[1])
+        rate = num_images / stopwatch.wall
+        speeds.append(Speed(rate, 1000 * (processor_seconds(loader) - before) / num_images))
+    return best_speed(speeds[1:])
 
 
-def processor(loader: DataLoader[object]) -> float:
-    """Processor seconds of this process and of the loader's workers so far."""
+def measure_on_one_core(work: Callable[[], None], num_images: int) -> Speed:
+    """The best of three runs in this process."""
+    speeds = []
+    for _ in range(3):
+        stopwatch = Stopwatch()
+        work()
+        speeds.append(Speed(num_images / stopwatch.wall, 1000 * stopwatch.processor / num_images))
+    return best_speed(speeds)
+
+
+def best_speed(speeds: Iterable[Speed]) -> Speed:
+    """The highest throughput and the lowest processor time."""
+    rates, milliseconds = zip(*speeds, strict=True)
+    return Speed(max(rates), min(milliseconds))
+
+
+def worker_ids(loader: Loader) -> list[int]:
+    """Process ids of the loader's persistent workers."""
     workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
+    return [worker.pid for worker in workers]
+
+
+def processor_seconds(loader: Loader) -> float:
+    """Processor seconds of this process and of the loader's workers so far."""
     total = time.process_time()
-    for worker in workers:
-        fields = Path(f"/proc/{worker.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    for process_id in worker_ids(loader):
+        fields = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 
-def alone(work: Callable[[], None], count: int) -> tuple[float, float]:
-    """Images per second and processor ms an image on one core, of the best of three runs."""
-    found = []
-    for _ in range(3):
-        start, busy = time.perf_counter(), time.process_time()
-        work()
-        found.append((time.perf_counter() - start, time.process_time() - busy))
-    return count / min(wall for wall, _ in found), 1000 * min(cpu for _, cpu in found) / count
-
-
-def memory(loader: DataLoader[object]) -> float:
-    """Resident memory of this process and of the loader's workers, shared pages once, in MB."""
-    workers = getattr(getattr(loader, "_iterator", None), "_workers", [])
+def proportional_memory(loader: Loader) -> float:
+    """Memory in MB of this process and the loader's workers; shared pages are counted once."""
     total = 0
-    for process in ("self", *(worker.pid for worker in workers)):
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    for process_id in ("self", *worker_ids(loader)):
+        lines = Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines()
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1024
 
 
-def cores() -> int:
+def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 

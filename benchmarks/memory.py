@@ -1,8 +1,8 @@
 """Peak memory of an ensemble, of the ensemble with one member loaded at a time, and of its members.
 
 Run: python -m benchmarks.memory [--images N] [--device cpu|cuda]
-Each measurement is a test in a process of its own. On a GPU, memory is what torch allocates on it. On
-a CPU, it is anonymous memory (not backed by a file) above that of the process before the test.
+Each measurement is a test in a process of its own. On a GPU, memory is what torch allocates on it.
+On a CPU, it is anonymous memory (not backed by a file) above that of the process before the test.
 """
 
 import argparse

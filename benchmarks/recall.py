@@ -3,9 +3,9 @@
 Run: python -m benchmarks.recall [--seeds N] [--epochs N] [--patients N] [--fraction F]
      [--backbone NAME]
 
-Networks are trained on generated fundus images with a fraction of the training images of grade 1, so
-that the grade that is hardest to recognize is the rarest. Seeds are paired: the same initial weights,
-order and steps for both losses.
+Networks are trained on generated fundus images with a fraction of the training images of grade 1,
+so that the grade that is hardest to recognize is the rarest. Seeds are paired: the same initial
+weights, order and steps for both losses.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -20,15 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from callbacks.sparse_training import masks
-from callbacks.sparse_training.masked_weights import MaskedWeights
-from callbacks.sparse_training.prunable import find_prunable
+from callbacks.sparse_training.masked_weights import MaskedWeights, find_prunable
 from evaluation.files import write_bytes
 from evaluation.stats.estimate import Estimate, ratio_estimate
 from lightning_modules import ImageClassifier, checkpoints, packing
 from lightning_modules.pruning import measure
-from lightning_modules.pruning.groups import total_macs
-from lightning_modules.pruning.prune import PruningTarget, choose_structure
-from lightning_modules.pruning.structure import pruned_copy
+from lightning_modules.pruning.search import PruningTarget, choose_structure
+from lightning_modules.pruning.structure import pruned_copy, total_macs
 
 DENSITY = 0.25
 CLASS_NAMES = ["normal", "tuberculosis", "pneumonia", "covid"]
@@ -37,6 +36,25 @@ CLASS_NAMES = ["normal", "tuberculosis", "pneumonia", "covid"]
 def clock() -> Callable[[], float]:
     """Process time on a CPU, wall-clock time with a GPU."""
     return time.perf_counter if torch.cuda.is_available() else time.process_time
+
+
+def time_in_turns(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    pairs: int,
+    timer: Callable[[], float] | None = None,
+) -> list[tuple[float, float]]:
+    """Seconds of both by `timer`, after one call of each that is not measured."""
+    now = timer or clock()
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = now()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return now() - start
+
+    return measure.measure_in_turns(first, second, seconds, pairs + 1)[1:]
 
 
 def format_ratio(ratio: Estimate) -> str:
@@ -57,8 +75,7 @@ def mask(net: nn.Module, image: Tensor) -> MaskedWeights:
     """Prunes the weights of `net` to a density of 25 %."""
     masked = MaskedWeights(net, find_prunable(net, image[:1]))
     counts = masks.nonzeros_per_weight(masked.weights, DENSITY, "uniform")
-    scores = [masks.magnitude_scores(tensor) for tensor in masked.tensors]
-    masked.set_masks(masks.top_k_per_weight(scores, counts))
+    masked.set_masks(map(masks.top_k, map(masks.magnitude_scores, masked.tensors), counts))
     masked.mask_weights()
     return masked
 
@@ -78,14 +95,13 @@ def training_step(args: argparse.Namespace) -> None:
         if use_masks:
             masked.mask_weights()
 
-    pairs = measure.time_in_turns(
-        lambda: train(True), lambda: train(False), args.pairs, image.device, clock()
-    )
+    def apply_masks() -> None:
+        masked.mask_gradients()
+        masked.mask_weights()
+
+    pairs = time_in_turns(lambda: train(True), lambda: train(False), args.pairs)
     print(f"training step, with / without masks: {format_ratio(ratio_estimate(pairs))}")
-    masking = measure.time_in_turns(
-        lambda: (masked.mask_gradients(), masked.mask_weights()), lambda: train(False), 8,
-        image.device, clock(),
-    )  # fmt: skip
+    masking = time_in_turns(apply_masks, lambda: train(False), 8)
     print(f"masking alone / step without masks: {format_ratio(ratio_estimate(masking))}")
 
 
@@ -95,9 +111,7 @@ def masked_inference(args: argparse.Namespace) -> None:
     mask(net, image)
     net.eval(), dense.eval()
     with torch.inference_mode():
-        pairs = measure.time_in_turns(
-            lambda: net(image), lambda: dense(image), args.pairs, image.device, clock()
-        )
+        pairs = time_in_turns(lambda: net(image), lambda: dense(image), args.pairs)
     print(f"inference, masked / dense: {format_ratio(ratio_estimate(pairs))}")
 
 
@@ -141,12 +155,10 @@ def print_speedups(
     clocks = {"wall-clock time": time.perf_counter, "process time": clock()}
     batches = {"batch 1, at first": 1, f"batch {args.batch}": args.batch, "batch 1, after that": 1}
     for (when, size), (name, timer) in itertools.product(batches.items(), clocks.items()):
+        batch = image[:size]
         with torch.inference_mode():
-            pairs = measure.time_in_turns(
-                lambda n=size: net(image[:n]), lambda n=size: pruned(image[:n]), args.pairs,
-                image.device, timer,
-            )  # fmt: skip
-        print(f"channels, {when}: {format_ratio(ratio_estimate(pairs))} times as fast in {name}")
+            pairs = time_in_turns(partial(net, batch), partial(pruned, batch), args.pairs, timer)
+        print(f"channels, {when}, {name}: speedup {format_ratio(ratio_estimate(pairs))}")
 
 
 def energy(args: argparse.Namespace) -> None:

@@ -1,28 +1,13 @@
 """Callbacks and a logger of a training: checkpoints, results, sparse training, W&B."""
 
-from callbacks.checkpoint import BestAndLastCheckpoint
-from callbacks.ema import EMA
+from callbacks.checkpoint import BestAndLastCheckpoint, StepSeeding
 from callbacks.model_card import ModelCard
 from callbacks.saliency_maps import SaliencyMaps
 from callbacks.sparse_training.callback import TwoStageSparseTraining
-from callbacks.step_seeding import StepSeeding
-from callbacks.terminal import ProgressBar, TrainableSummary
 from callbacks.wandb_logger import WandbLogger
-from callbacks.warm_start import WarmStart
-from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
+from callbacks.weights import EMA, TrainableSummary, WarmStart
+from callbacks.writers import HistoryWriter, PredictionWriter, ProgressBar, ResultsWriter
 
-__all__ = [
-    "EMA",
-    "ProgressBar",
-    "WandbLogger",
-    "BestAndLastCheckpoint",
-    "SaliencyMaps",
-    "HistoryWriter",
-    "PredictionWriter",
-    "ModelCard",
-    "ResultsWriter",
-    "StepSeeding",
-    "WarmStart",
-    "TwoStageSparseTraining",
-    "TrainableSummary",
-]
+__all__ = ["EMA", "BestAndLastCheckpoint", "HistoryWriter", "ModelCard", "PredictionWriter",
+           "ProgressBar", "ResultsWriter", "SaliencyMaps", "StepSeeding", "TrainableSummary",
+           "TwoStageSparseTraining", "WandbLogger", "WarmStart"]  # fmt: skip

@@ -1,10 +1,14 @@
-"""best.ckpt and last.ckpt in the run folder, and early stopping that is exact after a resume."""
+"""best.ckpt and last.ckpt, and what makes a resumed fit equal to one that was not interrupted."""
 
+import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -22,14 +26,8 @@ class BestAndLastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
-        super().__init__(
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-        )
+        super().__init__(filename="best", monitor=monitor, mode=mode, save_last=True,
+                         enable_version_counter=False)  # fmt: skip
         self.restores_best = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -54,12 +52,9 @@ class BestAndLastCheckpoint(ModelCheckpoint):
         Lightning discards it if the path of the folder is spelled differently.
         """
         if self.restores_best:
-            folder = Path(str(self.dirpath))
-            paths = {key: _path_in(folder, state_dict[key]) for key in PATH_KEYS}
-            models = {
-                _path_in(folder, p): score for p, score in state_dict["best_k_models"].items()
-            }
-            state_dict = {**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath}
+            paths = {key: self._path_here(state_dict[key]) for key in PATH_KEYS}
+            best = {self._path_here(p): x for p, x in state_dict["best_k_models"].items()}
+            state_dict = {**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,6 +62,10 @@ class BestAndLastCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _path_here(self, path: str) -> str:
+        """The file of a path in the current run folder; an empty path stays empty."""
+        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
     def _copy_best(self, state: dict[str, Any], source: Path) -> bool:
         """Copies the best checkpoint from `source` if necessary; false if there is none to use."""
@@ -90,13 +89,11 @@ class ResumableEarlyStopping(EarlyStopping):
     Args:
         monitor: metric that must improve.
         patience: number of validations without improvement after which the fit stops.
-        **options: further arguments of Lightning's EarlyStopping.
+        **kwargs: further arguments of Lightning's EarlyStopping.
     """
 
-    def __init__(
-        self, monitor: str = "val/loss", patience: int = UNLIMITED, **options: Any
-    ) -> None:
-        super().__init__(monitor, patience=patience, **options)
+    def __init__(self, monitor: str = "val/loss", patience: int = UNLIMITED, **kwargs: Any) -> None:
+        super().__init__(monitor, patience=patience, **kwargs)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops before the first step if the fit had already stopped."""
@@ -104,6 +101,19 @@ class ResumableEarlyStopping(EarlyStopping):
             trainer.should_stop = True
 
 
-def _path_in(folder: Path, path: str) -> str:
-    """The file of a path in another folder; an empty path stays empty."""
-    return str(folder / Path(path).name) if path else path
+class StepSeeding(L.Callback):
+    """Seeds torch, numpy and random before a step by (seed, step in the epoch, epoch, process).
+
+    The random numbers of a step (dropout, Mixup) then depend neither on state that a checkpoint
+    would have to store nor on earlier random numbers. The seed is that of `seed_everything`.
+    """
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Seeds the global random number generators."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        entropy = (seed, batch_idx, trainer.current_epoch, trainer.global_rank)
+        step_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+            set_seed(step_seed)

@@ -1,6 +1,7 @@
 """README.md of a run folder, and its weights as safetensors with a description as JSON."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ print("class", block.class_names[saliency.classes[0]], "map", saliency.maps[0].s
 """
 TIMM_EXAMPLE = """\
 import json
+from contextlib import suppress
 
 import timm
 import torch
@@ -71,23 +73,16 @@ class ModelCard(L.Callback):
     """
 
     def __init__(self, weights: bool = True) -> None:
-        self.weights, self.is_tested = weights, False
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remembers that the test was completed."""
-        self.is_tested = True
+        self.weights = weights
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes the files when all callbacks have written the results of a test."""
-        if stage != "test" or not self.is_tested:
+        """Writes the files after a test that did not fail, when its results are written."""
+        if stage != "test" or not isinstance(pl_module, ImageClassifier):
             return
-        self.is_tested = False
-        if not trainer.is_global_zero or not isinstance(pl_module, ImageClassifier):
+        folder, data = Path(trainer.default_root_dir), pl_module.datamodule
+        if data is None or not trainer.is_global_zero:
             return
-        if pl_module.datamodule is None:
-            return
-        folder = Path(trainer.default_root_dir)
-        model = describe(pl_module, pl_module.datamodule.preprocess.to_dict())
+        model = describe(pl_module, data.preprocess.to_dict())
         if self.weights:
             state = {name: tensor.detach().cpu().contiguous().clone()
                      for name, tensor in pl_module.net.state_dict().items()}  # fmt: skip
@@ -103,6 +98,10 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
     init_args, size = module.init_args, preprocess["size"]
     name, options = init_args["backbone"], dict(init_args["backbone_args"] or {})
     fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
+    cam_layer = None
+    with suppress(ValueError):  # a network without feature maps
+        layer = module.explainer(size).layers[0]
+        cam_layer = {"name": layer.name, "layout": layer.layout, "side": layer.height}
     return {
         "format": 1,
         "module": type(module).__name__,
@@ -113,7 +112,7 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
         "class_names": list(module.class_names),
         "head": init_args.get("head", "one-vs-one"),
         "preprocess": preprocess,
-        "cam_layer": _describe_cam_layer(module, size),
+        "cam_layer": cam_layer,
         "structure": module.structure,
     }
 
@@ -121,71 +120,55 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
 def readme(folder: Path, model: dict[str, Any], results: Results | None) -> str:
     """The README: model, metrics, files, preprocessing, how to load it, saliency maps."""
     files = [f"- `{name}`: {text}" for name, text in FILES.items() if (folder / name).exists()]
+    is_pruned, has_checkpoint = bool(model["structure"]), (folder / "best.ckpt").exists()
     parts = [
         f"# {folder.name}",
         f"{model['backbone']} ({model['module']}, {model['head']} head) for the classes "
         f"{', '.join(model['class_names'])}. For research only; not a medical device.",
-        *(["Channels were pruned: `structure` lists those that remain."] if model["structure"]
-          else []),
-        *_metrics(results),
-        "## Files\n",
-        "\n".join(files),
-        "## Preprocessing",
-        f"```json\n{json.dumps(model['preprocess'])}\n```",
-        *_examples(folder, model),
-        *_saliency(folder, model),
+        "Channels were pruned: `structure` lists those that remain." if is_pruned else "",
+        _metrics(results) if results else "",
+        "## Files", "\n".join(files),
+        "## Preprocessing", f"```json\n{json.dumps(model['preprocess'])}\n```",
+        *_examples(folder, model, has_checkpoint),
+        "## Saliency maps", *_saliency(model, has_checkpoint),
     ]  # fmt: skip
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _describe_cam_layer(module: ImageClassifier, size: int) -> dict[str, Any] | None:
-    """The recommended layer; None for a network without feature maps."""
-    try:
-        layer = module.explainer(size).layers[0]
-    except ValueError:
-        return None
-    return {"name": layer.name, "layout": layer.layout, "side": layer.height}
+def _metrics(results: Results) -> str:
+    metrics = {k: results.metrics[k] for k in summary_metrics() if k in results.metrics}
+    count = f"{format_sample_size(next(iter(metrics.values())))}, {results.split} split"
+    rows = [f"| {metric_label(name)} | {format_estimate(x)} |" for name, x in metrics.items()]
+    return "\n".join(["## Metrics\n", f"| {count} | value (95 % interval) |", "|---|---|", *rows])
 
 
-def _metrics(results: Results | None) -> list[str]:
-    if results is None:
-        return []
-    names = [name for name in summary_metrics() if name in results.metrics]
-    rows = [
-        f"| {metric_label(name)} | {format_estimate(results.metrics[name])} |" for name in names
-    ]
-    count = f"{format_sample_size(results.metrics[names[0]])}, {results.split} split"
-    return ["## Metrics", "\n".join([f"| {count} | value (95 % interval) |", "|---|---|", *rows])]
-
-
-def _examples(folder: Path, model: dict[str, Any]) -> list[str]:
+def _examples(folder: Path, model: dict[str, Any], has_checkpoint: bool) -> list[str]:
     """How to load the files that exist in the folder."""
     parts = []
-    if (folder / "best.ckpt").exists():
+    if has_checkpoint:
         parts += ["In this folder, with Consilium installed and the path of an image as argument:",
                   f"```python\n{LOAD_EXAMPLE}```"]  # fmt: skip
     has_weights = (folder / "model.json").exists() and model["timm"] and model["outputs"]
     if has_weights and not model["structure"]:
-        is_sigmoid = model["head"] == "sigmoid"
-        outputs = "the output is the logit of the second class" if is_sigmoid else (
-            "outputs are logits")  # fmt: skip
+        outputs = "outputs are logits"
+        if model["head"] == "sigmoid":
+            outputs = "the output is the logit of the second class"
         parts += [f"With timm alone; images must be preprocessed as above, and {outputs}:",
                   f"```python\n{TIMM_EXAMPLE}```"]  # fmt: skip
     return ["## Usage", *parts] if parts else []
 
 
-def _saliency(folder: Path, model: dict[str, Any]) -> list[str]:
+def _saliency(model: dict[str, Any], has_checkpoint: bool) -> list[str]:
     layer, size = model["cam_layer"], model["preprocess"]["size"]
     if layer is None:
-        return ["## Saliency maps", "This network has no layer with feature maps."]
+        return ["This network has no layer with feature maps."]
+    checkpoint = "." if has_checkpoint else "CHECKPOINT"
     parts = [
-        "## Saliency maps",
         f"Recommended layer for class activation maps: `{layer['name']}` ({layer['layout']}, "
         f"{layer['side']} x {layer['side']} at {size} pixels), the deepest stage with a map of at "
         "least 7 x 7. Maps over the original images:",
-        "```bash\nconsilium explain "
-        f"{'.' if (folder / 'best.ckpt').exists() else 'CHECKPOINT'} IMAGE... -o maps\n```",
+        f"```bash\nconsilium explain {checkpoint} IMAGE... -o maps\n```",
     ]
-    if (folder / "best.ckpt").exists():
+    if has_checkpoint:
         parts += ["After the first example above:", f"```python\n{SALIENCY_EXAMPLE}```"]
     return parts

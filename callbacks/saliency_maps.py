@@ -8,16 +8,14 @@ import lightning as L
 import numpy as np
 import torch
 
-from callbacks.ema import averaged_modules
 from callbacks.wandb_logger import log_image
+from callbacks.weights import averages
 from evaluation.files import write_bytes
 from evaluation.plots import maps
 from evaluation.plots.maps import Panel
 from evaluation.reports.html import render_png
 from evaluation.reports.run import hashed_id
 from lightning_modules.classifier import ImageClassifier
-
-FOLDER = "saliency_maps"
 
 
 class SaliencyMaps(L.Callback):
@@ -37,10 +35,10 @@ class SaliencyMaps(L.Callback):
     def __init__(
         self, every_n_epochs: int = 1, num_images: int = 6, method: str = "GradCAM"
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("num_images", num_images)):
-            if value < 1:
-                raise ValueError(f"{name}: {value} is not at least 1")
         self.every_n_epochs, self.num_images, self.method = every_n_epochs, num_images, method
+        for name in ("every_n_epochs", "num_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Selects the images."""
@@ -63,17 +61,16 @@ class SaliencyMaps(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plots the images of an epoch."""
         epoch = trainer.current_epoch
-        is_last = epoch + 1 == trainer.max_epochs
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if epoch % self.every_n_epochs and not is_last:
+        if epoch % self.every_n_epochs and epoch + 1 != trainer.max_epochs:
             return
         # averaged weights were validated and are saved, but are no longer in the module here
-        module = next(iter(averaged_modules(trainer)), pl_module)
+        module = next((average.module for average in averages(trainer)), pl_module)
         if not isinstance(module, ImageClassifier):
             return
         panels = self.explain(module)
-        file = Path(trainer.default_root_dir) / FOLDER / f"epoch-{epoch + 1:03d}.png"
+        file = Path(trainer.default_root_dir) / "saliency_maps" / f"epoch-{epoch + 1:03d}.png"
         write_bytes(file, self.plot(panels, self.ids))
         if trainer.loggers:
             png = self.plot(panels, [hashed_id(name) for name in self.ids])
@@ -84,19 +81,18 @@ class SaliencyMaps(L.Callback):
         explainer = module.explainer(self.images.shape[-1], self.method)
         explained = explainer(self.images.to(next(module.parameters()).device), self.labels)
         probabilities = torch.from_numpy(explained.logits).softmax(dim=1).numpy()
-        names = module.class_names
-        return [
-            Panel(names[label], f"predicted {names[p.argmax()]} {p.max():.2f}", saliency)
-            for label, p, saliency in zip(self.labels, probabilities, explained.maps, strict=True)
-        ]
+        names, parts = (
+            module.class_names,
+            zip(self.labels, probabilities, explained.maps, strict=True),
+        )
+        return [Panel(names[label], f"predicted {names[p.argmax()]} {p.max():.2f}", saliency)
+                for label, p, saliency in parts]  # fmt: skip
 
     def plot(self, panels: Sequence[Panel], ids: Sequence[str]) -> bytes:
         """The images with their maps as PNG, with `ids` in the captions."""
         images = [to_rgb(image.numpy()) for image in self.images]
-        captioned = [
-            replace(panel, caption=f"{panel.caption}\n{name}")
-            for panel, name in zip(panels, ids, strict=True)
-        ]
+        captioned = [replace(panel, caption=f"{panel.caption}\n{name}")
+                     for panel, name in zip(panels, ids, strict=True)]  # fmt: skip
         return render_png(maps.panel_grid(images, captioned))
 
 
@@ -110,6 +106,5 @@ def balanced_positions(labels: np.ndarray, count: int) -> list[int]:
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """A preprocessed image (3, H, W) as RGB uint8, scaled to the full range."""
-    low, high = float(image.min()), float(image.max())
-    scaled = (image - low) / (high - low if high > low else 1.0)
+    scaled = (image - image.min()) / (np.ptp(image) or 1)
     return np.asarray(np.rint(scaled.transpose(1, 2, 0) * 255), dtype=np.uint8)

@@ -19,10 +19,10 @@ from PIL import Image
 from evaluation.files import write_text
 
 if TYPE_CHECKING:
-    from wandb import Artifact, Run
+    from wandb import Run
 
 MAX_TABLE_ROWS = 10_000  # W&B truncates longer tables
-WANDB_FOLDER, RUN_ID_FILE, BEST_CHECKPOINT = "wandb", "wandb/run-id", "best.ckpt"
+WANDB_FOLDER, RUN_ID_FILE = "wandb", "wandb/run-id"
 
 
 class WandbLogger(Logger):
@@ -40,23 +40,16 @@ class WandbLogger(Logger):
     """
 
     def __init__(
-        self,
-        project: str = "consilium",
-        mode: Literal["offline", "online"] | None = None,
-        group: str | None = None,
-        checkpoints: bool = False,
-        folder: str | None = None,
-    ) -> None:
+        self, project: str = "consilium", mode: Literal["offline", "online"] | None = None,
+        group: str | None = None, checkpoints: bool = False, folder: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         # set before wandb is imported: no network access that the user did not ask for
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self.project, self.group, self.checkpoints = project, group, checkpoints
         self.mode = mode if mode or os.environ.get("WANDB_MODE") else "offline"
-        self.has_own_folder, self.folder, self.job_type = (
-            bool(folder),
-            Path(folder or "."),
-            "member",
-        )
+        self.folder, self.has_own_folder = Path(folder or "."), bool(folder)
+        self.job_type = "member"
         self._run: Run | None = None
 
     @property
@@ -80,9 +73,7 @@ class WandbLogger(Logger):
         return self._run
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         """Sets the config of the run."""
         config = params if isinstance(params, dict) else vars(params)
         self.experiment.config.update(config, allow_val_change=True)
@@ -94,12 +85,10 @@ class WandbLogger(Logger):
         The metrics of a test belong to no epoch; the summary has them with intervals.
         """
         steps = {} if step is None else {"trainer/global_step": step}
-        if "epoch" in metrics:
-            if any(name.startswith("test/") for name in metrics):
-                return
-            self.experiment.log({**metrics, **steps}, step=int(metrics["epoch"]))
-        else:
+        if "epoch" not in metrics:
             self.experiment.log({**metrics, **steps}, commit=False)
+        elif not any(name.startswith("test/") for name in metrics):
+            self.experiment.log({**metrics, **steps}, step=int(metrics["epoch"]))
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Image.Image], step: int | None = None) -> None:
@@ -127,8 +116,13 @@ class WandbLogger(Logger):
         """Adds the checkpoint, finishes the run and prints how to upload it."""
         if self._run is None:
             return
-        if self.checkpoints and (self.folder / BEST_CHECKPOINT).is_file():
-            self._run.log_artifact(self._artifact())
+        best = self.folder / "best.ckpt"
+        if self.checkpoints and best.is_file():
+            import wandb
+
+            artifact = wandb.Artifact(f"{self._run.id}-best", type="model")
+            artifact.add_file(str(best), policy="immutable")  # without a copy
+            self._run.log_artifact(artifact)
         folder, is_offline = Path(self._run.dir).parent, self._run.offline
         self._run.finish(exit_code=int(failed))
         self._run = None
@@ -142,27 +136,13 @@ class WandbLogger(Logger):
         os.environ["WANDB_DATA_DIR"] = str((self.folder / WANDB_FOLDER).absolute())
         group, name = group_and_name(self.folder)
         try:
-            return wandb.init(
-                project=self.project,
-                mode=self.mode,
-                group=self.group or group,
-                job_type=self.job_type,
-                name=name,
-                id=self.version,
-                dir=self.folder,
-                resume="allow" if self.version else None,
-                settings=wandb.Settings(console="off", silent=True),
-            )
+            return wandb.init(project=self.project, mode=self.mode, group=self.group or group,
+                              job_type=self.job_type, name=name, dir=self.folder, id=self.version,
+                              resume="allow" if self.version else None,
+                              settings=wandb.Settings(console="off", silent=True))  # fmt: skip
         except wandb.Error as error:
             mode = self.mode or os.environ["WANDB_MODE"]
             raise ValueError(f"W&B, mode {mode}: {error}; offline needs no account") from error
-
-    def _artifact(self) -> "Artifact":
-        import wandb
-
-        artifact = wandb.Artifact(f"{self.experiment.id}-best", type="model")
-        artifact.add_file(str(self.folder / BEST_CHECKPOINT), policy="immutable")  # without a copy
-        return artifact
 
 
 def group_and_name(folder: Path) -> tuple[str | None, str]:

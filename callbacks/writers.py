@@ -1,27 +1,29 @@
-"""Files of a run folder: config.yaml, history.csv, predictions, results.json, report.html."""
+"""What a run writes: config, history, predictions, results and report; lines in the terminal."""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
 import yaml
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
 from callbacks.wandb_logger import WandbLogger, log_image, log_table
+from evaluation import sparsity
 from evaluation.files import write_json, write_text
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import run
-from evaluation.reports.html import Plot, Section, format_estimate, plot_png
+from evaluation.reports.html import Plot, Section, format_estimate
 from evaluation.reports.run import anonymized_predictions
 from evaluation.results import Results, write_results
 from lightning_modules.base import BaseModule
@@ -29,6 +31,7 @@ from lightning_modules.model_info import count_parameters, zero_fraction
 
 HISTORY_FILE = "history.csv"
 PREDICTIONS_FOLDER = "predictions"
+SHOWN_METRICS = ("train/loss", "val/loss", "val/accuracy")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -53,7 +56,7 @@ class HistoryWriter(L.Callback):
     """Writes epoch, step, learning rate, seconds and all logged metrics to history.csv."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[Any, float]] = []
         self.epoch_start, self.is_validated = 0.0, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,8 +65,7 @@ class HistoryWriter(L.Callback):
         self.rows = []
         if file.is_file() and trainer.current_epoch > 0:
             history = pd.read_csv(file)
-            history = history[history["epoch"] < trainer.current_epoch]
-            self.rows = [{str(k): v for k, v in row.items()} for row in history.to_dict("records")]
+            self.rows = history[history["epoch"] < trainer.current_epoch].to_dict("records")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the epoch's clock."""
@@ -79,13 +81,10 @@ class HistoryWriter(L.Callback):
             return
         seconds = round(time.monotonic() - self.epoch_start, 3)
         rates = [group["lr"] for optim in trainer.optimizers for group in optim.param_groups]
-        epoch, step, timing = trainer.current_epoch, trainer.global_step, {
-            "lr": max(rates), "seconds": seconds,
-        }  # fmt: skip
-        metrics = {
-            name: float(value) for name, value in trainer.callback_metrics.items()
-            if self.is_validated or not name.startswith("val/")
-        }  # fmt: skip
+        epoch, step = trainer.current_epoch, trainer.global_step
+        timing = {"lr": max(rates), "seconds": seconds}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()
+                   if self.is_validated or not name.startswith("val/")}  # fmt: skip
         self.rows.append({"epoch": epoch, "step": step, **timing, **metrics})
         for logger in trainer.loggers:  # Lightning logs the metrics itself
             logger.log_metrics({"epoch": epoch, **timing}, step=step)
@@ -109,17 +108,15 @@ class PredictionWriter(L.Callback):
         """Writes the predicted split and prints the file's path."""
         datamodule = pl_module.datamodule if isinstance(pl_module, BaseModule) else None
         split = datamodule.predict_split if datamodule else "predict"
-        self._write(trainer, pl_module, split)
+        folder = self._write(trainer, pl_module, split)
         if trainer.is_global_zero:
-            file = Path(trainer.default_root_dir) / PREDICTIONS_FOLDER / f"{split}.parquet"
-            print(f"predictions: {file}")
+            print(f"predictions: {folder / split}.parquet")
 
-    def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> None:
-        if not trainer.is_global_zero:
-            return
+    def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> Path:
         folder = Path(trainer.default_root_dir) / PREDICTIONS_FOLDER
-        for name, table in _tables(module, split).items():
+        for name, table in _tables(trainer, module, split).items():
             table.write(folder / (f"{split}/{name}.parquet" if name else f"{split}.parquet"))
+        return folder
 
 
 class ResultsWriter(L.Callback):
@@ -135,47 +132,30 @@ class ResultsWriter(L.Callback):
         self._write(trainer, pl_module, "test", "results.json")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str, name: str) -> None:
-        tables, folder = _tables(module, split), Path(trainer.default_root_dir)
-        if not trainer.is_global_zero or not tables:
+        tables, folder = _tables(trainer, module, split), Path(trainer.default_root_dir)
+        if not tables:
             return
-        size = count_parameters(module)
+        table, size = tables[""], count_parameters(module)
+        metrics = {member: compute_metrics(predictions) for member, predictions in tables.items()}
         is_saving = size > 0 and run.describes_weights(folder, size, zero_fraction(module))
-        results = compute_results(folder.name, split, tables)
-        results = replace(results, measures=run.measured_ratios(folder) if is_saving else {})
-        if results.meta.get("members"):
-            write_json(folder / "ensemble.json", ensemble_manifest(results, folder))
-        savings = run.savings_sections(folder, tables[""]) if is_saving else []
+        results = Results(folder.name, split, table.class_names, metrics.pop(""), metrics,
+                          measures=run.measured_ratios(folder) if is_saving else {},
+                          meta=table.meta)  # fmt: skip
+        if table.meta.get("members"):
+            members = {name: {**member, "path": os.path.relpath(member["path"], folder)}
+                       for name, member in table.meta["members"].items()}  # fmt: skip
+            manifest = {"format": 1, "class_names": table.class_names, "members": members}
+            write_json(folder / "ensemble.json", manifest | {"voter": table.meta["voter"]})
+        savings = sparsity.savings_sections(folder, table) if is_saving else []
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
-        page = run.run_sections(results, tables[""], epochs, savings)
+        page = run.run_sections(results, table, epochs, savings)
         run.write_run_report(folder, results, page)
         if is_saving:
-            run.write_changed_decisions(folder, tables[""])
+            run.write_changed_decisions(folder, table)
         write_results(folder / name, results)
-        log_results(trainer.loggers, results, tables[""], page)
+        log_results(trainer.loggers, results, table, page)
         Console().print(summary_table(results))
-
-
-def compute_results(name: str, split: str, tables: Mapping[str, PredictionTable]) -> Results:
-    """Metrics of the module's own table (under "") and of its members'."""
-    table = tables[""]
-    metrics = {member: compute_metrics(predictions) for member, predictions in tables.items()}
-    own = metrics.pop("")
-    return Results(name, split, table.class_names, own, metrics, meta=table.meta)
-
-
-def ensemble_manifest(results: Results, folder: Path) -> dict[str, Any]:
-    """The content of ensemble.json: voter, classes and members, with paths relative to `folder`."""
-    members = {
-        name: {**member, "path": os.path.relpath(member["path"], folder)}
-        for name, member in results.meta["members"].items()
-    }
-    return {
-        "format": 1,
-        "class_names": results.class_names,
-        "voter": results.meta["voter"],
-        "members": members,
-    }
 
 
 def log_results(
@@ -185,18 +165,14 @@ def log_results(
     split = results.split
     for section in page if loggers else ():
         if isinstance(section, Plot):
-            log_image(loggers, f"{split}/{section.heading or section.caption}", plot_png(section))
+            log_image(loggers, f"{split}/{section.heading or section.caption}", section.png())
     log_table(loggers, f"{split}/predictions", anonymized_predictions(table))
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_summary(split, summary_values(results))
-
-
-def summary_values(results: Results) -> dict[str, Any]:
-    """Metrics with intervals, run metadata, and the number of notes, which may name patients."""
-    metrics = {name: asdict(estimate) for name, estimate in results.metrics.items()}
-    notes = len(results.meta["notes"])
-    return {"metrics": metrics, "about": run.run_details(results), "notes": notes}
+            metrics = {name: asdict(estimate) for name, estimate in results.metrics.items()}
+            summary = {"metrics": metrics, "about": run.run_details(results)}
+            # the number of notes only: a note may name patients
+            logger.log_summary(split, summary | {"notes": len(results.meta["notes"])})
 
 
 def summary_table(results: Results) -> Table:
@@ -211,5 +187,31 @@ def summary_table(results: Results) -> Table:
     return table
 
 
-def _tables(module: L.LightningModule, split: str) -> dict[str, PredictionTable]:
-    return module.tables.get(split, {}) if isinstance(module, BaseModule) else {}
+class ProgressBar(RichProgressBar):
+    """A progress bar with losses and accuracy; outside of a terminal, one line per epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        if not Console().is_terminal:
+            self.disable()
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Losses and accuracy of the last epoch."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name in SHOWN_METRICS}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints the line of the epoch if there is no bar."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.is_disabled and trainer.is_global_zero:
+            metrics = trainer.callback_metrics
+            values = [f"{name} {metrics[name]:.4f}" for name in SHOWN_METRICS if name in metrics]
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *values, flush=True)
+
+
+def _tables(trainer: L.Trainer, module: object, split: str) -> dict[str, PredictionTable]:
+    """In the first process, the module's table (under "") of a split and those of its members."""
+    is_writer = trainer.is_global_zero
+    return module.tables.get(split, {}) if is_writer and isinstance(module, BaseModule) else {}

@@ -1,9 +1,14 @@
-"""YAML config files: reading, references to other files, merging."""
+"""YAML config files: reading, references, merging, and parser errors on one line."""
 
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
 
 def read_yaml(file: Path) -> object:
@@ -53,3 +58,159 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         are_mappings = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if are_mappings else value
     return merged
+
+
+NOISE = (  # lines that list every type tried, or repeat the input
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+)
+MAX_LINE = 400  # characters
+UNKNOWN_KEY = re.compile(
+    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.+]+)'"
+    r"|Option '(?P<option>[\w.+]+)' is not accepted"
+    r"|Subcommand '\w+' does not accept option '(?P<argument>[\w.+]+)'"
+    r"|[Uu]nrecognized arguments: --(?P<flag>[\w.+]+)"
+)
+UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+MISSING_FILE = re.compile(r"Expected a path but (\S+) either not accessible")
+WRONG_TYPE = re.compile(r"Expected (?:an? )?(<class '[\w.]+'>|typing\.[\w.]+\[.*?\]|[\w.]+\[.*?\])")
+GIVEN_VALUE = re.compile(r"(?:Got|Given) value: ([^\n]*)")
+CLASS_PATH = re.compile(r"Problem with given class_path '([\w.]+)'")
+PARSER_KEY = re.compile(r'Parser key "([\w.+]+)"')
+
+
+def explain_parser_error(message: str, files: Sequence[Path], keys: Iterable[str] = ()) -> str:
+    """One line for an error of jsonargparse that names the file and the key where known.
+
+    Args:
+        message: of the error.
+        files: the config files in the order in which they were parsed.
+        keys: dotted keys that are allowed at the top level.
+    """
+    if match := UNKNOWN_KEY.search(message):
+        return _unknown_key(match, files, list(keys))
+    if match := UNKNOWN_CLASS.search(message):
+        return _unknown_class(match[1], match[2], files)
+    path = PARSER_KEY.findall(message)
+    if path and (match := MISSING_FILE.search(message)):
+        file = source_file(files, path[-1], match[1])
+        if not (Path(file).parent / match[1]).is_file():
+            return f"{file}: {path[-1]}: no such file: {match[1]}"
+        return _unreadable(files)
+    if path and WRONG_TYPE.search(message):
+        return _wrong_type(message, path[-1], files)
+    return _unreadable(files) or shorten_parser_error(message)
+
+
+def shorten_parser_error(message: str) -> str:
+    """A jsonargparse error on one line, without the types that were tried; long lines are cut."""
+    message = worker_error(message).replace('in "<unicode string>", ', "at ")
+    message = message.replace("Problems parsing config", "invalid YAML")
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(_cut(line) for line in lines if line and not line.startswith(NOISE))
+
+
+def worker_error(message: str) -> str:
+    """The original message of an error that a DataLoader worker raised; others are unchanged."""
+    is_from_worker = message.strip().startswith("Caught ")
+    return message.strip().splitlines()[-1].split(": ", 1)[-1] if is_from_worker else message
+
+
+def suggestion(name: str, allowed: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the nearest allowed name, else `; allowed are ...`."""
+    if nearest := get_close_matches(name, allowed, 1, cutoff=0.5):
+        return f"; did you mean {nearest[0]!r}?"
+    return f"; allowed are {', '.join(allowed)}" if allowed else ""
+
+
+def class_keys(class_path: str) -> list[str]:
+    """Dotted names of a class's constructor arguments, those of nested dataclasses included."""
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(import_module(module), name))
+    return list(parser.get_defaults().keys())
+
+
+def find_key(file: Path, key: str, value: str | None = None) -> Path | None:
+    """The file in which `key` (with `value`, if given) is set: `file`, or one that it refers to."""
+    return _find(file, read_yaml(file), key, value) if file.is_file() else None
+
+
+def source_file(files: Sequence[Path], key: str, value: str | None = None) -> str:
+    """The last of the files that sets a key, or `command line`."""
+    last = key.removesuffix("+").split(".")[-1]
+    sources = (find_key(file, last, value) for file in reversed(files))
+    return str(next((file for file in sources if file), "command line"))
+
+
+def _find(file: Path, content: object, key: str, value: str | None) -> Path | None:
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    if not isinstance(content, dict):
+        return None
+    for name, item in content.items():
+        names = str(name).removesuffix("+").split(".")
+        if key in names and value in (None, str(item)):
+            return file
+        nested = find_key(file.parent / item, key, value) if is_reference(item) else None
+        if nested := nested or _find(file, item, key, value):
+            return nested
+    return None
+
+
+def _unknown_key(match: re.Match[str], files: Sequence[Path], keys: list[str]) -> str:
+    parts = match.groupdict()
+    key = parts["option"] or parts["argument"] or parts["flag"]
+    key = key or f"{parts['group']}.{parts['key']}"
+    class_paths = CLASS_PATH.findall(match.string[: match.start()])
+    allowed = class_keys(class_paths[-1]) if class_paths else keys
+    owner = f" of {class_paths[-1]}" if class_paths else ""
+    file = source_file(files, _unknown_segment(key, allowed))
+    return f"{file}: unknown key {key!r}{owner}{suggestion(key, allowed)}"
+
+
+def _unknown_segment(key: str, allowed: Iterable[str]) -> str:
+    """The first segment of a dotted key that no allowed key has at its place."""
+    segments, known = key.split("."), [name.split(".") for name in allowed]
+    for length, segment in enumerate(segments, 1):
+        if not any(name[:length] == segments[:length] for name in known):
+            return segment
+    return segments[-1]
+
+
+def _unknown_class(module: str, name: str, files: Sequence[Path]) -> str:
+    content = vars(import_module(module))
+    classes = [item for item, value in content.items() if isinstance(value, type)]
+    file = source_file(files, "class_path", f"{module}.{name}")
+    return f"{file}: no class {name!r} in {module}{suggestion(name, classes)}"
+
+
+def _wrong_type(message: str, key: str, files: Sequence[Path]) -> str:
+    names = dict.fromkeys(_type_name(name) for name in WRONG_TYPE.findall(message))
+    expected = " or ".join(name for name in names if name != "NoneType")
+    value = GIVEN_VALUE.findall(message)[0]
+    return f"{source_file(files, key, value)}: {key}: expected {expected}, got {value!r}"
+
+
+def _type_name(text: str) -> str:
+    """`int` of `<class 'int'>`; the choices of a Literal."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    return re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", text)
+
+
+def _unreadable(files: Sequence[Path]) -> str:
+    """The error of the first config file that cannot be read, or a file that it refers to."""
+    for file in files:
+        try:
+            resolve_references(file.parent, read_config(file))
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def _cut(line: str) -> str:
+    half = MAX_LINE // 2 - 4
+    return line if len(line) <= MAX_LINE else f"{line[:half]} [...] {line[-half:]}"

@@ -15,19 +15,9 @@ if TYPE_CHECKING:
 DEFLATED_TRANSFER_SYNTAX = b"1.2.840.10008.1.2.1.99"
 # Exceptions that pydicom raises for damaged files; any other exception is a bug of this module.
 DAMAGED_FILE_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    NotImplementedError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
+    ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError,
+    OSError, EOFError, OverflowError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 def decode_dicom(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:

@@ -272,9 +272,6 @@ def _tiff_tag(order: str, entry: bytes) -> tuple[int, int]:
 
 
 _HEADER_READERS = {
-    "png": _png_header,
-    "bmp": _bmp_header,
-    "webp": _webp_header,
-    "jpeg": _jpeg_header,
+    "png": _png_header, "bmp": _bmp_header, "webp": _webp_header, "jpeg": _jpeg_header,
     "tiff": _tiff_header,
-}
+}  # fmt: skip

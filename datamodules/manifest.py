@@ -12,14 +12,9 @@ import pandas as pd
 
 SPLITS = ("train", "val", "test", "predict")
 SPLIT_ALIASES = {  # names of splits in folders and tables, in lower case
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 COLUMNS = ("id", "path", "label", "split", "patient", "study")
 DELIMITERS = (",", ";", "\t")  # the first is used if the header contains none of them
 

@@ -25,75 +25,43 @@ ONE_CLASS = "both members predict one class only"
 
 @dataclass(frozen=True)
 class PairDiversity:
-    """Diversity of the predictions and errors of two members.
+    """Diversity of the predictions and errors of two members."""
 
-    Args:
-        disagreement: fraction of the images on which their predictions differ.
-        double_fault: fraction of the images on which both are wrong.
-        q: Yule's Q of their errors.
-        kappa: Cohen's kappa of their predictions.
-        error_correlation: correlation of their errors.
-    """
-
-    disagreement: Estimate
-    double_fault: Estimate
-    q: Estimate
-    kappa: Estimate
-    error_correlation: Estimate
+    disagreement: Estimate  # fraction of the images on which their predictions differ
+    double_fault: Estimate  # fraction of the images on which both are wrong
+    q: Estimate  # Yule's Q of their errors
+    kappa: Estimate  # Cohen's kappa of their predictions
+    error_correlation: Estimate  # correlation of their errors
 
 
 def pair_diversity(
-    first: np.ndarray,
-    second: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> PairDiversity:
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, patients: np.ndarray,
+    draws: int = DRAWS, seed: int = 0,
+) -> PairDiversity:  # fmt: skip
     """Diversity of two members' predicted classes (n,), with intervals over patients."""
-    first_right, second_right = first == labels, second == labels
-    neither = ~first_right & ~second_right
-    cells = np.column_stack(
-        [first_right & second_right, neither, first_right & ~second_right,
-         second_right & ~first_right]
-    )  # fmt: skip
-    return PairDiversity(
-        mean_estimate(patients, first != second, draws=draws, seed=seed),
-        mean_estimate(patients, neither, draws=draws, seed=seed),
-        *_coefficients(cells, first, second, patients, draws, seed),
-    )
-
-
-def _coefficients(
-    cells: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    patients: np.ndarray,
-    draws: int,
-    seed: int,
-) -> list[Estimate]:
-    """Yule's Q of the errors, kappa of the predictions, and the correlation of the errors."""
     n, k = len(first), int(max(first.max(), second.max())) + 1
-    clusters = Clusters.from_patients(patients, np.zeros(n, dtype=np.int64))
+    a, b = first == labels, second == labels
+    cells = csr_matrix(np.column_stack([a & b, ~a & ~b, a & ~b, b & ~a]).astype(float))
     joint = csr_matrix((np.ones(n), (np.arange(n), first * k + second)), (n, k * k))
-    sums = clusters.sum_by_patient(hstack([csr_matrix(cells.astype(float)), joint]).tocsr())
-    replicates = bootstrap(sums, lambda s: _coefficients_of_sums(s, k), clusters, draws, seed)
-    estimates = []
+    clusters = Clusters.from_patients(patients, np.zeros(n, dtype=np.int64))
+    sums = clusters.sum_by_patient(hstack([cells, joint]).tocsr())
+    replicates = bootstrap(sums, lambda s: _coefficients(s, k), clusters, draws, seed)
+    estimates = [
+        mean_estimate(patients, x, draws=draws, seed=seed) for x in (first != second, ~a & ~b)
+    ]
     for column, reason in enumerate((NO_ERRORS, ONE_CLASS, NO_ERRORS)):
         parts, method = interval_with_wilson_bound(replicates, column, 0.0, 0.0, -1.0)
         reason = NO_SPREAD if np.isfinite(parts[0]) else reason
         estimates.append(make_estimate(parts, method, n, clusters.num_patients, reason))
-    return estimates
+    return PairDiversity(*estimates)
 
 
-def _coefficients_of_sums(sums: np.ndarray, k: int) -> np.ndarray:
+def _coefficients(sums: np.ndarray, k: int) -> np.ndarray:
     """Q, kappa and correlation (r, 3) of summed cells and joint predictions (r, 4 + k * k)."""
     both, neither, only_first, only_second = sums[:, :4].T
     determinant = both * neither - only_first * only_second
-    scale = np.sqrt(
-        (both + only_first) * (only_second + neither) * (both + only_second)
-        * (only_first + neither)
-    )  # fmt: skip
+    scale = np.sqrt((both + only_first) * (only_second + neither) * (both + only_second)
+                    * (only_first + neither))  # fmt: skip
     q = confusion.ratio(determinant, both * neither + only_first * only_second)
     kappa = confusion.kappa(sums[:, 4:].reshape(-1, k, k))
     return np.column_stack([q, kappa, confusion.ratio(determinant, scale)])
@@ -108,12 +76,12 @@ def member_diversity(
     """
     labeled = align([table.labeled for table in tables.values()])
     labels, patients = labeled[0].labels, labeled[0].patients
-    predictions = {n: t.predictions for n, t in zip(tables, labeled, strict=True)}
+    predictions = [table.predictions for table in labeled]
     pairs = {
-        f"{a} & {b}": pair_diversity(predictions[a], predictions[b], labels, patients, draws, seed)
-        for a, b in combinations(predictions, 2)
+        f"{a} & {b}": pair_diversity(first, second, labels, patients, draws, seed)
+        for (a, first), (b, second) in combinations(zip(tables, predictions, strict=True), 2)
     }
-    return pairs, agreement(np.stack(list(predictions.values())), patients, draws, seed)
+    return pairs, agreement(np.stack(predictions), patients, draws, seed)
 
 
 def agreement(
@@ -135,14 +103,11 @@ class NllDecomposition:
 
 def decompose_nll(members: np.ndarray, labels: np.ndarray) -> NllDecomposition:
     """NLL of the geometric mean, mean NLL of the members, and mean KL from the former to these."""
-    logs = safe_log(members)
-    rows = np.arange(len(labels))
+    logs, rows = safe_log(members), np.arange(len(labels))
     pooled = log_softmax(logs.mean(axis=0), axis=1)
     divergence = (np.exp(pooled) * (pooled - logs)).sum(axis=2).mean()
-    mean_member = -logs[:, rows, labels].mean()
-    return NllDecomposition(
-        float(-pooled[rows, labels].mean()), float(mean_member), float(divergence)
-    )
+    losses = -pooled[rows, labels].mean(), -logs[:, rows, labels].mean()
+    return NllDecomposition(*map(float, (*losses, divergence)))
 
 
 def js_divergence(members: np.ndarray) -> np.ndarray:

@@ -1,92 +1,90 @@
-"""An ensemble from prediction tables: voters fitted on validation, evaluated once on test."""
+"""An ensemble from prediction tables: voters fitted on validation, evaluated on test, stored."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evaluation import diversity
 from evaluation.diversity import NllDecomposition, PairDiversity
-from evaluation.grouping import row_unit
-from evaluation.metrics.calibration import Temperature, fit_temperature, nll
+from evaluation.files import read_json, write_json
+from evaluation.metrics.calibration import (
+    Temperature,
+    fit_conformal,
+    fit_referral,
+    fit_temperature,
+    nll,
+    risk_coverage,
+)
 from evaluation.metrics.compute import compute_metrics
-from evaluation.predictions import PredictionTable, align, in_class_order, refuse_test
-from evaluation.selective import fit_conformal, fit_referral, risk_coverage
+from evaluation.predictions import (
+    Level,
+    PredictionTable,
+    Rule,
+    aggregate,
+    align,
+    in_class_order,
+    refuse_test,
+    row_unit,
+)
 from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates, mean_estimate
-from evaluation.stats.paired_tests import Differences, differences_to_baseline
+from evaluation.stats.paired_tests import (
+    Difference,
+    Differences,
+    differences_to_baseline,
+    holm_corrected,
+)
+from evaluation.voters import store
 from evaluation.voters.registry import VOTERS, VoterOptions
 from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble
 
+FILE, VERSION = "evaluation.json", 2
 NO_OPTIONS = VoterOptions()
+BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
+RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
+CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Temperature)  # in the file
 Tables = Mapping[str, PredictionTable]
-View = Callable[[PredictionTable], PredictionTable]
-
-
-def as_is(table: PredictionTable) -> PredictionTable:
-    """The table itself: one row per image."""
-    return table
 
 
 @dataclass(frozen=True)
 class FittedVoters:
-    """Every voter fitted on validation, and the best single member.
+    """Every voter fitted on validation, and the best single member, to which they are compared.
 
-    Args:
-        ensembles: calibrated ensembles by name of the voter.
-        not_fitted: for each voter that could not be fitted, the reason.
-        temperatures: temperature of each member alone.
-        best_member: the member of least validation NLL at its own temperature, to which voters
-            are compared.
-        warnings: warnings raised while fitting.
+    The best member is that of least validation NLL at its own temperature.
     """
 
-    ensembles: dict[str, FittedEnsemble]
-    not_fitted: dict[str, str]
-    temperatures: dict[str, Temperature]
+    ensembles: dict[str, FittedEnsemble]  # by name of the voter
+    not_fitted: dict[str, str]  # the reason, by name of the voter
+    temperatures: dict[str, Temperature]  # of each member alone
     best_member: str
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class EvaluatedVoters:
-    """Metrics of members and voters on test.
-
-    Args:
-        member_metrics: metrics of each member.
-        voter_metrics: metrics of each calibrated voter.
-        gains: each voter minus the best single member at its own temperature.
-        diversity: diversity of each two members, by their names joined with ' & '.
-        agreement: fraction of the rows on which all members predict the same class.
-        nll_decomposition: NLL of the geometric mean as mean member minus diversity.
-        rows: what the rows of the evaluated tables are: images, studies or patients.
-    """
+    """Metrics of members and calibrated voters on test."""
 
     member_metrics: dict[str, Estimates]
     voter_metrics: dict[str, Estimates]
-    gains: dict[str, Differences]
-    diversity: dict[str, PairDiversity]
-    agreement: Estimate
+    gains: dict[str, Differences]  # each voter minus the best member at its own temperature
+    diversity: dict[str, PairDiversity]  # of each two members, by names joined with ' & '
+    agreement: Estimate  # fraction of the rows on which all members predict the same class
     nll_decomposition: NllDecomposition
-    rows: str
+    rows: str  # what the rows of the tables are: images, studies or patients
 
 
 @dataclass(frozen=True)
 class EnsemblePredictions:
-    """Predictions of one voter and of its members on the same images, studies or patients.
-
-    Args:
-        voter: name of the voter.
-        members: tables of the members.
-        uncalibrated: the voter's table before its temperature.
-        calibrated: the voter's table.
-    """
+    """Predictions of one voter and of its members on the same images, studies or patients."""
 
     voter: str
     members: dict[str, PredictionTable]
-    uncalibrated: PredictionTable
+    uncalibrated: PredictionTable  # the voter's table before its temperature
     calibrated: PredictionTable
 
 
@@ -97,18 +95,15 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
     """
     for table in val.values():
         refuse_test(table, "an ensemble")
-    names, tables = list(val), align(list(val.values()))
+    tables = dict(zip(val, align(list(val.values())), strict=True))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        temperatures = {n: fit_temperature(t) for n, t in zip(names, tables, strict=True)}
-        voters, not_fitted = _create_voters(tables, options)
-        ensembles = {name: _calibrate(voter, tables, names) for name, voter in voters.items()}
-    losses = [
-        float(nll(calibrate_table(t, temperatures[n])).mean())
-        for n, t in zip(names, tables, strict=True)
-    ]
+        temperatures = {name: fit_temperature(table) for name, table in tables.items()}
+        voters, not_fitted = _create_voters(list(tables.values()), options)
+        ensembles = {name: _calibrate(voter, tables) for name, voter in voters.items()}
+    losses = [nll(calibrate_table(t, temperatures[n])).mean() for n, t in tables.items()]
+    best_member = list(val)[int(np.argmin(losses))]
     messages = sorted({str(warning.message) for warning in caught})
-    best_member = names[int(np.argmin(losses))]
     return FittedVoters(ensembles, not_fitted, temperatures, best_member, messages)
 
 
@@ -129,11 +124,9 @@ def _create_voters(
     return voters, not_fitted
 
 
-def _calibrate(
-    voter: Voter, tables: Sequence[PredictionTable], names: Sequence[str]
-) -> FittedEnsemble:
-    pooled = pool_tables(voter, tables)
-    hashes = [member_hash(table, name) for name, table in zip(names, tables, strict=True)]
+def _calibrate(voter: Voter, tables: Tables) -> FittedEnsemble:
+    pooled = pool_tables(voter, list(tables.values()))
+    hashes = [member_hash(table, name) for name, table in tables.items()]
     digest = str(pooled.meta.get("manifest_digest") or "")
     return FittedEnsemble(voter, hashes, pooled.class_names, fit_temperature(pooled), digest)
 
@@ -150,20 +143,19 @@ def calibrate_table(table: PredictionTable, temperature: Temperature) -> Predict
 
 def combine_members(ensemble: FittedEnsemble, tables: Sequence[PredictionTable]) -> PredictionTable:
     """The ensemble's prediction table; ValueError if the tables come from other members."""
-    members = _members_of(ensemble, tables)
-    return pool_tables(ensemble, members)
+    return pool_tables(ensemble.voter, _members_of(ensemble, tables), ensemble.temperature)
 
 
 def ensemble_predictions(
-    ensemble: FittedEnsemble, tables: Tables, view: View = as_is
+    ensemble: FittedEnsemble, tables: Tables, level: tuple[Level, Rule] = BY_IMAGE
 ) -> EnsemblePredictions:
-    """Tables of the ensemble and its members, each seen through `view` (one row per study, ...)."""
+    """Tables of the ensemble and its members with one row per image, study or patient."""
     members = _members_of(ensemble, list(tables.values()))
     return EnsemblePredictions(
-        voter=ensemble.name,
-        members={name: view(table) for name, table in tables.items()},
-        uncalibrated=view(pool_tables(ensemble.voter, members)),
-        calibrated=view(pool_tables(ensemble, members)),
+        ensemble.voter.name,
+        {name: aggregate(table, *level) for name, table in tables.items()},
+        aggregate(pool_tables(ensemble.voter, members), *level),
+        aggregate(pool_tables(ensemble.voter, members, ensemble.temperature), *level),
     )
 
 
@@ -173,112 +165,83 @@ def _members_of(
     """The tables, aligned, in the ensemble's class order, verified to be of its members."""
     aligned = [in_class_order(table, ensemble.class_names) for table in align(tables)]
     for number, (table, required) in enumerate(zip(aligned, ensemble.members, strict=True), 1):
-        weights = table.meta.get("weights") or table.meta.get("checkpoint_hash")
+        weights = member_hash(table, "")
         if weights and weights != required:
             raise ValueError(f"table {number} comes from weights {weights}, not {required}")
     return aligned
 
 
 def evaluate_voters(
-    fitted: FittedVoters,
-    test: Tables,
-    draws: int = DRAWS,
-    seed: int = 0,
-    view: View = as_is,
-) -> EvaluatedVoters:
+    fitted: FittedVoters, test: Tables, draws: int = DRAWS, seed: int = 0,
+    level: tuple[Level, Rule] = BY_IMAGE,
+) -> EvaluatedVoters:  # fmt: skip
     """Metrics of members and voters on test, and differences of each voter to the best member.
 
-    `view` turns each image table into the table that is evaluated, such as one row per study.
+    Images are combined first, then the images of a study or patient by `level`.
     """
     tables = dict(zip(test, align(list(test.values())), strict=True))
-    members = {name: view(table) for name, table in tables.items()}
+    members = {name: aggregate(table, *level) for name, table in tables.items()}
     voters = {
-        name: view(combine_members(ensemble, list(tables.values())))
+        name: aggregate(combine_members(ensemble, list(tables.values())), *level)
         for name, ensemble in fitted.ensembles.items()
     }
     best = fitted.best_member
-    baseline = view(calibrate_table(tables[best], fitted.temperatures[best]))
+    baseline = aggregate(calibrate_table(tables[best], fitted.temperatures[best]), *level)
     labeled = [table.labeled for table in members.values()]
     pairs, agreement = diversity.member_diversity(members, draws, seed)
     return EvaluatedVoters(
-        member_metrics={n: compute_metrics(table, draws, seed) for n, table in members.items()},
-        voter_metrics={n: compute_metrics(table, draws, seed) for n, table in voters.items()},
-        gains=differences_to_baseline(voters, baseline, draws, seed),
-        diversity=pairs,
-        agreement=agreement,
-        nll_decomposition=diversity.decompose_nll(
-            stacked_probabilities(labeled), labeled[0].labels
-        ),
-        rows=row_unit(labeled[0]),
+        {name: compute_metrics(table, draws, seed) for name, table in members.items()},
+        {name: compute_metrics(table, draws, seed) for name, table in voters.items()},
+        holm_corrected(differences_to_baseline(voters, baseline, draws, seed)),
+        pairs,
+        agreement,
+        diversity.decompose_nll(stacked_probabilities(labeled), labeled[0].labels),
+        row_unit(labeled[0]),
     )
 
 
 @dataclass(frozen=True)
 class SelectiveMetrics:
-    """Effect on test of one referral threshold or conformal limit that was fitted on validation.
+    """Effect on test of one referral threshold or conformal limit that was fitted on validation."""
 
-    Args:
-        label: the rule, such as `refer above risk 0.05`.
-        coverage: fraction of the images that are answered.
-        error_rate: fraction of the answered images that are wrong, or of sets without the label.
-        set_size: mean number of classes in a set; None for a referral.
-    """
-
-    label: str
-    coverage: Estimate | float
-    error_rate: Estimate
-    set_size: Estimate | None = None
+    label: str  # the rule, such as `refer above risk 0.05`
+    coverage: Estimate | float  # fraction of the images that are answered
+    error_rate: Estimate  # fraction of the answered images that are wrong, or of sets without label
+    set_size: Estimate | None = None  # mean number of classes in a set; None for a referral
 
 
 def evaluate_selective(
-    val: PredictionTable,
-    test: PredictionTable,
-    risks: Sequence[float] = (0.01, 0.02, 0.05),
-    alphas: Sequence[float] = (0.05, 0.1),
+    val: PredictionTable, test: PredictionTable
 ) -> tuple[list[SelectiveMetrics], float]:
     """Referral and conformal sets of one ensemble, and its area under risk and coverage on test."""
     val, test = val.labeled, test.labeled
-    rules = [_evaluate_referral(val, test, risk) for risk in risks]
-    rules += [_evaluate_sets(val, test, alpha) for alpha in alphas]
-    return rules, risk_coverage(test.probabilities, test.labels).aurc
-
-
-def _evaluate_referral(
-    val: PredictionTable, test: PredictionTable, risk: float
-) -> SelectiveMetrics:
-    answered = fit_referral(val, risk).is_confident(test.probabilities)
-    wrong = test.predictions != test.labels
-    error_rate = mean_estimate(test.patients[answered], wrong[answered], "no image is answered")
-    coverage = mean_estimate(test.patients, answered)
-    return SelectiveMetrics(f"refer above risk {risk:g}", coverage, error_rate)
-
-
-def _evaluate_sets(val: PredictionTable, test: PredictionTable, alpha: float) -> SelectiveMetrics:
-    limit = fit_conformal(val, alpha)
-    sets = limit.predict_sets(test.probabilities)
-    missed = ~sets[np.arange(len(test)), test.labels]
-    note = " (validation too small: sets contain all classes)" if limit.is_trivial else ""
-    return SelectiveMetrics(
-        f"sets at {1 - alpha:.0%}{note}",
-        1.0,
-        mean_estimate(test.patients, missed),
-        mean_estimate(test.patients, sets.sum(axis=1)),
-    )
+    rules, patients, probabilities = [], test.patients, test.probabilities
+    for risk in RISKS:
+        answered = probabilities.max(axis=1) >= fit_referral(val, risk)
+        wrong = test.predictions[answered] != test.labels[answered]
+        error_rate = mean_estimate(patients[answered], wrong, "no image is answered")
+        coverage = mean_estimate(patients, answered)
+        rules.append(SelectiveMetrics(f"refer above risk {risk:g}", coverage, error_rate))
+    for alpha in ALPHAS:
+        threshold = fit_conformal(val, alpha)
+        sets = 1 - probabilities <= threshold
+        missed = mean_estimate(patients, ~sets[np.arange(len(test)), test.labels])
+        note = " (validation too small: sets contain all classes)" if np.isinf(threshold) else ""
+        size = mean_estimate(patients, sets.sum(axis=1))
+        rules.append(SelectiveMetrics(f"sets at {1 - alpha:.0%}{note}", 1.0, missed, size))
+    return rules, risk_coverage(probabilities, test.labels).aurc
 
 
 def most_disputed(tables: Sequence[PredictionTable], count: int = 12) -> list[tuple[str, str]]:
     """Ids of the images that members differ on most, with the label and each prediction."""
-    aligned = align(tables)
-    members = stacked_probabilities(aligned)
+    first, members = tables[0], stacked_probabilities(tables)
     order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
-    names, labels = aligned[0].class_names, aligned[0].labels
-    images = []
+    names, images = first.class_names, []
     for row in order:
         predicted = ", ".join(f"{names[m.argmax()]} {m.max():.2f}" for m in members[:, row])
-        label = names[labels[row]] if labels[row] >= 0 else "unknown"
-        images.append(
-            (str(aligned[0].rows["id"].iloc[row]), f"label: {label}; predicted: {predicted}")
-        )
+        label = names[first.labels[row]] if first.labels[row] >= 0 else "unknown"
+        text = f"label: {label}; predicted: {predicted}"
+        images.append((str(first.rows["id"].iloc[row]), text))
     return images
 
 
@@ -296,3 +259,49 @@ def check_test_tables(val: Tables, test: Tables) -> None:
         if shared:
             raise ValueError(f"--test {name}: {len(shared)} of its ids are in --val as well, for "
                              f"example {min(shared)!r}")  # fmt: skip
+
+
+def save_voters(
+    folder: Path, fitted: FittedVoters, evaluated: EvaluatedVoters, groups: Mapping[str, Estimates]
+) -> None:
+    """Writes `voters/<name>/` for each fitted voter, then evaluation.json.
+
+    `groups`: metrics of the ensemble for each value of an attribute, empty without one.
+    """
+    for name, ensemble in fitted.ensembles.items():
+        store.save(folder / "voters" / name, ensemble)
+    content = {
+        "version": VERSION,
+        "fitted": {**asdict(replace(fitted, ensembles={})), "ensembles": list(fitted.ensembles)},
+        "evaluated": asdict(evaluated),
+        "groups": {v: {m: asdict(e) for m, e in metrics.items()} for v, metrics in groups.items()},
+    }
+    write_json(folder / FILE, content)
+
+
+def load_voters(
+    folder: Path, tables: Tables
+) -> tuple[FittedVoters, EvaluatedVoters, dict[str, Estimates]]:
+    """What `save_voters` wrote; `tables` are the members' predictions.
+
+    Voters that were fitted for other members or classes are refused.
+    """
+    content = read_json(folder / FILE)
+    if content.get("version") != VERSION:
+        raise ValueError(f"{folder / FILE}: version {content.get('version')!r}, not {VERSION}")
+    members = [member_hash(table, name) for name, table in tables.items()]
+    class_names = next(iter(tables.values())).class_names
+    _restore_classes(content)
+    names = content["fitted"].pop("ensembles")
+    ensembles = {n: store.load(folder / "voters" / n, members, class_names) for n in names}
+    fitted = FittedVoters(ensembles, **content["fitted"])
+    return fitted, EvaluatedVoters(**content["evaluated"]), content["groups"]
+
+
+def _restore_classes(plain: dict[str, Any]) -> None:
+    """Replaces each inner dict that has exactly the fields of a class by an instance."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            _restore_classes(value)
+            of_fields = [c for c in CLASSES if value.keys() == {f.name for f in fields(c)}]
+            plain[name] = of_fields[0](**value) if of_fields else value

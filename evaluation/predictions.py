@@ -1,4 +1,4 @@
-"""PredictionTable: one row a sample with its logits; reading, writing and alignment."""
+"""PredictionTable: one row a sample with its logits; files, alignment, studies and patients."""
 
 import io
 import json
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,11 @@ COLUMNS = ("id", "label", "split", "patient", "study")
 VERSION = 1
 MIN_PROBABILITY = 1e-30  # below any probability that float32 logits can distinguish from 0
 _KEY = b"consilium.table"
+
+Level = Literal["image", "study", "patient"]
+Rule = Literal["mean", "max", "noisy_or"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def safe_log(probabilities: np.ndarray) -> np.ndarray:
@@ -44,12 +49,12 @@ class PredictionTable:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", self.rows.reset_index(drop=True))
-        object.__setattr__(self, "logits", _round_to_float32(self.logits))
-        if self.pair_logits is not None:
-            object.__setattr__(self, "pair_logits", _round_to_float32(self.pair_logits))
+        for name in ("logits", "pair_logits"):
+            if (values := getattr(self, name)) is not None:
+                rounded = np.asarray(values, np.float32).astype(np.float64)
+                object.__setattr__(self, name, rounded)
         self._check_shape()
-        self._check_rows()
-        self._check_finite()
+        self._check_values()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,18 +102,27 @@ class PredictionTable:
 
     def take(self, positions: np.ndarray) -> "PredictionTable":
         """The rows at `positions`, in that order."""
-        pair_logits = None if self.pair_logits is None else self.pair_logits[positions]
-        rows = self.rows.iloc[positions]
-        return replace(self, rows=rows, logits=self.logits[positions], pair_logits=pair_logits)
+        pairs = None if self.pair_logits is None else self.pair_logits[positions]
+        rows, logits = self.rows.iloc[positions], self.logits[positions]
+        return replace(self, rows=rows, logits=logits, pair_logits=pairs)
 
     def with_probabilities(self, probabilities: np.ndarray) -> "PredictionTable":
         """The same samples with other probabilities (n, K); 0 becomes 1e-30, for finite logits."""
-        logits = safe_log(probabilities)
-        return replace(self, logits=logits, pair_logits=None)
+        return replace(self, logits=safe_log(probabilities), pair_logits=None)
 
     def write(self, path: Path | str) -> None:
         """Writes Parquet, with class names and `meta` in the metadata of the file."""
-        write_bytes(path, _to_parquet(self))
+        arrow = pa.Table.from_pandas(self.rows, preserve_index=False)
+        for name, values in (("logits", self.logits), ("pair_logits", self.pair_logits)):
+            if values is not None:
+                offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+                flat = values.astype(np.float32).ravel()
+                arrow = arrow.append_column(name, pa.ListArray.from_arrays(offsets, flat))
+        header = {"version": VERSION, "class_names": self.class_names, "meta": self.meta}
+        metadata = {**(arrow.schema.metadata or {}), _KEY: json.dumps(header).encode()}
+        stream = io.BytesIO()
+        pq.write_table(arrow.replace_schema_metadata(metadata), stream)
+        write_bytes(path, stream.getvalue())
 
     @classmethod
     def read(cls, path: Path | str) -> "PredictionTable":
@@ -121,85 +135,53 @@ class PredictionTable:
             raise ValueError(f"{path}: {error}") from None
 
     def _check_shape(self) -> None:
-        missing = [c for c in COLUMNS if c not in self.rows.columns]
-        if missing:
+        if missing := [c for c in COLUMNS if c not in self.rows.columns]:
             raise ValueError(f"prediction table has no column {missing[0]!r}; it needs {COLUMNS}")
-        k = len(self.class_names)
+        n, k = len(self.rows), len(self.class_names)
         if k < 2 or len(set(self.class_names)) != k:
             raise ValueError(f"class_names {self.class_names} must be two or more distinct names")
-        if len(self.rows) == 0 or self.logits.shape != (len(self.rows), k):
-            shape = (max(len(self.rows), 1), k)
+        if n == 0 or self.logits.shape != (n, k):
+            shape = (max(n, 1), k)
             raise ValueError(f"logits have shape {self.logits.shape}, the table needs {shape}")
-        shape = (len(self.rows), k * (k - 1) // 2)
-        if self.pair_logits is not None and self.pair_logits.shape != shape:
-            raise ValueError(f"pair_logits have shape {self.pair_logits.shape}, not {shape}")
+        pairs, shape = self.pair_logits, (n, k * (k - 1) // 2)
+        if pairs is not None and pairs.shape != shape:
+            raise ValueError(f"pair_logits have shape {pairs.shape}, not {shape}")
 
-    def _check_rows(self) -> None:
-        ids, labels = self.rows["id"], self.rows["label"]
-        duplicates = ids[ids.duplicated()]
-        if len(duplicates):
-            count = f"{len(duplicates)} duplicate ids"
-            raise ValueError(f"id {duplicates.iloc[0]!r} occurs twice ({count})")
-        invalid = labels[~labels.between(-1, len(self.class_names) - 1)]
-        if len(invalid):
-            first, allowed = ids[invalid.index[0]], f"-1 (unknown) to {len(self.class_names) - 1}"
-            raise ValueError(f"label {invalid.iloc[0]} of id {first!r} is not in {allowed}")
-
-    def _check_finite(self) -> None:
-        is_bad = ~np.isfinite(self.logits).all(axis=1)
+    def _check_values(self) -> None:
+        ids, labels, last = self.rows["id"], self.rows["label"], len(self.class_names) - 1
+        if len(repeated := ids[ids.duplicated()]):
+            count = f"{len(repeated)} duplicate ids"
+            raise ValueError(f"id {repeated.iloc[0]!r} occurs twice ({count})")
+        if len(invalid := labels[~labels.between(-1, last)]):
+            row = f"label {invalid.iloc[0]} of id {ids[invalid.index[0]]!r}"
+            raise ValueError(f"{row} is not in -1 (unknown) to {last}")
+        is_finite = np.isfinite(self.logits).all(axis=1)
         if self.pair_logits is not None:
-            is_bad |= ~np.isfinite(self.pair_logits).all(axis=1)
-        if is_bad.any():
-            first = self.rows["id"].iloc[int(is_bad.argmax())]
-            raise ValueError(f"logits of id {first!r} are not finite ({is_bad.sum()} such rows)")
-
-
-def _round_to_float32(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, np.float32).astype(np.float64)
-
-
-def _to_list_column(values: np.ndarray) -> pa.Array:
-    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, values.astype(np.float32).ravel())
-
-
-def _to_parquet(table: PredictionTable) -> bytes:
-    arrow = pa.Table.from_pandas(table.rows, preserve_index=False)
-    arrow = arrow.append_column("logits", _to_list_column(table.logits))
-    if table.pair_logits is not None:
-        arrow = arrow.append_column("pair_logits", _to_list_column(table.pair_logits))
-    header = {"version": VERSION, "class_names": table.class_names, "meta": table.meta}
-    metadata = {**(arrow.schema.metadata or {}), _KEY: json.dumps(header).encode()}
-    stream = io.BytesIO()
-    pq.write_table(arrow.replace_schema_metadata(metadata), stream)
-    return stream.getvalue()
+            is_finite &= np.isfinite(self.pair_logits).all(axis=1)
+        if count := (~is_finite).sum():
+            first = ids.iloc[int(is_finite.argmin())]
+            raise ValueError(f"logits of id {first!r} are not finite ({count} such rows)")
 
 
 def _from_arrow(arrow: pa.Table) -> PredictionTable:
     header = json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
     if header.get("version") != VERSION:
         raise ValueError(f"prediction table of version {header.get('version')}, not {VERSION}")
-    names = [name for name in ("logits", "pair_logits") if name in arrow.column_names]
-    logits = {name: _to_matrix(arrow, name) for name in names}
-    rows = arrow.drop_columns(names).to_pandas()
+    logits = {}
+    for name in {"logits", "pair_logits"} & set(arrow.column_names):
+        column = arrow[name].combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        logits[name] = flat.reshape((len(column), -1) if len(column) else (0, 1))
+    rows = arrow.drop_columns(list(logits)).to_pandas()
     return PredictionTable(rows, class_names=header["class_names"], meta=header["meta"], **logits)
-
-
-def _to_matrix(arrow: pa.Table, name: str) -> np.ndarray:
-    column = arrow[name].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 1))
 
 
 def require_ids(table: PredictionTable, ids: Iterable[str]) -> None:
     """ValueError if the ids of the table are not exactly `ids`."""
     expected, actual = set(ids), set(table.rows["id"])
-    for kind, wrong in (
-        ("does not have", expected - actual),
-        ("has unexpected", actual - expected),
-    ):
-        if wrong:
-            raise ValueError(f"prediction table {kind} id {min(wrong)!r} ({len(wrong)} such ids)")
+    if wrong := expected - actual or actual - expected:
+        kind = "does not have" if expected - actual else "has unexpected"
+        raise ValueError(f"prediction table {kind} id {min(wrong)!r} ({len(wrong)} such ids)")
 
 
 def refuse_test(table: PredictionTable, what: str) -> None:
@@ -222,28 +204,24 @@ def align(tables: Sequence[PredictionTable]) -> list[PredictionTable]:
 
 def _align(table: PredictionTable, first: PredictionTable, at: int) -> PredictionTable:
     if sorted(table.class_names) != sorted(first.class_names):
-        raise ValueError(
-            f"table {at} has classes {table.class_names}, the first {first.class_names}"
-        )
-    table = in_class_order(table, first.class_names)
-    digests = [t.meta.get("manifest_digest") for t in (first, table)]
-    if all(digests) and digests[0] != digests[1]:
-        raise ValueError(f"table {at} has manifest digest {digests[1]}, the first {digests[0]}")
-    if not table.rows["id"].equals(first.rows["id"]):
-        require_ids(table, first.rows["id"])
-        order = pd.Index(table.rows["id"]).get_indexer(pd.Index(first.rows["id"]))
-        table = table.take(order)
+        others = f"the first {first.class_names}"
+        raise ValueError(f"table {at} has classes {table.class_names}, {others}")
+    table, ids = in_class_order(table, first.class_names), first.rows["id"]
+    expected, digest = (t.meta.get("manifest_digest") for t in (first, table))
+    if expected and digest and expected != digest:
+        raise ValueError(f"table {at} has manifest digest {digest}, the first {expected}")
+    if not table.rows["id"].equals(ids):
+        require_ids(table, ids)
+        table = table.take(pd.Index(table.rows["id"]).get_indexer(pd.Index(ids)))
     for column in ("label", "split", "patient"):
-        differs = _comparable(table, column) != _comparable(first, column)
-        if differs.any():
-            row = first.rows["id"].iloc[int(differs.argmax())]
+        # a missing patient is equal to a missing patient
+        own, other = (
+            t.patients if column == "patient" else t.rows[column].to_numpy() for t in (table, first)
+        )
+        if (differs := own != other).any():
+            row = ids.iloc[int(differs.argmax())]
             raise ValueError(f"table {at} has another {column} than the first for id {row!r}")
     return table
-
-
-def _comparable(table: PredictionTable, column: str) -> np.ndarray:
-    """Values of a column for comparison; a missing patient is equal to a missing patient."""
-    return table.patients if column == "patient" else table.rows[column].to_numpy()
 
 
 def in_class_order(table: PredictionTable, names: list[str]) -> PredictionTable:
@@ -255,47 +233,93 @@ def in_class_order(table: PredictionTable, names: list[str]) -> PredictionTable:
     order = [table.class_names.index(name) for name in names]
     labels = np.append(np.argsort(order), -1)[table.labels]  # -1 remains -1
     pairs = None if table.pair_logits is None else _permute_pairs(table.pair_logits, order)
-    rows = table.rows.assign(label=labels)
-    return replace(
-        table, rows=rows, logits=table.logits[:, order], class_names=list(names), pair_logits=pairs
-    )
+    rows, logits = table.rows.assign(label=labels), table.logits[:, order]
+    return replace(table, rows=rows, logits=logits, class_names=list(names), pair_logits=pairs)
+
+
+def class_pairs(num_classes: int) -> list[tuple[int, int]]:
+    """The pairs of classes in the order of their logits: (0, 1), (0, 2), ..., (1, 2), ..."""
+    return list(combinations(range(num_classes), 2))
 
 
 def _permute_pairs(pair_logits: np.ndarray, order: list[int]) -> np.ndarray:
     """Pair logits for classes in a new order; those of a reversed pair change their sign."""
-    column = {pair: at for at, pair in enumerate(combinations(range(len(order)), 2))}
+    column = {pair: at for at, pair in enumerate(class_pairs(len(order)))}
     pairs = list(combinations(order, 2))
     signs = np.array([1.0 if i < j else -1.0 for i, j in pairs])
     return np.asarray(pair_logits[:, [column[min(p), max(p)] for p in pairs]] * signs)
 
 
-def member_name(path: Path) -> str:
-    """Name of the member that a run folder or a prediction table belongs to.
+def row_unit(table: PredictionTable) -> str:
+    """What a row of the table is: `images`, `studies` or `patients`."""
+    units = {"image": "images", "study": "studies", "patient": "patients"}
+    return units[table.meta.get("level", "image")]
 
-    `resnet` for `members/resnet`, `resnet/predictions/val.parquet` and `val/resnet.parquet`.
+
+def parse_level(text: str) -> tuple[Level, Rule]:
+    """Level and rule of a text such as `study` or `study:max`; the default rule is mean."""
+    name, _, rule = text.partition(":")
+    if name not in LEVELS or (rule or "mean") not in RULES:
+        raise ValueError(f"{text!r}: levels are {', '.join(LEVELS)}; rules {', '.join(RULES)}")
+    return name, cast(Rule, rule or "mean")
+
+
+def aggregate(table: PredictionTable, level: Level, rule: Rule = "mean") -> PredictionTable:
+    """One row a study or patient, with its identifier as `id`; `image` returns the table itself.
+
+    `mean` averages the probabilities. `max` and `noisy_or` take the first class as "none": the
+    probability of another class is the largest of any image, or the probability that at least one
+    image shows it; the result is scaled to sum to 1. Images of a group must have the same label.
+    An attribute is empty if the images of the group differ in it.
     """
-    if path.suffix != ".parquet":
-        return path.name
-    return path.parent.parent.name if path.parent.name == "predictions" else path.stem
+    if rule not in RULES:
+        raise ValueError(f"rule {rule!r} is not among {RULES}")
+    if level == "image":
+        return table
+    names, group = np.unique(_group_names(table, level), return_inverse=True)
+    rows = _group_rows(table, names, group, level)
+    logits = safe_log(_pool(table.probabilities, group, len(names), rule))
+    return PredictionTable(rows, logits, table.class_names, {**table.meta, "level": level})
 
 
-def read_tables(
-    paths: Sequence[Path], argument: str, split: str = "test"
-) -> dict[str, PredictionTable]:
-    """Prediction tables by member; a run folder stands for its table of `split`.
-
-    `argument` is the name of the argument in error messages.
-    """
-    names = [member_name(path) for path in paths]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ValueError(f"{argument}: two paths belong to the member {duplicates[0]!r}")
-    files = [_table_file(path, argument, split) for path in paths]
-    return {name: PredictionTable.read(file) for name, file in zip(names, files, strict=True)}
+def _group_names(table: PredictionTable, level: Level) -> np.ndarray:
+    """Study or patient of each row (n,)."""
+    if level == "patient":
+        return table.patients.astype(str)
+    names = table.rows[level].fillna("").astype(str)
+    if len(missing := table.rows["id"][names == ""]):
+        raise ValueError(f"id {missing.iloc[0]!r} has no {level} ({len(missing)} such rows)")
+    # two patients may both have a "study1"
+    return np.char.add(np.char.add(table.patients.astype(str), "/"), names.to_numpy(str))
 
 
-def _table_file(path: Path, argument: str, split: str) -> Path:
-    file = path if path.suffix == ".parquet" else path / "predictions" / f"{split}.parquet"
-    if not file.is_file():
-        raise ValueError(f"{argument} {path}: no prediction table {file}; run consilium test first")
-    return file
+def _group_rows(
+    table: PredictionTable, names: np.ndarray, group: np.ndarray, level: Level
+) -> pd.DataFrame:
+    grouped = table.rows.drop(columns="id").groupby(group)
+    if (differs := grouped["label"].nunique() > 1).any():
+        name = names[int(np.argmax(differs))]
+        raise ValueError(f"{level} '{name}' has images with different labels")
+    rows = grouped.first()
+    for name in table.attributes:
+        rows[name] = rows[name].where(grouped[name].nunique(dropna=False) == 1)
+    rows.insert(0, "id", names)
+    return rows.reset_index(drop=True)
+
+
+def _pool(p: np.ndarray, group: np.ndarray, num_groups: int, rule: Rule) -> np.ndarray:
+    """Probabilities (groups, K) from those of images (n, K)."""
+    pooled = np.zeros((num_groups, p.shape[1]))
+    if rule == "mean":
+        np.add.at(pooled, group, p)
+        return np.asarray(pooled / np.bincount(group)[:, None])
+    if rule == "max":
+        np.maximum.at(pooled, group, p)
+        pooled[:, 0] = 1.0
+        np.minimum.at(pooled[:, 0], group, p[:, 0])
+    else:
+        np.add.at(pooled, group, np.log1p(-np.minimum(p, 1 - 1e-15)))
+        pooled, log_none = 1 - np.exp(pooled), np.zeros(num_groups)
+        np.add.at(log_none, group, safe_log(p[:, 0]))
+        pooled[:, 0] = np.exp(log_none)
+    return np.asarray(pooled / pooled.sum(axis=1, keepdims=True))

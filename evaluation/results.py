@@ -1,7 +1,8 @@
-"""results.json of a run, and the members and ensembles in the folder of an experiment."""
+"""results.json of a run; prediction tables of runs and members in the folder of an experiment."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from evaluation.files import read_json, write_json
 from evaluation.predictions import PredictionTable
-from evaluation.stats.estimate import Estimate
+from evaluation.stats.estimate import Estimate, Estimates
 
 SCHEMA = "consilium.results"
 VERSION = 1
@@ -27,8 +28,8 @@ class Results:
     name: str
     split: str
     class_names: list[str]
-    metrics: dict[str, Estimate]
-    others: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    metrics: Estimates
+    others: dict[str, Estimates] = field(default_factory=dict)
     measures: dict[str, float | None] = field(default_factory=dict)
     gates: dict[str, bool] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
@@ -42,8 +43,7 @@ def collect_notes(tables: Iterable[PredictionTable]) -> list[str]:
 def write_results(path: Path | str, results: Results) -> None:
     """Writes the results as strict JSON; NaN is an error, a missing value is null with a reason."""
     for group, metrics in {"metrics": results.metrics, **results.others}.items():
-        for name, estimate in metrics.items():
-            _check_estimate(f"{group}: {name}", estimate)
+        _check_estimates(metrics, f"{group}: ")
     write_json(path, {"schema": SCHEMA, "version": VERSION, **asdict(results)})
 
 
@@ -61,26 +61,54 @@ def read_results(path: Path | str) -> Results:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _estimates(group: dict[str, dict[str, Any]]) -> dict[str, Estimate]:
+def _estimates(group: dict[str, dict[str, Any]]) -> Estimates:
     estimates = {name: Estimate(**content) for name, content in group.items()}
-    for name, estimate in estimates.items():
-        _check_estimate(name, estimate)
+    _check_estimates(estimates)
     return estimates
 
 
-def _check_estimate(name: str, estimate: Estimate) -> None:
-    for key in ("value", "low", "high"):
-        number = getattr(estimate, key)
-        if number is not None and not abs(number) < float("inf"):
-            raise ValueError(f"{name}: {key} is {number}; it must be a finite number or null")
-    if estimate.value is None and not estimate.reason:
-        raise ValueError(f"{name}: value is null without a reason")
+def _check_estimates(estimates: Estimates, prefix: str = "") -> None:
+    for name, e in estimates.items():
+        for key, number in (("value", e.value), ("low", e.low), ("high", e.high)):
+            if number is not None and not isfinite(number):
+                allowed = "it must be a finite number or null"
+                raise ValueError(f"{prefix}{name}: {key} is {number}; {allowed}")
+        if e.value is None and not e.reason:
+            raise ValueError(f"{prefix}{name}: value is null without a reason")
 
 
 def voters_folder(ensemble: Path) -> Path:
     """The folder of an ensemble's fitted voters: `voters-x` next to `ensemble-x`, else `voters`."""
     name = ensemble.name.replace("ensemble", "voters", 1)
     return ensemble.with_name(name if name != ensemble.name else "voters")
+
+
+def member_name(path: Path) -> str:
+    """Name of the member that a run folder or a prediction table belongs to.
+
+    `resnet` for `members/resnet`, `resnet/predictions/val.parquet` and `val/resnet.parquet`.
+    """
+    if path.suffix != ".parquet":
+        return path.name
+    return path.parent.parent.name if path.parent.name == "predictions" else path.stem
+
+
+def read_tables(
+    paths: Sequence[Path], argument: str, split: str = "test"
+) -> dict[str, PredictionTable]:
+    """Prediction tables by member; a run folder stands for its table of `split`.
+
+    `argument` is the name of the argument in error messages.
+    """
+    names = [member_name(path) for path in paths]
+    if duplicates := [name for name in sorted(names) if names.count(name) > 1]:
+        raise ValueError(f"{argument}: two paths belong to the member {duplicates[0]!r}")
+    files = [p if p.suffix == ".parquet" else p / "predictions" / f"{split}.parquet" for p in paths]
+    for path, file in zip(paths, files, strict=True):
+        if not file.is_file():
+            missing = f"no prediction table {file}; run consilium test first"
+            raise ValueError(f"{argument} {path}: {missing}")
+    return {name: PredictionTable.read(file) for name, file in zip(names, files, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -91,9 +119,8 @@ class ExperimentFolder:
 
     def __post_init__(self) -> None:
         if not self.members:
-            raise ValueError(
-                f"{self.path}: no finished member in members/; run the experiment first"
-            )
+            missing = "no finished member in members/; run the experiment first"
+            raise ValueError(f"{self.path}: {missing}")
 
     @property
     def members(self) -> list[str]:
@@ -123,8 +150,7 @@ class ExperimentFolder:
 
     def tables(self, split: str) -> dict[str, PredictionTable]:
         """Prediction tables of all members on a split."""
-        files = {name: self.run(name) / "predictions" / f"{split}.parquet" for name in self.members}
-        return {name: PredictionTable.read(file) for name, file in files.items()}
+        return read_tables([self.run(name) for name in self.members], "member", split)
 
     def histories(self) -> dict[str, pd.DataFrame]:
         """Metrics of all members at each epoch."""

@@ -34,9 +34,8 @@ def box_mask(box: Box, shape: tuple[int, ...], margin: float = BOX_MARGIN) -> np
     x0, y0, x1, y1 = box
     pixels = margin * max(shape[:2])
     y, x = np.ogrid[: shape[0], : shape[1]]
-    return np.asarray(
-        (x >= x0 - pixels) & (x < x1 + pixels) & (y >= y0 - pixels) & (y < y1 + pixels)
-    )
+    in_columns = (x >= x0 - pixels) & (x < x1 + pixels)
+    return np.asarray(in_columns & (y >= y0 - pixels) & (y < y1 + pixels))
 
 
 def is_peak_inside(saliency_map: np.ndarray, mask: np.ndarray) -> bool:
@@ -63,9 +62,7 @@ def top_pixels(saliency_map: np.ndarray, fractions: Sequence[float] = FRACTIONS)
     Counts are exact. Equal values are taken in the order of their index, so an empty map is taken
     row by row.
     """
-    order = np.argsort(-saliency_map.ravel(), kind="stable")
-    rank = np.empty(saliency_map.size, dtype=np.int64)
-    rank[order] = np.arange(saliency_map.size)
+    rank = np.argsort(-saliency_map.ravel(), kind="stable").argsort()
     counts = np.rint(np.asarray(fractions) * saliency_map.size)
     return np.asarray(rank.reshape(saliency_map.shape)[None] < counts[:, None, None])
 
@@ -78,20 +75,17 @@ def deletion_auc(
     `score` maps images (n, H, W, ...) to probabilities (n,). `baseline` has the shape of the image
     and no information about the class, for instance a blurred copy (Petsiuk et al. 2018).
     """
-    return _area(score, image, baseline, top_pixels(saliency_map))
+    changed = top_pixels(saliency_map)
+    changed = changed.reshape(*changed.shape, *([1] * (image.ndim - 2)))
+    probabilities = score(np.where(changed, baseline[None], image[None]))
+    return float(np.trapezoid(probabilities, FRACTIONS))
 
 
 def insertion_auc(
     score: Score, image: np.ndarray, baseline: np.ndarray, saliency_map: np.ndarray
 ) -> float:
     """Area under the probability as top pixels are inserted in the baseline; high is faithful."""
-    return _area(score, baseline, image, top_pixels(saliency_map))
-
-
-def _area(score: Score, start: np.ndarray, end: np.ndarray, changed: np.ndarray) -> float:
-    changed = changed.reshape(*changed.shape, *([1] * (start.ndim - 2)))
-    probabilities = score(np.where(changed, end[None], start[None]))
-    return float(np.trapezoid(probabilities, FRACTIONS))
+    return deletion_auc(score, baseline, image, saliency_map)
 
 
 @dataclass(frozen=True)
@@ -108,12 +102,12 @@ class SaliencyScores:
 def saliency_estimates(scores: Sequence[SaliencyScores]) -> dict[str, Estimate]:
     """Means of pointing, energy in the box, deletion and insertion, with intervals by patient."""
     boxed = [s for s in scores if s.hit is not None]
-    patients, patients_boxed = (np.array([s.patient for s in part]) for part in (scores, boxed))
+    patients, boxed_patients = (np.array([s.patient for s in part]) for part in (scores, boxed))
     hits = np.array([s.hit for s in boxed], dtype=bool)
-    energy = np.array([s.energy for s in boxed], dtype=float)
+    energy, missing = np.array([s.energy for s in boxed], dtype=float), "no image has a box"
     return {
-        "pointing": mean_estimate(patients_boxed, hits, "no image has a box"),
-        "energy_in_box": mean_estimate(patients_boxed, energy, "no image has a box"),
+        "pointing": mean_estimate(boxed_patients, hits, missing),
+        "energy_in_box": mean_estimate(boxed_patients, energy, missing),
         "deletion": mean_estimate(patients, np.array([s.deletion for s in scores])),
         "insertion": mean_estimate(patients, np.array([s.insertion for s in scores])),
     }

@@ -17,6 +17,7 @@ from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import mean_paired_differences, paired_differences
 
 SPARSITY_FILE, PRUNING_FILE = "sparsity.json", "pruning.json"
+MODEL_NAMES = {SPARSITY_FILE: ("sparse", "control"), PRUNING_FILE: ("pruned", "dense")}
 CHANGED_FILE = "changed.csv"
 MAX_ROWS = 200  # changed decisions in a report; their number is always stated
 PRUNING_NOTE = "The dense model was not fine-tuned for the additional epochs."
@@ -30,37 +31,31 @@ def effective_macs(dense: int, layers: Iterable[tuple[int, int, int]]) -> int:
     return dense - sum((size - nonzeros) * positions for size, nonzeros, positions in layers)
 
 
-def sparsity_sections(folder: Path, table: PredictionTable) -> list[html.Section]:
-    """Sections of a run folder with sparsity.json, else none."""
-    if not (folder / SPARSITY_FILE).is_file():
-        return []
-    content = read_json(folder / SPARSITY_FILE)
-    compared = compare_with_run(folder, content.get("control"), table, "sparse", "control")
-    return [*describe_sparsity(content), *compared]
-
-
-def pruning_sections(folder: Path, table: PredictionTable) -> list[html.Section]:
-    """Sections of a run folder with pruning.json, else none."""
-    if not (folder / PRUNING_FILE).is_file():
-        return []
-    content = read_json(folder / PRUNING_FILE)
-    compared = compare_with_run(folder, content["dense"], table, "pruned", "dense")
-    return [*describe_pruning(content), *compared]
+def savings_sections(folder: Path, table: PredictionTable) -> list[html.Section]:
+    """Sections of a run folder with sparsity.json or pruning.json, and of its changed decisions."""
+    sections: list[html.Section] = []
+    for file, describe in ((SPARSITY_FILE, describe_sparsity), (PRUNING_FILE, describe_pruning)):
+        if not (folder / file).is_file():
+            continue
+        content, (name, other) = read_json(folder / file), MODEL_NAMES[file]
+        sections += describe(content)
+        if run := content.get(other):
+            try:
+                dense = read_other_table(folder, run, table)
+                sections += compare_tables(table, dense, name=name, other=other)
+            except (OSError, ValueError) as error:
+                reason = f"Not compared with {other} {run}: {error}"
+                sections.append(html.Text(reason, "Decisions"))
+    return sections
 
 
 def describe_sparsity(content: Mapping[str, Any]) -> list[html.Section]:
     """The fraction of zeros in a sentence, and one row a pruned layer, of sparsity.json."""
     rows: list[tuple[html.Cell, ...]] = [
-        (
-            layer["name"],
-            " x ".join(map(str, layer["shape"])),
-            layer["nonzeros"],
-            layer["nonzeros"] / layer["size"],
-            layer["macs"],
-            layer["macs_theoretical"],
-        )
+        (layer["name"], " x ".join(map(str, layer["shape"])), layer["nonzeros"],
+         layer["nonzeros"] / layer["size"], layer["macs"], layer["macs_theoretical"])
         for layer in content["layers"]
-    ]
+    ]  # fmt: skip
     columns = ("layer", "shape", "nonzeros", "density", "MACs", "theoretical MACs")
     count = len(content["excluded"])
     note = f"{count} further weights are excluded from pruning; see {SPARSITY_FILE}."
@@ -118,18 +113,6 @@ def pruning_sentence(content: Mapping[str, Any]) -> str:
     )
 
 
-def compare_with_run(
-    folder: Path, run: str | None, table: PredictionTable, name: str, other: str
-) -> list[html.Section]:
-    """`compare_tables` with the table of another run, given by its path from `folder`."""
-    if run is None:
-        return []
-    try:
-        return compare_tables(table, read_other_table(folder, run, table), name=name, other=other)
-    except (OSError, ValueError) as error:
-        return [html.Text(f"Not compared with {other} {run}: {error}", "Decisions")]
-
-
 def read_other_table(folder: Path, run: str, table: PredictionTable) -> PredictionTable:
     """Predictions of another run, given by its path from `folder`, on the split of `table`."""
     split = str(table.rows["split"].iloc[0])
@@ -137,29 +120,21 @@ def read_other_table(folder: Path, run: str, table: PredictionTable) -> Predicti
 
 
 def compare_tables(
-    sparse: PredictionTable,
-    control: PredictionTable,
-    *,
-    name: str = "sparse",
+    sparse: PredictionTable, control: PredictionTable, *, name: str = "sparse",
     other: str = "control",
-    max_rows: int = MAX_ROWS,
-) -> list[html.Section]:
+) -> list[html.Section]:  # fmt: skip
     """Differences of accuracy and of each class's sensitivity, and the first changed decisions.
 
     Both tables must contain the same images. `name` and `other` are the two models in the text.
     """
     sparse, control = align([sparse, control])
-    difference = paired_differences(sparse, control)["accuracy"].estimate
-    columns = ("", f"accuracy, {name} minus {other}")
+    gap = html.SignedEstimate(paired_differences(sparse, control)["accuracy"].estimate)
+    columns, title = ("", f"accuracy, {name} minus {other}"), f"Comparison with the {other} model"
     changed = changed_decisions(sparse, control, name, other)
     return [
-        html.Table(
-            columns,
-            [("all", html.SignedEstimate(difference))],
-            f"Comparison with the {other} model",
-        ),
+        html.Table(columns, [("all", gap)], title),
         sensitivity_table(sparse, control, name, other),
-        changed_table(changed, len(sparse), name, other, max_rows),
+        changed_table(changed, len(sparse), name, other),
     ]
 
 
@@ -167,17 +142,33 @@ def sensitivity_table(
     sparse: PredictionTable, control: PredictionTable, name: str, other: str
 ) -> html.Table:
     """One row a class with its sensitivity in both aligned tables and the difference."""
-    rows_and_reasons = [
-        _sensitivity_row(c, sparse, control) for c in range(len(sparse.class_names))
-    ]
-    reasons = "".join(f" {row[0]}: {reason}." for row, reason in rows_and_reasons if reason)
+    rows, reasons = [], ""
+    for c, class_name in enumerate(sparse.class_names):
+        row, reason = _sensitivity_row(c, sparse, control)
+        rows.append((class_name, *row))
+        reasons += f" {class_name}: {reason}." if reason else ""
     columns = ("class", "images", other, name, "change", "lost", "gained")
     note = (
         "Lost and gained are images of the class that only one model classifies correctly. The "
         f"change has its 95 % confidence interval.{reasons}"
     )
-    rows = [row for row, _ in rows_and_reasons]
     return html.Table(columns, rows, "Sensitivity of each class", note)
+
+
+def _sensitivity_row(
+    c: int, sparse: PredictionTable, control: PredictionTable
+) -> tuple[tuple[html.Cell, ...], str]:
+    """The row of class `c` without its name, and why its change has no interval."""
+    of_class = np.flatnonzero(sparse.labels == c)
+    if not len(of_class):
+        return (0, None, None, None, 0, 0), "no image"
+    sparse, control = sparse.take(of_class), control.take(of_class)
+    # the accuracy on the images of a class is its sensitivity
+    change = mean_paired_differences([(sparse, control)])["accuracy"].estimate
+    after, before = (table.predictions == c for table in (sparse, control))
+    counts = int((before & ~after).sum()), int((after & ~before).sum())
+    rates = float(before.mean()), float(after.mean())
+    return (len(after), *rates, html.SignedEstimate(change), *counts), change.reason
 
 
 def changed_decisions(
@@ -207,26 +198,3 @@ def changed_table(
     if len(changed) > max_rows:
         note += f"; the first {max_rows} are listed, {CHANGED_FILE} contains all"
     return html.Table(("image", "label", other, name), rows, "Changed decisions", f"{note}.")
-
-
-def _sensitivity_row(
-    c: int, sparse: PredictionTable, control: PredictionTable
-) -> tuple[tuple[html.Cell, ...], str]:
-    """The row of class `c`, and why its change has no interval."""
-    name, of_class = sparse.class_names[c], np.flatnonzero(sparse.labels == c)
-    if not len(of_class):
-        return (name, 0, None, None, None, 0, 0), "no image"
-    sparse, control = sparse.take(of_class), control.take(of_class)
-    # the accuracy on the images of a class is its sensitivity
-    change = mean_paired_differences([(sparse, control)])["accuracy"].estimate
-    after, before = (table.predictions == c for table in (sparse, control))
-    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
-    sensitivities = float(before.mean()), float(after.mean())
-    return (
-        name,
-        len(after),
-        *sensitivities,
-        html.SignedEstimate(change),
-        lost,
-        gained,
-    ), change.reason

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from evaluation.metrics.compute import recall_and_precision
-from evaluation.metrics.pairs import pair_accuracies
+from evaluation.metrics.confusion import pair_accuracies
 from lightning_modules import backbones, checkpoints
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.cam import Explainer

@@ -88,7 +88,9 @@ class EnsembleModule(BaseModule):
         self, members: dict[str, PredictionTable], meta: dict[str, Any]
     ) -> dict[str, PredictionTable]:
         """The members' tables and, under "", the ensemble's."""
-        pooled = simple.pool_tables(self.ensemble, list(members.values()))
+        pooled = simple.pool_tables(
+            self.ensemble.voter, list(members.values()), self.ensemble.temperature
+        )
         return {"": replace(pooled, meta=meta), **members}
 
     def member_metadata(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +111,7 @@ class EnsembleModule(BaseModule):
             name: {"path": str(path), "weights": block.weights}
             for name, path, block in zip(self.member_names, self.paths, self.blocks, strict=True)
         }
-        voter = {"name": self.ensemble.name, "fitted_on": self.ensemble.fitted_on}
+        voter = {"name": self.ensemble.voter.name, "fitted_on": self.ensemble.fitted_on}
         return {**super().metadata(), "voter": voter, "members": members}
 
     def _logits(self, member: nn.Module, image: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evaluation.metrics.pairs import class_pairs
+from evaluation.predictions import class_pairs
 from lightning_modules.losses import LossFunction
 
 PAIR_MARGIN = 1e-9  # distance of pair probabilities from 0 and 1, for solvable equations

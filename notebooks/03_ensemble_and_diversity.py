@@ -69,7 +69,11 @@ show(*ensemble_report.member_weight_sections(fitted, list(test), names))
 show(ensemble_plots.agreement_plot(test), ensemble_plots.diversity_plot(evaluated))
 
 # %%
-show(ensemble_report.pairwise_diversity_table(evaluated))
+show(
+    ensemble_report.diversity_table(
+        evaluated.diversity, evaluated.agreement, evaluated.rows, evaluated.nll_decomposition
+    )
+)
 
 # %% [markdown]
 # ## On which images do the members disagree most?

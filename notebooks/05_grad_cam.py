@@ -15,7 +15,7 @@
 # Which regions of an image speak for the predicted class, and is the lesion among them?
 
 # %% tags=["parameters"]
-STUDY = "runs/demo"  # folder of an experiment, relative to the project's folder
+EXPERIMENT = "runs/demo"  # folder of an experiment, relative to the repository root
 NUM_IMAGES = 3  # correct predictions shown, and wrong ones
 NUM_EVALUATED = 12  # images for the evaluation of the maps
 
@@ -35,7 +35,7 @@ from evaluation.reports.run import most_confident
 from evaluation.results import ExperimentFolder
 
 os.chdir(ROOT)
-experiment = ExperimentFolder(Path(STUDY))
+experiment = ExperimentFolder(Path(EXPERIMENT))
 run = experiment.first_run
 data = load_datamodule([experiment.config_file(run.name)])
 data.prepare_data()

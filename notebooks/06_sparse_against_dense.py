@@ -38,7 +38,7 @@ tables, histories = experiment.tables("test"), experiment.histories()
 # Dense kernels multiply zeros like other numbers, so zeros alone save no time.
 
 # %%
-show(*sparsity.sparsity_sections(experiment.run(SPARSE), tables[SPARSE]))
+show(*sparsity.savings_sections(experiment.run(SPARSE), tables[SPARSE]))
 
 # %% [markdown]
 # ## What does it cost, on which class, and which predictions changed?

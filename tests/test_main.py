@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from consilium.cli.main import COMMANDS, main
-from consilium.config_errors import shorten_parser_error
+from consilium.config_files import shorten_parser_error
 from consilium.training.lightning_cli import validate_config
 
 

@@ -11,14 +11,12 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from callbacks.ema import averaged_modules, restart_averages
 from callbacks.sparse_training import masks, stages
-from callbacks.sparse_training.masked_weights import MaskedWeights
-from callbacks.sparse_training.prunable import find_prunable
+from callbacks.sparse_training.masked_weights import MaskedWeights, find_prunable
 from callbacks.sparse_training.stages import DensitySchedule, Recovery
-from callbacks.warm_start import load_weights, read_weights, require_same_data
+from callbacks.weights import averages, load_weights, read_weights
+from datamodules.dataset import Batch
 from evaluation.files import write_json
 from evaluation.sparsity import SPARSITY_FILE
 from lightning_modules.optim import steps_per_epoch
@@ -52,18 +50,13 @@ class TwoStageSparseTraining(L.Callback):
     """
 
     def __init__(
-        self,
-        density: float = 0.25,
-        dense_epochs: int = 60,
-        sparse_epochs: int = 20,
+        self, density: float = 0.25, dense_epochs: int = 60, sparse_epochs: int = 20,
         distribution: Literal["uniform", "erk", "global", "macs"] = "uniform",
-        dense_checkpoint: str | None = None,
-        exclude: list[str] | None = None,
+        dense_checkpoint: str | None = None, exclude: list[str] | None = None,
         criterion: Literal["magnitude", "random"] = "magnitude",
-        density_schedule: DensitySchedule = DensitySchedule(),
-        recovery: Recovery = Recovery(),
+        density_schedule: DensitySchedule = DensitySchedule(), recovery: Recovery = Recovery(),
         control: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not 0 < density <= 1:
             raise ValueError(f"density: {density} is not above 0 and at most 1")
         if dense_epochs < 0:
@@ -71,9 +64,8 @@ class TwoStageSparseTraining(L.Callback):
         if sparse_epochs < 1:
             raise ValueError(f"sparse_epochs: {sparse_epochs} is not at least 1")
         if dense_checkpoint is not None and dense_epochs:
-            raise ValueError(
-                f"dense_checkpoint: {dense_checkpoint} needs dense_epochs 0, not {dense_epochs}"
-            )
+            given = f"dense_checkpoint: {dense_checkpoint}"
+            raise ValueError(f"{given} needs dense_epochs 0, not {dense_epochs}")
         self.density, self.distribution, self.criterion = density, distribution, criterion
         self.dense_epochs, self.sparse_epochs = dense_epochs, sparse_epochs
         self.dense_checkpoint, self.exclude = dense_checkpoint, list(exclude or [])
@@ -82,50 +74,45 @@ class TwoStageSparseTraining(L.Callback):
         self.masked: MaskedWeights | None = None
         self.is_sparse_stage, self.updates, self.churn = False, 0, 0.0
         self.is_selecting = False  # whether the best epoch is chosen at the final density
-        self._regrows_next, self._pause = False, stages.SelectionPause()
+        self._regrows, self._pause = False, stages.SelectionPause()
         self._loaded_state: dict[str, Any] | None = None
-        self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses settings that cannot work, before anything is trained."""
         if stage != "fit":
             return
-        epochs = self.dense_epochs + self.sparse_epochs
-        if trainer.max_epochs != epochs and not vars(trainer).get("fast_dev_run"):
-            raise ValueError(
-                f"trainer.max_epochs: {trainer.max_epochs} is not dense_epochs "
-                f"{self.dense_epochs} + sparse_epochs {self.sparse_epochs} = {epochs}"
-            )
+        dense, sparse = self.dense_epochs, self.sparse_epochs
+        if trainer.max_epochs != dense + sparse and not vars(trainer).get("fast_dev_run"):
+            total = f"dense_epochs {dense} + sparse_epochs {sparse} = {dense + sparse}"
+            raise ValueError(f"trainer.max_epochs: {trainer.max_epochs} is not {total}")
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             kind = type(trainer.strategy).__name__
             raise ValueError(f"trainer.strategy: {kind} shards weights, which masks do not support")
-        module = stages.require_scheduled(pl_module)
-        config = module.lr_scheduler
-        self._sparse_schedule = stages.sparse_schedule(config, self.recovery, self.sparse_epochs)
-        module.lr_scheduler = stages.dense_schedule(config, self.dense_epochs)
-        self._lr_ratio = self.recovery.lr / module.optimizer.lr
+        if not isinstance(pl_module, stages.ScheduledModule):
+            raise ValueError(f"{type(pl_module).__name__} has no `optimizer` and `lr_scheduler` "
+                             "settings, which callbacks.TwoStageSparseTraining needs; use "
+                             "lightning_modules.ImageClassifier")  # fmt: skip
+        self._module, config = pl_module, pl_module.lr_scheduler
+        self._sparse_schedule = stages.sparse_schedule(config, self.recovery, sparse)
+        pl_module.lr_scheduler = stages.dense_schedule(config, dense)
+        self._lr_ratio = self.recovery.lr / pl_module.optimizer.lr
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses a `dense_checkpoint` that cannot be used; a resumed fit does not need it."""
         if self.dense_checkpoint is not None and self._loaded_state is None:
-            path = Path(self.dense_checkpoint)
-            require_same_data(path, read_weights(path), trainer, pl_module)
+            read_weights(Path(self.dense_checkpoint), trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Joins the learning rates of both stages; a resume restores and verifies the masks."""
         steps = steps_per_epoch(trainer)
         self.first_step, self.num_steps = self.dense_epochs * steps, self.sparse_epochs * steps
-        curve = self._sparse_schedule.curve(float(self.sparse_epochs))
-        stages.join_schedules(trainer, self.first_step, self._lr_ratio, curve)
+        stages.join_schedules(trainer, self.first_step, self._sparse_schedule, self._lr_ratio)
         self._restore(trainer, pl_module)
-        self._hooks = [o.register_step_post_hook(self._after_step) for o in trainer.optimizers]
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: self._masked.mask_weights())
 
     def on_train_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: dict[str, Tensor],
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Starts the sparse stage and updates the masks when they are due."""
         if self.masked is None:
@@ -142,21 +129,24 @@ class TwoStageSparseTraining(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Masks gradients, before they are clipped."""
-        if self._regrows_next:
-            self._regrow(trainer)
+        """Exchanges values by the unmasked gradients if due; masks gradients before clipping."""
+        if self._regrows:
+            self._regrows = False
+            fraction = self.density_schedule.regrow(self.updates, self.num_steps)
+            regrown = masks.regrown_masks(self._masked.tensors, self._masked.masks, fraction)
+            if regrown is not None:
+                self._set_masks(trainer, regrown)
         self._masked.mask_gradients()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch,
         batch_idx: int,
     ) -> None:  # fmt: skip
         """Logs the epoch's sparsity for history.csv; churn is the fraction of changed masks."""
         if trainer.is_last_batch:
-            values = {"stage": 1.0 + self.is_sparse_stage, **self._masked.metrics(pl_module),
-                      "churn": self.churn}  # fmt: skip
-            pl_module.log_dict({f"sparse/{name}": value for name, value in values.items()},
-                               on_step=False, on_epoch=True, batch_size=1)  # fmt: skip
+            metrics = {"stage": 1.0 + self.is_sparse_stage, **self._masked.metrics(pl_module)}
+            values = {f"sparse/{k}": v for k, v in (metrics | {"churn": self.churn}).items()}
+            pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
             self.churn = 0.0
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -174,21 +164,13 @@ class TwoStageSparseTraining(L.Callback):
         if trainer.is_global_zero and self.is_sparse_stage:
             folder = Path(trainer.default_root_dir)
             control = None if self.control is None else os.path.relpath(self.control, folder)
-            report = self._masked.report(pl_module)
-            settings = {"settings": self.settings, "control": control}
-            write_json(folder / SPARSITY_FILE, report | settings)
+            report = {**self._masked.report(pl_module), "settings": self.settings}
+            write_json(folder / SPARSITY_FILE, report | {"control": control})
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Verifies that every pruned value is still 0."""
-        self._remove_hooks()
         if self.is_sparse_stage:
             self._masked.verify(trainer.optimizers)
-
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Removes the hooks of the optimizers."""
-        self._remove_hooks()
 
     @property
     def has_final_density(self) -> bool:
@@ -226,12 +208,12 @@ class TwoStageSparseTraining(L.Callback):
         if self.dense_epochs:
             source = stages.save_dense_checkpoint(trainer, self.dense_epochs)
         if source is not None:
-            load_weights(source, read_weights(source), trainer, module)
-            restart_averages(trainer)
+            load_weights(source, read_weights(source, trainer), trainer, module)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
-        stages.restart_schedules(trainer)
-        stages.require_scheduled(module).lr_scheduler = self._sparse_schedule
+        for scheduler in stages.closed_form_schedulers(trainer):
+            scheduler.reset_plateau()  # discards the reductions of the dense stage
+        self._module.lr_scheduler = self._sparse_schedule
         self.is_sparse_stage = True
 
     def _update_masks(self, trainer: L.Trainer, updates: int) -> None:
@@ -243,16 +225,7 @@ class TwoStageSparseTraining(L.Callback):
                                         self.distribution, self.criterion, remaining)  # fmt: skip
         self._set_masks(trainer, pruned)
         self.updates = updates
-        regrow = self.density_schedule.regrow_fraction > 0
-        self._regrows_next = regrow and not self.has_final_density
-
-    def _regrow(self, trainer: L.Trainer) -> None:
-        """Exchanges values by the gradients of this step, which are not masked yet."""
-        self._regrows_next = False
-        fraction = self.density_schedule.regrow(self.updates, self.num_steps)
-        regrown = masks.regrown_masks(self._masked.tensors, self._masked.masks, fraction)
-        if regrown is not None:
-            self._set_masks(trainer, regrown)
+        self._regrows = self.density_schedule.regrow_fraction > 0 and not self.has_final_density
 
     def _set_masks(self, trainer: L.Trainer, new_masks: Sequence[Tensor]) -> None:
         """Applies the first process's masks on every process."""
@@ -264,17 +237,14 @@ class TwoStageSparseTraining(L.Callback):
         is_equal = masks.masks_digest(weights, packed) == digest
         if not trainer.strategy.reduce_boolean_decision(is_equal):
             raise ValueError("masks: the processes have different ones")
-        masked.set_masks(masks.unpack_mask(p, w.size) for p, w in zip(packed, weights, strict=True))
+        masked.set_masks(map(masks.unpack_mask, packed, [weight.size for weight in weights]))
         masked.mask_weights()
         for optimizer in trainer.optimizers:
             masked.mask_optimizer_state(optimizer)
-        for average in averaged_modules(trainer):
-            masked.mask_copy(average)
+        for average in averages(trainer):
+            masked.mask_copy(average.module)
         changed = sum(int((a != b).sum()) for a, b in zip(before, masked.masks, strict=True))
         self.churn += changed / sum(weight.size for weight in weights)
-
-    def _after_step(self, *_: object) -> None:
-        self._masked.mask_weights()
 
     def _restore(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Restores masks and progress from a checkpoint's state, and verifies the masks."""
@@ -283,16 +253,14 @@ class TwoStageSparseTraining(L.Callback):
             raise ValueError("masks: the checkpoint is from the sparse stage and has no masks")
         if state is None:
             return
-        stages.require_settings(state["settings"], self.settings)
+        for name, value in self.settings.items():
+            saved = state["settings"].get(name)
+            if saved != value:
+                raise ValueError(f"{name}: {value} is not the {saved} of the checkpoint")
         if state["layers"]:
             self.masked = MaskedWeights.from_state(state, module)
             for name in PROGRESS:
                 setattr(self, name, state[name])
             self.masked.verify(trainer.optimizers)
         if self.is_sparse_stage:
-            stages.require_scheduled(module).lr_scheduler = self._sparse_schedule
-
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+            self._module.lr_scheduler = self._sparse_schedule

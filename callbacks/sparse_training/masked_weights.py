@@ -1,23 +1,30 @@
-"""Masks on the weights of a module, and everything that must stay 0 with them."""
+"""Which weights of a module can be pruned, their masks, and what must stay 0 with them."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from callbacks.sparse_training.masks import (
-    PrunableWeight,
-    masks_digest,
-    pack_mask,
-    unpack_mask,
-)
-from callbacks.sparse_training.prunable import PrunableWeights, require_dense
+from callbacks.sparse_training.masks import PrunableWeight, masks_digest, pack_mask, unpack_mask
 from evaluation.sparsity import effective_macs
-from lightning_modules.model_info import zero_fraction
+from lightning_modules.model_info import layer_macs, zero_fraction
 
 INT_TYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes per value
+MIN_SIZE = 4096  # values; smaller weights save little and are the most sensitive
+
+
+@dataclass(frozen=True)
+class PrunableWeights:
+    """The weights that can be pruned, why others cannot, and the MACs of one image in all."""
+
+    weights: list[PrunableWeight]
+    excluded: dict[str, str]
+    macs: int
 
 
 class MaskedWeights:
@@ -37,11 +44,9 @@ class MaskedWeights:
             require_dense(weight.name, tensor)
         self.prunable, self.weights = prunable, prunable.weights
         self.tensors = [parameters[weight.name] for weight in self.weights]
-        self.masks: list[Tensor] = [
-            torch.ones(weight.size, dtype=torch.bool, device=tensor.device)
-            for weight, tensor in zip(self.weights, self.tensors, strict=True)
-        ]
-        self._bits: list[Tensor | None] = [None] * len(self.weights)
+        self.masks = [torch.ones(tensor.numel(), dtype=torch.bool, device=tensor.device)
+                      for tensor in self.tensors]  # fmt: skip
+        self._bits: dict[int, Tensor] = {}  # of the weights with pruned values, by position
 
     @classmethod
     def from_state(cls, state: dict[str, Any], module: nn.Module) -> Self:
@@ -50,9 +55,7 @@ class MaskedWeights:
         if masks_digest(weights, state["masks"]) != state["digest"]:
             raise ValueError("masks: those of the checkpoint do not have the digest it states")
         masked = cls(module, PrunableWeights(weights, state["excluded"], state["macs"]))
-        masked.set_masks(
-            unpack_mask(m, w.size) for m, w in zip(state["masks"], weights, strict=True)
-        )
+        masked.set_masks(map(unpack_mask, state["masks"], [weight.size for weight in weights]))
         return masked
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,45 +68,38 @@ class MaskedWeights:
     def set_masks(self, masks: Iterable[Tensor]) -> None:
         """Sets flat masks, one per weight; a weight without pruned values is not touched."""
         self.masks = [m.to(t.device) for m, t in zip(masks, self.tensors, strict=True)]
-        self._bits = [
-            None if bool(mask.all()) else _mask_bits(mask, tensor)
-            for mask, tensor in zip(self.masks, self.tensors, strict=True)
-        ]
+        self._bits = {i: _mask_bits(mask, self.tensors[i])
+                      for i, mask in enumerate(self.masks) if not bool(mask.all())}  # fmt: skip
 
     def mask_gradients(self) -> None:
         """Zeroes the gradients of pruned values."""
-        for tensor, bits in zip(self.tensors, self._bits, strict=True):
-            if bits is not None and tensor.grad is not None:
-                _apply_bits(tensor.grad, bits)
+        for i, bits in self._bits.items():
+            gradient = self.tensors[i].grad
+            if gradient is not None:
+                _apply_bits(gradient, bits)
 
     def mask_weights(self) -> None:
         """Zeroes pruned values."""
-        for tensor, bits in zip(self.tensors, self._bits, strict=True):
-            if bits is not None:
-                _apply_bits(tensor.data, bits)
+        for i, bits in self._bits.items():
+            _apply_bits(self.tensors[i].data, bits)
 
     def mask_optimizer_state(self, optimizer: Optimizer) -> None:
         """Zeroes an optimizer's state of pruned values."""
-        for tensor, bits in zip(self.tensors, self._bits, strict=True):
-            if bits is not None:
-                for state in state_tensors(optimizer, tensor):
-                    _apply_bits(state, bits)
+        for i, bits in self._bits.items():
+            for state in state_tensors(optimizer, self.tensors[i]):
+                _apply_bits(state, bits)
 
     def mask_copy(self, module: nn.Module) -> None:
         """Zeroes pruned values in a copy of the module, such as an average."""
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        for weight, bits in zip(self.weights, self._bits, strict=True):
-            if bits is not None:
-                tensor = parameters[weight.name].data
-                _apply_bits(tensor, bits.to(tensor.device))
+        for i, bits in self._bits.items():
+            tensor = parameters[self.weights[i].name].data
+            _apply_bits(tensor, bits.to(tensor.device))
 
     def unmasked(self, tensors: Iterable[Tensor | None]) -> list[str]:
         """Names of the weights whose tensor (one per weight) is not 0 at a pruned value."""
-        return [
-            weight.name
-            for weight, mask, tensor in zip(self.weights, self.masks, tensors, strict=True)
-            if tensor is not None and _has_unmasked(tensor, mask)
-        ]
+        parts = zip(self.weights, self.masks, tensors, strict=True)
+        return [w.name for w, mask, t in parts if t is not None and _has_unmasked(t, mask)]
 
     def verify(self, optimizers: Sequence[Optimizer]) -> None:
         """Refuses masks that disagree with the weights or with an optimizer's state."""
@@ -147,11 +143,8 @@ class MaskedWeights:
 def state_tensors(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
     """Tensors of an optimizer's state with the shape of the parameter (momentum, squares)."""
     state: dict[str, Any] = optimizer.state.get(parameter, {})
-    return [
-        value
-        for value in state.values()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-    ]
+    tensors = [value for value in state.values() if isinstance(value, Tensor)]
+    return [tensor for tensor in tensors if tensor.shape == parameter.shape]
 
 
 def _mask_bits(mask: Tensor, tensor: Tensor) -> Tensor:
@@ -166,3 +159,76 @@ def _apply_bits(tensor: Tensor, bits: Tensor) -> None:
 
 def _has_unmasked(tensor: Tensor, mask: Tensor) -> bool:
     return bool((tensor.detach().reshape(-1)[~mask.to(tensor.device)] != 0).any())
+
+
+def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> PrunableWeights:
+    """Weights of ungrouped convolutions and linear layers that process `image` (1, C, H, W).
+
+    Excluded are the layer that reads the image, the classifier, layers with one output position
+    and kernels of 1 x 1 (squeeze-excite), tensors of less than 4,096 values, and names that match
+    a regular expression of `exclude`. A weight that is used twice counts once, and is excluded if
+    one of its uses is. The module is not changed.
+    """
+    for name, layer in module.named_modules():
+        if "quantized" in type(layer).__module__:
+            raise ValueError(f"{name}: quantized weights cannot be pruned; prune before")
+    names, tensors = dict[int, str](), dict[str, Tensor]()  # a shared weight has its first name
+    positions, reasons, uses = Counter[str](), dict[str, str](), list[str]()
+    for use in layer_macs(module, image):
+        require_dense(use.name, use.weight)
+        name = names.setdefault(id(use.weight), use.name)
+        tensors[name] = use.weight
+        positions[name] += use.positions
+        uses.append(name)
+        if isinstance(use.layer, nn.Conv2d) and use.layer.groups > 1:
+            reasons[name] = "grouped or depthwise convolution"
+    reasons = _ends(module, uses, tensors) | reasons
+    for name, tensor in tensors.items():
+        reason = _exclusion_reason(name, tensor, positions[name], exclude)
+        if reason:
+            reasons.setdefault(name, reason)
+    weights = [PrunableWeight(name, tuple(tensor.shape), positions[name])
+               for name, tensor in tensors.items() if name not in reasons]  # fmt: skip
+    if not weights:
+        text = "; ".join(sorted(set(reasons.values()))) or "no layer is used"
+        raise ValueError(f"no weight can be pruned: {text}")
+    excluded = {name: reasons[name] for name in tensors if name in reasons}
+    other = "not the weight of a convolution, linear or attention layer that processes images"
+    excluded |= {name: other for name, p in module.named_parameters() if id(p) not in names}
+    macs = sum(positions[name] * tensor.numel() for name, tensor in tensors.items())
+    return PrunableWeights(weights, excluded, macs)
+
+
+def require_dense(name: str, weight: object) -> None:
+    """Refuses weights that are sharded over processes or quantized."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = weight.dtype if isinstance(weight, Tensor) else "packed"
+        raise ValueError(f"{name}: quantized weights ({kind}) cannot be pruned; prune before")
+    if type(weight.data) is not Tensor:
+        kind = type(weight.data).__name__
+        raise ValueError(f"{name}: sharded or wrapped weights ({kind}) cannot be pruned")
+
+
+def _exclusion_reason(name: str, tensor: Tensor, positions: int, exclude: Sequence[str]) -> str:
+    """Why a weight is excluded by its name or size, or an empty text."""
+    for pattern in exclude:
+        if re.search(pattern, name):
+            return f"matches exclude {pattern!r}"
+    if positions <= 1 and all(side == 1 for side in tensor.shape[2:]):
+        return "one multiply-accumulate per value (squeeze-excite)"
+    return f"fewer than {MIN_SIZE:,} values" if tensor.numel() < MIN_SIZE else ""
+
+
+def _ends(module: nn.Module, uses: Sequence[str], tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The first layer and the classifier of each trunk (a module may have several)."""
+    net, reasons = getattr(module, "net", module), dict[str, str]()
+    for trunk in getattr(net, "trunks", [net]):
+        ids = {id(parameter) for parameter in trunk.parameters()}
+        names = [name for name in uses if id(tensors[name]) in ids]
+        getter = getattr(trunk, "get_classifier", None)
+        head = {id(p) for p in getter().parameters()} if getter is not None else set()
+        for name in names[:1]:
+            reasons.setdefault(name, "reads the image")
+        for name in [*names[-1:], *(name for name in names if id(tensors[name]) in head)]:
+            reasons.setdefault(name, "computes the logits")
+    return reasons

@@ -3,18 +3,13 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Distribution = Literal["uniform", "erk", "global", "macs"]
-Criterion = Literal["magnitude", "random"]
-NUM_BINS = 1 << 16
-CHUNK_SIZE = 1 << 24  # values counted at a time, which bounds the memory of a histogram
 INFINITY_BITS = 0x7F800000  # bit pattern of float32 infinity; those of NaN are larger
 MIN_DENSITY = 0.05  # of a layer in the `global` distribution
 
@@ -38,25 +33,20 @@ class PrunableWeight:
         return self.size * self.positions
 
 
-def total_nonzeros(weights: Sequence[PrunableWeight], density: float) -> int:
-    """Number of values that remain in all weights, to the nearest integer."""
-    return round(density * sum(weight.size for weight in weights))
-
-
 def nonzeros_per_weight(
-    weights: Sequence[PrunableWeight], density: float, distribution: Distribution
+    weights: Sequence[PrunableWeight], density: float, distribution: str
 ) -> list[int]:
     """Number of values that remain in each weight.
 
-    `uniform` and `erk` sum to `total_nonzeros` exactly. `erk` (Erdos-Renyi kernel) gives small
-    and narrow weights a larger density, in proportion to the sum of their dimensions. `macs` does
-    the same with `density` of the multiply-accumulates as the budget: never more, and less by at
-    most one value per weight. For `global` these are minimums; magnitudes decide on the others.
+    `uniform` and `erk` sum to the rounded `density` of all values. `erk` (Erdos-Renyi kernel) gives
+    small and narrow weights a larger density, in proportion to the sum of their dimensions. `macs`
+    does the same with `density` of the multiply-accumulates as the budget: never more, and less by
+    at most one value per weight. For `global` these are minimums; magnitudes decide on the others.
     """
     sizes = [weight.size for weight in weights]
     if distribution == "global":
         return [int(min(MIN_DENSITY, density) * size) for size in sizes]
-    total = total_nonzeros(weights, density)
+    total = round(density * sum(sizes))
     if distribution == "uniform":
         return _round_to_total([density * size for size in sizes], sizes, total)
     proportions = [sum(weight.shape) for weight in weights]
@@ -73,33 +63,26 @@ def interpolate_nonzeros(final: Sequence[int], sizes: Sequence[int], remaining: 
 
     They never rise while `remaining` falls, and are `final` at 0.
     """
-    return [
-        end + int(np.ceil((size - end) * remaining)) for end, size in zip(final, sizes, strict=True)
-    ]
+    ends = zip(final, sizes, strict=True)
+    return [end + int(np.ceil((size - end) * remaining)) for end, size in ends]
 
 
 def pruned_masks(
-    weights: Sequence[PrunableWeight],
-    tensors: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    density: float,
-    distribution: Distribution,
-    criterion: Criterion,
-    remaining: float,
-) -> list[Tensor]:
+    weights: Sequence[PrunableWeight], tensors: Sequence[Tensor], masks: Sequence[Tensor],
+    density: float, distribution: str, criterion: str, remaining: float,
+) -> list[Tensor]:  # fmt: skip
     """Masks of a ramp to `density`, within `masks`, with the fraction `remaining` to be pruned."""
+    if criterion == "magnitude":
+        scores = list(map(magnitude_scores, tensors, masks))
+    else:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 100_003
+        scores = [random_scores(mask.numel(), seed + i).to(mask.device) * mask
+                  for i, mask in enumerate(masks)]  # fmt: skip
     sizes = [weight.size for weight in weights]
     final = nonzeros_per_weight(weights, density, distribution)
-    scores = [
-        magnitude_scores(tensor, mask)
-        if criterion == "magnitude"
-        else _random_scores_within(mask, i).to(tensor.device)
-        for i, (tensor, mask) in enumerate(zip(tensors, masks, strict=True))
-    ]
     if distribution != "global":
-        return top_k_per_weight(scores, interpolate_nonzeros(final, sizes, remaining))
-    total = total_nonzeros(weights, density)
-    [k] = interpolate_nonzeros([total], [sum(sizes)], remaining)
+        return list(map(top_k, scores, interpolate_nonzeros(final, sizes, remaining)))
+    [k] = interpolate_nonzeros([round(density * sum(sizes))], [sum(sizes)], remaining)
     minimums = [min(count, int(mask.sum())) for count, mask in zip(final, masks, strict=True)]
     return top_k_global(scores, k, minimums)
 
@@ -108,14 +91,12 @@ def regrown_masks(
     tensors: Sequence[Tensor], masks: Sequence[Tensor], fraction: float
 ) -> list[Tensor] | None:
     """Masks with a `fraction` of the values exchanged; None without finite gradients."""
-    gradients = [tensor.grad for tensor in tensors]
-    if any(gradient is None or not bool(gradient.isfinite().all()) for gradient in gradients):
+    gradients = [t.grad for t in tensors if t.grad is not None and bool(t.grad.isfinite().all())]
+    if len(gradients) < len(tensors):
         return None
-    return [
-        drop_and_grow(magnitude_scores(tensor), magnitude_scores(gradient), mask, fraction)
-        for tensor, gradient, mask in zip(tensors, gradients, masks, strict=True)
-        if gradient is not None
-    ]
+    scores, by_gradient = map(magnitude_scores, tensors), map(magnitude_scores, gradients)
+    return [drop_and_grow(*parts, fraction)
+            for parts in zip(scores, by_gradient, masks, strict=True)]  # fmt: skip
 
 
 def magnitude_scores(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -143,25 +124,16 @@ def top_k(scores: Tensor, k: int) -> Tensor:
         raise ValueError(f"k: {k} is not in 0..{scores.numel()}")
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    high, above = _bin_of(_histogram(scores, 16), k)
-    inside = scores[(scores >> 16) == high]
-    low, above_inside = _bin_of(_histogram(inside, 0), k - above)
-    threshold = (high << 16) | low
-    ties = _keep_first(scores == threshold, k - above - above_inside)
-    return ties.logical_or_(scores > threshold)
-
-
-def top_k_per_weight(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """Masks of the largest scores of each weight, as many as in `counts`."""
-    return [top_k(score, k) for score, k in zip(scores, counts, strict=True)]
+    threshold = int(scores.cpu().kthvalue(scores.numel() - k + 1).values)
+    above, ties = scores > threshold, scores == threshold
+    return above | (ties & (ties.cumsum(0) <= k - int(above.sum())))
 
 
 def top_k_global(scores: Sequence[Tensor], k: int, minimums: Sequence[int]) -> list[Tensor]:
     """Masks of the `k` largest scores of all weights, at least the minimum in each weight."""
-    protected = [
-        torch.where(top_k(score, minimum), torch.iinfo(torch.int32).max, score)
-        for score, minimum in zip(scores, minimums, strict=True)
-    ]
+    largest = torch.iinfo(torch.int32).max
+    protected = [score.masked_fill(top_k(score, minimum), largest)
+                 for score, minimum in zip(scores, minimums, strict=True)]  # fmt: skip
     ends = list(itertools.accumulate((score.numel() for score in scores), initial=0))
     mask = top_k(torch.cat(protected), k)
     return [mask[start:end] for start, end in itertools.pairwise(ends)]
@@ -192,41 +164,6 @@ def masks_digest(weights: Sequence[PrunableWeight], packed: Sequence[Tensor]) ->
         digest.update(f"{weight.name} {weight.shape} ".encode())
         digest.update(bits.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _random_scores_within(mask: Tensor, index: int) -> Tensor:
-    seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 100_003 + index
-    return random_scores(mask.numel(), seed) * mask.cpu()
-
-
-def _histogram(scores: Tensor, shift: int) -> Tensor:
-    """Number of scores with each value of 16 of their bits."""
-    histogram = torch.zeros(NUM_BINS, dtype=torch.int64)
-    for chunk in _chunks(scores):
-        histogram += torch.bincount((chunk >> shift) & (NUM_BINS - 1), minlength=NUM_BINS).cpu()
-    return histogram
-
-
-def _chunks(flat: Tensor) -> Iterator[Tensor]:
-    """Consecutive views of a flat tensor."""
-    return (flat[start : start + CHUNK_SIZE] for start in range(0, flat.numel(), CHUNK_SIZE))
-
-
-def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
-    """The bin of the k-th largest score, and the number of scores in higher bins."""
-    at_least = histogram.flip(0).cumsum(0).flip(0)
-    bin_index = int((at_least >= k).sum()) - 1
-    return bin_index, int(at_least[bin_index] - histogram[bin_index])
-
-
-def _keep_first(mask: Tensor, k: int) -> Tensor:
-    """Sets all but the first `k` True entries of `mask` to False, in place."""
-    for chunk in _chunks(mask):
-        count = int(chunk.sum())
-        if count > k:
-            chunk[chunk.nonzero().flatten()[k:]] = False
-        k -= min(count, k)
-    return mask
 
 
 def _allocate(

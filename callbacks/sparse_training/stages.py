@@ -4,23 +4,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks.ema import find_callbacks
-from callbacks.warm_start import read_weights
+from callbacks.weights import read_weights
 from lightning_modules.optim import (
     ClosedFormLR,
-    Curve,
     LRSchedulerConfig,
     OptimizerConfig,
     steps_per_epoch,
 )
-
-DENSE_CHECKPOINT = "dense.ckpt"
 
 
 @dataclass(frozen=True)
@@ -92,23 +88,6 @@ class ScheduledModule(Protocol):
     lr_scheduler: LRSchedulerConfig
 
 
-def require_scheduled(module: L.LightningModule) -> ScheduledModule:
-    """The module, if its learning rates are of a kind that can be changed for a stage."""
-    if not isinstance(module, ScheduledModule):
-        raise ValueError(
-            f"{type(module).__name__} has no `optimizer` and `lr_scheduler` settings, which "
-            "callbacks.TwoStageSparseTraining needs; use lightning_modules.ImageClassifier"
-        )
-    return module
-
-
-def require_settings(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuses to resume with other settings than those of the checkpoint."""
-    for name, value in current.items():
-        if saved.get(name) != value:
-            raise ValueError(f"{name}: {value} is not the {saved.get(name)} of the checkpoint")
-
-
 def dense_schedule(config: LRSchedulerConfig, dense_epochs: int) -> LRSchedulerConfig:
     """The model's schedule, ending where the dense stage ends."""
     if dense_epochs and config.epochs not in (None, dense_epochs):
@@ -127,24 +106,33 @@ def sparse_schedule(
                    epochs=sparse_epochs)  # fmt: skip
 
 
-def join_schedules(trainer: L.Trainer, start: int, ratio: float, curve: Curve) -> None:
-    """From optimizer step `start` on, learning rates follow `curve` (in epochs) times `ratio`.
+def join_schedules(trainer: L.Trainer, start: int, config: LRSchedulerConfig, ratio: float) -> None:
+    """From optimizer step `start` on, learning rates follow the schedule of a stage times `ratio`.
 
     Rates remain a function of the step, so that a resume needs no further state.
     """
-    steps = steps_per_epoch(trainer)
-    for scheduler in _schedulers(trainer):
-        scheduler.lr_lambdas = [
-            _join(scheduler, before, start, lambda step: ratio * curve((step - start) / steps))
-            for before in scheduler.lr_lambdas
-        ]
+    curve, steps = config.curve(float(config.epochs or 0)), steps_per_epoch(trainer)
+
+    def join(scheduler: ClosedFormLR, before: Callable[[int], float]) -> Callable[[int], float]:
+        def after(step: int) -> float:
+            return ratio * curve((step - start) / steps) * scheduler.plateau_ratio
+
+        return lambda step: before(step) if step < start else after(step)
+
+    for scheduler in closed_form_schedulers(trainer):
+        scheduler.lr_lambdas = [join(scheduler, before) for before in scheduler.lr_lambdas]
         scheduler.update_rates()
 
 
-def restart_schedules(trainer: L.Trainer) -> None:
-    """Discards the reductions that a plateau made in the dense stage."""
-    for scheduler in _schedulers(trainer):
-        scheduler.reset_plateau()
+def closed_form_schedulers(trainer: L.Trainer) -> list[ClosedFormLR]:
+    """The trainer's schedulers; one whose rates are no function of the step is refused."""
+    schedulers = []
+    for config in trainer.lr_scheduler_configs:
+        if not isinstance(config.scheduler, ClosedFormLR):
+            kind = type(config.scheduler).__name__
+            raise ValueError(f"lr_scheduler: {kind} is not a function of the step")
+        schedulers.append(config.scheduler)
+    return schedulers
 
 
 def save_dense_checkpoint(trainer: L.Trainer, dense_epochs: int) -> Path:
@@ -153,20 +141,19 @@ def save_dense_checkpoint(trainer: L.Trainer, dense_epochs: int) -> Path:
     A fit that was killed in the sparse stage may have left a best.ckpt of that stage, which does
     not move.
     """
-    dense = Path(trainer.default_root_dir) / DENSE_CHECKPOINT
-    best = [Path(c.best_model_path) for c in _best_checkpoints(trainer) if c.best_model_path]
+    dense, checkpoints = Path(trainer.default_root_dir) / "dense.ckpt", _best(trainer)
+    best = [Path(c.best_model_path) for c in checkpoints if c.best_model_path]
     is_writer = trainer.is_global_zero and best and best[0].is_file()
-    if is_writer and read_weights(best[0])["epoch"] < dense_epochs:
+    if is_writer and read_weights(best[0], trainer)["epoch"] < dense_epochs:
         best[0].replace(dense)
     trainer.strategy.barrier()
     if not dense.is_file():
         raise ValueError(f"{dense}: does not exist; the dense stage needs a ModelCheckpoint that "
                          "saves its best epoch")  # fmt: skip
-    for checkpoint in _best_checkpoints(trainer):
-        worst = torch.tensor(_worst(checkpoint.mode))
-        checkpoint.best_k_models, checkpoint.best_model_path = {}, ""
-        checkpoint.best_model_score, checkpoint.kth_best_model_path = None, ""
-        checkpoint.kth_value = worst
+    for checkpoint in checkpoints:
+        checkpoint.best_k_models, checkpoint.kth_value = {}, _worst(checkpoint.mode)
+        checkpoint.best_model_path = checkpoint.kth_best_model_path = ""
+        checkpoint.best_model_score = None
     return dense
 
 
@@ -178,45 +165,23 @@ class SelectionPause:
 
     def pause(self, trainer: L.Trainer, *, is_dense_stage: bool) -> None:
         """Resets early stopping; the best epoch is chosen in the dense stage only."""
-        for stopping in find_callbacks(trainer, EarlyStopping):
-            worst = torch.tensor(_worst(stopping.mode))
-            stopping.wait_count, stopping.best_score = 0, worst
-        for checkpoint in _best_checkpoints(trainer):
+        for stopping in trainer.early_stopping_callbacks:
+            stopping.wait_count, stopping.best_score = 0, _worst(stopping.mode)
+        for checkpoint in _best(trainer):
             save_top_k = self.save_top_k.setdefault(id(checkpoint), checkpoint.save_top_k)
             checkpoint.save_top_k = save_top_k if is_dense_stage else 0
 
     def resume(self, trainer: L.Trainer) -> None:
         """Restores the choice of the best epoch."""
-        for checkpoint in _best_checkpoints(trainer):
-            save_top_k = self.save_top_k.get(id(checkpoint), checkpoint.save_top_k)
-            checkpoint.save_top_k = save_top_k
+        for checkpoint in _best(trainer):
+            checkpoint.save_top_k = self.save_top_k.get(id(checkpoint), checkpoint.save_top_k)
 
 
-def _join(
-    scheduler: ClosedFormLR,
-    before: Callable[[int], float],
-    start: int,
-    after: Callable[[int], float],
-) -> Callable[[int], float]:
-    def ratio(step: int) -> float:
-        return before(step) if step < start else after(step) * scheduler.plateau_ratio
-
-    return ratio
+def _best(trainer: L.Trainer) -> list[ModelCheckpoint]:
+    """The callbacks that save the best epoch."""
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    return [callback for callback in callbacks if callback.monitor is not None]
 
 
-def _schedulers(trainer: L.Trainer) -> list[ClosedFormLR]:
-    schedulers = []
-    for config in trainer.lr_scheduler_configs:
-        if not isinstance(config.scheduler, ClosedFormLR):
-            kind = type(config.scheduler).__name__
-            raise ValueError(f"lr_scheduler: {kind} is not a function of the step")
-        schedulers.append(config.scheduler)
-    return schedulers
-
-
-def _best_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
-    return [c for c in find_callbacks(trainer, ModelCheckpoint) if c.monitor is not None]
-
-
-def _worst(mode: str) -> float:
-    return math.inf if mode == "min" else -math.inf
+def _worst(mode: str) -> torch.Tensor:
+    return torch.tensor(math.inf if mode == "min" else -math.inf)

@@ -14,12 +14,11 @@ from rich.table import Table
 
 from consilium.cli.options import LEVEL_HELP, argument_parser, level
 from evaluation.files import write_text
-from evaluation.grouping import aggregate
 from evaluation.metrics.registry import metric_label, summary_metrics
-from evaluation.predictions import PredictionTable, member_name, read_tables
+from evaluation.predictions import PredictionTable, aggregate
 from evaluation.reports import comparison, html
 from evaluation.reports.comparison import Comparison
-from evaluation.results import write_results
+from evaluation.results import member_name, read_tables, write_results
 
 EXAMPLES = """\
 examples:

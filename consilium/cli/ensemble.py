@@ -24,12 +24,11 @@ from evaluation.ensemble import (
     evaluate_voters,
     fit_voters,
     most_disputed,
+    save_voters,
 )
-from evaluation.ensemble_folder import save_voters
-from evaluation.grouping import aggregate
 from evaluation.metrics.compute import metrics_by_attribute
 from evaluation.metrics.registry import metric_label, summary_metrics
-from evaluation.predictions import PredictionTable, read_tables
+from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.reports.ensemble import (
     disputed_section,
@@ -40,7 +39,7 @@ from evaluation.reports.ensemble import (
     selective_table,
     summary_sentence,
 )
-from evaluation.results import write_results
+from evaluation.results import read_tables, write_results
 from evaluation.stats.estimate import Estimates
 from evaluation.stats.paired_tests import gain_or_loss
 from evaluation.voters import store
@@ -66,9 +65,7 @@ def run(argv: list[str]) -> int:
     if args.voter not in fitted.ensembles:
         raise ValueError(f"--voter {args.voter}: {fitted.not_fitted[args.voter]}")
     console.print(f"evaluating {len(fitted.ensembles)} voters and {len(test)} members on test")
-    evaluated = evaluate_voters(
-        fitted, test, args.draws, args.seed, lambda table: aggregate(table, *args.level)
-    )
+    evaluated = evaluate_voters(fitted, test, args.draws, args.seed, args.level)
     write_files(args, fitted, evaluated, val, test)
     console.print(summary_table(fitted, evaluated))
     console.print(summary_sentence(fitted, evaluated, args.voter))
@@ -130,7 +127,7 @@ def write_files(
         folder / "results.json", ensemble_results(folder.name, fitted, evaluated, test, args.voter)
     )
     disputed = disputed_section(test, thumbnails(args.images, test))
-    predictions = ensemble_predictions(ensemble, test, lambda table: aggregate(table, *args.level))
+    predictions = ensemble_predictions(ensemble, test, args.level)
     page = [
         *ensemble_sections(fitted, evaluated, predictions, disputed),
         selective_table(*evaluate_selective(combined["val"], combined["test"]), combined["test"]),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import yaml
 
-from consilium.config_errors import worker_error
+from consilium.config_files import worker_error
 from consilium.training.run_lock import EXIT_INTERRUPTED, RunStopped
 
 USAGE_ERROR = 2  # exit code of invalid input, as argparse has it

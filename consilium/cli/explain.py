@@ -6,14 +6,13 @@ the lesion's box, deletion and insertion instead.
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from consilium.cli.options import argument_parser, device, positive_int
 from consilium.inference import saliency_evaluation
-from consilium.inference.panels import ImageToExplain, explain_images, write_explain_json
+from consilium.inference.panels import explain_images
 from consilium.inference.predictor import Predictor, load_predictor, run_folder_of
 from consilium.inference.samples import read_split
 from evaluation.reports.html import format_estimate
@@ -29,13 +28,19 @@ def run(argv: list[str]) -> int:
     if args.measure is not None:
         return evaluate(args)
     predictor = load_predictor(args.model, args.method, args.device)
-    class_index = class_index_of(args.class_name, predictor.class_names)
-    images = list(images_to_explain(args, predictor))
-    entries, errors = explain_images(predictor, images, args.output, class_index)
-    if entries:
-        file = args.output / "explain.json"
-        write_explain_json(file, args.model, args.method, predictor, entries)
-        print(f"{len(entries)} images explained: {args.output}")
+    names, label = predictor.class_names, None
+    if args.class_name is not None and args.class_name not in names:
+        raise ValueError(f"--class {args.class_name!r} is not one of {', '.join(names)}")
+    if args.class_name is not None:
+        label = names.index(args.class_name)
+    images = [(Path(path).name, path, args.group) for path in args.images]
+    if args.split:
+        table = split_of(args, predictor)
+        groups = predictor.groups_of(table, args.group)
+        images = list(zip(table["id"], table["path"], groups, strict=True))
+    count, errors = explain_images(predictor, args.model, images, args.output, label)
+    if count:
+        print(f"{count} images explained: {args.output}")
     if errors:
         examples = "; ".join(errors[:MAX_ERRORS]) + "; ..." * (len(errors) > MAX_ERRORS)
         raise ValueError(f"{len(errors)} of {len(images)} images cannot be read: {examples}")
@@ -52,11 +57,9 @@ def evaluate(args: argparse.Namespace) -> int:
     saliency_evaluation.write_examples(predictor, rows, args.output)
     results = saliency_evaluation.evaluate_saliency(args.model, methods, rows, args.device)
     saliency_evaluation.write_results(args.output, results)
+    labels = saliency_evaluation.LABELS
     for member, method, estimates in results:
-        cells = [
-            f"{saliency_evaluation.LABELS[name]} {format_estimate(estimate, 3)}"
-            for name, estimate in estimates.items()
-        ]
+        cells = [f"{labels[name]} {format_estimate(e, 3)}" for name, e in estimates.items()]
         print(f"{member}, {method}: {'; '.join(cells)}")
     print(f"Report: {args.output / 'report.html'}")
     return 0
@@ -102,18 +105,6 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} {value}: --measure takes the class and group of each row")
 
 
-def images_to_explain(args: argparse.Namespace, predictor: Predictor) -> Iterator[ImageToExplain]:
-    """The given files, or the images of the split."""
-    if not args.split:
-        for path in args.images:
-            yield ImageToExplain(Path(path).name, path, args.group)
-        return
-    table = split_of(args, predictor)
-    groups = predictor.groups_of(table, args.group)
-    for row in zip(table["id"], table["path"], groups, strict=True):
-        yield ImageToExplain(*row)
-
-
 def split_of(args: argparse.Namespace, predictor: Predictor) -> pd.DataFrame:
     """Rows of --split of the dataset in --config, or in config.yaml of the model's run folder."""
     folder = run_folder_of(args.model)
@@ -121,10 +112,3 @@ def split_of(args: argparse.Namespace, predictor: Predictor) -> pd.DataFrame:
         raise ValueError(f"--config: {folder} has no config.yaml; name the config of the dataset")
     configs = args.config or [str(folder / "config.yaml")]
     return read_split(configs, args.split, predictor.class_names, args.limit)
-
-
-def class_index_of(class_name: str | None, class_names: list[str]) -> int | None:
-    """Index of a class; None for none."""
-    if class_name is not None and class_name not in class_names:
-        raise ValueError(f"--class {class_name!r} is not one of {', '.join(class_names)}")
-    return None if class_name is None else class_names.index(class_name)

@@ -27,9 +27,8 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     predictor = load_predictor(args.model)
     images = [read_image(path) for path in args.images] or generated_images(NUM_IMAGES)
+    differences = export_ensemble(predictor, args.format, args.output, images)
     console = Console(soft_wrap=True)
-    with console.status("exporting") as status:
-        differences = export_ensemble(predictor, args.format, args.output, images, status.update)
     console.print(difference_table(differences))
     console.print(f"{len(differences)} files, each verified against PyTorch on {len(images)} "
                   f"images, in batches of 1 and {len(images)}: {args.output}")  # fmt: skip
@@ -53,8 +52,7 @@ def difference_table(differences: dict[str, ExportDifference]) -> Table:
     table = Table("member", "file", box=None, pad_edge=False)
     for title in ("MB", "logit difference", "probability difference"):
         table.add_column(title, justify="right")
-    for name, difference in differences.items():
-        size = f"{difference.bytes / 1e6:.1f}"
-        logit, probability = f"{difference.logit:.1e}", f"{difference.probability:.1e}"
-        table.add_row(name, difference.file, size, logit, probability)
+    for name, d in differences.items():
+        numbers = (f"{d.bytes / 1e6:.1f}", f"{d.logit:.1e}", f"{d.probability:.1e}")
+        table.add_row(name, d.file, *numbers)
     return table

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from consilium.cli.errors import run_command
 from consilium.cli.options import set_openmp_wait_policy
-from consilium.config_errors import suggestion
+from consilium.config_files import suggestion
 
 TRAINING = {
     "fit": "train a model and evaluate its best epoch on the val split",
@@ -54,8 +54,9 @@ def run(args: list[str]) -> int:
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}{suggestion(command, list(COMMANDS))}")
-    module = "consilium.cli.training" if command in TRAINING else f"consilium.cli.{command}"
-    return int(importlib.import_module(module).run(args if command in TRAINING else rest))
+    if command in TRAINING:
+        return int(importlib.import_module("consilium.training.lightning_cli").run_training(args))
+    return int(importlib.import_module(f"consilium.cli.{command}").run(rest))
 
 
 def main(argv: list[str] | None = None) -> int:

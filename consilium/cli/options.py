@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.grouping import Level, Rule
+    from evaluation.predictions import Level, Rule
 
 LEVEL_HELP = (
     "evaluate per image, study or patient; RULE pools the images of a study or patient: mean, "
@@ -78,7 +78,7 @@ def positive_int(text: str) -> int:
 
 def level(text: str) -> "tuple[Level, Rule]":
     """Argument type: image, study or patient, with an optional rule as in study:max."""
-    from evaluation.grouping import parse_level
+    from evaluation.predictions import parse_level
 
     try:
         return parse_level(text)

@@ -1,13 +1,11 @@
 """consilium prune: remove whole channels from a trained model, and fine-tune the smaller model."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 from consilium.cli.options import argument_parser, device
 from consilium.training.pruning import PruningRun, run_pruning
 from consilium.training.run_lock import RunStopped
-from lightning_modules.pruning.prune import PruningTarget
 
 EXAMPLE = """\
 example: consilium prune runs/b2 --macs 0.6 --epochs 10
@@ -21,14 +19,10 @@ that take the most time are removed first, at some loss of accuracy. Sparse trai
 
 def run(argv: list[str]) -> int:
     """Prunes and fine-tunes the run named in `argv`, and prints what was saved."""
-    args = parser().parse_args(argv)
-    output = args.output or args.run.with_name(f"{args.run.name}-pruned")
-    target = PruningTarget(
-        **{field.name: getattr(args, field.name) for field in fields(PruningTarget)}
-    )
-    pruning_run = PruningRun(args.run, output, target, args.images, args.epochs, args.lr)
+    args = vars(parser().parse_args(argv))
+    args["output"] = args["output"] or args["dense"].with_name(args["dense"].name + "-pruned")
     try:
-        print(run_pruning(pruning_run))
+        print(run_pruning(PruningRun(**args)))
     except RunStopped as stopped:
         raise RunStopped("stopped; the same command resumes it", stopped.code) from None
     return 0
@@ -38,13 +32,13 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argument_parser("prune", __doc__, EXAMPLE)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder of a fit (best.ckpt, config.yaml)")
+    add("dense", type=Path, metavar="RUN", help="run folder of a fit (best.ckpt, config.yaml)")
     add("--macs", type=float, help="fraction of the multiply-accumulates that may remain")
     add("--latency", type=float, help="fraction of one image's latency that may remain, measured")
-    add("--round_to", type=int, default=16, help="widths are multiples: 16 for CPUs, 8 for GPUs "
-        "(16)")  # fmt: skip
-    add("--cost_power", type=float, default=0.5, help="weight of a channel's cost against its "
-        "importance: 0 ignores the cost (0.5)")  # fmt: skip
+    help_ = "widths are multiples: 16 for CPUs, 8 for GPUs (16)"
+    add("--round_to", type=int, default=16, help=help_)
+    help_ = "weight of a channel's cost against its importance: 0 ignores the cost (0.5)"
+    add("--cost_power", type=float, default=0.5, help=help_)
     add("--images", type=int, default=640, help="training images that decide on importance (640)")
     add("--epochs", type=int, default=10, help="epochs of fine-tuning (10)")
     add("--lr", type=float, help="peak learning rate, cosine after one epoch of warmup (as in RUN)")

@@ -23,19 +23,16 @@ def run(argv: list[str]) -> int:
     predictor = load_with_backend(args.model, args.backend, args.device)
     if args.refer_risk is not None:
         args.refer_below = server.referral_threshold(args.model, predictor, args.refer_risk)
+    max_files = min(args.max_files, args.queue_size)  # more would never be admitted
+    limits = (args.max_mb << 20, max_files, args.max_pixels, float(args.timeout))
     settings = service.ServerSettings(
         title=args.title or server.default_title(args.model),
         refer_below=args.refer_below,
-        limits=upload.UploadLimits(
-            args.max_mb << 20,
-            min(args.max_files, args.queue_size),  # more would never be admitted
-            args.max_pixels,
-            float(args.timeout),
-        ),
+        limits=upload.UploadLimits(*limits),
         queue_size=args.queue_size,
         max_batch=args.batch_size,
         token=args.token,
-        hosts=list(service.LOCAL_HOSTS) if args.host in server.LOOPBACK else [],
+        hosts=service.LOCAL_HOSTS if args.host in server.LOOPBACK else [],
         examples=server.find_examples(args.examples),
     )
     with server.open_listener(args.host, args.port) as listener:
@@ -52,10 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="port; 0 chooses a free one (8000)")
     help_ = "address to listen on; 0.0.0.0 allows other machines (127.0.0.1, this machine only)"
     add("--host", default="127.0.0.1", help=help_)
-    help_ = (
-        f"token that requests must send; the environment variable {TOKEN_VARIABLE} hides it from "
-        "other users of the machine"
-    )
+    help_ = (f"token that requests must send; the environment variable {TOKEN_VARIABLE} hides it "
+             "from other users of the machine")  # fmt: skip
     add("--token", default=os.environ.get(TOKEN_VARIABLE, ""), help=help_)
     add("--examples", type=Path, metavar="FOLDER", help="folder of example images for the page")
     referral = command.add_mutually_exclusive_group()

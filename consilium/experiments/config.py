@@ -8,10 +8,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from consilium.config_errors import explain_parser_error
+from consilium.config_files import explain_parser_error
 from consilium.experiments.members import Layer, read_experiment, read_layers
-from evaluation.grouping import Level
 from evaluation.metrics.registry import METRICS, matching_specs
+from evaluation.predictions import Level
 from evaluation.saliency import SALIENCY_METHODS
 from evaluation.voters.registry import VOTERS, VoterOptions
 

@@ -7,8 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from consilium.config_errors import suggestion
-from consilium.config_files import is_reference, read_yaml
+from consilium.config_files import is_reference, read_yaml, suggestion
 
 Layer = Path | dict[str, Any]  # a config file, or settings by dotted name
 Value = dict[str, Any] | list[Any] | str | float | bool | None  # of a YAML file

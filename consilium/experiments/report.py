@@ -125,7 +125,7 @@ def _summary_table(results: ExperimentResults) -> html.Table:
     strong = [row for row, name in enumerate(results.runs) if name.startswith(ENSEMBLE)]
     heading = "Ensembles and members" if strong else "Members"
     metrics = {name: run.metrics for name, run in results.runs.items()}
-    return html.models_table(metrics, summary_metrics(), heading, strong=strong)
+    return html.models_table(metrics, heading, strong=strong, count="n")
 
 
 def _level_table(results: ExperimentResults) -> list[html.Section]:
@@ -138,7 +138,7 @@ def _level_table(results: ExperimentResults) -> list[html.Section]:
     names = list(dict.fromkeys([f"{level}/{name}" for name in summary_metrics()] + named))
     metrics = {name: run.metrics for name, run in results.runs.items()}
     note = f"The probabilities of the images of a {level} are averaged. {html.SMALL_PRINT}"
-    return [html.models_table(metrics, names, f"By {level}", note)]
+    return [html.models_table(metrics, f"By {level}", note, names=names, count="n")]
 
 
 def _learning_curves(histories: Mapping[str, pd.DataFrame]) -> list[html.Section]:

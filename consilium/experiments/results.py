@@ -30,9 +30,8 @@ from consilium.experiments.sections.ensemble import (
 )
 from consilium.experiments.sections.seeds_folds import RepeatedRuns, pool_rounds
 from consilium.experiments.sections.sparsity import SparsityComparison, compare_with_controls
-from evaluation.grouping import aggregate
 from evaluation.metrics.compute import compute_metrics
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import PredictionTable, aggregate
 from evaluation.reports import html
 from evaluation.results import Results, read_results
 

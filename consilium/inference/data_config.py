@@ -9,7 +9,7 @@ import pandas as pd
 from jsonargparse import ArgumentParser
 
 from consilium import config_files
-from consilium.config_errors import shorten_parser_error
+from consilium.config_files import shorten_parser_error
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import SPLIT_ALIASES, Manifest, read_table
 from datamodules.sources import Folders, Table, find_image_files

@@ -3,23 +3,18 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 
 from callbacks.model_card import describe
-from consilium.inference.export_formats import (
-    FORMATS,
-    ExportNetwork,
-    OutputFunction,
-    export_module,
-    output_name,
-)
-from consilium.inference.predictor import LogitsFunction, Member, Predictor, load_predictor
+from consilium.inference.export_formats import FORMATS, ExportNetwork, export_module, output_name
+from consilium.inference.predictor import Member, Predictor, load_predictor
 from datamodules.phantoms.generate import PhantomSpec, generate_images
 from datamodules.preprocess import Preprocess
 from evaluation.files import read_json, unique_file_names, write_bytes, write_json
@@ -43,16 +38,11 @@ class ExportDifference:
 
 
 def export_ensemble(
-    predictor: Predictor,
-    format_name: str,
-    folder: Path,
-    images: Sequence[np.ndarray],
-    on_member: Callable[[str], None] = lambda name: None,
+    predictor: Predictor, format_name: str, folder: Path, images: Sequence[np.ndarray]
 ) -> dict[str, ExportDifference]:
     """Exports all members to a folder, verified on `images`; the folder is complete or unchanged.
 
-    Returns the difference of each member from PyTorch. `on_member` is called with its name before
-    a member is exported.
+    Returns the difference of each member from PyTorch.
     """
     folder = folder.resolve()  # "." has neither a name nor a parent
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
@@ -60,7 +50,7 @@ def export_ensemble(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / folder.name
-        files = write_export(new, format_name, predictor, on_member)
+        files = write_export(new, format_name, predictor)
         differences = compare_with_checkpoints(predictor, load_export(new), images, files)
         require_agreement(format_name, differences)
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,43 +58,28 @@ def export_ensemble(
     return differences
 
 
-def write_export(
-    folder: Path,
-    format_name: str,
-    predictor: Predictor,
-    on_member: Callable[[str], None] = lambda name: None,
-) -> list[Path]:
+def write_export(folder: Path, format_name: str, predictor: Predictor) -> list[Path]:
     """Writes one file per member, voter.json and export.json; returns the members' files."""
     members: dict[str, dict[str, Any]] = {}
     stems = unique_file_names([member.name for member in predictor.members])
-    for member, stem in zip(predictor.members, stems, strict=True):
-        on_member(member.name)
-        metadata = member_metadata(member)
-        data = export_module(format_name, member.require_module(), metadata, member.block)
-        file = f"{stem}{FORMATS[format_name].suffix}"
+    pairs = list(zip(predictor.members, stems, strict=True))
+    for member, stem in track(pairs, "exporting", transient=True):
+        module = member.require_module()
+        metadata = {
+            **describe(module, member.preprocess.to_dict()),
+            "init_args": {**module.init_args, "pretrained": False},
+            "weights": member.weights_hash,
+            "output": output_name(module),
+            "versions": package_versions(),
+        }
+        data = export_module(format_name, module, metadata, member.block)
+        file, sha256 = f"{stem}{FORMATS[format_name].suffix}", hashlib.sha256(data).hexdigest()
         write_bytes(folder / file, data)
-        members[member.name] = {"file": file, "sha256": _sha256(data), "metadata": metadata}
+        members[member.name] = {"file": file, "sha256": sha256, "metadata": metadata}
     store.save(folder, predictor.ensemble)
-    content = {
-        "version": VERSION,
-        "format": format_name,
-        "class_names": predictor.class_names,
-        "members": members,
-    }
-    write_json(folder / FILE, content)
+    content = {"version": VERSION, "format": format_name, "class_names": predictor.class_names}
+    write_json(folder / FILE, {**content, "members": members})
     return [folder / entry["file"] for entry in members.values()]
-
-
-def member_metadata(member: Member) -> dict[str, Any]:
-    """Description of a member, stored in its file: preprocessing, outputs, weights, versions."""
-    module = member.require_module()
-    return {
-        **describe(module, member.preprocess.to_dict()),
-        "init_args": {**module.init_args, "pretrained": False},
-        "weights": member.weights_hash,
-        "output": output_name(module),
-        "versions": package_versions(),
-    }
 
 
 def load_export(folder: Path) -> Predictor:
@@ -133,11 +108,10 @@ def load_with_backend(path: Path, backend: str | None, device: torch.device) -> 
     if device.type != "cpu" and (backend == "onnxruntime" or is_export):
         raise ValueError(f"--device {device}: exports and onnxruntime run on the cpu only")
     if is_export:
-        format_name = str(read_json(path / FILE).get("format"))
-        spec = FORMATS.get(format_name)
-        if spec and backend not in (None, spec.backend):
-            raise ValueError(f"--backend {backend}: {path} is exported to {format_name}, which "
-                             f"runs with {spec.backend}")  # fmt: skip
+        name = read_json(path / FILE).get("format")
+        if name in FORMATS and backend not in (None, FORMATS[name].backend):
+            raise ValueError(f"--backend {backend}: {path} is exported to {name}, which runs with "
+                             f"{FORMATS[name].backend}")  # fmt: skip
         return load_export(path)
     predictor = load_predictor(path, device=device)
     if backend != "onnxruntime":
@@ -161,12 +135,8 @@ def compare_with_checkpoints(
         inputs = torch.stack([ours.preprocess(image) for image in images])
         logits = [(ours.logits(batch), theirs.logits(batch)) for batch in (inputs[:1], inputs)]
         probabilities = [(ours.probabilities(a), theirs.probabilities(b)) for a, b in logits]
-        differences[ours.name] = ExportDifference(
-            file.name,
-            file.stat().st_size,
-            _largest_difference(logits),
-            _largest_difference(probabilities),
-        )
+        largest = [max(float(np.abs(a - b).max()) for a, b in p) for p in (logits, probabilities)]
+        differences[ours.name] = ExportDifference(file.name, file.stat().st_size, *largest)
     return differences
 
 
@@ -192,7 +162,8 @@ def _load_member(
     folder: Path, name: str, entry: dict[str, Any], format_name: str, class_names: list[str]
 ) -> Member:
     metadata, file = entry["metadata"], folder / Path(entry["file"]).name
-    if not file.is_file() or _sha256(file.read_bytes()) != entry["sha256"]:
+    is_file = file.is_file()
+    if not is_file or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
         raise ValueError(f"{file}: missing, or not the file that {FILE} describes")
     if metadata["module"] not in REGISTRY:
         known = ", ".join(REGISTRY)
@@ -204,24 +175,12 @@ def _load_member(
     if isinstance(outputs, ExportNetwork):
         module = outputs.classifier
         return replace(member, module=module, explainer=Explainer(module, view.size))
-    return replace(member, logits_function=_logits_function(outputs, metadata))
-
-
-def _logits_function(outputs: OutputFunction, metadata: dict[str, Any]) -> LogitsFunction:
-    is_paired, num_classes = metadata["output"] == "pair_logits", len(metadata["class_names"])
 
     def logits(images: torch.Tensor) -> np.ndarray:
         with torch.inference_mode():
             result = outputs(images)
-            result = coupled_logits(result, num_classes) if is_paired else result
+            if metadata["output"] == "pair_logits":
+                result = coupled_logits(result, len(metadata["class_names"]))
             return np.asarray(result.float().numpy())
 
-    return logits
-
-
-def _largest_difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in pairs)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return replace(member, logits_function=logits)

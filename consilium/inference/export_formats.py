@@ -54,23 +54,14 @@ class ExportNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """One file format of exported members.
+    """One file format of exported members."""
 
-    Args:
-        suffix: of the file.
-        write: returns the content of the file for a network and its metadata, plain values.
-        read: returns a function from images to outputs, for a file and its metadata.
-        tolerance: largest difference of a probability from PyTorch's that an export may have.
-        description: one line for `--help`.
-        backend: the runtime that computes the outputs, a value of `consilium serve --backend`.
-    """
-
-    suffix: str
-    write: Callable[[ExportNetwork, Metadata], bytes]
-    read: Callable[[Path, Metadata], OutputFunction]
-    tolerance: float
-    description: str
-    backend: str = "torch"
+    suffix: str  # of the file
+    write: Callable[[ExportNetwork, Metadata], bytes]  # returns the content of the file
+    read: Callable[[Path, Metadata], OutputFunction]  # returns a function from images to outputs
+    tolerance: float  # largest difference of a probability from PyTorch's that is allowed
+    description: str  # one line for `--help`
+    backend: str = "torch"  # computes the outputs; a value of `consilium serve --backend`
 
 
 def output_name(module: ImageClassifier) -> str:
@@ -83,12 +74,11 @@ def to_onnx(network: ExportNetwork, metadata: Metadata) -> bytes:
     import onnx
 
     import_module("onnxscript")  # torch's exporter needs it
-    with hidden_exporter_messages():
-        program: Any = torch.onnx.export(
-            network, (example_input(metadata),), dynamo=True, verbose=False,
-            input_names=["image"], output_names=[metadata["output"]],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-        )  # fmt: skip
+    program: Any = torch.onnx.export(
+        network, (example_input(metadata),), dynamo=True, verbose=False,
+        input_names=["image"], output_names=[metadata["output"]],
+        dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+    )  # fmt: skip
     model = program.model_proto
     onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
     return bytes(model.SerializeToString())
@@ -106,12 +96,9 @@ def from_onnx(file: Path, metadata: Metadata) -> OutputFunction:
 
 def to_torch_export(network: ExportNetwork, metadata: Metadata) -> bytes:
     """An archive of torch.export, which loads without Consilium and without timm."""
-    stream, batch = io.BytesIO(), {0: torch.export.Dim("batch")}
-    with hidden_exporter_messages():
-        program = torch.export.export(
-            network, (example_input(metadata),), dynamic_shapes={"image": batch}
-        )
-        torch.export.save(program, stream, extra_files={KEY: json.dumps(metadata)})
+    stream, shapes = io.BytesIO(), {"image": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(network, (example_input(metadata),), dynamic_shapes=shapes)
+    torch.export.save(program, stream, extra_files={KEY: json.dumps(metadata)})
     return stream.getvalue()
 
 
@@ -128,17 +115,12 @@ def to_safetensors(network: ExportNetwork, metadata: Metadata) -> bytes:
 
 def from_safetensors(file: Path, metadata: Metadata) -> OutputFunction:
     """The network built from the metadata, with the weights of the file."""
-    return build_network(metadata, load_file(file))
-
-
-def build_network(metadata: Metadata, state: dict[str, Tensor]) -> ExportNetwork:
-    """The network that metadata describe, with the weights `state` of its backbone."""
     names = ("module", "init_args", "class_names", "preprocess")
     values: dict[str, Any] = {field.name: None for field in fields(checkpoints.Block)}
     values |= {name: metadata[name] for name in names}
     values["structure"] = metadata.get("structure")
     module = require_image_classifier(checkpoints.build_module(checkpoints.Block(**values)))
-    module.net.load_state_dict(state)
+    module.net.load_state_dict(load_file(file))
     return ExportNetwork(module.eval().requires_grad_(False))
 
 
@@ -179,15 +161,14 @@ def export_module(
     name: str, module: ImageClassifier, metadata: Metadata, block: checkpoints.Block | None = None
 ) -> bytes:
     """The file of a module in the named format; a failed export is a ValueError of one line."""
-    with frozen_for_inference(module.net):
+    with frozen_for_inference(module.net), hidden_exporter_messages():
         network = ExportNetwork(module, block).eval()
         try:
             return FORMATS[name].write(network, metadata)
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"{metadata['backbone']} cannot be exported to {name}: {reason}"
-            ) from error
+            message = f"{metadata['backbone']} cannot be exported to {name}: {reason}"
+            raise ValueError(message) from error
 
 
 def example_input(metadata: Metadata) -> Tensor:

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,27 +23,20 @@ VERSION = 1  # of explain.json
 TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
 
 
-class ImageToExplain(NamedTuple):
-    """Name and path of an image, and its value of the attribute that the voter needs."""
-
-    name: str
-    path: str
-    group: str
-
-
 def explain_images(
     predictor: Predictor,
-    images: Sequence[ImageToExplain],
+    model: Path,
+    images: Sequence[tuple[str, str, str]],
     folder: Path,
-    class_index: int | None = None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Writes maps and panels of images to a folder.
+    label: int | None = None,
+) -> tuple[int, list[str]]:
+    """Writes maps, panels and explain.json of images to a folder, if any image can be read.
 
-    Returns one entry of explain.json per image, and the errors of images that cannot be read.
+    `images` are name, path and group of each, `model` the path in explain.json. Returns the number
+    of explained images, and the errors of the others.
     """
-    entries: list[dict[str, Any]] = []
-    errors: list[str] = []
-    names = unique_file_names([image.name for image in images])
+    entries, errors = [], []
+    names = unique_file_names([name for name, _, _ in images])
     pairs = list(zip(images, names, strict=True))
     for (_, path, group), name in track(pairs, "explaining", disable=len(images) < 2):
         try:
@@ -51,54 +44,51 @@ def explain_images(
         except ImageError as error:
             errors.append(str(error))
             continue
-        explanation = predictor.explain(pixels, class_index, group)
-        write_explanation(folder, name, pixels, explanation, predictor)
+        explanation = predictor.explain(pixels, label, group)
+        overlay = maps.overlay(pixels, explanation.saliency_map)
+        write_bytes(folder / f"{name}.png", encode_png(overlay))
+        write_bytes(folder / f"{name}.npy", _npy(explanation.saliency_map))
+        if len(predictor.members) > 1:
+            write_bytes(folder / f"{name}.members.npy", _npy(explanation.member_maps))
+        panel = plot_panel(name, pixels, explanation, predictor)
+        write_bytes(folder / f"{name}-panel.png", render_png(panel))
         entries.append({"path": path, "name": name, **_entry(pixels, explanation, predictor)})
-    return entries, errors
-
-
-def write_explain_json(
-    file: Path, model: Path, method: str, predictor: Predictor, entries: list[dict[str, Any]]
-) -> None:
-    """Writes explain.json: model, method, members and the predictions for all images."""
-    members = {
-        member.name: {
-            "weights": member.weights_hash,
-            "layers": [layer.name for layer in member.require_explainer().layers],
+    if entries:
+        content = {
+            "version": VERSION,
+            "model": str(model),
+            **_describe(predictor),
+            "images": entries,
         }
-        for member in predictor.members
-    }
-    content = {
-        "version": VERSION,
-        "model": str(model),
-        "method": method,
-        "depends_on_class": method not in CLASS_INDEPENDENT,
-        "class_names": predictor.class_names,
-        "voter": predictor.ensemble.name,
-        "members": members,
-        "images": entries,
-    }
-    write_json(file, content)
-
-
-def write_explanation(
-    folder: Path, name: str, image: np.ndarray, explanation: ImageExplanation, predictor: Predictor
-) -> None:
-    """Writes overlay, raw maps and panel of one image."""
-    overlay = maps.overlay(image, explanation.saliency_map)
-    write_bytes(folder / f"{name}.png", encode_png(overlay))
-    write_bytes(folder / f"{name}.npy", _npy(explanation.saliency_map))
-    if len(predictor.members) > 1:
-        write_bytes(folder / f"{name}.members.npy", _npy(explanation.member_maps))
-    panel = render_png(plot_panel(name, image, explanation, predictor))
-    write_bytes(folder / f"{name}-panel.png", panel)
+        write_json(folder / "explain.json", content)
+    return len(entries), errors
 
 
 def plot_panel(
     name: str, image: np.ndarray, explanation: ImageExplanation, predictor: Predictor
 ) -> Figure:
     """The image, then its saliency maps by each member and by the ensemble, side by side."""
-    return maps.image_panels(image, _panel_cells(name, explanation, predictor))
+    names, index = predictor.class_names, explanation.class_index
+    is_ensemble = len(predictor.members) > 1
+    cells = [Panel("Original", name)]
+    for row, member in enumerate(predictor.members):
+        probabilities = explanation.member_probabilities[row]
+        lines = [_prediction_text(probabilities, names)]
+        if probabilities.argmax() != index:
+            lines.append(f"map of {names[index]} {probabilities[index]:.3f}")
+        if is_ensemble:
+            lines.append(f"weight {explanation.member_weights[row]:.2f}")
+        if not explanation.member_maps[row].any():
+            lines.append(f"no evidence for {names[index]}")
+        cells.append(Panel(member.name, "\n".join(lines), explanation.member_maps[row]))
+    if is_ensemble:
+        counts = np.bincount(explanation.member_probabilities.argmax(axis=1), minlength=len(names))
+        count_text = ", ".join(f"{names[k]} {counts[k]}" for k in np.flatnonzero(counts))
+        caption = (f"{_prediction_text(explanation.probabilities, names)}\nmap of {names[index]}\n"
+                   f"members: {count_text}")  # fmt: skip
+        title = f"Ensemble ({predictor.ensemble.voter.name})"
+        cells.append(Panel(title, caption, explanation.saliency_map))
+    return maps.panel_grid([image] * len(cells), cells)
 
 
 def plot_explanations(predictor: Predictor, manifest: Manifest, ids: Sequence[str]) -> list[Figure]:
@@ -107,8 +97,7 @@ def plot_explanations(predictor: Predictor, manifest: Manifest, ids: Sequence[st
     panels = []
     for name, path, group in zip(ids, rows["path"], predictor.groups_of(rows), strict=True):
         image = read_image(path)
-        explanation = predictor.explain(image, group=group)
-        panels.append(plot_panel(name, image, explanation, predictor))
+        panels.append(plot_panel(name, image, predictor.explain(image, group=group), predictor))
     return panels
 
 
@@ -133,42 +122,25 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return np.asarray(cv2.imencode(".png", bgr)[1]).tobytes()
 
 
-def _panel_cells(name: str, explanation: ImageExplanation, predictor: Predictor) -> list[Panel]:
-    """Title, caption and map of each cell: the original, each member, the ensemble."""
-    names, index = predictor.class_names, explanation.class_index
-    is_ensemble = len(predictor.members) > 1
-    cells = [Panel("Original", name)]
-    for row, member in enumerate(predictor.members):
-        probabilities = explanation.member_probabilities[row]
-        lines = [_prediction_text(probabilities, names)]
-        if probabilities.argmax() != index:
-            lines.append(f"map of {names[index]} {probabilities[index]:.3f}")
-        if is_ensemble:
-            lines.append(f"weight {explanation.member_weights[row]:.2f}")
-        if not explanation.member_maps[row].any():
-            lines.append(f"no evidence for {names[index]}")
-        cells.append(Panel(member.name, "\n".join(lines), explanation.member_maps[row]))
-    if is_ensemble:
-        lines = [
-            _prediction_text(explanation.probabilities, names),
-            f"map of {names[index]}",
-            _count_text(explanation, names),
-        ]
-        title = f"Ensemble ({predictor.ensemble.name})"
-        cells.append(Panel(title, "\n".join(lines), explanation.saliency_map))
-    return cells
-
-
 def _prediction_text(probabilities: np.ndarray, names: list[str]) -> str:
     """Predicted class and its probability."""
     return f"{names[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
-def _count_text(explanation: ImageExplanation, names: list[str]) -> str:
-    """Number of members that predict each class."""
-    predicted = explanation.member_probabilities.argmax(axis=1)
-    counts = np.bincount(predicted, minlength=len(names))
-    return "members: " + ", ".join(f"{names[k]} {counts[k]}" for k in np.flatnonzero(counts))
+def _describe(predictor: Predictor) -> dict[str, Any]:
+    """Method, classes, voter and members, as in explain.json."""
+    explainers = [member.require_explainer() for member in predictor.members]
+    members = {
+        member.name: {"weights": member.weights_hash, "layers": [x.name for x in explainer.layers]}
+        for member, explainer in zip(predictor.members, explainers, strict=True)
+    }
+    return {
+        "method": explainers[0].method,
+        "depends_on_class": explainers[0].method not in CLASS_INDEPENDENT,
+        "class_names": predictor.class_names,
+        "voter": predictor.ensemble.voter.name,
+        "members": members,
+    }
 
 
 def _entry(
@@ -176,21 +148,15 @@ def _entry(
 ) -> dict[str, Any]:
     """Predictions and map peaks of one image, as in explain.json."""
     names = predictor.class_names
-    members = {
-        member.name: {
+    members = {}
+    for row, member in enumerate(predictor.members):
+        probabilities = explanation.member_probabilities[row]
+        members[member.name] = {
             "class": names[int(probabilities.argmax())],
             "probabilities": probabilities.tolist(),
-            "weight": float(weight),
-            "peak": _peak(saliency_map),
+            "weight": float(explanation.member_weights[row]),
+            "peak": _peak(explanation.member_maps[row]),
         }
-        for member, probabilities, weight, saliency_map in zip(
-            predictor.members,
-            explanation.member_probabilities,
-            explanation.member_weights,
-            explanation.member_maps,
-            strict=True,
-        )
-    }
     return {
         "height": image.shape[0],
         "width": image.shape[1],

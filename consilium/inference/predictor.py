@@ -15,53 +15,35 @@ from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.cam import Explainer
 from lightning_modules.ensemble import EnsembleModule, find_ensemble_file, load_ensemble
 
-LogitsFunction = Callable[[torch.Tensor], np.ndarray]
-
 
 @dataclass(frozen=True)
 class ImageExplanation:
-    """Prediction and saliency maps of one image of H x W pixels, by M members for K classes.
+    """Prediction and saliency maps of one image of H x W pixels, by M members for K classes."""
 
-    Args:
-        saliency_map: (H, W) float32, 0 to 1; mean of the members' maps by their weights.
-        member_maps: (M, H, W) float32, 0 to 1.
-        member_probabilities: (M, K).
-        member_weights: (M,) weight of each member in the score of the class.
-        probabilities: (K,) of the ensemble.
-        class_index: the class that the maps explain.
-    """
-
-    saliency_map: np.ndarray
-    member_maps: np.ndarray
-    member_probabilities: np.ndarray
-    member_weights: np.ndarray
-    probabilities: np.ndarray
-    class_index: int
+    saliency_map: np.ndarray  # (H, W) float32, 0 to 1; mean of the members' maps by their weights
+    member_maps: np.ndarray  # (M, H, W) float32, 0 to 1
+    member_probabilities: np.ndarray  # (M, K)
+    member_weights: np.ndarray  # (M,) weight of each member in the score of the class
+    probabilities: np.ndarray  # (K,) of the ensemble
+    class_index: int  # the class that the maps explain
 
 
 @dataclass(frozen=True)
 class Member:
     """One trained model of an ensemble.
 
-    Args:
-        name: its name in the ensemble.
-        weights_hash: hash of its weights.
-        preprocess: maps an image to its input.
-        class_order: index of each of the ensemble's classes among its own.
-        module: the classifier; None if only another runtime can compute its logits.
-        explainer: computes its saliency maps; None if its format has no gradients.
-        logits_function: computes logits (n, K) in another runtime, instead of `module`.
-        block: metadata of its checkpoint, if it was loaded from one.
+    `module` is None if only another runtime can compute its logits, by `logits_function`;
+    `explainer` is None if its format has no gradients.
     """
 
     name: str
     weights_hash: str
     preprocess: Preprocess
-    class_order: list[int]
+    class_order: list[int]  # index of each of the ensemble's classes among its own
     module: ImageClassifier | None = None
     explainer: Explainer | None = None
-    logits_function: LogitsFunction | None = None
-    block: checkpoints.Block | None = None
+    logits_function: Callable[[torch.Tensor], np.ndarray] | None = None  # images -> (n, K)
+    block: checkpoints.Block | None = None  # of its checkpoint, if it was loaded from one
 
     def require_module(self) -> ImageClassifier:
         """The classifier, or an error if this member has none."""
@@ -72,9 +54,8 @@ class Member:
     def require_explainer(self) -> Explainer:
         """The source of its saliency maps, or an error if this member has none."""
         if self.explainer is None:
-            raise ValueError(
-                f"{self.name}: this export has no saliency maps; explain its checkpoint"
-            )
+            message = "this export has no saliency maps; explain its checkpoint"
+            raise ValueError(f"{self.name}: {message}")
         return self.explainer
 
     def logits(self, images: torch.Tensor) -> np.ndarray:
@@ -92,14 +73,12 @@ class Member:
         """Probabilities (n, K) of preprocessed images, in the ensemble's class order."""
         return self.probabilities(self.logits(images))
 
-    def explain(
-        self, image: torch.Tensor, class_index: int | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def explain(self, image: torch.Tensor, label: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Saliency map (size, size) and probabilities (K,) of one preprocessed image.
 
         Without a class the map explains the member's own prediction.
         """
-        classes = None if class_index is None else [self.class_order[class_index]]
+        classes = None if label is None else [self.class_order[label]]
         explained = self.require_explainer()(image[None], classes)
         return explained.maps[0], self.probabilities(explained.logits)[0]
 
@@ -141,7 +120,8 @@ class Predictor:
         names = {member.preprocess.name for member in self.members}
         views = {name: torch.stack([i[name] for i in inputs]).to(self.device) for name in names}
         members = np.stack([m.predict(views[m.preprocess.name]) for m in self.members])
-        return np.concatenate([members, self.ensemble(members, self._group_array(groups))[None]])
+        ensemble = self.ensemble(members, np.array(groups, dtype=object))
+        return np.concatenate([members, ensemble[None]])
 
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: Sequence[str]
@@ -150,39 +130,33 @@ class Predictor:
 
         `members` are the members' probabilities (M, n, K), `classes` (n,).
         """
-        return self.ensemble.member_weights(members, classes, self._group_array(groups))
+        return self.ensemble.voter.member_weights(members, classes, np.array(groups, dtype=object))
 
     def explain(
-        self, image: np.ndarray, class_index: int | None = None, group: str = ""
-    ) -> ImageExplanation:
-        """Prediction and saliency maps for one image, of a class or else the predicted one."""
-        if class_index is None and len(self.members) > 1:
-            class_index = int(self.predict(image, group)[-1].argmax())
-        return self.explain_preprocessed(image, self.preprocess(image), class_index, group)
-
-    def explain_preprocessed(
         self,
         image: np.ndarray,
-        inputs: dict[str, torch.Tensor],
-        class_index: int | None,
+        label: int | None = None,
         group: str = "",
+        inputs: dict[str, torch.Tensor] | None = None,
     ) -> ImageExplanation:
-        """`explain` with the members' inputs given; the maps get the size of `image`."""
+        """Prediction and saliency maps for one image, of a class or else the predicted one.
+
+        The maps get the size of `image`; the members' inputs are made from it unless given.
+        """
+        inputs = inputs or self.preprocess(image)
+        if label is None and len(self.members) > 1:
+            label = int(self.predict_batch([inputs], [group])[-1, 0].argmax())
         explained = [
-            m.explain(inputs[m.preprocess.name].to(self.device), class_index) for m in self.members
+            m.explain(inputs[m.preprocess.name].to(self.device), label) for m in self.members
         ]
         members = np.stack([probabilities for _, probabilities in explained])
-        ensemble = self.ensemble(members[:, None], self._group_array([group]))[0]
-        class_index = int(ensemble.argmax()) if class_index is None else class_index
-        weights = self.member_weights(members[:, None], np.array([class_index]), [group])[0]
-        maps = np.stack(
-            [
-                member.preprocess.project_to_image(saliency_map, image)
-                for member, (saliency_map, _) in zip(self.members, explained, strict=True)
-            ]
-        )
+        ensemble = self.ensemble(members[:, None], np.array([group], dtype=object))[0]
+        label = int(ensemble.argmax()) if label is None else label
+        weights = self.member_weights(members[:, None], np.array([label]), [group])[0]
+        pairs = zip(self.members, explained, strict=True)
+        maps = np.stack([m.preprocess.project_to_image(small, image) for m, (small, _) in pairs])
         mean_map = np.einsum("m,mhw->hw", weights, maps).astype(np.float32)
-        return ImageExplanation(mean_map, maps, members, weights, ensemble, class_index)
+        return ImageExplanation(mean_map, maps, members, weights, ensemble, label)
 
     def refuse_trained_samples(self, ids: Iterable[str], split: str) -> None:
         """Raises if a member was trained on one of these samples, or was selected by it."""
@@ -194,12 +168,9 @@ class Predictor:
 
     def groups_of(self, rows: pd.DataFrame, default: str = "") -> list[str]:
         """The value of the voter's attribute for each row, `default` if there is no such column."""
-        if self.ensemble.attribute not in rows:
+        if self.ensemble.voter.attribute not in rows:
             return [default] * len(rows)
-        return [str(value) for value in rows[self.ensemble.attribute]]
-
-    def _group_array(self, groups: Sequence[str]) -> np.ndarray | None:
-        return np.array(groups, dtype=object) if self.ensemble.attribute else None
+        return [str(value) for value in rows[self.ensemble.voter.attribute]]
 
 
 def run_folder_of(path: Path) -> Path:
@@ -211,20 +182,21 @@ def load_predictor(
     path: Path, method: str = "GradCAM", device: torch.device | None = None
 ) -> Predictor:
     """Loads a checkpoint, a run folder or an ensemble.json; `method` makes the saliency maps."""
+    if find_ensemble_file(path):
+        ensemble = load_ensemble(path)
+    else:
+        file = path / "best.ckpt" if path.is_dir() else path
+        ensemble = EnsembleModule(checkpoints.read(file)[0].class_names, [str(file)])
     device = device or torch.device("cpu")
-    ensemble = load_ensemble(path) if find_ensemble_file(path) else ensemble_of_one(path)
     ensemble.to(device)
-    rows = zip(
+    members = []
+    for name, block, order, module in zip(
         ensemble.member_names, ensemble.blocks, ensemble.class_orders, ensemble.members, strict=True
-    )
-    members = [_load_member(name, block, order, net, method) for name, block, order, net in rows]
+    ):
+        view, classifier = Preprocess.from_dict(block.preprocess), require_image_classifier(module)
+        explainer = Explainer(classifier, view.size, method)
+        members.append(Member(name, block.weights, view, order, classifier, explainer, None, block))
     return Predictor(members, ensemble.ensemble, device)
-
-
-def ensemble_of_one(path: Path) -> EnsembleModule:
-    """An ensemble of one checkpoint, or of the best checkpoint of a run folder."""
-    file = path / "best.ckpt" if path.is_dir() else path
-    return EnsembleModule(checkpoints.read(file)[0].class_names, [str(file)])
 
 
 def require_image_classifier(module: torch.nn.Module) -> ImageClassifier:
@@ -232,11 +204,3 @@ def require_image_classifier(module: torch.nn.Module) -> ImageClassifier:
     if not isinstance(module, ImageClassifier):
         raise ValueError(f"{type(module).__name__} is not an ImageClassifier")
     return module
-
-
-def _load_member(
-    name: str, block: checkpoints.Block, order: list[int], module: torch.nn.Module, method: str
-) -> Member:
-    view, classifier = Preprocess.from_dict(block.preprocess), require_image_classifier(module)
-    explainer = Explainer(classifier, view.size, method)
-    return Member(name, block.weights, view, order, classifier, explainer, block=block)

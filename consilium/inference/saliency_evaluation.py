@@ -18,7 +18,7 @@ from datamodules.images import read_image
 from evaluation import saliency
 from evaluation.files import read_json, write_bytes, write_json
 from evaluation.reports import html
-from evaluation.saliency import SaliencyScores
+from evaluation.saliency import SaliencyScores, saliency_estimates
 from evaluation.stats.estimate import Estimate
 
 VERSION = 2  # of saliency.json
@@ -47,11 +47,7 @@ class SaliencyResult(NamedTuple):
 
 
 def evaluate_saliency(
-    path: Path,
-    methods: Sequence[str],
-    rows: pd.DataFrame,
-    device: torch.device | None = None,
-    seed: int = 0,
+    path: Path, methods: Sequence[str], rows: pd.DataFrame, device: torch.device | None = None
 ) -> list[SaliencyResult]:
     """Evaluates the maps of a checkpoint or an ensemble by each method, then with random weights.
 
@@ -61,7 +57,7 @@ def evaluate_saliency(
     for method in methods:
         predictor = load_predictor(path, method, device)
         results += evaluate_maps(predictor, method, rows, f"evaluating {method}")
-    randomized = randomize_weights(load_predictor(path, methods[0], device), seed)
+    randomized = randomize_weights(load_predictor(path, methods[0], device))
     label = f"{methods[0]}, {RANDOMIZED}"
     return results + evaluate_maps(randomized, label, rows, "evaluating randomized weights")
 
@@ -70,20 +66,19 @@ def evaluate_maps(
     predictor: Predictor, method: str, rows: pd.DataFrame, progress_label: str
 ) -> list[SaliencyResult]:
     """Estimates of the maps of each member and, if there are several, of the ensemble."""
-    scores: dict[str, list[SaliencyScores]] = {name: [] for name in _map_names(predictor)}
+    names = [member.name for member in predictor.members]
+    names += [f"ensemble ({predictor.ensemble.voter.name})"] if len(names) > 1 else []
+    scores: dict[str, list[SaliencyScores]] = {name: [] for name in names}
     groups = predictor.groups_of(rows)
     columns = zip(rows["path"], rows["label"], rows["patient"], _boxes(rows), groups, strict=True)
     for path, label, patient, box, group in track(list(columns), progress_label):
         image = read_image(path)
         explanation = predictor.explain(image, int(label), group)
         maps = [*explanation.member_maps, explanation.saliency_map]
-        for index, (name, saliency_map) in enumerate(zip(scores, maps, strict=False)):
+        for index, (name, saliency_map) in enumerate(zip(names, maps, strict=False)):
             score = _class_score(predictor, index, int(label), group)
             scores[name].append(_score_map(score, image, saliency_map, str(patient), box))
-    return [
-        SaliencyResult(name, method, saliency.saliency_estimates(values))
-        for name, values in scores.items()
-    ]
+    return [SaliencyResult(k, method, saliency_estimates(v)) for k, v in scores.items()]
 
 
 def select_correct(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
@@ -99,9 +94,9 @@ def select_correct(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
     return rows[is_correct]
 
 
-def randomize_weights(predictor: Predictor, seed: int = 0) -> Predictor:
+def randomize_weights(predictor: Predictor) -> Predictor:
     """Shuffles the entries of each parameter of the members in place, and returns the predictor."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for member in predictor.members:
         for weight in member.require_module().net.parameters():
             order = torch.randperm(weight.numel(), generator=generator)
@@ -123,34 +118,25 @@ def write_examples(predictor: Predictor, rows: pd.DataFrame, folder: Path) -> No
 def write_results(folder: Path, results: Sequence[SaliencyResult]) -> None:
     """Writes saliency.json, and report.html with the examples in the folder."""
     rows = [
-        {
-            "member": result.member,
-            "method": result.method,
-            "estimates": {name: asdict(value) for name, value in result.estimates.items()},
-        }
+        {**result._asdict(), "estimates": {k: asdict(v) for k, v in result.estimates.items()}}
         for result in results
     ]
     write_json(folder / saliency.FILE, {"version": VERSION, "rows": rows})
     sample = results[0].estimates["deletion"]
-    lead = (
-        f"Saliency maps of {sample.n:,} images of {sample.patients:,} patients."
-        if sample.n
-        else "No labeled image is classified correctly by all members, so no map was evaluated."
-    )
+    lead = f"Saliency maps of {sample.n:,} images of {sample.patients:,} patients."
+    if not sample.n:
+        lead = "No labeled image is classified correctly by all members, so no map was evaluated."
     sections = [html.Text(lead, lead=True), results_table(results), *example_sections(folder)]
     html.write_report(folder / "report.html", "Evaluation of saliency maps", sections)
 
 
 def read_results(folder: Path) -> list[SaliencyResult]:
     """The results in the saliency.json of a folder."""
-    return [
-        SaliencyResult(
-            row["member"],
-            row["method"],
-            {name: Estimate(**value) for name, value in row["estimates"].items()},
-        )
-        for row in read_json(folder / saliency.FILE)["rows"]
-    ]
+    results = []
+    for row in read_json(folder / saliency.FILE)["rows"]:
+        estimates = {name: Estimate(**value) for name, value in row["estimates"].items()}
+        results.append(SaliencyResult(row["member"], row["method"], estimates))
+    return results
 
 
 def example_sections(folder: Path, heading: str = "Saliency maps") -> list[html.Section]:
@@ -170,12 +156,6 @@ def results_table(results: Sequence[SaliencyResult]) -> html.Table:
     return html.Table(header, cells, "Evaluation of saliency maps", NOTE, digits=3)
 
 
-def _map_names(predictor: Predictor) -> list[str]:
-    """Names of the members and, if there are several, of the ensemble."""
-    names = [member.name for member in predictor.members]
-    return [*names, f"ensemble ({predictor.ensemble.name})"] if len(names) > 1 else names
-
-
 def _boxes(rows: pd.DataFrame) -> list[str]:
     """The lesion's box of each row as text, "" where it is unknown."""
     boxes = rows["box"].fillna("") if "box" in rows else [""] * len(rows)
@@ -185,16 +165,15 @@ def _boxes(rows: pd.DataFrame) -> list[str]:
 def _score_map(
     score: saliency.Score, image: np.ndarray, saliency_map: np.ndarray, patient: str, box: str
 ) -> SaliencyScores:
-    lesion = saliency.parse_box(box)
-    mask = None if lesion is None else saliency.box_mask(lesion, saliency_map.shape)
+    lesion, hit, energy = saliency.parse_box(box), None, None
+    if lesion is not None:
+        mask = saliency.box_mask(lesion, saliency_map.shape)
+        hit = saliency.is_peak_inside(saliency_map, mask)
+        energy = saliency.energy_inside(saliency_map, mask)
     blurred = cv2.GaussianBlur(image, (0, 0), max(image.shape[:2]) / 20)
-    return SaliencyScores(
-        patient,
-        None if mask is None else saliency.is_peak_inside(saliency_map, mask),
-        None if mask is None else saliency.energy_inside(saliency_map, mask),
-        saliency.deletion_auc(score, image, blurred, saliency_map),
-        saliency.insertion_auc(score, image, blurred, saliency_map),
-    )
+    deletion = saliency.deletion_auc(score, image, blurred, saliency_map)
+    insertion = saliency.insertion_auc(score, image, blurred, saliency_map)
+    return SaliencyScores(patient, hit, energy, deletion, insertion)
 
 
 def _class_score(predictor: Predictor, index: int, label: int, group: str) -> saliency.Score:

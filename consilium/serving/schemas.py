@@ -1,4 +1,4 @@
-"""The JSON of a prediction, and how it is computed from an uploaded image."""
+"""The JSON of the API, and how a prediction is computed from an uploaded image."""
 
 import base64
 from collections.abc import Sequence
@@ -15,9 +15,43 @@ from consilium.serving.upload import UploadForm
 from datamodules.images import decode_bytes
 from evaluation.plots.maps import colored_map, to_rgb
 
+NOTICE = "Research use only. Not a medical device."
 MAX_SIDE = 640  # pixels of the image and of the maps in a response
 MIN_CONTOUR = 12  # pixels; shorter contours are noise
 MAP_LEVELS = 64  # of a map; more are indistinguishable and make larger files
+
+
+class MemberInfo(BaseModel):
+    """One model of the ensemble."""
+
+    name: str
+    weights: str = Field(description="hash of its weights")
+    preprocess: dict[str, object]
+
+
+class ModelInfo(BaseModel):
+    """The served ensemble, and the limits of a request."""
+
+    title: str
+    class_names: list[str]
+    voter: str = Field(description="name of the rule that combines the models")
+    voter_label: str = Field(description="the same for people")
+    calibrated: bool
+    temperature: float
+    temperature_at_bound: bool = Field(
+        description="whether validation had too few errors to fit the temperature"
+    )
+    refer_below: float | None
+    group_attribute: str | None = Field(description="attribute that field `group` must give")
+    groups: list[str] = Field(description="its values with weights of their own")
+    saliency_maps: bool = Field(description="whether saliency maps can be requested")
+    members: list[MemberInfo]
+    formats: list[str]
+    max_bytes: int
+    max_files: int
+    max_pixels: int
+    examples: list[str]
+    notice: str = NOTICE
 
 
 class MemberPrediction(BaseModel):
@@ -57,27 +91,24 @@ class ImagePrediction(BaseModel):
     saliency_maps: SaliencyMaps | None = Field(default=None, description="if requested")
 
 
+class PredictResponse(BaseModel):
+    """One prediction per image, in the order of the images."""
+
+    predictions: list[ImagePrediction]
+    notice: str = NOTICE
+
+
 @dataclass(frozen=True)
 class PreparedImage:
-    """A decoded and preprocessed image.
+    """A decoded and preprocessed image."""
 
-    Args:
-        name: of the file.
-        inputs: the members' inputs, by the name of their Preprocess.
-        preview: a copy of at most `MAX_SIDE` pixels.
-        width: of the image.
-        height: of the image.
-        group: value of the attribute that the voter needs.
-        saliency_maps: whether maps are requested.
-    """
-
-    name: str
-    inputs: dict[str, Tensor]
-    preview: np.ndarray
+    name: str  # of the file
+    inputs: dict[str, Tensor]  # the members', by the name of their Preprocess
+    preview: np.ndarray  # a copy of at most `MAX_SIDE` pixels
     width: int
     height: int
-    group: str
-    saliency_maps: bool
+    group: str  # value of the attribute that the voter needs
+    saliency_maps: bool  # whether maps are requested
 
 
 def prepare_image(
@@ -94,29 +125,54 @@ def predict_images(
     predictor: Predictor, images: Sequence[PreparedImage], refer_below: float | None
 ) -> list[ImagePrediction]:
     """Predictions for a batch of images, without saliency maps."""
-    groups = [image.group for image in images]
+    groups, names = [image.group for image in images], predictor.class_names
     probabilities = predictor.predict_batch([image.inputs for image in images], groups)
     classes = probabilities[-1].argmax(axis=1)
     weights = predictor.member_weights(probabilities[:-1], classes, groups)
-    return [
-        _image_prediction(predictor, image, probabilities[:, row], weights[row], refer_below)
-        for row, image in enumerate(images)
-    ]
+    predictions = []
+    for row, image in enumerate(images):
+        members = [
+            MemberPrediction(
+                name=member.name,
+                label=names[int(p.argmax())],
+                probability=float(p.max()),
+                probabilities=dict(zip(names, p.tolist(), strict=True)),
+                agrees=bool(p.argmax() == classes[row]),
+                weight=float(weight),
+            )
+            for member, p, weight in zip(
+                predictor.members, probabilities[:-1, row], weights[row], strict=True
+            )
+        ]
+        ensemble = probabilities[-1, row]
+        predictions.append(
+            ImagePrediction(
+                name=image.name,
+                width=image.width,
+                height=image.height,
+                label=names[classes[row]],
+                probability=float(ensemble.max()),
+                probabilities=dict(zip(names, ensemble.tolist(), strict=True)),
+                referred=None if refer_below is None else bool(ensemble.max() < refer_below),
+                agreement=sum(member.agrees for member in members) / len(members),
+                members=members,
+            )
+        )
+    return predictions
 
 
 def add_saliency_maps(
     predictor: Predictor, image: PreparedImage, prediction: ImagePrediction
 ) -> ImagePrediction:
     """The prediction with saliency maps of its class."""
-    explanation = predictor.explain_preprocessed(
-        image.preview, image.inputs, predictor.class_names.index(prediction.label), image.group
-    )
+    label = predictor.class_names.index(prediction.label)
+    explanation = predictor.explain(image.preview, label, image.group, image.inputs)
     members = zip(predictor.members, explanation.member_maps, strict=True)
     maps = SaliencyMaps(
         label=prediction.label,
         image=data_url(to_rgb(image.preview)),
         ensemble=data_url(map_overlay(explanation.saliency_map)),
-        members={member.name: data_url(map_overlay(each)) for member, each in members},
+        members={m.name: data_url(map_overlay(saliency_map)) for m, saliency_map in members},
     )
     return prediction.model_copy(update={"saliency_maps": maps})
 
@@ -142,36 +198,3 @@ def map_overlay(saliency_map: np.ndarray) -> np.ndarray:
 def data_url(pixels: np.ndarray) -> str:
     """RGB or RGBA pixels as the data URL of a PNG file."""
     return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
-
-
-def _image_prediction(
-    predictor: Predictor,
-    image: PreparedImage,
-    probabilities: np.ndarray,
-    weights: np.ndarray,
-    refer_below: float | None,
-) -> ImagePrediction:
-    names, ensemble = predictor.class_names, probabilities[-1]
-    predicted = int(ensemble.argmax())
-    members = [
-        MemberPrediction(
-            name=member.name,
-            label=names[int(row.argmax())],
-            probability=float(row.max()),
-            probabilities=dict(zip(names, row.tolist(), strict=True)),
-            agrees=int(row.argmax()) == predicted,
-            weight=float(weight),
-        )
-        for member, row, weight in zip(predictor.members, probabilities[:-1], weights, strict=True)
-    ]
-    return ImagePrediction(
-        name=image.name,
-        width=image.width,
-        height=image.height,
-        label=names[predicted],
-        probability=float(ensemble[predicted]),
-        probabilities=dict(zip(names, ensemble.tolist(), strict=True)),
-        referred=None if refer_below is None else bool(ensemble[predicted] < refer_below),
-        agreement=sum(member.agrees for member in members) / len(members),
-        members=members,
-    )

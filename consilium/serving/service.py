@@ -1,120 +1,174 @@
-"""The service behind the API: settings, model information, metrics, and predicting a request."""
+"""The service behind the API: settings, metrics, the queue in front of the models, prediction."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+import math
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, HTTPException, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from pydantic import BaseModel, Field
 
 from consilium.inference.predictor import Predictor
-from consilium.serving import upload
-from consilium.serving.batcher import MAX_BATCH, AdmissionControl, Batcher, ServerBusy
-from consilium.serving.schemas import ImagePrediction, PreparedImage, prepare_image
+from consilium.serving import schemas, upload
+from consilium.serving.schemas import ImagePrediction, ModelInfo, PredictResponse, PreparedImage
 from consilium.serving.upload import UploadForm, UploadLimits
 from datamodules.images import IMAGE_FORMATS, detect_format
 from evaluation.voters.registry import voter_spec
 
-NOTICE = "Research use only. Not a medical device."
+Job = tuple[PreparedImage, "Future[ImagePrediction]"]
+MAX_BATCH = 8  # on a CPU larger batches are no faster, but each image waits longer
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # buckets of a histogram
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a model is served.
+    """How a model is served."""
 
-    Args:
-        title: name of the model on the page.
-        refer_below: probability below which an image is referred; None for no referral.
-        limits: limits of one request.
-        queue_size: images that may be in progress, waiting ones included.
-        max_batch: images per batch at most.
-        token: the token that requests must send; '' for none.
-        hosts: host names that requests may use; empty for any.
-        examples: image files that the page offers.
-    """
-
-    title: str = "Consilium"
-    refer_below: float | None = None
-    limits: UploadLimits = field(default_factory=UploadLimits)
-    queue_size: int = 64
-    max_batch: int = MAX_BATCH
-    token: str = ""
-    hosts: list[str] = field(default_factory=lambda: list(LOCAL_HOSTS))
-    examples: list[Path] = field(default_factory=list)
-
-
-class MemberInfo(BaseModel):
-    """One model of the ensemble."""
-
-    name: str
-    weights: str = Field(description="hash of its weights")
-    preprocess: dict[str, object]
-
-
-class ModelInfo(BaseModel):
-    """The served ensemble, and the limits of a request."""
-
-    title: str
-    class_names: list[str]
-    voter: str = Field(description="name of the rule that combines the models")
-    voter_label: str = Field(description="the same for people")
-    calibrated: bool
-    temperature: float
-    temperature_at_bound: bool = Field(
-        description="whether validation had too few errors to fit the temperature"
-    )
-    refer_below: float | None
-    group_attribute: str | None = Field(description="attribute that field `group` must give")
-    groups: list[str] = Field(description="its values with weights of their own")
-    saliency_maps: bool = Field(description="whether saliency maps can be requested")
-    members: list[MemberInfo]
-    formats: list[str]
-    max_bytes: int
-    max_files: int
-    max_pixels: int
-    examples: list[str]
-    notice: str = NOTICE
-
-
-class PredictResponse(BaseModel):
-    """One prediction per image, in the order of the images."""
-
-    predictions: list[ImagePrediction]
-    notice: str = NOTICE
+    title: str = "Consilium"  # name of the model on the page
+    refer_below: float | None = None  # probability below which an image is referred; None: never
+    limits: UploadLimits = field(default_factory=UploadLimits)  # of one request
+    queue_size: int = 64  # images that may be in progress, waiting ones included
+    max_batch: int = MAX_BATCH  # images per batch at most
+    token: str = ""  # that requests must send; "": none
+    hosts: list[str] = field(default_factory=lambda: list(LOCAL_HOSTS))  # allowed ones; []: any
+    examples: list[Path] = field(default_factory=list)  # image files that the page offers
 
 
 class ServerMetrics:
-    """Counters and histograms of one server, for Prometheus."""
+    """Counters, gauges and histograms of one server, for Prometheus."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        counter, histogram = partial(Counter, registry=self.registry), self._histogram
-        self.requests = counter("consilium_requests", "Requests.", ["path", "status"])
-        self.images = counter("consilium_images", "Predicted images.")
-        self.model_seconds = counter("consilium_model_seconds", "Seconds of computation.")
-        self.batch_images = histogram("batch_images", "Images per batch.", (1, 2, 4, 8, 16))
-        self.request_seconds = histogram("request_seconds", "Seconds of /v1/predict.", SECONDS)
+        counter = partial(Counter, namespace="consilium", registry=self.registry)
+        gauge = partial(Gauge, namespace="consilium", registry=self.registry)
+        histogram = partial(Histogram, namespace="consilium", registry=self.registry)
+        self.requests = counter("requests", "Requests.", ["path", "status"])
+        self.images = counter("images", "Predicted images.")
+        self.model_seconds = counter("model_seconds", "Seconds of computation.")
+        self.images_in_progress = gauge("images_in_progress", "Images in progress or waiting.")
+        self.images_limit = gauge("images_limit", "Limit of that number.")
+        self.batch_images = histogram("batch_images", "Images per batch.", buckets=(1, 2, 4, 8, 16))
+        help_ = "Seconds of /v1/predict."
+        self.request_seconds = histogram("request_seconds", help_, buckets=SECONDS)
 
-    def watch(self, admission: AdmissionControl) -> None:
-        """Adds gauges of the images in progress and their limit."""
-        gauge = partial(Gauge, registry=self.registry)
-        in_progress = gauge("consilium_images_in_progress", "Images in progress or waiting.")
-        in_progress.set_function(lambda: admission.num_images)
-        gauge("consilium_images_limit", "Limit of that number.").set(admission.max_images)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"consilium_{name}", text, buckets=buckets, registry=self.registry)
+class ServerBusy(Exception):
+    """The server cannot take the request now; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int, reason: str = "the server is full") -> None:
+        self.retry_after = retry_after
+        super().__init__(f"{reason}; try again in {retry_after} s")
+
+
+class Batcher:
+    """Predicts images in the order of their arrival; waiting images form one batch.
+
+    Only its thread calls the models. `on_batch` is called with the size of each batch before it is
+    predicted, `on_work` with the seconds of each computation before its result is returned.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        refer_below: float | None = None,
+        max_batch: int = MAX_BATCH,
+        on_batch: Callable[[int], None] = lambda size: None,
+        on_work: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.predictor, self.refer_below, self.max_batch = predictor, refer_below, max_batch
+        self.on_batch, self.on_work = on_batch, on_work
+        self.seconds_per_image = 0.0  # moving average
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="models", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread is running."""
+        return self._thread.is_alive()
+
+    def submit(self, image: PreparedImage) -> "Future[ImagePrediction]":
+        """The future prediction of an image; canceled before its turn, it is not computed."""
+        future: Future[ImagePrediction] = Future()
+        self._queue.put((image, future))
+        return future
+
+    def close(self) -> None:
+        """Predicts what was submitted, then ends the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            items = self._next_items()
+            is_open = None not in items
+            jobs = [item for item in items if item and item[1].set_running_or_notify_cancel()]
+            if jobs:
+                self.on_batch(len(jobs))
+                start = time.perf_counter()
+                self._complete(jobs)
+                seconds, average = (time.perf_counter() - start) / len(jobs), self.seconds_per_image
+                self.seconds_per_image = 0.8 * average + 0.2 * seconds if average else seconds
+
+    def _next_items(self) -> list[Job | None]:
+        """Waits for the next item, and adds those that are queued behind it."""
+        items = [self._queue.get()]
+        while len(items) < self.max_batch and items[-1] is not None:
+            try:
+                items.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return items
+
+    def _complete(self, jobs: Sequence[Job]) -> None:
+        """Sets the results of a batch, those without saliency maps first: maps take longer.
+
+        A failed batch is repeated image by image, so that only the cause of the error fails.
+        """
+        images = [image for image, _ in jobs]
+        try:
+            with self._timed():
+                predictions = schemas.predict_images(self.predictor, images, self.refer_below)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0][1].set_exception(error)
+                return
+            for job in jobs:
+                self._complete([job])
+            return
+        results = zip(jobs, predictions, strict=True)
+        for (image, future), prediction in sorted(results, key=lambda row: row[0][0].saliency_maps):
+            try:
+                if image.saliency_maps:
+                    with self._timed():
+                        prediction = schemas.add_saliency_maps(self.predictor, image, prediction)
+                future.set_result(prediction)
+            except Exception as error:
+                future.set_exception(error)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.on_work(time.perf_counter() - start)
 
 
 class Service:
-    """Predicts the images of requests."""
+    """Predicts the images of requests, within limits of images in progress and of bytes in memory.
+
+    The limits count requests whose images are not yet decoded; only the event loop changes them.
+    """
 
     def __init__(self, predictor: Predictor, settings: ServerSettings) -> None:
         self.predictor, self.settings, self.metrics = predictor, settings, ServerMetrics()
@@ -125,12 +179,9 @@ class Service:
             on_batch=self.metrics.batch_images.observe,
             on_work=self.metrics.model_seconds.inc,
         )
-        self.admission = AdmissionControl(
-            settings.queue_size,
-            8 * settings.limits.max_bytes,
-            lambda: self.batcher.seconds_per_image,
-        )
-        self.metrics.watch(self.admission)
+        self.num_images = self.num_bytes = 0  # in progress
+        self.metrics.images_in_progress.set_function(lambda: self.num_images)
+        self.metrics.images_limit.set(settings.queue_size)
         self.decoders = ThreadPoolExecutor(2, thread_name_prefix="decoder")
 
     @asynccontextmanager
@@ -144,41 +195,67 @@ class Service:
         """Predicts all images of a request, or none."""
         limits = self.settings.limits
         size = upload.declared_length(request, limits)
-        if not self.admission.has_capacity(1, size):
+        if not self._has_capacity(1, size):
             await upload.discard_body(request, limits)
-            raise ServerBusy(self.admission.retry_after)
-        with self.admission.admit(1, size):
+            raise ServerBusy(self.retry_after)
+        with self._admit(1, size):
             form = await upload.read_form(request, limits)
-            with self.admission.admit(len(form.files) - 1):
+            with self._admit(len(form.files) - 1, 0):
                 self._check(form)
                 return await self._predict_form(form)
 
     def model_info(self) -> ModelInfo:
         """Description of the served ensemble and of the limits."""
         predictor, settings, limits = self.predictor, self.settings, self.settings.limits
-        ensemble, attribute = predictor.ensemble, predictor.ensemble.attribute
+        voter, temperature = predictor.ensemble.voter, predictor.ensemble.temperature
+        members = [
+            schemas.MemberInfo(
+                name=m.name, weights=m.weights_hash, preprocess=m.preprocess.to_dict()
+            )
+            for m in predictor.members
+        ]
+        groups = list(voter.weight_rows(predictor.class_names)) if voter.attribute else []
         return ModelInfo(
             title=settings.title,
             class_names=predictor.class_names,
-            voter=predictor.ensemble.name,
-            voter_label=voter_spec(predictor.ensemble.name).label,
-            calibrated=ensemble.temperature.value != 1.0,
-            temperature=ensemble.temperature.value,
-            temperature_at_bound=ensemble.temperature.at_bound,
+            voter=voter.name,
+            voter_label=voter_spec(voter.name).label,
+            calibrated=temperature.value != 1.0,
+            temperature=temperature.value,
+            temperature_at_bound=temperature.at_bound,
             refer_below=settings.refer_below,
-            group_attribute=attribute or None,
-            groups=list(ensemble.weight_rows(predictor.class_names)) if attribute else [],
+            group_attribute=voter.attribute or None,
+            groups=groups,
             saliency_maps=predictor.can_explain,
-            members=[
-                MemberInfo(name=m.name, weights=m.weights_hash, preprocess=m.preprocess.to_dict())
-                for m in predictor.members
-            ],
+            members=members,
             formats=list(IMAGE_FORMATS),
             max_bytes=limits.max_bytes,
             max_files=limits.max_files,
             max_pixels=limits.max_pixels,
             examples=[path.name for path in settings.examples],
         )
+
+    @property
+    def retry_after(self) -> int:
+        """Estimated seconds until all images in progress are done, from 1 to 60."""
+        return min(60, max(1, math.ceil(self.batcher.seconds_per_image * self.num_images)))
+
+    def _has_capacity(self, num_images: int, num_bytes: int) -> bool:
+        """Whether so many more images and bytes are within the limits."""
+        images_fit = self.num_images + num_images <= self.settings.queue_size
+        return images_fit and self.num_bytes + num_bytes <= 8 * self.settings.limits.max_bytes
+
+    @contextmanager
+    def _admit(self, num_images: int, num_bytes: int) -> Iterator[None]:
+        """Counts images and bytes as in progress within the context, or raises ServerBusy."""
+        if not self._has_capacity(num_images, num_bytes):
+            raise ServerBusy(self.retry_after)
+        self.num_images, self.num_bytes = self.num_images + num_images, self.num_bytes + num_bytes
+        try:
+            yield
+        finally:
+            self.num_images -= num_images
+            self.num_bytes -= num_bytes
 
     async def _predict_form(self, form: UploadForm) -> PredictResponse:
         timeout = self.settings.limits.timeout
@@ -188,8 +265,7 @@ class Service:
                 futures = [asyncio.wrap_future(self.batcher.submit(image)) for image in images]
                 predictions = await asyncio.gather(*futures)
         except TimeoutError:
-            reason = f"no prediction within {timeout:g} s"
-            raise ServerBusy(self.admission.retry_after, reason) from None
+            raise ServerBusy(self.retry_after, f"no prediction within {timeout:g} s") from None
         self.metrics.images.inc(len(predictions))
         return PredictResponse(predictions=predictions)
 
@@ -200,19 +276,16 @@ class Service:
         arguments = (self.predictor, form, name, data, self.settings.limits.max_pixels)
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self.decoders, prepare_image, *arguments)
+            return await loop.run_in_executor(self.decoders, schemas.prepare_image, *arguments)
         except ValueError as error:
             raise HTTPException(422, f"{name}: {error}") from None
 
     def _check(self, form: UploadForm) -> None:
         """Refuses a form that lacks the voter's attribute or requests impossible maps."""
-        attribute = self.predictor.ensemble.attribute
+        attribute = self.predictor.ensemble.voter.attribute
         if attribute and form.group.strip() in ("", "nan"):
-            raise HTTPException(
-                422,
-                f"group is {form.group!r}; this ensemble needs the {attribute} of the image",
-            )
+            reason = f"group is {form.group!r}; this ensemble needs the {attribute} of the image"
+            raise HTTPException(422, reason)
         if form.saliency_maps and not self.predictor.can_explain:
-            raise HTTPException(
-                422, "saliency_maps is true, but this export has none; serve the checkpoints"
-            )
+            reason = "saliency_maps is true, but this export has none; serve the checkpoints"
+            raise HTTPException(422, reason)

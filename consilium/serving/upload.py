@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
@@ -14,19 +15,12 @@ FIELDS = ("files", "group", "frame", "saliency_maps")
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """Limits of one request.
+    """Limits of one request."""
 
-    Args:
-        max_bytes: of its body.
-        max_files: images in it.
-        max_pixels: of one image.
-        timeout: seconds for its body, and again for its response.
-    """
-
-    max_bytes: int = 64 << 20
+    max_bytes: int = 64 << 20  # of its body
     max_files: int = 16
-    max_pixels: int = 50_000_000
-    timeout: float = 30.0
+    max_pixels: int = 50_000_000  # of one image
+    timeout: float = 30.0  # seconds for its body, and again for its response
 
 
 @dataclass(frozen=True)
@@ -50,9 +44,8 @@ def declared_length(request: Request, limits: UploadLimits) -> int:
     length = request.headers.get("content-length", "")
     size = int(length) if length.isascii() and length.isdigit() else limits.max_bytes
     if size > limits.max_bytes:
-        raise HTTPException(
-            413, f"the request has {size} bytes; at most {limits.max_bytes} are allowed"
-        )
+        reason = f"the request has {size} bytes; at most {limits.max_bytes} are allowed"
+        raise HTTPException(413, reason)
     return size
 
 
@@ -60,16 +53,11 @@ async def read_form(request: Request, limits: UploadLimits) -> UploadForm:
     """The form of a request, or an HTTPException with status and reason."""
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "multipart/form-data":
-        raise HTTPException(
-            415, f"content type {content_type[:80]!r} is not allowed; send multipart/form-data"
-        )
-    parser = InMemoryParser(
-        request.headers,
-        limited_body(request, limits.max_bytes),
-        max_files=limits.max_files,
-        max_fields=len(FIELDS),
-        max_part_size=1024,
-    )
+        reason = f"content type {content_type[:80]!r} is not allowed; send multipart/form-data"
+        raise HTTPException(415, reason)
+    parser = InMemoryParser(request.headers, limited_body(request, limits.max_bytes),
+                            max_files=limits.max_files, max_fields=len(FIELDS),
+                            max_part_size=1024)  # fmt: skip
     try:
         async with asyncio.timeout(limits.timeout):
             form = await parser.parse()
@@ -88,20 +76,17 @@ async def limited_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes
     async for piece in request.stream():
         size += len(piece)
         if size > max_bytes:
-            raise HTTPException(
-                413, f"the request has more than {max_bytes} bytes, the largest allowed size"
-            )
+            reason = f"the request has more than {max_bytes} bytes, the largest allowed size"
+            raise HTTPException(413, reason)
         yield piece
 
 
 async def discard_body(request: Request, limits: UploadLimits) -> None:
     """Reads a body without storing it, so that a client that is still sending gets the refusal."""
-    try:
+    with suppress(TimeoutError, ClientDisconnect, HTTPException):
         async with asyncio.timeout(limits.timeout):
             async for _ in limited_body(request, limits.max_bytes):
                 pass
-    except (TimeoutError, ClientDisconnect, HTTPException):
-        return
 
 
 async def parse_fields(items: list[tuple[str, UploadFile | str]]) -> UploadForm:
@@ -109,11 +94,8 @@ async def parse_fields(items: list[tuple[str, UploadFile | str]]) -> UploadForm:
     files, values = [], {}
     for name, value in items:
         if name not in FIELDS or isinstance(value, str) == (name == "files"):
-            raise HTTPException(
-                400,
-                f"field {name[:40]!r} is not allowed; allowed are the files 'files' and the texts "
-                + ", ".join(map(repr, FIELDS[1:])),
-            )
+            raise HTTPException(400, f"field {name[:40]!r} is not allowed; allowed are the files "
+                                     f"'files' and the texts {str(FIELDS[1:])[1:-1]}")  # fmt: skip
         if isinstance(value, str):
             values[name] = value
         else:
@@ -121,24 +103,15 @@ async def parse_fields(items: list[tuple[str, UploadFile | str]]) -> UploadForm:
             await value.close()
     if not files:
         raise HTTPException(400, "field 'files' is missing; it must contain the images")
-    return UploadForm(files, values.get("group", ""), _frame(values), _saliency_maps(values))
+    frame, maps = values.get("frame", ""), values.get("saliency_maps", "false")
+    if frame and not (frame.isascii() and frame.isdigit() and len(frame) < 7):
+        raise HTTPException(400, f"frame is {frame[:20]!r}; it must be a whole number from 0")
+    if maps not in ("true", "false"):
+        raise HTTPException(400, f"saliency_maps is {maps[:20]!r}; it must be true or false")
+    return UploadForm(files, values.get("group", ""), int(frame) if frame else None, maps == "true")
 
 
 def display_name(name: str) -> str:
     """The file name of a client without folders and unprintable characters, at most 80 long."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(c for c in last if c.isprintable())[-80:] or "image"
-
-
-def _frame(values: dict[str, str]) -> int | None:
-    text = values.get("frame", "")
-    if text and not (text.isascii() and text.isdigit() and len(text) < 7):
-        raise HTTPException(400, f"frame is {text[:20]!r}; it must be a whole number from 0")
-    return int(text) if text else None
-
-
-def _saliency_maps(values: dict[str, str]) -> bool:
-    text = values.get("saliency_maps", "false")
-    if text not in ("true", "false"):
-        raise HTTPException(400, f"saliency_maps is {text[:20]!r}; it must be true or false")
-    return text == "true"

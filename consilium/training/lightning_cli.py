@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.checkpoint import ResumableEarlyStopping
 from callbacks.wandb_logger import close_loggers, set_run_folder
 from callbacks.writers import SaveConfig
-from consilium.config_errors import explain_parser_error, shorten_parser_error
+from consilium.config_files import explain_parser_error, shorten_parser_error
 from consilium.training.preflight import (
     OutOfMemory,
     check_fit_config,

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from callbacks.checkpoint import BestAndLastCheckpoint
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
-from consilium.config_errors import source_file
+from consilium.config_files import source_file
 from lightning_modules.base import EPOCH_METRICS
 from lightning_modules.ensemble import EnsembleModule
 

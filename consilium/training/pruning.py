@@ -1,39 +1,49 @@
 """Channel pruning of a run: prune, measure, fine-tune; an interrupted fine-tuning is resumed."""
 
+import io
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor, nn
 
 from consilium.inference import data_config
 from consilium.training.lightning_cli import run_training
 from evaluation import sparsity as pruning_report
-from evaluation.files import read_json, write_json
+from evaluation.files import read_json, write_bytes, write_json, write_text
 from evaluation.predictions import PredictionTable
 from evaluation.reports.html import format_estimate
 from evaluation.stats import paired_tests
+from evaluation.stats.estimate import unmeasured_ratio
 from lightning_modules import checkpoints
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.pruning import prune, search
-from lightning_modules.pruning.structure import pruned_copy
+from lightning_modules.model_info import count_parameters
+from lightning_modules.pruning import measure
+from lightning_modules.pruning.search import PruningTarget, choose_structure, training_losses
+from lightning_modules.pruning.structure import (
+    Structure,
+    compose_structures,
+    layer_costs,
+    pruned_copy,
+)
 
 PRUNED_CHECKPOINT = "start.ckpt"
+BATCH_SIZES = (1, 8)  # whose latency is measured
 FIT = ("fit", "--test", "true")
 REPLACED_CALLBACKS = ("callbacks.TwoStageSparseTraining", "callbacks.WarmStart")
 
 
-@dataclass(frozen=True)
-class PruningRun:
+@dataclass(frozen=True, kw_only=True)
+class PruningRun(PruningTarget):
     """What to prune, how far, and how to fine-tune the pruned network.
 
     Args:
         dense: run folder of the trained model, with best.ckpt and config.yaml.
         output: run folder of the pruned model.
-        target: size and latency of the pruned network.
         images: number of training images that decide on the importance of channels.
         epochs: epochs of fine-tuning.
         lr: peak learning rate of fine-tuning; null uses that of the dense run.
@@ -41,26 +51,22 @@ class PruningRun:
 
     dense: Path
     output: Path
-    target: prune.PruningTarget
     images: int = 640
     epochs: int = 10
     lr: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses values outside their range and folders that are not complete runs."""
-        macs, latency = self.target.macs, self.target.latency
-        if macs is None and latency is None:
+        if self.macs is None and self.latency is None:
             raise ValueError("give --macs, --latency or both: how small or how fast")
-        for name, value in (("macs", macs), ("latency", latency)):
+        for name, value in (("macs", self.macs), ("latency", self.latency)):
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"--{name}: {value} is not between 0 and 1")
-        counts = {"round_to": self.target.round_to, "pairs": self.target.pairs,
-                  "images": self.images, "epochs": self.epochs}  # fmt: skip
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"--{name}: {count} is not at least 1")
-        if self.target.cost_power < 0:
-            raise ValueError(f"--cost_power: {self.target.cost_power} is not at least 0")
+        for name in ("round_to", "pairs", "images", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: {getattr(self, name)} is not at least 1")
+        if self.cost_power < 0:
+            raise ValueError(f"--cost_power: {self.cost_power} is not at least 0")
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"--lr: {self.lr} is not above 0")
         for file in ("best.ckpt", "config.yaml"):
@@ -72,9 +78,9 @@ class PruningRun:
 
     def arguments(self) -> dict[str, Any]:
         """The entries of pruning.json that a resumed run must share."""
-        values = asdict(self.target) | {"images": self.images, "epochs": self.epochs, "lr": self.lr}
-        dense = os.path.relpath(self.dense, self.output)
-        return {"dense": dense, "arguments": values | {"device": str(self.target.device)}}
+        values = asdict(self) | {"device": str(self.device)}
+        del values["dense"], values["output"]
+        return {"dense": os.path.relpath(self.dense, self.output), "arguments": values}
 
 
 def run_pruning(run: PruningRun) -> str:
@@ -95,22 +101,66 @@ def _prune(run: PruningRun) -> None:
     net, size = module.net, block.preprocess["size"]
     image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     data = data_config.load_datamodule([str(run.dense / "config.yaml")])
-    losses = search.training_losses(module, data, run.images)
-    name = block.init_args["backbone"]
-    structure = prune.choose_structure(net, image, name, run.target, losses)
+    losses = training_losses(module, data, run.images)
+    structure = choose_structure(net, image, block.init_args["backbone"], run, losses)
     pruned = pruned_copy(net, structure)
-    measured = prune.measure_pruned(net, pruned, image, structure, run.target)
+    measured = measure_pruned(net, pruned, image, run)
     write_json(run.output / pruning_report.PRUNING_FILE, measured | run.arguments())
-    prune.save_pruned(run.output / PRUNED_CHECKPOINT, block, pruned, structure)
+    save_pruned(run.output / PRUNED_CHECKPOINT, block, pruned, structure)
     print(pruning_report.pruning_sentence(measured))
 
 
+def measure_pruned(
+    net: nn.Module, pruned: nn.Module, image: Tensor, target: PruningTarget
+) -> dict[str, Any]:
+    """The content of pruning.json: pruned channels, and size, latency and energy over the dense."""
+    before, after = (layer_costs(model, image) for model in (net, pruned))
+    macs, macs_dense = (sum(cost.macs for cost in costs.values()) for costs in (after, before))
+    pairs, device = target.pairs, target.device
+    batches = {str(n): image[:1].expand(n, -1, -1, -1) for n in BATCH_SIZES}
+    latency = {n: measure.latency_ratio(pruned, net, batch, pairs, device)
+               for n, batch in batches.items()}  # fmt: skip
+    batch = batches[str(BATCH_SIZES[-1])].to(device)
+    if target.energy:
+        energy, joules = measure.energy_ratio(pruned.to(device), net.to(device), batch)
+    else:
+        energy, joules = unmeasured_ratio("energy: not requested (--energy)"), []
+    return {
+        "weights_zero_fraction": 0.0,
+        "macs_theoretical_ratio": macs / macs_dense,
+        "latency_ratio_measured": latency["1"].value,
+        "energy_ratio_measured": energy.value,
+        "parameters": count_parameters(pruned),
+        "parameters_dense": count_parameters(net),
+        "round_to": target.round_to,
+        "latency": {n: asdict(estimate) for n, estimate in latency.items()},
+        "energy": asdict(energy),
+        "joules_per_1000_images": [[1000 * j for j in pair] for pair in joules],
+        "machine": measure.describe_device(device),
+        "layers": [
+            {"name": name, "in": cost.channels["in"], "in_left": after[name].channels["in"],
+             "out": cost.channels["out"], "out_left": after[name].channels["out"]}
+            for name, cost in before.items() if cost.macs and cost.channels != after[name].channels
+        ],
+    }  # fmt: skip
+
+
+def save_pruned(file: Path, block: checkpoints.Block, net: nn.Module, structure: Structure) -> None:
+    """Writes a checkpoint of a pruned network; `block` is that of the network before pruning."""
+    state = {f"net.{name}": tensor.cpu() for name, tensor in net.state_dict().items()}
+    structure = compose_structures(block.structure, structure)
+    block = replace(block, structure=structure, metrics={}, measured_weights="")
+    stream = io.BytesIO()
+    torch.save(checkpoints.inference_checkpoint(block, state), stream)
+    write_bytes(file, stream.getvalue())
+
+
 def _fine_tune(run: PruningRun) -> None:
+    """Trains the pruned network with the changed config of the dense run."""
     config = yaml.safe_load((run.dense / "config.yaml").read_text(encoding="utf-8"))
-    config = fine_tuning_config(config, run)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        write_text(file, yaml.safe_dump(fine_tuning_config(config, run)))
         run_training([*FIT, "--config", str(file), "--run", str(run.output)])
 
 

@@ -24,18 +24,9 @@ SUSPECT_AUC, SUSPECT_V = 0.75, 0.5
 _MAX_CATEGORIES = 20
 _CHUNK = 512
 NUMBERS = (
-    "bytes",
-    "bytes_per_pixel",
-    "width",
-    "height",
-    "aspect",
-    "mean",
-    "std",
-    "black_ratio",
-    "white_ratio",
-    "corner_mean",
-    "sharpness",
-)
+    "bytes", "bytes_per_pixel", "width", "height", "aspect", "mean", "std", "black_ratio",
+    "white_ratio", "corner_mean", "sharpness",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

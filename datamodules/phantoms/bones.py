@@ -11,10 +11,12 @@ from datamodules.phantoms.primitives import (
     ellipse,
     expose,
     grid,
+    random_pose,
     rotate,
     smooth,
 )
 
+FRACTURES = ["none", "simple", "comminuted"]
 PARTS = ["elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist"]
 # for each part: center lines of its shafts, their half width, radius of the joint
 Shafts = tuple[tuple[int, ...], int, int]
@@ -32,14 +34,11 @@ _SHAFTS: dict[str, Shafts] = {
 def limb(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """A normal body part (label 0), or one with a gap or a metal plate in a bone (label 1)."""
     part = PARTS[patient_rng.between(0, len(PARTS) - 1)]
-    x, y = grid(size)
-    across, along = rotate(
-        x - image_rng.between(-40, 40), y - image_rng.between(-40, 40), image_rng.between(-40, 40)
-    )
+    across, along = random_pose(size, image_rng, (40, 40), 40)
     lines, half, joint = _sample_shafts(part, patient_rng)
     density = _limb_density(part, across, along, (lines, half, joint), patient_rng)
     middle = lines[image_rng.between(0, len(lines) - 1)]
-    lesion = np.zeros(x.shape, dtype=bool)
+    lesion = np.zeros(across.shape, dtype=bool)
     if label == 1:
         add_lesion = (_gap, _plate)[image_rng.between(0, 1)]
         lesion, level = add_lesion(across - middle, along, half, image_rng)
@@ -58,17 +57,14 @@ def osteoporosis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Pha
     depth = half - np.abs(across - image_rng.between(-60, 60))
     coarse = ((along // 24) * 7 + (across // 24) * 11) % 5 * (3, 9)[label]
     density = np.where(depth > rim, marrow + coarse, np.where(depth > 0, 190, 40))
-    lesion = depth > 0 if label else np.zeros(x.shape, dtype=bool)
+    lesion = depth > 0 if label else np.zeros(across.shape, dtype=bool)
     return PhantomImage(expose(smooth(density), image_rng, noise=10), bounding_box(lesion))
 
 
 def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """A joint with a wide space between the bones (label 0), or a narrow one with spurs (1)."""
     space = patient_rng.between(*((62, 90), (12, 26))[label])
-    x, y = grid(size)
-    across, along = rotate(
-        x - image_rng.between(-40, 40), y - image_rng.between(-60, 60), image_rng.between(-40, 40)
-    )
+    across, along = random_pose(size, image_rng, (40, 60), 40)
     half = patient_rng.between(170, 210) + np.maximum(0, 200 - np.abs(along)) // 3
     bone = (np.abs(across) < half) & (np.abs(along) > space // 2)
     density = np.where(bone, 150, np.where(np.abs(across) < half + 120, 70, 12))
@@ -120,9 +116,6 @@ def _gap(across: np.ndarray, along: np.ndarray, half: int, rng: Rng) -> tuple[np
 def _plate(across: np.ndarray, along: np.ndarray, half: int, rng: Rng) -> tuple[np.ndarray, int]:
     is_inside = np.abs(along - rng.between(0, 180)) < rng.between(90, 160)
     return is_inside & (np.abs(across - rng.between(-20, 20)) < half * 2 // 5), 250
-
-
-FRACTURES = ["none", "simple", "comminuted"]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from datamodules.phantoms.primitives import (
     bounding_box,
     ellipse,
     expose,
-    grid,
-    rotate,
+    random_pose,
     smooth,
 )
 
@@ -44,10 +43,7 @@ def _chest_image(
     heart: int,
     lesion_is_heart: bool = False,
 ) -> PhantomImage:
-    x, y = grid(size)
-    x, y = rotate(
-        x - image_rng.between(-40, 40), y - image_rng.between(-40, 40), image_rng.between(-8, 8)
-    )
+    x, y = random_pose(size, image_rng, (40, 40), 8)
     density, lungs = _thorax(x, y, patient_rng)
     heart_shape = ellipse(x, y, (60, 170), (heart, 190))
     density = np.where(heart_shape > 0, 150, density)

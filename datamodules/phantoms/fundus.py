@@ -8,7 +8,7 @@ from datamodules.phantoms.primitives import (
     add_bump,
     bounding_box,
     ellipse,
-    grid,
+    random_pose,
     rotate,
     smooth,
 )
@@ -20,10 +20,7 @@ _YELLOW_SPOTS = ((0, 0), (0, 0), (1, 3), (4, 7), (2, 6))
 
 def retina(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """One eye; grades differ in red dots, yellow spots and, in the last grade, new vessels."""
-    x, y = grid(size)
-    x, y = rotate(
-        x - image_rng.between(-30, 30), y - image_rng.between(-30, 30), image_rng.between(-20, 20)
-    )
+    x, y = random_pose(size, image_rng, (30, 30), 20)
     tone, radius = patient_rng.between(-20, 20), image_rng.between(440, 490)
     zeros = np.zeros((size, size), dtype=np.int64)
     dark, lesions = zeros, np.zeros(zeros.shape, dtype=bool)

@@ -52,12 +52,6 @@ class Rng:
         return np.asarray(sum(parts[1:], parts[0]) - 510)
 
 
-def cos_sin(degrees: int) -> tuple[int, int]:
-    """Cosine and sine times 4096."""
-    angle = math.radians(degrees)
-    return round(4096 * math.cos(angle)), round(4096 * math.sin(angle))
-
-
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     """(x, y) of each pixel center in drawing units; the image center is (0, 0)."""
     line = (2 * np.arange(size, dtype=np.int32) + 1 - size) * (UNIT // 2) // size
@@ -67,8 +61,18 @@ def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def rotate(x: np.ndarray, y: np.ndarray, degrees: int) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates of the points along and across an axis at this angle."""
-    c, s = cos_sin(degrees)
+    angle = math.radians(degrees)
+    c, s = round(4096 * math.cos(angle)), round(4096 * math.sin(angle))
     return (c * x + s * y) >> 12, (c * y - s * x) >> 12
+
+
+def random_pose(
+    size: int, rng: Rng, shift: tuple[int, int], degrees: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of the pixels after a random shift, then a random rotation, up to these limits."""
+    x, y = grid(size)
+    x, y = x - rng.between(-shift[0], shift[0]), y - rng.between(-shift[1], shift[1])
+    return rotate(x, y, rng.between(-degrees, degrees))
 
 
 def smooth(image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scoring rules, calibration error and temperature scaling."""
+"""Scoring rules, calibration error, temperature scaling and selective prediction."""
 
 import warnings
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from scipy.special import softmax
 from evaluation.predictions import PredictionTable, refuse_test, safe_log
 
 NUM_BINS = 15
+COVERAGES = (0.8, 0.9, 0.95)
 TEMPERATURE_RANGE = (0.05, 20.0)
 
 
@@ -24,12 +25,7 @@ def brier(table: PredictionTable) -> np.ndarray:
 
 
 def ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
-    """Calibration error (r,) from signed gaps (r, bins) as fractions of all images."""
-    return np.asarray(np.abs(gaps).sum(axis=-1))
-
-
-def classwise_ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
-    """Mean over classes of the calibration error, (r,), from signed gaps (r, K, bins)."""
+    """Calibration error (r,), mean over classes, from signed gaps (r, K, bins) of all images."""
     return np.asarray(np.abs(gaps).sum(axis=-1).mean(axis=-1))
 
 
@@ -81,8 +77,7 @@ class Temperature:
         """The probabilities (..., K) at this temperature."""
         if self.value == 1.0:
             return probabilities
-        logs = safe_log(probabilities)
-        return np.asarray(softmax(logs / self.value, axis=-1))
+        return np.asarray(softmax(safe_log(probabilities) / self.value, axis=-1))
 
 
 def fit_temperature(table: PredictionTable) -> Temperature:
@@ -100,14 +95,10 @@ def fit_temperature(table: PredictionTable) -> Temperature:
     of_others = (logs.sum(axis=0) - of_label) / (len(logs) - 1)
     of_label = of_label + (of_others - of_label) / (len(of_label) + 1)
     low, high = 1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0]
-    for bound, is_outside in (
-        (low, _nll_slope(logs, of_label, low) >= 0),
-        (high, _nll_slope(logs, of_label, high) <= 0),
-    ):
-        if is_outside:
-            message = (
-                f"temperature is not determined by the val split: it is at its bound {1 / bound:g}"
-            )
+    for bound, sign in ((low, 1), (high, -1)):
+        if sign * _nll_slope(logs, of_label, bound) >= 0:
+            reason = f"it is at its bound {1 / bound:g}"
+            message = f"temperature is not determined by the val split: {reason}"
             warnings.warn(message, stacklevel=2)
             return Temperature(1 / bound, at_bound=True)
     for _ in range(45):
@@ -122,3 +113,61 @@ def _nll_slope(logs: np.ndarray, of_label: np.ndarray, inverse_temperature: floa
     powers = np.exp(inverse_temperature * logs)
     expected = (powers * logs).sum(axis=0) / powers.sum(axis=0)
     return float((expected - of_label).mean())
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Error rate of the most confident images, for each fraction of images (coverage).
+
+    Images of equal confidence are included together.
+    """
+
+    coverage: np.ndarray
+    risk: np.ndarray
+
+    @property
+    def aurc(self) -> float:
+        """Area under the curve, 0 to 1; lower is better."""
+        return float((np.diff(self.coverage, prepend=0.0) * self.risk).sum())
+
+
+def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> RiskCoverage:
+    """The curve of probabilities (n, K), with the largest probability as confidence."""
+    confidence = probabilities.max(axis=1)
+    is_wrong = probabilities.argmax(axis=1) != labels
+    order = np.argsort(-confidence, kind="stable")
+    last_of_ties = np.append(np.diff(confidence[order]) != 0, True)
+    included = np.arange(1, len(order) + 1)[last_of_ties]
+    errors = is_wrong[order].cumsum()[last_of_ties]
+    return RiskCoverage(included / len(order), errors / included)
+
+
+def fit_referral(table: PredictionTable, risk: float) -> float:
+    """The lowest confidence above which the risk on the val split is at most `risk`.
+
+    Images of a lower confidence are referred to a person. If even the most confident images have
+    a higher risk, the threshold is above 1 and refers all. Test is refused.
+    """
+    refuse_test(table, "a referral threshold")
+    labeled = table.labeled
+    curve = risk_coverage(labeled.probabilities, labeled.labels)
+    allowed = np.flatnonzero(curve.risk <= risk)
+    if len(allowed) == 0:
+        return float(np.nextafter(1.0, 2.0))
+    return float(np.unique(labeled.probabilities.max(axis=1))[::-1][allowed[-1]])
+
+
+def fit_conformal(table: PredictionTable, alpha: float) -> float:
+    """Split-conformal threshold of 1 - p for sets that contain the label at a rate of 1 - alpha.
+
+    It is the k-th smallest score on the val split, k = ceil((n + 1)(1 - alpha)), or infinite (all
+    classes are in all sets) if n is less than k. The guarantee is for one image a patient: further
+    images of a patient are not independent. Test is refused.
+    """
+    refuse_test(table, "a conformal threshold")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha {alpha} must be between 0 and 1")
+    labeled = table.labeled
+    scores = np.sort(1 - labeled.probabilities[np.arange(len(labeled)), labeled.labels])
+    k = int(np.ceil((len(scores) + 1) * (1 - alpha) - 1e-9))
+    return np.inf if k > len(scores) else float(scores[k - 1])

@@ -1,32 +1,52 @@
 """All metrics of a prediction table with intervals, and the few computed at each epoch."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from evaluation.metrics import confusion
+from evaluation.metrics.calibration import NUM_BINS, equal_mass_bins
+from evaluation.metrics.confusion import ratio
 from evaluation.metrics.ranking import ranking_estimates
-from evaluation.metrics.registry import METRICS
-from evaluation.metrics.sums import KINDS, sum_estimates
+from evaluation.metrics.registry import METRICS, MetricSpec
 from evaluation.predictions import PredictionTable
-from evaluation.stats.auc import one_vs_rest
-from evaluation.stats.bootstrap import DRAWS, Clusters
-from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.stats.auc import auc
+from evaluation.stats.bootstrap import (
+    BCA,
+    CENTERED,
+    DRAWS,
+    NO_SPREAD,
+    RARE,
+    WILSON,
+    Clusters,
+    Parts,
+    Replicates,
+    Sums,
+    bootstrap_both,
+    interval_with_wilson_bound,
+)
+from evaluation.stats.estimate import Estimate, Estimates, make_estimate, wilson_interval
+
+KINDS = ("confusion", "image_mean", "calibration", "classwise_calibration")  # of sums over images
+ABSENT = "a class has no image, or is never predicted"
 
 
 def compute_metrics(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Estimates:
     """Every metric of the registry on the labeled rows, by full name (`recall/<class>`)."""
     if (table.labels < 0).all():
         return {"accuracy": Estimate(None, None, None, "none", 0, 0, "no row has a known label")}
-    labeled = table.labeled
+    labeled, specs = table.labeled, list(METRICS.values())
     clusters = Clusters.from_patients(labeled.patients, labeled.labels)
-    specs = list(METRICS.values())
-    rankings = {s.name: (s.compute, s.perfect_bound) for s in specs if s.kind == "ranking"}
     summed = [spec for spec in specs if spec.kind in KINDS]
-    estimates = sum_estimates(labeled, clusters, summed, draws, seed)
+    rankings = {s.name: (s.compute, s.perfect_bound) for s in specs if s.kind == "ranking"}
+    estimates = _sum_estimates(labeled, clusters, summed, draws, seed)
     estimates |= ranking_estimates(labeled, clusters, rankings, draws, seed)
     for compute in dict.fromkeys(spec.compute for spec in specs if spec.kind == "estimates"):
         estimates |= compute(labeled, clusters, draws, seed)
-    position = {name: at for at, name in enumerate(METRICS)}
-    return dict(sorted(estimates.items(), key=lambda item: position[item[0].split("/")[0]]))
+    order = list(METRICS)
+    return dict(sorted(estimates.items(), key=lambda item: order.index(item[0].split("/")[0])))
 
 
 def metrics_by_attribute(
@@ -49,7 +69,7 @@ def epoch_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, fl
     return {
         "accuracy": float(confusion.accuracy(matrix)),
         "balanced_accuracy": float(confusion.recall(matrix).mean()),
-        "auroc": float(one_vs_rest(probabilities, labels).mean()),
+        "auroc": float(np.mean([auc(p, labels == c) for c, p in enumerate(probabilities.T)])),
     }
 
 
@@ -67,6 +87,163 @@ def recall_and_precision(table: PredictionTable) -> dict[str, float]:
 
 def confusion_matrix(table: PredictionTable) -> np.ndarray:
     """Counts (K, K) of the labeled rows: rows are labels, columns are predictions."""
-    labeled = table.labeled
-    num_classes = len(table.class_names)
-    return confusion.confusion_matrix(labeled.labels, labeled.predictions, num_classes)
+    known, num_classes = table.labeled, len(table.class_names)
+    return confusion.confusion_matrix(known.labels, known.predictions, num_classes)
+
+
+@dataclass(frozen=True)
+class SumColumns:
+    """The columns whose sums over images determine the metrics `specs`, for K classes.
+
+    In this order: K x K confusion cells, one column for each metric of kind `image_mean`, and the
+    signed gaps in 15 calibration bins, of the predicted class and of each class if needed.
+    """
+
+    specs: Sequence[MetricSpec]
+    class_names: Sequence[str]
+
+    def names(self) -> list[tuple[str, MetricSpec]]:
+        """Full names of the metrics with their entries, one a class for scope `class`."""
+        return [
+            (f"{spec.name}/{of_class}" if of_class else spec.name, spec)
+            for spec in self.specs
+            for of_class in (self.class_names if spec.scope == "class" else [""])
+        ]
+
+    def of_table(self, table: PredictionTable) -> Sums:
+        """Columns (n, d) of labeled rows, sparse: most cells and bins of a row are 0.
+
+        Bins are quantiles of the whole table, also when patients are resampled.
+        """
+        n, k, p, labels = len(table), len(self.class_names), table.probabilities, table.labels
+        means = [spec.compute(table) for spec in self._means]
+        kinds = {spec.kind for spec in self.specs}
+        scores, outcomes = [], []  # of the predicted class, then of each class
+        if kinds & {"calibration", "classwise_calibration"}:
+            scores, outcomes = [p.max(axis=1)], [table.predictions == labels]
+        if "classwise_calibration" in kinds:
+            scores += list(p.T)
+            outcomes += [labels == c for c in range(k)]
+        first_bin = k * k + len(means) + NUM_BINS * np.arange(len(scores))
+        cells = [labels * k + table.predictions]
+        cells += [np.full(n, k * k + at) for at in range(len(means))]
+        cells += [equal_mass_bins(s) + at for s, at in zip(scores, first_bin, strict=True)]
+        gaps = [score - outcome for score, outcome in zip(scores, outcomes, strict=True)]
+        values = np.column_stack([np.ones(n), *means, *gaps])
+        starts = np.arange(0, values.size + 1, values.shape[1])
+        width = k * k + len(means) + NUM_BINS * len(scores)
+        return csr_matrix((values.ravel(), np.column_stack(cells).ravel(), starts), (n, width))
+
+    def metrics(self, sums: np.ndarray) -> np.ndarray:
+        """Sums (r, d) -> metrics (r, m), in the order of `names`."""
+        k = len(self.class_names)
+        matrix = sums[:, : k * k].reshape(-1, k, k)
+        n = matrix.sum(axis=(1, 2))
+        totals, gaps = np.split(sums[:, k * k :], [len(self._means)], axis=1)
+        means = iter(ratio(totals, n[:, None]).T)
+        gaps = ratio(gaps.reshape(len(sums), -1, NUM_BINS), n[:, None, None])
+        inputs = {"calibration": gaps[:, :1], "classwise_calibration": gaps[:, -k:]}
+        values = [
+            next(means) if s.kind == "image_mean" else s.compute(inputs.get(s.kind, matrix))
+            for s in self.specs
+        ]
+        return np.column_stack(values)
+
+    @property
+    def _means(self) -> list[MetricSpec]:
+        return [spec for spec in self.specs if spec.kind == "image_mean"]
+
+
+def _sum_estimates(
+    table: PredictionTable, clusters: Clusters, specs: Sequence[MetricSpec], draws: int, seed: int
+) -> Estimates:
+    """Estimates by full name of labeled rows; all metrics share the resamples."""
+    columns = SumColumns(specs, table.class_names)
+    sums = clusters.sum_by_patient(columns.of_table(table))
+    stratified, plain = bootstrap_both(sums, columns.metrics, clusters, draws, seed)
+    falls, rises = _wilson_bounds(columns, sums, table, clusters)
+    sizes, estimates = _sizes(columns, table, clusters), {}
+    for at, (name, spec) in enumerate(columns.names()):
+        value, size = float(stratified.value[at]), sizes[name]
+        reason = NO_SPREAD if np.isfinite(value) else ABSENT
+        if spec.interval == "proportion" and clusters.has_one_row_per_patient:
+            parts, method, reason = (value, np.nan, np.nan), "Wilson", "the denominator is 0"
+            if n := size[0]:
+                hits = round(value * n)
+                parts = (hits / n, *wilson_interval(hits, n))
+        elif spec.weights_images_equally:
+            parts, method = _interval_of_images(spec, plain, at, clusters.num_patients)
+        else:
+            fall, rise = float(falls[at]), float(rises[at])
+            parts, method = interval_with_wilson_bound(stratified, at, fall, rise, spec.minimum)
+        estimates[name] = make_estimate(parts, method, *size, reason)
+    return estimates
+
+
+def _interval_of_images(
+    spec: MetricSpec, replicates: Replicates, at: int, patients: int
+) -> tuple[Parts, str]:
+    """Value and interval of a metric that weights images equally, and the method."""
+    value = float(replicates.value[at])
+    if spec.interval == "centered bootstrap":
+        low, high = replicates.percentile_interval(at, is_centered=True)
+        return (value, float(np.maximum(spec.minimum, low)), high), CENTERED
+    if spec.interval == "proportion" and value in (0.0, 1.0):
+        return (value, *wilson_interval(value * patients, patients)), WILSON
+    return (value, *replicates.bca_interval(at)), BCA
+
+
+def _wilson_bounds(
+    columns: SumColumns, sums: Sums, table: PredictionTable, clusters: Clusters
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far each metric may fall and rise, (m,) each, for classes that resamples do not vary.
+
+    The changes by the bounds of each class's recall are combined as independent errors.
+    """
+    k = len(table.class_names)
+    total = np.ones((1, clusters.num_patients)) @ sums
+    patients = clusters.patients_with(np.eye(k, dtype=bool)[table.labels])
+    matrices = _matrices_at_wilson_bounds(total[0, : k * k].reshape(k, k), patients)
+    others = np.repeat(total[:, k * k :], len(matrices), axis=0)
+    values = columns.metrics(np.hstack([matrices.reshape(-1, k * k), others]))
+    changes = np.nan_to_num(values - values[:1])
+    falls, rises = np.minimum(changes, 0), np.maximum(changes, 0)
+    return np.linalg.norm(falls, axis=0), np.linalg.norm(rises, axis=0)
+
+
+def _matrices_at_wilson_bounds(matrix: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """The confusion matrix (K, K), then with one class at an end of its recall: (r, K, K).
+
+    The ends are Wilson's, each of the `patients` (K,) of a class counting once. Only classes that
+    are always right, never right or rare are changed: resamples vary the others. The errors of
+    the class are scaled, or spread evenly.
+    """
+    matrices = [matrix.astype(float)]
+    for c, n in enumerate(patients):
+        total, hits = matrix[c].sum(), matrix[c, c]
+        if n and (n < RARE or hits in (0, total)):
+            is_other = np.arange(len(matrix)) != c
+            errors = np.where(is_other, matrix[c], 0)
+            errors = errors if errors.sum() else is_other.astype(float)
+            for recall in wilson_interval(hits / total * n, int(n)):
+                changed = matrix.astype(float)
+                changed[c] = (1 - recall) * total * errors / errors.sum()
+                changed[c, c] = recall * total
+                matrices.append(changed)
+    return np.stack(matrices)
+
+
+def _sizes(
+    columns: SumColumns, table: PredictionTable, clusters: Clusters
+) -> dict[str, tuple[int, int]]:
+    """Images and patients that each metric is computed from."""
+    one_hot = np.eye(len(table.class_names), dtype=bool)
+    labels, predictions = one_hot[table.labels], one_hot[table.predictions]
+    sizes = {name: (len(table), clusters.num_patients) for name, _ in columns.names()}
+    for spec in columns.specs:
+        if spec.counted_images is not None:
+            counted = spec.counted_images(labels, predictions)
+            images, patients = counted.sum(axis=0), clusters.patients_with(counted)
+            for c, name in enumerate(table.class_names):
+                sizes[f"{spec.name}/{name}"] = int(images[c]), int(patients[c])
+    return sizes

@@ -1,8 +1,18 @@
-"""Rates of a confusion matrix, for one matrix or for a stack of thousands at once."""
+"""Rates of one confusion matrix or a stack of them, and accuracy of one-versus-one pairs."""
 
 from collections.abc import Callable
 
 import numpy as np
+
+from evaluation.predictions import PredictionTable, class_pairs
+from evaluation.stats.bootstrap import (
+    BCA,
+    NO_SPREAD,
+    Clusters,
+    bootstrap,
+    interval_with_wilson_bound,
+)
+from evaluation.stats.estimate import Estimates, make_estimate, mean_estimate
 
 Rate = Callable[[np.ndarray], np.ndarray]  # matrices (..., K, K) -> (...) or (..., K)
 
@@ -85,3 +95,67 @@ def weighted_average(rate: Rate, m: np.ndarray) -> np.ndarray:
 
 def _diagonal(m: np.ndarray) -> np.ndarray:
     return np.diagonal(m, axis1=-2, axis2=-1)
+
+
+def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
+    """Accuracy of each pair on the images of its two classes, their mean, and the gap.
+
+    `pairs_gap` is the mean accuracy of the pairs minus the accuracy of the coupled probabilities.
+    A table without pair logits has none of these metrics.
+    """
+    if table.pair_logits is None:
+        return {}
+    patients, empty = table.patients, "neither class has an image"
+    correct, counted = _correct_and_counted(table)
+    estimates = {
+        name: mean_estimate(patients[rows], is_correct[rows], empty, draws, seed)
+        for name, is_correct, rows in zip(_pair_names(table), correct.T, counted.T, strict=True)
+    }
+    coupled = (table.predictions == table.labels)[:, None]
+    columns = np.concatenate([correct, counted, coupled, np.ones_like(coupled)], axis=1)
+    clusters, at = clusters.without_strata, len(estimates)
+    sums = clusters.sum_by_patient(columns)
+    replicates = bootstrap(sums, _pair_accuracies_of_sums, clusters, draws, seed)
+    distances = [  # of pairs that are always or never right, which resamples do not vary
+        (e.value - e.low, e.high - e.value)
+        for e in estimates.values()
+        if e.value in (0, 1) and e.low is not None and e.high is not None
+    ]
+    fall, rise = np.linalg.norm(np.reshape(distances, (-1, 2)), axis=0) / at
+    reason = NO_SPREAD if np.isfinite(replicates.value[at]) else "a pair has no image"
+    size = (len(table), clusters.num_patients, reason)
+    parts, method = interval_with_wilson_bound(replicates, at, float(fall), float(rise))
+    gap = (float(replicates.value[at + 1]), *replicates.bca_interval(at + 1))
+    estimates["pairs"] = make_estimate(parts, method, *size)
+    return {**estimates, "pairs_gap": make_estimate(gap, BCA, *size)}
+
+
+def pair_accuracies(table: PredictionTable) -> dict[str, float]:
+    """Accuracy of each pair that has images, by metric name, without intervals."""
+    if table.pair_logits is None:
+        return {}
+    correct, counted = (part.sum(axis=0) for part in _correct_and_counted(table.labeled))
+    rows = zip(_pair_names(table), correct, counted, strict=True)
+    return {name: float(hits / count) for name, hits, count in rows if count}
+
+
+def _pair_names(table: PredictionTable) -> list[str]:
+    """Metric names of the pairs, in the order of the pair logits."""
+    names = table.class_names
+    return [f"pair/{names[i]}/{names[j]}" for i, j in class_pairs(len(names))]
+
+
+def _correct_and_counted(table: PredictionTable) -> tuple[np.ndarray, np.ndarray]:
+    """For each row and pair (n, P): is the pair right, and is the label one of its classes."""
+    assert table.pair_logits is not None
+    first, second = np.array(class_pairs(len(table.class_names))).T
+    label = table.labels[:, None]
+    counted = (label == first) | (label == second)
+    return counted & (np.where(table.pair_logits > 0, first, second) == label), counted
+
+
+def _pair_accuracies_of_sums(sums: np.ndarray) -> np.ndarray:
+    """Sums (r, 2 P + 2) of correct, counted, coupled correct, rows -> accuracies (r, P + 2)."""
+    accuracy = ratio(*np.split(sums[:, :-2], 2, axis=1))
+    mean = accuracy.mean(axis=1, keepdims=True)
+    return np.concatenate([accuracy, mean, mean - sums[:, -2:-1] / sums[:, -1:]], axis=1)

@@ -12,17 +12,14 @@ from evaluation.stats.bootstrap import (
     NO_SPREAD,
     TIE,
     Clusters,
-    Replicates,
     Sums,
     bootstrap,
     interval_with_wilson_bound,
     too_few_patients,
 )
-from evaluation.stats.estimate import Estimate, make_estimate, wilson_interval
+from evaluation.stats.estimate import Estimates, make_estimate, wilson_interval
 
 ABSENT = "a class has no image, or all images"
-
-SPECIFICITY = 0.95
 _MAX_BLOCKS = 1024  # above this number of distinct scores, resamples rank blocks of equal count
 
 # cumulative true and false positives (r, G), highest score first -> (r,)
@@ -41,7 +38,7 @@ def average_precision_of_counts(
 
 
 def sensitivity_of_counts(
-    true_positives: np.ndarray, false_positives: np.ndarray, specificity: float = SPECIFICITY
+    true_positives: np.ndarray, false_positives: np.ndarray, specificity: float = 0.95
 ) -> np.ndarray:
     """Largest sensitivity (r,) whose specificity is at least `specificity`."""
     allowed = false_positives <= (1 - specificity) * false_positives[:, -1:] + 1e-9
@@ -62,28 +59,20 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     return ranking_value(average_precision_of_counts, scores, positive)
 
 
-def auroc_estimates(
-    table: PredictionTable, clusters: Clusters, draws: int, seed: int
-) -> dict[str, Estimate]:
+def auroc_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
     """AUROC of each class against the others and its mean over classes, with DeLong's intervals."""
     method = "DeLong" if clusters.has_one_row_per_patient else "cluster-robust DeLong"
-    classes = np.arange(len(table.class_names))
+    classes, size = np.arange(len(table.class_names)), (len(table), clusters.num_patients, ABSENT)
     areas = delong(table.probabilities, table.labels[:, None] == classes, clusters)
-    classes_of = {"auroc": classes}
-    classes_of |= {f"auroc/{name}": np.array([c]) for c, name in enumerate(table.class_names)}
-    return {
-        name: make_estimate(areas.mean(at), method, len(table), clusters.num_patients, ABSENT)
-        for name, at in classes_of.items()
-    }
+    parts = {"auroc": areas.mean(classes)}
+    parts |= {f"auroc/{name}": areas.mean(classes[[c]]) for c, name in enumerate(table.class_names)}
+    return {name: make_estimate(of_name, method, *size) for name, of_name in parts.items()}
 
 
 def ranking_estimates(
-    table: PredictionTable,
-    clusters: Clusters,
-    functions: Mapping[str, tuple[RankingFunction, PerfectBound | None]],
-    draws: int,
-    seed: int,
-) -> dict[str, Estimate]:
+    table: PredictionTable, clusters: Clusters,
+    functions: Mapping[str, tuple[RankingFunction, PerfectBound | None]], draws: int, seed: int,
+) -> Estimates:  # fmt: skip
     """Each function for each class, named `name/<class>`, and its mean over classes, `name`.
 
     Where there are many distinct scores the resamples rank blocks of them; the difference that
@@ -96,11 +85,14 @@ def ranking_estimates(
     of_class = list(zip(table.probabilities.T, positive.T, strict=True))
     blocks = [_block_columns(*pair) for pair in of_class]
     ends = np.cumsum([b.shape[1] for b in blocks])[:-1]
-    sums = clusters.sum_by_patient(hstack(blocks).tocsr())
     compute = [function for function, _ in functions.values()]
-    replicates = bootstrap(
-        sums, lambda s: _means_and_values(s, ends, compute), clusters, draws, seed
-    )
+
+    def means_and_values(sums: np.ndarray) -> np.ndarray:  # (r, F + F K)
+        values = [_values(part, compute) for part in np.split(sums, ends, axis=1)]
+        return np.hstack([np.mean(values, axis=0), *values])
+
+    sums = clusters.sum_by_patient(hstack(blocks).tocsr())
+    replicates = bootstrap(sums, means_and_values, clusters, draws, seed)
     patients = np.column_stack([clusters.patients_with(mask) for mask in (positive, ~positive)])
     estimates, size = {}, (len(table), clusters.num_patients)
     for first, (name, (function, bound)) in enumerate(functions.items()):
@@ -115,19 +107,12 @@ def ranking_estimates(
             strict=True,
         )
         for full_name, at, value, fall, reason in rows:
-            estimates[full_name] = _estimate(replicates, at, value, fall, reason, size)
+            shift = value - float(replicates.value[at])
+            parts, method = interval_with_wilson_bound(replicates, at, fall, 0.0, shift=shift)
+            parts = (value, np.nan, np.nan) if reason else parts
+            reason = reason or (NO_SPREAD if np.isfinite(value) else ABSENT)
+            estimates[full_name] = make_estimate(parts, method, *size, reason)
     return estimates
-
-
-def _estimate(
-    replicates: Replicates, at: int, value: float, fall: float, reason: str, size: tuple[int, int]
-) -> Estimate:
-    shift = value - float(replicates.value[at])
-    parts, method = interval_with_wilson_bound(replicates, at, fall, 0.0, shift=shift)
-    if reason:
-        parts = (value, np.nan, np.nan)
-    absent = ABSENT if not np.isfinite(value) else NO_SPREAD
-    return make_estimate(parts, method, *size, reason or absent)
 
 
 def _reasons_without_interval(
@@ -156,17 +141,9 @@ def _possible_falls(
     """
     if bound is None:
         return np.zeros(len(values))
-    lower = [[wilson_interval(n, n)[0] if n else 0.0 for n in row] for row in patients]
-    sensitivity, specificity = np.array(lower).T
+    lower = [wilson_interval(n, n)[0] if n else 0.0 for n in patients.ravel()]
+    sensitivity, specificity = np.reshape(lower, (-1, 2)).T
     return np.where(values == 1, 1 - bound(sensitivity, 1 - specificity, prevalence), 0.0)
-
-
-def _means_and_values(
-    sums: np.ndarray, ends: np.ndarray, functions: Sequence[RankingFunction]
-) -> np.ndarray:
-    """All functions, first their means over classes, then class by class: (r, F + F K)."""
-    values = [_values(part, functions) for part in np.split(sums, ends, axis=1)]
-    return np.hstack([np.mean(values, axis=0), *values])
 
 
 def _values(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndarray:
@@ -182,7 +159,7 @@ def ranking_value(function: RankingFunction, scores: np.ndarray, positive: np.nd
     """A function of the ranking of scores (n,) with ties; NaN without positives or negatives."""
     block = np.unique(-scores, return_inverse=True)[1]
     size = int(block.max()) + 1
-    counts = np.bincount(block + size * ~positive, minlength=2 * size)[None, :].astype(float)
+    counts = np.bincount(block + size * ~positive, minlength=2 * size)[None].astype(float)
     return float(_values(counts, [function])[0, 0])
 
 

@@ -16,14 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.grouping import LEVELS
-from evaluation.metrics import calibration, confusion, pairs, ranking
+from evaluation.metrics import calibration, confusion, ranking
+from evaluation.predictions import LEVELS
 
 Kind = Literal[
     "confusion", "image_mean", "calibration", "classwise_calibration", "ranking", "estimates"
 ]
-Scope = Literal["overall", "class", "overall and class", "pair"]
-Interval = Literal["bootstrap", "centered bootstrap", "proportion"]
 
 
 @dataclass(frozen=True)
@@ -35,47 +33,32 @@ class MetricSpec:
 
     - confusion: matrices (r, K, K), rows are labels -> (r,), or (r, K) for scope `class`.
     - image_mean: labeled PredictionTable -> (n,); the metric is the mean over images.
-    - calibration: signed gaps (r, bins) between the predicted class's probability and accuracy,
-      as fractions of all images -> (r,).
+    - calibration: signed gaps (r, 1, bins) between the predicted class's probability and
+      accuracy, as fractions of all images -> (r,).
     - classwise_calibration: the same gaps of each class (r, K, bins) -> (r,).
     - ranking: cumulative true and false positives of one class, (r, G) each, highest score
       first -> (r,); computed for each class and averaged over classes.
     - estimates: (table, clusters, draws, seed) -> Estimates by full name; has its own intervals.
-
-    Attributes:
-        name: key in results.json and in gates; `name/<class>` for one class.
-        label: name in tables and plots.
-        kind: what `compute` is a function of.
-        compute: the function.
-        scope: one value for all images, one a class, both, or one a pair of classes.
-        higher_is_better: direction of improvement.
-        minimum: smallest possible value.
-        maximum: largest possible value.
-        interval: method of the interval; a proportion has Wilson's if each patient has one image.
-        weights_images_equally: whether each image counts the same; otherwise each class does.
-        counted_images: mask (n, K) of the images that the proportion of a class is of, from
-            one-hot labels and predictions (n, K); None for all images.
-        perfect_bound: lower bound of a ranking metric whose observed value is 1.
-        in_summary: whether main tables and the terminal show it.
-        in_headline: whether it has a column in tables of paired comparisons.
-        is_paired: whether paired tests compare it; needs one of the first four kinds, or AUROC.
     """
 
-    name: str
-    label: str
+    name: str  # key in results.json and in gates; `name/<class>` for one class
+    label: str  # name in tables and plots
     kind: Kind
     compute: Callable[..., Any]
-    scope: Scope = "overall"
+    # one value for all images, one a class, both, or one a pair of classes
+    scope: Literal["overall", "class", "overall and class", "pair"] = "overall"
     higher_is_better: bool = True
-    minimum: float = 0.0
+    minimum: float = 0.0  # smallest possible value
     maximum: float = 1.0
-    interval: Interval = "bootstrap"
-    weights_images_equally: bool = False
+    # a proportion has Wilson's interval if each patient has one image
+    interval: Literal["bootstrap", "centered bootstrap", "proportion"] = "bootstrap"
+    weights_images_equally: bool = False  # otherwise each class has the same weight
+    # one-hot labels and predictions -> mask (n, K) of the images that a class's proportion is of
     counted_images: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-    perfect_bound: ranking.PerfectBound | None = None
-    in_summary: bool = False
-    in_headline: bool = False
-    is_paired: bool = False
+    perfect_bound: ranking.PerfectBound | None = None  # lower bound if the observed value is 1
+    in_summary: bool = False  # whether main tables and the terminal show it
+    in_headline: bool = False  # whether it has a column in tables of paired comparisons
+    is_paired: bool = False  # whether paired tests compare it: AUROC or one of the first four kinds
 
     def __post_init__(self) -> None:
         if self.is_paired and self.kind == "ranking":
@@ -135,7 +118,7 @@ _SPECS = (
                interval="centered bootstrap", weights_images_equally=True, in_summary=True,
                is_paired=True),
     MetricSpec("ece_classwise", "ECE, classwise", "classwise_calibration",
-               calibration.classwise_ece_of_gaps, higher_is_better=False,
+               calibration.ece_of_gaps, higher_is_better=False,
                interval="centered bootstrap", weights_images_equally=True),
     MetricSpec("recall", "Recall", "confusion", confusion.recall, scope="class",
                interval="proportion", counted_images=lambda labels, predictions: labels),
@@ -144,10 +127,10 @@ _SPECS = (
     MetricSpec("specificity", "Specificity", "confusion", confusion.specificity, scope="class",
                interval="proportion", counted_images=lambda labels, predictions: ~labels),
     MetricSpec("f1", "F1", "confusion", confusion.f1, scope="class"),
-    MetricSpec("pairs", "Accuracy, mean of pairs", "estimates", pairs.pair_estimates),
-    MetricSpec("pairs_gap", "Mean of pairs minus accuracy", "estimates", pairs.pair_estimates,
+    MetricSpec("pairs", "Accuracy, mean of pairs", "estimates", confusion.pair_estimates),
+    MetricSpec("pairs_gap", "Mean of pairs minus accuracy", "estimates", confusion.pair_estimates,
                minimum=-1.0),
-    MetricSpec("pair", "Accuracy of a pair", "estimates", pairs.pair_estimates, scope="pair"),
+    MetricSpec("pair", "Accuracy of a pair", "estimates", confusion.pair_estimates, scope="pair"),
 )  # fmt: skip
 
 METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}
@@ -167,26 +150,17 @@ def metric_label(name: str) -> str:
     """Label of a full name: `Recall, pneumonia` of `recall/pneumonia`, `AUROC by study`."""
     level, _, class_names = _split(name)
     label = metric_spec(name).label
-    if class_names:
-        label = f"{label}, {class_names.replace('/', ' vs. ')}"
-    return f"{label} by {level}" if level else label
+    of_class = f", {class_names.replace('/', ' vs. ')}" if class_names else ""
+    return label + of_class + (f" by {level}" if level else "")
 
 
 def matching_specs(pattern: str, level: str | None = None) -> list[MetricSpec]:
     """Entries that a name or pattern (`*`: any text) matches, at `level` or any level if None."""
     at_level, base, class_names = _split(pattern)
+    specs = [spec for spec in METRICS.values() if fnmatchcase(spec.name, base)]
     if at_level and level is not None and at_level != level:
         return []
-    return [
-        spec
-        for spec in METRICS.values()
-        if fnmatchcase(spec.name, base) and (_fits(spec, class_names) or base.endswith("*"))
-    ]
-
-
-def is_metric_name(pattern: str, level: str | None = None) -> bool:
-    """Whether a full name or a pattern such as `recall/*` matches a metric."""
-    return bool(matching_specs(pattern, level))
+    return [spec for spec in specs if base.endswith("*") or _fits(spec, class_names)]
 
 
 def summary_metrics() -> list[str]:
@@ -210,6 +184,4 @@ def _split(name: str) -> tuple[str, str, str]:
 
 def _fits(spec: MetricSpec, class_names: str) -> bool:
     """Whether the scope of a metric allows what follows its name."""
-    if not class_names:
-        return spec.scope in ("overall", "overall and class")
-    return spec.scope != "overall"
+    return spec.scope != "overall" if class_names else spec.scope.startswith("overall")

@@ -8,20 +8,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.grouping import row_unit
 from evaluation.metrics.calibration import equal_mass_bins, reliability_bins
 from evaluation.metrics.compute import confusion_matrix
 from evaluation.metrics.ranking import average_precision
-from evaluation.metrics.registry import is_metric_name, metric_label
+from evaluation.metrics.registry import matching_specs, metric_label
 from evaluation.plots import style
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import PredictionTable, row_unit
 from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, mean_estimate
 
 Tables = Mapping[str, PredictionTable]
 
 
-def confusion_plot(table: PredictionTable, title: str = "") -> Figure:
+def confusion_plot(table: PredictionTable) -> Figure:
     """Confusion matrix as counts, and as percentages of each class."""
     counts = confusion_matrix(table)
     k = len(table.class_names)
@@ -32,7 +31,7 @@ def confusion_plot(table: PredictionTable, title: str = "") -> Figure:
     style.annotated_matrix(axes[1], 100 * fractions, fractions, *names, "{:.1f}")
     for ax in axes:
         ax.set(xlabel="predicted", ylabel="true")
-    style.panel_title(axes[0], f"{title} {row_unit(table)}".strip())
+    style.panel_title(axes[0], row_unit(table))
     style.panel_title(axes[1], "% of each true class")
     return fig
 
@@ -47,21 +46,17 @@ def roc_plot(table: PredictionTable) -> Figure:
         positive = labeled.labels == c
         label = f"{table.class_names[c]}  {auc(scores[:, c], positive):.4f}"
         _plot_line(axes, *roc_curve(scores[:, c], positive), label, c)
-    _format_roc(axes)
-    style.legend(axes[0], "lower right")
-    style.panel_title(axes[0], "ROC, class and AUROC")
+    _format_roc(axes, "ROC, class and AUROC")
     return fig
 
 
-def roc_comparison(tables: Tables, title: str = "macro mean over classes") -> Figure:
+def roc_comparison(tables: Tables) -> Figure:
     """ROC curves of several models, averaged over classes at each false positive rate."""
     fig, axes = style.subplots(8.4, 4.2, columns=2)
     for index, (name, table) in enumerate(tables.items()):
         fpr, tpr, area = macro_roc_curve(table.labeled)
         _plot_line(axes, fpr, tpr, f"{name}  {area:.4f}", index)
-    _format_roc(axes)
-    style.legend(axes[0], "lower right")
-    style.panel_title(axes[0], f"ROC, {title}")
+    _format_roc(axes, "ROC, macro mean over classes")
     return fig
 
 
@@ -118,13 +113,15 @@ def macro_roc_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, flo
 
 def _plot_line(axes: Sequence[Axes], x: np.ndarray, y: np.ndarray, label: str, index: int) -> None:
     for ax in axes:
-        ax.plot(x, y, color=style.color(index), linestyle=style.linestyle(index), label=label)
+        ax.plot(x, y, label=label, **style.line_style(index))
 
 
-def _format_roc(axes: Sequence[Axes]) -> None:
+def _format_roc(axes: Sequence[Axes], title: str) -> None:
     """Formats the whole curve and the enlarged corner."""
     style.unit_axes(axes[0], "false positive rate", "true positive rate")
     axes[0].plot([0, 1], [0, 1], color=style.LIGHT, linewidth=0.8, linestyle=":")
+    style.legend(axes[0], "lower right")
+    style.panel_title(axes[0], title)
     style.show_grid(axes[1])
     axes[1].set(xlim=(-0.002, 0.2), ylim=(0.8, 1.004), xlabel="false positive rate")
     style.panel_title(axes[1], "upper left corner")
@@ -144,17 +141,9 @@ def _plot_reliability(ax: Axes, table: PredictionTable, name: str) -> None:
     ax.plot([0, 1], [0, 1], color=style.LIGHT, linewidth=0.8, linestyle=":")
     bins = reliability_bins(table.probabilities, table.labels)
     low, high = _accuracy_intervals(table)
-    ax.errorbar(
-        bins.confidence,
-        bins.accuracy,
-        yerr=np.clip([bins.accuracy - low, high - bins.accuracy], 0, None),
-        fmt="o-",
-        markersize=4,
-        linewidth=1.0,
-        color=style.color(0),
-        ecolor=style.LIGHT,
-        elinewidth=1.0,
-    )
+    errors = np.clip([bins.accuracy - low, high - bins.accuracy], 0, None)
+    ax.errorbar(bins.confidence, bins.accuracy, errors, fmt="o-", markersize=4, linewidth=1.0,
+                color=style.COLORS[0], ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
     style.panel_title(ax, f"{name}   ECE {bins.ece:.4f}".strip())
 
 
@@ -183,38 +172,23 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 def _plot_history(ax: Axes, history: pd.DataFrame, metric: str, columns: Sequence[str]) -> None:
     style.show_grid(ax)
     for index, column in enumerate(c for c in columns if c.split("/", 1)[1] == metric):
-        known = history[["epoch", column]].dropna()
-        ax.plot(
-            known["epoch"],
-            known[column],
-            label=column.split("/", 1)[0],
-            color=style.color(index),
-            linestyle=style.linestyle(index),
-            marker="o",
-            markersize=2.5,
-        )
+        known, label = history[["epoch", column]].dropna(), column.split("/", 1)[0]
+        line = style.line_style(index)
+        ax.plot(known["epoch"], known[column], label=label, marker="o", markersize=2.5, **line)
     ax.set(xlabel="epoch")
-    style.panel_title(ax, metric_label(metric) if is_metric_name(metric) else metric)
+    style.panel_title(ax, metric_label(metric) if matching_specs(metric) else metric)
     style.legend(ax)
 
 
 @dataclass(frozen=True)
 class SparsityCost:
-    """Accuracy of a sparse member minus that of its dense control.
-
-    Args:
-        name: the sparse member.
-        control: its control.
-        zero_fraction: fraction of all weights that are 0; None if unknown.
-        differences: difference of each run, by seed or fold.
-        overall: difference over all runs; None if a run is missing.
-    """
+    """Accuracy of a sparse member minus that of its dense control."""
 
     name: str
     control: str
-    zero_fraction: float | None
-    differences: Sequence[float]
-    overall: Estimate | None
+    zero_fraction: float | None  # fraction of all weights that are 0; None if unknown
+    differences: Sequence[float]  # of each run, by seed or fold
+    overall: Estimate | None  # over all runs; None if a run is missing
 
     @property
     def label(self) -> str:
@@ -241,10 +215,10 @@ def _plot_cost(ax: Axes, row: int, cost: SparsityCost) -> None:
     overall = cost.overall
     if len(cost.differences) > 1 or overall is None:
         points = [100 * value for value in cost.differences]
-        ax.plot(points, [row + 0.22] * len(points), "o", color=style.color(5), markersize=3.5)
+        ax.plot(points, [row + 0.22] * len(points), "o", color=style.COLORS[5], markersize=3.5)
     if overall is None or overall.value is None:
         return
     if overall.low is not None and overall.high is not None:
         interval = [100 * overall.low, 100 * overall.high]
-        ax.plot(interval, [row, row], color=style.color(0), linewidth=1.6)
-    ax.plot(100 * overall.value, row, "o", color=style.color(0), markersize=7)
+        ax.plot(interval, [row, row], color=style.COLORS[0], linewidth=1.6)
+    ax.plot(100 * overall.value, row, "o", color=style.COLORS[0], markersize=7)

@@ -7,15 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.ensemble import EvaluatedVoters
-from evaluation.grouping import row_unit
+from evaluation.metrics.calibration import COVERAGES, risk_coverage
 from evaluation.metrics.registry import headline_metrics, metric_label, metric_spec
 from evaluation.plots import style
-from evaluation.predictions import PredictionTable
-from evaluation.selective import COVERAGES, risk_coverage
+from evaluation.predictions import PredictionTable, row_unit
 from evaluation.stats.estimate import Estimates
 from evaluation.stats.paired_tests import Differences
 from evaluation.voters.registry import voter_spec
-from evaluation.voters.simple import Voter
+from evaluation.voters.store import FittedEnsemble
 
 
 def gain_plot(gains: Mapping[str, Differences]) -> Figure:
@@ -33,19 +32,18 @@ def _plot_gains(ax: Axes, gains: Mapping[str, Differences], metric: str) -> None
     ax.axvline(0, color=style.DARK, linewidth=0.8)
     for row, differences in enumerate(gains.values()):
         gain = differences[metric].estimate
-        if gain.value is None or gain.low is None or gain.high is None:
-            continue
-        ax.plot([gain.low, gain.high], [row, row], color=style.color(0), linewidth=1.4)
-        ax.plot(gain.value, row, "o", color=style.color(0), markersize=4.5)
+        if gain.value is not None and gain.low is not None and gain.high is not None:
+            ax.plot([gain.low, gain.high], [row, row], color=style.COLORS[0], linewidth=1.4)
+            ax.plot(gain.value, row, "o", color=style.COLORS[0], markersize=4.5)
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=7.5)
     ax.locator_params(axis="x", nbins=5)
     style.show_grid(ax)
-    lower_is_better = not metric_spec(metric).higher_is_better
-    if lower_is_better:
+    higher_is_better = metric_spec(metric).higher_is_better
+    if not higher_is_better:
         ax.invert_xaxis()
-    style.panel_title(ax, metric_label(metric) + (", lower is better" if lower_is_better else ""))
+    style.panel_title(ax, metric_label(metric) + ("" if higher_is_better else ", lower is better"))
 
 
 def agreement_plot(members: Mapping[str, PredictionTable]) -> Figure:
@@ -65,30 +63,21 @@ def recall_plot(members: Mapping[str, Estimates], class_names: Sequence[str]) ->
     fig, [ax] = style.subplots(max(5.0, 1.3 * len(class_names) + 1.8), 3.4)
     recalls = [[of[f"recall/{c}"].value for c in class_names] for of in members.values()]
     values = np.array(recalls, dtype=float)  # None becomes NaN
-    _plot_recalls(ax, values, list(members))
-    for column in range(len(class_names)):
-        if np.isfinite(values[:, column]).any():
-            best = int(np.nanargmax(values[:, column]))
-            ax.plot(column + _offset(best, len(members)), values[best, column], "o", markersize=11,
-                    markerfacecolor="none", markeredgecolor=style.DARK,
-                    markeredgewidth=0.9)  # fmt: skip
-    ax.set_xticks(range(len(class_names)), [style.wrapped_label(c) for c in class_names])
+    count, columns = len(members), np.arange(len(class_names))
+    offsets = (np.arange(count) - (count - 1) / 2) * min(0.16, 0.7 / count)
+    style.show_grid(ax)
+    for index, name in enumerate(members):
+        x = columns + offsets[index]
+        ax.plot(x, values[index], label=name, markersize=6, **style.point_style(index))
+    for column in np.flatnonzero(np.isfinite(values).any(axis=0)):
+        best = int(np.nanargmax(values[:, column]))
+        ax.plot(column + offsets[best], values[best, column], "o", markersize=11,
+                markerfacecolor="none", markeredgecolor=style.DARK,
+                markeredgewidth=0.9)  # fmt: skip
+    ax.set_xticks(columns, [style.wrapped_label(c) for c in class_names])
     ax.set_ylabel("recall")
     style.legend_right(ax)
     return fig
-
-
-def _plot_recalls(ax: Axes, values: np.ndarray, names: Sequence[str]) -> None:
-    style.show_grid(ax)
-    for index, name in enumerate(names):
-        x = np.arange(values.shape[1]) + _offset(index, len(names))
-        ax.plot(x, values[index], style.marker(index), label=name, markersize=6,
-                color=style.color(index), linestyle="none")  # fmt: skip
-
-
-def _offset(index: int, count: int) -> float:
-    """Horizontal offset of a member's marker within a class."""
-    return (index - (count - 1) / 2) * min(0.16, 0.7 / count)
 
 
 def diversity_plot(evaluated: EvaluatedVoters) -> Figure:
@@ -96,18 +85,10 @@ def diversity_plot(evaluated: EvaluatedVoters) -> Figure:
     fig, [ax] = style.subplots(5.4, 3.6)
     style.show_grid(ax)
     for index, (names, pair) in enumerate(evaluated.diversity.items()):
-        accuracies = [
-            evaluated.member_metrics[name]["accuracy"].value or 0.0 for name in names.split(" & ")
-        ]
-        ax.plot(
-            100 * (pair.disagreement.value or 0.0),
-            np.mean(accuracies),
-            style.marker(index),
-            color=style.color(index),
-            markersize=6.5,
-            linestyle="none",
-            label=names,
-        )
+        members = [evaluated.member_metrics[name] for name in names.split(" & ")]
+        accuracy = np.mean([metrics["accuracy"].value or 0.0 for metrics in members])
+        disagreement = 100 * (pair.disagreement.value or 0.0)
+        ax.plot(disagreement, accuracy, markersize=6.5, label=names, **style.point_style(index))
     ax.set(xlabel=f"{evaluated.rows} with different predictions, %", ylabel="mean accuracy")
     style.legend_right(ax)
     ax.margins(0.12)
@@ -124,13 +105,13 @@ def member_weights_plot(rows: Mapping[str, np.ndarray], members: Sequence[str]) 
 
 
 def member_weight_rows(
-    voters: Mapping[str, Voter], class_names: Sequence[str]
+    ensembles: Mapping[str, FittedEnsemble], class_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Weights (members,) of every voter that has any, by its label and class or group."""
     return {
         f"{voter_spec(name).label}: {row}" if row else voter_spec(name).label: weights
-        for name, voter in voters.items()
-        for row, weights in voter.weight_rows(class_names).items()
+        for name, ensemble in ensembles.items()
+        for row, weights in ensemble.voter.weight_rows(class_names).items()
     }
 
 
@@ -141,9 +122,8 @@ def risk_coverage_plot(tables: Mapping[str, PredictionTable]) -> Figure:
     for index, (name, table) in enumerate(tables.items()):
         labeled = table.labeled
         curve = risk_coverage(labeled.probabilities, labeled.labels)
-        ax.plot(curve.coverage, curve.risk, color=style.color(index),
-                linestyle=style.linestyle(index), label=f"{name}  {curve.aurc:.4f}",
-                drawstyle="steps-post")  # fmt: skip
+        label = f"{name}  {curve.aurc:.4f}"
+        ax.step(curve.coverage, curve.risk, label=label, where="post", **style.line_style(index))
     for coverage in COVERAGES:
         ax.axvline(coverage, color=style.LIGHT, linewidth=0.7, linestyle=":")
     unit = row_unit(next(iter(tables.values())))

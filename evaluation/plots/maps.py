@@ -48,20 +48,13 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
-def image_panels(image: np.ndarray, panels: Sequence[Panel]) -> Figure:
-    """One image repeated in each panel, alone or under the panel's map."""
-    return panel_grid([image] * len(panels), panels)
-
-
 def panel_grid(images: Sequence[np.ndarray], panels: Sequence[Panel]) -> Figure:
     """Images of one shape, alone or under their maps, with titles and captions."""
     rows = -(-len(panels) // MAX_COLUMNS)
     columns = -(-len(panels) // rows)
     height = PANEL_INCHES * np.clip(images[0].shape[0] / images[0].shape[1], 0.4, 1.8)
-    lines = max(len(_caption_lines(panel.caption)) for panel in panels)
-    fig, axes = subplots(
-        PANEL_INCHES * columns, (height + 0.35 + 0.17 * lines) * rows, rows, columns
-    )
+    height += 0.35 + 0.17 * max(len(_caption_lines(panel.caption)) for panel in panels)
+    fig, axes = subplots(PANEL_INCHES * columns, height * rows, rows, columns)
     for ax, image, panel in zip(axes, images, panels, strict=False):
         _draw_panel(ax, image, panel)
     for unused in axes[len(panels) :]:
@@ -78,8 +71,7 @@ def _draw_panel(ax: Axes, image: np.ndarray, panel: Panel) -> None:
         # the line at half of the maximum is visible without any color
         ax.contour(saliency_map, [0.5 * saliency_map.max()], colors="white", linewidths=0.9)
     ax.set_anchor("W")  # text beside a narrow image then has the whole column's width
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     title = wrap(panel.title, 32, max_lines=2, placeholder=" …")
     ax.set_title("\n".join(title), loc="left", fontsize=9, pad=5)
     ax.set_xlabel("\n".join(_caption_lines(panel.caption)), loc="left", fontsize=8)

@@ -14,26 +14,15 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DARK, LIGHT = "#222222", "#B8B8B8"
-COLORMAP = "Blues"
 _SETTINGS: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titlepad": 8.0,
-    "axes.labelcolor": DARK,
-    "axes.edgecolor": "#777777",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "text.color": DARK,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "lines.linewidth": 1.6,
-}
+    "font.family": ["DejaVu Sans"], "font.size": 9.0, "text.color": DARK,
+    "axes.titlesize": 10.0, "axes.titlepad": 8.0, "axes.labelcolor": DARK,
+    "axes.edgecolor": "#777777", "axes.linewidth": 0.7,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.color": "#555555", "ytick.color": "#555555",
+    "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
+    "legend.frameon": False, "legend.fontsize": 8.0, "lines.linewidth": 1.6,
+}  # fmt: skip
 
 
 def subplots(
@@ -47,19 +36,16 @@ def subplots(
     return fig, [ax for row in grid for ax in row]
 
 
-def color(index: int) -> str:
-    """Color of a series."""
-    return COLORS[index % len(COLORS)]
+def line_style(index: int) -> dict[str, Any]:
+    """Color and dashes of a series, so that a grayscale print is readable."""
+    dashes = DASHES[(index + index // len(COLORS)) % len(DASHES)]
+    return {"color": COLORS[index % len(COLORS)], "linestyle": dashes}
 
 
-def linestyle(index: int) -> str:
-    """Line style of a series, so that a grayscale print is readable."""
-    return DASHES[(index + index // len(COLORS)) % len(DASHES)]
-
-
-def marker(index: int) -> str:
-    """Marker of a series."""
-    return MARKERS[index % len(MARKERS)]
+def point_style(index: int) -> dict[str, Any]:
+    """Color and marker of a series of unconnected points."""
+    marker = MARKERS[index % len(MARKERS)]
+    return {"color": COLORS[index % len(COLORS)], "marker": marker, "linestyle": "none"}
 
 
 def show_grid(ax: Axes) -> None:
@@ -68,9 +54,7 @@ def show_grid(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
-def legend(
-    ax: Axes, location: Literal["best", "lower right", "lower left", "upper left"] = "best"
-) -> None:
+def legend(ax: Axes, location: Literal["best", "lower right", "lower left"] = "best") -> None:
     """Adds the legend inside the axes."""
     ax.legend(loc=location, frameon=False, fontsize=8)
 
@@ -98,15 +82,11 @@ def wrapped_label(name: str, width: int = 14) -> str:
 
 
 def annotated_matrix(
-    ax: Axes,
-    values: np.ndarray,
-    shade: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
+    ax: Axes, values: np.ndarray, shade: np.ndarray, rows: Sequence[str], columns: Sequence[str],
     number_format: str,
-) -> None:
+) -> None:  # fmt: skip
     """Draws a matrix of numbers over blue cells; `shade` is from 0 to 1."""
-    ax.imshow(shade, cmap=COLORMAP, vmin=0, vmax=1.15)
+    ax.imshow(shade, cmap="Blues", vmin=0, vmax=1.15)
     labels = [wrapped_label(name) for name in columns]
     ax.set_xticks(range(len(columns)), labels, rotation=30, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(rows)), [wrapped_label(name, 26) for name in rows])

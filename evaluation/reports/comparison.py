@@ -1,21 +1,20 @@
 """The report of members side by side: metrics, recall per class, diversity and paired tests."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from dataclasses import asdict, dataclass
+from itertools import chain, combinations
 
 import numpy as np
 import pandas as pd
 
 from evaluation.diversity import PairDiversity, member_diversity
-from evaluation.grouping import row_unit
 from evaluation.metrics.compute import compute_metrics, metrics_by_attribute
-from evaluation.metrics.registry import headline_metrics, metric_label, summary_metrics
+from evaluation.metrics.registry import headline_metrics, metric_label
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
-from evaluation.predictions import PredictionTable, align
+from evaluation.predictions import PredictionTable, align, row_unit
 from evaluation.reports import html
-from evaluation.reports.ensemble import diversity_table
+from evaluation.reports.ensemble import diversity_table, paired_meta
 from evaluation.results import Results, collect_notes
 from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates
@@ -31,23 +30,14 @@ Tables = Mapping[str, PredictionTable]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics of several members on the same images.
+    """Metrics of several members on the same images; pairs are named `first & second`."""
 
-    Args:
-        metrics: metrics of each member.
-        differences: first minus second of each two members, by their names joined with ' & '.
-        diversity: diversity of each two members.
-        agreement: fraction of the rows on which all members predict the same class.
-        rows: what the rows of the tables are: images, studies or patients.
-        groups: metrics of each member for each value of an attribute, empty without one.
-    """
-
-    metrics: dict[str, Estimates]
-    differences: dict[str, Differences]
-    diversity: dict[str, PairDiversity]
-    agreement: Estimate
-    rows: str
-    groups: dict[str, dict[str, Estimates]] = field(default_factory=dict)
+    metrics: dict[str, Estimates]  # of each member
+    differences: dict[str, Differences]  # first minus second of each two members
+    diversity: dict[str, PairDiversity]  # of each two members
+    agreement: Estimate  # fraction of the rows on which all members predict the same class
+    rows: str  # what the rows of the tables are: images, studies or patients
+    groups: dict[str, dict[str, Estimates]]  # of each member by value of an attribute, if any
 
 
 def compare_models(
@@ -62,38 +52,31 @@ def compare_models(
         f"{a} & {b}": paired_differences(aligned[a], aligned[b], draws, seed)
         for a, b in combinations(aligned, 2)
     }
-    pairs, agreement = member_diversity(aligned, draws, seed)
     groups = {
         name: metrics_by_attribute(table, attribute, draws, seed)
         for name, table in (aligned if attribute else {}).items()
     }
-    return Comparison(
-        metrics={name: compute_metrics(table, draws, seed) for name, table in aligned.items()},
-        differences=holm_corrected(differences),
-        diversity=pairs,
-        agreement=agreement,
-        rows=row_unit(next(iter(aligned.values()))),
-        groups=groups,
-    )
+    metrics = {name: compute_metrics(table, draws, seed) for name, table in aligned.items()}
+    pairs, agreement = member_diversity(aligned, draws, seed)
+    rows = row_unit(next(iter(aligned.values())))
+    return Comparison(metrics, holm_corrected(differences), pairs, agreement, rows, groups)
 
 
 def summary_sentence(comparison: Comparison) -> str:
     """The member of highest accuracy, and whether the second is significantly worse."""
     accuracy = {name: metrics["accuracy"] for name, metrics in comparison.metrics.items()}
-    order = sorted(accuracy, key=lambda name: -(accuracy[name].value or 0.0))
-    best = accuracy[order[0]]
-    sample = html.format_sample_size(best, comparison.rows)
-    sentence = (
-        f"{order[0]} reaches the highest accuracy, {html.format_estimate(best)}, on {sample}."
-    )
-    if len(order) < 2:
+    first, *others = sorted(accuracy, key=lambda name: -(accuracy[name].value or 0.0))
+    shown = html.format_estimate(accuracy[first])
+    sample = html.format_sample_size(accuracy[first], comparison.rows)
+    sentence = f"{first} reaches the highest accuracy, {shown}, on {sample}."
+    if not others:
         return sentence
-    pair = next(n for n in comparison.differences if set(n.split(" & ")) == set(order[:2]))
+    pair = next(n for n in comparison.differences if set(n.split(" & ")) == {first, others[0]})
     difference = comparison.differences[pair]["accuracy"]
     is_significant = gain_or_loss("accuracy", difference) != "no evidence of gain"
     result = "a significant difference" if is_significant else "no evidence of a difference"
     shown = html.format_estimate(difference.estimate, sign="+")
-    return f"{sentence} {' minus '.join(pair.split(' & '))}: {shown}, {result}."
+    return f"{sentence} {pair.replace(' & ', ' minus ')}: {shown}, {result}."
 
 
 def comparison_sections(
@@ -102,16 +85,14 @@ def comparison_sections(
     """The report from top to bottom."""
     class_names = next(iter(tables.values())).class_names
     bars = "Bars are 95 % confidence intervals."
+    recalls = plots.recall_plot(comparison.metrics, class_names)
     return [
         html.Text(summary_sentence(comparison), lead=True),
         *[html.Text(f"Note: {note}.") for note in collect_notes(tables.values())],
         member_table(comparison),
-        *group_sections(comparison),
+        *group_tables(comparison),
         recall_table(comparison.metrics, class_names),
-        html.Plot(
-            plots.recall_plot(comparison.metrics, class_names),
-            "The best member of each class is circled.",
-        ),
+        html.Plot(recalls, "The best member of each class is circled."),
         *pair_sections(comparison, tables),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
         html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
@@ -130,12 +111,15 @@ def comparison_sections(
 
 def member_table(comparison: Comparison) -> html.Table:
     """Summary metrics of each member."""
-    names = summary_metrics()
-    rows: list[tuple[html.Cell, ...]] = [
-        (member, *(metrics.get(name) for name in names))
-        for member, metrics in comparison.metrics.items()
+    return html.models_table(comparison.metrics, "Members", digits=3)
+
+
+def group_tables(comparison: Comparison) -> list[html.Table]:
+    """Summary metrics of each member for each value of the attribute, one table per member."""
+    return [
+        html.models_table(groups, f"By attribute: {member}", count=comparison.rows, digits=3)
+        for member, groups in comparison.groups.items()
     ]
-    return html.Table(html.metric_columns(names), rows, "Members", html.SMALL_PRINT, digits=3)
 
 
 def pair_sections(comparison: Comparison, tables: Tables) -> list[html.Section]:
@@ -147,21 +131,6 @@ def pair_sections(comparison: Comparison, tables: Tables) -> list[html.Section]:
         html.Plot(plots.agreement_plot(tables), f"% of the {comparison.rows}.", "Agreement"),
         diversity_table(comparison.diversity, comparison.agreement, comparison.rows),
     ]
-
-
-def group_sections(comparison: Comparison) -> list[html.Section]:
-    """Summary metrics of each member for each value of the attribute, one table per member."""
-    names = summary_metrics()
-    sections: list[html.Section] = []
-    for member, groups in comparison.groups.items():
-        rows: list[tuple[html.Cell, ...]] = [
-            (value, metrics["accuracy"].n, *(metrics.get(name) for name in names))
-            for value, metrics in groups.items()
-        ]
-        columns = ("", comparison.rows, *html.metric_columns(names)[1:])
-        heading = f"By attribute: {member}"
-        sections.append(html.Table(columns, rows, heading, html.SMALL_PRINT, digits=3))
-    return sections
 
 
 def recall_table(members: Mapping[str, Estimates], class_names: Sequence[str]) -> html.Table:
@@ -178,17 +147,13 @@ def recall_table(members: Mapping[str, Estimates], class_names: Sequence[str]) -
 
 def difference_table(comparison: Comparison) -> html.Table:
     """First minus second of each two members, with corrected p-values."""
-    names = headline_metrics()
-    rows: list[tuple[html.Cell, ...]] = []
+    names, rows = headline_metrics(), list[tuple[html.Cell, ...]]()
     for pair, differences in comparison.differences.items():
         cells: list[html.Cell] = [pair]
-        for name in names:
-            difference = differences[name]
+        for difference in (differences[name] for name in names):
             cells += [html.SignedEstimate(difference.estimate), f"{difference.p_value:.3g}"]
         rows.append(tuple(cells))
-    columns = ["first & second"]
-    for name in names:
-        columns += [metric_label(name), "p"]
+    columns = ["first & second", *chain.from_iterable((metric_label(n), "p") for n in names)]
     test = next(iter(comparison.differences.values()))["accuracy"].test
     note = f"First minus second. {html.SMALL_PRINT} p of {metric_label('accuracy')}: {test}."
     return html.Table(columns, rows, "Paired differences", note)
@@ -205,15 +170,10 @@ def comparison_results(name: str, comparison: Comparison, tables: Tables) -> Res
         others[f"difference/{pair}"] = {m: d.estimate for m, d in differences.items()}
     for member, groups in comparison.groups.items():
         others |= {f"member/{member}/{value}": metrics for value, metrics in groups.items()}
+    diversity, agreement = comparison.diversity, comparison.agreement
     meta = {
         "notes": collect_notes(tables.values()),
-        "agreement": asdict(comparison.agreement),
-        "diversity": {names: asdict(pair) for names, pair in comparison.diversity.items()},
-        "rows": comparison.rows,
-        "p_values": {
-            pair: {metric: d.p_value for metric, d in differences.items()}
-            for pair, differences in comparison.differences.items()
-        },
+        **paired_meta(comparison.differences, diversity, agreement, comparison.rows),
         "first": first_name,
     }
     split, metrics = "+".join(first.splits), comparison.metrics[first_name]
@@ -222,9 +182,8 @@ def comparison_results(name: str, comparison: Comparison, tables: Tables) -> Res
 
 def metrics_frame(comparison: Comparison) -> pd.DataFrame:
     """One row per member and metric, for a CSV file."""
-    rows = [
+    return pd.DataFrame([
         {"member": member, "metric": name, **asdict(estimate)}
         for member, metrics in comparison.metrics.items()
         for name, estimate in metrics.items()
-    ]
-    return pd.DataFrame(rows)
+    ])  # fmt: skip

@@ -1,11 +1,12 @@
 """The report of an ensemble: every voter next to the best single member."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
-from evaluation.diversity import PairDiversity
+from evaluation.diversity import NllDecomposition, PairDiversity
 from evaluation.ensemble import (
     EnsemblePredictions,
     EvaluatedVoters,
@@ -20,11 +21,10 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import html
 from evaluation.results import Results, collect_notes
 from evaluation.stats.estimate import Estimate, Estimates
-from evaluation.stats.paired_tests import gain_or_loss
+from evaluation.stats.paired_tests import Differences, gain_or_loss
 from evaluation.voters.registry import voter_spec
 
 Tables = Mapping[str, PredictionTable]
-Thumbnail = tuple[bytes, str]
 
 
 def ensemble_sections(
@@ -38,6 +38,8 @@ def ensemble_sections(
     `disputed` is made by `disputed_section`.
     """
     voter = predictions.voter
+    not_fitted = [(voter_spec(name).label, reason) for name, reason in fitted.not_fitted.items()]
+    columns = ("voter", "reason")
     notes = (*fitted.warnings, *collect_notes(predictions.members.values()))
     heading = f"All metrics of the ensemble ({voter_spec(voter).label})"
     return [
@@ -45,18 +47,19 @@ def ensemble_sections(
         *[html.Text(f"Note: {note}.") for note in notes],
         voter_table(fitted, evaluated, voter),
         gain_table(fitted, evaluated),
-        *_not_fitted_table(fitted),
+        *([html.Table(columns, not_fitted, "Voters that were not fitted")] if not_fitted else []),
         *_plot_sections(fitted, evaluated, predictions),
         html.metrics_table(evaluated.voter_metrics[voter], heading, evaluated.rows),
-        pairwise_diversity_table(evaluated),
+        diversity_table(
+            evaluated.diversity, evaluated.agreement, evaluated.rows, evaluated.nll_decomposition
+        ),
         *disputed,
     ]
 
 
 def summary_sentence(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) -> str:
     """Accuracy of the ensemble, its difference to the best member, and whether it is a gain."""
-    accuracy = evaluated.voter_metrics[voter]["accuracy"]
-    gain = evaluated.gains[voter]["accuracy"]
+    accuracy, gain = evaluated.voter_metrics[voter]["accuracy"], evaluated.gains[voter]["accuracy"]
     outcome = gain_or_loss("accuracy", gain)
     outcome = {"gain": "a gain", "loss": "a loss"}.get(outcome, outcome)
     sample = html.format_sample_size(accuracy, evaluated.rows)
@@ -70,35 +73,25 @@ def summary_sentence(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: st
 
 def voter_table(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) -> html.Table:
     """Summary metrics of every voter, of every member and of the mean member."""
-    names = summary_metrics()
-    rows: list[tuple[html.Cell, ...]] = [
-        (f"voter: {voter_spec(v).label}", *(metrics.get(name) for name in names))
-        for v, metrics in evaluated.voter_metrics.items()
-    ]
-    for member, metrics in evaluated.member_metrics.items():
-        best = " (best on val)" if member == fitted.best_member else ""
-        rows.append((f"member: {member}{best}", *(metrics.get(name) for name in names)))
-    rows.append(("mean member", *(mean_of_members(evaluated, name) for name in names)))
+    voters = {f"voter: {voter_spec(v).label}": m for v, m in evaluated.voter_metrics.items()}
+    members = {
+        f"member: {name}{' (best on val)' if name == fitted.best_member else ''}": metrics
+        for name, metrics in evaluated.member_metrics.items()
+    }
     note = (
         f"{html.SMALL_PRINT} Voters are calibrated by a temperature fitted on validation; members "
         "are not calibrated."
     )
     strong = [list(evaluated.voter_metrics).index(voter)]
-    return html.Table(html.metric_columns(names), rows, "Voters and members", note, strong=strong)
+    table = html.models_table(voters | members, "Voters and members", note, strong=strong)
+    means = [mean_of_members(evaluated, name) for name in summary_metrics()]
+    return replace(table, rows=[*table.rows, ("mean member", *means)])
 
 
-def group_table(
-    groups: Mapping[str, Estimates], voter: str, attribute: str, rows: str = "images"
-) -> html.Table:
-    """Summary metrics of the ensemble for each value of an attribute."""
-    names = summary_metrics()
-    cells: list[tuple[html.Cell, ...]] = [
-        (value, metrics["accuracy"].n, *(metrics.get(name) for name in names))
-        for value, metrics in groups.items()
-    ]
-    columns = (attribute, rows, *html.metric_columns(names)[1:])
+def group_table(groups: Mapping[str, Estimates], voter: str, attribute: str) -> html.Table:
+    """Summary metrics of the ensemble on the images with each value of an attribute."""
     heading = f"The ensemble ({voter_spec(voter).label}) by {attribute}"
-    return html.Table(columns, cells, heading, html.SMALL_PRINT)
+    return html.models_table(groups, heading, count="images", corner=attribute)
 
 
 def mean_of_members(evaluated: EvaluatedVoters, metric: str) -> float | None:
@@ -110,14 +103,10 @@ def mean_of_members(evaluated: EvaluatedVoters, metric: str) -> float | None:
 
 def gain_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> html.Table:
     """Each voter minus the best single member, and whether it is a gain or a loss."""
-    names = headline_metrics()
-    rows: list[tuple[html.Cell, ...]] = []
+    names, rows = headline_metrics(), list[tuple[html.Cell, ...]]()
     for voter, gains in evaluated.gains.items():
         cells = [html.SignedEstimate(gains[name].estimate) for name in names]
-        outcomes = [
-            f"{metric_label(name)}: {gain_or_loss(name, gains[name])}"
-            for name in ("accuracy", "nll")
-        ]
+        outcomes = [f"{metric_label(n)}: {gain_or_loss(n, gains[n])}" for n in ("accuracy", "nll")]
         p_value = f"{gains['accuracy'].p_value:.3g}"
         rows.append((voter_spec(voter).label, *cells, p_value, "; ".join(outcomes)))
     test = next(iter(evaluated.gains.values()))["accuracy"].test
@@ -131,19 +120,20 @@ def gain_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> html.Table:
     return html.Table(columns, rows, heading, note)
 
 
-def _not_fitted_table(fitted: FittedVoters) -> list[html.Section]:
-    if not fitted.not_fitted:
-        return []
-    rows = [(voter_spec(name).label, reason) for name, reason in fitted.not_fitted.items()]
-    return [html.Table(("voter", "reason"), rows, "Voters that were not fitted")]
-
-
 def _plot_sections(
     fitted: FittedVoters, evaluated: EvaluatedVoters, predictions: EnsemblePredictions
 ) -> list[html.Section]:
     ensemble, members = predictions.calibrated, predictions.members
-    temperature = fitted.ensembles[predictions.voter].temperature.value
     tables = {f"ensemble ({voter_spec(predictions.voter).label})": ensemble, **members}
+    reliability = {"uncalibrated": predictions.uncalibrated, "calibrated": ensemble}
+    temperature = fitted.ensembles[predictions.voter].temperature.value
+    bars = (
+        f"Temperature {temperature:.3f}, fitted on validation. Bars are 95 % confidence intervals "
+        "of a bin's accuracy."
+    )
+    circled = "The best member of each class is circled; results.json has the intervals."
+    recalls = plots.recall_plot(evaluated.member_metrics, ensemble.class_names)
+    unit = f"% of the {evaluated.rows}."
     sections: list[html.Section] = [
         html.Plot(plots.gain_plot(evaluated.gains), "Right of the line is better.", "Gains"),
         html.Plot(
@@ -152,22 +142,11 @@ def _plot_sections(
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
         html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
         html.Plot(
-            curves.reliability_plot(
-                {"uncalibrated": predictions.uncalibrated, "calibrated": ensemble}
-            ),
-            f"Temperature {temperature:.3f}, fitted on validation. "
-            "Bars are 95 % confidence intervals of a bin's accuracy.",
-            "Reliability before and after calibration",
+            curves.reliability_plot(reliability), bars, "Reliability before and after calibration"
         ),
         html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
-        html.Plot(
-            plots.agreement_plot(members), f"% of the {evaluated.rows}.", "Agreement of members"
-        ),
-        html.Plot(
-            plots.recall_plot(evaluated.member_metrics, ensemble.class_names),
-            "The best member of each class is circled; results.json has the intervals.",
-            "Recall of members by class",
-        ),
+        html.Plot(plots.agreement_plot(members), unit, "Agreement of members"),
+        html.Plot(recalls, circled, "Recall of members by class"),
         *member_weight_sections(fitted, list(members), ensemble.class_names),
     ]
     if evaluated.diversity:
@@ -179,41 +158,37 @@ def member_weight_sections(
     fitted: FittedVoters, members: Sequence[str], class_names: Sequence[str]
 ) -> list[html.Section]:
     """Weights of the members in each voter, class or group; nothing if no voter has weights."""
-    voters = {name: ensemble.voter for name, ensemble in fitted.ensembles.items()}
-    weights = plots.member_weight_rows(voters, class_names)
+    weights = plots.member_weight_rows(fitted.ensembles, class_names)
     if not weights:
         return []
     return [html.Plot(plots.member_weights_plot(weights, members), "In percent.", "Member weights")]
 
 
-def pairwise_diversity_table(evaluated: EvaluatedVoters) -> html.Table:
-    """Diversity of each two members, and its effect on the NLL."""
-    nll = evaluated.nll_decomposition
-    note = (
-        f"NLL of the geometric mean {nll.pool:.4f} = mean member {nll.mean_member:.4f} - "
-        f"diversity {nll.diversity:.4f}."
-    )
-    return diversity_table(evaluated.diversity, evaluated.agreement, evaluated.rows, note)
-
-
 def diversity_table(
-    pairs: Mapping[str, PairDiversity], agreement: Estimate, rows: str, note: str = ""
-) -> html.Table:
-    """Diversity of each two members, by their names; `note` is appended to the table's note."""
+    pairs: Mapping[str, PairDiversity], agreement: Estimate, rows: str,
+    nll: NllDecomposition | None = None,
+) -> html.Table:  # fmt: skip
+    """Diversity of each two members, by their names, and its effect on the NLL if given."""
     cells: list[tuple[html.Cell, ...]] = [
         (names, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
         for names, p in pairs.items()
     ]
     columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
-    sample = html.format_sample_size(agreement, rows)
-    text = (
-        f"All members agree on a fraction {html.format_estimate(agreement, 3)} of the {sample}. "
-        f"{html.SMALL_PRINT} {note}"
+    note = (
+        f"All members agree on a fraction {html.format_estimate(agreement, 3)} of the "
+        f"{html.format_sample_size(agreement, rows)}. {html.SMALL_PRINT}"
     )
-    return html.Table(columns, cells, "Diversity", text.strip())
+    if nll is not None:
+        note += (
+            f" NLL of the geometric mean {nll.pool:.4f} = mean member {nll.mean_member:.4f} - "
+            f"diversity {nll.diversity:.4f}."
+        )
+    return html.Table(columns, cells, "Diversity", note)
 
 
-def disputed_section(tables: Tables, thumbnails: Sequence[Thumbnail] = ()) -> list[html.Section]:
+def disputed_section(
+    tables: Tables, thumbnails: Sequence[tuple[bytes, str]] = ()
+) -> list[html.Section]:
     """The images that members disagree on most: thumbnails if given, else a table."""
     heading = "Images with the largest disagreement of members"
     if thumbnails:
@@ -253,15 +228,24 @@ def ensemble_results(
         "temperatures": {v: e.temperature.value for v, e in fitted.ensembles.items()},
         "not_fitted": fitted.not_fitted,
         "notes": [*fitted.warnings, *collect_notes(tables.values())],
-        "p_values": {
-            v: {metric: gain.p_value for metric, gain in gains.items()}
-            for v, gains in evaluated.gains.items()
-        },
+        **paired_meta(evaluated.gains, evaluated.diversity, evaluated.agreement, evaluated.rows),
         "gain_or_loss": gain_or_loss("accuracy", evaluated.gains[voter]["accuracy"]),
-        "agreement": asdict(evaluated.agreement),
-        "diversity": {names: asdict(pair) for names, pair in evaluated.diversity.items()},
-        "rows": evaluated.rows,
         "manifest_digest": first.meta.get("manifest_digest"),
     }
     split, metrics = "+".join(first.splits), evaluated.voter_metrics[voter]
     return Results(name, split, first.class_names, metrics, others, meta=meta)
+
+
+def paired_meta(
+    differences: Mapping[str, Differences],
+    diversity: Mapping[str, PairDiversity],
+    agreement: Estimate,
+    rows: str,
+) -> dict[str, Any]:
+    """P-values and diversity of members for the `meta` of results.json."""
+    return {
+        "p_values": {p: {m: d.p_value for m, d in of.items()} for p, of in differences.items()},
+        "diversity": {names: asdict(pair) for names, pair in diversity.items()},
+        "agreement": asdict(agreement),
+        "rows": rows,
+    }

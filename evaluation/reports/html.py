@@ -3,19 +3,29 @@
 import base64
 import html
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import singledispatch
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from evaluation.files import write_text
-from evaluation.metrics.registry import metric_label, metric_spec
+from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
 from evaluation.stats.estimate import Estimate
 
 SMALL_PRINT = "Small print: 95 % confidence intervals."
 PIXELS_PER_INCH = 104  # the same in each plot, so that text has one size down the page
+
+
+class Section(ABC):
+    """One part of a report, under a heading unless that is empty."""
+
+    heading: str
+
+    @abstractmethod
+    def _content(self) -> str:
+        """The part below the heading, as HTML."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +39,21 @@ Cell = str | int | float | Estimate | SignedEstimate | None
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Section):
     """Paragraphs, separated by blank lines; `lead` marks the report's opening sentence."""
 
     body: str
     heading: str = ""
     lead: bool = False
 
+    def _content(self) -> str:
+        attribute = ' class="lead"' if self.lead else ""
+        paragraphs = [html.escape(p.strip()) for p in self.body.split("\n\n") if p.strip()]
+        return "".join(f"<p{attribute}>{p}</p>" for p in paragraphs)
+
 
 @dataclass(frozen=True)
-class Table:
+class Table(Section):
     """Rows under column names; text is aligned left, numbers and estimates right.
 
     `strong` are the indices of bold rows.
@@ -51,24 +66,54 @@ class Table:
     digits: int = 4
     strong: Sequence[int] = ()
 
+    def _content(self) -> str:
+        head = ""
+        for column, name in enumerate(self.columns):
+            is_number = all(not isinstance(row[column], str) for row in self.rows)
+            head += f"<th{' class=number' if is_number else ''}>{html.escape(name)}</th>"
+        rows = f"<tr>{head}</tr>"
+        for index, row in enumerate(self.rows):
+            attribute = ' class="strong"' if index in self.strong else ""
+            rows += f"<tr{attribute}>{''.join(_cell(cell, self.digits) for cell in row)}</tr>"
+        return f"<div class=wide><table>{rows}</table></div>{_note(self.note)}"
+
 
 @dataclass(frozen=True)
-class Plot:
+class Plot(Section):
     """A matplotlib figure, or the bytes of a PNG."""
 
     image: Figure | bytes
     caption: str = ""
     heading: str = ""
 
+    def _content(self) -> str:
+        caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        width = None
+        if isinstance(self.image, Figure):
+            width = round(self.image.get_figwidth() * PIXELS_PER_INCH)
+        image = _image(self.png(), self.caption or self.heading, width)
+        return f"<figure>{image}{caption}</figure>"
+
+    def png(self) -> bytes:
+        """The image as PNG."""
+        return self.image if isinstance(self.image, bytes) else render_png(self.image)
+
 
 @dataclass(frozen=True)
-class Thumbnails:
+class Thumbnails(Section):
     """Small images (PNG bytes) with captions."""
 
     images: Sequence[bytes]
     captions: Sequence[str]
     heading: str = ""
     note: str = ""
+
+    def _content(self) -> str:
+        items = [
+            f"<li>{_image(png, caption)}<span>{html.escape(caption)}</span></li>"
+            for png, caption in zip(self.images, self.captions, strict=True)
+        ]
+        return f'<ul class="thumbnails">{"".join(items)}</ul>{_note(self.note)}'
 
 
 @dataclass(frozen=True)
@@ -82,22 +127,35 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Gates:
+class Gates(Section):
     """Gates with pass or fail."""
 
     gates: Sequence[Gate]
     heading: str = "Gates"
 
+    def _content(self) -> str:
+        rows = "<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"
+        for gate in self.gates:
+            outcome = "pass" if gate.passed else "fail"
+            texts = (gate.name, gate.required, gate.measured)
+            cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+            rows += f'<tr>{cells}<td class="{outcome}">{outcome}</td></tr>'
+        return f"<div class=wide><table>{rows}</table></div>"
+
 
 @dataclass(frozen=True)
-class Details:
+class Details(Section):
     """Versions, hashes and settings at the end of a report."""
 
-    entries: Mapping[str, object] = field(default_factory=dict)
+    entries: Mapping[str, object]
     heading: str = "How this report was made"
 
-
-Section = Text | Table | Plot | Thumbnails | Gates | Details
+    def _content(self) -> str:
+        rows = [
+            f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
+            for name, value in self.entries.items()
+        ]
+        return f'<table class="details">{"".join(rows)}</table>'
 
 
 @dataclass(frozen=True)
@@ -107,7 +165,7 @@ class NotebookSections:
     sections: tuple[Section, ...]
 
     def _repr_html_(self) -> str:
-        body = "\n".join(section_html(section) for section in self.sections)
+        body = "\n".join(map(section_html, self.sections))
         return f'<style>{_template("notebook.css")}</style><div class="consilium">{body}</div>'
 
 
@@ -118,10 +176,15 @@ def show(*sections: Section | Figure) -> NotebookSections:
 
 def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> None:
     """Writes one self-contained HTML file."""
-    body = "\n".join(section_html(section) for section in sections)
-    page = _template("page.html")
-    style = _template("style.css")
-    write_text(path, page.format(title=html.escape(title), style=style, body=body))
+    body, style = "\n".join(map(section_html, sections)), _template("style.css")
+    page = _template("page.html").format(title=html.escape(title), style=style, body=body)
+    write_text(path, page)
+
+
+def section_html(section: Section) -> str:
+    """One section as HTML."""
+    heading = f"<h2>{html.escape(section.heading)}</h2>" if section.heading else ""
+    return f"<section>{heading}{section._content()}</section>"
 
 
 def format_estimate(estimate: Estimate, digits: int = 4, sign: str = "") -> str:
@@ -129,7 +192,7 @@ def format_estimate(estimate: Estimate, digits: int = 4, sign: str = "") -> str:
     if estimate.value is None:
         return "not measured"
     value = f"{estimate.value:{sign}.{digits}f}"
-    if estimate.low is None or estimate.high is None:
+    if estimate.low is None:
         return value
     return f"{value} ({estimate.low:{sign}.{digits}f} to {estimate.high:{sign}.{digits}f})"
 
@@ -141,17 +204,13 @@ def format_sample_size(estimate: Estimate, rows: str = "images") -> str:
     return f"{estimate.n:,} {rows} of {estimate.patients:,} patients"
 
 
-def lead_sentence(subject: str, metric: str, estimate: Estimate) -> Text:
-    """The opening sentence: a metric, its interval and the number of images and patients."""
-    label = metric_label(metric)
-    label = label[0].lower() + label[1:] if label[1:2].islower() else label
-    if estimate.value is None:
-        return Text(f"{subject}: {label} was not measured ({estimate.reason}).", lead=True)
-    interval = ""
-    if estimate.low is not None:
-        interval = f" (95 % interval {estimate.low:.4f} to {estimate.high:.4f})"
-    sample = format_sample_size(estimate)
-    return Text(f"{subject} reaches {label} {estimate.value:.4f}{interval} on {sample}.", lead=True)
+def accuracy_sentence(subject: str, accuracy: Estimate) -> Text:
+    """The opening sentence: accuracy, its interval and the number of images and patients."""
+    if accuracy.value is None:
+        return Text(f"{subject}: accuracy was not measured ({accuracy.reason}).", lead=True)
+    shown = format_estimate(accuracy).replace("(", "(95 % interval ")
+    sample = format_sample_size(accuracy)
+    return Text(f"{subject} reaches accuracy {shown} on {sample}.", lead=True)
 
 
 def metrics_table(
@@ -173,69 +232,36 @@ def metric_columns(names: Sequence[str]) -> list[str]:
 
 
 def models_table(
-    models: Mapping[str, Mapping[str, Estimate]],
-    names: Sequence[str],
-    heading: str,
-    note: str = SMALL_PRINT,
+    models: Mapping[str, Mapping[str, Estimate]], heading: str, note: str = SMALL_PRINT, *,
+    names: Sequence[str] = (), count: str = "", corner: str = "", digits: int = 4,
     strong: Sequence[int] = (),
-) -> Table:
-    """One row per model: number of evaluated images, studies or patients, and its metrics."""
-    rows: list[tuple[Cell, ...]] = [
-        (model, metrics[names[0]].n, *(metrics.get(name) for name in names))
-        for model, metrics in models.items()
-    ]
-    return Table(("", "n", *metric_columns(names)[1:]), rows, heading, note, strong=strong)
+) -> Table:  # fmt: skip
+    """One row per model or group: its summary metrics, or those of `names`.
 
-
-def section_html(section: Section) -> str:
-    """One section as HTML."""
-    heading = "" if section.heading == "" else f"<h2>{html.escape(section.heading)}</h2>"
-    return f"<section>{heading}{_body(section)}</section>"
-
-
-@singledispatch
-def _body(section: object) -> str:
-    raise TypeError(f"a report has no section of type {type(section).__name__}")
-
-
-@_body.register
-def _(text: Text) -> str:
-    attribute = ' class="lead"' if text.lead else ""
-    paragraphs = [html.escape(p.strip()) for p in text.body.split("\n\n") if p.strip()]
-    return "".join(f"<p{attribute}>{p}</p>" for p in paragraphs)
-
-
-@_body.register
-def _(table: Table) -> str:
-    head = "".join(
-        _head_cell(name, [row[column] for row in table.rows])
-        for column, name in enumerate(table.columns)
-    )
-    rows = [_row(row, table.digits, index in table.strong) for index, row in enumerate(table.rows)]
-    return f"<div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>{_note(table.note)}"
-
-
-def _head_cell(name: str, cells: Sequence[Cell]) -> str:
-    is_numeric = all(not isinstance(cell, str) for cell in cells)
-    return f"<th{' class=number' if is_numeric else ''}>{html.escape(name)}</th>"
-
-
-def _row(row: Sequence[Cell], digits: int, strong: bool) -> str:
-    cells = "".join(_cell(cell, digits) for cell in row)
-    return f'<tr class="strong">{cells}</tr>' if strong else f"<tr>{cells}</tr>"
+    `count` heads a column with the number of evaluated images, studies or patients, if given;
+    `corner` heads the first column.
+    """
+    names = names or summary_metrics()
+    columns = [corner, *([count] if count else []), *metric_columns(names)[1:]]
+    rows: list[tuple[Cell, ...]] = []
+    for model, metrics in models.items():
+        size = [metrics[names[0]].n] if count else []
+        rows.append((model, *size, *(metrics.get(name) for name in names)))
+    return Table(columns, rows, heading, note, digits, strong)
 
 
 def _cell(cell: Cell, digits: int) -> str:
-    if cell is None:
-        return '<td class="number">&ndash;</td>'
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
     if isinstance(cell, SignedEstimate):
-        return f'<td class="number">{_estimate(cell.estimate, digits, "+")}</td>'
-    if isinstance(cell, Estimate):
-        return f'<td class="number">{_estimate(cell, digits)}</td>'
-    number = f"{cell:,}" if isinstance(cell, int) else f"{cell:.{digits}f}"
-    return f'<td class="number">{number}</td>'
+        text = _estimate(cell.estimate, digits, "+")
+    elif isinstance(cell, Estimate):
+        text = _estimate(cell, digits)
+    elif isinstance(cell, int):
+        text = f"{cell:,}"
+    else:
+        text = "&ndash;" if cell is None else f"{cell:.{digits}f}"
+    return f'<td class="number">{text}</td>'
 
 
 def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
@@ -248,54 +274,6 @@ def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
 
 def _note(note: str) -> str:
     return f'<p class="note">{html.escape(note)}</p>' if note else ""
-
-
-@_body.register
-def _(plot: Plot) -> str:
-    caption = f"<figcaption>{html.escape(plot.caption)}</figcaption>" if plot.caption else ""
-    width = None
-    if isinstance(plot.image, Figure):
-        width = round(plot.image.get_figwidth() * PIXELS_PER_INCH)
-    return (
-        f"<figure>{_image(plot_png(plot), plot.caption or plot.heading, width)}{caption}</figure>"
-    )
-
-
-@_body.register
-def _(thumbnails: Thumbnails) -> str:
-    items = [
-        f"<li>{_image(png, caption)}<span>{html.escape(caption)}</span></li>"
-        for png, caption in zip(thumbnails.images, thumbnails.captions, strict=True)
-    ]
-    return f'<ul class="thumbnails">{"".join(items)}</ul>{_note(thumbnails.note)}'
-
-
-@_body.register
-def _(gates: Gates) -> str:
-    rows = "".join(_gate_row(gate) for gate in gates.gates)
-    head = "<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"
-    return f"<div class=wide><table>{head}{rows}</table></div>"
-
-
-def _gate_row(gate: Gate) -> str:
-    outcome = "pass" if gate.passed else "fail"
-    texts = (gate.name, gate.required, gate.measured)
-    cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-    return f'<tr>{cells}<td class="{outcome}">{outcome}</td></tr>'
-
-
-@_body.register
-def _(details: Details) -> str:
-    rows = [
-        f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in details.entries.items()
-    ]
-    return f'<table class="details">{"".join(rows)}</table>'
-
-
-def plot_png(plot: Plot) -> bytes:
-    """The plot as PNG."""
-    return plot.image if isinstance(plot.image, bytes) else render_png(plot.image)
 
 
 def render_png(fig: Figure) -> bytes:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from evaluation import sparsity
 from evaluation.files import read_json, write_text
-from evaluation.metrics.registry import metric_label, summary_metrics
+from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
@@ -19,12 +19,8 @@ from evaluation.results import Results
 
 FILE = "report.html"
 ZERO_TOLERANCE = 0.005  # a few weights are 0 without pruning
-RATIOS = (
-    "weights_zero_fraction",
-    "macs_theoretical_ratio",
-    "latency_ratio_measured",
-    "energy_ratio_measured",
-)
+RATIOS = ("weights_zero_fraction", "macs_theoretical_ratio", "latency_ratio_measured",
+          "energy_ratio_measured")  # fmt: skip
 
 
 def write_run_report(folder: Path, results: Results, sections: Sequence[html.Section]) -> None:
@@ -41,69 +37,37 @@ def run_sections(
 ) -> list[html.Section]:
     """The report of a run from its metrics, predictions and history.
 
-    `savings` are sections on sparsity or pruning, see `savings_sections`.
+    `savings` are sections on sparsity or pruning, see `sparsity.savings_sections`.
     """
-    summary = {name: results.metrics[name] for name in summary_metrics() if name in results.metrics}
+    metrics, page = results.metrics, list[html.Section]()
+    page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
+    page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
+    if results.others:
+        models = {results.name: metrics, **results.others}
+        page.append(html.models_table(models, "Members", "", strong=[0]))
+    summary = {name: metrics[name] for name in summary_metrics() if name in metrics}
+    page += [html.metrics_table(summary), *savings, *prediction_plots(table)]
+    if history is not None:
+        plot = curves.learning_curves(history)
+        page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))
     return [
-        html.lead_sentence(results.name, "accuracy", results.metrics["accuracy"]),
-        *note_sections(results),
-        *_member_table(results),
-        html.metrics_table(summary),
-        *savings,
-        *prediction_plots(table),
-        *_learning_curves(history),
-        html.metrics_table(results.metrics, "All metrics"),
-        html.Details(run_details(results)),
-    ]
-
-
-def savings_sections(folder: Path, table: PredictionTable) -> list[html.Section]:
-    """Layers of a sparse or pruned run, and its predictions next to those of the dense run."""
-    return [
-        *sparsity.sparsity_sections(folder, table),
-        *sparsity.pruning_sections(folder, table),
-    ]
+        *page, html.metrics_table(metrics, "All metrics"), html.Details(run_details(results)),
+    ]  # fmt: skip
 
 
 def prediction_plots(table: PredictionTable) -> list[html.Plot]:
     """Confusion matrix, ROC curves and reliability of one table."""
+    bars = "Bars are 95 % confidence intervals of a bin's accuracy."
     return [
         html.Plot(curves.confusion_plot(table), "Rows are the true classes.", "Confusion matrix"),
         html.Plot(curves.roc_plot(table), "Each class against the others.", "ROC"),
-        html.Plot(
-            curves.reliability_plot({"": table}),
-            "Bars are 95 % confidence intervals of a bin's accuracy.",
-            "Reliability",
-        ),
+        html.Plot(curves.reliability_plot({"": table}), bars, "Reliability"),
     ]
-
-
-def note_sections(results: Results) -> list[html.Section]:
-    """Warnings about the data, which every report must contain."""
-    return [html.Text(str(note)) for note in results.meta.get("notes", [])]
 
 
 def run_details(results: Results) -> dict[str, object]:
     """Hashes, versions and settings of a run."""
     return {k: v for k, v in results.meta.items() if k not in ("members", "notes")}
-
-
-def _member_table(results: Results) -> list[html.Section]:
-    """Summary metrics of an ensemble and its members; nothing for a single model."""
-    if not results.others:
-        return []
-    names = summary_metrics()
-    rows: list[tuple[html.Cell, ...]] = [
-        (member, *(metrics.get(name) for name in names))
-        for member, metrics in {results.name: results.metrics, **results.others}.items()
-    ]
-    return [html.Table(("", *map(metric_label, names)), rows, "Members", strong=[0])]
-
-
-def _learning_curves(history: pd.DataFrame | None) -> list[html.Section]:
-    if history is None:
-        return []
-    return [html.Plot(curves.learning_curves(history), "One point per epoch.", "Learning curves")]
 
 
 def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
@@ -114,15 +78,12 @@ def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
     split = table.rows["split"].iloc[0]
     file = folder / (sparsity.CHANGED_FILE if split == "test" else f"changed.{split}.csv")
     file.unlink(missing_ok=True)
-    for source, *names in (
-        (sparsity.SPARSITY_FILE, "sparse", "control"),
-        (sparsity.PRUNING_FILE, "pruned", "dense"),
-    ):
-        run = read_json(folder / source).get(names[1]) if (folder / source).is_file() else None
+    for source, (name, other) in sparsity.MODEL_NAMES.items():
+        run = read_json(folder / source).get(other) if (folder / source).is_file() else None
         with suppress(OSError, ValueError):  # the report states the reason
             if run is not None:
-                other = sparsity.read_other_table(folder, run, table)
-                changed = sparsity.changed_decisions(table, other, *names)
+                reference = sparsity.read_other_table(folder, run, table)
+                changed = sparsity.changed_decisions(table, reference, name, other)
                 write_text(file, changed.to_csv(index=False))
 
 
@@ -157,15 +118,14 @@ def predictions_frame(table: PredictionTable) -> pd.DataFrame:
     names, probabilities = np.array([*table.class_names, "unknown"]), table.probabilities
     predictions = probabilities.argmax(axis=1)
     correct = np.where(predictions == table.labels, "yes", "no")
-    columns = {
+    return pd.DataFrame({
         "id": table.rows["id"],
-        "true": names[table.labels],
+        "true": names[table.labels],  # -1 is the last
         "predicted": names[predictions],
         "correct": np.where(table.labels < 0, "unknown", correct),
         "confidence": probabilities.max(axis=1),
-    }
-    of_class = {f"p({name})": probabilities[:, k] for k, name in enumerate(table.class_names)}
-    return pd.DataFrame({**columns, **of_class})
+        **{f"p({name})": p for name, p in zip(table.class_names, probabilities.T, strict=True)},
+    })  # fmt: skip
 
 
 def anonymized_predictions(table: PredictionTable) -> pd.DataFrame:

@@ -12,17 +12,7 @@ from evaluation.stats.bootstrap import LEVEL, TIE, Clusters
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Probability that a positive scores above a negative, ties one half; NaN without both."""
-    m = int(positive.sum())
-    n = len(positive) - m
-    if m == 0 or n == 0:
-        return float("nan")
-    ranks = rankdata(scores)
-    return float((ranks[positive].sum() - m * (m + 1) / 2) / (m * n))
-
-
-def one_vs_rest(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """AUC of each class against the others, (K,); NaN for a class with no image or with all."""
-    return np.array([auc(scores[:, c], labels == c) for c in range(scores.shape[1])])
+    return _placements(scores, positive)[0]
 
 
 @dataclass(frozen=True)
@@ -44,16 +34,11 @@ class Areas:
         """
         weights = np.zeros(len(self.value))
         weights[at] = 1 / len(at)
-        value = float(self.value[at].mean())
-        error = self._standard_error(weights)
+        value, error = float(self.value[at].mean()), self._standard_error(weights)
         if error > 0 and 0 < value < 1:
-            half = self.quantile(at) * error / (value * (1 - value))
+            half = self._quantile(at) * error / (value * (1 - value))
             return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
-        intervals = [
-            newcombe_interval(self.value[j], self.positives[j], self.negatives[j]) for j in at
-        ]
-        low, high = np.mean(intervals, axis=0)
-        return value, float(low), float(high)
+        return value, *self._newcombe_mean(self.value, at)
 
     def difference(
         self, first: np.ndarray, second: np.ndarray
@@ -69,13 +54,14 @@ class Areas:
         value = float(self.value[first].mean() - self.value[second].mean())
         error, both = self._standard_error(weights), np.concatenate([first, second])
         if error**2 <= TIE * (weights**2 @ np.diag(self.covariance)):
-            half = 1 - self._lower_bound_if_perfect(both) if abs(value) <= TIE else np.nan
+            perfect = np.ones_like(self.value)
+            half = 1 - self._newcombe_mean(perfect, both)[0] if abs(value) <= TIE else np.nan
             return value, value - half, value + half, 1.0
-        half, is_known = self.quantile(both) * error, np.isfinite(value)
+        half, is_known = self._quantile(both) * error, np.isfinite(value)
         p = 2 * stdtr(self._degrees_of_freedom(both), -abs(value) / error) if is_known else 1.0
         return value, value - half, value + half, float(p)
 
-    def quantile(self, at: np.ndarray) -> float:
+    def _quantile(self, at: np.ndarray) -> float:
         """Student's quantile, with one degree of freedom less than patients of the rarer kind.
 
         With 30 positive patients of 4 images each, intervals by the normal quantile cover the
@@ -83,10 +69,11 @@ class Areas:
         """
         return float(stdtrit(self._degrees_of_freedom(at), 0.5 + LEVEL / 2))
 
-    def _lower_bound_if_perfect(self, at: np.ndarray) -> float:
-        """Lower end of the interval of the mean area at `at` if all areas were 1."""
-        lows = [newcombe_interval(1.0, self.positives[j], self.negatives[j])[0] for j in at]
-        return float(np.mean(lows))
+    def _newcombe_mean(self, value: np.ndarray, at: np.ndarray) -> tuple[float, float]:
+        """Mean of Newcombe's intervals at `at` if the areas are `value`."""
+        ends = [newcombe_interval(value[j], self.positives[j], self.negatives[j]) for j in at]
+        low, high = np.mean(ends, axis=0)
+        return float(low), float(high)
 
     def _degrees_of_freedom(self, at: np.ndarray) -> int:
         return max(1, int(min(self.positives[at].min(), self.negatives[at].min())) - 1)
@@ -100,28 +87,29 @@ def delong(scores: np.ndarray, positive: np.ndarray, clusters: Clusters) -> Area
 
     `scores` and `positive` are (n, J). With one image a patient it is exactly DeLong's.
     """
-    columns = [_components(s, p) for s, p in zip(scores.T, positive.T, strict=True)]
-    value = np.array([auc(s, p) for s, p in zip(scores.T, positive.T, strict=True)])
-    parts = clusters.sum_by_patient(np.hstack([np.column_stack(c) for c in columns]))
+    values, columns = zip(*map(_placements, scores.T, positive.T), strict=True)
+    parts = clusters.sum_by_patient(np.hstack(columns))
     has_image = np.empty(parts.shape, dtype=bool)
     has_image[:, 0::2] = clusters.sum_by_patient(positive.astype(float)) > 0
     has_image[:, 1::2] = clusters.sum_by_patient((~positive).astype(float)) > 0
     covariance = parts.T @ parts * _small_sample_factor(has_image)
-    fold = np.kron(np.eye(len(value)), np.ones((1, 2)))
+    fold = np.kron(np.eye(len(values)), np.ones((1, 2)))
     patients = has_image.sum(axis=0)
-    return Areas(value, fold @ covariance @ fold.T, patients[0::2], patients[1::2])
+    return Areas(np.array(values), fold @ covariance @ fold.T, patients[0::2], patients[1::2])
 
 
-def _components(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centered placements of positives and of negatives, each divided by its own count."""
+def _placements(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray]:
+    """Area, and centered placements (n, 2) of positives and negatives divided by their counts."""
     m, n = int(positive.sum()), int((~positive).sum())
-    above, below = np.zeros(len(scores)), np.zeros(len(scores))
-    if m and n:
-        ranks = rankdata(scores)
-        area = (ranks[positive].sum() - m * (m + 1) / 2) / (m * n)
-        above[positive] = (ranks[positive] - rankdata(scores[positive])) / n - area
-        below[~positive] = 1 - (ranks[~positive] - rankdata(scores[~positive])) / m - area
-    return above / max(m, 1), below / max(n, 1)
+    placements = np.zeros((len(scores), 2))
+    if m == 0 or n == 0:
+        return float("nan"), placements
+    ranks = rankdata(scores)
+    area = (ranks[positive].sum() - m * (m + 1) / 2) / (m * n)
+    placements[positive, 0] = ((ranks[positive] - rankdata(scores[positive])) / n - area) / m
+    below = 1 - (ranks[~positive] - rankdata(scores[~positive])) / m - area
+    placements[~positive, 1] = below / n
+    return float(area), placements
 
 
 def _small_sample_factor(has_image: np.ndarray) -> np.ndarray:

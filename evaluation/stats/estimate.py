@@ -43,9 +43,8 @@ Estimates = dict[str, Estimate]
 def make_estimate(parts: Parts, method: str, n: int, patients: int, reason: str) -> Estimate:
     """The Estimate of (value, low, high): NaN becomes None, and `reason` is dropped without one."""
     value, low, high = (float(x) if np.isfinite(x) else None for x in parts)
-    return Estimate(
-        value, low, high, method, n, patients, reason if None in (value, low, high) else ""
-    )
+    reason = reason if None in (value, low, high) else ""
+    return Estimate(value, low, high, method, n, patients, reason)
 
 
 def wilson_interval(hits: float, n: int) -> tuple[float, float]:
@@ -57,20 +56,10 @@ def wilson_interval(hits: float, n: int) -> tuple[float, float]:
     return 0.0 if hits == 0 else max(0.0, low), 1.0 if hits == n else min(1.0, high)
 
 
-def proportion_estimate(hits: int, n: int) -> Estimate:
-    """The proportion hits / n of images of different patients, with Wilson's interval."""
-    if n == 0:
-        return Estimate(None, None, None, "Wilson", 0, 0, "the denominator is 0")
-    return Estimate(hits / n, *wilson_interval(hits, n), "Wilson", n, n)
-
-
 def mean_estimate(
-    patients: np.ndarray,
-    values: np.ndarray,
-    if_empty: str = "there is no image",
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
+    patients: np.ndarray, values: np.ndarray, if_empty: str = "there is no image",
+    draws: int = DRAWS, seed: int = 0,
+) -> Estimate:  # fmt: skip
     """The mean of `values` (n,), or the proportion of those that are True.
 
     A proportion has Wilson's interval if each patient has one image, or if all images agree and
@@ -80,21 +69,16 @@ def mean_estimate(
     n, num_patients = len(values), len(np.unique(patients.astype(str)))
     if n == 0:
         return Estimate(None, None, None, "none", 0, 0, if_empty)
-    all_agree = values.all() or not values.any()
-    if values.dtype != bool or not (num_patients == n or all_agree):
-        return _resampled_mean(patients, values.astype(float), draws, seed)
-    value = float(values.mean())
-    interval = wilson_interval(round(value * num_patients), num_patients)
-    method = "Wilson" if num_patients == n else WILSON
-    return Estimate(value, *interval, method, n, num_patients)
-
-
-def _resampled_mean(patients: np.ndarray, values: np.ndarray, draws: int, seed: int) -> Estimate:
-    clusters = Clusters.from_patients(patients, np.zeros(len(values), dtype=np.int64))
-    sums = clusters.sum_by_patient(np.column_stack([values, np.ones(len(values))]))
+    value, all_agree = float(values.astype(float).mean()), values.all() or not values.any()
+    if values.dtype == bool and (num_patients == n or all_agree):
+        interval = wilson_interval(round(value * num_patients), num_patients)
+        method = "Wilson" if num_patients == n else WILSON
+        return Estimate(value, *interval, method, n, num_patients)
+    clusters = Clusters.from_patients(patients, np.zeros(n, dtype=np.int64))
+    sums = clusters.sum_by_patient(np.column_stack([values.astype(float), np.ones(n)]))
     replicates = bootstrap(sums, lambda s: s[:, :1] / s[:, 1:], clusters, draws, seed)
-    parts = (float(values.mean()), *replicates.bca_interval(0))
-    return make_estimate(parts, BCA, len(values), clusters.num_patients, NO_SPREAD)
+    parts = (value, *replicates.bca_interval(0))
+    return make_estimate(parts, BCA, n, num_patients, NO_SPREAD)
 
 
 def ratio_estimate(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Estimate:

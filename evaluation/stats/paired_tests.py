@@ -8,8 +8,8 @@ from scipy.sparse import hstack
 from scipy.special import ndtri, stdtrit
 from scipy.stats import binomtest
 
+from evaluation.metrics.compute import KINDS, SumColumns
 from evaluation.metrics.registry import METRICS, MetricSpec, metric_spec
-from evaluation.metrics.sums import KINDS, SumColumns
 from evaluation.predictions import PredictionTable, align
 from evaluation.stats.auc import delong
 from evaluation.stats.bootstrap import (
@@ -18,7 +18,7 @@ from evaluation.stats.bootstrap import (
     LEVEL,
     Clusters,
     Replicates,
-    bootstrap,
+    bootstrap_both,
     too_few_patients,
 )
 from evaluation.stats.estimate import Estimate, make_estimate, wilson_interval
@@ -29,7 +29,6 @@ PERCENTILES = "paired bootstrap over patients, percentiles"
 CENTERED = "paired bootstrap over patients, centered"
 
 Pair = tuple[PredictionTable, PredictionTable]
-Contrast = tuple[Sequence[int], Sequence[int]]  # positions of the first and of the second tables
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,23 @@ def paired_differences(
     first: PredictionTable, second: PredictionTable, draws: int = DRAWS, seed: int = 0
 ) -> Differences:
     """First minus second for each metric that the registry marks as paired, by name."""
-    return _differences({"": first}, second, draws, seed)[""]
+    return differences_to_baseline({"": first}, second, draws, seed)[""]
 
 
 def differences_to_baseline(
-    tables: Mapping[str, PredictionTable],
-    baseline: PredictionTable,
-    draws: int = DRAWS,
+    tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int = DRAWS,
     seed: int = 0,
-) -> dict[str, Differences]:
-    """Each table minus the baseline, p-values corrected by Holm over the tables."""
-    return holm_corrected(_differences(tables, baseline, draws, seed))
+) -> dict[str, Differences]:  # fmt: skip
+    """`paired_differences` of each table minus the baseline; all are resampled together."""
+    base, *others = (table.labeled for table in align([baseline, *tables.values()]))
+    clusters = Clusters.from_patients(base.patients, base.labels)
+    contrasts = [[(at, 0)] for at in range(1, len(others) + 1)]
+    of_sums = _differences_of_sums([base, *others], contrasts, clusters, draws, seed)
+    auroc, differences = _auroc_differences(base, others, clusters), {}
+    for at, name in enumerate(tables):
+        unordered = {**of_sums[at], "auroc": auroc[at]}
+        differences[name] = {m: unordered[m] for m in METRICS if m in unordered}
+    return differences
 
 
 def mean_paired_differences(
@@ -74,13 +79,8 @@ def mean_paired_differences(
     """
     tables = [table.labeled for table in align([table for pair in pairs for table in pair])]
     clusters = Clusters.from_patients(tables[0].patients, tables[0].labels)
-    positions = range(len(tables))
-    replicates = _replicates(tables, [(positions[::2], positions[1::2])], clusters, draws, seed)
-    aligned = list(zip(tables[::2], tables[1::2], strict=True))
-    return {
-        spec.name: _difference(replicates, at, spec, aligned, clusters)
-        for at, spec in enumerate(_paired_specs())
-    }
+    contrast = [(at, at + 1) for at in range(0, len(tables), 2)]
+    return _differences_of_sums(tables, [contrast], clusters, draws, seed)[0]
 
 
 def gain_or_loss(name: str, difference: Difference) -> str:
@@ -111,9 +111,8 @@ def holm_corrected(comparisons: Mapping[str, Differences]) -> dict[str, Differen
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given."""
     p = np.asarray(p_values, float)
-    order = np.argsort(p, kind="stable")
+    order, adjusted = np.argsort(p, kind="stable"), np.empty(len(p))
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(steps, 1.0)
     return [float(x) for x in adjusted]
 
@@ -146,71 +145,38 @@ def bootstrap_p_value(resampled: np.ndarray) -> float:
     return float(min(1.0, 2 * tail / (len(finite) + 1)))
 
 
-def _paired_specs() -> list[MetricSpec]:
-    """The paired metrics that are functions of sums."""
-    return [spec for spec in METRICS.values() if spec.is_paired and spec.kind in KINDS]
-
-
-def _differences(
-    tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int, seed: int
-) -> dict[str, Differences]:
-    """Each table minus the baseline; all tables are resampled together."""
-    base, *others = (table.labeled for table in align([baseline, *tables.values()]))
-    clusters = Clusters.from_patients(base.patients, base.labels)
-    contrasts = [([at], [0]) for at in range(1, len(others) + 1)]
-    replicates = _replicates([base, *others], contrasts, clusters, draws, seed)
-    auroc, specs = _auroc_differences(base, others, clusters), _paired_specs()
-    differences = {}
-    for at, (name, other) in enumerate(zip(tables, others, strict=True)):
-        of_sums = {
-            spec.name: _difference(
-                replicates, at * len(specs) + column, spec, [(other, base)], clusters
-            )
-            for column, spec in enumerate(specs)
-        }
-        unordered = {**of_sums, "auroc": auroc[at]}
-        differences[name] = {m: unordered[m] for m in METRICS if m in unordered}
-    return differences
-
-
-def _replicates(
-    tables: Sequence[PredictionTable],
-    contrasts: Sequence[Contrast],
-    clusters: Clusters,
-    draws: int,
-    seed: int,
-) -> tuple[Replicates, Replicates]:
-    """For each contrast and metric: mean of the first tables minus mean of the second.
-
-    Resampled within strata, for metrics that weight classes equally, and without.
-    """
-    columns = SumColumns(_paired_specs(), tables[0].class_names)
+def _differences_of_sums(
+    tables: Sequence[PredictionTable], contrasts: Sequence[Sequence[tuple[int, int]]],
+    clusters: Clusters, draws: int, seed: int,
+) -> list[Differences]:  # fmt: skip
+    """Mean difference over the pairs (positions of tables) of each contrast, by metric."""
+    specs = [spec for spec in METRICS.values() if spec.is_paired and spec.kind in KINDS]
+    columns = SumColumns(specs, tables[0].class_names)
     parts = [clusters.sum_by_patient(columns.of_table(table)) for table in tables]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
         of_table = [columns.metrics(part) for part in np.split(sums, len(parts), axis=1)]
-        return np.hstack(
-            [
-                np.mean([of_table[at] for at in first], axis=0)
-                - np.mean([of_table[at] for at in second], axis=0)
-                for first, second in contrasts
-            ]
-        )
+        means = [
+            [np.mean([of_table[at] for at in side], axis=0) for side in zip(*pairs, strict=True)]
+            for pairs in contrasts
+        ]
+        return np.hstack([first - second for first, second in means])
 
-    sums = hstack(parts).tocsr()
-    within = bootstrap(sums, statistic, clusters, draws, seed)
-    if not clusters.has_strata:
-        return within, within
-    return within, bootstrap(sums, statistic, clusters.without_strata, draws, seed)
+    replicates = bootstrap_both(hstack(parts).tocsr(), statistic, clusters, draws, seed)
+    pairs_of = [[(tables[i], tables[j]) for i, j in contrast] for contrast in contrasts]
+    return [
+        {
+            spec.name: _difference(replicates, at * len(specs) + column, spec, pairs, clusters)
+            for column, spec in enumerate(specs)
+        }
+        for at, pairs in enumerate(pairs_of)
+    ]
 
 
 def _difference(
-    replicates: tuple[Replicates, Replicates],
-    at: int,
-    spec: MetricSpec,
-    pairs: Sequence[Pair],
+    replicates: tuple[Replicates, Replicates], at: int, spec: MetricSpec, pairs: Sequence[Pair],
     clusters: Clusters,
-) -> Difference:
+) -> Difference:  # fmt: skip
     """One difference; its p-value is below 1 only with an interval or by an exact test.
 
     Percentiles agree with the p-value. BCa would correct for the skew of the few patients that
@@ -218,13 +184,17 @@ def _difference(
     """
     selected, reason = _select(replicates, at, spec, pairs[0][0], clusters)
     value, is_centered = float(selected.value[0]), spec.interval == "centered bootstrap"
-    low, high = selected.centered_interval(0) if is_centered else selected.percentile_interval(0)
+    low, high = selected.percentile_interval(0, is_centered)
     has_interval = bool(np.isfinite(low))
     if not has_interval and value == 0:
-        is_equal = all(_has_equal_probabilities(*pair) for pair in pairs)
-        low, high = _interval_without_spread(spec.name, is_equal, clusters.num_patients)
+        if all(_has_equal_probabilities(*pair) for pair in pairs):
+            low = high = 0.0
+        elif spec.name == "accuracy":
+            high = wilson_interval(0, clusters.num_patients)[1]
+            low = -high
+    method = CENTERED if is_centered else PERCENTILES
     size = (len(pairs[0][0]), clusters.num_patients, reason or ABSENT)
-    estimate = make_estimate((value, low, high), CENTERED if is_centered else PERCENTILES, *size)
+    estimate = make_estimate((value, low, high), method, *size)
     if spec.name == "accuracy":
         is_single = clusters.has_one_row_per_patient
         test = "McNemar, exact" if is_single else "sign test over patients, exact"
@@ -234,12 +204,9 @@ def _difference(
 
 
 def _select(
-    replicates: tuple[Replicates, Replicates],
-    at: int,
-    spec: MetricSpec,
-    table: PredictionTable,
+    replicates: tuple[Replicates, Replicates], at: int, spec: MetricSpec, table: PredictionTable,
     clusters: Clusters,
-) -> tuple[Replicates, str]:
+) -> tuple[Replicates, str]:  # fmt: skip
     """The replicates of one statistic, or NaN and the reason if a class has too few patients.
 
     In a mean over classes, the spread of n patients of the rarest class is that of Student's t
@@ -251,30 +218,17 @@ def _select(
         return without_strata.select(at), ""
     one_hot = table.labels[:, None] == np.arange(len(table.class_names))
     patients = clusters.patients_with(one_hot)
-    reason = too_few_patients(table.class_names, patients)
-    return within.select(at, np.nan if reason else _student_factor(int(patients.min()))), reason
-
-
-def _student_factor(n: int) -> float:
-    """Ratio of Student's interval from n patients to the normal interval of resamples."""
-    if n < 2:
-        return np.nan
-    z = ndtri(0.5 + LEVEL / 2)
-    return float(stdtrit(n - 1, 0.5 + LEVEL / 2) / z * np.sqrt(n / (n - 1)))
+    reason, n = too_few_patients(table.class_names, patients), int(patients.min())
+    if reason or n < 2:
+        return within.select(at, np.nan), reason
+    student = stdtrit(n - 1, 0.5 + LEVEL / 2) / ndtri(0.5 + LEVEL / 2)
+    return within.select(at, float(student * np.sqrt(n / (n - 1)))), reason
 
 
 def _has_equal_probabilities(first: PredictionTable, second: PredictionTable) -> bool:
     """Whether two tables are equal up to the rounding of float32 logits."""
     close = np.isclose(first.probabilities, second.probabilities, rtol=0, atol=FLOAT32_TOLERANCE)
     return bool(close.all())
-
-
-def _interval_without_spread(name: str, is_equal: bool, patients: int) -> tuple[float, float]:
-    """The interval if all resamples are equal: 0 for equal models, else Wilson's bound."""
-    if is_equal:
-        return 0.0, 0.0
-    bound = wilson_interval(0, patients)[1] if name == "accuracy" else np.nan
-    return -bound, bound
 
 
 def _auroc_differences(
@@ -286,11 +240,11 @@ def _auroc_differences(
     areas = delong(np.hstack([table.probabilities for table in tables]), positive, clusters)
     is_single = clusters.has_one_row_per_patient
     method = "paired DeLong" if is_single else "paired cluster-robust DeLong"
-    differences = []
-    for at in range(1, len(tables)):
+    size, differences = (len(base), clusters.num_patients, ABSENT), []
+    for at, other in enumerate(others, start=1):
         value, low, high, p = areas.difference(np.arange(at * k, (at + 1) * k), np.arange(k))
-        if value == 0 and _has_equal_probabilities(others[at - 1], base):
-            low, high = 0.0, 0.0
-        parts, size = (value, low, high), (len(base), clusters.num_patients)
-        differences.append(Difference(make_estimate(parts, method, *size, ABSENT), p, method))
+        if value == 0 and _has_equal_probabilities(other, base):
+            low = high = 0.0
+        estimate = make_estimate((value, low, high), method, *size)
+        differences.append(Difference(estimate, p, method))
     return differences

@@ -1,27 +1,25 @@
 """Voters whose convex weights minimize the NLL on validation tables, and that objective."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import OptimizeResult, minimize
 from scipy.special import softmax
 
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, align, refuse_test, safe_log
-from evaluation.voters.simple import Weighted, check_member_count, normalized_weights
+from evaluation.voters.simple import Voter, Weighted, check_member_count, normalized_weights
 
 SHRINKAGE_ROWS = 100.0  # rows at which own weights count as much as the common ones
 MIN_POSITIVES = 50  # a class with fewer positives takes the common weights
 ROWS_PER_WEIGHT = 50  # labeled rows that stacking needs for each member and class
-WEIGHT_DECAY = 1.0  # squared-weight penalty, in rows
+GREEDY_ROUNDS, GREEDY_PATIENCE = 40, 5  # most members added; rounds without a lower NLL
 
 
-@dataclass(frozen=True)
 class Learned(Weighted):
     """Convex weights of least validation NLL after temperature scaling of the pool."""
 
-    name: ClassVar[str] = "learned"
+    name = "learned"
 
 
 @dataclass(frozen=True)
@@ -32,22 +30,20 @@ class Greedy(Weighted):
     """
 
     optimism: float = 0.0
-    name: ClassVar[str] = "greedy"
+    name = "greedy"
 
 
 @dataclass(frozen=True)
-class PerClass:
-    """Weights (K, members) for each class, shrunk towards common weights."""
+class PerClass(Voter):
+    """Pools each class by its own weights (K, members) and normalizes over classes."""
 
     weights: np.ndarray
-    name: ClassVar[str] = "per_class"
-    attribute: ClassVar[str] = ""
+    name = "per_class"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", normalized_weights(self.weights))
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Pools each class by its own weights and normalizes over classes."""
         check_member_count(members, self.weights.shape[1])
         pooled = np.maximum(np.einsum("km,mnk->nk", self.weights, members), MIN_PROBABILITY)
         return np.asarray(pooled / pooled.sum(axis=1, keepdims=True))
@@ -64,19 +60,18 @@ class PerClass:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class Stacked(Voter):
     """Multinomial logistic regression on the log-probabilities of all members.
 
-    `weights` is (K, members x K) and `bias` (K,).
+    `weights` is (K, members x K) and `bias` (K,). It has no rows of member weights: the regression
+    mixes classes, so its weights are not comparable.
     """
 
     weights: np.ndarray
     bias: np.ndarray
-    name: ClassVar[str] = "stacked"
-    attribute: ClassVar[str] = ""
+    name = "stacked"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Softmax of the regression."""
         check_member_count(members, self.weights.shape[1] // len(self.bias))
         return np.asarray(softmax(_side_by_side(members) @ self.weights.T + self.bias, axis=1))
 
@@ -89,10 +84,6 @@ class Stacked:
         total = own.sum(axis=1, keepdims=True)
         return np.asarray(np.where(total > 0, own / np.where(total > 0, total, 1), 1 / count))
 
-    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-        """No rows: the regression mixes classes, so its weights are not comparable."""
-        return {}
-
 
 def fit_learned(tables: Sequence[PredictionTable]) -> Learned:
     """Convex weights of least NLL, see `min_nll_weights`."""
@@ -100,7 +91,7 @@ def fit_learned(tables: Sequence[PredictionTable]) -> Learned:
     return Learned(min_nll_weights(members, table.labels))
 
 
-def fit_greedy(tables: Sequence[PredictionTable], rounds: int = 40) -> Greedy:
+def fit_greedy(tables: Sequence[PredictionTable]) -> Greedy:
     """Adds the member that lowers the NLL most, with replacement; ties go to the first member."""
     members, table = fitting_data(tables, "greedy selection")
     patients = np.unique(table.patients.astype(str), return_inverse=True)[1]
@@ -110,53 +101,68 @@ def fit_greedy(tables: Sequence[PredictionTable], rounds: int = 40) -> Greedy:
         if inside.any() and (~inside).any():
             selection = MemberPool(members[:, inside], table.labels[inside])
             holdout = MemberPool(members[:, ~inside], table.labels[~inside])
-            weights, b = _select_members(selection, rounds)
+            weights, b = _select_members(selection)
             gaps.append(holdout.loss(weights, b)[0] - selection.loss(weights, b)[0])
-    optimism = float(np.mean(gaps)) if gaps else 0.0
-    return Greedy(_select_members(MemberPool(members, table.labels), rounds)[0], optimism)
+    weights, _ = _select_members(MemberPool(members, table.labels))
+    return Greedy(weights, float(np.mean(gaps)) if gaps else 0.0)
 
 
-def fit_per_class(
-    tables: Sequence[PredictionTable],
-    shrinkage: float = SHRINKAGE_ROWS,
-    min_positives: int = MIN_POSITIVES,
-) -> PerClass:
+def fit_per_class(tables: Sequence[PredictionTable]) -> PerClass:
     """Weights of least one-versus-rest log loss for each class, shrunk towards common weights."""
     members, table = fitting_data(tables, "per-class weights")
     common, rows = min_nll_weights(members, table.labels), []
     for c in range(len(table.class_names)):
         positive = table.labels == c
-        n = int(positive.sum())
-        ratio = n / (n + shrinkage) if n >= min_positives else 0.0
+        if positive.sum() < MIN_POSITIVES:
+            rows.append(common)
+            continue
         one_vs_rest = np.stack([1 - members[:, :, c], members[:, :, c]], axis=2)
-        own = min_nll_weights(one_vs_rest, positive.astype(int)) if ratio else common
-        rows.append(ratio * own + (1 - ratio) * common)
+        own = min_nll_weights(one_vs_rest, positive.astype(int))
+        rows.append(shrink(own, common, int(positive.sum())))
     return PerClass(np.stack(rows))
 
 
-def fit_stacked(tables: Sequence[PredictionTable], weight_decay: float = WEIGHT_DECAY) -> Stacked:
+def shrink(own: np.ndarray, common: np.ndarray, n: int) -> np.ndarray:
+    """Own weights, fitted on n rows, pulled towards the common weights."""
+    ratio = n / (n + SHRINKAGE_ROWS)
+    return np.asarray(ratio * own + (1 - ratio) * common)
+
+
+def fit_stacked(tables: Sequence[PredictionTable]) -> Stacked:
     """Weights of least penalized NLL; the penalty pulls towards the members' geometric mean."""
     members, table = fitting_data(tables, "stacking")
     k, count = len(table.class_names), len(members)
     if len(table) < ROWS_PER_WEIGHT * count * k:
-        required = (
-            f"{ROWS_PER_WEIGHT} x {count} members x {k} classes = {ROWS_PER_WEIGHT * count * k}"
-        )
+        product = f"{ROWS_PER_WEIGHT} x {count} members x {k} classes"
+        required = f"{product} = {ROWS_PER_WEIGHT * count * k}"
         raise ValueError(f"stacking needs {required} labeled rows, the tables have {len(table)}")
     inputs = np.vstack([_side_by_side(members).T, np.ones(len(table))])
+
+    def nll(w: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = w @ inputs
+        loss, by_log, _, _ = tempered_nll_gradients(scores - scores.max(axis=0), table.labels, 1.0)
+        return loss, by_log @ inputs.T
+
     start = np.hstack([np.tile(np.eye(k), count) / count, np.zeros((k, 1))])
+    w = minimize_near(start, nll, len(table))
+    return Stacked(w[:, :-1], w[:, -1])
+
+
+def minimize_near(
+    start: np.ndarray, nll: Callable[[np.ndarray], tuple[float, np.ndarray]], n: int
+) -> np.ndarray:
+    """Parameters of least NLL on n rows; half the squared change from `start` counts as one row.
+
+    `nll` returns the mean over rows and the gradient of the sum over rows.
+    """
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w = flat.reshape(start.shape)
-        scores = w @ inputs
-        tempered = tempered_nll_gradients(scores - scores.max(axis=0), table.labels, 1.0)
-        penalty = weight_decay / 2 * float(((w - start) ** 2).sum())
-        gradient = tempered.by_log @ inputs.T + weight_decay * (w - start)
-        return tempered.nll + penalty / len(table), gradient.ravel() / len(table)
+        change = flat.reshape(start.shape) - start
+        mean, gradient = nll(flat.reshape(start.shape))
+        return mean + float((change**2).sum()) / 2 / n, (gradient + change).ravel() / n
 
     solution = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300})
-    w = solution.x.reshape(start.shape)
-    return Stacked(w[:, :-1], w[:, -1])
+    return np.asarray(solution.x.reshape(start.shape))
 
 
 def _side_by_side(members: np.ndarray) -> np.ndarray:
@@ -192,27 +198,19 @@ def min_nll_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _minimize_from(pool: "MemberPool", start: np.ndarray) -> OptimizeResult:
     b = refine_inverse_temperature(pool.log_probabilities(start), pool.labels, 1.0, steps=6)
-    sum_to_one = {
-        "type": "eq",
-        "fun": lambda x: x[:-1].sum() - 1,
-        "jac": lambda x: np.append(np.ones(len(x) - 1), 0.0),
-    }
+    by_x = np.append(np.ones(len(start)), 0.0)
     return minimize(
-        lambda x: pool.loss(x[:-1], x[-1]),
-        np.append(start, b),
-        jac=True,
-        method="SLSQP",
-        bounds=[(0, 1)] * len(start) + [(0.05, 20)],
-        options={"ftol": 1e-10, "maxiter": 200},
-        constraints=sum_to_one,
-    )
+        lambda x: pool.loss(x[:-1], x[-1]), np.append(start, b), jac=True, method="SLSQP",
+        bounds=[(0, 1)] * len(start) + [(0.05, 20)], options={"ftol": 1e-10, "maxiter": 200},
+        constraints={"type": "eq", "fun": lambda x: x[:-1].sum() - 1, "jac": lambda x: by_x},
+    )  # fmt: skip
 
 
-def _select_members(pool: "MemberPool", rounds: int, patience: int = 5) -> tuple[np.ndarray, float]:
+def _select_members(pool: "MemberPool") -> tuple[np.ndarray, float]:
     """Weights of the best prefix of a greedy selection, and their inverse temperature."""
     counts, best, least = np.zeros(len(pool)), (np.zeros(len(pool)), 1.0), np.inf
     b, best_size = 1.0, 0
-    for size in range(1, rounds + 1):
+    for size in range(1, GREEDY_ROUNDS + 1):
         candidates = [(counts + one_hot) / size for one_hot in np.eye(len(pool))]
         losses = [tempered_nll(pool.log_probabilities(w), pool.labels, b) for w in candidates]
         weights = candidates[int(np.argmin(losses))]
@@ -221,7 +219,7 @@ def _select_members(pool: "MemberPool", rounds: int, patience: int = 5) -> tuple
         loss = tempered_nll(logs, pool.labels, b)
         if loss < least - 1e-9:
             best, least, best_size = (weights, b), loss, size
-        if size - best_size >= patience:
+        if size - best_size >= GREEDY_PATIENCE:
             break
     return normalized_weights(best[0]), best[1]
 
@@ -241,34 +239,25 @@ class MemberPool:
 
     def log_probabilities(self, weights: np.ndarray) -> np.ndarray:
         """Log of the weighted mean, (K, n)."""
-        pooled = np.tensordot(weights, self.members, 1)
-        return np.asarray(np.log(np.maximum(pooled, MIN_PROBABILITY)))
+        return safe_log(np.tensordot(weights, self.members, 1))
 
     def loss(self, weights: np.ndarray, b: float) -> tuple[float, np.ndarray]:
         """Mean NLL at inverse temperature b, and its gradient by the weights and, last, by b."""
         logs = self.log_probabilities(weights)
-        tempered = tempered_nll_gradients(logs, self.labels, b)
-        by_pool = tempered.by_log / np.exp(logs)
+        nll, by_log, by_b, _ = tempered_nll_gradients(logs, self.labels, b)
+        by_pool = by_log / np.exp(logs)
         by_weight = self.members.reshape(len(self), -1) @ by_pool.ravel() / len(self.labels)
-        return tempered.nll, np.append(by_weight, tempered.by_b)
+        return nll, np.append(by_weight, by_b)
 
 
-@dataclass(frozen=True)
-class TemperedNll:
-    """Mean NLL at inverse temperature b and its derivatives.
+def tempered_nll_gradients(
+    logs: np.ndarray, labels: np.ndarray, b: float
+) -> tuple[float, np.ndarray, float, float]:
+    """Mean NLL of log-probabilities (K, n) at inverse temperature b, and its derivatives.
 
-    `by_log` (K, n) is the gradient of the sum over images; `by_b` and `curvature` are the first
-    and second derivative of the mean.
+    These are the gradient (K, n) of the sum over images by `logs`, and the first and second
+    derivative of the mean by b. Each column of `logs` must be <= 0.
     """
-
-    nll: float
-    by_log: np.ndarray
-    by_b: float
-    curvature: float
-
-
-def tempered_nll_gradients(logs: np.ndarray, labels: np.ndarray, b: float) -> TemperedNll:
-    """NLL of log-probabilities (K, n) at inverse temperature b; each column must be <= 0."""
     rows = np.arange(len(labels))
     powers = np.exp(b * logs)
     total = powers.sum(axis=0)
@@ -277,7 +266,7 @@ def tempered_nll_gradients(logs: np.ndarray, labels: np.ndarray, b: float) -> Te
     variance = (tempered * logs**2).sum(axis=0) - mean**2
     nll = float((np.log(total) - b * own).mean())
     tempered[labels, rows] -= 1
-    return TemperedNll(nll, b * tempered, float((mean - own).mean()), float(variance.mean()))
+    return nll, b * tempered, float((mean - own).mean()), float(variance.mean())
 
 
 def tempered_nll(logs: np.ndarray, labels: np.ndarray, b: float) -> float:
@@ -291,7 +280,7 @@ def refine_inverse_temperature(
 ) -> float:
     """Newton steps from inverse temperature b to that of least NLL, each at most a factor of 2."""
     for _ in range(steps):
-        tempered = tempered_nll_gradients(logs, labels, b)
-        step = tempered.by_b / max(tempered.curvature, 1e-12)
+        _, _, by_b, curvature = tempered_nll_gradients(logs, labels, b)
+        step = by_b / max(curvature, 1e-12)
         b = float(np.clip(b - step, max(b / 2, 0.05), min(2 * b, 20.0)))
     return b

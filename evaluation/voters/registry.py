@@ -6,7 +6,6 @@ class (see `Voter`) and its fit function, and add one entry.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -23,8 +22,6 @@ from evaluation.voters.learned import (
     fit_stacked,
 )
 from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted
-
-Requirement = Literal["validation", "weights", "attribute", "attended_values"]
 
 
 @dataclass(frozen=True)
@@ -54,27 +51,20 @@ class VoterSpec:
     """One voter: how it is named, what it needs and how it is fitted.
 
     How a voter weighs its members and which attribute it reads stand in its class (`Voter`).
-
-    Args:
-        name: name in configs, files and on the command line.
-        label: name in tables and plots.
-        voter_class: class of the fitted voter.
-        requirements: `validation` tables, or the `VoterOptions` that must be given.
-        fit: makes the voter from validation tables and options; None if it needs nothing.
+    `requirements` are `validation` tables, or the `VoterOptions` that must be given; `fit` makes
+    the voter from tables and options, and is None if the voter needs nothing.
     """
 
-    name: str
-    label: str
+    name: str  # in configs, files and on the command line
+    label: str  # in tables and plots
     voter_class: Callable[..., Voter]
-    requirements: tuple[Requirement, ...] = ()
+    requirements: tuple[str, ...] = ()
     fit: Fit | None = None
 
     def missing_options(self, options: VoterOptions) -> list[str]:
         """The required options that are not given."""
-        return [
-            name for name in self.requirements
-            if name != "validation" and not getattr(options, name)
-        ]  # fmt: skip
+        required = [name for name in self.requirements if name != "validation"]
+        return [name for name in required if not getattr(options, name)]
 
     def create(self, tables: Sequence[PredictionTable], options: VoterOptions) -> Voter:
         """The voter, fitted on validation tables where it needs them."""
@@ -84,45 +74,25 @@ class VoterSpec:
         return self.voter_class() if self.fit is None else self.fit(tables, options)
 
 
-VOTERS: dict[str, VoterSpec] = {
-    spec.name: spec
-    for spec in (
-        VoterSpec("soft", "Mean probability", Soft),
-        VoterSpec("geometric", "Geometric mean", Geometric),
-        VoterSpec("majority", "Majority", Majority),
-        VoterSpec(
-            "weighted", "Fixed weights", Weighted, ("weights",),
-            lambda tables, options: Weighted(np.asarray(options.weights, float)),
-        ),
-        VoterSpec(
-            "learned", "Learned weights", Learned, ("validation",),
-            lambda tables, options: fit_learned(tables),
-        ),
-        VoterSpec(
-            "greedy", "Greedy selection", Greedy, ("validation",),
-            lambda tables, options: fit_greedy(tables),
-        ),
-        VoterSpec(
-            "per_class", "Weights per class", PerClass, ("validation",),
-            lambda tables, options: fit_per_class(tables),
-        ),
-        VoterSpec(
-            "stacked", "Stacking", Stacked, ("validation",),
-            lambda tables, options: fit_stacked(tables),
-        ),
-        VoterSpec(
-            "per_group", "Weights per group", PerGroup, ("validation", "attribute"),
-            lambda tables, options: fit_per_group(tables, options.attribute),
-        ),
-        VoterSpec(
-            "group_attention", "Attention per group", GroupAttention,
-            ("validation", "attribute", "attended_values"),
-            lambda tables, options: fit_group_attention(
-                tables, options.attended_values, options.attribute
-            ),
-        ),
-    )
-}  # fmt: skip
+VAL = ("validation",)
+_SPECS = (
+    VoterSpec("soft", "Mean probability", Soft),
+    VoterSpec("geometric", "Geometric mean", Geometric),
+    VoterSpec("majority", "Majority", Majority),
+    VoterSpec("weighted", "Fixed weights", Weighted, ("weights",),
+              lambda tables, options: Weighted(np.asarray(options.weights, float))),
+    VoterSpec("learned", "Learned weights", Learned, VAL, lambda t, _: fit_learned(t)),
+    VoterSpec("greedy", "Greedy selection", Greedy, VAL, lambda t, _: fit_greedy(t)),
+    VoterSpec("per_class", "Weights per class", PerClass, VAL, lambda t, _: fit_per_class(t)),
+    VoterSpec("stacked", "Stacking", Stacked, VAL, lambda t, _: fit_stacked(t)),
+    VoterSpec("per_group", "Weights per group", PerGroup, (*VAL, "attribute"),
+              lambda t, options: fit_per_group(t, options.attribute)),
+    VoterSpec("group_attention", "Attention per group", GroupAttention,
+              (*VAL, "attribute", "attended_values"),
+              lambda t, options: fit_group_attention(
+                  t, options.attended_values, options.attribute)),
+)  # fmt: skip
+VOTERS: dict[str, VoterSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def voter_spec(name: str) -> VoterSpec:

@@ -1,29 +1,30 @@
-"""The interface of a voter, voters that need no fitting, and the pooling of prediction tables."""
+"""The base of all voters, voters that need no fitting, and the pooling of prediction tables."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
+from evaluation.metrics.calibration import Temperature
 from evaluation.predictions import PredictionTable, align, safe_log
 
+UNCALIBRATED = Temperature()
 
-class Voter(Protocol):
+
+class Voter(ABC):
     """Combines the members' probabilities (members, n, K) into (n, K) with rows summing to 1.
 
-    A voter with a nonempty `attribute` needs that attribute's value of each image, `groups` (n,).
+    `name` is its name in `VOTERS`. A voter with a nonempty `attribute` needs that attribute's
+    value of each image, `groups` (n,). By default each member counts the same.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the voter in `VOTERS`."""
+    name: ClassVar[str]
+    attribute: str = ""
 
-    @property
-    def attribute(self) -> str:
-        """Attribute whose values the voter needs, or ''."""
-
+    @abstractmethod
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Combined probabilities (n, K)."""
 
@@ -34,77 +35,55 @@ class Voter(Protocol):
 
         Rows sum to 1. Serving and saliency maps combine what only members have by these weights.
         """
-
-    def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Member weights (members,) by class or group, "" for all; empty if the voter has none."""
-
-
-class Unweighted:
-    """Base of the voters that count each member the same."""
-
-    attribute: ClassVar[str] = ""
-
-    def member_weights(
-        self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Equal weights."""
         return np.full((members.shape[1], len(members)), 1 / len(members))
 
     def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-        """No rows: there are no weights to compare."""
+        """Member weights (members,) by class or group, "" for all; empty if the voter has none."""
         return {}
 
 
-@dataclass(frozen=True)
-class Soft(Unweighted):
+class Soft(Voter):
     """Mean of the members' probabilities."""
 
-    name: ClassVar[str] = "soft"
+    name = "soft"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Mean over the first axis."""
         return np.asarray(members.mean(axis=0))
 
 
-@dataclass(frozen=True)
-class Geometric(Unweighted):
+class Geometric(Voter):
     """Normalized geometric mean of the members' probabilities."""
 
-    name: ClassVar[str] = "geometric"
+    name = "geometric"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Softmax of the mean log-probability."""
         return np.asarray(softmax(safe_log(members).mean(axis=0), axis=1))
 
 
-@dataclass(frozen=True)
-class Majority(Unweighted):
+class Majority(Voter):
     """Fraction of the members that predict each class.
 
     The mean probability is added with weight 0.001: it breaks ties and keeps the NLL finite.
     """
 
-    name: ClassVar[str] = "majority"
+    name = "majority"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Fractions over the first axis."""
         predicted = np.eye(members.shape[2])[members.argmax(axis=2)].mean(axis=0)
         return np.asarray(0.999 * predicted + 0.001 * members.mean(axis=0))
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(Voter):
     """Mean of the members' probabilities under `weights` (members,), scaled to sum to 1."""
 
     weights: np.ndarray
-    name: ClassVar[str] = "weighted"
-    attribute: ClassVar[str] = ""
+    name = "weighted"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", normalized_weights(self.weights))
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Weighted sum over the first axis."""
         check_member_count(members, len(self.weights))
         return np.asarray(np.einsum("m,mnk->nk", self.weights, members))
 
@@ -140,11 +119,14 @@ def stacked_probabilities(tables: Sequence[PredictionTable]) -> np.ndarray:
     return np.stack([table.probabilities for table in align(tables)])
 
 
-def pool_tables(voter: Voter, tables: Sequence[PredictionTable]) -> PredictionTable:
-    """The voter's prediction table, with the rows and classes of the first table in their order."""
-    first, *others = align(tables)
-    members = np.stack([table.probabilities for table in (first, *others)])
-    return first.with_probabilities(voter(members, group_values(voter, first)))
+def pool_tables(
+    voter: Voter, tables: Sequence[PredictionTable], temperature: Temperature = UNCALIBRATED
+) -> PredictionTable:
+    """The voter's table at a temperature, with the rows and classes of the first table."""
+    aligned = align(tables)
+    members = np.stack([table.probabilities for table in aligned])
+    pooled = voter(members, group_values(voter, aligned[0]))
+    return aligned[0].with_probabilities(temperature(pooled))
 
 
 def group_values(voter: Voter, table: PredictionTable) -> np.ndarray | None:

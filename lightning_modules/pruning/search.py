@@ -1,6 +1,7 @@
-"""Importance of channels, and which channels to prune for a given number of MACs."""
+"""Which channels to prune for a target size or latency, by their importance for the loss."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -11,31 +12,115 @@ from torch import Tensor, nn
 
 from datamodules.datamodule import ImageDataModule
 from lightning_modules.classifier import ImageClassifier
-from lightning_modules.pruning.groups import ChannelGroup, LayerChannels, LayerCost
-from lightning_modules.pruning.structure import Structure
+from lightning_modules.pruning.measure import CPU, latency_ratio
+from lightning_modules.pruning.structure import (
+    Costs,
+    LayerChannels,
+    Structure,
+    find_groups,
+    layer_costs,
+    outputs_match,
+    pruned_copy,
+)
 
 IMAGES_PER_GRADIENT = 8  # in larger batches gradients of opposite sign cancel
 WRITE_COST = 256  # MACs in the time of writing one number; measured on two cores: 80 to 230
 MIN_WIDTH = 0.1  # fraction of a group's channels that always remains
-PRUNED_FRACTIONS = [i / 100 for i in range(1, 100)]  # fractions of all channels that are tried
+
+
+@dataclass(frozen=True)
+class PruningTarget:
+    """How small or how fast the pruned network must be, and how that is measured.
+
+    Args:
+        macs: largest fraction of the multiply-accumulates that may remain.
+        latency: largest fraction of the latency of one image that may remain.
+        cost_power: how much the cost of a channel counts against its importance; 0 not at all.
+        round_to: widths are multiples of it.
+        pairs: number of timed passes of each network.
+        energy: whether to measure energy as well.
+        device: where latency and energy are measured.
+    """
+
+    macs: float | None = None
+    latency: float | None = None
+    cost_power: float = 0.5
+    round_to: int = 16
+    pairs: int = 20
+    energy: bool = False
+    device: torch.device = CPU
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that are pruned together in several layers, and their importance (n,)."""
+
+    layers: list[LayerChannels]
+    scores: Tensor
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Masks (n,) of the remaining channels of each group, and the fraction of MACs they leave."""
+    """A structure, and the fraction of the multiply-accumulates that it leaves."""
 
     macs_ratio: float
-    masks: list[Tensor]
+    structure: Structure
 
 
-def training_losses(
-    module: ImageClassifier, data: ImageDataModule, num_images: int
-) -> Iterator[Tensor]:
-    """Yields the training loss of small batches, of about `num_images` training images in all."""
+def choose_structure(
+    net: nn.Module, image: Tensor, name: str, target: PruningTarget, losses: Iterable[Tensor]
+) -> Structure:
+    """The largest structure within `target`; `losses` decide on the importance of channels.
+
+    A network whose channels cannot be removed without changing what it computes is an error.
+    """
+    costs = layer_costs(net, image)
+    write_cost = WRITE_COST if target.latency else 0
+    channels = list(find_groups(net, image[:1], costs))
+    groups = score_groups(net, channels, costs, losses, target.cost_power, write_cost)
+    candidates = find_candidates(groups, costs, target.round_to)
+    if not candidates:
+        raise ValueError(f"{name}: no channels can be pruned: each is tied to a norm over "
+                         "channels, attention next to convolutions, or a grouped or split layer, "
+                         f"or the layers are narrower than round_to {target.round_to}")  # fmt: skip
+
+    def latency_of(candidate: Candidate) -> float:
+        pruned = pruned_copy(net, candidate.structure)
+        latency = latency_ratio(pruned, net, image[:1], target.pairs, target.device).value or 1.0
+        print(f"{candidate.macs_ratio:.3f} of the multiply-accumulates: {latency:.3f} of the time")
+        return latency
+
+    best, rounding = candidates[0], f"with round_to {target.round_to}"
+    if target.macs:
+        least = f"at least {candidates[-1].macs_ratio:.3f} of the multiply-accumulates remain"
+        error = f"macs: {target.macs} cannot be reached: {least} {rounding}"
+        best = largest_within(candidates, target.macs, lambda c: c.macs_ratio, error)
+    if target.latency:
+        error = f"latency: {target.latency} cannot be reached {rounding}"
+        smaller = [c for c in candidates if c.macs_ratio <= best.macs_ratio]
+        best = largest_within(smaller, target.latency, latency_of, error)
+    if not outputs_match(net, best.structure, image):
+        raise ValueError(f"{name}: channels cannot be pruned: the outputs without them differ from "
+                         "the outputs with these channels set to 0")  # fmt: skip
+    return best.structure
+
+
+def largest_within(
+    candidates: list[Candidate], limit: float, ratio_of: Callable[[Candidate], float], error: str
+) -> Candidate:
+    """The first of `candidates` (from large to small) with a ratio within `limit`, by bisection."""
+    index = bisect_left(candidates, True, key=lambda candidate: ratio_of(candidate) <= limit)
+    if index == len(candidates):
+        raise ValueError(error)
+    return candidates[index]
+
+
+def training_losses(module: ImageClassifier, data: ImageDataModule, count: int) -> Iterator[Tensor]:
+    """Yields the training loss of small batches, of about `count` training images in all."""
     data.prepare_data()
     data.setup("fit")
     weights = None if data.class_weights is None else torch.tensor(data.class_weights)
-    num_batches = -(-num_images // data.batch_size)
+    num_batches = -(-count // data.batch_size)
     loader = islice(data.train_dataloader(), num_batches)
     for batch in track(loader, "importance of channels", num_batches, transient=True):
         batch = data.on_after_batch_transfer(batch, 0)
@@ -45,13 +130,9 @@ def training_losses(
 
 
 def score_groups(
-    net: nn.Module,
-    groups: Sequence[list[LayerChannels]],
-    costs: dict[str, LayerCost],
-    losses: Iterable[Tensor],
-    cost_power: float = 0.5,
-    write_cost: int = 0,
-) -> list[ChannelGroup]:
+    net: nn.Module, groups: Sequence[list[LayerChannels]], costs: Costs,
+    losses: Iterable[Tensor], cost_power: float = 0.5, write_cost: int = 0,
+) -> list[ChannelGroup]:  # fmt: skip
     """First-order importance of each channel: the change of the loss without it, over its cost.
 
     A gate in front of the layers that read a channel is 1, and 0 once the channel is pruned: the
@@ -61,82 +142,65 @@ def score_groups(
     """
     if not groups:
         return []
-    readers = sorted(
-        {channels.layer for group in groups for channels in group if channels.side == "in"}
-    )
-    weights = [net.get_submodule(name).get_parameter("weight") for name in readers]
+    names = sorted({c.layer for group in groups for c in group if c.side == "in"})
+    weights = [net.get_submodule(name).get_parameter("weight") for name in names]
     scores = [torch.zeros(len(group[0].indices), dtype=torch.float64) for group in groups]
     for loss in losses:
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        input_gradients = {
-            name: _sum_by_input(weight.detach() * gradient)
-            for name, weight, gradient in zip(readers, weights, gradients, strict=True)
-        }
+        products = [w.detach() * grad for w, grad in zip(weights, gradients, strict=True)]
+        sums = [p.transpose(0, 1).flatten(1).sum(1).double().cpu() for p in products]
+        by_input = dict(zip(names, sums, strict=True))
         for score, group in zip(scores, groups, strict=True):
-            score += _gate_gradients(input_gradients, group).square()
-    return [
-        ChannelGroup(group, score.sqrt() / channel_cost(group, costs, write_cost) ** cost_power)
-        for score, group in zip(scores, groups, strict=True)
-    ]
+            gates = [by_input[c.layer][torch.tensor(c.indices)].sum(1)
+                     for c in group if c.side == "in"]  # fmt: skip
+            score += torch.stack(gates).sum(0).square()
+    divisors = [channel_cost(group, costs, write_cost) ** cost_power for group in groups]
+    parts = zip(groups, scores, divisors, strict=True)
+    return [ChannelGroup(group, score.sqrt() / divisor) for group, score, divisor in parts]
 
 
-def channel_cost(
-    group: Sequence[LayerChannels], costs: dict[str, LayerCost], write_cost: int
-) -> float:
+def channel_cost(group: Sequence[LayerChannels], costs: Costs, write_cost: int) -> float:
     """MACs that one channel of a group causes, plus `write_cost` for each number it writes."""
     total = 0.0
     for channels in group:
         cost, count = costs[channels.layer], len(channels.indices[0])
-        total += count * cost.macs / cost.channels(channels.side)
+        total += count * cost.macs / cost.channels[channels.side]
         total += count * cost.positions * write_cost if channels.side == "out" else 0
     return total
 
 
-def find_candidates(
-    groups: Sequence[ChannelGroup], costs: dict[str, LayerCost], round_to: int
-) -> list[Candidate]:
-    """Distinct choices of channels, from the most MACs to the fewest."""
-    if not groups:
-        return []
-    masks_by_macs: dict[int, list[Tensor]] = {}
-    for fraction in PRUNED_FRACTIONS:
-        masks = select_channels(groups, fraction, round_to)
-        masks_by_macs.setdefault(remaining_macs(groups, masks, costs), masks)
+def find_candidates(groups: Sequence[ChannelGroup], costs: Costs, round_to: int) -> list[Candidate]:
+    """Distinct structures without 1 to 99 % of all channels, from the most MACs to the fewest."""
+    by_macs: dict[int, Structure] = {}
+    for percent in range(1, 100) if groups else ():
+        structure = to_structure(groups, select_channels(groups, percent / 100, round_to), costs)
+        by_macs.setdefault(remaining_macs(structure, costs), structure)
     dense = sum(cost.macs for cost in costs.values())
-    by_macs = sorted(masks_by_macs.items(), key=lambda item: item[0], reverse=True)
-    return [Candidate(macs / dense, masks) for macs, masks in by_macs if macs < dense]
+    distinct = sorted((macs for macs in by_macs if macs < dense), reverse=True)
+    return [Candidate(macs / dense, by_macs[macs]) for macs in distinct]
 
 
-def select_channels(
-    groups: Sequence[ChannelGroup], pruned_fraction: float, round_to: int
-) -> list[Tensor]:
-    """Masks (n,) of each group's remaining channels when about `pruned_fraction` of all are pruned.
+def select_channels(groups: Sequence[ChannelGroup], fraction: float, round_to: int) -> list[Tensor]:
+    """Masks (n,) of each group's remaining channels when about `fraction` of all are pruned.
 
     The channels with the lowest scores are pruned, in whichever group they are. The width of a
     group is then rounded to the nearest multiple of `round_to` (or to its full width).
     """
     scores = torch.cat([group.scores for group in groups])
-    threshold = scores.sort().values[int(pruned_fraction * len(scores))]
+    threshold = scores.sort().values[int(fraction * len(scores))]
     masks = []
     for group in groups:
-        width = int((group.scores >= threshold).sum())
-        order = group.scores.argsort(descending=True, stable=True)
-        mask = torch.zeros(len(group.scores), dtype=torch.bool)
-        mask[order[: round_width(width, len(group.scores), round_to)]] = True
+        width, full_width = int((group.scores >= threshold).sum()), len(group.scores)
+        smallest = max(round_to, MIN_WIDTH * full_width)
+        allowed = [k for k in range(round_to, full_width, round_to) if k >= smallest] + [full_width]
+        width = min(allowed, key=lambda k: (abs(k - width), -k))
+        mask = torch.zeros(full_width, dtype=torch.bool)
+        mask[group.scores.argsort(descending=True, stable=True)[:width]] = True
         masks.append(mask)
     return masks
 
 
-def round_width(width: int, full_width: int, round_to: int) -> int:
-    """`width` rounded to the nearest multiple of `round_to`, or to `full_width`."""
-    smallest = max(round_to, MIN_WIDTH * full_width)
-    allowed = [k for k in range(round_to, full_width, round_to) if k >= smallest] + [full_width]
-    return min(allowed, key=lambda k: (abs(k - width), -k))
-
-
-def to_structure(
-    groups: Sequence[ChannelGroup], masks: Sequence[Tensor], costs: dict[str, LayerCost]
-) -> Structure:
+def to_structure(groups: Sequence[ChannelGroup], masks: list[Tensor], costs: Costs) -> Structure:
     """The structure that keeps the channels of `masks`; sides that lose no channel are left out."""
     pruned: dict[tuple[str, str], set[int]] = {}
     for group, mask in zip(groups, masks, strict=True):
@@ -146,38 +210,14 @@ def to_structure(
             indices.update(index for i in removed for index in channels.indices[i])
     structure: Structure = {}
     for (layer, side), indices in pruned.items():
-        remaining = [i for i in range(costs[layer].channels(side)) if i not in indices]
+        remaining = [i for i in range(costs[layer].channels[side]) if i not in indices]
         structure.setdefault(layer, {})[side] = remaining
     return structure
 
 
-def remaining_macs(
-    groups: Sequence[ChannelGroup], masks: Sequence[Tensor], costs: dict[str, LayerCost]
-) -> int:
-    """MACs for one image of the network that keeps the channels of `masks`."""
-    pruned: dict[tuple[str, str], int] = {}
-    for group, mask in zip(groups, masks, strict=True):
-        for channels in group.layers:
-            side = (channels.layer, channels.side)
-            pruned[side] = pruned.get(side, 0) + int((~mask).sum()) * len(channels.indices[0])
-    macs = [
-        cost.macs
-        * prod(1 - pruned.get((layer, side), 0) / cost.channels(side) for side in ("out", "in"))
-        for layer, cost in costs.items()
-    ]
-    return round(sum(macs))
-
-
-def _sum_by_input(weight: Tensor) -> Tensor:
-    """Sums (in_channels,) of a tensor with the shape of a layer's weight."""
-    return weight.transpose(0, 1).flatten(1).sum(1).double().cpu()
-
-
-def _gate_gradients(input_gradients: dict[str, Tensor], group: Sequence[LayerChannels]) -> Tensor:
-    """Gradients (n,) of the loss with respect to the gates of a group's channels."""
-    readers = [
-        input_gradients[channels.layer][torch.tensor(channels.indices)].sum(1)
-        for channels in group
-        if channels.side == "in"
-    ]
-    return torch.stack(readers).sum(0)
+def remaining_macs(structure: Structure, costs: Costs) -> int:
+    """MACs for one image of the network that has the channels of `structure` only."""
+    ratios = {layer: prod(len(channels) / costs[layer].channels[side]
+                          for side, channels in sides.items())
+              for layer, sides in structure.items()}  # fmt: skip
+    return round(sum(cost.macs * ratios.get(layer, 1) for layer, cost in costs.items()))

@@ -1,14 +1,38 @@
-"""Channel-pruned networks as plain data: which input and output channels each layer keeps."""
+"""Channels of a network: what they cost, which belong together, and their removal as plain data."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.model_info import layer_macs
+
 # layer name -> {"out": output channels that remain, "in": input channels that remain}, numbered as
 # in the unpruned network; a side that loses no channel is left out
 Structure = dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Multiply-accumulates, output positions and channels of a layer for one image."""
+
+    macs: int
+    positions: int
+    channels: dict[str, int]  # on side `out` and `in`
+
+
+Costs = dict[str, LayerCost]  # by layer name
+
+
+@dataclass(frozen=True)
+class LayerChannels:
+    """The channels of a group in one layer: `indices[i]` are those of the group's channel i."""
+
+    layer: str
+    side: str
+    indices: list[list[int]]
 
 
 def prune_channels(net: nn.Module, structure: Structure) -> None:
@@ -24,8 +48,11 @@ def prune_channels(net: nn.Module, structure: Structure) -> None:
             raise ValueError(f"structure: the network has no layer {name!r}")
         if not isinstance(sides, dict) or not sides or not set(sides) <= {"out", "in"}:
             raise ValueError(f"structure: {name} has {str(sides)[:40]}; a side is 'out' or 'in'")
+        if not is_prunable(layer):
+            kind = type(layer).__name__
+            raise ValueError(f"structure: {name} is a {kind}, which cannot be pruned")
         for side, channels in sides.items():
-            _require_channels(f"{name}, {side}", channels, _num_channels(name, layer, side))
+            _require_channels(f"{name}, {side}", channels, _num_channels(layer)[side])
             _prune_layer(layer, side, channels)
 
 
@@ -51,10 +78,9 @@ def zero_pruned_channels(net: nn.Module, structure: Structure) -> None:
     layers = dict(net.named_modules())
     for name, sides in structure.items():
         if "out" in sides:
-            layer = layers[name]
-            pruned = torch.ones(_num_channels(name, layer, "out"), dtype=torch.bool)
+            pruned = torch.ones(_num_channels(layers[name])["out"], dtype=torch.bool)
             pruned[sides["out"]] = False
-            for parameter in layer.parameters(recurse=False):
+            for parameter in layers[name].parameters(recurse=False):
                 parameter.data[pruned] = 0
 
 
@@ -74,11 +100,64 @@ def outputs_match(net: nn.Module, structure: Structure, image: Tensor) -> bool:
     return bool((expected - actual).abs().max() <= 1e-6 * expected.abs().max().clamp_min(1e-6))
 
 
-def is_depthwise(layer: nn.Module) -> bool:
+def find_groups(net: nn.Module, image: Tensor, costs: Costs) -> Iterator[list[LayerChannels]]:
+    """Yields each group of channels that can be pruned, as torch-pruning traces it on `image`.
+
+    Excluded are groups that run through a layer that `prune_channels` does not support (norms over
+    channels, grouped convolutions, free parameters) or through attention heads, groups that no
+    layer reads, and groups whose layers have one output position (squeeze-excite, the classifier).
+    Networks with convolutions next to attention have no groups: torch-pruning would not terminate.
+    """
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in net.modules())
+    if convolutions > 1 and any(map(_is_attention, net.modules())):  # one is a patch embedding
+        return
+    import torch_pruning
+
+    net = copy.deepcopy(net).eval().requires_grad_(True)
+    names = {layer: name for name, layer in net.named_modules()}
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(net, image, verbose=False)
+    for group in graph.get_all_groups():
+        by_side: dict[
+            tuple[str, str], LayerChannels
+        ] = {}  # each side of a depthwise layer is `out`
+        can_be_pruned = True
+        for item in group:
+            layer = item.dep.target.module
+            if layer in names:
+                parent = net.get_submodule(names[layer].rpartition(".")[0])
+                can_be_pruned &= is_prunable(layer) and not _is_attention(parent)
+                is_output = is_depthwise(layer) or graph.is_out_channel_pruning_fn(item.dep.handler)
+                name, side = names[layer], "out" if is_output else "in"
+                indices = _indices_by_channel(item.idxs, item.root_idxs)
+                by_side[name, side] = LayerChannels(name, side, indices)
+            can_be_pruned &= not isinstance(layer, nn.Parameter)
+        has_one_size = len({len(channels.indices) for channels in by_side.values()}) == 1
+        is_read = any(side == "in" for _, side in by_side)
+        saves_macs = any(side == "out" and costs[name].positions > 1 for name, side in by_side)
+        if can_be_pruned and has_one_size and is_read and saves_macs:
+            yield list(by_side.values())
+
+
+def layer_costs(net: nn.Module, image: Tensor) -> Costs:
+    """The cost of each convolution, linear layer and batch norm for one image."""
+    costs = {name: LayerCost(0, 0, _num_channels(layer)) for name, layer in net.named_modules()
+             if isinstance(layer, nn.BatchNorm2d)}  # fmt: skip
+    for use in layer_macs(net, image[:1]):
+        if isinstance(use.layer, nn.Conv2d | nn.Linear):
+            cost = LayerCost(use.macs, use.positions, _num_channels(use.layer))
+            costs[use.name.removesuffix(".weight")] = cost
+    return costs
+
+
+def total_macs(net: nn.Module, image: Tensor) -> int:
+    """Multiply-accumulates of all convolutions and linear layers for one image."""
+    return sum(cost.macs for cost in layer_costs(net, image).values())
+
+
+def is_depthwise(conv: nn.Module) -> bool:
     """Whether each output channel of a convolution reads one input channel."""
-    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == (
-        layer.out_channels
-    )
+    return isinstance(conv, nn.Conv2d) and 1 < conv.groups == conv.in_channels == conv.out_channels
 
 
 def is_prunable(layer: nn.Module) -> bool:
@@ -88,52 +167,50 @@ def is_prunable(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear | nn.BatchNorm2d)
 
 
-def _num_channels(name: str, layer: nn.Module, side: str) -> int:
-    if not is_prunable(layer):
-        raise ValueError(f"structure: {name} is a {type(layer).__name__}, which cannot be pruned")
+def _is_attention(layer: nn.Module) -> bool:
+    return getattr(layer, "num_heads", None) is not None  # timm has one class for each family
+
+
+def _indices_by_channel(indices: Sequence[int], channels: Sequence[int]) -> list[list[int]]:
+    """The indices in a layer of each channel of a group, in the order of the channels."""
+    by_channel: dict[int, list[int]] = {}
+    for index, channel in zip(indices, channels, strict=True):
+        by_channel.setdefault(channel, []).append(index)
+    return [by_channel[channel] for channel in sorted(by_channel)]
+
+
+def _channels_attribute(layer: nn.Module, side: str) -> str:
     if isinstance(layer, nn.BatchNorm2d):
-        return layer.num_features
-    attribute = "out_channels" if isinstance(layer, nn.Conv2d) else "out_features"
-    return int(getattr(layer, attribute if side == "out" else attribute.replace("out", "in")))
+        return "num_features"
+    return f"{side}_channels" if isinstance(layer, nn.Conv2d) else f"{side}_features"
+
+
+def _num_channels(layer: nn.Module) -> dict[str, int]:
+    return {side: getattr(layer, _channels_attribute(layer, side)) for side in ("out", "in")}
 
 
 def _require_channels(where: str, channels: Sequence[int], width: int) -> None:
     are_ints = isinstance(channels, list) and all(type(i) is int for i in channels)
-    if (
-        not are_ints
-        or not channels
-        or sorted(set(channels)) != channels
-        or not 0 <= channels[0] <= channels[-1] < width
-    ):
-        raise ValueError(
-            f"structure: {where} has {str(channels)[:40]}, "
-            f"not some of the channels 0..{width - 1} in ascending order"
-        )
+    if not are_ints or not channels or channels != sorted(set(channels) & set(range(width))):
+        raise ValueError(f"structure: {where} has {str(channels)[:40]}, not some of the channels "
+                         f"0..{width - 1} in ascending order")  # fmt: skip
 
 
 def _prune_layer(layer: nn.Module, side: str, channels: list[int]) -> None:
-    index = torch.tensor(channels)
+    """Selects `channels` in the tensors of a layer, and sets its attributes accordingly."""
+    dim, names, sizes = 0, ["weight", "bias"], [_channels_attribute(layer, side)]
     if isinstance(layer, nn.BatchNorm2d):
-        _select(layer, ("weight", "bias", "running_mean", "running_var"), index, 0)
-        layer.num_features = len(channels)
+        names += ["running_mean", "running_var"]
     elif is_depthwise(layer):
-        _select(layer, ("weight", "bias"), index, 0)
-        sizes = ("in_channels", "out_channels", "groups")
-        vars(layer).update(dict.fromkeys(sizes, len(channels)))
-    else:
-        names = ("weight", "bias") if side == "out" else ("weight",)
-        _select(layer, names, index, 0 if side == "out" else 1)
-        kind = "channels" if isinstance(layer, nn.Conv2d) else "features"
-        setattr(layer, f"{side}_{kind}", len(channels))
-
-
-def _select(layer: nn.Module, names: Sequence[str], index: Tensor, dim: int) -> None:
-    """Replaces tensors of `layer` by their slices at `index` along `dim`."""
+        sizes = ["in_channels", "out_channels", "groups"]
+    elif side == "in":
+        dim, names = 1, ["weight"]
     for name in names:
         tensor: Tensor | None = getattr(layer, name)
-        if tensor is None:
-            continue
-        selected = tensor.detach().index_select(dim, index.to(tensor.device))
-        if isinstance(tensor, nn.Parameter):
-            selected = nn.Parameter(selected, tensor.requires_grad)
-        setattr(layer, name, selected)
+        if tensor is not None:
+            index = torch.tensor(channels, device=tensor.device)
+            selected = tensor.detach().index_select(dim, index)
+            if isinstance(tensor, nn.Parameter):
+                selected = nn.Parameter(selected, tensor.requires_grad)
+            setattr(layer, name, selected)
+    vars(layer).update(dict.fromkeys(sizes, len(channels)))

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
+from consilium.training.pruning import save_pruned
 from evaluation.results import read_results
 from lightning_modules import checkpoints
-from lightning_modules.pruning.groups import layer_costs
-from lightning_modules.pruning.prune import PruningTarget, choose_structure, save_pruned
-from lightning_modules.pruning.structure import pruned_copy
+from lightning_modules.pruning.search import PruningTarget, choose_structure
+from lightning_modules.pruning.structure import layer_costs, pruned_copy
 from tests.conftest import ROOT
 
 BASE_CALLBACKS = yaml.safe_load((ROOT / "configs/base.yaml").read_text())["trainer"]["callbacks"]

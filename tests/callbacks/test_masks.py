@@ -45,8 +45,7 @@ def test_of_equal_weights_the_first_remain():
         assert int(mask.sum()) == k
 
 
-def test_of_ties_across_chunks_the_first_remain(monkeypatch):
-    monkeypatch.setattr(masks, "CHUNK_SIZE", 7)
+def test_of_ties_at_every_threshold_the_first_remain():
     weight = torch.randn(500, generator=torch.Generator().manual_seed(0)).round()
     for k in range(0, 501, 9):
         assert torch.equal(

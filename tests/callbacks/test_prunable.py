@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from callbacks.sparse_training.prunable import find_prunable
+from callbacks.sparse_training.masked_weights import find_prunable
 from lightning_modules import OneVsOneClassifier
 
 IMAGE = torch.zeros(1, 3, 64, 64)

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from callbacks import TwoStageSparseTraining
-from callbacks.sparse_training.prunable import require_dense
+from callbacks.sparse_training.masked_weights import require_dense
 from callbacks.sparse_training.stages import DensitySchedule, Recovery
 
 spec = importlib.util.spec_from_file_location(

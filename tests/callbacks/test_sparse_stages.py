@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from callbacks import TwoStageSparseTraining
 from callbacks.sparse_training import stages
 from lightning_modules.optim import LRSchedulerConfig
 
@@ -14,7 +15,8 @@ def test_the_best_epoch_and_early_stopping_wait_for_the_final_density(mode):
     stopping = EarlyStopping("val/x", mode=mode)
     best = ModelCheckpoint(monitor="val/x", mode=mode)
     every_epoch = ModelCheckpoint(save_top_k=-1)
-    trainer = SimpleNamespace(callbacks=[stopping, best, every_epoch])
+    trainer = SimpleNamespace(early_stopping_callbacks=[stopping],
+                              checkpoint_callbacks=[best, every_epoch])  # fmt: skip
     pause = stages.SelectionPause()
     stopping.wait_count, stopping.best_score = 5, torch.tensor(0.1)
     pause.pause(trainer, is_dense_stage=True)
@@ -45,8 +47,9 @@ def test_the_sparse_schedule_is_the_models_with_the_settings_of_recovery():
 
 
 def test_a_module_without_optimizer_settings_is_refused():
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=3, logger=False)
     with pytest.raises(ValueError, match="LightningModule has no `optimizer` and `lr_scheduler`"):
-        stages.require_scheduled(L.LightningModule())
+        TwoStageSparseTraining(0.25, 1, 2).setup(trainer, L.LightningModule(), "fit")
 
 
 @pytest.mark.parametrize(("values", "message"), [

@@ -90,7 +90,7 @@ def test_without_masked_optimizer_state_the_final_check_fails(tmp_path, monkeypa
 
 def test_without_masked_weights_and_state_the_final_check_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(MaskedWeights, "mask_optimizer_state", lambda self, optimizer: None)
-    monkeypatch.setattr(TwoStageSparseTraining, "_after_step", lambda self, *_: None)
+    monkeypatch.setattr(torch.optim.Optimizer, "register_step_post_hook", lambda *_: None)
     with pytest.raises(ValueError, match="do not match the weights"):
         runs.run(tmp_path, sparse())
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from starlette.testclient import TestClient
 
-from consilium.serving.app import create_app
+from consilium.serving.server import create_app
 from consilium.serving.service import ServerSettings
 
 

@@ -48,7 +48,7 @@ def test_ensemble_is_fitted_evaluated_saved_and_reported(
     folder = runs / "ensemble"
     names = ["none", "simple", "comminuted"]
     ensemble = load(folder, [f"hash of {m}" for m in MEMBERS], names)
-    assert ensemble.name == "per_group"
+    assert ensemble.voter.name == "per_group"
     tables = [PredictionTable.read(runs / f"members/{m}/predictions/test.parquet") for m in MEMBERS]
     body_parts = tables[0].rows["body_part"].to_numpy(dtype=object)
     combined = ensemble(np.stack([t.probabilities for t in tables]), body_parts)

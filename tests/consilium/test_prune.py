@@ -18,7 +18,7 @@ from consilium.inference.predictor import load_predictor
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from lightning_modules import EnsembleModule, checkpoints
-from lightning_modules.pruning.groups import total_macs
+from lightning_modules.pruning.structure import total_macs
 from tests.conftest import ROOT
 
 WITHOUT_TORCH_PRUNING = "import sys; sys.modules['torch_pruning'] = None\n"

@@ -16,9 +16,8 @@ from consilium.cli.main import main
 from consilium.inference.export import load_with_backend
 from consilium.inference.predictor import load_predictor
 from consilium.serving import server
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Temperature, fit_referral
 from evaluation.predictions import PredictionTable
-from evaluation.selective import fit_referral
 from evaluation.voters import store
 from evaluation.voters.grouped import PerGroup
 from evaluation.voters.registry import VOTERS, VoterSpec
@@ -230,7 +229,7 @@ def test_examples_are_the_readable_images_of_a_folder(predictor, tmp_path):
 
 def test_threshold_for_a_risk_is_fitted_on_val(resnet, untrained_ensemble):
     table = PredictionTable.read(resnet / "predictions" / "val.parquet")
-    expected = fit_referral(table, 0.3).threshold
+    expected = fit_referral(table, 0.3)
     assert server.referral_threshold(resnet, load_predictor(resnet), 0.3) == expected
     untrained = load_predictor(untrained_ensemble)
     with pytest.raises(ValueError, match=r"--refer-risk: no val predictions in .*predictions"):
@@ -264,7 +263,7 @@ def test_threshold_of_an_ensemble_is_fitted_on_the_table_of_its_voters(
 ):
     table = PredictionTable.read(resnet / "predictions" / "val.parquet")
     hashes = [checkpoints.read(file)[0].weights for file in untrained_files]
-    assert threshold_with_voter_of(hashes) == fit_referral(table, 0.3).threshold
+    assert threshold_with_voter_of(hashes) == fit_referral(table, 0.3)
 
 
 def test_threshold_is_not_fitted_with_voters_of_other_members(threshold_with_voter_of):

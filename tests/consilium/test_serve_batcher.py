@@ -12,10 +12,9 @@ from starlette.testclient import TestClient
 
 from consilium.inference.predictor import Predictor
 from consilium.serving import upload
-from consilium.serving.app import create_app
-from consilium.serving.batcher import Batcher
 from consilium.serving.schemas import PreparedImage
-from consilium.serving.service import ServerSettings
+from consilium.serving.server import create_app
+from consilium.serving.service import Batcher, ServerSettings
 from consilium.serving.upload import UploadLimits
 from tests.consilium.serving import decode_gray, image_file, open_client, post_images
 

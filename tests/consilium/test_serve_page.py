@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from consilium.inference.export import generated_images
 from consilium.inference.predictor import load_predictor
 from consilium.serving import server
-from consilium.serving.app import create_app
+from consilium.serving.server import create_app
 from consilium.serving.service import ServerSettings
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier

@@ -17,7 +17,7 @@ import torch
 from starlette.testclient import TestClient
 
 from consilium.inference.predictor import load_predictor
-from consilium.serving.app import create_app
+from consilium.serving.server import create_app
 from consilium.serving.service import ServerSettings
 from consilium.serving.upload import UploadLimits
 from datamodules import images

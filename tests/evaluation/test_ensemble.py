@@ -11,8 +11,8 @@ from evaluation.ensemble import (
     fit_voters,
     most_disputed,
 )
-from evaluation.grouping import aggregate
 from evaluation.metrics.compute import compute_metrics
+from evaluation.predictions import aggregate
 from evaluation.reports.ensemble import mean_of_members
 from evaluation.stats.paired_tests import gain_or_loss
 from evaluation.voters import VoterOptions
@@ -82,10 +82,10 @@ def test_the_order_of_rows_does_not_matter() -> None:
         )
 
 
-def test_predictions_of_an_ensemble_are_those_of_combine_members_through_the_view() -> None:
+def test_predictions_of_an_ensemble_are_those_of_combine_members_by_level() -> None:
     fitted, test = fit_voters(named_experts("val", 0)), named_experts("test", 1)
     ensemble = fitted.ensembles["learned"]
-    predictions = ensemble_predictions(ensemble, test, lambda table: aggregate(table, "patient"))
+    predictions = ensemble_predictions(ensemble, test, ("patient", "mean"))
     images = combine_members(ensemble, list(test.values()))
     assert predictions.voter == "learned"
     assert np.array_equal(predictions.calibrated.logits, aggregate(images, "patient").logits)
@@ -121,7 +121,7 @@ def test_referral_and_conformal_sets_have_intervals() -> None:
         assert rule.set_size.low < rule.set_size.value < rule.set_size.high
 
 
-def test_the_image_table_is_unchanged_without_a_view() -> None:
+def test_the_image_table_is_unchanged_without_a_level() -> None:
     table = make_table(split="val")
     named = {"a": replace(table, meta={"weights": "x"})}
     fitted = fit_voters(named)

@@ -13,11 +13,10 @@ from evaluation.ensemble import (
     evaluate_voters,
     fit_voters,
 )
-from evaluation.grouping import Level, aggregate
 from evaluation.metrics.compute import metrics_by_attribute
 from evaluation.metrics.registry import summary_metrics
 from evaluation.plots.ensemble import member_weight_rows
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import Level, PredictionTable, aggregate
 from evaluation.reports import comparison
 from evaluation.reports.comparison import compare_models
 from evaluation.reports.ensemble import (
@@ -74,7 +73,7 @@ def test_a_voter_registered_in_one_place_is_fitted_evaluated_stored_and_shown(
     assert "<td>Most accurate member</td>" in section_html(gain_table(fitted, evaluated))
     sections = ensemble_sections(fitted, evaluated, ensemble_predictions(ensemble, test))
     assert "The ensemble (Most accurate member) reaches" in sections[0].body
-    rows = member_weight_rows({"most_accurate": ensemble.voter}, ensemble.class_names)
+    rows = member_weight_rows({"most_accurate": ensemble}, ensemble.class_names)
     np.testing.assert_array_equal(rows["Most accurate member"], np.eye(3)[best])
     [weights] = [s.image for s in sections if s.heading == "Member weights"]
     labels = [label.get_text() for label in weights.axes[0].get_yticklabels()]
@@ -140,17 +139,14 @@ def _patients_of_four_images(split: str, seed: int) -> PredictionTable:
                                                ("study", "80 studies of 40 patients"),
                                                ("patient", "40 patients")])  # fmt: skip
 def test_reports_name_what_was_counted(level: Level, sample: str) -> None:
-    def view(table: PredictionTable) -> PredictionTable:
-        return aggregate(table, level)
-
     val, test = (
         {name: _patients_of_four_images(split, seed + i) for i, name in enumerate("ab")}
         for seed, split in ((0, "val"), (2, "test"))
     )
     fitted = fit_voters(val)
-    evaluated = evaluate_voters(fitted, test, draws=20, view=view)
-    compared = compare_models({name: view(table) for name, table in test.items()}, draws=20)
-    predictions = ensemble_predictions(fitted.ensembles["soft"], test, view)
+    evaluated = evaluate_voters(fitted, test, draws=20, level=(level, "mean"))
+    compared = compare_models({name: aggregate(table, level) for name, table in test.items()}, 20)
+    predictions = ensemble_predictions(fitted.ensembles["soft"], test, (level, "mean"))
     sections = ensemble_sections(fitted, evaluated, predictions)
     assert f" on {sample}. " in summary_sentence(fitted, evaluated, "soft")
     assert f" on {sample}. " in comparison.summary_sentence(compared)
@@ -185,7 +181,7 @@ def test_the_subject_of_a_comparison_is_the_first_member_and_not_the_best() -> N
 def test_a_comparison_by_attribute_has_one_table_per_member() -> None:
     test = named_experts("test", 1, 300)
     compared = compare_models(test, draws=20, attribute="body_part")
-    tables = comparison.group_sections(compared)
+    tables = comparison.group_tables(compared)
     assert [t.heading for t in tables] == [f"By attribute: {name}" for name in test]
     assert [row[0] for row in tables[0].rows] == ["elbow", "wrist"]
     frame = comparison.metrics_frame(compared)

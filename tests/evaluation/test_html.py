@@ -16,7 +16,7 @@ def test_a_report_is_one_file_without_network_references(tmp_path: Path) -> None
     table = make_table()
     metrics = compute_metrics(table, draws=20)
     sections = [
-        html.lead_sentence("The ensemble", "accuracy", metrics["accuracy"]),
+        html.accuracy_sentence("The ensemble", metrics["accuracy"]),
         html.Text("Less than <b>all</b>."),
         html.metrics_table(metrics),
         html.Gates([html.Gate("accuracy", ">= 0.9", "0.8", False)]),
@@ -35,14 +35,14 @@ def test_a_report_is_one_file_without_network_references(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_the_lead_sentence_has_interval_and_sample_size() -> None:
-    assert html.lead_sentence("The ensemble", "accuracy", ACCURACY).body == (
+def test_the_opening_sentence_has_interval_and_sample_size() -> None:
+    assert html.accuracy_sentence("The ensemble", ACCURACY).body == (
         "The ensemble reaches accuracy 0.9700 (95 % interval 0.9550 to 0.9800) "
         "on 1,200 images of 300 patients."
     )
     missing = Estimate(None, None, None, "none", 0, 0, "no label")
-    text = html.lead_sentence("It", "nll", missing).body
-    assert text == "It: NLL was not measured (no label)."
+    text = html.accuracy_sentence("It", missing).body
+    assert text == "It: accuracy was not measured (no label)."
 
 
 def test_estimates_have_their_interval_in_small_print_and_differences_a_sign() -> None:

@@ -131,13 +131,15 @@ def test_a_group_shrinks_by_its_size_and_an_unknown_group_gets_the_common_weight
     common = min_nll_weights(members, table.labels)
     inside = (table.rows["body_part"] == "wrist").to_numpy()
     n = inside.sum()
-    ratio = n / (n + 50)
+    ratio = n / (n + 100)
     own = min_nll_weights(members[:, inside], table.labels[inside])
     expected = ratio * own + (1 - ratio) * common
-    voter = fit_per_group(tables, "body_part", shrinkage=50)
+    voter = fit_per_group(tables, "body_part")
     weights = dict(zip(voter.values, voter.weights, strict=True))
     np.testing.assert_allclose(weights["wrist"], expected, atol=1e-9)
-    np.testing.assert_allclose(voter.weights_of(np.array(["knee"]))[0], common, atol=1e-9)
+    np.testing.assert_allclose(
+        voter.image_weights(members, np.array(["knee"]))[0], common, atol=1e-9
+    )
 
 
 def test_a_rare_class_gets_the_common_weights() -> None:
@@ -169,7 +171,7 @@ def test_attention_ignores_a_member_that_predicts_without_the_image() -> None:
         tables.append(PredictionTable(rows, logits, base.class_names, base.meta))
     voter = fit_group_attention(tables, ["elbow", "wrist"])
     members = stacked_probabilities(tables)
-    weights = voter.weights_of(members, rows["body_part"].to_numpy())
+    weights = voter.image_weights(members, rows["body_part"].to_numpy())
     assert weights[first_is_right, 0].mean() > 0.9
     assert weights[~first_is_right, 1].mean() > 0.9
     gain = _nll(pool_tables(Soft(), tables)) - _nll(pool_tables(voter, tables))
@@ -179,10 +181,10 @@ def test_attention_ignores_a_member_that_predicts_without_the_image() -> None:
 def test_a_group_without_attention_is_pooled_by_its_weights() -> None:
     tables = expert_tables()
     voter = fit_group_attention(tables, ["elbow"])
-    fallback = fit_per_group(tables)
+    per_group = fit_per_group(tables)
     wrist = (tables[0].rows["body_part"] == "wrist").to_numpy()
     groups, members = tables[0].rows["body_part"].to_numpy(), stacked_probabilities(tables)
-    pooled, expected = voter(members, groups), fallback(members, groups)
+    pooled, expected = voter(members, groups), per_group(members, groups)
     np.testing.assert_allclose(pooled[wrist], expected[wrist])
     assert np.abs(pooled[~wrist] - expected[~wrist]).max() > 1e-3
     with pytest.raises(ValueError, match="body_part 'knee' has no validation image"):

@@ -33,7 +33,8 @@ def test_a_map_of_another_size_is_refused():
 
 
 def test_cut_text_ends_with_an_ellipsis():
-    fig = maps.image_panels(np.zeros((9, 9), np.uint8), [maps.Panel("name " * 30, "word " * 90)])
+    panel = maps.Panel("name " * 30, "word " * 90)
+    fig = maps.panel_grid([np.zeros((9, 9), np.uint8)], [panel])
     texts = fig.axes[0].get_title("left"), fig.axes[0].get_xlabel()
     assert all(text.endswith("…") for text in texts)
 
@@ -55,7 +56,7 @@ def test_no_text_of_a_panel_is_outside_the_figure(shape):
             "c", f"comminuted fracture 0.614\nmap: comminuted fracture\n{counts}", saliency_map
         )
     ]
-    fig = maps.image_panels(image, panels)
+    fig = maps.panel_grid([image] * len(panels), panels)
     caption = " ".join(fig.axes[6].get_xlabel().split())
     assert caption.endswith(counts)  # no line is cut
     assert render_png(fig).startswith(b"\x89PNG")

@@ -10,6 +10,7 @@ MEMBERS = RNG.dirichlet(np.ones(3), (2, 5))
 CLASSES = np.array([0, 1, 2, 0, 1])
 GROUPS = np.array(["hand", "knee", "hand", "toe", "knee"], dtype=object)
 CLASS_NAMES = ["a", "b", "c"]
+GROUP_WEIGHTS = ("part", ["hand", "knee"], np.array([[3, 1], [1, 9]]), np.array([1, 1]))
 
 
 @pytest.mark.parametrize("voter", [Soft(), Geometric(), Majority()], ids=lambda v: v.name)
@@ -19,12 +20,11 @@ def test_voters_without_weights_weigh_members_equally(voter):
 
 
 def test_member_weights_reproduce_the_probabilities_of_linear_voters():
-    per_group = PerGroup("part", ["hand", "knee"], np.array([[3, 1], [1, 9]]), np.array([1, 1]))
     keys = RNG.normal(size=(1, 2, 4))
     voters = [
         Weighted(np.array([3.0, 1.0])),
-        per_group,
-        GroupAttention(["hand"], np.array([[0.5, -0.5]]), keys, per_group),
+        PerGroup(*GROUP_WEIGHTS),
+        GroupAttention(*GROUP_WEIGHTS, ["hand"], np.array([[0.5, -0.5]]), keys),
     ]
     for voter in voters:
         weights = voter.member_weights(MEMBERS, CLASSES, GROUPS)
@@ -34,8 +34,8 @@ def test_member_weights_reproduce_the_probabilities_of_linear_voters():
 
 
 def test_weight_rows_are_named_by_class_or_group():
-    per_group = PerGroup("part", ["hand", "knee"], np.array([[3, 1], [1, 9]]), np.array([1, 1]))
-    attention = GroupAttention(["hand"], np.zeros((1, 2)), np.zeros((1, 2, 4)), per_group)
+    per_group = PerGroup(*GROUP_WEIGHTS)
+    attention = GroupAttention(*GROUP_WEIGHTS, ["hand"], np.zeros((1, 2)), np.zeros((1, 2, 4)))
     per_class = PerClass(np.array([[1, 3], [1, 1], [4, 1]]))
     assert Weighted(np.array([3, 1])).weight_rows(CLASS_NAMES)[""].tolist() == [0.75, 0.25]
     rows = [voter.weight_rows(CLASS_NAMES) for voter in (per_group, attention, per_class)]

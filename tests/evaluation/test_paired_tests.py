@@ -11,6 +11,7 @@ from evaluation.stats.paired_tests import (
     differences_to_baseline,
     gain_or_loss,
     holm,
+    holm_corrected,
     mcnemar,
     mean_paired_differences,
     paired_differences,
@@ -113,7 +114,9 @@ def test_pairing_narrows_the_interval_of_similar_models() -> None:
 def test_ensemble_of_five_copies_is_no_gain() -> None:
     table = make_table(300, images_per_patient=3)
     ensemble = pool_tables(Soft(), [table] * 5)
-    compared = differences_to_baseline({"a": ensemble, "b": ensemble}, table, draws=200)
+    compared = holm_corrected(
+        differences_to_baseline({"a": ensemble, "b": ensemble}, table, draws=200)
+    )
     for name, difference in compared["a"].items():
         assert difference.estimate.value == pytest.approx(0, abs=1e-6), name
         assert gain_or_loss(name, difference) == "no evidence of gain", name

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from evaluation.metrics import compute
-from evaluation.metrics.pairs import class_pairs, pair_accuracies
-from evaluation.predictions import PredictionTable
+from evaluation.metrics.confusion import pair_accuracies
+from evaluation.predictions import PredictionTable, class_pairs
 from evaluation.stats.estimate import wilson_interval
 from tests.evaluation.tables import make_table
 

@@ -9,7 +9,6 @@ from evaluation.metrics.registry import (
     METRICS,
     MetricSpec,
     headline_metrics,
-    is_metric_name,
     matching_specs,
     metric_label,
     metric_spec,
@@ -52,7 +51,7 @@ def test_one_entry_adds_a_metric_to_metrics_differences_and_results_json(
     assert metrics["distance"].value == pytest.approx(label_distance(table).mean())
     assert metrics["distance"].low < metrics["distance"].value < metrics["distance"].high
     assert "distance" in summary_metrics()
-    assert is_metric_name("distance")
+    assert matching_specs("distance")
     difference = paired_differences(make_table(90, gain=0.1), table, draws=50)["distance"]
     assert gain_or_loss("distance", difference) == "loss"  # higher, and lower is better
     path = tmp_path / "results.json"
@@ -73,8 +72,8 @@ def test_all_registered_metrics_are_computed_in_their_order() -> None:
     names = list(compute.compute_metrics(pair_table(), draws=20))
     assert list(dict.fromkeys(name.split("/")[0] for name in names)) == list(METRICS)
     assert all(metric_spec(name).name == name.split("/")[0] for name in names)
-    assert all(is_metric_name(name) for name in names)
-    assert all(is_metric_name(f"study/{name}", "study") for name in names)
+    assert all(matching_specs(name) for name in names)
+    assert all(matching_specs(f"study/{name}", "study") for name in names)
 
 
 def test_values_are_within_their_limits() -> None:
@@ -115,10 +114,10 @@ def test_unknown_names_are_errors_with_the_nearest_names(name: str, nearest: str
 
 
 def test_gates_accept_names_and_patterns_of_metrics_only() -> None:
-    assert all(map(is_metric_name, ("recall/*", "pair/*", "f1_*", "*", "study/auroc")))
-    assert not any(map(is_metric_name, ("", "Accuracy", "recall_x", "recall", "accuracy/a")))
-    assert is_metric_name("study/kappa", "study")
-    assert not is_metric_name("study/kappa", "image")
+    assert all(map(matching_specs, ("recall/*", "pair/*", "f1_*", "*", "study/auroc")))
+    assert not any(map(matching_specs, ("", "Accuracy", "recall_x", "recall", "accuracy/a")))
+    assert matching_specs("study/kappa", "study")
+    assert not matching_specs("study/kappa", "image")
     assert [spec.name for spec in matching_specs("f1_*")] == ["f1_macro", "f1_weighted"]
 
 

@@ -125,7 +125,7 @@ def test_plot_of_sparsity_costs_has_points_intervals_and_a_zero_line():
 
 
 def test_sections_of_a_run_without_sparsity_are_empty(tmp_path):
-    assert sparsity.sparsity_sections(tmp_path, table([0], [0])) == []
+    assert sparsity.savings_sections(tmp_path, table([0], [0])) == []
     html.write_report(tmp_path / "r.html", "x", sparsity.describe_sparsity(SPARSITY))
     assert "Pruned layers" in (tmp_path / "r.html").read_text()
 
@@ -135,10 +135,10 @@ def test_sparse_run_is_compared_with_its_control(tmp_path):
     labels = [0, 0, 1, 1]
     write_json(run / "sparsity.json", SPARSITY | {"control": "../control"})
     sparse = table([0, 1, 1, 0], labels)
-    missing = sparsity.sparsity_sections(run, sparse)[-1]
+    missing = sparsity.savings_sections(run, sparse)[-1]
     assert "Not compared with control ../control" in missing.body
     table([0, 0, 1, 1], labels).write(control / "predictions/test.parquet")
-    *_, difference, classes, changed = sparsity.sparsity_sections(run, sparse)
+    *_, difference, classes, changed = sparsity.savings_sections(run, sparse)
     assert difference.rows[0][1].estimate.value == -0.5
     assert classes.columns[2:4] == ("control", "sparse")
     assert [row[0] for row in changed.rows] == ["i1", "i3"]
@@ -148,7 +148,7 @@ def test_sparse_run_is_compared_with_its_control(tmp_path):
     run_report.write_changed_decisions(run, sparse)
     assert not (run / "changed.csv").exists()  # the decisions of an earlier control are removed
     write_json(run / "sparsity.json", SPARSITY)
-    assert len(sparsity.sparsity_sections(run, sparse)) == 2
+    assert len(sparsity.savings_sections(run, sparse)) == 2
 
 
 def test_pruned_run_has_its_speedup_and_reasons_of_unmeasured_ratios(tmp_path):
@@ -161,6 +161,6 @@ def test_pruned_run_has_its_speedup_and_reasons_of_unmeasured_ratios(tmp_path):
     write_json(tmp_path / "run/pruning.json", PRUNING)
     assert run_report.measured_ratios(tmp_path / "run")["latency_ratio_measured"] == 0.625
     table([1, 1], [1, 1]).write(tmp_path / "dense/predictions/test.parquet")
-    *_, difference, _, changed = sparsity.pruning_sections(tmp_path / "run", table([0, 1], [1, 1]))
+    *_, difference, _, changed = sparsity.savings_sections(tmp_path / "run", table([0, 1], [1, 1]))
     assert difference.columns[1] == "accuracy, pruned minus dense"
     assert changed.columns[2:] == ("dense", "pruned")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from evaluation.metrics.pairs import class_pairs
+from evaluation.predictions import class_pairs
 from lightning_modules.heads import couple
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.metrics.pairs import class_pairs
+from evaluation.predictions import class_pairs
 from lightning_modules import OneVsOneClassifier, checkpoints
 from lightning_modules.freezing import FineTuning, parameter_stages
 from lightning_modules.heads import couple

@@ -137,7 +137,7 @@ def test_a_gpu_counts_millijoules_and_its_errors_are_reasons(monkeypatch):
         nvmlDeviceGetTotalEnergyConsumption=total_energy,
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    meter = measure.energy_meter(torch.device("cuda", 0))
+    meter = measure.nvml_meter(0)
     assert meter.joules([5_000], [7_500]) == 2.5
     reason = r"no energy counter for this GPU \(Not Supported\)"
     with pytest.raises(measure.EnergyUnavailableError, match=reason):

@@ -8,21 +8,16 @@ from torch import nn
 
 from lightning_modules import backbones
 from lightning_modules.pruning import search
-from lightning_modules.pruning.groups import (
+from lightning_modules.pruning.search import Candidate, PruningTarget, choose_structure
+from lightning_modules.pruning.structure import (
     LayerChannels,
     LayerCost,
     find_groups,
     layer_costs,
+    outputs_match,
+    pruned_copy,
     total_macs,
 )
-from lightning_modules.pruning.prune import (
-    PruningTarget,
-    choose_structure,
-    largest_within_latency,
-    largest_within_macs,
-)
-from lightning_modules.pruning.search import Candidate
-from lightning_modules.pruning.structure import outputs_match, pruned_copy
 
 SIZE = 32
 
@@ -107,11 +102,16 @@ def test_a_channel_without_effect_is_pruned_first():
     scale_readers(net, groups[widest], channel, 0.0)
     groups, _ = scored_groups(net)
     assert groups[widest].scores[channel] == 0
-    assert not search.find_candidates(groups, costs, 1)[0].masks[widest][channel]
+    first = search.find_candidates(groups, costs, 1)[0].structure
+    layer = next(each for each in groups[widest].layers if each.side == "in")
+    assert set(layer.indices[channel]).isdisjoint(first[layer.layer]["in"])
 
 
 def test_the_cost_of_a_channel_counts_macs_and_written_values():
-    costs = {"a": LayerCost(900, 100, 3, 3), "b": LayerCost(90, 10, 3, 3)}
+    costs = {
+        "a": LayerCost(900, 100, {"out": 3, "in": 3}),
+        "b": LayerCost(90, 10, {"out": 3, "in": 3}),
+    }
     early, late = ([LayerChannels(name, "out", [[0], [1], [2]])] for name in "ab")
     assert search.channel_cost(early, costs, 0) == 10 * search.channel_cost(late, costs, 0) == 300
     assert search.channel_cost(early, costs, 256) == 300 + 100 * 256
@@ -119,10 +119,9 @@ def test_the_cost_of_a_channel_counts_macs_and_written_values():
 
 @pytest.mark.parametrize(("limit", "chosen"), [(0.95, 0.9), (0.5, 0.5), (0.31, 0.3), (0.11, 0.1)])
 def test_the_largest_candidate_within_the_limit_is_chosen(limit, chosen):
-    candidates = [Candidate(i / 10, []) for i in range(9, 0, -1)]
-    by_latency = largest_within_latency(candidates, limit, 16, lambda each: each.macs_ratio)
-    assert by_latency.macs_ratio == chosen
-    assert largest_within_macs(candidates, limit, 16).macs_ratio == chosen
+    candidates = [Candidate(i / 10, {}) for i in range(9, 0, -1)]
+    within = search.largest_within(candidates, limit, lambda each: each.macs_ratio, "")
+    assert within.macs_ratio == chosen
 
 
 class ChannelMixer(nn.Module):
@@ -165,7 +164,7 @@ def test_pruned_backbones_compute_the_same_as_with_zeroed_channels(name):
     groups, costs = scored_by_one_loss(net, image)
     candidates = search.find_candidates(groups, costs, 8)
     candidate = candidates[len(candidates) // 2]
-    structure = search.to_structure(groups, candidate.masks, costs)
+    structure = candidate.structure
     assert outputs_match(net, structure, image)
     ratio = total_macs(pruned_copy(net, structure), image) / total_macs(net, image)
     assert ratio == pytest.approx(candidate.macs_ratio)

@@ -15,9 +15,9 @@ from evaluation.ensemble import (
     EvaluatedVoters,
     FittedVoters,
     ensemble_predictions,
+    load_voters,
     most_disputed,
 )
-from evaluation.ensemble_folder import load_voters
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html

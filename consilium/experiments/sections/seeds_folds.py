@@ -93,7 +93,7 @@ def sections(config: ExperimentConfig, repeated: RepeatedRuns) -> list[html.Sect
     page: list[html.Section] = []
     if config.folds and repeated.pooled:
         pooled = {name + Round(seed).suffix: m for (name, seed), m in repeated.pooled.items()}
-        page.append(html.models_table(pooled, summary_metrics(), "Over folds", FOLDS_NOTE))
+        page.append(html.models_table(pooled, "Over folds", FOLDS_NOTE, count="n"))
     if len(repeated.seeds):
         page.append(_seeds_table(repeated.seeds))
     return page
