@@ -179,7 +179,7 @@ class Clients:
 def print_report(
     responses: Responses, seconds: float, without_server: list[dict[str, float]], clients: int
 ) -> None:
-    """Prints statuses, latencies and throughput; `without_server`: model timings before and after."""
+    """Prints statuses, latencies and throughput beside the timings before and after the test."""
     latencies = sorted(latency for status, latency in responses if status == 200)
     print(f"{clients} clients, {seconds:.0f} s, {torch.get_num_threads()} threads")
     print(f"statuses: {dict(Counter(status for status, _ in responses))}")
@@ -188,10 +188,8 @@ def print_report(
         print(f"p{100 * quantile:.0f} {1000 * latency:.0f} ms")
     single = [1000 * timing["seconds_per_image"] for timing in without_server]
     print(f"models alone, one image: {single[0]:.0f} ms before, {single[1]:.0f} ms after")
-    rate, rates = (
-        len(latencies) / seconds,
-        [timing["images_per_second"] for timing in without_server],
-    )
+    rate = len(latencies) / seconds
+    rates = [timing["images_per_second"] for timing in without_server]
     print(f"models alone, best of batches of {BATCH_SIZES}: {rates[0]:.1f} images/s before, "
           f"{rates[1]:.1f} after")  # fmt: skip
     ratio = rate / statistics.mean(rates)

@@ -3,8 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,12 +16,9 @@ AugmentArgs = dict[str, float]
 
 
 class Augment:
-    """An augmentation policy as a function of pixels and (seed, epoch, index), not of the label.
+    """A policy of ``AUGMENTATIONS`` as a function of pixels and (seed, epoch, index).
 
-    Args:
-        policy: A name in ``AUGMENTATIONS``.
-        args: Values that differ from the defaults of the policy, by name.
-        crop: Side of a random crop that is applied first; None for no crop.
+    ``args`` replace defaults of the policy; ``crop`` is the side of a random crop before it.
     """
 
     def __init__(
@@ -42,7 +38,8 @@ class Augment:
         transform = self._gray if pixels.ndim == 2 else self._color
         if transform is None:
             return pixels
-        transform.set_random_seed(_hash_seed(rng_seed))
+        digest = hashlib.blake2b(repr(rng_seed).encode(), digest_size=4).digest()
+        transform.set_random_seed(int.from_bytes(digest, "big"))
         return np.asarray(transform(image=pixels)["image"])
 
     def _compose(self, is_color: bool, crop: int | None) -> Transform:
@@ -52,22 +49,11 @@ class Augment:
         return A.Compose([A.RandomCrop(crop, crop), *transforms] if crop else transforms, seed=0)
 
 
-@dataclass(frozen=True)
-class AugmentationPolicy:
-    """A policy of ``AUGMENTATIONS``.
-
-    Args:
-        transforms: Makes the transforms from the arguments, and from whether images are in color.
-        defaults: The arguments with their default values.
-    """
+class AugmentationPolicy(NamedTuple):
+    """Makes transforms from arguments, and from whether images are in color; its defaults."""
 
     transforms: Callable[[AugmentArgs, bool], list[Transform]]
     defaults: AugmentArgs
-
-
-def _hash_seed(parts: tuple[int, int, int]) -> int:
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _affine(args: AugmentArgs) -> Transform:
@@ -81,6 +67,10 @@ def _affine(args: AugmentArgs) -> Transform:
     )
 
 
+def _basic(args: AugmentArgs, is_color: bool) -> list[Transform]:
+    return [_affine(args), A.HorizontalFlip(p=0.5), _brightness_contrast(args)]
+
+
 def _brightness_contrast(args: AugmentArgs) -> Transform:
     return A.RandomBrightnessContrast(args["brightness"], args["contrast"], p=0.8)
 
@@ -92,18 +82,9 @@ def _color_jitter(args: AugmentArgs, is_color: bool) -> list[Transform]:
     return [A.ColorJitter((1, 1), (1, 1), args["tint"], args["tint"] / 5, p=0.5)]
 
 
-def _none(args: AugmentArgs, is_color: bool) -> list[Transform]:
-    return []
-
-
 def _fracture(args: AugmentArgs, is_color: bool) -> list[Transform]:
     blur = A.GaussianBlur(blur_limit=(3, 3), p=args["blur"])
-    jitter = _color_jitter(args, is_color)
-    return [_affine(args), A.HorizontalFlip(p=0.5), _brightness_contrast(args), *jitter, blur]
-
-
-def _basic(args: AugmentArgs, is_color: bool) -> list[Transform]:
-    return [_affine(args), A.HorizontalFlip(p=0.5), _brightness_contrast(args)]
+    return [*_basic(args, is_color), *_color_jitter(args, is_color), blur]
 
 
 def _mura(args: AugmentArgs, is_color: bool) -> list[Transform]:
@@ -121,13 +102,12 @@ def _chest(args: AugmentArgs, is_color: bool) -> list[Transform]:
 
 _WIDE = {"rotate": 25.0, "scale": 0.1, "shift": 0.05, "brightness": 0.2, "contrast": 0.2}
 _NARROW = {"rotate": 15.0, "scale": 0.1, "shift": 0.1, "brightness": 0.3, "contrast": 0.3}
+_GRADCAM = _NARROW | {"shift": 0.05, "brightness": 0.1, "contrast": 0.1}
 AUGMENTATIONS = {
-    "none": AugmentationPolicy(_none, {}),
+    "none": AugmentationPolicy(lambda args, is_color: [], {}),
     "fracture": AugmentationPolicy(_fracture, _WIDE | {"tint": 0.2, "blur": 0.1}),
     "retina": AugmentationPolicy(_basic, _WIDE | {"scale": 0.0, "shift": 0.0}),
     "mura": AugmentationPolicy(_mura, _WIDE | {"distort": 0.2, "upside_down": 0.0}),
     "chest": AugmentationPolicy(_chest, _NARROW | {"scale": 0.0, "tint": 0.3, "gray": 0.1}),
-    "gradcam": AugmentationPolicy(
-        _basic, _NARROW | {"shift": 0.05, "brightness": 0.1, "contrast": 0.1}
-    ),
+    "gradcam": AugmentationPolicy(_basic, _GRADCAM),
 }

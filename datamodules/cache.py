@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -35,37 +35,29 @@ def code_version() -> str:
 
 @dataclass(frozen=True)
 class PixelStore:
-    """A complete store; workers and processes share its memory pages.
+    """A complete store; workers and processes share its memory pages."""
 
-    Args:
-        folder: The folder of its two files.
-        side: Side of its square images.
-        entries: Offset and number of channels (0 for gray) of each path.
-        failures: The reason for each path that cannot be read.
-    """
-
-    folder: Path
-    side: int
-    entries: dict[str, tuple[int, int]]
-    failures: dict[str, str]
+    folder: Path  # of its two files
+    side: int  # of its square images
+    entries: dict[str, tuple[int, int]]  # offset and number of channels (0 for gray) of each path
+    failures: dict[str, str]  # the reason for each path that cannot be read
 
     def pixels(self, path: str) -> np.ndarray:
         """The pixels of a file, read-only; ImageError if the file could not be read."""
         if path in self.failures:
             raise ImageError(self.failures[path])
         offset, channels = self.entries[path]
-        shape = (self.side, self.side, channels) if channels else (self.side, self.side)
-        return self._map[offset : offset + int(np.prod(shape))].reshape(shape)
+        flat = self._map[offset : offset + self.side**2 * max(1, channels)]
+        return flat.reshape(self.side, self.side, *[channels] * (channels > 0))
 
     def channel_statistics(self, paths: list[str]) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, for pixels from 0 to 1."""
-        total, squares = np.zeros(3), np.zeros(3)
+        sums = np.zeros((2, 3))
         for path in paths:
             pixels = self.pixels(path).reshape(self.side**2, -1) / 255.0
-            total += pixels.mean(axis=0)
-            squares += (pixels**2).mean(axis=0)
-        mean = total / len(paths)
-        return mean.tolist(), np.sqrt(squares / len(paths) - mean**2).tolist()
+            sums += np.stack([pixels.mean(axis=0), (pixels**2).mean(axis=0)])
+        mean, mean_square = sums / len(paths)
+        return mean.tolist(), np.sqrt(mean_square - mean**2).tolist()
 
     @cached_property
     def _map(self) -> np.ndarray:
@@ -82,29 +74,36 @@ def open_store(paths: list[str], preprocess: Preprocess, root: Path) -> PixelSto
     """The store of these files with these settings; builds it if it is missing or incomplete."""
     root.mkdir(parents=True, exist_ok=True)
     hashes = file_hashes(paths, root)
-    folder = root / _store_key(hashes, preprocess)
-    store = _read_store(folder, preprocess.side, hashes)
+    parts = [code_version(), json.dumps(preprocess.pixel_settings(), sort_keys=True)]
+    key = "\n".join([*parts, *sorted(set(hashes.values()))])
+    folder = root / hashlib.sha256(key.encode()).hexdigest()[:24]
+    read_store = partial(_read_store, folder, preprocess.side, hashes)
+    store = read_store()
     if store is not None:
         return store
     temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
     try:
         _build_store(temporary, hashes, preprocess)
-        _rename_store(temporary, folder, preprocess.side, hashes)
+        if folder.exists() and read_store() is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except OSError:
+        if read_store() is None:  # else another process was faster
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    built = _read_store(folder, preprocess.side, hashes)
-    if built is None:
+    store = read_store()
+    if store is None:
         raise OSError(f"{folder}: the store is incomplete after it was built")
-    return built
+    return store
 
 
 def list_stores(root: Path) -> list[tuple[str, int, int]]:
     """(name, number of images, bytes) of every store in ``root``."""
-    folders = sorted(path.parent for path in root.glob(f"*/{INDEX}"))
-    return [
-        (f.name, len(json.loads((f / INDEX).read_text())["offsets"]), (f / PIXELS).stat().st_size)
-        for f in folders
-    ]
+    indices = {file.parent: json.loads(file.read_text()) for file in root.glob(f"*/{INDEX}")}
+    return sorted(
+        (f.name, len(i["offsets"]), (f / PIXELS).stat().st_size) for f, i in indices.items()
+    )
 
 
 def clear_stores(root: Path) -> int:
@@ -125,10 +124,12 @@ def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
     memo = json.loads(memo_path.read_text()) if memo_path.is_file() else {}
     frames = {path: split_frame_number(path) for path in paths}
     files = list(dict.fromkeys(str(file) for file, _ in frames.values()))
-    with ThreadPoolExecutor(_num_threads()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         entries = dict(zip(files, pool.map(partial(_hash_file, memo=memo), files), strict=True))
     if any(memo.get(file) != entry for file, entry in entries.items()):
-        _write_text(memo_path, json.dumps(memo | entries))
+        temporary = root / f".{memo_path.name}-{os.getpid()}"
+        temporary.write_text(json.dumps(memo | entries))
+        temporary.replace(memo_path)
     return {
         path: entries[str(file)][1] + ("" if frame is None else f"#{frame}")
         for path, (file, frame) in frames.items()
@@ -147,20 +148,13 @@ def _hash_file(path: str, memo: dict[str, list[str]]) -> list[str]:
         return ["", f"{path}: {error.strerror}"]
 
 
-def _store_key(hashes: dict[str, str], preprocess: Preprocess) -> str:
-    parts = [code_version(), json.dumps(preprocess.pixel_settings(), sort_keys=True)]
-    parts += sorted(set(hashes.values()))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
 def _read_store(folder: Path, side: int, hashes: dict[str, str]) -> PixelStore | None:
     """The store in this folder, or None if there is none or its files are truncated."""
     try:
         index = json.loads((folder / INDEX).read_text())
-        is_complete = (folder / PIXELS).stat().st_size == index["bytes"]
+        if (folder / PIXELS).stat().st_size != index["bytes"]:
+            return None
     except (OSError, json.JSONDecodeError, KeyError):
-        return None
-    if not is_complete:
         return None
     offsets, failed = index["offsets"], index["failures"]
     entries = {p: (offsets[h][0], offsets[h][1]) for p, h in hashes.items() if h in offsets}
@@ -173,7 +167,7 @@ def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -
     offsets: dict[str, tuple[int, int]] = {}
     failures: dict[str, str] = {}
     with (folder / PIXELS).open("wb") as file:
-        results = zip(first_path, _preprocess_all(first_path.values(), preprocess), strict=True)
+        results = zip(first_path, _preprocess_all([*first_path.values()], preprocess), strict=True)
         for digest, result in track(results, "preprocessing images", total=len(first_path)):
             if isinstance(result, str):
                 failures[digest] = result
@@ -183,17 +177,17 @@ def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
-    index = {"bytes": size, "offsets": offsets, "failures": failures}
-    _write_text(folder / INDEX, json.dumps(index | {"settings": preprocess.pixel_settings()}))
+    index: dict[str, object] = {"bytes": size, "offsets": offsets, "failures": failures}
+    index["settings"] = preprocess.pixel_settings()
+    (folder / INDEX).write_text(json.dumps(index))
 
 
-def _preprocess_all(paths: Iterable[str], preprocess: Preprocess) -> Iterator[np.ndarray | str]:
+def _preprocess_all(paths: list[str], preprocess: Preprocess) -> Iterator[np.ndarray | str]:
     """Pixels, or the reason, of each file; threads suffice, as OpenCV releases the GIL."""
-    remaining = list(paths)
-    with ThreadPoolExecutor(_num_threads()) as pool:
-        for start in range(0, len(remaining), _CHUNK):  # a slow disk must not fill the memory
-            chunk = remaining[start : start + _CHUNK]
-            yield from pool.map(partial(_preprocess_file, preprocess=preprocess), chunk)
+    preprocess_file = partial(_preprocess_file, preprocess=preprocess)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, len(paths), _CHUNK):  # a slow disk must not fill the memory
+            yield from pool.map(preprocess_file, paths[start : start + _CHUNK])
 
 
 def _preprocess_file(path: str, preprocess: Preprocess) -> np.ndarray | str:
@@ -201,27 +195,3 @@ def _preprocess_file(path: str, preprocess: Preprocess) -> np.ndarray | str:
         return preprocess.to_pixels(decode(read_file_bytes(path), path))
     except ImageError as error:
         return str(error).removeprefix(f"{path}: ")
-
-
-def _rename_store(temporary: Path, folder: Path, side: int, hashes: dict[str, str]) -> None:
-    """Gives a new store its name; a complete store of another process is left in place."""
-    if folder.exists() and _read_store(folder, side, hashes) is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        temporary.replace(folder)
-    except OSError:
-        if _read_store(folder, side, hashes) is None:
-            raise
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _num_threads() -> int:
-    return len(os.sched_getaffinity(0))

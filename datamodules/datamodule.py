@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
+from torch.utils.data import Sampler
 
 from datamodules import cache
 from datamodules.audit.audit import find_leaks_without_decoding
@@ -25,7 +26,7 @@ from datamodules.dataset import (
 from datamodules.images import find_unreadable
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
-from datamodules.samplers import Balance, ExactSampler, ShuffledSampler
+from datamodules.samplers import Balance, ExactSampler
 from datamodules.sources import Source
 from datamodules.splits import Fold
 
@@ -101,9 +102,8 @@ class ImageDataModule(LightningDataModule):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
-        self.augment = Augment(
-            augment, augment_args, preprocess.size if preprocess.margin else None
-        )
+        crop = preprocess.size if preprocess.margin else None
+        self.augment = Augment(augment, augment_args, crop)
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
         cores = len(os.sched_getaffinity(0))
         self.num_workers = num_workers if num_workers is not None else min(8, cores)
@@ -141,10 +141,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"exclude: {self.exclude} has no column 'id'; it has {list(excluded)}")
         unknown = sorted(map(str, set(excluded["id"]) - set(manifest.table["id"])))
         if unknown:
-            raise ValueError(
-                f"exclude: {self.exclude} has {len(unknown)} ids that are not in the data: "
-                f"{unknown[:3]}"
-            )
+            message = f"{len(unknown)} ids that are not in the data: {unknown[:3]}"
+            raise ValueError(f"exclude: {self.exclude} has {message}")
         return manifest.drop(set(excluded["id"]), f"excluded by {Path(self.exclude).name}")
 
     def setup(self, stage: str) -> None:
@@ -155,14 +153,18 @@ class ImageDataModule(LightningDataModule):
             # the cache has all files, so that its key does not depend on the skipped ones
             self._cached_paths = manifest.table["path"].tolist()
             self._manifest = self._skip_unreadable(manifest)
-        for split in self._splits(stage):
+        by_stage = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
+        for split in by_stage.get(stage, [self.predict_split]):
             if not len(self.rows(split)):
                 hint = "; set the source's fractions to take it from train" * (split != "train")
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no images{hint}")
         if stage == "fit":
-            self._refuse_absent_classes()
-        if len(self.rows("train")):
-            labels = self._labels(self.rows("train"))
+            present = set(self._labels(self.rows("train")))
+            absent = [name for k, name in enumerate(self.class_names) if k not in present]
+            if absent:
+                raise ValueError(f"the split 'train' has no images of the classes {absent}")
+        if len(rows := self.rows("train")):
+            labels = self._labels(rows)
             self.class_weights = self.balance.compute_class_weights(labels, self.class_names)
         if stage == "fit" or self.allow_leaks:
             self._manifest = self._check_leaks(self._manifest)
@@ -181,10 +183,11 @@ class ImageDataModule(LightningDataModule):
         A last batch of a single image, which breaks batch norm, is left out of the epoch.
         """
         rows = self.rows("train")
-        dataset = self._dataset(rows, {"": self.preprocess}, self.augment)
-        sampler = self.balance.make_sampler(
-            self._labels(rows), self.seed, *self._rank_and_world_size()
-        )
+        views = {"": self.preprocess}
+        stores = self._open_stores(views)
+        dataset = ImageDataset(self.manifest, rows, views, stores, self.augment, self.seed)
+        labels, processes = self._labels(rows), self._rank_and_world_size()
+        sampler = self.balance.make_sampler(labels, self.seed, *processes)
         is_single = len(sampler) % self.batch_size == 1 and len(sampler) > 1
         return self._loader(dataset, sampler, drop_last=is_single and self.batch_size > 1)
 
@@ -211,22 +214,10 @@ class ImageDataModule(LightningDataModule):
         """Takes the views of evaluation batches from the LightningModule of the trainer."""
         if self.trainer is None:
             return
-        module = self.trainer.lightning_module
+        module, self.views = self.trainer.lightning_module, {"": self.preprocess}
         if isinstance(module, MultiViewModule):
             views = [Preprocess.from_dict(values) for values in module.member_preprocesses]
             self.views = {view.name: view for view in views}
-        else:
-            self.views = {"": self.preprocess}
-
-    def _splits(self, stage: str) -> list[str]:
-        by_stage = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}
-        return by_stage.get(stage, [self.predict_split])
-
-    def _refuse_absent_classes(self) -> None:
-        present = set(self._labels(self.rows("train")))
-        absent = [name for k, name in enumerate(self.class_names) if k not in present]
-        if absent:
-            raise ValueError(f"the split 'train' has no images of the classes {absent}")
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
         return np.asarray(self.manifest.table["label"].to_numpy()[rows])
@@ -248,51 +239,35 @@ class ImageDataModule(LightningDataModule):
         leaks = [issue.message for issue in find_leaks_without_decoding(manifest)]
         if leaks and not self.allow_leaks:
             raise ValueError(f"{'; '.join(leaks)}. Run consilium audit, or set allow_leaks: true")
-        notes = [f"allowed leak: {message}" for message in leaks]
-        new = tuple(note for note in notes if note not in manifest.notes)
-        return replace(manifest, notes=(*manifest.notes, *new)) if new else manifest
+        notes = [*manifest.notes, *(f"allowed leak: {message}" for message in leaks)]
+        return replace(manifest, notes=tuple(dict.fromkeys(notes)))
 
     def _open_stores(self, views: dict[str, Preprocess]) -> dict[str, cache.PixelStore]:
         if self.cache_dir is None:
             return {}
-        root = Path(self.cache_dir)
-        return {
-            name: cache.open_store(self._cached_paths, view, root) for name, view in views.items()
-        }
-
-    def _dataset(
-        self, rows: np.ndarray, views: dict[str, Preprocess], augment: Augment | None = None
-    ) -> ImageDataset:
-        stores = self._open_stores(views)
-        return ImageDataset(self.manifest, rows, views, stores, augment, self.seed)
+        root, paths = Path(self.cache_dir), self._cached_paths
+        return {name: cache.open_store(paths, view, root) for name, view in views.items()}
 
     def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
     def _evaluation_loader(self, split: str) -> LazyDataLoader:
         rows = self.rows(split)
         sampler = ExactSampler(len(rows), *self._rank_and_world_size())
-        return self._loader(self._dataset(rows, self.views), sampler)
+        dataset = ImageDataset(self.manifest, rows, self.views, self._open_stores(self.views))
+        return self._loader(dataset, sampler)
 
     def _loader(
-        self,
-        dataset: ImageDataset,
-        sampler: ShuffledSampler | ExactSampler,
-        drop_last: bool = False,
+        self, dataset: ImageDataset, sampler: Sampler[Any], drop_last: bool = False
     ) -> LazyDataLoader:
         collate: Any = identity  # torch's type of collate_fn only allows lists of samples
+        has_workers = self.num_workers > 0
         return LazyDataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
-            prefetch_factor=self.prefetch_factor if self.num_workers > 0 else None,
-            collate_fn=collate,
-            worker_init_fn=use_one_thread,
+            dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last,
+            num_workers=self.num_workers, pin_memory=self.pin_memory,
+            persistent_workers=has_workers,
+            prefetch_factor=self.prefetch_factor if has_workers else None,
+            collate_fn=collate, worker_init_fn=use_one_thread,
             transform=None if self.trainer else partial(normalize_batch, views=dataset.views),
-        )
+        )  # fmt: skip

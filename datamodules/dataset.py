@@ -21,15 +21,10 @@ AnyIterator = Any  # an Iterator[Batch]; torch declares a private class for it
 
 
 class ImageDataset(Dataset[Batch]):
-    """Samples by the key ``(epoch, position)``; a file is decoded at most once per sample.
+    """Samples of some rows by ``(epoch, position)``; a file is decoded at most once per sample.
 
-    Args:
-        manifest: All samples.
-        rows: Row numbers of the split in the manifest.
-        views: The preprocessing by view name; the single name "" gives a tensor instead of a dict.
-        stores: Cached pixels of the views that have a cache.
-        augment: Applied to the pixels before they become a tensor; None in evaluation.
-        seed: Seed of the augmentation, together with epoch and row number.
+    ``views`` is the preprocessing by view name; the single name "" gives a tensor instead of a
+    dict. ``stores`` has cached pixels of views. The augmentation depends on seed, epoch and row.
     """
 
     def __init__(
@@ -64,9 +59,9 @@ class ImageDataset(Dataset[Batch]):
                 images[name].append(channels)
         image = {name: _stack(arrays) for name, arrays in images.items()}
         positions = [position for _, position in keys]
-        label = torch.from_numpy(self.labels[positions].astype(np.int64))
         rows = np.where(np.equal(positions, PLACEHOLDER), PLACEHOLDER, self.rows[positions])
-        index = torch.from_numpy(rows.astype(np.int64))
+        labels = self.labels[positions]
+        label, index = (torch.from_numpy(v.astype(np.int64)) for v in (labels, rows))
         return {"image": image.get("", image), "label": label, "index": index}
 
     def _load(self, path: str, rng_seed: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray]]:
@@ -81,12 +76,8 @@ class LazyDataLoader(DataLoader[Batch]):
     """A DataLoader that starts its workers at the first batch instead of at ``iter``.
 
     Lightning calls ``iter`` before it reads the epoch from a checkpoint; workers that start at
-    once would repeat the order of epoch 0.
-
-    Args:
-        args: As for ``torch.utils.data.DataLoader``.
-        transform: Applied to each batch in the main process; None leaves it as uint8.
-        kwargs: As for ``torch.utils.data.DataLoader``.
+    once would repeat the order of epoch 0. ``transform`` is applied to each batch in the main
+    process; None leaves it as uint8.
     """
 
     def __init__(
@@ -102,11 +93,12 @@ class LazyDataLoader(DataLoader[Batch]):
 def normalize_batch(batch: Batch, views: dict[str, Preprocess]) -> Batch:
     """The batch with float32 images, normalized on their device; float images are left as is."""
     image = batch["image"]
-    if isinstance(image, dict):
-        normalized: Any = {name: _normalize(x, views[name]) for name, x in image.items()}
-    else:
-        normalized = _normalize(image, views[""])
-    return {**batch, "image": normalized}
+    images = image if isinstance(image, dict) else {"": image}
+    normalized = {
+        name: views[name].normalize(x) if x.dtype == torch.uint8 else x
+        for name, x in images.items()
+    }
+    return {**batch, "image": normalized.get("", normalized)}
 
 
 def identity(batch: Batch) -> Batch:
@@ -119,27 +111,18 @@ def use_one_thread(worker_id: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _normalize(image: torch.Tensor, view: Preprocess) -> torch.Tensor:
-    return view.normalize(image) if image.dtype == torch.uint8 else image
-
-
 def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
     """(B, C, H, W), in shared memory if this is a worker.
 
     Gray images have one channel unless the batch contains a color image.
     """
     shape = (len(arrays), max(len(channels) for channels in arrays), *arrays[0].shape[1:])
-    batch = _allocate(shape)
-    view = batch.numpy()
-    for k, channels in enumerate(arrays):
-        view[k] = channels
-    return batch
-
-
-def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    empty: Any = torch.empty(0, dtype=torch.uint8)
-    storage: Any = torch.UntypedStorage  # as torch's own collate function allocates it
-    batch: torch.Tensor = empty.set_(storage._new_shared(math.prod(shape)), 0, shape)
+        batch = torch.empty(shape, dtype=torch.uint8)
+    else:
+        storage: Any = torch.UntypedStorage  # as torch's own collate function allocates it
+        empty: Any = torch.empty(0, dtype=torch.uint8)
+        batch = empty.set_(storage._new_shared(math.prod(shape)), 0, shape)
+    for pixels, channels in zip(batch.numpy(), arrays, strict=True):
+        pixels[:] = channels
     return batch

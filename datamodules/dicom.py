@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pydicom import Dataset
 
 DEFLATED_TRANSFER_SYNTAX = b"1.2.840.10008.1.2.1.99"
@@ -21,11 +19,7 @@ DAMAGED_FILE_ERRORS = (
 
 
 def decode_dicom(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3): modality LUT, then window, then inversion of MONOCHROME1.
-
-    Raises:
-        ValueError: With the reason, without the name of the file.
-    """
+    """uint8 (H, W) or (H, W, 3): modality LUT, then window, then inversion of MONOCHROME1."""
     try:
         from pydicom import dcmread, errors  # an extra: not everybody has DICOM files
     except ImportError as error:
@@ -80,30 +74,20 @@ def _render(dataset: "Dataset", frame: int) -> np.ndarray:
 def _apply_window(values: np.ndarray, dataset: "Dataset") -> np.ndarray:
     """0 to 1 by the VOI table or first window of the file, else by the range of the values."""
     if "VOILUTSequence" in dataset:
-        return _apply_voi_table(values, dataset)
+        from pydicom.pixels import apply_voi
+
+        brightness = np.asarray(apply_voi(values.astype(np.int32), dataset), dtype=np.float64)
+        return brightness / (2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
     if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
         low, high = float(values.min()), float(values.max())
         return (values - low) / max(high - low, 1e-12)
-    center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+    center, width = (float(np.ravel(v)[0]) for v in (dataset.WindowCenter, dataset.WindowWidth))
     kind = str(dataset.get("VOILUTFunction") or "LINEAR")
     if kind == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp(-4.0 * (values - center) / width)))
     if kind == "LINEAR":  # the definition of the standard, half a step off LINEAR_EXACT
         center, width = center - 0.5, max(width - 1.0, 1e-12)
     return np.asarray(np.clip((values - center) / width + 0.5, 0.0, 1.0))
-
-
-def _apply_voi_table(values: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    from pydicom.pixels import apply_voi
-
-    table = dataset.VOILUTSequence[0]
-    bits = int(table.LUTDescriptor[2])
-    brightness = np.asarray(apply_voi(values.astype(np.int32), dataset), dtype=np.float64)
-    return brightness / (2.0**bits - 1)
-
-
-def _first(value: "float | Sequence[float]") -> float:
-    return float(np.atleast_1d(np.asarray(value, dtype=np.float64))[0])
 
 
 def _to_eight_bits(brightness: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 import re
 import struct
@@ -20,6 +21,10 @@ IMAGE_FORMATS = ("png", "jpeg", "tiff", "bmp", "webp", "dicom")
 MAX_BYTES = 1 << 29
 MAX_PIXELS = 100_000_000
 MAX_PARTS = 100_000  # PNG chunks, JPEG markers or TIFF tags: far more than a real image has
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"II*\0": "tiff", b"MM\0*": "tiff",
+    b"BM": "bmp",
+}  # fmt: skip
 _BIT_DEPTHS = (8, 10, 12, 14, 16)  # used by detectors
 _FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # applies the EXIF orientation and drops alpha
 
@@ -30,19 +35,12 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """Size and number of pages of an image file, read without decoding.
+    """Size and number of pages of an image file, read without decoding."""
 
-    Args:
-        width: In pixels, before any EXIF rotation.
-        height: In pixels, before any EXIF rotation.
-        pages: Number of images in the file; more than one only in TIFF and animated WebP.
-        is_gray: Whether the file is gray (with or without alpha) although OpenCV returns RGB.
-    """
-
-    width: int
+    width: int  # in pixels, before any EXIF rotation
     height: int
-    pages: int = 1
-    is_gray: bool = False
+    pages: int = 1  # more than one only in TIFF and animated WebP
+    is_gray: bool = False  # with or without alpha, although OpenCV returns RGB
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -64,9 +62,9 @@ def find_unreadable(paths: list[str]) -> dict[str, str]:
 def _reading_error(path: str) -> str | None:
     try:
         read_image(path)
+        return None
     except ImageError as error:
         return str(error)
-    return None
 
 
 def read_file_bytes(path: str | Path) -> np.ndarray:
@@ -101,42 +99,33 @@ def split_frame_number(path: str | Path) -> tuple[Path, int | None]:
     return Path(path), None
 
 
-def content_digest(data: np.ndarray, frame: int | None) -> str:
+def content_digest(data: np.ndarray, path: str) -> str:
     """SHA-256 of a file's bytes, with the frame number: equal for identical copies."""
-    digest = hashlib.sha256(data.data).hexdigest()
+    digest, frame = hashlib.sha256(data.data).hexdigest(), split_frame_number(path)[1]
     return f"{digest}#{frame}" if frame else digest
 
 
 def decode_bytes(
-    data: np.ndarray, frame: int | None = None, max_pixels: int | None = None
+    data: np.ndarray, frame: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """The pixels of an encoded image of at most ``max_pixels`` pixels (``MAX_PIXELS``).
-
-    Raises:
-        ValueError: With the reason, without the name of any file.
-    """
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    """The pixels of an encoded image; ValueError with the reason, without the name of any file."""
     kind = detect_format(data[:132].tobytes())
     if kind is None:
         start = data[:12].tobytes()
         raise ValueError(f"begins with {start!r}, which is none of {', '.join(IMAGE_FORMATS)}")
     if kind == "dicom":
-        return dicom.decode_dicom(data.tobytes(), frame, limit)
+        return dicom.decode_dicom(data.tobytes(), frame, max_pixels)
     header = read_header(kind, data)
-    _check_size_and_frame(header, frame, limit)
-    try:
-        return _to_eight_bits(_decode_with_opencv(data, header, frame))
-    except cv2.error as error:
-        raise ValueError(f"OpenCV cannot decode it ({error.err})") from error
-
-
-def _check_size_and_frame(header: ImageHeader, frame: int | None, max_pixels: int) -> None:
     if header.width * header.height > max_pixels:
         raise ValueError(f"{header.width} x {header.height} pixels; allowed are {max_pixels}")
     if frame is None and header.pages > 1:
         raise ValueError(f"{header.pages} frames; select one by its number, as in 'file.tif#0'")
     if frame is not None and frame >= header.pages:
         raise ValueError(f"frame is {frame}; the file has the frames 0 to {header.pages - 1}")
+    try:
+        return _to_eight_bits(_decode_with_opencv(data, header, frame))
+    except cv2.error as error:
+        raise ValueError(f"OpenCV cannot decode it ({error.err})") from error
 
 
 def _decode_with_opencv(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
@@ -171,15 +160,9 @@ def detect_format(data: bytes) -> str | None:
     """
     if data[128:132] == b"DICM":
         return "dicom"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpeg"
-    if data[:4] in (b"II*\0", b"MM\0*"):
-        return "tiff"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return "bmp" if data[:2] == b"BM" else None
+    if data[:4] == b"RIFF":
+        return "webp" if data[8:12] == b"WEBP" else None
+    return next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
 
 
 def read_header(kind: str, data: np.ndarray) -> ImageHeader:
@@ -255,20 +238,18 @@ def _tiff_header(data: np.ndarray) -> ImageHeader:
         num_tags += count
         if num_tags > MAX_PARTS:
             raise IndexError("too many tags")
-        entries = data[offset + 2 : offset + 2 + 12 * count].tobytes()
-        tags = dict(_tiff_tag(order, entries[k : k + 12]) for k in range(0, 12 * count, 12))
+        end = offset + 2 + 12 * count
+        tags = {}
+        for tag, kind, _, value in struct.iter_unpack(
+            order + "HHI4s", data[offset + 2 : end].tobytes()
+        ):
+            tags[tag] = struct.unpack(order + "HH" if kind == 3 else order + "I", value)[0]
         num_thumbnails += tags.get(254, 0) & 1
         sizes.append((tags.get(256, 0), tags.get(257, 0)))
-        (offset,) = struct.unpack(order + "I", data[offset + 2 + 12 * count :][:4].tobytes())
+        (offset,) = struct.unpack(order + "I", data[end : end + 4].tobytes())
     # thumbnails count as well: OpenCV decodes the first page even if it is marked as a thumbnail
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    width, height = max(sizes, key=math.prod)
     return ImageHeader(width, height, pages=len(visited) - num_thumbnails or 1)
-
-
-def _tiff_tag(order: str, entry: bytes) -> tuple[int, int]:
-    tag, kind = struct.unpack(order + "HH", entry[:4])
-    short = struct.unpack(order + "HH", entry[8:12])[0]
-    return tag, short if kind == 3 else struct.unpack(order + "I", entry[8:12])[0]
 
 
 _HEADER_READERS = {

@@ -21,27 +21,24 @@ DELIMITERS = (",", ";", "\t")  # the first is used if the header contains none o
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A checked table of samples; the row number of a sample is its ``index`` in a batch.
+    """A checked table of samples; the row number of a sample is its ``index`` in a batch."""
 
-    Args:
-        table: One row per sample with the columns ``COLUMNS``; further columns are attributes.
-        class_names: The name of each label, in the order of the labels.
-        notes: Warnings for every report, for instance that patients are unknown.
-    """
-
-    table: pd.DataFrame
-    class_names: list[str]
-    notes: tuple[str, ...] = ()
+    table: pd.DataFrame  # one row per sample with ``COLUMNS``; further columns are attributes
+    class_names: list[str]  # in the order of the labels
+    notes: tuple[str, ...] = ()  # warnings for every report, such as unknown patients
 
     def __post_init__(self) -> None:
-        _check_class_names(self.class_names)
+        names = self.class_names
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"class_names is {names}; it must name each class once")
         missing = [name for name in COLUMNS if name not in self.table.columns]
         if missing:
             raise ValueError(f"the manifest lacks the columns {missing}; it needs {list(COLUMNS)}")
-        object.__setattr__(self, "table", _with_dtypes(self.table))
-        _check_ids(self.table)
-        _check_splits(self.table)
-        _check_labels(self.table, self.class_names)
+        if self.table[list(COLUMNS)].isna().to_numpy().any():
+            raise ValueError(f"the manifest has empty cells in one of {list(COLUMNS)}")
+        dtypes = dict.fromkeys(COLUMNS, str) | {"label": "int64"}
+        object.__setattr__(self, "table", self.table.reset_index(drop=True).astype(dtypes))
+        _check_rows(self.table, len(names) - 1)
 
     @property
     def attributes(self) -> list[str]:
@@ -58,9 +55,8 @@ class Manifest:
         """The manifest without these samples, with a note that gives their number and reason."""
         dropped = self.table["id"].isin(ids)
         names = ", ".join(self.table.loc[dropped, "id"].head(20))
-        note = f"{int(dropped.sum())} files were {reason}: {names}" if dropped.any() else ""
-        notes = (*self.notes, *filter(None, [note]))
-        return replace(self, table=self.table[~dropped], notes=notes)
+        notes = [f"{int(dropped.sum())} files were {reason}: {names}"] * bool(dropped.any())
+        return replace(self, table=self.table[~dropped], notes=(*self.notes, *notes))
 
     def digest(self) -> str:
         """Hash of every (id, label, split, patient); the order of the rows does not matter."""
@@ -90,42 +86,20 @@ def detect_delimiter(path: Path) -> str:
     return max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
 
 
-def _with_dtypes(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.reset_index(drop=True)
-    text_columns = [name for name in COLUMNS if name != "label"]
-    if table[list(COLUMNS)].isna().to_numpy().any():
-        raise ValueError(f"the manifest has empty cells in one of {list(COLUMNS)}")
-    return table.astype({name: str for name in text_columns} | {"label": "int64"})
-
-
-def _check_class_names(names: list[str]) -> None:
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"class_names is {names}; it must name each class once")
-
-
-def _check_ids(table: pd.DataFrame) -> None:
+def _check_rows(table: pd.DataFrame, top: int) -> None:
     if table.empty:
         raise ValueError("the manifest is empty; it needs one row per sample")
     repeated = table["id"][table["id"].duplicated()].tolist()
     if repeated:
-        raise ValueError(
-            f"{len(repeated)} ids occur more than once in the manifest: {repeated[:3]}"
-        )
-
-
-def _check_splits(table: pd.DataFrame) -> None:
+        message = f"{len(repeated)} ids occur more than once in the manifest: {repeated[:3]}"
+        raise ValueError(message)
     unknown = sorted(set(table["split"]) - set(SPLITS))
     if unknown:
         raise ValueError(f"the manifest has the splits {unknown}; allowed are {list(SPLITS)}")
-
-
-def _check_labels(table: pd.DataFrame, class_names: list[str]) -> None:
-    label, top = table["label"], len(class_names) - 1
-    wrong = sorted(set(label[(label < -1) | (label > top)].tolist()))
+    wrong = sorted(set(table["label"]) - set(range(-1, top + 1)))
     if wrong:
-        raise ValueError(
-            f"the manifest has the labels {wrong}; allowed are 0 to {top}, -1 if unknown"
-        )
-    unlabeled = table.loc[(label == -1) & (table["split"] != "predict"), "id"].tolist()
+        message = f"the manifest has the labels {wrong}; allowed are 0 to {top}, -1 if unknown"
+        raise ValueError(message)
+    unlabeled = table["id"][(table["label"] == -1) & (table["split"] != "predict")].tolist()
     if unlabeled:
         raise ValueError(f"no label for {unlabeled[:3]}; only the split 'predict' may lack labels")

@@ -16,22 +16,16 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Placement:
-    """A rectangle of the image that fills a rectangle of the square, both ``x0, y0, x1, y1``.
+    """A rectangle of the image that fills a rectangle of the square, both ``x0, y0, x1, y1``."""
 
-    Args:
-        source: The part of the image that the network sees.
-        target: The part of the square that it fills; the rest of the square is black.
-        side: Side of the square.
-    """
-
-    source: Box
-    target: Box
-    side: int
+    source: Box  # the part of the image that the network sees
+    target: Box  # the part of the square that it fills; the rest of the square is black
+    side: int  # of the square
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """The square: area average where the image shrinks, linear where it grows."""
         x0, y0, x1, y1 = self.target
-        part = resize(_crop(image, self.source), x1 - x0, y1 - y0)
+        part = _resize_part(image, self.source, self.target)
         if (x0, y0, x1, y1) == (0, 0, self.side, self.side):
             return part
         square = np.zeros((self.side, self.side, *image.shape[2:]), dtype=image.dtype)
@@ -42,14 +36,8 @@ class Placement:
         """A (side, side) map as a map of the whole image; 0 outside of ``source``."""
         x0, y0, x1, y1 = self.source
         out = np.zeros((height, width, *square.shape[2:]), dtype=square.dtype)
-        out[y0:y1, x0:x1] = resize(_crop(square, self.target), x1 - x0, y1 - y0)
+        out[y0:y1, x0:x1] = _resize_part(square, self.target, self.source)
         return out
-
-    def map_points(self, points: np.ndarray) -> np.ndarray:
-        """(n, 2) image coordinates (x, y) as coordinates in the square; corners map to corners."""
-        (x0, y0, x1, y1), (u0, v0, u1, v1) = self.source, self.target
-        scale = np.array([(u1 - u0) / (x1 - x0), (v1 - v0) / (y1 - y0)])
-        return np.asarray((np.asarray(points) - (x0, y0)) * scale + (u0, v0))
 
 
 @dataclass(frozen=True)
@@ -117,17 +105,22 @@ class Preprocess:
         """Which part of this image fills which part of the square of ``to_pixels``."""
         height, width = image.shape[:2]
         box = fundus_bounding_box(image) if self.circle else (0, 0, width, height)
-        return compute_placement(box, self.side, self.fit, self.shortest or self.side)
+        x0, y0, x1, y1 = box
+        width, height, side, whole = x1 - x0, y1 - y0, self.side, (0, 0, self.side, self.side)
+        if self.fit == "squash":
+            return Placement(box, whole, side)
+        if self.fit == "letterbox":
+            w, h = (max(1, round(n * side / max(width, height))) for n in (width, height))
+            left, top = (side - w) // 2, (side - h) // 2
+            return Placement(box, (left, top, left + w, top + h), side)
+        length = max(1, min(width, height) * side // (self.shortest or side))
+        left, top = x0 + (width - length) // 2, y0 + (height - length) // 2
+        return Placement((left, top, left + length, top + length), whole, side)
 
     def project_to_image(self, values: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """A map of the network input, of any resolution, as a map of the whole image.
+        """A (h, w) map of the network input, such as a saliency map, as a map of the whole image.
 
-        Args:
-            values: (h, w), for instance a saliency map of 7 x 7.
-            image: The decoded image that the network input was made from.
-
-        Returns:
-            (H, W) float32 of the size of the image; 0 where the network saw nothing.
+        Returns (H, W) float32 of the size of the image; 0 where the network saw nothing.
         """
         square = np.zeros((self.side, self.side), dtype=np.float32)
         start = self.margin // 2
@@ -141,7 +134,8 @@ class Preprocess:
 
     def to_channels(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels as (1 or 3, size, size); a margin that is still there is cut off."""
-        center = _center_crop(pixels, self.size)
+        top, left = (pixels.shape[0] - self.size) // 2, (pixels.shape[1] - self.size) // 2
+        center = pixels[top : top + self.size, left : left + self.size]
         return center[None] if center.ndim == 2 else center.transpose(2, 0, 1)
 
     def normalize(self, channels: torch.Tensor) -> torch.Tensor:
@@ -151,9 +145,8 @@ class Preprocess:
         """
         scale = [1 / (255 * std) for std in self.std]
         shift = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        factor, offset = (
-            torch.tensor(v, device=channels.device).view(3, 1, 1) for v in (scale, shift)
-        )
+        device = channels.device
+        factor, offset = (torch.tensor(v, device=device).view(3, 1, 1) for v in (scale, shift))
         return (channels * factor).sub_(offset)
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,28 +176,8 @@ class Preprocess:
         unknown = sorted(set(values) - set(allowed))
         if unknown:
             raise ValueError(f"Preprocess has no {unknown}; allowed are {allowed}")
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**plain)
-
-
-def compute_placement(box: Box, side: int, fit: Fit, shortest: int) -> Placement:
-    """How the part ``box`` of an image is fitted into a square.
-
-    ``shortest`` only matters for ``crop``: the length to which the shorter side is resized; what
-    lies outside of its central ``side`` pixels is cut off.
-    """
-    x0, y0, x1, y1 = box
-    width, height = x1 - x0, y1 - y0
-    whole = (0, 0, side, side)
-    if fit == "squash":
-        return Placement(box, whole, side)
-    if fit == "letterbox":
-        return Placement(box, _letterbox(width, height, side), side)
-    length = max(1, min(width, height) * side // shortest)
-    left, top = x0 + (width - length) // 2, y0 + (height - length) // 2
-    return Placement((left, top, left + length, top + length), whole, side)
+        tuples: dict[str, Any] = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        return cls(**values | tuples)
 
 
 def fundus_bounding_box(image: np.ndarray, threshold: int = 12) -> Box:
@@ -233,21 +206,9 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(cv2.resize(image, (width, height), interpolation=method))
 
 
-def _letterbox(width: int, height: int, side: int) -> Box:
-    longer = max(width, height)
-    fit_width, fit_height = (max(1, round(n * side / longer)) for n in (width, height))
-    left, top = (side - fit_width) // 2, (side - fit_height) // 2
-    return left, top, left + fit_width, top + fit_height
-
-
-def _crop(image: np.ndarray, box: Box) -> np.ndarray:
-    x0, y0, x1, y1 = box
-    return image[y0:y1, x0:x1]
-
-
-def _center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return pixels[top : top + size, left : left + size]
+def _resize_part(image: np.ndarray, part: Box, goal: Box) -> np.ndarray:
+    x0, y0, x1, y1 = part
+    return resize(image[y0:y1, x0:x1], goal[2] - goal[0], goal[3] - goal[1])
 
 
 def _equalize(pixels: np.ndarray, clip_limit: float, grid: int) -> np.ndarray:

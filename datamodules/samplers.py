@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch.utils.data import Dataset, DistributedSampler
+import torch
+from torch.utils.data import DistributedSampler, TensorDataset
 
 PLACEHOLDER = -1
 ClassWeights = Literal["none", "inverse", "sqrt", "effective"]
@@ -34,16 +35,13 @@ class Balance:
 
     def __post_init__(self) -> None:
         if self.max_per_class is not None and self.max_per_class < 1:
-            raise ValueError(
-                f"max_per_class is {self.max_per_class}; it must be at least 1, or null for all"
-            )
+            message = "it must be at least 1, or null for all"
+            raise ValueError(f"max_per_class is {self.max_per_class}; {message}")
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta is {self.beta}; it must be from 0 to below 1")
         if self.class_weights != "none" and self.sampler != "shuffled":
-            warnings.warn(
-                f"class_weights and the sampler {self.sampler!r} both favor rare classes",
-                stacklevel=2,
-            )
+            message = f"class_weights and the sampler {self.sampler!r} both favor rare classes"
+            warnings.warn(message, stacklevel=2)
 
     def compute_class_weights(
         self, labels: np.ndarray, class_names: list[str]
@@ -52,7 +50,11 @@ class Balance:
         if self.class_weights == "none":
             return None
         if isinstance(self.class_weights, list):
-            return _check_class_weights(self.class_weights, class_names)
+            weights = self.class_weights
+            if len(weights) != len(class_names) or min(weights) < 0:
+                message = f"give one value of at least 0 for each of {class_names}"
+                raise ValueError(f"class_weights is {weights}; {message}")
+            return [float(weight) for weight in weights]
         counts = np.bincount(labels, minlength=len(class_names)).astype(float)
         if not counts.all():
             absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
@@ -69,10 +71,8 @@ class Balance:
         if self.max_per_class is None:
             return rows
         order = sorted(range(len(rows)), key=lambda k: hashlib.sha256(ids[k].encode()).digest())
-        chosen: list[int] = []
-        for label in np.unique(labels):
-            chosen += [k for k in order if labels[k] == label][: self.max_per_class]
-        return rows[sorted(chosen)]
+        by_class = ([k for k in order if labels[k] == label] for label in np.unique(labels))
+        return rows[sorted(k for part in by_class for k in part[: self.max_per_class])]
 
     def make_sampler(
         self, labels: np.ndarray, seed: int, rank: int, world_size: int
@@ -84,60 +84,31 @@ class Balance:
         return sampler(labels, seed, rank, world_size)
 
 
-def _check_class_weights(weights: list[float], class_names: list[str]) -> list[float]:
-    if len(weights) != len(class_names) or min(weights) < 0:
-        raise ValueError(
-            f"class_weights is {weights}; give one value of at least 0 for each of {class_names}"
-        )
-    return [float(weight) for weight in weights]
-
-
-class _Range(Dataset[int]):
-    """A dataset of a given length, as ``DistributedSampler`` only needs the length."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
 class ShuffledSampler(DistributedSampler[tuple[int, int]]):
     """Every sample once per epoch in an order that depends on (seed, epoch) only.
 
     Yields ``(epoch, position)``, so that a worker can augment as a function of both. Processes
     take turns along one common order; its beginning is repeated until all have the same length.
-
-    Args:
-        size: Number of samples.
-        seed: Seed of the order, together with the epoch.
-        rank: Rank of this process.
-        world_size: Number of processes.
     """
 
     def __init__(self, size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(_Range(size), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)
+        positions = TensorDataset(torch.empty(size, 0))  # only its length is used
+        super().__init__(positions, num_replicas=world_size, rank=rank, seed=seed)
         self.size = size
 
-    def order(self) -> np.ndarray:
-        """The positions of this epoch, the same in every process."""
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The positions of an epoch; ``rng`` is the same in every process."""
+        return rng.permutation(self.size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.resize(self.order(), self.total_size)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = np.resize(self.order(rng), self.total_size)
         for position in order[self.rank :: self.num_replicas]:
             yield self.epoch, int(position)
 
 
 class WeightedSampler(ShuffledSampler):
-    """As many samples as there are, drawn with replacement, every class equally likely.
-
-    Args:
-        labels: The class of each sample.
-        seed: Seed of the draws, together with the epoch.
-        rank: Rank of this process.
-        world_size: Number of processes.
-    """
+    """As many samples as there are, drawn with replacement, every class equally likely."""
 
     def __init__(
         self, labels: np.ndarray, seed: int = 0, rank: int = 0, world_size: int = 1
@@ -145,9 +116,8 @@ class WeightedSampler(ShuffledSampler):
         super().__init__(len(labels), seed, rank, world_size)
         self.labels = labels
 
-    def order(self) -> np.ndarray:
-        """The positions of this epoch, the same in every process."""
-        rng = np.random.default_rng((self.seed, self.epoch))
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The positions of an epoch; ``rng`` is the same in every process."""
         weights = 1 / np.bincount(self.labels)[self.labels]
         return rng.choice(len(weights), len(weights), p=weights / weights.sum())
 
@@ -158,21 +128,16 @@ class BalancedSampler(WeightedSampler):
     All samples of a class occur before one of them is repeated.
     """
 
-    def order(self) -> np.ndarray:
-        """The positions of this epoch, the same in every process."""
-        rng = np.random.default_rng((self.seed, self.epoch))
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The positions of an epoch; ``rng`` is the same in every process."""
         classes = rng.permutation(np.unique(self.labels))
         count, remainder = divmod(len(self.labels), len(classes))
-        parts = [
-            _repeat_shuffled(rng, np.flatnonzero(self.labels == label), count + (k < remainder))
-            for k, label in enumerate(classes)
-        ]
+        parts = []
+        for k, label in enumerate(classes):
+            positions, size = np.flatnonzero(self.labels == label), count + (k < remainder)
+            rounds = [rng.permutation(positions) for _ in range(-(-size // len(positions)))]
+            parts.append(np.concatenate([*rounds, positions[:0]])[:size])
         return rng.permutation(np.concatenate(parts))
-
-
-def _repeat_shuffled(rng: np.random.Generator, positions: np.ndarray, count: int) -> np.ndarray:
-    rounds = [rng.permutation(positions) for _ in range(-(-count // len(positions)))]
-    return np.concatenate([*rounds, positions[:0]])[:count]
 
 
 class ExactSampler(DistributedSampler[tuple[int, int]]):
@@ -180,15 +145,11 @@ class ExactSampler(DistributedSampler[tuple[int, int]]):
 
     Yields ``(0, position)``; torch's own sampler would repeat samples to even out the processes.
     A process without any sample gets the position ``PLACEHOLDER``, whose ``index`` is -1.
-
-    Args:
-        size: Number of samples.
-        rank: Rank of this process.
-        world_size: Number of processes.
     """
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(_Range(size), num_replicas=world_size, rank=rank, shuffle=False)
+        positions = TensorDataset(torch.empty(size, 0))  # only its length is used
+        super().__init__(positions, num_replicas=world_size, rank=rank, shuffle=False)
         # Lightning skips the end of a loop on a process without a batch, and the other processes
         # would wait for it forever: such a process gets a placeholder that is dropped afterwards
         self.positions = list(range(rank, size, world_size)) or [PLACEHOLDER]

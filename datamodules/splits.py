@@ -35,31 +35,24 @@ class SplitFractions:
     ) -> list[str]:
         """One split per row; rows of one patient in the same file split get the same split."""
         given = file_splits or ["train"] * len(patients)
-        requested = {"val": self.val, "test": self.test}
-        fractions = {name: 0.0 if name in given else value for name, value in requested.items()}
+        val, test = 0.0 if "val" in given else self.val, 0.0 if "test" in given else self.test
         if set(DERIVED_SPLITS) <= set(given):
-            raise ValueError(
-                f"fractions: the files already have the splits {sorted(set(given))}; remove them"
-            )
+            message = f"the files already have the splits {sorted(set(given))}; remove them"
+            raise ValueError(f"fractions: {message}")
         in_train = np.asarray(given) == "train"
-        assigned = self._split_patients(
-            patients[in_train], np.asarray(labels)[in_train], **fractions
-        )
-        return [assigned[p] if t else s for p, t, s in zip(patients, in_train, given, strict=True)]
-
-    def _split_patients(
-        self, patients: pd.Series, labels: np.ndarray, val: float, test: float
-    ) -> dict[str, str]:
+        train, train_labels = patients[in_train], np.asarray(labels)[in_train]
         if self.stratified:
-            return self._split_stratified(patients, labels, val, test)
-        return {patient: assign_split(patient, val, test, self.seed) for patient in set(patients)}
+            assigned = self._split_stratified(train, train_labels, val, test)
+        else:
+            assigned = {name: assign_split(name, val, test, self.seed) for name in set(train)}
+        return [assigned[p] if t else s for p, t, s in zip(patients, in_train, given, strict=True)]
 
     def _split_stratified(
         self, patients: pd.Series, labels: np.ndarray, val: float, test: float
     ) -> dict[str, str]:
         """Patients with rare classes first, each to the split that lacks most of its classes."""
         counts = pd.crosstab(patients.to_numpy(), labels)
-        class_ratios = counts.to_numpy() / counts.to_numpy().sum(axis=0)
+        class_ratios = (counts / counts.sum()).to_numpy()
         tie_breaks = [hash_to_unit_interval(str(name), self.seed) for name in counts.index]
         fractions = np.array([1 - val - test, val, test])
         missing = np.repeat(fractions[:, None], class_ratios.shape[1], axis=1)
@@ -105,10 +98,8 @@ class Fold:
             return manifest
         table, names = manifest.table, {self.index: "test", (self.index + 1) % n: "val"}
         folds = [fold_of_patient(patient, n, self.seed) for patient in table["patient"]]
-        splits = [
-            before if before == "predict" else names.get(fold, "train")
-            for before, fold in zip(table["split"], folds, strict=True)
-        ]
+        splits = pd.Series([names.get(fold, "train") for fold in folds], table.index)
+        splits = splits.where(table["split"] != "predict", "predict")
         return replace(manifest, table=table.assign(split=splits))
 
 

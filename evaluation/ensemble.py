@@ -11,14 +11,8 @@ import numpy as np
 from evaluation import diversity
 from evaluation.diversity import NllDecomposition, PairDiversity
 from evaluation.files import read_json, write_json
-from evaluation.metrics.calibration import (
-    Temperature,
-    fit_conformal,
-    fit_referral,
-    fit_temperature,
-    nll,
-    risk_coverage,
-)
+from evaluation.metrics import calibration
+from evaluation.metrics.calibration import Temperature, fit_temperature
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import (
     Level,
@@ -101,7 +95,9 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
         temperatures = {name: fit_temperature(table) for name, table in tables.items()}
         voters, not_fitted = _create_voters(list(tables.values()), options)
         ensembles = {name: _calibrate(voter, tables) for name, voter in voters.items()}
-    losses = [nll(calibrate_table(t, temperatures[n])).mean() for n, t in tables.items()]
+    losses = [
+        calibration.nll(calibrate_table(t, temperatures[n])).mean() for n, t in tables.items()
+    ]
     best_member = list(val)[int(np.argmin(losses))]
     messages = sorted({str(warning.message) for warning in caught})
     return FittedVoters(ensembles, not_fitted, temperatures, best_member, messages)
@@ -217,19 +213,19 @@ def evaluate_selective(
     val, test = val.labeled, test.labeled
     rules, patients, probabilities = [], test.patients, test.probabilities
     for risk in RISKS:
-        answered = probabilities.max(axis=1) >= fit_referral(val, risk)
+        answered = probabilities.max(axis=1) >= calibration.fit_referral(val, risk)
         wrong = test.predictions[answered] != test.labels[answered]
         error_rate = mean_estimate(patients[answered], wrong, "no image is answered")
         coverage = mean_estimate(patients, answered)
         rules.append(SelectiveMetrics(f"refer above risk {risk:g}", coverage, error_rate))
     for alpha in ALPHAS:
-        threshold = fit_conformal(val, alpha)
+        threshold = calibration.fit_conformal(val, alpha)
         sets = 1 - probabilities <= threshold
         missed = mean_estimate(patients, ~sets[np.arange(len(test)), test.labels])
         note = " (validation too small: sets contain all classes)" if np.isinf(threshold) else ""
         size = mean_estimate(patients, sets.sum(axis=1))
         rules.append(SelectiveMetrics(f"sets at {1 - alpha:.0%}{note}", 1.0, missed, size))
-    return rules, risk_coverage(probabilities, test.labels).aurc
+    return rules, calibration.risk_coverage(probabilities, test.labels).aurc
 
 
 def most_disputed(tables: Sequence[PredictionTable], count: int = 12) -> list[tuple[str, str]]:

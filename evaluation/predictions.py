@@ -207,18 +207,15 @@ def _align(table: PredictionTable, first: PredictionTable, at: int) -> Predictio
         others = f"the first {first.class_names}"
         raise ValueError(f"table {at} has classes {table.class_names}, {others}")
     table, ids = in_class_order(table, first.class_names), first.rows["id"]
-    expected, digest = (t.meta.get("manifest_digest") for t in (first, table))
-    if expected and digest and expected != digest:
-        raise ValueError(f"table {at} has manifest digest {digest}, the first {expected}")
+    digest, of_first = (t.meta.get("manifest_digest") for t in (table, first))
+    if digest and of_first and digest != of_first:
+        raise ValueError(f"table {at} has manifest digest {digest}, the first {of_first}")
     if not table.rows["id"].equals(ids):
         require_ids(table, ids)
         table = table.take(pd.Index(table.rows["id"]).get_indexer(pd.Index(ids)))
-    for column in ("label", "split", "patient"):
-        # a missing patient is equal to a missing patient
-        own, other = (
-            t.patients if column == "patient" else t.rows[column].to_numpy() for t in (table, first)
-        )
-        if (differs := own != other).any():
+    own, expected = (t.rows.assign(patient=t.patients) for t in (table, first))
+    for column in ("label", "split", "patient"):  # a missing patient is equal to a missing patient
+        if (differs := own[column].to_numpy() != expected[column].to_numpy()).any():
             row = ids.iloc[int(differs.argmax())]
             raise ValueError(f"table {at} has another {column} than the first for id {row!r}")
     return table
@@ -230,9 +227,9 @@ def in_class_order(table: PredictionTable, names: list[str]) -> PredictionTable:
         return table
     if sorted(table.class_names) != sorted(names):
         raise ValueError(f"the table has classes {table.class_names}, not {names}")
-    order = [table.class_names.index(name) for name in names]
+    order, pairs = [table.class_names.index(name) for name in names], table.pair_logits
     labels = np.append(np.argsort(order), -1)[table.labels]  # -1 remains -1
-    pairs = None if table.pair_logits is None else _permute_pairs(table.pair_logits, order)
+    pairs = None if pairs is None else _permute_pairs(pairs, order)
     rows, logits = table.rows.assign(label=labels), table.logits[:, order]
     return replace(table, rows=rows, logits=logits, class_names=list(names), pair_logits=pairs)
 
@@ -244,10 +241,9 @@ def class_pairs(num_classes: int) -> list[tuple[int, int]]:
 
 def _permute_pairs(pair_logits: np.ndarray, order: list[int]) -> np.ndarray:
     """Pair logits for classes in a new order; those of a reversed pair change their sign."""
-    column = {pair: at for at, pair in enumerate(class_pairs(len(order)))}
-    pairs = list(combinations(order, 2))
+    column, pairs = class_pairs(len(order)).index, list(combinations(order, 2))
     signs = np.array([1.0 if i < j else -1.0 for i, j in pairs])
-    return np.asarray(pair_logits[:, [column[min(p), max(p)] for p in pairs]] * signs)
+    return np.asarray(pair_logits[:, [column((min(p), max(p))) for p in pairs]] * signs)
 
 
 def row_unit(table: PredictionTable) -> str:

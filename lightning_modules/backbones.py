@@ -1,17 +1,25 @@
 """Backbones by name: networks of timm and of this project, at an input size, with weights."""
 
 import difflib
+import sys
+from pathlib import Path
 
+import safetensors
 import timm
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from lightning_modules import pretrained as weights
 from lightning_modules import residual_attention
 
+Weights = dict[str, Tensor]
 OWN_BACKBONES = [residual_attention.ResidualAttention]  # importing a module registers it in timm
 COMMERCIAL_LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "cc-by-4.0")
 SIZES = range(32, 513, 32)  # tried to list the sizes that a backbone accepts
+# Names under which timm's model files define the function that converts weights of other sources
+# or sizes; a network without one takes weights of its own names only.
+CONVERTERS = ("checkpoint_filter_fn", "_filter_torchvision_pretrained", "_filter_fn")
+MAX_NAMES = 5  # in a message
 
 
 def build(
@@ -37,13 +45,19 @@ def build(
     _require_known(name)
     if commercial_only and pretrained is not False and not is_commercial(license(name)):
         raise ValueError(f"commercial_only: the weights of {name} are under {license(name)!r}")
-    if image_size is not None:
-        _require_size(name, image_size, options)
+    if image_size is not None and (reason := _size_error(name, image_size, options)):
+        accepted = ", ".join(map(str, sizes(name, **options))) or "none of those tried"
+        raise ValueError(
+            f"image_size: {name} does not accept {image_size} ({reason}); it accepts {accepted}"
+        )
     net = _create(name, num_classes, image_size, options, download=pretrained is True)
     if isinstance(pretrained, str):
-        weights.load(net, pretrained)
+        load_weights(net, pretrained)
     if grad_checkpointing:
-        _enable_grad_checkpointing(name, net)
+        switch = getattr(net, "set_grad_checkpointing", None)
+        if switch is None:
+            raise ValueError(f"grad_checkpointing: {name} does not support it; use false")
+        switch(True)
     if compile:
         net.compile()
     return net.to(memory_format=torch.channels_last) if channels_last else net
@@ -90,15 +104,6 @@ def _require_known(name: str) -> None:
         raise ValueError(f"backbone: unknown name {name!r}; the nearest are: {close}")
 
 
-def _require_size(name: str, size: int, options: dict[str, object]) -> None:
-    reason = _size_error(name, size, options)
-    if reason is not None:
-        accepted = ", ".join(map(str, sizes(name, **options))) or "none of those tried"
-        raise ValueError(
-            f"image_size: {name} does not accept {size} ({reason}); it accepts {accepted}"
-        )
-
-
 def _size_error(name: str, size: int, options: dict[str, object]) -> str | None:
     """Error of a forward pass at `size` on the meta device, or None."""
     try:
@@ -114,13 +119,11 @@ def _size_error(name: str, size: int, options: dict[str, object]) -> str | None:
 def _create(
     name: str, num_classes: int, size: int | None, options: dict[str, object], download: bool
 ) -> nn.Module:
-    fixed = timm.models.get_pretrained_cfg(name).fixed_input_size
-    sized = {"img_size": size} if fixed and size is not None else {}
-    arguments = {**sized, **options}
+    arguments = {"num_classes": num_classes, **options}
+    if size is not None and timm.models.get_pretrained_cfg(name).fixed_input_size:
+        arguments.setdefault("img_size", size)
     try:
-        net: nn.Module = timm.create_model(
-            name, pretrained=download, num_classes=num_classes, **arguments
-        )
+        net: nn.Module = timm.create_model(name, pretrained=download, **arguments)
     except TypeError as error:
         raise ValueError(f"backbone_args: {name} refuses {sorted(options)}: {error}") from error
     except (OSError, RuntimeError) as error:
@@ -128,13 +131,6 @@ def _create(
             raise
         raise _download_error(name, error) from error
     return net
-
-
-def _enable_grad_checkpointing(name: str, net: nn.Module) -> None:
-    switch = getattr(net, "set_grad_checkpointing", None)
-    if switch is None:
-        raise ValueError(f"grad_checkpointing: {name} does not support it; use false")
-    switch(True)
 
 
 def _download_error(name: str, error: Exception) -> ValueError:
@@ -147,3 +143,68 @@ def _download_error(name: str, error: Exception) -> ValueError:
         f"On a machine with network run `hf download {source} model.safetensors --local-dir .`, "
         f"then set pretrained: path/to/model.safetensors"
     )
+
+
+def load_weights(net: nn.Module, path: str) -> None:
+    """Loads the weights of a file into `net`; the head stays new unless its shape matches.
+
+    The file is a `.safetensors`, `.pth` or `.bin` file, and no code in it is run. Weights are
+    resized to the network's input size if timm can do so. A weight that is missing, unknown or of
+    another shape is a ValueError that names it.
+    """
+    weights = _adapt_first_layer(net, _convert(net, _read_weights(path)))
+    own = net.state_dict()
+    heads = tuple(f"{name}." for name in head_names(net))
+    misshaped = [k for k in weights if k in own and own[k].shape != weights[k].shape]
+    new = {k for k in weights if k.startswith(heads) and (k not in own or k in misshaped)}
+    used = {name: value for name, value in weights.items() if name not in new}
+    counters = "num_batches_tracked"  # missing in files that were converted from elsewhere
+    missing = [k for k in own if k not in used and not k.startswith(heads) and counters not in k]
+    for problem, names in (
+        ("lacks", missing),
+        ("has weights unknown to the network:", sorted(set(used) - set(own))),
+        ("has other shapes for", [k for k in misshaped if k in used]),
+    ):
+        if names:
+            rest = len(names) - MAX_NAMES
+            shown = ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+            raise ValueError(f"pretrained: {path!r} {problem} {shown}")
+    net.load_state_dict(used, strict=False)
+
+
+def head_names(net: nn.Module) -> list[str]:
+    """Names of the layers that compute the logits, as timm records them."""
+    return _recorded_names(net, "classifier")
+
+
+def _recorded_names(net: nn.Module, key: str) -> list[str]:
+    names = (getattr(net, "pretrained_cfg", None) or {}).get(key) or []
+    return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
+def _read_weights(path: str) -> Weights:
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"pretrained: no weight file at {path!r}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = timm.models.load_state_dict(path, weights_only=True)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ValueError(f"pretrained: {path!r} is not a readable weight file: {error}") from error
+
+
+def _convert(net: nn.Module, weights: Weights) -> Weights:
+    module = vars(sys.modules[type(net).__module__])
+    convert = next((module[name] for name in CONVERTERS if name in module), None)
+    return dict(convert(weights, net)) if convert else weights
+
+
+def _adapt_first_layer(net: nn.Module, weights: Weights) -> Weights:
+    """Weights whose first convolution has the number of input channels of `net`."""
+    for name in _recorded_names(net, "first_conv"):
+        key, own = f"{name}.weight", net.state_dict().get(f"{name}.weight")
+        if key in weights and own is not None and own.shape != weights[key].shape:
+            weights[key] = timm.models.adapt_input_conv(own.shape[1], weights[key])
+    return weights

@@ -53,7 +53,7 @@ class BaseModule(L.LightningModule):
         self.checkpoint_weights = ""
         #: test-time augmentations of validate, test and predict (`lightning_modules.tta`)
         self.tta: list[str] = []
-        self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._outputs: list[tuple[Tensor, ...]] = []
 
     @property
     def datamodule(self) -> ImageDataModule | None:
@@ -108,8 +108,8 @@ class BaseModule(L.LightningModule):
             batch["image"],
             self._tta_names(),
         )
-        outputs = (batch["index"].cpu(), batch["label"].cpu(), logits.detach().float().cpu())
-        self._outputs.append(outputs)
+        parts = (batch["index"], batch["label"], logits.detach().float())
+        self._outputs.append(tuple(part.cpu() for part in parts))
 
     test_step = predict_step = validation_step
 
@@ -127,20 +127,19 @@ class BaseModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Computes the metrics of val."""
-        if self.trainer.sanity_checking:
-            return
-        self._gather("val", is_whole=is_unlimited(self.trainer.limit_val_batches))
-        self._compute_metrics("val")
+        if not self.trainer.sanity_checking:
+            self._gather("val", self.trainer.limit_val_batches)
+            self._compute_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         """Computes the metrics of test."""
-        self._gather("test", is_whole=is_unlimited(self.trainer.limit_test_batches))
+        self._gather("test", self.trainer.limit_test_batches)
         self._compute_metrics("test")
 
     def on_predict_epoch_end(self) -> None:
         """Gathers the predicted split; its labels may be unknown, so there are no metrics."""
         split = self.datamodule.predict_split if self.datamodule else "predict"
-        self._gather(split, is_whole=is_unlimited(self.trainer.limit_predict_batches))
+        self._gather(split, self.trainer.limit_predict_batches)
 
     def _tta_names(self) -> list[str]:
         """Test-time augmentations; none in the validations of a fit."""
@@ -151,35 +150,34 @@ class BaseModule(L.LightningModule):
         metrics: dict[str, float] = {}
         if self.trainer.is_global_zero:
             table = self.tables[split][""]
-            metrics = {
-                "loss": float(nll(table).mean()),  # of the softmax, whatever loss was trained
-                **epoch_metrics(table.probabilities, table.labels),
-            }
+            metrics["loss"] = float(nll(table).mean())  # of the softmax, whatever loss was trained
+            metrics |= epoch_metrics(table.probabilities, table.labels)
         self.metrics[split] = self.trainer.strategy.broadcast(metrics)
         logged = {f"{split}/{name}": value for name, value in self.metrics[split].items()}
         # after a fit, validate evaluates its best epoch, which loggers must not take for the last
         is_after_fit = self.trainer.state.fn == "validate" and self.current_epoch > 0
         self.log_dict(logged, prog_bar=True, logger=False if is_after_fit else None)
 
-    def _gather(self, split: str, is_whole: bool) -> None:
+    def _gather(self, split: str, limit: float) -> None:
+        """Makes the tables of a split, and checks its ids if the loop had no limit of batches."""
         parts = zip(*self._all_processes(), strict=True)
         index, label, logits = (np.concatenate(part) for part in parts)
         order = np.argsort(index, kind="stable")
         order = order[index[order] >= 0]  # -1: placeholder of a process that has no sample
-        rows, meta = self._rows(split, index[order], label[order]), self._table_metadata()
+        data, meta = self.datamodule, self._table_metadata()
+        if data is not None:
+            rows = data.manifest.table.iloc[index[order]].drop(columns="path")
+        else:
+            columns = {"id": index[order].astype(str), "label": label[order], "split": split}
+            rows = pd.DataFrame({**columns, "patient": "", "study": ""})
         members = {
             name: self.make_table(rows, logits[order, m], self.member_metadata(name, meta))
             for m, name in enumerate(self.member_names)
         }
-        if is_whole and self.datamodule is not None:
+        is_whole = isinstance(limit, float) and limit == 1.0  # the integer 1 is one batch
+        if is_whole and data is not None:
             require_ids(members[self.member_names[0]], self.split_ids(split))
         self.tables[split] = self.combine_tables(members, meta)
-
-    def _rows(self, split: str, index: np.ndarray, label: np.ndarray) -> pd.DataFrame:
-        if self.datamodule is not None:
-            return self.datamodule.manifest.table.iloc[index].drop(columns="path")
-        rows = {"id": index.astype(str), "label": label, "split": split, "patient": "", "study": ""}
-        return pd.DataFrame(rows)
 
     def _all_processes(self) -> list[tuple[np.ndarray, ...]]:
         """Index, labels and logits of every process that has samples, in the order of ranks."""
@@ -192,14 +190,7 @@ class BaseModule(L.LightningModule):
         return [outputs for outputs in gathered if outputs]
 
     def _table_metadata(self) -> dict[str, Any]:
-        manifest = self.datamodule.manifest if self.datamodule else None
-        notes = [*(manifest.notes if manifest else ()), *tta_notes(self._tta_names())]
+        manifest, tta = self.datamodule.manifest if self.datamodule else None, self._tta_names()
+        notes = [*(manifest.notes if manifest else ()), *tta_notes(tta)]
         digest = manifest.digest() if manifest else ""
-        return {
-            **self.metadata(), "manifest_digest": digest, "notes": notes, "tta": self._tta_names()
-        }  # fmt: skip
-
-
-def is_unlimited(limit: float) -> bool:
-    """Whether a `limit_*_batches` means all batches: 1.0 does, the integer 1 is one batch."""
-    return isinstance(limit, float) and limit == 1.0
+        return {**self.metadata(), "manifest_digest": digest, "notes": notes, "tta": tta}

@@ -1,9 +1,8 @@
 """Saliency maps of a module: Grad-CAM and its relatives, by the package grad-cam."""
 
-import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -70,7 +69,9 @@ class Explainer:
     def __call__(self, images: Tensor, classes: Sequence[int] | None = None) -> Explanation:
         """Maps of one class per image, (B,); of the predicted classes by default."""
         net, scores = self.module.net, _ClassScores(self.module)
-        with frozen_for_inference(net), gradients_from(net, self.layers), _hidden_bar(self.method):
+        has_bar = self.method == "ScoreCAM"  # a progress bar for every image
+        hidden_bar = redirect_stderr(io.StringIO()) if has_bar else nullcontext()
+        with frozen_for_inference(net), gradients_from(net, self.layers), hidden_bar:
             layers = [net.get_submodule(layer.name) for layer in self.layers]
             reshape = self.layers[0].feature_maps
             cam = METHODS[self.method](scores, layers, reshape_transform=reshape)
@@ -83,12 +84,11 @@ class Explainer:
         return Explanation(np.nan_to_num(maps), explained, scores.logits)
 
     def _targets(self, classes: Sequence[int], num_images: int) -> list[ClassifierOutputTarget]:
-        num_classes = len(self.module.class_names)
-        is_valid = all(0 <= k < num_classes for k in classes)
-        if not is_valid or len(classes) != num_images:
+        last = len(self.module.class_names) - 1
+        if len(classes) != num_images or not all(0 <= k <= last for k in classes):
             raise ValueError(
-                f"classes: {list(classes)} for {num_images} images; needs one per image, "
-                f"0 to {num_classes - 1}"
+                f"classes: {list(classes)} for {num_images} images; "
+                f"needs one per image, 0 to {last}"
             )
         return [ClassifierOutputTarget(k) for k in classes]
 
@@ -130,14 +130,13 @@ def log_odds(logits: Tensor) -> Tensor:
 
 def cam_layers(net: nn.Module, size: int) -> list[CamLayer]:
     """The recommended layer for images of `size` pixels; of parallel trunks one each."""
-    trunks = getattr(net, "trunks", None)
-    prefixes = [f"trunks.{i}." for i in range(len(trunks))] if trunks is not None else [""]
-    layer = cam_layer(net if trunks is None else trunks[0], (3, size, size))
+    trunks = {f"trunks.{i}.": trunk for i, trunk in enumerate(getattr(net, "trunks", []))}
+    trunks = trunks or {"": net}
+    layer = cam_layer(next(iter(trunks.values())), (3, size, size))
     if layer is None:
-        raise ValueError(
-            f"{type(net).__name__} has no layer with feature maps, so it has no saliency maps"
-        )
-    return [replace(layer, name=prefix + layer.name) for prefix in prefixes]
+        name = type(net).__name__
+        raise ValueError(f"{name} has no layer with feature maps, so it has no saliency maps")
+    return [replace(layer, name=prefix + layer.name) for prefix in trunks]
 
 
 @contextmanager
@@ -147,7 +146,7 @@ def frozen_for_inference(net: nn.Module) -> Iterator[None]:
     Gradient checkpointing would recompute whole stages past their hooks. Everything is restored
     afterwards.
     """
-    trainable = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     checkpointed: list[Any] = [
         layer for layer in net.modules() if getattr(layer, "grad_checkpointing", False) is True
     ]
@@ -158,8 +157,8 @@ def frozen_for_inference(net: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for parameter, requires_grad in trainable:
-                parameter.requires_grad_(requires_grad)
+            for parameter in trainable:
+                parameter.requires_grad_(True)
             for layer in checkpointed:
                 layer.grad_checkpointing = True
 
@@ -179,9 +178,3 @@ def gradients_from(net: nn.Module, layers: Sequence[CamLayer]) -> Iterator[None]
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _hidden_bar(method: str) -> contextlib.AbstractContextManager[object]:
-    """Hides the progress bar that ScoreCAM shows for every image."""
-    has_bar = method == "ScoreCAM"
-    return contextlib.redirect_stderr(io.StringIO()) if has_bar else contextlib.nullcontext()

@@ -96,9 +96,8 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 def id_hashes(ids: Iterable[str]) -> Tensor:
     """Sorted 64-bit hashes of sample ids."""
     digests = (hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
-    return torch.tensor(
-        sorted(int.from_bytes(d, "big", signed=True) for d in digests), dtype=torch.int64
-    )
+    hashes = sorted(int.from_bytes(digest, "big", signed=True) for digest in digests)
+    return torch.tensor(hashes, dtype=torch.int64)
 
 
 def package_versions() -> dict[str, str]:
@@ -130,22 +129,18 @@ def parse_block(content: dict[str, Any], path: str) -> Block:
     """The verified block of the content of a checkpoint; `path` is for messages."""
     values = content.get(KEY)
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: not a Consilium checkpoint (it has no {KEY!r} block)")
-    if values.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: block format {values.get('format')!r}, this version reads {FORMAT}"
-        )
-    names = {f.name for f in fields(Block)}
-    if set(values) != names:
-        differing = sorted(set(values) ^ names)
-        raise CheckpointError(f"{path}: missing or unknown fields in the block: {differing}")
-    if not isinstance(values["structure"], dict):
-        raise CheckpointError(f"{path}: structure is a {type(values['structure']).__name__}")
-    if values["module"] not in REGISTRY:
-        raise CheckpointError(
-            f"{path}: module {values['module']!r} is not one of {', '.join(sorted(REGISTRY))}"
-        )
-    return Block(**values)
+        problem = f"not a Consilium checkpoint (it has no {KEY!r} block)"
+    elif values.get("format") != FORMAT:
+        problem = f"block format {values.get('format')!r}, this version reads {FORMAT}"
+    elif differing := sorted(set(values) ^ {f.name for f in fields(Block)}):
+        problem = f"missing or unknown fields in the block: {differing}"
+    elif not isinstance(values["structure"], dict):
+        problem = f"structure is a {type(values['structure']).__name__}"
+    elif values["module"] not in REGISTRY:
+        problem = f"module {values['module']!r} is not one of {', '.join(sorted(REGISTRY))}"
+    else:
+        return Block(**values)
+    raise CheckpointError(f"{path}: {problem}")
 
 
 def load(path: str | Path, mmap: bool = False) -> tuple[nn.Module, Block]:
@@ -167,14 +162,20 @@ def build_module(block: Block) -> nn.Module:
     arguments = {**block.init_args, "pretrained": False}
     if arguments.get("loss", {}).get("name") not in LOSSES:
         arguments.pop("loss", None)  # a user's own loss, which only training needs
-    hints = get_type_hints(cls.__init__)
+    types = argument_types(cls)
     for name, value in arguments.items():
-        arguments[name] = hints[name](**value) if is_dataclass(hints[name]) else value
-    module: Any = cls(**arguments)
+        arguments[name] = types[name](**value) if is_dataclass(types[name]) else value
+    built = cls(**arguments)
     if block.structure:
-        module.apply_structure(block.structure)
-    built: nn.Module = module
-    return built
+        built.apply_structure(block.structure)
+    module: nn.Module = built
+    return module
+
+
+def argument_types(cls: type) -> dict[str, Any]:
+    """Types of the constructor arguments of a class, including those that it passes to a parent."""
+    constructors: list[Any] = [vars(c)["__init__"] for c in cls.__mro__ if "__init__" in vars(c)]
+    return {k: v for init in reversed(constructors) for k, v in get_type_hints(init).items()}
 
 
 def packed_checkpoint(block: Block, state: dict[str, Tensor]) -> bytes:
@@ -203,10 +204,8 @@ def refuse_trained_samples(block: Block, ids: Iterable[str], split: str, source:
     for kind, used_hashes in used.items():
         count = int(torch.isin(hashes, used_hashes).sum())
         if count:
-            raise CheckpointError(
-                f"{source}: {count} of the samples to be tested are {kind} samples of this "
-                "checkpoint"
-            )
+            reason = f"{count} of the samples to be tested are {kind} samples of this checkpoint"
+            raise CheckpointError(f"{source}: {reason}")
 
 
 def require_same_network(block: Block, module: str, init_args: dict[str, Any]) -> None:
@@ -227,7 +226,7 @@ def read_content(path: Path, mmap: bool = False) -> object:
     """The content of an ordinary or packed checkpoint file; no code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    if packing.is_packed(path):
+    if path.name.endswith(packing.SUFFIX):
         values, state = packing.read(path)
         return {KEY: values, "state_dict": state}
     if not zipfile.is_zipfile(path):

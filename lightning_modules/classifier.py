@@ -15,7 +15,6 @@ from lightning_modules.cam import Explainer
 from lightning_modules.freezing import FineTuning, set_frozen_layers_to_eval
 from lightning_modules.heads import create_head
 from lightning_modules.losses import LossConfig
-from lightning_modules.mixup import Mixup
 from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig, configure_optimizers
 from lightning_modules.pruning import structure
 
@@ -38,11 +37,10 @@ class ImageClassifier(BaseModule):
         backbone_args: further arguments of the timm model, for instance {drop_rate: 0.3}.
         head: softmax (one output per class), sigmoid (one output for two classes), or another
             entry of `lightning_modules.heads.HEADS`.
-        loss: cross entropy, focal loss or a loss of your own, with label smoothing.
+        loss: cross entropy, focal loss or a loss of your own, label smoothing, Mixup and CutMix.
         optimizer: optimizer, learning rate and weight decay.
         lr_scheduler: course of the learning rate.
         fine_tuning: frozen layers, and how the learning rate decreases with depth.
-        mixup: Mixup and CutMix of training batches.
     """
 
     def __init__(
@@ -57,14 +55,13 @@ class ImageClassifier(BaseModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
         lr_scheduler: LRSchedulerConfig = LRSchedulerConfig(),
         fine_tuning: FineTuning = FineTuning(),
-        mixup: Mixup = Mixup(),
     ) -> None:
         init_args = checkpoints.plain_values(locals())
         super().__init__()
         self.init_args, self.class_names = init_args, class_names
         self.head = create_head(head, class_names, loss.create())
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.fine_tuning, self.mixup = fine_tuning, mixup
+        self.loss, self.optimizer, self.lr_scheduler = loss, optimizer, lr_scheduler
+        self.fine_tuning = fine_tuning
         self.class_weights: Tensor | None = None
         #: hashes of the ids that the initial weights were trained on
         self.initial_train_ids = torch.empty(0, dtype=torch.int64)
@@ -133,7 +130,7 @@ class ImageClassifier(BaseModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        image, target = self.mixup(single_view(batch), batch["label"], len(self.class_names))
+        image, target = self.loss.mix(single_view(batch), batch["label"], len(self.class_names))
         outputs: Tensor = self.net(image)
         loss = self.compute_loss(outputs, target, self.class_weights)
         self.train_accuracy(self.logits(outputs.detach()), batch["label"])
@@ -148,18 +145,12 @@ class ImageClassifier(BaseModule):
             metrics = {f"val/{name}": value for name, value in self.metrics["val"].items()}
             self.lr_scheduler.step_plateau(self.trainer, metrics)
 
-    def on_train_start(self) -> None:
-        """Freezes layers; after a resume Lightning may skip the start of the first epoch."""
-        self._apply_freezing()
-
     def on_train_epoch_start(self) -> None:
-        """Freezes and unfreezes layers."""
-        self._apply_freezing()
-
-    def _apply_freezing(self) -> None:
-        """Depends on the epoch only, so that a resumed run freezes the same layers."""
+        """Freezes layers by the epoch only, so that a resumed run freezes the same layers."""
         self.fine_tuning.apply(self.net, self.current_epoch)
         self.train()
+
+    on_train_start = on_train_epoch_start  # a resume may skip the start of its first epoch
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode, except for frozen layers: their batch norms do not change."""
@@ -176,10 +167,11 @@ class ImageClassifier(BaseModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the block that describes the checkpoint."""
-        data = self.datamodule
-        train_ids = torch.cat(
-            [checkpoints.id_hashes(self.split_ids("train")), self.initial_train_ids]
-        )
+        data, by_class = self.datamodule, dict[str, float]()
+        if "val" in self.tables:
+            table = self.tables["val"][""]
+            by_class = recall_and_precision(table) | pair_accuracies(table)
+        train_ids = (checkpoints.id_hashes(self.split_ids("train")), self.initial_train_ids)
         checkpoints.write_block(
             checkpoint,
             module=type(self).__name__,
@@ -187,20 +179,13 @@ class ImageClassifier(BaseModule):
             class_names=list(self.class_names),
             preprocess=data.preprocess.to_dict() if data else {},
             manifest_digest=data.manifest.digest() if data else "",
-            train_ids=torch.unique(train_ids),
+            train_ids=torch.unique(torch.cat(train_ids)),
             val_ids=checkpoints.id_hashes(self.split_ids("val")),
-            metrics=self.metrics.get("val", {}) | self._metrics_by_class(),
+            metrics=self.metrics.get("val", {}) | by_class,
             measured_weights=self.measured_weights,
             epoch=self.current_epoch + 1,
             structure=self.structure,
         )
-
-    def _metrics_by_class(self) -> dict[str, float]:
-        """Metrics of each class, and of each pair of a one-versus-one head, on val."""
-        if "val" not in self.tables:
-            return {}
-        table = self.tables["val"][""]
-        return recall_and_precision(table) | pair_accuracies(table)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses other classes, another network or manifest, and a test on training samples."""
@@ -217,9 +202,8 @@ class ImageClassifier(BaseModule):
         self.checkpoint_weights = "" if self.trainer.training else block.weights
         self.initial_train_ids = block.train_ids
         if split := self.evaluation_split(self.trainer.state.fn or ""):
-            checkpoints.refuse_trained_samples(
-                block, self.split_ids(split), split, f"split {split!r}"
-            )
+            ids = self.split_ids(split)
+            checkpoints.refuse_trained_samples(block, ids, split, f"split {split!r}")
 
 
 def single_view(batch: Batch) -> Tensor:

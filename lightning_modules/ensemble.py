@@ -1,7 +1,7 @@
 """EnsembleModule: members from checkpoints, each with its own preprocessing, and a voter."""
 
 import glob
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,15 @@ class EnsembleModule(BaseModule):
         self.member_names = tuple(member_names(paths))
         loaded = [checkpoints.load(path, mmap=one_at_a_time) for path in paths]
         self.blocks = [block for _, block in loaded]
-        self.class_orders = [
-            self._class_order(path, block) for path, block in zip(paths, self.blocks, strict=True)
-        ]
+        described = zip(paths, self.blocks, strict=True)
+        self.class_orders = [self._class_order(path, block) for path, block in described]
         self.ensemble = self._load_voter(voter)
         self.member_preprocesses = [block.preprocess for block in self.blocks]
         self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
-        modules = [_prepare(module, channels_last, compile) for module, _ in loaded]
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        modules = [module.to(memory_format=layout) for module, _ in loaded]
+        for module in modules if compile else []:
+            module.compile()
         #: members that are no submodules, so that they do not move to the device together
         self.offloaded = modules if one_at_a_time else []
         self.members = nn.ModuleList([] if one_at_a_time else modules)
@@ -68,12 +70,10 @@ class EnsembleModule(BaseModule):
         """Refuses training, and evaluation on samples that a member was trained on."""
         if stage == "fit":
             raise ValueError("an ensemble is not trained: fit its members, then test it")
-        split = self.evaluation_split(stage)
-        for name, block in zip(self.member_names, self.blocks, strict=True):
-            if split:
-                checkpoints.refuse_trained_samples(
-                    block, self.split_ids(split), split, f"member {name!r}"
-                )
+        if split := self.evaluation_split(stage):
+            ids = self.split_ids(split)
+            for name, block in zip(self.member_names, self.blocks, strict=True):
+                checkpoints.refuse_trained_samples(block, ids, split, f"member {name!r}")
 
     def member_logits(self, batch: Batch) -> Tensor:
         """Logits of every member in the ensemble's class order, (B, M, K)."""
@@ -88,9 +88,8 @@ class EnsembleModule(BaseModule):
         self, members: dict[str, PredictionTable], meta: dict[str, Any]
     ) -> dict[str, PredictionTable]:
         """The members' tables and, under "", the ensemble's."""
-        pooled = simple.pool_tables(
-            self.ensemble.voter, list(members.values()), self.ensemble.temperature
-        )
+        voter, temperature = self.ensemble.voter, self.ensemble.temperature
+        pooled = simple.pool_tables(voter, list(members.values()), temperature)
         return {"": replace(pooled, meta=meta), **members}
 
     def member_metadata(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
@@ -145,24 +144,18 @@ class EnsembleModule(BaseModule):
         return [block.class_names.index(name) for name in self.class_names]
 
 
-@dataclass(frozen=True)
-class EnsembleFile:
-    """The content of an ensemble.json; checkpoints and hashes of the members are by name.
-
-    `voter` has the `name` of the voter and `fitted_on`, its validation manifest's digest or "".
-    """
-
-    path: Path
-    class_names: list[str]
-    voter: dict[str, str]
-    members: dict[str, Path]
-    weights: dict[str, str]
-
-
 def find_members(patterns: list[str]) -> list[Path]:
     """Checkpoint files of paths, run folders and glob patterns, in the given order, each once."""
-    paths = [Path(match) for pattern in patterns for match in _matches(pattern)]
-    return list(dict.fromkeys(path / "best.ckpt" if path.is_dir() else path for path in paths))
+    paths: list[Path] = []
+    for pattern in patterns:
+        matches = [Path(pattern)]
+        if glob.has_magic(pattern):
+            anchor = Path(pattern).anchor
+            matches = sorted(Path(anchor).glob(str(Path(pattern).relative_to(anchor))), key=str)
+        if not matches:
+            raise ValueError(f"members: nothing matches {pattern!r}")
+        paths += (path / "best.ckpt" if path.is_dir() else path for path in matches)
+    return list(dict.fromkeys(paths))
 
 
 def member_names(paths: list[Path]) -> list[str]:
@@ -178,17 +171,14 @@ def find_ensemble_file(path: Path) -> Path | None:
     return file if file.name == FILE and file.is_file() else None
 
 
-def read_ensemble_file(file: Path) -> EnsembleFile:
-    """Reads an ensemble.json."""
+def read_ensemble_file(file: Path) -> dict[str, Any]:
+    """The content of an ensemble.json, with the members' paths joined to its folder."""
     content = read_json(file)
     if content.get("format") != FORMAT:
         raise ValueError(f"{file}: format {content.get('format')!r}, this version reads {FORMAT}")
-    members = content["members"]
-    return EnsembleFile(
-        file, content["class_names"], content["voter"],
-        {name: file.parent / member["path"] for name, member in members.items()},
-        {name: member["weights"] for name, member in members.items()},
-    )  # fmt: skip
+    for member in content["members"].values():
+        member["path"] = file.parent / member["path"]
+    return content
 
 
 def load_ensemble(path: str | Path) -> EnsembleModule:
@@ -201,21 +191,19 @@ def load_ensemble(path: str | Path) -> EnsembleModule:
     if file is None:
         raise ValueError(f"{path}: is neither an {FILE} nor a folder with one")
     content = read_ensemble_file(file)
-    paths = [str(member) for member in content.members.values()]
-    ensemble = EnsembleModule(content.class_names, paths, _voter_argument(content))
-    for name, block in zip(content.members, ensemble.blocks, strict=True):
-        if block.weights != content.weights[name]:
-            raise ValueError(
-                f"{content.path}: member {name!r} has other weights than the ensemble's"
-            )
-    ensemble.member_names = tuple(content.members)
+    members, voter = content["members"], _voter_argument(file, content["voter"])
+    paths = [str(member["path"]) for member in members.values()]
+    ensemble = EnsembleModule(content["class_names"], paths, voter)
+    for name, block in zip(members, ensemble.blocks, strict=True):
+        if block.weights != members[name]["weights"]:
+            raise ValueError(f"{file}: member {name!r} has other weights than the ensemble's")
+    ensemble.member_names = tuple(members)
     return ensemble.eval()
 
 
-def _voter_argument(content: EnsembleFile) -> str:
+def _voter_argument(file: Path, voter: dict[str, str]) -> str:
     """The folder of an ensemble's fitted voter, or the name of a voter that needs no fitting."""
-    folder, name = content.path.resolve().parent, content.voter["name"]
-    fitted_on = content.voter.get("fitted_on", "")
+    folder, name, fitted_on = file.resolve().parent, voter["name"], voter.get("fitted_on", "")
     folders = [folder, folder / "voters", folder / "voters" / name, voters_folder(folder)]
     for candidate in folders:
         if (candidate / store.FILE).is_file():
@@ -225,21 +213,5 @@ def _voter_argument(content: EnsembleFile) -> str:
                 return str(candidate)
     if name not in unfitted_voters() or fitted_on:
         searched = ", ".join(str(candidate) for candidate in folders)
-        raise ValueError(f"{content.path}: no voter.json of its voter {name!r} in {searched}")
+        raise ValueError(f"{file}: no voter.json of its voter {name!r} in {searched}")
     return name
-
-
-def _prepare(module: nn.Module, channels_last: bool, compile: bool) -> nn.Module:
-    if compile:
-        module.compile()
-    return module.to(memory_format=torch.channels_last) if channels_last else module
-
-
-def _matches(pattern: str) -> list[str]:
-    if not glob.has_magic(pattern):
-        return [pattern]
-    anchor = Path(pattern).anchor
-    paths = sorted(map(str, Path(anchor).glob(str(Path(pattern).relative_to(anchor)))))
-    if not paths:
-        raise ValueError(f"members: nothing matches {pattern!r}")
-    return paths

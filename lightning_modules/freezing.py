@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from timm.models import group_parameters
 from torch import nn
 
-from lightning_modules import pretrained
+from lightning_modules import backbones
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,26 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         """Refuses values outside their range and contradictory settings."""
-        if self.frozen_stages < 0:
-            raise ValueError(f"fine_tuning.frozen_stages: {self.frozen_stages} is not at least 0")
-        if self.trainable_layers is not None and self.trainable_layers < 1:
-            raise ValueError(
-                f"fine_tuning.trainable_layers: {self.trainable_layers} is not at least 1"
-            )
-        if self.trainable_layers is not None and self.frozen_stages:
+        stages, layers = self.frozen_stages, self.trainable_layers
+        require("fine_tuning.frozen_stages", stages, stages >= 0, "at least 0")
+        require("fine_tuning.trainable_layers", layers, layers is None or layers >= 1, "at least 1")
+        if layers is not None and stages:
             raise ValueError("fine_tuning: give frozen_stages or trainable_layers, not both")
-        if len(self.unfreeze_epochs) > self.frozen_stages:
+        if len(self.unfreeze_epochs) > stages:
             raise ValueError(
                 f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} has more entries than "
-                f"frozen_stages ({self.frozen_stages})"
+                f"frozen_stages ({stages})"
             )
         for name in ("layer_decay", "head_lr_ratio"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"fine_tuning.{name}: {getattr(self, name)} is not above 0")
+            value = getattr(self, name)
+            require(f"fine_tuning.{name}", value, value > 0, "above 0")
 
     def frozen_parameters(self, net: nn.Module, epoch: int) -> set[str]:
         """Names of the parameters that are frozen in an epoch."""
         if self.trainable_layers is not None:
-            return _all_but_last_layers(net, self.trainable_layers)
+            layers = [n for n, m in net.named_modules() if list(m.parameters(recurse=False))]
+            last, names = layers[-self.trainable_layers :], dict(net.named_parameters())
+            return {name for name in names if name.rpartition(".")[0] not in last}
         frozen = self.frozen_stages - sum(start <= epoch for start in self.unfreeze_epochs)
         if frozen == 0:
             return set()
@@ -97,11 +96,12 @@ class FineTuning:
         later, and its `lr_scale` has an effect with timm's own schedulers only.
         """
         frozen, ratios = self.always_frozen_parameters(net), self._lr_ratios(net)
-        without_decay = _parameters_without_decay(net)
+        without_decay: set[str] = getattr(net, "no_weight_decay", set)()
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in net.named_parameters():
             if name not in frozen:
-                decay = 0.0 if name in without_decay else weight_decay
+                has_decay = parameter.ndim > 1 and name not in without_decay
+                decay = weight_decay if has_decay else 0.0
                 groups.setdefault((ratios[name] * lr, decay), []).append(parameter)
         return [{"params": p, "lr": r, "weight_decay": d} for (r, d), p in groups.items()]
 
@@ -110,9 +110,9 @@ class FineTuning:
         ratios, parts = self._lr_ratios(net), _part_names(net)
         rows: dict[str, tuple[int, int | None, float]] = {}
         epochs = [0, *sorted(self.unfreeze_epochs)]
-        frozen = {epoch: self.frozen_parameters(net, epoch) for epoch in epochs}
+        frozen = [(epoch, self.frozen_parameters(net, epoch)) for epoch in epochs]
         for name, parameter in net.named_parameters():
-            first = next((epoch for epoch in epochs if name not in frozen[epoch]), None)
+            first = next((epoch for epoch, names in frozen if name not in names), None)
             part = parts[name] if first is not None else f"{parts[name]} (frozen)"
             count, _, rate = rows.get(part, (0, None, 0.0))
             rate = max(rate, 0.0 if first is None else ratios[name] * lr)
@@ -121,17 +121,21 @@ class FineTuning:
 
     def _lr_ratios(self, net: nn.Module) -> dict[str, float]:
         """Learning rate of each parameter divided by the base rate."""
-        heads = tuple(f"{name}." for name in pretrained.head_names(net))
-        names = [name for name, _ in net.named_parameters()]
-        depths = dict.fromkeys(names, 0)
+        heads = tuple(f"{name}." for name in backbones.head_names(net))
+        depths = dict.fromkeys(dict(net.named_parameters()), 0)
         if self.layer_decay != 1.0:
             depths = _layer_groups(net, coarse=False)
-        last = max(depths.values())
+        last, head_ratio = max(depths.values()), self.head_lr_ratio
         return {
-            name: self.head_lr_ratio ** name.startswith(heads)
-            * self.layer_decay ** (last - depths[name])
-            for name in names
+            name: head_ratio ** name.startswith(heads) * self.layer_decay ** (last - depth)
+            for name, depth in depths.items()
         }
+
+
+def require(name: str, value: object, is_valid: bool, allowed: str) -> None:
+    """ValueError that names a setting, its value and what is allowed, unless it is valid."""
+    if not is_valid:
+        raise ValueError(f"{name}: {value} is not {allowed}")
 
 
 @contextmanager
@@ -184,16 +188,3 @@ def _part_names(net: nn.Module) -> dict[str, str]:
     stages = parameter_stages(net)
     ends = {0: "stem", max(stages.values()): "head"}
     return {name: ends.get(stage, f"stage {stage}") for name, stage in stages.items()}
-
-
-def _all_but_last_layers(net: nn.Module, count: int) -> set[str]:
-    """Names of the parameters outside the last `count` layers that own parameters."""
-    layers = [n for n, m in net.named_modules() if list(m.parameters(recurse=False))]
-    last = set(layers[-count:])
-    return {name for name, _ in net.named_parameters() if name.rpartition(".")[0] not in last}
-
-
-def _parameters_without_decay(net: nn.Module) -> set[str]:
-    named_by_net: set[str] = getattr(net, "no_weight_decay", set)()
-    vectors = {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
-    return vectors | set(named_by_net)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from evaluation.predictions import class_pairs
 from lightning_modules.losses import LossFunction
@@ -101,11 +102,7 @@ def coupled_logits(pair_logits: Tensor, num_classes: int) -> Tensor:
 
 
 #: To add a head, enter its class here; `head: NAME` in a config then selects it.
-HEADS: dict[str, type[Head]] = {
-    "softmax": Head,
-    "sigmoid": SigmoidHead,
-    "one_vs_one": OneVsOneHead,
-}
+HEADS = {"softmax": Head, "sigmoid": SigmoidHead, "one_vs_one": OneVsOneHead}
 
 
 def create_head(name: str, class_names: list[str], loss_function: LossFunction) -> Head:
@@ -124,13 +121,9 @@ def couple(pair_logits: Tensor, num_classes: int) -> Tensor:
     """
     r = _pair_probabilities(pair_logits.double(), num_classes)
     q: Tensor = torch.diag_embed(r.square().sum(dim=1)) - r.transpose(1, 2) * r
-    edge = torch.ones_like(q[:, :, :1])
-    corner = torch.zeros_like(q[:, :1, :1])
-    system = torch.cat(
-        [torch.cat([q, edge], dim=2), torch.cat([edge.transpose(1, 2), corner], dim=2)], dim=1
-    )
-    right = torch.zeros_like(system[:, :, 0])
-    right[:, -1] = 1
+    system = functional.pad(q, (0, 1, 0, 1), value=1.0)  # with the constraint and its multiplier
+    system[:, -1, -1] = 0
+    right = functional.pad(torch.zeros_like(q[:, 0]), (0, 1), value=1.0)
     solved: Tensor = torch.linalg.solve(system, right)[:, :num_classes].clamp_min(0)
     return solved / solved.sum(dim=1, keepdim=True)
 
@@ -139,10 +132,8 @@ def _pair_probabilities(pair_logits: Tensor, num_classes: int) -> Tensor:
     """Matrices r (n, K, K): r[:, i, j] is the probability of i against j, r[:, i, i] is 0."""
     first, second = zip(*class_pairs(num_classes), strict=True)
     if pair_logits.ndim != 2 or pair_logits.shape[1] != len(first):
-        shape = tuple(pair_logits.shape)
-        raise ValueError(
-            f"pair_logits have shape {shape}, not (n, {len(first)}): {num_classes} classes"
-        )
+        shape, pairs = tuple(pair_logits.shape), len(first)
+        raise ValueError(f"pair_logits have shape {shape}, not (n, {pairs}): {num_classes} classes")
     of_first = torch.sigmoid(pair_logits).clamp(PAIR_MARGIN, 1 - PAIR_MARGIN)
     r = pair_logits.new_zeros(len(pair_logits), num_classes, num_classes)
     r[:, first, second] = of_first

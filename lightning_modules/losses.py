@@ -1,4 +1,4 @@
-"""Training losses by name: weighted, smoothed, focal cross entropy, and those of a user."""
+"""Training losses by name, and Mixup and CutMix of the batches that they are computed on."""
 
 import importlib
 import inspect
@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms import v2
+
+from lightning_modules.freezing import require
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Option = bool | int | float | str | list[float] | None
@@ -39,14 +42,10 @@ class FocalLoss(nn.Module):
         pos_weight: float | None = None,
     ) -> None:
         super().__init__()
-        for name, value, limit in (
-            ("gamma", gamma, None),
-            ("alpha", alpha, None),
-            ("label_smoothing", label_smoothing, 1.0),
-            ("pos_weight", pos_weight or 0.0, None),
-        ):
-            if value < 0 or (limit is not None and value >= limit):
-                raise ValueError(f"loss.{name}: {value} is not in [0, {limit or 'infinity'})")
+        values = {"gamma": gamma, "alpha": alpha, "pos_weight": pos_weight or 0.0}
+        for name, value in (values | {"label_smoothing": label_smoothing}).items():
+            limit = "1.0" if name == "label_smoothing" else "infinity"
+            require(f"loss.{name}", value, 0 <= value < float(limit), f"in [0, {limit})")
         self.gamma, self.alpha = gamma, alpha
         self.label_smoothing, self.pos_weight = label_smoothing, pos_weight
 
@@ -91,10 +90,7 @@ class CrossEntropyLoss(FocalLoss):
 
 #: A loss is an `nn.Module` class, or a function, of (logits, target, class_weights). To add one,
 #: enter it here under a name; `loss: {name: NAME, args: {...}}` in a config then selects it.
-LOSSES: dict[str, Callable[..., Any]] = {
-    "cross_entropy": CrossEntropyLoss,
-    "focal": FocalLoss,
-}
+LOSSES: dict[str, Callable[..., Any]] = {"cross_entropy": CrossEntropyLoss, "focal": FocalLoss}
 
 
 @dataclass(frozen=True)
@@ -109,6 +105,9 @@ class LossConfig:
         label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
         pos_weight: for two classes: weight of the second class in place of class weights.
         args: further arguments of a loss of your own.
+        mixup_alpha: parameter of the Beta distribution of Mixup's ratio; 0 turns Mixup off.
+        cutmix_alpha: parameter of the Beta distribution of CutMix's area; 0 turns CutMix off. If
+            both are above 0, each batch gets one of them at random.
     """
 
     name: str = "cross_entropy"
@@ -117,17 +116,35 @@ class LossConfig:
     label_smoothing: float | None = None
     pos_weight: float | None = None
     args: dict[str, Option] = field(default_factory=dict)
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses negative values of Mixup and CutMix."""
+        require("loss.mixup_alpha", self.mixup_alpha, self.mixup_alpha >= 0, "at least 0")
+        require("loss.cutmix_alpha", self.cutmix_alpha, self.cutmix_alpha >= 0, "at least 0")
 
     def create(self) -> LossFunction:
         """The loss; an unknown name or a setting that the loss does not have is an error."""
         factory = LOSSES[self.name] if self.name in LOSSES else _imported(self.name)
-        settings = {k: v for k, v in vars(self).items() if k not in ("name", "args")}
-        options = {k: v for k, v in settings.items() if v is not None} | self.args
+        settings = ("gamma", "alpha", "label_smoothing", "pos_weight")
+        options = {k: getattr(self, k) for k in settings if getattr(self, k) is not None}
+        options |= self.args
         try:
             inspect.signature(factory).bind_partial(**options)
         except TypeError as error:
             raise ValueError(f"loss: {self.name} refuses {options}: {error}") from None
         return factory(**options) if isinstance(factory, type) else partial(factory, **options)
+
+    def mix(self, image: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,), or mixed images and class probabilities (B, K)."""
+        alphas = ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
+        transforms = [mix(alpha=a, num_classes=num_classes) for mix, a in alphas if a]
+        if not transforms:
+            return image, label
+        transform = transforms[int(torch.randint(len(transforms), ()))]
+        mixed: tuple[Tensor, Tensor] = transform(image, label)
+        return mixed
 
 
 def _imported(path: str) -> Callable[..., Any]:

@@ -2,8 +2,8 @@
 
 import fnmatch
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import timm
@@ -74,12 +74,8 @@ class BackboneInfo:
     macs: int
     image_size: int
     license: str
+    is_commercial: bool
     cam: CamLayer | None
-
-    @property
-    def is_commercial(self) -> bool:
-        """Whether the license of the published weights allows commercial use."""
-        return backbones.is_commercial(self.license)
 
 
 @dataclass(frozen=True)
@@ -121,9 +117,9 @@ def backbone_info(name: str, image_size: int | None = None) -> BackboneInfo:
     size = image_size or backbones.input_size(name)
     with torch.device("meta"):
         net = backbones.build(name, 2, image_size=image_size)
-    cam = cam_layer(net, (3, size, size))
-    license = backbones.license(name)
-    return BackboneInfo(name, count_parameters(net), count_macs(net, size), size, license, cam)
+    cam, license = cam_layer(net, (3, size, size)), backbones.license(name)
+    cost, is_commercial = (count_parameters(net), count_macs(net, size)), backbones.is_commercial
+    return BackboneInfo(name, *cost, size, license, is_commercial(license), cam)
 
 
 def checkpoint_cost(block: checkpoints.Block) -> tuple[int, int]:
@@ -159,11 +155,24 @@ def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
     are counted by `count_macs` only. No statistics change and no random number is drawn.
     """
     uses: list[WeightUse] = []
-    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        names, positions = ["weight"], inputs[0].numel() // inputs[0].shape[-1]
+        if isinstance(layer, nn.Conv2d):
+            positions = output.shape[-2] * output.shape[-1]
+        elif isinstance(layer, nn.MultiheadAttention):
+            names = (
+                ["in_proj_weight", "out_proj.weight"] if layer.in_proj_weight is not None else []
+            )
+        for weight in names:
+            uses.append(
+                WeightUse(f"{name}.{weight}", layer.get_parameter(weight), layer, positions)
+            )
+
     hooks = [
-        layer.register_forward_hook(_record_uses(name, uses))
+        layer.register_forward_hook(partial(record, name))
         for name, layer in net.named_modules()
-        if isinstance(layer, kinds)
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
     ]
     try:
         with eval_mode(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -174,46 +183,29 @@ def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
     return uses
 
 
-def _record_uses(name: str, uses: list[WeightUse]) -> Callable[..., None]:
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d):
-            positions = output.shape[-2] * output.shape[-1]
-            uses.append(WeightUse(f"{name}.weight", layer.weight, layer, positions))
-        elif isinstance(layer, nn.Linear):
-            positions = output.numel() // output.shape[-1]
-            uses.append(WeightUse(f"{name}.weight", layer.weight, layer, positions))
-        elif isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is not None:
-            tokens = inputs[0].numel() // inputs[0].shape[-1]
-            uses.append(WeightUse(f"{name}.in_proj_weight", layer.in_proj_weight, layer, tokens))
-            out_proj = layer.out_proj.weight
-            uses.append(WeightUse(f"{name}.out_proj.weight", out_proj, layer, tokens))
-
-    return hook
-
-
 def cam_layer(net: nn.Module, image_shape: tuple[int, int, int]) -> CamLayer | None:
     """The deepest stage with a map of at least 7 x 7 for images (C, H, W), else the largest map.
 
     None for a network without feature maps. The forward pass runs on the meta device, so `net`
     does not change and nothing is computed.
     """
-    shapes = _stage_shapes(net, image_shape)
+    shapes = _stage_shapes(net, image_shape).items()
     layers = [layer for name, shape in shapes if (layer := _as_cam_layer(net, name, shape))]
     fine = [layer for layer in layers if min(layer.height, layer.width) >= MIN_MAP_SIZE]
     largest = max(layers, key=lambda layer: layer.height, default=None)
     return fine[-1] if fine else largest
 
 
-def _stage_shapes(
-    net: nn.Module, image_shape: tuple[int, int, int]
-) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and output shape of each stage, in forward order."""
+def _stage_shapes(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Output shape of each stage by its name, in forward order."""
     shapes: dict[str, tuple[int, ...]] = {}
+    info = getattr(net, "feature_info", None) or []
+    stages = [str(stage["module"]) for stage in (info if isinstance(info, list) else info.info)]
     hooks = [
         net.get_submodule(name).register_forward_hook(
             lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
         )
-        for name in _stage_names(net)
+        for name in stages
     ]
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     try:
@@ -223,13 +215,7 @@ def _stage_shapes(
     finally:
         for hook in hooks:
             hook.remove()
-    return list(shapes.items())
-
-
-def _stage_names(net: nn.Module) -> list[str]:
-    info = getattr(net, "feature_info", None) or []
-    stages = info if isinstance(info, list) else info.info
-    return [str(stage["module"]) for stage in stages]
+    return shapes
 
 
 def _as_cam_layer(net: nn.Module, name: str, shape: tuple[int, ...]) -> CamLayer | None:

@@ -11,12 +11,9 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from evaluation.predictions import PredictionTable
-from lightning_modules import backbones, checkpoints, pretrained
+from lightning_modules import backbones
 from lightning_modules.base import Batch
-from lightning_modules.classifier import ImageClassifier, Plain, single_view
-from lightning_modules.freezing import FineTuning
-from lightning_modules.losses import LossConfig
-from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
+from lightning_modules.classifier import ImageClassifier, single_view
 
 
 class OneVsOneClassifier(ImageClassifier):
@@ -24,19 +21,11 @@ class OneVsOneClassifier(ImageClassifier):
 
     The logits, (B, K), are the logarithms of the coupled class probabilities
     (`lightning_modules.heads`); prediction tables have the pair logits as well. Dropout before the
-    heads is the backbone's `drop_rate`.
+    heads is the backbone's `drop_rate`. The other arguments are those of `ImageClassifier`.
 
     Args:
-        class_names: the classes, at least two; taken from the data.
+        class_names: the classes in the order of the logits; taken from the data.
         backbone: a timm name; `consilium backbones PATTERN` lists them.
-        pretrained: true downloads timm's weights, false starts from random ones, a path reads a
-            weight file.
-        image_size: side of the input in pixels; taken from the data.
-        backbone_args: further arguments of the timm model, for instance {drop_rate: 0.3}.
-        loss: loss of each pair, with the class weights of its two classes.
-        optimizer: optimizer, learning rate and weight decay.
-        lr_scheduler: course of the learning rate.
-        fine_tuning: frozen layers, and how the learning rate decreases with depth.
         trunks: `shared` uses one backbone for all pairs, `pair` one for each.
     """
 
@@ -44,22 +33,13 @@ class OneVsOneClassifier(ImageClassifier):
         self,
         class_names: list[str],
         backbone: str = "resnet50",
-        pretrained: bool | str = False,
-        image_size: int | None = None,
-        backbone_args: dict[str, Plain] | None = None,
-        loss: LossConfig = LossConfig(),
-        optimizer: OptimizerConfig = OptimizerConfig(),
-        lr_scheduler: LRSchedulerConfig = LRSchedulerConfig(),
-        fine_tuning: FineTuning = FineTuning(),
         trunks: Literal["shared", "pair"] = "shared",
+        **kwargs: Any,
     ) -> None:
-        init_args = checkpoints.plain_values(locals())
         self.trunks = trunks
-        super().__init__(
-            class_names, backbone, pretrained, image_size, backbone_args, "one_vs_one", loss,
-            optimizer, lr_scheduler, fine_tuning,
-        )  # fmt: skip
-        self.init_args = init_args
+        super().__init__(class_names, backbone, head="one_vs_one", **kwargs)
+        self.init_args["trunks"] = trunks
+        del self.init_args["head"]
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """A network with one output per pair, (B, P)."""
@@ -87,7 +67,7 @@ class ParallelTrunks(nn.Module):
     def __init__(self, trunks: list[nn.Module]) -> None:
         super().__init__()
         self.trunks = nn.ModuleList(trunks)
-        heads = pretrained.head_names(trunks[0])
+        heads = backbones.head_names(trunks[0])
         names = [f"trunks.{i}.{head}" for i in range(len(trunks)) for head in heads]
         self.pretrained_cfg = {"classifier": names}
 

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_modules.freezing import FineTuning
+from lightning_modules.freezing import FineTuning, require
 
 Curve = Callable[[float], float]  # epochs since the start -> fraction of the learning rate
 Option = bool | int | float | str | list[float] | None
@@ -48,19 +48,15 @@ class OptimizerConfig:
         if self.name not in list_optimizers():
             nearest = ", ".join(difflib.get_close_matches(self.name, list_optimizers(), 3, 0))
             raise ValueError(f"optimizer.name: unknown {self.name!r}; the nearest are: {nearest}")
-        _require(
-            "optimizer",
-            ("lr", self.lr, self.lr > 0, "above 0"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
-            ("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1"),
-        )
+        decay, momentum = self.weight_decay, self.momentum
+        require("optimizer.lr", self.lr, self.lr > 0, "above 0")
+        require("optimizer.weight_decay", decay, decay >= 0, "at least 0")
+        require("optimizer.momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
 
     def create(self, param_groups: list[dict[str, object]]) -> optim.Optimizer:
         """The optimizer of parameter groups that have their own rates and weight decays."""
-        options = TORCH_DEFAULTS.get(self.name, {})
-        if self.name == "sgd":
-            options = {**options, "momentum": self.momentum}
-        options = {**options, **self.args}
+        momentum: dict[str, Option] = {"momentum": self.momentum} if self.name == "sgd" else {}
+        options = TORCH_DEFAULTS.get(self.name, {}) | momentum | self.args
         try:
             optimizer: optim.Optimizer = create_optimizer_v2(
                 param_groups, opt=self.name, lr=self.lr, weight_decay=0.0, **options
@@ -96,27 +92,40 @@ class LRSchedulerConfig:
 
     def __post_init__(self) -> None:
         """Refuses values outside their range."""
-        _require(
-            "lr_scheduler",
-            ("warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0"),
-            ("step_size", self.step_size, self.step_size >= 1, "at least 1"),
-            ("gamma", self.gamma, 0 < self.gamma < 1, "between 0 and 1"),
-            ("min_lr_ratio", self.min_lr_ratio, 0 <= self.min_lr_ratio <= 1, "from 0 to 1"),
-            ("patience", self.patience, self.patience >= 1, "at least 1"),
-        )
+        warmup, ratio = self.warmup_epochs, self.min_lr_ratio
+        require("lr_scheduler.warmup_epochs", warmup, warmup >= 0, "at least 0")
+        require("lr_scheduler.step_size", self.step_size, self.step_size >= 1, "at least 1")
+        require("lr_scheduler.gamma", self.gamma, 0 < self.gamma < 1, "between 0 and 1")
+        require("lr_scheduler.min_lr_ratio", ratio, 0 <= ratio <= 1, "from 0 to 1")
+        require("lr_scheduler.patience", self.patience, self.patience >= 1, "at least 1")
 
     def curve(self, epochs: float) -> Curve:
         """Fraction of the peak rate at each moment of `epochs`; `plateau` is constant here."""
+        warmup = self.warmup_epochs
+
+        def falling(t: float, end: float) -> float:
+            return _half_cosine(1.0, end, (t - warmup) / (epochs - warmup))
+
+        def onecycle(t: float) -> float:
+            if t < warmup:
+                return _half_cosine(ONECYCLE_START, 1.0, t / warmup)
+            return falling(t, ONECYCLE_END)
+
+        def cyclic(t: float) -> float:
+            wave = abs((t / self.step_size + 1) % 2 - 1)  # 0 at first, 1 after `step_size` epochs
+            return self.min_lr_ratio + (1 - self.min_lr_ratio) * wave
+
+        if self.name == "onecycle":
+            return onecycle
         curves: dict[str, Curve] = {
-            "none": _constant,
-            "plateau": _constant,
-            "cosine": lambda t: self._cosine(t, epochs),
-            "onecycle": lambda t: self._onecycle(t, epochs),
+            "none": lambda t: 1.0,
+            "plateau": lambda t: 1.0,
+            "cosine": lambda t: falling(t, self.min_lr_ratio),
             "step": lambda t: self.gamma ** math.floor(t / self.step_size),
-            "cyclic": self._cyclic,
+            "cyclic": cyclic,
         }
         curve = curves[self.name]
-        return curve if self.name == "onecycle" else lambda t: self._warmup(t) * curve(t)
+        return lambda t: (min(1.0, t / warmup) if warmup else 1.0) * curve(t)
 
     def step_plateau(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Gives the metrics of a validation to a plateau schedule.
@@ -148,23 +157,6 @@ class LRSchedulerConfig:
             )
         return epochs
 
-    def _warmup(self, t: float) -> float:
-        return min(1.0, t / self.warmup_epochs) if self.warmup_epochs else 1.0
-
-    def _cosine(self, t: float, epochs: float) -> float:
-        progress = (t - self.warmup_epochs) / (epochs - self.warmup_epochs)
-        return _half_cosine(1.0, self.min_lr_ratio, progress)
-
-    def _onecycle(self, t: float, epochs: float) -> float:
-        if t < self.warmup_epochs:
-            return _half_cosine(ONECYCLE_START, 1.0, t / self.warmup_epochs)
-        progress = (t - self.warmup_epochs) / (epochs - self.warmup_epochs)
-        return _half_cosine(1.0, ONECYCLE_END, progress)
-
-    def _cyclic(self, t: float) -> float:
-        wave = abs((t / self.step_size + 1) % 2 - 1)  # 0 at the start, 1 after `step_size` epochs
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * wave
-
 
 class ClosedFormLR(LambdaLR):
     """Learning rates as a function of the step count, times the reductions of a plateau.
@@ -172,13 +164,13 @@ class ClosedFormLR(LambdaLR):
     All state that a resume needs consists of plain attributes of this object.
     """
 
-    plateau_ratio: float
-    best: float
-    num_bad_validations: int
-
     def __init__(self, optimizer: optim.Optimizer, curve: Curve, steps_per_epoch: int) -> None:
         self.reset_plateau()
         super().__init__(optimizer, lambda step: curve(step / steps_per_epoch) * self.plateau_ratio)
+
+    def reset_plateau(self) -> None:
+        """Forgets all validations; the next rates are those of the curve."""
+        self.plateau_ratio, self.best, self.num_bad_validations = 1.0, math.inf, 0
 
     def step_plateau(self, value: float, config: LRSchedulerConfig) -> None:
         """Counts a validation, whose value is better if smaller, and may reduce the rates."""
@@ -190,10 +182,6 @@ class ClosedFormLR(LambdaLR):
             self.plateau_ratio = max(self.plateau_ratio * config.gamma, config.min_lr_ratio)
             self.num_bad_validations = 0
             self.update_rates()
-
-    def reset_plateau(self) -> None:
-        """Forgets all validations; the next rates are those of the curve."""
-        self.plateau_ratio, self.best, self.num_bad_validations = 1.0, math.inf, 0
 
     def update_rates(self) -> None:
         """Recomputes the rates of the current step, after the curve or the ratio has changed."""
@@ -225,16 +213,6 @@ def steps_per_epoch(trainer: Trainer) -> int:
     """Optimizer steps of one epoch."""
     trainer.fit_loop.setup_data()  # the length of the loaders is unknown before
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-
-
-def _require(config: str, *checks: tuple[str, float, bool, str]) -> None:
-    for name, value, is_valid, allowed in checks:
-        if not is_valid:
-            raise ValueError(f"{config}.{name}: {value} is not {allowed}")
-
-
-def _constant(t: float) -> float:
-    return 1.0
 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:

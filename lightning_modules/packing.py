@@ -27,7 +27,12 @@ def to_stored_precision(state: Weights) -> Weights:
 
     A tensor with a value that float16 cannot represent (above 65,504) keeps its dtype.
     """
-    return {name: _as_half(tensor) for name, tensor in state.items()}
+    stored = {}
+    for name, tensor in state.items():
+        half = tensor.half()
+        fits = tensor.is_floating_point() and (half.isfinite() | ~tensor.isfinite()).all()
+        stored[name] = half if fits else tensor
+    return stored
 
 
 def pack(state: Weights) -> tuple[Weights, list[Entry]]:
@@ -43,7 +48,8 @@ def pack(state: Weights) -> tuple[Weights, list[Entry]]:
     for name, tensor in to_stored_precision(state).items():
         flat, dtype = tensor.detach().cpu().reshape(-1), _dtype_name(tensor)
         nonzero = _nonzero(flat)
-        has_bitmap = tensor.is_floating_point() and _bitmap_is_shorter(nonzero, flat)
+        saved_bytes = (len(flat) - int(nonzero.sum())) * flat.element_size()
+        has_bitmap = tensor.is_floating_point() and len(flat) / 8 < saved_bytes
         if has_bitmap:
             bitmaps.append(np.packbits(nonzero))
         values.setdefault(dtype, []).append(flat[torch.from_numpy(nonzero)] if has_bitmap else flat)
@@ -51,7 +57,8 @@ def pack(state: Weights) -> tuple[Weights, list[Entry]]:
         entries.append([name, _dtype_name(state[name]), list(tensor.shape), dtype, layout])
     packed = {dtype: torch.cat(parts) for dtype, parts in values.items()}
     compressed = zlib.compress(b"".join(bitmap.tobytes() for bitmap in bitmaps), 9)
-    return packed | {"bitmaps": torch.frombuffer(bytearray(compressed), dtype=torch.uint8)}, entries
+    packed["bitmaps"] = torch.frombuffer(bytearray(compressed), dtype=torch.uint8)
+    return packed, entries
 
 
 def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
@@ -97,23 +104,10 @@ def read(path: Path) -> tuple[dict[str, Any], Weights]:
         version = f"format {header.get('format')!r}" if isinstance(header, dict) else "no header"
         raise ValueError(f"{path}: {version}, this version reads packed files of format {FORMAT}")
     try:
-        return header["block"] | {name: packed[name] for name in IDS}, unpack(
-            packed, header["weights"]
-        )
+        ids = {name: packed[name] for name in IDS}
+        return header["block"] | ids, unpack(packed, header["weights"])
     except DAMAGE as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file has the name of a packed file."""
-    return path.name.endswith(SUFFIX)
-
-
-def _as_half(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    half = tensor.half()
-    return half if bool((half.isfinite() | ~tensor.isfinite()).all()) else tensor
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -126,7 +120,3 @@ def _nonzero(flat: Tensor) -> np.ndarray:
         return np.zeros(0, bool)
     value_bytes = flat.contiguous().view(torch.uint8).reshape(len(flat), -1)
     return np.asarray((value_bytes != 0).any(dim=1).numpy())
-
-
-def _bitmap_is_shorter(nonzero: np.ndarray, flat: Tensor) -> bool:
-    return len(nonzero) / 8 < (len(nonzero) - int(nonzero.sum())) * flat.element_size()

@@ -1,5 +1,7 @@
 """A residual CNN with a spatial attention map, registered in timm as `residual_attention`."""
 
+from functools import partial
+
 import timm
 import torch
 from timm.models import (
@@ -8,50 +10,27 @@ from timm.models import (
     generate_default_cfgs,
     register_model,
 )
+from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 
-NORMALIZATION = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
-default_cfgs = generate_default_cfgs(
-    {
-        "residual_attention.untrained": {
-            "input_size": (3, 224, 224),
-            "num_classes": 1000,
-            "first_conv": "stem.0",
-            "classifier": "head",
-            "license": "mit",
-            **NORMALIZATION,
-        }
-    }
-)
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions with batch norm, ReLU and dropout between, added to the input."""
-
-    def __init__(self, in_chans: int, out_chans: int, stride: int, drop_rate: float) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_chans)
-        self.drop = nn.Dropout2d(drop_rate)
-        self.conv2 = nn.Conv2d(out_chans, out_chans, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_chans)
-        self.skip: nn.Module = nn.Identity()
-        if stride != 1 or in_chans != out_chans:
-            conv = nn.Conv2d(in_chans, out_chans, 1, stride, bias=False)
-            self.skip = nn.Sequential(conv, nn.BatchNorm2d(out_chans))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) to (B, out, H / stride, W / stride)."""
-        y = self.drop(torch.relu(self.bn1(self.conv1(x))))
-        return torch.relu(self.bn2(self.conv2(y)) + self.skip(x))
+CONFIG = {
+    "input_size": (3, 224, 224),
+    "num_classes": 1000,
+    "first_conv": "stem.0",
+    "classifier": "head",
+    "license": "mit",
+    "mean": timm.data.IMAGENET_DEFAULT_MEAN,
+    "std": timm.data.IMAGENET_DEFAULT_STD,
+}
+default_cfgs = generate_default_cfgs({"residual_attention.untrained": CONFIG})
 
 
 class SpatialAttention(nn.Module):
     """Multiplies each position by a weight in (0, 1) from its mean and maximum over channels."""
 
-    def __init__(self, kernel_size: int = 7) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of the same shape (B, C, H, W)."""
@@ -101,10 +80,8 @@ class ResidualAttention(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last stage's features, weighted by the attention map, (B, C, H / 8, W / 8)."""
         x = self.stem(x)
-        if self.grad_checkpointing and self.training:
-            x = checkpoint_seq(self.stages, x, use_reentrant=False)
-        else:
-            x = self.stages(x)
+        is_checkpointed = self.grad_checkpointing and self.training
+        x = checkpoint_seq(self.stages, x) if is_checkpointed else self.stages(x)
         weighted: Tensor = self.attention(x)
         return weighted
 
@@ -132,12 +109,11 @@ class ResidualAttention(nn.Module):
 
 
 def _stage(in_chans: int, width: int, depth: int, stride: int, drop_rate: float) -> nn.Sequential:
-    first = ResidualBlock(in_chans, width, stride, drop_rate)
-    return nn.Sequential(first, *(_block(width, drop_rate) for _ in range(depth - 1)))
-
-
-def _block(width: int, drop_rate: float) -> ResidualBlock:
-    return ResidualBlock(width, width, 1, drop_rate)
+    """Residual blocks with dropout, of which the first has the stride."""
+    drop = partial(nn.Dropout2d, drop_rate)
+    skip = downsample_conv(in_chans, width, 1, stride) if stride > 1 else None
+    blocks = (BasicBlock(width, width, drop_block=drop) for _ in range(depth - 1))
+    return nn.Sequential(BasicBlock(in_chans, width, stride, skip, drop_block=drop), *blocks)
 
 
 def residual_attention(pretrained: bool = False, **kwargs: object) -> ResidualAttention:

@@ -40,8 +40,13 @@ def mean_logits(predict: Callable[[Images], Tensor], images: Images, names: list
     """Mean of `predict` over the images and one augmented copy per name; shape as `predict`."""
     if not names:
         return predict(images)
-    copies = [_augmented(augmentation(name), images) for name in names]
-    return torch.stack([predict(copy) for copy in [images, *copies]]).mean(dim=0)
+    copies = [images]
+    for augment in map(augmentation, names):
+        if isinstance(images, dict):
+            copies.append({view: augment(tensor) for view, tensor in images.items()})
+        else:
+            copies.append(augment(images))
+    return torch.stack([predict(copy) for copy in copies]).mean(dim=0)
 
 
 def tta_notes(names: list[str]) -> list[str]:
@@ -50,9 +55,3 @@ def tta_notes(names: list[str]) -> list[str]:
         augmentation(name)  # refuses an unknown name
     note = f"test-time augmentation: mean logits of the image and of {', '.join(names)}"
     return [note] if names else []
-
-
-def _augmented(augment: Augmentation, images: Images) -> Images:
-    if isinstance(images, dict):
-        return {view: augment(tensor) for view, tensor in images.items()}
-    return augment(images)

@@ -22,9 +22,13 @@ import os
 from pathlib import Path
 
 from consilium import ROOT
-from consilium.inference.audit_report import audit_sections, counts_table
+from consilium.inference.audit_report import (
+    audit_sections,
+    augmentation_sheet,
+    counts_table,
+    example_images,
+)
 from consilium.inference.data_config import load_datamodule
-from consilium.inference.samples import augmentation_sheet, example_images
 from datamodules.audit.audit import audit_manifest
 from evaluation.reports.html import Plot, show
 from evaluation.results import ExperimentFolder

@@ -24,11 +24,10 @@ import os
 from pathlib import Path
 
 from consilium import ROOT
-from consilium.inference.data_config import load_datamodule
+from consilium.inference.data_config import load_datamodule, sample_rows
 from consilium.inference.panels import plot_explanations
 from consilium.inference.predictor import load_predictor
 from consilium.inference.saliency_evaluation import evaluate_saliency, results_table, select_correct
-from consilium.inference.samples import sample_rows
 from evaluation.predictions import PredictionTable
 from evaluation.reports.html import show
 from evaluation.reports.run import most_confident

@@ -36,18 +36,14 @@ def test_fit_evaluates_val_and_test_only_when_asked(tiny, tmp_path):
     assert read_results(run / "results.json").split == "test"
 
 
-@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
-def test_own_subclass_loss_callback_and_logger_work_from_a_config(tiny, tmp_path, logger):
-    if logger == "TensorBoardLogger":
-        pytest.importorskip("tensorboardX")
-    arguments = {"save_dir": str(tmp_path / "logs")}
+def test_own_subclass_loss_callback_and_logger_work_from_a_config(tiny, tmp_path):
     before = BatchCounter.batches
     run = tiny.fit("own", tmp_path / "run", **{
         "model.class_path": "tests.user_classes.ScaledClassifier",
         "model.init_args.loss": {"name": "tests.user_classes.hinge_loss", "args": {"margin": 2.0}},
         "trainer.callbacks+": [{"class_path": "tests.user_classes.BatchCounter"}],
-        "trainer.logger": {"class_path": f"lightning.pytorch.loggers.{logger}",
-                           "init_args": arguments},
+        "trainer.logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                           "init_args": {"save_dir": str(tmp_path / "logs")}},
         "trainer.max_epochs": 1})  # fmt: skip
     assert BatchCounter.batches > before
     assert read_results(run / "results.json").split == "test"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from consilium.cli.options import add_dataset_arguments, argument_parser
 from consilium.inference import audit_report, data_config
-from consilium.inference.samples import augmentation_sheet
 from datamodules.audit.audit import Audit, audit_manifest
 from datamodules.manifest import Manifest
 from evaluation.files import write_bytes
@@ -27,12 +26,11 @@ examples:
 def run(args: list[str]) -> int:
     """Audits a dataset; returns 1 if it has a leak, else 0."""
     options = parser().parse_args(args)
-    _check_options(options)
     manifest, name = _load(options)
     folder = Path(options.output or Path("runs") / f"audit-{name}")
     if options.augmentations:
         data = data_config.load_datamodule(options.config) if options.config else None
-        write_bytes(folder / "augmentations.png", augmentation_sheet(manifest, data))
+        write_bytes(folder / "augmentations.png", audit_report.augmentation_sheet(manifest, data))
         print(f"augmentations: {folder / 'augmentations.png'}")
         return 0
     audit = audit_manifest(manifest)
@@ -56,18 +54,15 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_options(options: argparse.Namespace) -> None:
+def _load(options: argparse.Namespace) -> tuple[Manifest, str]:
     if (options.target is None) == (not options.config):
         raise ValueError("give either a FOLDER or TABLE, or --config FILE")
-    given = [f"--{role}" for role in data_config.COLUMN_ALIASES if getattr(options, role)]
-    if options.config and given:
-        raise ValueError(f"{' '.join(given)}: only for a FOLDER or TABLE; a config has it inside")
-
-
-def _load(options: argparse.Namespace) -> tuple[Manifest, str]:
+    columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     if not options.config:
-        columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
         return data_config.load_target(Path(options.target), columns)
+    given = [f"--{role}" for role, column in columns.items() if column]
+    if given:
+        raise ValueError(f"{' '.join(given)}: only for a FOLDER or TABLE; a config has it inside")
     data = data_config.load_datamodule(options.config)
     data.source.prepare()
     return data.load_manifest(), Path(options.config[-1]).stem

@@ -54,12 +54,9 @@ def build(configs: list[str], root: str) -> int:
     print(f"{len(store.entries):,} images in {store.folder}")
     train = manifest.table["path"].iloc[manifest.rows("train")]
     mean, std = store.channel_statistics([path for path in train if path in store.entries])
-    print(f"training split: mean {_round(mean)}, std {_round(std)}")
+    mean_text, std_text = (", ".join(f"{value:.4f}" for value in v) for v in (mean, std))
+    print(f"training split: mean [{mean_text}], std [{std_text}]")
     return 0
-
-
-def _round(values: list[float]) -> str:
-    return "[" + ", ".join(f"{value:.4f}" for value in values) + "]"
 
 
 def parser() -> argparse.ArgumentParser:

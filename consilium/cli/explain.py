@@ -12,9 +12,9 @@ import pandas as pd
 
 from consilium.cli.options import argument_parser, device, positive_int
 from consilium.inference import saliency_evaluation
+from consilium.inference.data_config import read_split
 from consilium.inference.panels import explain_images
 from consilium.inference.predictor import Predictor, load_predictor, run_folder_of
-from consilium.inference.samples import read_split
 from evaluation.reports.html import format_estimate
 from lightning_modules.cam import METHODS
 
@@ -28,11 +28,10 @@ def run(argv: list[str]) -> int:
     if args.measure is not None:
         return evaluate(args)
     predictor = load_predictor(args.model, args.method, args.device)
-    names, label = predictor.class_names, None
-    if args.class_name is not None and args.class_name not in names:
+    names = predictor.class_names
+    if args.class_name not in (None, *names):
         raise ValueError(f"--class {args.class_name!r} is not one of {', '.join(names)}")
-    if args.class_name is not None:
-        label = names.index(args.class_name)
+    label = None if args.class_name is None else names.index(args.class_name)
     images = [(Path(path).name, path, args.group) for path in args.images]
     if args.split:
         table = split_of(args, predictor)

@@ -37,8 +37,9 @@ def run(args: list[str]) -> int:
     if not _is_current(audit_folder, manifest):
         audit_report.write_audit_report(audit_manifest(manifest), audit_folder, name)
     quarantine = (audit_folder / audit_report.QUARANTINE).read_text(encoding="utf-8")
-    source = starter_configs.source_config(target, columns)
-    file = starter_configs.write_configs(folder, source, manifest, options.size, quarantine)
+    file = starter_configs.write_configs(
+        folder, target, columns, manifest, options.size, quarantine
+    )
     count = quarantine.count("\n") - 1
     print(f"audit: {audit_folder / audit_report.PAGE}; {count} samples are excluded")
     print(f"data: {folder / starter_configs.DATA_FILE}")

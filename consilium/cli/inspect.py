@@ -31,9 +31,8 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     path = args.model
     if file := find_ensemble_file(path):
-        ensemble = read_ensemble_file(file)
-        members = zip(ensemble.members.values(), ensemble.weights.values(), strict=True)
-        infos = [inspect_checkpoint(member, expected_hash) for member, expected_hash in members]
+        members = read_ensemble_file(file)["members"].values()
+        infos = [inspect_checkpoint(member["path"], member["weights"]) for member in members]
     else:
         infos = [inspect_checkpoint(path / "best.ckpt" if path.is_dir() else path)]
     if args.json:

@@ -1,4 +1,4 @@
-"""The result of an audit as audit.json, quarantine.csv and audit.html."""
+"""A dataset as tables and images, and the result of its audit as JSON, CSV and HTML."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,18 +7,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from consilium.inference.panels import encode_png
-from datamodules.audit.audit import Audit
-from datamodules.audit.issues import Issue, Match
+from consilium.inference.panels import encode_png, read_thumbnail
+from datamodules.audit.audit import Audit, Issue, Match
+from datamodules.augment import AUGMENTATIONS, Augment
+from datamodules.datamodule import ImageDataModule
 from datamodules.images import ImageError, read_image
 from datamodules.manifest import Manifest
+from datamodules.preprocess import Preprocess
 from evaluation.files import write_json, write_text
 from evaluation.reports.html import Cell, Section, Table, Text, Thumbnails, write_report
 
 VERSION = 1
 JSON, QUARANTINE, PAGE = "audit.json", "quarantine.csv", "audit.html"
 MAX_PAIRS = 24  # shown for each issue
-HEIGHT = 168  # pixels; of an image on the page
+HEIGHT = 168  # pixels; of an image on the page and on the augmentation sheet
+COLUMNS = 8  # of the augmentation sheet
 CONFOUNDS_NOTE = "AUC of one number for the class, or Cramer's V of one category with the class."
 
 
@@ -64,9 +67,8 @@ def audit_sections(audit: Audit) -> list[Section]:
 
 def counts_table(manifest: Manifest) -> Table:
     """Number of images of each class and of patients in each split."""
-    rows: list[tuple[Cell, ...]] = [
-        (split, *counts.values()) for split, counts in _split_counts(manifest).items()
-    ]
+    counts = _split_counts(manifest)
+    rows: list[tuple[Cell, ...]] = [(split, *n.values()) for split, n in counts.items()]
     return Table(("split", *manifest.class_names, "patients"), rows, "Counts")
 
 
@@ -81,11 +83,13 @@ def _split_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
 
 def _pair_thumbnails(issue: Issue, paths: dict[str, str]) -> Thumbnails:
     matches = _select_matches(issue.matches)
-    scores = [f" ({m.similarity:.2f})" if m.similarity < 1 else "" for m in matches]
     captions = [
-        f"{m.first} | {m.second}: {m.reason}{s}" for m, s in zip(matches, scores, strict=True)
+        f"{m.first} | {m.second}: {m.reason}" + f" ({m.similarity:.2f})" * (m.similarity < 1)
+        for m in matches
     ]
-    images = [_side_by_side(paths[m.first], paths[m.second]) for m in matches]
+    gap = np.full((HEIGHT, 4, 3), 255, np.uint8)
+    pairs = [(_read_scaled(paths[m.first]), gap, _read_scaled(paths[m.second])) for m in matches]
+    images = [encode_png(np.hstack(pair)) for pair in pairs]
     note = f"{len(matches)} of {len(issue.matches)} pairs. {issue.message}"
     title = f"Leak: {issue.kind}" if issue.is_leak else issue.kind.capitalize()
     return Thumbnails(images, captions, title, note)
@@ -99,11 +103,6 @@ def _select_matches(matches: Sequence[Match]) -> list[Match]:
     return ordered if len(ordered) <= MAX_PAIRS else ordered[:half] + [ordered[k] for k in rest]
 
 
-def _side_by_side(first: str, second: str) -> bytes:
-    gap = np.full((HEIGHT, 4, 3), 255, np.uint8)
-    return encode_png(np.hstack([_read_scaled(first), gap, _read_scaled(second)]))
-
-
 def _read_scaled(path: str) -> np.ndarray:
     """RGB image of the page's height; a gray square if the file cannot be read."""
     try:
@@ -111,5 +110,36 @@ def _read_scaled(path: str) -> np.ndarray:
     except ImageError:
         return np.full((HEIGHT, HEIGHT, 3), 128, np.uint8)
     width = max(1, min(3 * HEIGHT, round(image.shape[1] * HEIGHT / image.shape[0])))
+    return _to_rgb(image, width)
+
+
+def _to_rgb(image: np.ndarray, width: int) -> np.ndarray:
+    """The image as RGB, of the page's height."""
     scaled = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(scaled if scaled.ndim == 3 else cv2.cvtColor(scaled, cv2.COLOR_GRAY2RGB))
+
+
+def example_images(manifest: Manifest, split: str = "train", per_class: int = 4) -> Thumbnails:
+    """The first images of each class of a split, with class and id."""
+    table = manifest.table[manifest.table["split"] == split]
+    rows = table.groupby("label").head(per_class).sort_values("label", kind="stable")
+    names = [manifest.class_names[k] if k >= 0 else "unknown" for k in rows["label"]]
+    captions = [f"{name}\n{sample}" for name, sample in zip(names, rows["id"], strict=True)]
+    return Thumbnails([read_thumbnail(Path(path)) for path in rows["path"]], captions)
+
+
+def augmentation_sheet(manifest: Manifest, data: ImageDataModule | None = None) -> bytes:
+    """PNG with one row per image: the image, then seven augmentations of it.
+
+    The augmentation is that of the data; without data, each row shows another policy.
+    """
+    policies = [Augment(name) for name in sorted(AUGMENTATIONS) if name != "none"]
+    preprocess = data.preprocess if data is not None else Preprocess()
+    augmentations = [data.augment] * 6 if data is not None else policies
+    paths, rows = manifest.table["path"], []
+    indices = np.linspace(0, len(paths) - 1, len(augmentations)).astype(int).tolist()
+    for k, augment in zip(indices, augmentations, strict=True):
+        pixels = preprocess.to_pixels(read_image(paths.iloc[k]))
+        images = [pixels, *(augment(pixels, (0, epoch, k)) for epoch in range(COLUMNS - 1))]
+        rows.append(np.hstack([_to_rgb(image, HEIGHT) for image in images]))
+    return encode_png(np.vstack(rows))

@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jsonargparse import ArgumentParser
 
 from consilium import config_files
 from consilium.config_files import shorten_parser_error
 from datamodules.datamodule import ImageDataModule
-from datamodules.manifest import SPLIT_ALIASES, Manifest, read_table
-from datamodules.sources import Folders, Table, find_image_files
+from datamodules.manifest import Manifest, read_table
+from datamodules.sources import Folders, Table, find_image_files, has_split_folders
 from datamodules.splits import SplitFractions
 
 COLUMN_ALIASES = {  # usual names of columns, in lower case
@@ -35,7 +36,12 @@ def load_datamodule(paths: list[str]) -> ImageDataModule:
     settings: dict[str, Any] = {}
     for path in paths:
         settings = config_files.merge(settings, _data_settings(Path(path)))
-    data = _instantiate(paths[-1], settings)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    try:
+        data = parser.instantiate_classes(parser.parse_object({"data": settings})).data
+    except ArgumentError as error:
+        raise ValueError(f"{paths[-1]}: {shorten_parser_error(str(error))}") from error
     if not isinstance(data, ImageDataModule):
         raise ValueError(f"{paths[-1]}: data is a {type(data).__name__}, not an ImageDataModule")
     return data
@@ -49,13 +55,34 @@ def _data_settings(path: Path) -> dict[str, Any]:
     return dict(settings) if isinstance(settings, dict) else {}
 
 
-def _instantiate(path: str, settings: dict[str, Any]) -> object:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
-    try:
-        return parser.instantiate_classes(parser.parse_object({"data": settings})).data
-    except ArgumentError as error:
-        raise ValueError(f"{path}: {shorten_parser_error(str(error))}") from error
+def read_split(
+    configs: list[str], split: str, class_names: list[str], limit: int | None = None
+) -> pd.DataFrame:
+    """Rows of a split of the dataset in config files, at most `limit`, evenly spaced.
+
+    The data must have the given classes in the given order.
+    """
+    data = load_datamodule(configs)
+    if data.class_names != class_names:
+        raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
+    data.prepare_data()
+    table: pd.DataFrame = data.load_manifest().table
+    table = table[table["split"] == split]
+    if table.empty:
+        raise ValueError(f"--split {split}: the dataset has no images in this split")
+    return evenly_spaced(table, limit or len(table))
+
+
+def sample_rows(manifest: Manifest, split: str, count: int) -> pd.DataFrame:
+    """At most `count` labeled samples of a split, evenly spaced."""
+    table = manifest.table
+    return evenly_spaced(table[(table["split"] == split) & (table["label"] >= 0)], count)
+
+
+def evenly_spaced(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows, evenly spaced, because a table may be sorted by class."""
+    rows = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int)
+    return table.iloc[rows]
 
 
 def load_target(target: Path, columns: Columns) -> tuple[Manifest, str]:
@@ -86,11 +113,9 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
     if names["split"] is not None and names["label"] is None:
         raise ValueError(f"{file}: --label must name the column of classes: {list(table)}")
     classes = _class_names(table, names["label"])
-    if names["split"] is not None:
-        manifest = Table(str(file), **names).manifest(classes)
-        return _with_notes(manifest, *_case_notes(classes))
-    source = Table(str(file), **names, fractions=ALL_TRAIN)
-    return _with_notes(source.manifest(classes or UNKNOWN_CLASS), ONE_SPLIT, *_case_notes(classes))
+    fractions, notes = (ALL_TRAIN, [ONE_SPLIT]) if names["split"] is None else (None, [])
+    manifest = Table(str(file), **names, fractions=fractions).manifest(classes or UNKNOWN_CLASS)
+    return _with_notes(manifest, *notes, *_case_notes(classes))
 
 
 def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
@@ -120,27 +145,18 @@ def _find_column(table: pd.DataFrame, role: str) -> str | None:
 
 def manifest_from_folder(folder: Path, patient: str | None) -> Manifest:
     """The manifest of a folder with or without split folders and class folders."""
-    files, has_splits = find_image_files(folder), has_split_folders(folder)
+    files = find_image_files(folder)
+    has_splits = has_split_folders(files)
     classes = sorted({p.parts[has_splits] for p in files if len(p.parts) > 1 + has_splits})
-    if not classes:
-        return _with_notes(_unlabeled_manifest(folder, files, patient), ONE_SPLIT, NO_CLASSES)
-    if has_splits:
-        manifest = Folders(str(folder), patient).manifest(classes)
-        return _with_notes(manifest, *_case_notes(classes))
-    manifest = Folders(str(folder), patient, ALL_TRAIN).manifest(classes)
-    return _with_notes(manifest, ONE_SPLIT, *_case_notes(classes))
-
-
-def has_split_folders(folder: Path) -> bool:
-    """Whether images are in folders named train, val or test."""
-    return any(path.parts[0].lower() in SPLIT_ALIASES for path in find_image_files(folder))
-
-
-def _unlabeled_manifest(folder: Path, files: list[Path], patient: str | None) -> Manifest:
+    source = Folders(str(folder), patient, None if has_splits else ALL_TRAIN)
+    if classes:
+        notes = [ONE_SPLIT] * (not has_splits) + _case_notes(classes)
+        return _with_notes(source.manifest(classes), *notes)
     ids = pd.Series([path.as_posix() for path in files])
     table = pd.DataFrame({"id": ids, "path": [str(folder / name) for name in ids]})
-    table["patient"] = table["study"] = Folders(str(folder), patient).patients(ids)
-    return Manifest(table.assign(label=-1, split="predict"), UNKNOWN_CLASS)
+    table["patient"] = table["study"] = source.patients(ids)
+    manifest = Manifest(table.assign(label=-1, split="predict"), UNKNOWN_CLASS)
+    return _with_notes(manifest, ONE_SPLIT, NO_CLASSES)
 
 
 def _with_notes(manifest: Manifest, *notes: str) -> Manifest:
@@ -158,11 +174,7 @@ def _class_names(table: pd.DataFrame, column: str | None) -> list[str]:
 
 def _case_notes(names: list[str]) -> list[str]:
     """A note on labels that differ only in case."""
-    lower = dict.fromkeys(map(str.lower, names))
-    same = [[name for name in names if name.lower() == key] for key in lower]
-    pairs = [" and ".join(map(repr, group)) for group in same if len(group) > 1]
-    return (
-        [f"labels that differ only in case are separate classes: {', '.join(pairs)}"]
-        if pairs
-        else []
-    )
+    keys = dict.fromkeys(map(str.lower, names))
+    same = ([name for name in names if name.lower() == key] for key in keys)
+    pairs = ", ".join(" and ".join(map(repr, group)) for group in same if len(group) > 1)
+    return [f"labels that differ only in case are separate classes: {pairs}"] if pairs else []

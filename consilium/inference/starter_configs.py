@@ -1,7 +1,6 @@
 """Config files for a new dataset: data.yaml, and an experiment with three small networks."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -9,13 +8,9 @@ from typing import Any
 import yaml
 
 from consilium import ROOT
-from consilium.inference.data_config import (
-    Columns,
-    find_table,
-    has_split_folders,
-    resolve_columns,
-)
+from consilium.inference.data_config import Columns, find_table, resolve_columns
 from datamodules.manifest import Manifest, read_table
+from datamodules.sources import find_image_files, has_split_folders
 from datamodules.splits import DERIVED_SPLITS
 from evaluation.files import write_text
 
@@ -51,34 +46,6 @@ ensemble: {{<<: *member, model: {paths[model/ensemble]}}}
 """
 
 
-@dataclass(frozen=True)
-class SourceConfig:
-    """The source of a data config.
-
-    Args:
-        class_path: The class of the source.
-        init_args: Its arguments.
-        has_splits: Whether the files give splits.
-        target: The folder or table that the user named.
-    """
-
-    class_path: str
-    init_args: dict[str, Any]
-    has_splits: bool
-    target: str
-
-
-def source_config(target: Path, columns: Columns) -> SourceConfig:
-    """The source of a table, or of a folder of class folders."""
-    table = find_table(target)
-    if table is None:
-        args = {"root": str(target.resolve()), "patient": columns["patient"]}
-        return SourceConfig("datamodules.Folders", args, has_split_folders(target), str(target))
-    names = resolve_columns(read_table(table), columns)
-    args = {"files": str(table.resolve()), **names}
-    return SourceConfig("datamodules.Table", args, names["split"] is not None, str(target))
-
-
 def check_folder(folder: Path, manifest: Manifest) -> None:
     """Raises ValueError if config files exist already, or if the samples have no labels."""
     for file in (experiment_file(folder), folder / DATA_FILE):
@@ -94,7 +61,7 @@ def experiment_file(folder: Path) -> Path:
 
 
 def write_configs(
-    folder: Path, source: SourceConfig, manifest: Manifest, size: int, quarantine: str
+    folder: Path, target: Path, columns: Columns, manifest: Manifest, size: int, quarantine: str
 ) -> Path:
     """Writes data.yaml and the experiment, and returns the file of the experiment.
 
@@ -102,28 +69,36 @@ def write_configs(
     exclude; if it has any, it is written to the folder as well.
     """
     file, data_file = experiment_file(folder), folder / DATA_FILE
-    text = _data_yaml(data_file, source, manifest, size)
+    class_path, args, has_splits = _source(target, columns)
+    splits = set(manifest.table["split"]) if has_splits else {"train"}
+    fractions = {name: 0.15 for name in DERIVED_SPLITS if name not in splits}
+    args |= {"fractions": fractions} if fractions else {}
+    text = DATA.format(
+        target=quote(str(target)), file=quote(str(data_file)), class_path=class_path,
+        source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
+    )  # fmt: skip
     if quarantine.count("\n") > 1:  # more than the header
         write_text(folder / QUARANTINE, quarantine)
         text += EXCLUDE.format(file=_to_yaml(str((folder / QUARANTINE).resolve())))
     write_text(data_file, text)
-    absolute, configs = folder.resolve(), ROOT / "configs"
-    is_inside = absolute.is_relative_to(ROOT)
-    prefix = os.path.relpath(configs, absolute) if is_inside else str(configs)
+    absolute, prefix = folder.resolve(), str(ROOT / "configs")
+    if absolute.is_relative_to(ROOT):
+        prefix = os.path.relpath(prefix, absolute)
     paths = {name: _to_yaml([f"{prefix}/{name}.yaml"])[1:-1] for name in CONFIGS}
     title = _to_yaml(absolute.name)
     write_text(file, EXPERIMENT.format(file=quote(str(file)), title=title, paths=paths))
     return file
 
 
-def _data_yaml(file: Path, source: SourceConfig, manifest: Manifest, size: int) -> str:
-    splits = set(manifest.table["split"]) if source.has_splits else {"train"}
-    fractions = {name: 0.15 for name in DERIVED_SPLITS if name not in splits}
-    args = source.init_args | ({"fractions": fractions} if fractions else {})
-    return DATA.format(
-        target=quote(source.target), file=quote(str(file)), class_path=source.class_path,
-        source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
-    )  # fmt: skip
+def _source(target: Path, columns: Columns) -> tuple[str, dict[str, Any], bool]:
+    """Class path and arguments of the source, and whether the files give splits."""
+    table = find_table(target)
+    if table is None:
+        args = {"root": str(target.resolve()), "patient": columns["patient"]}
+        return "datamodules.Folders", args, has_split_folders(find_image_files(target))
+    names = resolve_columns(read_table(table), columns)
+    args = {"files": str(table.resolve()), **names}
+    return "datamodules.Table", args, names["split"] is not None
 
 
 def _to_yaml(value: object) -> str:

@@ -185,8 +185,7 @@ def map_overlay(saliency_map: np.ndarray) -> np.ndarray:
     scale = max(1, round(MAX_SIDE / max(saliency_map.shape) - 0.5))
     enlarged = cv2.resize(saliency_map, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     levels = np.rint(np.clip(enlarged, 0.0, 1.0) * MAP_LEVELS) / MAP_LEVELS
-    opacity = np.rint(levels[..., None] * 255).astype(np.uint8)
-    rgba = np.ascontiguousarray(np.concatenate([colored_map(levels), opacity], axis=2))
+    rgba = np.dstack([colored_map(levels), np.rint(levels * 255).astype(np.uint8)])
     if enlarged.max() > 0:
         is_high = (enlarged >= 0.5 * enlarged.max()).astype(np.uint8)
         contours, _ = cv2.findContours(is_high, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

@@ -176,7 +176,7 @@ class ConsiliumCLI(LightningCLI):
     def _unpacked(self, path: Path) -> str:
         """The path of a checkpoint that Lightning can read: packed ones are unpacked meanwhile."""
         block, state = checkpoints.read(path)
-        if not packing.is_packed(path):
+        if not path.name.endswith(packing.SUFFIX):
             return str(path)
         if self.config["subcommand"] == "fit":
             raise ValueError(

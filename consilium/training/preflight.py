@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import cast, get_type_hints
 
 import torch
 from jsonargparse import Namespace
@@ -15,6 +15,7 @@ from callbacks.checkpoint import BestAndLastCheckpoint
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
 from consilium.config_files import source_file
 from lightning_modules.base import EPOCH_METRICS
+from lightning_modules.checkpoints import argument_types
 from lightning_modules.ensemble import EnsembleModule
 
 Callbacks = list[Namespace] | Namespace | None
@@ -75,8 +76,7 @@ def check_setting_groups(config: Namespace, files: Sequence[Path] = ()) -> None:
     Groups are dataclasses that check their values when they are created.
     """
     for item in (config.model, config.data, *_as_list(config.trainer.callbacks)):
-        created: Any = _class(item.class_path)
-        hints = get_type_hints(created.__init__)
+        hints = argument_types(_class(item.class_path))
         for name, values in _arguments(item):
             try:
                 _create_group(hints.get(name), values)

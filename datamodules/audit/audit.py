@@ -8,35 +8,41 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from datamodules.audit.file_stats import (
-    NUMBERS,
-    Confound,
-    FileStats,
-    compute_file_stats,
-    measure_confounds,
-)
-from datamodules.audit.issues import (
-    BROKEN,
-    CONFLICT,
-    CONSTANT,
-    HUGE,
-    NAMES,
-    NEAR,
-    PATIENT,
-    SAME,
-    Issue,
-    Match,
-    quarantine,
-)
+from datamodules.audit.file_stats import NUMBERS, Confound, compute_file_stats, measure_confounds
 from datamodules.audit.near_duplicates import NearDuplicate, Thumbnails, find_near_duplicates
 from datamodules.images import ImageError, content_digest, read_file_bytes, split_frame_number
-from datamodules.manifest import SPLIT_ALIASES, Manifest
+from datamodules.manifest import SPLIT_ALIASES, SPLITS, Manifest
 
+PATIENT, SAME, NEAR = "patients in several splits", "identical files", "near duplicates"
+NAMES, CONFLICT = "derived file names", "duplicates with different labels"
+BROKEN, CONSTANT, HUGE = "unreadable files", "constant images", "very large files"
 _CHANGES = "aug|augmented|flip|flipped|hflip|vflip|rot|rotated|rotate|mirror|mirrored|bright|dark"
 _CHANGES += "|brightness|contrast|gamma|blur|noise|crop|cropped|zoom|shift|shear|jitter|copy|dup"
 _DERIVED = re.compile(rf"([ _.-]+({_CHANGES})[ _.-]*\(?-?\d*\)?| ?\(\d+\))+$", re.IGNORECASE)
 _HUGE_PIXELS, _HUGE_BYTES = 50_000_000, 100_000_000
 _MIN_STD = 1.0  # of the gray values; below it an image counts as constant
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two samples that belong together."""
+
+    first: str  # the id of one sample
+    second: str  # the id of the other
+    reason: str  # why they belong together, such as "same patient" or "mirrored"
+    similarity: float = 1.0  # 1 for identical files, else the correlation of aligned details
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A problem of the dataset."""
+
+    kind: str  # one of the constants of this module
+    is_leak: bool  # whether information about evaluation samples is in the training split
+    message: str  # one sentence for the report
+    ids: list[str]  # the samples concerned
+    matches: tuple[Match, ...] = ()  # pairs that demonstrate the problem
+    groups: tuple[tuple[str, ...], ...] = ()  # samples that belong together
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +59,29 @@ class Audit:
         return [issue for issue in self.issues if issue.is_leak]
 
     def quarantine(self) -> pd.DataFrame:
-        """Samples to exclude so that no leak remains: id, path, split, reason."""
-        return quarantine(self.manifest.table, self.issues)
+        """Samples to exclude so that no leak remains: id, path, split, reason.
+
+        Of samples that belong together, those of the last split stay and those of every earlier
+        split are excluded, so that the evaluation split does not change.
+        """
+        table = self.manifest.table
+        rank = dict(zip(table["id"], table["split"].map(SPLITS.index), strict=True))
+        reasons: dict[str, str] = {}
+        for issue in self.issues:
+            for name in _ids_to_exclude(issue, rank):
+                reasons.setdefault(name, issue.kind)
+        excluded = table.loc[table["id"].isin(set(reasons)), ["id", "path", "split"]]
+        return excluded.assign(reason=[reasons[name] for name in excluded["id"]])
+
+
+def _ids_to_exclude(issue: Issue, rank: dict[str, int]) -> list[str]:
+    if issue.kind == CONFLICT:
+        return [min((m.first, m.second), key=rank.__getitem__) for m in issue.matches]
+    if not issue.is_leak:
+        return issue.ids if issue.kind in (BROKEN, CONSTANT) else []
+    return [
+        n for group in issue.groups for n in group if rank[n] < max(map(rank.__getitem__, group))
+    ]
 
 
 def find_leaks_without_decoding(manifest: Manifest) -> list[Issue]:
@@ -68,87 +95,91 @@ def find_leaks_without_decoding(manifest: Manifest) -> list[Issue]:
     for rows in by_size.values():
         if len(set(splits[rows])) > 1:
             digests[rows] = [_file_digest(manifest.table["path"].iloc[k]) for k in rows]
-    issues = _patient_issues(manifest) + _name_issues(manifest)
-    return [issue for issue in issues + _identical_issues(manifest, digests) if issue.is_leak]
+    table = manifest.table.assign(digest=digests)
+    issues = _patient_issues(table) + _name_issues(table) + _identical_issues(table)
+    return [issue for issue in issues if issue.is_leak]
 
 
 def audit_manifest(manifest: Manifest) -> Audit:
     """Decodes every file once and reports all issues and confounds."""
-    stats = compute_file_stats(manifest.table["path"].tolist())
-    digests = stats.table["digest"].to_numpy(dtype=object)
-    issues = _patient_issues(manifest) + _name_issues(manifest)
-    issues += _identical_issues(manifest, digests) + _near_duplicate_issues(manifest, stats)
-    issues += _conflict_issues(manifest, issues)
-    issues += _file_issues(manifest, stats.table)
+    stats, thumbnails = compute_file_stats(manifest.table["path"].tolist())
+    table = manifest.table.assign(digest=stats["digest"])
+    issues = _patient_issues(table) + _name_issues(table) + _identical_issues(table)
+    issues += _near_duplicate_issues(table, stats, thumbnails)
+    issues += _conflict_issues(manifest, issues) + _file_issues(table["id"], stats)
     attributes = manifest.table[[name for name in manifest.attributes if name != "box"]]
-    columns = stats.table[["format", "color", *NUMBERS]].join(attributes)
+    columns = stats[["format", "color", *NUMBERS]].join(attributes)
     labels = manifest.table["label"].to_numpy()
     confounds = measure_confounds(columns, list(NUMBERS), labels, manifest.class_names)
     return Audit(manifest, sorted(issues, key=lambda issue: not issue.is_leak), confounds)
 
 
-def _patient_issues(manifest: Manifest) -> list[Issue]:
-    table = manifest.table
-    num_splits = table.groupby("patient")["split"].nunique()
-    shared = num_splits.index[num_splits > 1].tolist()
-    if not shared:
+def _patient_issues(table: pd.DataFrame) -> list[Issue]:
+    rows = table[table.groupby("patient")["split"].transform("nunique") > 1]
+    parts = [part for _, part in rows.groupby("patient")]
+    if not parts:
         return []
-    rows = table[table["patient"].isin(set(shared))]
-    matches = [_match_across_splits(part, "same patient") for _, part in rows.groupby("patient")]
+    shared = [str(part["patient"].iloc[0]) for part in parts]
     message = f"{len(shared)} patients are in more than one split: {_first_few(shared)}"
-    groups = tuple(tuple(part["id"]) for _, part in rows.groupby("patient"))
-    return [Issue(PATIENT, True, message, rows["id"].tolist(), tuple(matches), groups)]
+    return [_issue_of_groups(PATIENT, True, message, parts, "same patient")]
 
 
-def _name_issues(manifest: Manifest) -> list[Issue]:
+def _name_issues(table: pd.DataFrame) -> list[Issue]:
     """Files whose names show that one was derived from another, such as a.png and a_aug1.png."""
-    table = manifest.table
-    by_original = defaultdict(list)
-    for k, name in enumerate(table["id"]):
-        by_original[_original_name(name)].append(k)
-    groups = [rows for rows in by_original.values() if len(rows) > 1 and _has_derived(table, rows)]
+    names = table["id"].map(_original_name)
+    rows = table[names.duplicated(keep=False)]
+    parts = [part for _, part in rows.groupby(names, sort=False) if _has_derived(part["id"])]
     issues = []
     for is_leak in (True, False):
-        chosen = [rows for rows in groups if (table["split"].iloc[rows].nunique() > 1) == is_leak]
+        chosen = [part for part in parts if (part["split"].nunique() > 1) == is_leak]
         if chosen:
-            ids = table["id"].iloc[[k for rows in chosen for k in rows]].tolist()
-            where = _where(is_leak)
-            message = f"{len(chosen)} originals have derived files {where}: {_first_few(ids)}"
-            matches = tuple(_match_across_splits(table.iloc[rows], "same name") for rows in chosen)
-            id_groups = tuple(tuple(table["id"].iloc[rows]) for rows in chosen)
-            issues.append(Issue(NAMES, is_leak, message, ids, matches, id_groups))
+            few = _first_few([name for part in chosen for name in part["id"]])
+            message = f"{len(chosen)} originals have derived files {_where(is_leak)}: {few}"
+            issues.append(_issue_of_groups(NAMES, is_leak, message, chosen, "same name"))
     return issues
 
 
-def _identical_issues(manifest: Manifest, digests: np.ndarray) -> list[Issue]:
-    """Files with the same bytes; files with an empty digest are ignored."""
-    ids, split = manifest.table["id"], manifest.table["split"]
+def _issue_of_groups(
+    kind: str, is_leak: bool, message: str, parts: list[pd.DataFrame], reason: str
+) -> Issue:
+    """The issue of groups of samples, with a match from each, across splits if possible."""
     matches = []
-    for rows in _rows_by_digest(digests):
+    for part in parts:
+        first, others = part.iloc[0], part[part["split"] != part["split"].iloc[0]]
+        second = others.iloc[0] if len(others) else part.iloc[-1]
+        matches.append(Match(str(first["id"]), str(second["id"]), reason))
+    groups = tuple(tuple(part["id"]) for part in parts)
+    ids = [name for group in groups for name in group]
+    return Issue(kind, is_leak, message, ids, tuple(matches), groups)
+
+
+def _identical_issues(table: pd.DataFrame) -> list[Issue]:
+    """Files with the same bytes; files with an empty digest are ignored."""
+    ids, split, matches = table["id"], table["split"], []
+    for rows in _rows_by_digest(table):
         others = sorted(rows[1:], key=lambda k: split.iloc[k] == split.iloc[rows[0]])
         matches += [Match(ids.iloc[rows[0]], ids.iloc[k], "same bytes") for k in others]
-    return _issues_by_leak(manifest, SAME, matches, digests)
+    return _issues_by_leak(table, SAME, matches)
 
 
-def _near_duplicate_issues(manifest: Manifest, stats: FileStats) -> list[Issue]:
+def _near_duplicate_issues(
+    table: pd.DataFrame, stats: pd.DataFrame, images: np.ndarray
+) -> list[Issue]:
     """Images that show the same although their bytes differ."""
-    usable = (stats.table["error"] == "") & (stats.table["std"] >= _MIN_STD)
-    rows = np.flatnonzero((usable & ~stats.table["digest"].duplicated()).to_numpy())
-    table = manifest.table.iloc[rows]
-    keys = table["patient"] + "\n" + table["split"] + "\n" + table["label"].astype(str)
-    groups = pd.factorize(keys)[0]
-    is_repeated = stats.table["digest"].duplicated(keep=False).to_numpy()[rows]
+    usable = (stats["error"] == "") & (stats["std"] >= _MIN_STD)
+    rows = np.flatnonzero((usable & ~stats["digest"].duplicated()).to_numpy())
+    groups = table.iloc[rows].groupby(["patient", "split", "label"]).ngroup().to_numpy(copy=True)
+    is_repeated = stats["digest"].duplicated(keep=False).to_numpy()[rows]
     groups[is_repeated] = -1  # represents copies that may be of other patients and splits
-    size = stats.table[["width", "height"]].to_numpy(float)
-    is_square = size[:, 0] == size[:, 1]
-    thumbnails = Thumbnails(stats.thumbnails, size.min(axis=1), is_square, rows)
+    size = stats[["width", "height"]].to_numpy(float)
+    thumbnails = Thumbnails(images, size.min(axis=1), size[:, 0] == size[:, 1], rows)
     matches = []
     for pair in find_near_duplicates(thumbnails, groups):
         k, other = rows[pair.first], rows[pair.second]
-        change = _describe_change(stats.table.iloc[k], stats.table.iloc[other], pair)
-        first, second = manifest.table["id"].iloc[[k, other]]
+        change = _describe_change(stats.iloc[k], stats.iloc[other], pair)
+        first, second = table["id"].iloc[[k, other]]
         matches.append(Match(first, second, change, round(pair.similarity, 3)))
-    return _issues_by_leak(manifest, NEAR, matches, stats.table["digest"].to_numpy(dtype=object))
+    return _issues_by_leak(table, NEAR, matches)
 
 
 def _conflict_issues(manifest: Manifest, issues: list[Issue]) -> list[Issue]:
@@ -169,9 +200,8 @@ def _conflict_issues(manifest: Manifest, issues: list[Issue]) -> list[Issue]:
     return [Issue(CONFLICT, False, message, ids, tuple(conflicts))]
 
 
-def _file_issues(manifest: Manifest, stats: pd.DataFrame) -> list[Issue]:
+def _file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
     """Files that cannot be read, are constant, or are far larger than a network can use."""
-    ids = manifest.table["id"]
     is_huge = (stats["width"] * stats["height"] > _HUGE_PIXELS) | (stats["bytes"] > _HUGE_BYTES)
     checks = ((BROKEN, stats["error"] != ""), (CONSTANT, stats["std"] < _MIN_STD), (HUGE, is_huge))
     issues = []
@@ -183,25 +213,21 @@ def _file_issues(manifest: Manifest, stats: pd.DataFrame) -> list[Issue]:
     return issues
 
 
-def _issues_by_leak(
-    manifest: Manifest, kind: str, matches: list[Match], digests: np.ndarray
-) -> list[Issue]:
+def _issues_by_leak(table: pd.DataFrame, kind: str, matches: list[Match]) -> list[Issue]:
     """One issue for the matches across splits and one for those within a split."""
-    ids = manifest.table["id"]
-    split = dict(zip(ids, manifest.table["split"], strict=True))
-    groups = [tuple(ids.iloc[rows]) for rows in _rows_by_digest(digests)]
-    copies = {name: group for group in groups for name in group}
+    split = dict(zip(table["id"], table["split"], strict=True))
+    copies = {name: (name,) for name in table["id"]}
+    for rows in _rows_by_digest(table):
+        ids = tuple(table["id"].iloc[rows])
+        copies |= dict.fromkeys(ids, ids)
     issues = []
     for is_leak in (True, False):
         chosen = tuple(m for m in matches if (split[m.first] != split[m.second]) == is_leak)
         if chosen:
             names = list(dict.fromkeys(name for m in chosen for name in (m.first, m.second)))
             message = f"{len(chosen)} pairs of {kind} {_where(is_leak)}: {_first_few(names)}"
-            related = tuple(
-                tuple(dict.fromkeys([*copies.get(m.first, ()), *copies.get(m.second, ()),
-                                     m.first, m.second]))
-                for m in chosen
-            )  # fmt: skip
+            pairs = (copies[m.first] + copies[m.second] for m in chosen)
+            related = tuple(tuple(dict.fromkeys(ids)) for ids in pairs)
             issues.append(Issue(kind, is_leak, message, names, chosen, related))
     return issues
 
@@ -223,20 +249,12 @@ def _describe_change(first: pd.Series, second: pd.Series, pair: NearDuplicate) -
     return ", ".join(changes) or "re-encoded"
 
 
-def _rows_by_digest(digests: np.ndarray) -> list[list[int]]:
+def _rows_by_digest(table: pd.DataFrame) -> list[list[int]]:
     """Row numbers of files with the same digest, for digests that occur more than once."""
     groups: dict[str, list[int]] = defaultdict(list)
-    for k, digest in enumerate(digests):
+    for k, digest in enumerate(table["digest"]):
         groups[digest].append(k)
     return [rows for digest, rows in groups.items() if digest and len(rows) > 1]
-
-
-def _match_across_splits(part: pd.DataFrame, reason: str) -> Match:
-    """Two rows of a group, of different splits if possible."""
-    first = part.iloc[0]
-    others = part[part["split"] != first["split"]]
-    second = others.iloc[0] if len(others) else part.iloc[-1]
-    return Match(str(first["id"]), str(second["id"]), reason)
 
 
 def _original_name(name: str) -> str:
@@ -246,13 +264,13 @@ def _original_name(name: str) -> str:
     return "/".join([*folders, _DERIVED.sub("", path.stem)])
 
 
-def _has_derived(table: pd.DataFrame, rows: list[int]) -> bool:
-    return any(_DERIVED.search(PurePosixPath(table["id"].iloc[k]).stem) for k in rows)
+def _has_derived(names: pd.Series) -> bool:
+    return any(_DERIVED.search(PurePosixPath(name).stem) for name in names)
 
 
 def _file_digest(path: str) -> str:
     try:
-        return content_digest(read_file_bytes(path), split_frame_number(path)[1])
+        return content_digest(read_file_bytes(path), path)
     except ImageError:
         return ""
 

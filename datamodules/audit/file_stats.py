@@ -11,14 +11,7 @@ from rich.progress import track
 from scipy.stats import chi2_contingency, mannwhitneyu
 
 from datamodules.audit.near_duplicates import THUMBNAIL_SIZE, make_thumbnails
-from datamodules.images import (
-    ImageError,
-    content_digest,
-    decode,
-    detect_format,
-    read_file_bytes,
-    split_frame_number,
-)
+from datamodules.images import ImageError, content_digest, decode, detect_format, read_file_bytes
 
 SUSPECT_AUC, SUSPECT_V = 0.75, 0.5
 _MAX_CATEGORIES = 20
@@ -29,35 +22,14 @@ NUMBERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class FileStats:
-    """Statistics of each file, in the order of the paths.
-
-    Args:
-        table: Columns ``digest``, ``format``, ``color``, ``error`` (empty for a readable file) and
-            the ``NUMBERS``, which are missing if there is an error.
-        thumbnails: (n, 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), on disk.
-    """
-
-    table: pd.DataFrame
-    thumbnails: np.ndarray
-
-
 @dataclass(frozen=True)
 class Confound:
-    """How well one statistic or attribute alone predicts the class.
-
-    Args:
-        name: The statistic or attribute.
-        measure: ``AUC`` for numbers, ``V`` (Cramer's V) for categories.
-        value: From 0.5 to 1 for the AUC, from 0 to 1 for V.
-        class_name: The class of a one-vs-rest AUC, if there are more than two classes.
-    """
+    """How well one statistic or attribute alone predicts the class."""
 
     name: str
-    measure: str
-    value: float
-    class_name: str = ""
+    measure: str  # ``AUC`` for numbers, ``V`` (Cramer's V) for categories
+    value: float  # from 0.5 to 1 for the AUC, from 0 to 1 for V
+    class_name: str = ""  # of a one-vs-rest AUC, if there are more than two classes
 
     @property
     def is_suspect(self) -> bool:
@@ -65,8 +37,13 @@ class Confound:
         return self.value >= (SUSPECT_AUC if self.measure == "AUC" else SUSPECT_V)
 
 
-def compute_file_stats(paths: list[str]) -> FileStats:
-    """Reads and decodes every file once, on all cores; unreadable files have an error."""
+def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Reads and decodes every file once, on all cores; returns a table and thumbnails by file.
+
+    Columns are ``digest``, ``format``, ``color``, ``error`` (empty for a readable file) and the
+    ``NUMBERS``, missing if there is an error. The thumbnails, (n, 2, THUMBNAIL_SIZE,
+    THUMBNAIL_SIZE), are on disk.
+    """
     with tempfile.TemporaryFile() as file:  # exists as long as it is mapped
         shape = (max(1, len(paths)), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
         thumbnails = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
@@ -77,14 +54,14 @@ def compute_file_stats(paths: list[str]) -> FileStats:
                 if views is not None:
                     thumbnails[len(rows), : len(views)] = views
                 rows.append(row)
-    return FileStats(pd.DataFrame(rows), thumbnails[: len(paths)])
+    return pd.DataFrame(rows), thumbnails[: len(paths)]
 
 
 def _file_stats(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:
     row: dict[str, str | float] = {"digest": "", "format": "", "color": "", "error": ""}
     try:
         data = read_file_bytes(path)
-        row["digest"] = content_digest(data, split_frame_number(path)[1])
+        row["digest"] = content_digest(data, path)
         row["format"] = detect_format(data[:132].tobytes()) or ""
         image = decode(data, path)
     except ImageError as error:
@@ -100,18 +77,14 @@ def _numbers(image: np.ndarray, thumbnail: np.ndarray, num_bytes: int) -> dict[s
     brightness = thumbnail.astype(np.float32)
     corners = [brightness[y, x].mean() for y in (slice(0, 9), slice(-9, None)) for x in (0, -1)]
     return {
-        "bytes": float(num_bytes),
-        "bytes_per_pixel": num_bytes / (height * width),
-        "width": float(width),
-        "height": float(height),
-        "aspect": width / height,
-        "mean": float(brightness.mean()),
-        "std": float(brightness.std()),
+        "bytes": float(num_bytes), "bytes_per_pixel": num_bytes / (height * width),
+        "width": float(width), "height": float(height), "aspect": width / height,
+        "mean": float(brightness.mean()), "std": float(brightness.std()),
         "black_ratio": float((thumbnail < 8).mean()),
         "white_ratio": float((thumbnail > 247).mean()),
         "corner_mean": float(np.mean(corners)),
         "sharpness": float(np.abs(np.diff(brightness, axis=1)).mean()),
-    }
+    }  # fmt: skip
 
 
 def measure_confounds(
@@ -123,7 +96,7 @@ def measure_confounds(
     """
     is_usable = (labels >= 0) & table[numeric].notna().to_numpy().all(axis=1)
     table, labels = table[is_usable], labels[is_usable]
-    if len(np.unique(labels)) < 2:
+    if len(set(labels)) < 2:
         return []
     confounds = [_numeric_confound(name, table[name], labels, class_names) for name in numeric]
     for name in (str(name) for name in table.columns if name not in numeric):
@@ -136,11 +109,9 @@ def measure_confounds(
 def _numeric_confound(
     name: str, values: pd.Series, labels: np.ndarray, class_names: list[str]
 ) -> Confound:
-    classes = np.unique(labels)
-    one_vs_rest = [auc(values.to_numpy(float), labels == label) for label in classes]
+    classes, numbers = np.unique(labels), values.to_numpy(float)
     value, class_name = max(
-        (abs(value - 0.5) + 0.5, class_names[label])
-        for value, label in zip(one_vs_rest, classes, strict=True)
+        (abs(auc(numbers, labels == label) - 0.5) + 0.5, class_names[label]) for label in classes
     )
     return Confound(name, "AUC", value, class_name if len(classes) > 2 else "")
 

@@ -8,7 +8,6 @@ the same anatomy have similar thumbnails, but different noise.
 """
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,10 @@ import cv2
 import numpy as np
 from rich.progress import track
 from scipy.spatial import cKDTree
+from scipy.stats import median_abs_deviation
 
-from datamodules.audit.alignment import (
-    Alignment,
-    aligned_correlation,
-    detail_similarity,
-    estimate_alignment,
-    local_structure,
-)
+from datamodules.audit import alignment
+from datamodules.audit.alignment import Alignment, local_structure
 
 THUMBNAIL_SIZE = 128
 COARSE_SIZE = 64  # side of the thumbnails in the first two steps
@@ -38,62 +33,49 @@ _LOWEST_LIMIT, _HIGHEST_LIMIT = 0.72, 0.88  # of the similarity from which a pai
 
 
 class Candidate(NamedTuple):
-    """A pair that passed the second step: its score, the view of that score, its alignment."""
+    """A pair of positions that passed the second step, in the view with the better score."""
 
     score: float
     first: int
     second: int
     view: int
-    alignment: Alignment
+    motion: Alignment
 
 
-@dataclass(frozen=True)
-class NearDuplicate:
-    """Two images that show the same.
+class NearDuplicate(NamedTuple):
+    """Two images that show the same."""
 
-    Args:
-        first: Position of one image.
-        second: Position of the other image.
-        similarity: Mean correlation of aligned detail on three scales, at most 1.
-        mirrored: Whether one is the mirror image of the other.
-        degrees: Rotation of one against the other, from -180 to 180.
-    """
-
-    first: int
-    second: int
-    similarity: float
-    mirrored: bool
-    degrees: float
+    first: int  # position of one image
+    second: int  # position of the other
+    similarity: float  # mean correlation of aligned detail on three scales, at most 1
+    mirrored: bool  # whether one is the mirror image of the other
+    degrees: float  # rotation of one against the other, from -180 to 180
 
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
     """Thumbnails of some of the files, without a copy of the pixels.
 
-    Args:
-        images: (n, 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE) from ``make_thumbnails``; a square image
-            only has the first view.
-        shorter_sides: (n,) shorter side of each original image, the limit of its detail.
-        is_square: (n,) whether both views are the same.
-        rows: (m,) positions of the files that are compared.
+    ``images`` is (n, 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE) from ``make_thumbnails``; a square image
+    only has the first view.
     """
 
     images: np.ndarray
-    shorter_sides: np.ndarray
-    is_square: np.ndarray
-    rows: np.ndarray
+    shorter_sides: np.ndarray  # (n,) of the original images, the limit of their detail
+    is_square: np.ndarray  # (n,) whether both views are the same
+    rows: np.ndarray  # (m,) positions of the files that are compared
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def view(self, k: int, which: int) -> np.ndarray:
+    def view(self, k: int, which: int, side: int = THUMBNAIL_SIZE) -> np.ndarray:
         """The center square (0) or the whole image squashed (1) of the k-th file."""
         row = self.rows[k]
-        return np.asarray(self.images[row, 0 if self.is_square[row] else which])
+        return _resize(self.images[row, 0 if self.is_square[row] else which], side)
 
-    def coarse_view(self, k: int, which: int) -> np.ndarray:
-        """The view at the size of the first two steps."""
-        return _resize(self.view(k, which), COARSE_SIZE)
+    def shorter_side(self, i: int, j: int) -> float:
+        """The shorter side of the smaller one of two files."""
+        return float(self.shorter_sides[self.rows[[i, j]]].min())
 
 
 def make_thumbnails(image: np.ndarray) -> np.ndarray:
@@ -107,12 +89,7 @@ def make_thumbnails(image: np.ndarray) -> np.ndarray:
 
 
 def find_near_duplicates(thumbnails: Thumbnails, groups: np.ndarray) -> list[NearDuplicate]:
-    """Pairs of images that show the same.
-
-    Args:
-        thumbnails: The images.
-        groups: (m,) images of the same group are not compared, unless it is negative.
-    """
+    """Pairs that show the same; images of the same group (m,) are not compared unless negative."""
     if len(thumbnails) < 2:
         return []
     spectra, descriptors = _describe(thumbnails)
@@ -123,13 +100,12 @@ def find_near_duplicates(thumbnails: Thumbnails, groups: np.ndarray) -> list[Nea
         candidates = [pair for part in chunks for pair in pool.map(compare, part) if pair]
         best = _best_candidates(candidates, len(thumbnails))
         pairs = list(pool.map(partial(_compare_details, thumbnails), best))
-    limit = _similarity_limit(np.array([pair.similarity for pair in pairs]))
-    return [p for p in pairs if p.similarity >= max(limit, _limit_for_size(thumbnails, p))]
+    limits = _similarity_limit(thumbnails, pairs)
+    return [pair for pair, limit in zip(pairs, limits, strict=True) if pair.similarity >= limit]
 
 
 def _resize(gray: np.ndarray, side: int) -> np.ndarray:
-    shrinks = min(gray.shape) > side
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if min(gray.shape) > side else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(gray, (side, side), interpolation=method))
 
 
@@ -154,7 +130,7 @@ def _describe(thumbnails: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
     spectra = np.empty((len(thumbnails), len(views), _RINGS // 2, 33), dtype=np.complex64)
     descriptors = np.empty((len(thumbnails), _RINGS * _FREQUENCIES), dtype=np.float32)
     for k in track(range(len(thumbnails)), "describing every image"):
-        by_view = [_ring_spectra(thumbnails.coarse_view(k, which)) for which in views]
+        by_view = [_ring_spectra(thumbnails.view(k, which, COARSE_SIZE)) for which in views]
         spectra[k] = np.stack([spectrum[::2, :33] for spectrum in by_view])
         descriptors[k] = _descriptor(by_view[-1])
     return spectra, descriptors
@@ -164,23 +140,19 @@ def _project(descriptors: np.ndarray, thumbnails: Thumbnails) -> np.ndarray:
     """Descriptors scaled by how little distortions change them, on their principal axes."""
     count = min(150, len(thumbnails))
     sample = np.linspace(0, len(thumbnails) - 1, count).astype(int)
-    changes = [
-        _descriptor(_ring_spectra(_resize(distorted, COARSE_SIZE))) - descriptors[k]
-        for k in sample
-        for distorted in _distortions(thumbnails.view(k, 1))
-    ]
+    rotation = cv2.getRotationMatrix2D(((THUMBNAIL_SIZE - 1) / 2,) * 2, 9, 1)
+    changes = []
+    for k in sample:
+        view = thumbnails.view(k, 1)
+        rotated = cv2.warpAffine(view, rotation, view.shape)
+        blurred = cv2.GaussianBlur(view, (0, 0), 1.2)
+        bright = cv2.convertScaleAbs(view, alpha=1.2, beta=15)
+        small = (_resize(changed, COARSE_SIZE) for changed in (rotated, blurred, bright))
+        changes += [_descriptor(_ring_spectra(image)) - descriptors[k] for image in small]
     centered = descriptors / (np.std(np.array(changes), axis=0) + 0.05)
     centered -= centered.mean(axis=0)
     _, axes = np.linalg.eigh(centered.T @ centered)
     return np.asarray(centered @ axes[:, -_DIMENSIONS:], dtype=np.float32)
-
-
-def _distortions(view: np.ndarray) -> Iterator[np.ndarray]:
-    center = ((THUMBNAIL_SIZE - 1) / 2, (THUMBNAIL_SIZE - 1) / 2)
-    rotation = cv2.getRotationMatrix2D(center, 9, 1)
-    yield cv2.warpAffine(view, rotation, (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    yield cv2.GaussianBlur(view, (0, 0), 1.2)
-    yield cv2.convertScaleAbs(view, alpha=1.2, beta=15)
 
 
 def _find_neighbors(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -202,10 +174,10 @@ def _compare_coarsely(
     is_square = thumbnails.is_square[thumbnails.rows[[i, j]]].all()
     candidates = []
     for view in (0,) if is_square else (0, 1):
-        alignment = estimate_alignment(spectra[i, view], spectra[j, view])
-        first, second = (thumbnails.coarse_view(k, view) for k in (i, j))
-        score = aligned_correlation(first, second, alignment)
-        candidates.append(Candidate(score, i, j, view, alignment))
+        motion = alignment.estimate_alignment(spectra[i, view], spectra[j, view])
+        first, second = (thumbnails.view(k, view, COARSE_SIZE) for k in (i, j))
+        score = alignment.aligned_correlation(first, second, motion)
+        candidates.append(Candidate(score, i, j, view, motion))
     best = max(candidates, key=lambda candidate: candidate.score)
     return best if best.score > _MIN_COARSE_CORRELATION else None
 
@@ -223,25 +195,25 @@ def _best_candidates(candidates: list[Candidate], count: int) -> list[Candidate]
 
 
 def _compare_details(thumbnails: Thumbnails, candidate: Candidate) -> NearDuplicate:
-    i, j, alignment = candidate.first, candidate.second, candidate.alignment
-    shorter_side = thumbnails.shorter_sides[thumbnails.rows[[i, j]]].min()
-    side = int(np.clip(shorter_side, 48, THUMBNAIL_SIZE))
-    first, second = (_resize(thumbnails.view(k, candidate.view), side) for k in (i, j))
-    similarity = detail_similarity(first, second, alignment)
-    return NearDuplicate(i, j, similarity, alignment.mirrored, alignment.degrees)
+    _, i, j, view, motion = candidate
+    side = int(np.clip(thumbnails.shorter_side(i, j), 48, THUMBNAIL_SIZE))
+    first, second = (thumbnails.view(k, view, side) for k in (i, j))
+    similarity = alignment.detail_similarity(first, second, motion)
+    return NearDuplicate(i, j, similarity, motion.mirrored, motion.degrees)
 
 
-def _similarity_limit(similarities: np.ndarray) -> float:
-    """Limit of the similarity; higher if different images of the dataset are similar already."""
-    if len(similarities) < 20:
-        return _LOWEST_LIMIT
-    median = float(np.median(similarities))
-    deviation = float(np.median(np.abs(similarities - median)))
-    return float(np.clip(median + 5 * deviation, _LOWEST_LIMIT, _HIGHEST_LIMIT))
+def _similarity_limit(thumbnails: Thumbnails, pairs: list[NearDuplicate]) -> np.ndarray:
+    """Limit of the similarity of each pair.
 
-
-def _limit_for_size(thumbnails: Thumbnails, pair: NearDuplicate) -> float:
-    """Limit of the similarity; higher for small images, which have little detail to compare."""
-    side = thumbnails.shorter_sides[thumbnails.rows[[pair.first, pair.second]]].min()
-    ratio = float(np.clip((THUMBNAIL_SIZE - side) / (THUMBNAIL_SIZE - COARSE_SIZE), 0.0, 1.0))
-    return _LOWEST_LIMIT + ratio * (_HIGHEST_LIMIT - _LOWEST_LIMIT)
+    It is higher if different images of the dataset are similar already, and for small images, which
+    have little detail to compare.
+    """
+    sides = np.array([thumbnails.shorter_side(pair.first, pair.second) for pair in pairs])
+    ratio = np.clip((THUMBNAIL_SIZE - sides) / (THUMBNAIL_SIZE - COARSE_SIZE), 0.0, 1.0)
+    limits = _LOWEST_LIMIT + ratio * (_HIGHEST_LIMIT - _LOWEST_LIMIT)
+    if len(pairs) < 20:
+        return np.asarray(limits)
+    similarities = np.array([pair.similarity for pair in pairs])
+    spread = median_abs_deviation(similarities)
+    limit = np.clip(np.median(similarities) + 5 * spread, _LOWEST_LIMIT, _HIGHEST_LIMIT)
+    return np.asarray(np.maximum(limits, limit))

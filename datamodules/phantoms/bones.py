@@ -1,25 +1,22 @@
 """Generated radiographs of bones: seven body parts, fractures, osteoporosis, osteoarthritis."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from datamodules.phantoms.primitives import (
     PhantomImage,
     Rng,
-    bounding_box,
     ellipse,
-    expose,
     grid,
+    radiograph,
     random_pose,
     rotate,
-    smooth,
 )
 
 FRACTURES = ["none", "simple", "comminuted"]
 PARTS = ["elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist"]
-# for each part: center lines of its shafts, their half width, radius of the joint
-Shafts = tuple[tuple[int, ...], int, int]
+Shafts = tuple[tuple[int, ...], int, int]  # their center lines, half width, radius of the joint
 _SHAFTS: dict[str, Shafts] = {
     "elbow": ((-70, 90), 70, 170),
     "finger": ((0,), 75, 0),
@@ -35,17 +32,16 @@ def limb(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImag
     """A normal body part (label 0), or one with a gap or a metal plate in a bone (label 1)."""
     part = PARTS[patient_rng.between(0, len(PARTS) - 1)]
     across, along = random_pose(size, image_rng, (40, 40), 40)
-    lines, half, joint = _sample_shafts(part, patient_rng)
-    density = _limb_density(part, across, along, (lines, half, joint), patient_rng)
+    shafts = lines, half, _ = _sample_shafts(part, patient_rng)
+    density = _limb_density(part, across, along, shafts, patient_rng)
     middle = lines[image_rng.between(0, len(lines) - 1)]
     lesion = np.zeros(across.shape, dtype=bool)
     if label == 1:
         add_lesion = (_gap, _plate)[image_rng.between(0, 1)]
         lesion, level = add_lesion(across - middle, along, half, image_rng)
         density = np.where(lesion, level, density)
-    return PhantomImage(
-        expose(smooth(density), image_rng, noise=10), bounding_box(lesion), {"body_part": part}
-    )
+    image = radiograph(density, lesion, image_rng, noise=10)
+    return replace(image, attributes={"body_part": part})
 
 
 def osteoporosis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
@@ -57,8 +53,7 @@ def osteoporosis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Pha
     depth = half - np.abs(across - image_rng.between(-60, 60))
     coarse = ((along // 24) * 7 + (across // 24) * 11) % 5 * (3, 9)[label]
     density = np.where(depth > rim, marrow + coarse, np.where(depth > 0, 190, 40))
-    lesion = depth > 0 if label else np.zeros(across.shape, dtype=bool)
-    return PhantomImage(expose(smooth(density), image_rng, noise=10), bounding_box(lesion))
+    return radiograph(density, (depth > 0) & (label == 1), image_rng, noise=10)
 
 
 def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
@@ -75,7 +70,7 @@ def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> P
             center = (side * 265, side * image_rng.between(-60, 60))
             density = np.where(ellipse(across, along, center, (60, 34)) > 0, 180, density)
     lesion = (np.abs(across) < half) & (np.abs(along) < 60) & (label == 1)
-    return PhantomImage(expose(smooth(density), image_rng, noise=10), bounding_box(lesion))
+    return radiograph(density, lesion, image_rng, noise=10)
 
 
 def _sample_shafts(part: str, patient_rng: Rng) -> Shafts:
@@ -97,11 +92,8 @@ def _limb_density(
         density = np.where(depth > 0, 185, density)
         density = np.where(depth > patient_rng.between(18, 28), 140, density)
     if joint:
-        density = np.where(
-            ellipse(across, along, (patient_rng.between(-60, 60), -280), (joint, joint)) > 0,
-            160,
-            density,
-        )
+        disc = ellipse(across, along, (patient_rng.between(-60, 60), -280), (joint, joint)) > 0
+        density = np.where(disc, 160, density)
     if part in ("finger", "hand"):
         period, start = patient_rng.between(280, 380), patient_rng.between(0, 300)
         density = np.where((along + 700 + start) % period < 22, 74, density)
@@ -118,53 +110,25 @@ def _plate(across: np.ndarray, along: np.ndarray, half: int, rng: Rng) -> tuple[
     return is_inside & (np.abs(across - rng.between(-20, 20)) < half * 2 // 5), 250
 
 
-@dataclass(frozen=True)
-class Bone:
-    """The shape of a patient's bone, the same in all of its images; lengths in drawing units."""
-
-    half_width: int
-    cortex: int
-    flesh: int
-    flare: int
-
-    @staticmethod
-    def sample(rng: Rng) -> "Bone":
-        """A bone of random shape."""
-        half_width = rng.between(100, 150)
-        return Bone(
-            half_width,
-            cortex=rng.between(28, 44),
-            flesh=half_width + rng.between(60, 220),
-            flare=rng.between(0, 90),
-        )
-
-
 def fracture(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """A whole bone (label 0), a simple (1) or a comminuted fracture (2)."""
-    bone = Bone.sample(patient_rng)
+    half, cortex = patient_rng.between(100, 150), patient_rng.between(28, 44)
+    flesh, flare = patient_rng.between(60, 220), patient_rng.between(0, 90)
     x, y = grid(size)
     x, y = x - image_rng.between(-90, 90), y - image_rng.between(-90, 90)
     along, across = rotate(x, y, image_rng.between(0, 359))
-    across, gap = _break_bone(label, along, across, bone, image_rng)
-    density, gap = _bone_density(along, across, gap, bone)
-    return PhantomImage(expose(smooth(density), image_rng, noise=12), bounding_box(gap))
-
-
-def _bone_density(
-    along: np.ndarray, across: np.ndarray, gap: np.ndarray, bone: Bone
-) -> tuple[np.ndarray, np.ndarray]:
-    """Density of flesh, marrow and cortex, and the part of the gap that is inside the bone."""
-    half = bone.half_width + np.maximum(0, np.abs(along) - 250) * bone.flare // 256
+    across, gap = _break_bone(label, along, across, image_rng)
+    half = half + np.maximum(0, np.abs(along) - 250) * flare // 256
     depth = half - np.abs(across)
-    density = np.where(np.abs(across) < bone.flesh + (half - bone.half_width), 70, 12)
+    density = np.where(depth > -flesh, 70, 12)
     density = np.where(depth > 0, 190, density)
-    density = np.where(depth > bone.cortex, 140, density)
+    density = np.where(depth > cortex, 140, density)
     gap = gap & (depth > 0)
-    return np.where(gap, 74, density).astype(np.int32), gap
+    return radiograph(np.where(gap, 74, density).astype(np.int32), gap, image_rng, noise=12)
 
 
 def _break_bone(
-    label: int, along: np.ndarray, across: np.ndarray, bone: Bone, rng: Rng
+    label: int, along: np.ndarray, across: np.ndarray, rng: Rng
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates across the bone after its fragments have moved, and the gaps between them."""
     if label == 0:
@@ -173,13 +137,7 @@ def _break_bone(
     if label == 1:
         cut = along - middle - across * rng.between(-140, 140) // 256
         return across - np.where(cut > 0, rng.sign() * rng.between(0, 40), 0), abs(cut) < half_gap
-    return _shatter_bone(along, across, rng, middle, half_gap)
-
-
-def _shatter_bone(
-    along: np.ndarray, across: np.ndarray, rng: Rng, middle: int, half_gap: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two cuts with two fragments between them, each displaced."""
+    # two cuts with two fragments between them, each displaced
     reach = rng.between(90, 140)
     first = along - middle + reach - across * rng.between(-90, 90) // 256
     last = along - middle - reach - across * rng.between(-90, 90) // 256

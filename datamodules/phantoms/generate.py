@@ -1,6 +1,5 @@
 """Datasets of generated images with known lesions, written to disk once."""
 
-import csv
 import hashlib
 import shutil
 import tempfile
@@ -10,30 +9,23 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from rich.progress import track
 
-from datamodules.phantoms import bones, chest, fundus
+from datamodules.phantoms import bones, organs
 from datamodules.phantoms.primitives import PhantomImage, Rng
 
-Generator = Callable[[int, Rng, Rng, int], PhantomImage]
+Generator = Callable[[int, Rng, Rng, int], PhantomImage]  # label, rng of patient, of image, size
 
 
 @dataclass(frozen=True)
 class PhantomKind:
-    """A kind of generated images.
+    """A kind of generated images."""
 
-    Args:
-        classes: The class names, in the order of the labels.
-        generate: Makes an image from its label, the generator of its patient, its own generator,
-            and its size.
-        class_weights: Relative frequency of each class among the studies.
-        images_per_study: Maximum number of images per study.
-    """
-
-    classes: list[str]
+    classes: list[str]  # in the order of the labels
     generate: Generator
-    class_weights: tuple[int, ...]
-    images_per_study: int = 1_000
+    class_weights: tuple[int, ...]  # relative frequency of each class among the studies
+    images_per_study: int = 1_000  # at most
 
 
 def _binary(name: str, generate: Generator) -> PhantomKind:
@@ -42,34 +34,26 @@ def _binary(name: str, generate: Generator) -> PhantomKind:
 
 KINDS: dict[str, PhantomKind] = {
     "fracture": PhantomKind(bones.FRACTURES, bones.fracture, (1, 1, 1)),
-    "retina": PhantomKind(fundus.GRADES, fundus.retina, (50, 15, 20, 8, 7)),
+    "retina": PhantomKind(organs.GRADES, organs.retina, (50, 15, 20, 8, 7)),
     "limbs": PhantomKind(["negative", "positive"], bones.limb, (3, 2), images_per_study=3),
-    "chest": PhantomKind(chest.DISEASES, chest.chest, (4, 2, 4, 3)),
-    "pneumonia": _binary("pneumonia", chest.pneumonia),
-    "cardiomegaly": _binary("cardiomegaly", chest.cardiomegaly),
+    "chest": PhantomKind(organs.DISEASES, organs.chest, (4, 2, 4, 3)),
+    "pneumonia": _binary("pneumonia", organs.pneumonia),
+    "cardiomegaly": _binary("cardiomegaly", organs.cardiomegaly),
     "osteoporosis": _binary("osteoporosis", bones.osteoporosis),
     "osteoarthritis": _binary("osteoarthritis", bones.osteoarthritis),
     "limb_abnormality": _binary("limb_abnormality", bones.limb),
 }
-HASHED_FILES = ("generate.py", "primitives.py", "bones.py", "chest.py", "fundus.py")
+HASHED_FILES = ("generate.py", "primitives.py", "bones.py", "organs.py")
 
 
 @dataclass(frozen=True)
 class PhantomSpec:
-    """Everything that the pixels of a generated dataset depend on.
+    """Everything that the pixels of a generated dataset depend on."""
 
-    Args:
-        kind: A name in ``KINDS``.
-        num_patients: Number of patients.
-        images_per_patient: Mean number of images per patient, from 1 to twice as many minus 1.
-        image_size: Height and width in pixels.
-        seed: Seed of the images.
-    """
-
-    kind: str
+    kind: str  # a name in ``KINDS``
     num_patients: int
-    images_per_patient: int
-    image_size: int
+    images_per_patient: int  # mean; a patient has from 1 to twice as many minus 1
+    image_size: int  # height and width in pixels
     seed: int
 
     def __post_init__(self) -> None:
@@ -101,7 +85,10 @@ def write_dataset(spec: PhantomSpec, root: Path) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=f".{spec.folder}-", dir=root))
     try:
         _write_images(spec, temporary)
-        _rename(temporary, folder)
+        temporary.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -125,22 +112,9 @@ def generate_images(spec: PhantomSpec) -> Iterator[tuple[dict[str, str], np.ndar
 def _write_images(spec: PhantomSpec, folder: Path) -> None:
     rows = []
     total = spec.num_patients * spec.images_per_patient
-    images = track(generate_images(spec), f"generating {spec.kind} images", total=total)
-    for row, pixels in images:
+    for row, pixels in track(generate_images(spec), f"generating {spec.kind} images", total=total):
         path = folder / row["path"]
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), pixels if pixels.ndim == 2 else pixels[..., ::-1])
         rows.append(row)
-    with (folder / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _rename(temporary: Path, folder: Path) -> None:
-    """Gives the folder its name; the equal folder of another process is left in place."""
-    try:
-        temporary.replace(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)

@@ -23,11 +23,7 @@ class PhantomImage:
 
 
 class Rng:
-    """A random number generator.
-
-    Args:
-        text: Seed of the generator.
-    """
+    """A random number generator, seeded by a text."""
 
     def __init__(self, text: str) -> None:
         self._bits = np.random.PCG64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16]))
@@ -91,12 +87,15 @@ def expose(image: np.ndarray, rng: Rng, noise: int) -> np.ndarray:
     return np.asarray(np.clip(level + grain, 0, 255), dtype=np.uint8)
 
 
+def radiograph(density: np.ndarray, lesion: np.ndarray, rng: Rng, noise: int) -> PhantomImage:
+    """The image of a density map with the box of its lesion."""
+    return PhantomImage(expose(smooth(density), rng, noise), bounding_box(lesion))
+
+
 def bounding_box(mask: np.ndarray) -> str:
     """The smallest ``x0,y0,x1,y1`` around a mask, ends excluded; "" for an empty mask."""
     ys, xs = np.nonzero(mask)
-    if not len(ys):
-        return ""
-    return f"{xs.min()},{ys.min()},{xs.max() + 1},{ys.max() + 1}"
+    return f"{xs.min()},{ys.min()},{xs.max() + 1},{ys.max() + 1}" if len(ys) else ""
 
 
 def ellipse(

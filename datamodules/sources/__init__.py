@@ -3,10 +3,9 @@
 A source of your own is a subclass of ``Source`` that returns a ``Manifest``.
 """
 
-from datamodules.sources.base import Source, find_image_files
-from datamodules.sources.folders import Folders
-from datamodules.sources.generated import Phantoms
-from datamodules.sources.mura import Mura
-from datamodules.sources.table import Table
+from datamodules.sources.folders import Folders, Mura, Source, find_image_files, has_split_folders
+from datamodules.sources.table import Phantoms, Table
 
-__all__ = ["Folders", "Mura", "Phantoms", "Source", "Table", "find_image_files"]
+__all__ = [
+    "Folders", "Mura", "Phantoms", "Source", "Table", "find_image_files", "has_split_folders",
+]  # fmt: skip

@@ -1,19 +1,57 @@
-"""A dataset of images in one folder per class."""
+"""Datasets in folders: one folder per class, and MURA in its original layout."""
 
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from datamodules.manifest import SPLIT_ALIASES, Manifest
-from datamodules.sources.base import (
-    UNKNOWN_PATIENTS,
-    Source,
-    check_class_names,
-    complete_splits,
-    find_image_files,
+from datamodules.splits import SplitFractions, assign_split
+
+SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
+_MURA_PATH = re.compile(
+    r"(train|valid)/XR_([A-Z]+)/(patient\d+)/(study\d+)_(negative|positive)/[^/]+"
 )
-from datamodules.splits import SplitFractions
+UNKNOWN_PATIENTS = "patients are unknown: images of one patient may be in more than one split"
+
+
+class Source(ABC):
+    """A dataset: lists its samples with label, split and patient."""
+
+    def prepare(self) -> None:
+        """Creates or downloads what is missing; called once, in one process."""
+        return
+
+    @abstractmethod
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """All samples; raises ValueError if the class names do not match the files."""
+
+
+def find_image_files(root: Path) -> list[Path]:
+    """Paths of all images below a folder, relative to it; ValueError if there are none.
+
+    Hidden files and folders (``._x.png``, ``.ipynb_checkpoints/x.png``) are skipped.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    paths = [path.relative_to(root) for path in sorted(root.rglob("*"))]
+    files = [p for p in paths if p.suffix.lower() in SUFFIXES and "/." not in f"/{p.as_posix()}"]
+    if not files:
+        raise ValueError(f"{root}: no image files ({' '.join(sorted(SUFFIXES))}) below it")
+    return files
+
+
+def has_split_folders(files: list[Path]) -> bool:
+    """Whether one of the relative paths begins with a folder named train, val or test."""
+    return any(path.parts[0].lower() in SPLIT_ALIASES for path in files)
+
+
+def check_class_names(names_in_files: list[str], class_names: list[str], where: Path) -> None:
+    """Raises ValueError if the class names are not those in the files."""
+    if sorted(class_names) != names_in_files:
+        raise ValueError(f"{where}: classes in the files are {names_in_files}, not {class_names}")
 
 
 class Folders(Source):
@@ -33,32 +71,40 @@ class Folders(Source):
     def __init__(
         self, root: str, patient: str | None, fractions: SplitFractions | None = None
     ) -> None:
-        if patient is not None and not _num_groups(patient):
+        try:
+            has_group = patient is None or re.compile(patient).groups > 0
+        except re.error as error:
+            message = f"patient: {patient!r} is no regular expression: {error}"
+            raise ValueError(message) from None
+        if not has_group:
             raise ValueError(f"patient: {patient!r} has no group (...) for the patient")
         self.root, self.patient, self.fractions = Path(root), patient, fractions
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row per image file; its id is the path below ``root``."""
         files = find_image_files(self.root)
-        has_splits = any(path.parts[0].lower() in SPLIT_ALIASES for path in files)
+        has_splits = has_split_folders(files)
         table = pd.DataFrame({"id": [path.as_posix() for path in files]})
         table["path"] = [str(self.root / path) for path in files]
         table["label"] = self._labels(files, int(has_splits), class_names)
         table["patient"] = self.patients(table["id"])
-        table["split"] = self._splits(files, table, has_splits)
-        table["study"] = table["patient"]
-        notes = () if self.patient else (UNKNOWN_PATIENTS,)
-        return Manifest(table, class_names, notes)
+        splits = [self._split(path) for path in files] if has_splits else None
+        if self.fractions is not None:
+            splits = self.fractions.assign(table["patient"], table["label"].tolist(), splits)
+        if splits is None:
+            raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
+        table = table.assign(split=splits, study=table["patient"])
+        return Manifest(table, class_names, () if self.patient else (UNKNOWN_PATIENTS,))
 
     def patients(self, ids: pd.Series) -> list[str]:
         """The patient of each image; without an expression, every image is its own patient."""
         if self.patient is None:
             return ids.tolist()
-        matches = [re.search(self.patient, name) for name in ids]
-        unmatched = [name for name, match in zip(ids, matches, strict=True) if match is None]
+        patients = ids.str.extract(self.patient).iloc[:, 0]
+        unmatched = ids[patients.isna()].tolist()
         if unmatched:
             raise ValueError(f"patient is {self.patient!r}, which does not match {unmatched[:3]}")
-        return [match.group(1) for match in matches if match is not None]
+        return patients.tolist()
 
     def _labels(self, files: list[Path], level: int, class_names: list[str]) -> list[int]:
         outside = [str(path) for path in files if len(path.parts) <= level + 1]
@@ -68,22 +114,62 @@ class Folders(Source):
         check_class_names(sorted(set(names)), class_names, self.root)
         return [class_names.index(name) for name in names]
 
-    def _splits(self, files: list[Path], table: pd.DataFrame, has_splits: bool) -> list[str]:
-        file_splits = [_split_folder(path, self.root) for path in files] if has_splits else None
-        if file_splits is None and self.fractions is None:
-            raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
-        return complete_splits(file_splits, table, self.fractions)
+    def _split(self, path: Path) -> str:
+        folder = path.parts[0].lower()
+        if folder not in SPLIT_ALIASES:
+            folders = sorted(SPLIT_ALIASES)
+            raise ValueError(f"{self.root / path}: not in one of the folders {folders}")
+        return SPLIT_ALIASES[folder]
 
 
-def _num_groups(expression: str) -> int:
-    try:
-        return re.compile(expression).groups
-    except re.error as error:
-        raise ValueError(f"patient: {expression!r} is no regular expression: {error}") from None
+class Mura(Source):
+    """Stanford's MURA: ``ROOT/train/XR_ELBOW/patient00011/study1_negative/image1.png``.
 
+    40,561 radiographs in 14,863 studies of 12,173 patients, seven body parts; each study is
+    labeled negative or positive (abnormal). Rajpurkar et al. 2018, arXiv:1712.06957; available on
+    request from Stanford's AIMI center. Its test set is hidden: ``valid`` is its public part.
 
-def _split_folder(path: Path, root: Path) -> str:
-    folder = path.parts[0].lower()
-    if folder not in SPLIT_ALIASES:
-        raise ValueError(f"{root / path}: not in one of the folders {sorted(SPLIT_ALIASES)}")
-    return SPLIT_ALIASES[folder]
+    Args:
+        root: The folder that contains ``train`` and ``valid``.
+        files: MURA's lists of image paths, read instead of the folders; null reads the folders.
+        valid_as: The split that ``valid`` becomes; with ``test``, validation is taken from train.
+        val: Fraction of the training patients for validation if ``valid_as`` is ``test``.
+        seed: Seed of that split.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        files: list[str] | None = None,
+        valid_as: Literal["val", "test"] = "test",
+        val: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.root, self.files, self.valid_as = Path(root), files, valid_as
+        self.val, self.seed = val if valid_as == "test" else 0.0, seed
+
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """One row per radiograph with ``body_part``; everything is read from the path."""
+        if len(class_names) != 2:
+            raise ValueError(f"class_names is {class_names}; MURA has two classes, negative first")
+        rows = [self._row(path) for path in self._paths()]
+        return Manifest(pd.DataFrame(rows), class_names)
+
+    def _paths(self) -> list[str]:
+        if self.files is None:
+            return [path.as_posix() for path in find_image_files(self.root)]
+        lines = [line for file in self.files for line in Path(file).read_text().split()]
+        return [re.sub(r"^MURA-v[\d.]+/", "", line) for line in lines]
+
+    def _row(self, path: str) -> dict[str, str | int]:
+        match = _MURA_PATH.fullmatch(path)
+        if match is None:
+            raise ValueError(f"{self.root / path}: not a path in MURA's layout")
+        folder, part, patient, study, label = match.groups()
+        is_train = folder == "train"
+        split = assign_split(patient, self.val, 0.0, self.seed) if is_train else self.valid_as
+        return {
+            "id": path, "path": str(self.root / path), "label": int(label == "positive"),
+            "split": split, "patient": patient, "study": f"{part}/{patient}/{study}",
+            "body_part": part.lower(),
+        }  # fmt: skip

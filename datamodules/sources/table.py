@@ -1,11 +1,12 @@
-"""A dataset that is listed in a table."""
+"""Datasets listed in tables, and generated images, whose table is written with them."""
 
 from pathlib import Path
 
 import pandas as pd
 
 from datamodules.manifest import COLUMNS, SPLIT_ALIASES, Manifest, read_table
-from datamodules.sources.base import UNKNOWN_PATIENTS, Source, check_class_names, complete_splits
+from datamodules.phantoms.generate import PhantomSpec, write_dataset
+from datamodules.sources.folders import UNKNOWN_PATIENTS, Source, check_class_names
 from datamodules.splits import SplitFractions
 
 
@@ -40,19 +41,21 @@ class Table(Source):
     ) -> None:
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
         self.root = Path(root) if root is not None else self.files[0].parent
-        self.columns = {"path": path, "label": label, "split": split}
+        self.path, self.columns = path, {"path": path, "label": label, "split": split}
         self.patient = [patient] if isinstance(patient, str) else patient
         self.study, self.attributes, self.fractions = study, attributes, fractions
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row per row of the files; its id is the path as it is written in the table."""
         raw = pd.concat([read_table(path) for path in self.files], ignore_index=True)
-        columns = {role: name for role, name in self.columns.items() if name is not None}
-        others = [*(self.patient or []), *([self.study] if self.study else [])]
-        self._check_columns(raw, [*columns.values(), *others])
+        required = [*self.columns.values(), *(self.patient or []), self.study]
+        names = [*filter(None, required), *(self.attributes or [])]
+        if missing := [name for name in names if name not in raw.columns]:
+            raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
         raw, label_notes = self._drop_unlabeled(raw)
-        table = pd.DataFrame({"id": [Path(p).as_posix() for p in raw[columns["path"]]]})
-        table["path"] = [str(self.root / name) for name in raw[columns["path"]]]
+        paths = raw[self.path]
+        table = pd.DataFrame({"id": [Path(path).as_posix() for path in paths]})
+        table["path"] = [str(self.root / path) for path in paths]
         table["label"] = self._labels(raw, class_names)
         table["patient"], patient_notes = self._patients(raw, table["id"])
         table["split"] = self._splits(raw, table)
@@ -66,9 +69,11 @@ class Table(Source):
         if column is None:
             return raw, ()
         labels = raw[column].astype(object).where(raw[column].notna(), "").astype(str)
-        stripped = labels.str.strip()
+        stripped, split = labels.str.strip(), self.columns["split"]
         num_stripped = int((stripped != labels).sum())
-        is_usable = (stripped != "") | self._is_predict(raw)
+        is_usable = stripped != ""
+        if split is not None:  # the split predict needs no label
+            is_usable |= raw[split].astype(str) == "predict"
         num_dropped = int((~is_usable).sum())
         notes = [
             (num_stripped, f"{num_stripped} labels have white space around them, which is removed"),
@@ -79,11 +84,6 @@ class Table(Source):
         raw = raw.assign(**{column: stripped})[is_usable].reset_index(drop=True)
         return raw, tuple(note for count, note in notes if count)
 
-    def _is_predict(self, raw: pd.DataFrame) -> pd.Series:
-        """Whether each row is of the split predict, which needs no label."""
-        column = self.columns["split"]
-        return raw[column].astype(str) == "predict" if column else pd.Series(False, raw.index)
-
     def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
         """The patient of each row; a row without one is its own patient."""
         if self.patient is None:
@@ -93,12 +93,6 @@ class Table(Source):
         count = int((patients == "").sum())
         note = f"{count} images have no patient; each is treated as a patient of its own"
         return patients.where(patients != "", ids), (note,) * (count > 0)
-
-    def _check_columns(self, raw: pd.DataFrame, required: list[str]) -> None:
-        names = [*required, *(self.attributes or [])]
-        missing = [name for name in names if name not in raw.columns]
-        if missing:
-            raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
 
     def _labels(self, raw: pd.DataFrame, class_names: list[str]) -> list[int]:
         column = self.columns["label"]
@@ -113,20 +107,60 @@ class Table(Source):
         return [class_names.index(value) if value else -1 for value in values]
 
     def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-        column = self.columns["split"]
+        column, splits = self.columns["split"], None
         if column is not None:
             splits = [SPLIT_ALIASES.get(value.lower(), value) for value in raw[column].astype(str)]
-            return complete_splits(splits, table, self.fractions)
-        if self.columns["label"] is None:
+        elif self.columns["label"] is None:
             return ["predict"] * len(raw)
-        if self.fractions is None:
-            raise ValueError(
-                f"{self.files[0]}: no split column; give fractions to split by patient"
-            )
-        return complete_splits(None, table, self.fractions)
+        if self.fractions is not None:
+            return self.fractions.assign(table["patient"], table["label"].tolist(), splits)
+        if splits is None:
+            message = "no split column; give fractions to split by patient"
+            raise ValueError(f"{self.files[0]}: {message}")
+        return splits
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
         single = self.patient if self.patient and len(self.patient) == 1 else []
         used = {*self.columns.values(), *single, self.study, *COLUMNS}
         names = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in names if name not in used]]
+
+
+class Phantoms(Source):
+    """Generated images with known lesions and their boxes, written to disk on first use.
+
+    Args:
+        kind: What the images show: fracture, retina, limbs, chest, pneumonia, cardiomegaly,
+            osteoporosis, osteoarthritis or limb_abnormality.
+        num_patients: Number of patients.
+        images_per_patient: Mean number of images per patient.
+        image_size: Height and width of the images in pixels.
+        seed: Seed of the images and of the split.
+        root: Folder to which the images are written.
+        val: Fraction of the patients for validation.
+        test: Fraction of the patients for test.
+    """
+
+    def __init__(
+        self,
+        kind: str = "fracture",
+        num_patients: int = 300,
+        images_per_patient: int = 3,
+        image_size: int = 64,
+        seed: int = 0,
+        root: str = "data/phantoms",
+        val: float = 0.15,
+        test: float = 0.15,
+    ) -> None:
+        self.spec = PhantomSpec(kind, num_patients, images_per_patient, image_size, seed)
+        self.root, self.fractions = Path(root), SplitFractions(val, test, seed)
+
+    def prepare(self) -> None:
+        """Writes the images unless their folder exists."""
+        write_dataset(self.spec, self.root)
+
+    def manifest(self, class_names: list[str]) -> Manifest:
+        """One row per image, with the column ``box`` and the attributes of its kind."""
+        table = write_dataset(self.spec, self.root) / "manifest.csv"
+        source = Table(str(table), "patient", split=None, study="study", fractions=self.fractions)
+        return source.manifest(class_names)

@@ -7,14 +7,7 @@ import numpy as np
 from scipy.special import softmax
 
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, safe_log
-from evaluation.voters.learned import (
-    fitting_data,
-    min_nll_weights,
-    minimize_near,
-    refine_inverse_temperature,
-    shrink,
-    tempered_nll_gradients,
-)
+from evaluation.voters import learned
 from evaluation.voters.simple import Voter, check_member_count, normalized_weights
 
 
@@ -36,6 +29,7 @@ class PerGroup(Voter):
         object.__setattr__(self, "common", normalized_weights(self.common))
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Pools each image by its weights."""
         check_member_count(members, len(self.common))
         weights = self.image_weights(members, require_groups(self.attribute, groups))
         return np.asarray(np.einsum("nm,mnk->nk", weights, members))
@@ -108,13 +102,13 @@ def attention_weights(bias: np.ndarray, keys: np.ndarray, features: np.ndarray) 
 
 def fit_per_group(tables: Sequence[PredictionTable], attribute: str = "body_part") -> PerGroup:
     """Weights of least NLL for each value of the attribute, shrunk towards common weights."""
-    members, table = fitting_data(tables, f"weights per {attribute}")
+    members, table = learned.fitting_data(tables, f"weights per {attribute}")
     groups = _groups_of(table, attribute)
-    common, values = min_nll_weights(members, table.labels), sorted(set(groups))
+    common, values = learned.min_nll_weights(members, table.labels), sorted(set(groups))
     rows = []
     for inside in (groups == value for value in values):
-        own = min_nll_weights(members[:, inside], table.labels[inside])
-        rows.append(shrink(own, common, int(inside.sum())))
+        own = learned.min_nll_weights(members[:, inside], table.labels[inside])
+        rows.append(learned.shrink(own, common, int(inside.sum())))
     return PerGroup(attribute, values, np.stack(rows), common)
 
 
@@ -126,10 +120,10 @@ def fit_group_attention(
     missing = [value for value in attended if value not in base.values]
     if missing:
         raise ValueError(f"{attribute} {missing[0]!r} has no validation image; has {base.values}")
-    members, table = fitting_data(tables, "an attention layer")
+    members, table = learned.fitting_data(tables, "an attention layer")
     groups = _groups_of(table, attribute)
     pooled = np.ascontiguousarray(safe_log(base(members, groups)).T)
-    b = refine_inverse_temperature(pooled, table.labels, 1.0, steps=8)
+    b = learned.refine_inverse_temperature(pooled, table.labels, 1.0, steps=8)
     layers = []
     for value in attended:
         inside, own = groups == value, base.weights[base.values.index(value)]
@@ -155,12 +149,12 @@ def _fit_layer(
     def nll(layer: np.ndarray) -> tuple[float, np.ndarray]:
         w = attention_weights(layer[:, 0], layer[:, 1:], features).T
         pooled = np.maximum(np.einsum("mn,mnk->kn", w, members), MIN_PROBABILITY)
-        loss, by_log, _, _ = tempered_nll_gradients(np.log(pooled), labels, b)
+        loss, by_log, _, _ = learned.tempered_nll_gradients(np.log(pooled), labels, b)
         by_weight = np.einsum("kn,mnk->mn", by_log / pooled, members)
         by_score = w * (by_weight - (w * by_weight).sum(axis=0))
         by_keys = np.einsum("mn,mnf->mf", by_score, features)
         return loss, np.column_stack([by_score.sum(axis=1), by_keys])
 
     start = np.column_stack([np.log(np.maximum(own, 0.01)), np.zeros(features[:, 0].shape)])
-    layer = minimize_near(start, nll, len(labels))
+    layer = learned.minimize_near(start, nll, len(labels))
     return layer[:, 0], layer[:, 1:]

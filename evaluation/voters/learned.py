@@ -35,7 +35,7 @@ class Greedy(Weighted):
 
 @dataclass(frozen=True)
 class PerClass(Voter):
-    """Pools each class by its own weights (K, members) and normalizes over classes."""
+    """Weights (K, members) for each class, shrunk towards common weights."""
 
     weights: np.ndarray
     name = "per_class"
@@ -44,6 +44,7 @@ class PerClass(Voter):
         object.__setattr__(self, "weights", normalized_weights(self.weights))
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Weighted sum per class, normalized over classes."""
         check_member_count(members, self.weights.shape[1])
         pooled = np.maximum(np.einsum("km,mnk->nk", self.weights, members), MIN_PROBABILITY)
         return np.asarray(pooled / pooled.sum(axis=1, keepdims=True))
@@ -72,6 +73,7 @@ class Stacked(Voter):
     name = "stacked"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Softmax of the regression."""
         check_member_count(members, self.weights.shape[1] // len(self.bias))
         return np.asarray(softmax(_side_by_side(members) @ self.weights.T + self.bias, axis=1))
 

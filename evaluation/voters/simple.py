@@ -48,6 +48,7 @@ class Soft(Voter):
     name = "soft"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the first axis."""
         return np.asarray(members.mean(axis=0))
 
 
@@ -57,6 +58,7 @@ class Geometric(Voter):
     name = "geometric"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Softmax of the mean log-probability."""
         return np.asarray(softmax(safe_log(members).mean(axis=0), axis=1))
 
 
@@ -69,6 +71,7 @@ class Majority(Voter):
     name = "majority"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Fractions over the first axis."""
         predicted = np.eye(members.shape[2])[members.argmax(axis=2)].mean(axis=0)
         return np.asarray(0.999 * predicted + 0.001 * members.mean(axis=0))
 
@@ -84,6 +87,7 @@ class Weighted(Voter):
         object.__setattr__(self, "weights", normalized_weights(self.weights))
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Weighted sum over the first axis."""
         check_member_count(members, len(self.weights))
         return np.asarray(np.einsum("m,mnk->nk", self.weights, members))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from consilium.cli.main import main
-from consilium.inference.data_config import load_datamodule
+from consilium.inference.data_config import load_datamodule, sample_rows
 from datamodules.sources import Folders, Mura, Source, Table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -49,3 +49,10 @@ def test_an_error_in_a_config_is_one_line(data, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_sampled_rows_are_spread_over_the_split(resnet):
+    manifest = load_datamodule([str(resnet / "config.yaml")]).load_manifest()
+    ids = manifest.table[manifest.table["split"] == "test"]["id"].tolist()
+    assert sample_rows(manifest, "test", 2)["id"].tolist() == [ids[0], ids[-1]]
+    assert sample_rows(manifest, "test", 10_000)["id"].tolist() == ids

@@ -6,10 +6,18 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from datamodules.audit.audit import audit_manifest, find_leaks_without_decoding
+from datamodules.audit.audit import (
+    BROKEN,
+    CONFLICT,
+    CONSTANT,
+    NEAR,
+    PATIENT,
+    SAME,
+    audit_manifest,
+    find_leaks_without_decoding,
+)
+from datamodules.audit.audit import NAMES as DERIVED
 from datamodules.audit.file_stats import auc, cramers_v, measure_confounds
-from datamodules.audit.issues import BROKEN, CONFLICT, CONSTANT, NEAR, PATIENT, SAME
-from datamodules.audit.issues import NAMES as DERIVED
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest
 from datamodules.sources import Folders

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from datamodules.images import read_image
-from datamodules.phantoms.fundus import GRADES
 from datamodules.phantoms.generate import KINDS, PhantomSpec, generate_images, write_dataset
+from datamodules.phantoms.organs import GRADES
 from datamodules.sources import Phantoms
 
 PIXELS = {

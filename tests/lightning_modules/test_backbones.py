@@ -8,7 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from lightning_modules import backbones
+from consilium.cli.main import main
+from lightning_modules import backbones, checkpoints
+from tests.conftest import Tiny
 
 
 def predict(net: nn.Module, size: int) -> torch.Tensor:
@@ -179,3 +181,27 @@ def test_compiling_does_not_change_the_names_of_weights() -> None:
 def test_sizes_of_a_convolutional_network_and_of_swin_v2() -> None:
     assert 192 in backbones.sizes("resnet50")
     assert {192, 224, 256} <= set(backbones.sizes("swinv2_tiny_window8_256"))
+
+
+def test_weight_file_padding_and_normalization_reach_the_checkpoint(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    half = [0.5, 0.5, 0.5]
+    state = timm.create_model("test_efficientnet", pad_type="same").state_dict()
+    state = {name: value + 0.01 for name, value in state.items() if value.is_floating_point()}
+    weight_file = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(state, weight_file)
+    changes = {
+        "data.init_args.preprocess": {"size": 32, "mean": half, "std": half},
+        "model.init_args.backbone": "test_efficientnet",
+        "model.init_args.pretrained": str(weight_file),
+        "model.init_args.backbone_args": {"pad_type": "same"},
+        "model.init_args.fine_tuning": {"frozen_stages": 4},
+        "trainer.max_epochs": 1,
+    }
+    assert main(["fit", *tiny.configs("path", **changes), "--run", str(tmp_path / "run")]) == 0
+    weight_file.unlink()
+    module, block = checkpoints.load(tmp_path / "run/best.ckpt")
+    assert (list(block.preprocess["mean"]), list(block.preprocess["std"])) == (half, half)
+    assert type(module.net.get_submodule("conv_stem")).__name__ == "Conv2dSame"
+    assert torch.equal(module.net.state_dict()["conv_stem.weight"], state["conv_stem.weight"])

@@ -28,7 +28,7 @@ VARIANTS = {
     "ovo": OVO,
     "ovo_pair": {**OVO, "model.init_args.trunks": "pair"},
     "sigmoid": SIGMOID,
-    "mixup": {"model.init_args.mixup": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}},
+    "mixup": {"model.init_args.loss": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}},
     "ema": {"trainer.callbacks+": [EMA]},
     "grad_checkpointing": {"model.init_args.backbone_args": {"grad_checkpointing": True}},
     "unfreezing": {"model.init_args.fine_tuning": {"frozen_stages": 2, "unfreeze_epochs": [1]}},

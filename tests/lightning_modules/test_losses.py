@@ -1,4 +1,4 @@
-"""The losses against torch's cross entropy, closed forms and each other, and losses of a user."""
+"""The losses against torch's cross entropy and closed forms, losses of a user, mixed batches."""
 
 from pathlib import Path
 
@@ -178,3 +178,41 @@ def test_a_loss_is_named_by_its_import_path() -> None:
     logits, target = torch.randn(4, 3), torch.arange(4) % 3
     expected = functional.cross_entropy(logits, target) + 1
     assert torch.allclose(config.create()(logits, target, None), expected)
+
+
+MIXING = [
+    LossConfig(mixup_alpha=0.4),
+    LossConfig(cutmix_alpha=1.0),
+    LossConfig(mixup_alpha=0.4, cutmix_alpha=1.0),
+]
+
+
+def test_batches_are_not_mixed_by_default() -> None:
+    image, label = torch.rand(4, 3, 8, 8), torch.arange(4)
+    mixed, target = LossConfig().mix(image, label, 4)
+    assert mixed is image
+    assert target is label
+
+
+@pytest.mark.parametrize("config", MIXING)
+def test_mixed_class_probabilities_equal_the_proportions_of_the_pixels(config: LossConfig) -> None:
+    label = torch.arange(4)
+    image = torch.zeros(4, 4, 16, 16)
+    image[label, label] = 1.0  # channel k shows the proportion of image k
+    mixed, probabilities = config.mix(image, label, 4)
+    assert torch.allclose(mixed.mean(dim=(2, 3)), probabilities, atol=1e-6)
+    assert torch.allclose(probabilities.sum(1), torch.ones(4))
+
+
+def test_the_seed_determines_the_mixed_batch() -> None:
+    image, label, results = torch.rand(4, 3, 8, 8), torch.arange(4), []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append(MIXING[2].mix(image, label, 4))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_negative_mixing_parameters_are_named() -> None:
+    with pytest.raises(ValueError, match=r"loss\.cutmix_alpha: -1 is not at least 0"):
+        LossConfig(cutmix_alpha=-1)

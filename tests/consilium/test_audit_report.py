@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
+from consilium.inference.audit_report import augmentation_sheet, example_images
 from consilium.inference.data_config import load_datamodule
-from consilium.inference.samples import augmentation_sheet, example_images, sample_rows
 
 
 @pytest.fixture
@@ -16,13 +16,6 @@ def test_examples_are_shown_for_each_class(data):
     assert [caption.split("\n")[0] for caption in captions] == [
         "none", "none", "simple", "simple", "comminuted", "comminuted"]  # fmt: skip
     assert len(set(captions)) == 6
-
-
-def test_sampled_rows_are_spread_over_the_split(data):
-    manifest = data.load_manifest()
-    ids = manifest.table[manifest.table["split"] == "test"]["id"].tolist()
-    assert sample_rows(manifest, "test", 2)["id"].tolist() == [ids[0], ids[-1]]
-    assert sample_rows(manifest, "test", 10_000)["id"].tolist() == ids
 
 
 def test_the_augmentation_sheet_begins_with_the_image_without_augmentation(data):
