@@ -9,10 +9,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -23,7 +23,7 @@ from datamodules.images import ImageError, decode, read_file_bytes, split_frame_
 from datamodules.preprocess import Preprocess
 
 HASHED_FILES = ("images.py", "dicom.py", "preprocess.py")  # the code that computes pixels
-_CHUNK = 256  # files in memory at the same time
+_CHUNK = 256  # files in memory at the same time, as the disk may be slow
 PIXELS, INDEX = "pixels.u8", "index.json"
 
 
@@ -163,12 +163,17 @@ def _read_store(folder: Path, side: int, hashes: dict[str, str]) -> PixelStore |
 
 
 def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -> None:
+    """Preprocesses all files; threads suffice, as OpenCV releases the GIL."""
     first_path = {digest: path for path, digest in reversed(hashes.items())}
+    paths, work = [*first_path.values()], partial(_preprocess_file, preprocess=preprocess)
+    chunks = (paths[k : k + _CHUNK] for k in range(0, len(paths), _CHUNK))
     offsets: dict[str, tuple[int, int]] = {}
     failures: dict[str, str] = {}
-    with (folder / PIXELS).open("wb") as file:
-        results = zip(first_path, _preprocess_all([*first_path.values()], preprocess), strict=True)
-        for digest, result in track(results, "preprocessing images", total=len(first_path)):
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    with pool, (folder / PIXELS).open("wb") as file:
+        results = chain.from_iterable(pool.map(work, chunk) for chunk in chunks)
+        pairs = zip(first_path, results, strict=True)
+        for digest, result in track(pairs, "preprocessing images", total=len(paths)):
             if isinstance(result, str):
                 failures[digest] = result
             else:
@@ -180,14 +185,6 @@ def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -
     index: dict[str, object] = {"bytes": size, "offsets": offsets, "failures": failures}
     index["settings"] = preprocess.pixel_settings()
     (folder / INDEX).write_text(json.dumps(index))
-
-
-def _preprocess_all(paths: list[str], preprocess: Preprocess) -> Iterator[np.ndarray | str]:
-    """Pixels, or the reason, of each file; threads suffice, as OpenCV releases the GIL."""
-    preprocess_file = partial(_preprocess_file, preprocess=preprocess)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for start in range(0, len(paths), _CHUNK):  # a slow disk must not fill the memory
-            yield from pool.map(preprocess_file, paths[start : start + _CHUNK])
 
 
 def _preprocess_file(path: str, preprocess: Preprocess) -> np.ndarray | str:

@@ -266,8 +266,7 @@ class ImageDataModule(LightningDataModule):
         return LazyDataLoader(
             dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last,
             num_workers=self.num_workers, pin_memory=self.pin_memory,
-            persistent_workers=has_workers,
-            prefetch_factor=self.prefetch_factor if has_workers else None,
+            persistent_workers=has_workers, prefetch_factor=self.prefetch_factor if has_workers else None,
             collate_fn=collate, worker_init_fn=use_one_thread,
             transform=None if self.trainer else partial(normalize_batch, views=dataset.views),
         )  # fmt: skip

@@ -95,8 +95,7 @@ def normalize_batch(batch: Batch, views: dict[str, Preprocess]) -> Batch:
     image = batch["image"]
     images = image if isinstance(image, dict) else {"": image}
     normalized = {
-        name: views[name].normalize(x) if x.dtype == torch.uint8 else x
-        for name, x in images.items()
+        k: views[k].normalize(x) if x.dtype == torch.uint8 else x for k, x in images.items()
     }
     return {**batch, "image": normalized.get("", normalized)}
 

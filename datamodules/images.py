@@ -240,9 +240,8 @@ def _tiff_header(data: np.ndarray) -> ImageHeader:
             raise IndexError("too many tags")
         end = offset + 2 + 12 * count
         tags = {}
-        for tag, kind, _, value in struct.iter_unpack(
-            order + "HHI4s", data[offset + 2 : end].tobytes()
-        ):
+        entries = struct.iter_unpack(order + "HHI4s", data[offset + 2 : end].tobytes())
+        for tag, kind, _, value in entries:
             tags[tag] = struct.unpack(order + "HH" if kind == 3 else order + "I", value)[0]
         num_thumbnails += tags.get(254, 0) & 1
         sizes.append((tags.get(256, 0), tags.get(257, 0)))

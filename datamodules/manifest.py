@@ -31,8 +31,7 @@ class Manifest:
         names = self.class_names
         if not names or len(set(names)) < len(names):
             raise ValueError(f"class_names is {names}; it must name each class once")
-        missing = [name for name in COLUMNS if name not in self.table.columns]
-        if missing:
+        if missing := [name for name in COLUMNS if name not in self.table.columns]:
             raise ValueError(f"the manifest lacks the columns {missing}; it needs {list(COLUMNS)}")
         if self.table[list(COLUMNS)].isna().to_numpy().any():
             raise ValueError(f"the manifest has empty cells in one of {list(COLUMNS)}")
@@ -89,15 +88,12 @@ def detect_delimiter(path: Path) -> str:
 def _check_rows(table: pd.DataFrame, top: int) -> None:
     if table.empty:
         raise ValueError("the manifest is empty; it needs one row per sample")
-    repeated = table["id"][table["id"].duplicated()].tolist()
-    if repeated:
+    if repeated := table["id"][table["id"].duplicated()].tolist():
         message = f"{len(repeated)} ids occur more than once in the manifest: {repeated[:3]}"
         raise ValueError(message)
-    unknown = sorted(set(table["split"]) - set(SPLITS))
-    if unknown:
+    if unknown := sorted(set(table["split"]) - set(SPLITS)):
         raise ValueError(f"the manifest has the splits {unknown}; allowed are {list(SPLITS)}")
-    wrong = sorted(set(table["label"]) - set(range(-1, top + 1)))
-    if wrong:
+    if wrong := sorted(set(table["label"]) - set(range(-1, top + 1))):
         message = f"the manifest has the labels {wrong}; allowed are 0 to {top}, -1 if unknown"
         raise ValueError(message)
     unlabeled = table["id"][(table["label"] == -1) & (table["split"] != "predict")].tolist()

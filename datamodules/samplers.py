@@ -43,21 +43,19 @@ class Balance:
             message = f"class_weights and the sampler {self.sampler!r} both favor rare classes"
             warnings.warn(message, stacklevel=2)
 
-    def compute_class_weights(
-        self, labels: np.ndarray, class_names: list[str]
-    ) -> list[float] | None:
+    def compute_class_weights(self, labels: np.ndarray, names: list[str]) -> list[float] | None:
         """One weight per class from the training labels; None if classes are not weighted."""
         if self.class_weights == "none":
             return None
         if isinstance(self.class_weights, list):
             weights = self.class_weights
-            if len(weights) != len(class_names) or min(weights) < 0:
-                message = f"give one value of at least 0 for each of {class_names}"
+            if len(weights) != len(names) or min(weights) < 0:
+                message = f"give one value of at least 0 for each of {names}"
                 raise ValueError(f"class_weights is {weights}; {message}")
             return [float(weight) for weight in weights]
-        counts = np.bincount(labels, minlength=len(class_names)).astype(float)
+        counts = np.bincount(labels, minlength=len(names)).astype(float)
         if not counts.all():
-            absent = [name for name, n in zip(class_names, counts, strict=True) if not n]
+            absent = [name for name, n in zip(names, counts, strict=True) if not n]
             raise ValueError(f"class_weights is {self.class_weights!r}; train has none of {absent}")
         raw = {
             "inverse": 1 / counts,

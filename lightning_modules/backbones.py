@@ -43,13 +43,12 @@ def build(
     compiles at the first call and does not change the names of the weights.
     """
     _require_known(name)
-    if commercial_only and pretrained is not False and not is_commercial(license(name)):
+    if commercial_only and pretrained is not False and license(name) not in COMMERCIAL_LICENSES:
         raise ValueError(f"commercial_only: the weights of {name} are under {license(name)!r}")
     if image_size is not None and (reason := _size_error(name, image_size, options)):
         accepted = ", ".join(map(str, sizes(name, **options))) or "none of those tried"
-        raise ValueError(
-            f"image_size: {name} does not accept {image_size} ({reason}); it accepts {accepted}"
-        )
+        problem = f"{name} does not accept {image_size} ({reason})"
+        raise ValueError(f"image_size: {problem}; it accepts {accepted}")
     net = _create(name, num_classes, image_size, options, download=pretrained is True)
     if isinstance(pretrained, str):
         load_weights(net, pretrained)
@@ -74,19 +73,13 @@ def nearest(name: str) -> list[str]:
 def input_size(name: str) -> int:
     """Input size in pixels of the published weights of `name`."""
     _require_known(name)
-    config = timm.models.get_pretrained_cfg(name)
-    return int(config.input_size[-1]) if config else 224
+    return int(timm.models.get_pretrained_cfg(name).input_size[-1])
 
 
 def license(name: str) -> str:
     """License of the published weights of `name`, as timm records it, or "unknown"."""
     _require_known(name)
     return str(timm.models.get_pretrained_cfg(name).license or "unknown")
-
-
-def is_commercial(license: str) -> bool:
-    """Whether a license is known to allow commercial use."""
-    return license in COMMERCIAL_LICENSES
 
 
 def sizes(name: str, **options: object) -> list[int]:

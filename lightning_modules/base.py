@@ -16,6 +16,8 @@ from evaluation.predictions import PredictionTable, require_ids
 from lightning_modules.checkpoints import weights_hash
 from lightning_modules.tta import mean_logits, tta_notes
 
+Tables = dict[str, PredictionTable]  # by member; the own table of a module is under ""
+Metadata = dict[str, Any]  # of a table
 EPOCH_METRICS = ("loss", "accuracy", "balanced_accuracy", "auroc")
 
 
@@ -45,7 +47,7 @@ class BaseModule(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables: dict[str, dict[str, PredictionTable]] = {}
+        self.tables: dict[str, Tables] = {}
         self.metrics: dict[str, dict[str, float]] = {}
         #: hash of the weights that the last loop evaluated
         self.measured_weights = ""
@@ -65,23 +67,19 @@ class BaseModule(L.LightningModule):
         """Logits of every member, (B, M, K)."""
         raise NotImplementedError
 
-    def combine_tables(
-        self, members: dict[str, PredictionTable], meta: dict[str, Any]
-    ) -> dict[str, PredictionTable]:
+    def combine_tables(self, members: Tables, meta: Metadata) -> Tables:
         """All tables of a split, given those of the members; the module's own is under ""."""
         return members
 
-    def member_metadata(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+    def member_metadata(self, name: str, meta: Metadata) -> Metadata:
         """Metadata of a member's prediction table, given those of the module's own."""
         return meta
 
-    def make_table(
-        self, rows: pd.DataFrame, logits: np.ndarray, meta: dict[str, Any]
-    ) -> PredictionTable:
+    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
         """The prediction table of one member's logits, (n, K)."""
         return PredictionTable(rows, logits, self.class_names, meta)
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Metadata:
         """Metadata of a prediction table that describe the weights behind it."""
         return {"module": type(self).__name__, "weights": self.measured_weights}
 
@@ -189,7 +187,7 @@ class BaseModule(L.LightningModule):
             dist.all_gather_object(gathered, own)
         return [outputs for outputs in gathered if outputs]
 
-    def _table_metadata(self) -> dict[str, Any]:
+    def _table_metadata(self) -> Metadata:
         manifest, tta = self.datamodule.manifest if self.datamodule else None, self._tta_names()
         notes = [*(manifest.notes if manifest else ()), *tta_notes(tta)]
         digest = manifest.digest() if manifest else ""

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -86,10 +86,8 @@ class Explainer:
     def _targets(self, classes: Sequence[int], num_images: int) -> list[ClassifierOutputTarget]:
         last = len(self.module.class_names) - 1
         if len(classes) != num_images or not all(0 <= k <= last for k in classes):
-            raise ValueError(
-                f"classes: {list(classes)} for {num_images} images; "
-                f"needs one per image, 0 to {last}"
-            )
+            given = f"{list(classes)} for {num_images} images"
+            raise ValueError(f"classes: {given}; needs one per image, 0 to {last}")
         return [ClassifierOutputTarget(k) for k in classes]
 
 
@@ -147,9 +145,8 @@ def frozen_for_inference(net: nn.Module) -> Iterator[None]:
     afterwards.
     """
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    checkpointed: list[Any] = [
-        layer for layer in net.modules() if getattr(layer, "grad_checkpointing", False) is True
-    ]
+    layers: list[Any] = list(net.modules())
+    checkpointed = [m for m in layers if getattr(m, "grad_checkpointing", False) is True]
     with eval_mode(net):
         net.requires_grad_(False)
         for layer in checkpointed:
@@ -171,10 +168,8 @@ def gradients_from(net: nn.Module, layers: Sequence[CamLayer]) -> Iterator[None]
         # cloned, since the next layer may change its input in place
         return output.detach().requires_grad_().clone() if torch.is_grad_enabled() else output
 
-    hooks = [net.get_submodule(layer.name).register_forward_hook(as_leaf) for layer in layers]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.inference_mode(False), torch.enable_grad():
+        for layer in layers:
+            submodule = net.get_submodule(layer.name)
+            hooks.enter_context(submodule.register_forward_hook(as_leaf))
+        yield

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,10 @@ from lightning_modules.losses import LOSSES
 FORMAT = 2
 KEY = "consilium"
 RECORDED_PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
-REGISTRY: dict[str, type[nn.Module]] = {}
+REGISTRY: dict[str, type[nn.Module]] = {}  # classes that can be loaded, by name
 NETWORK_ARGUMENTS = ("backbone", "backbone_args", "head", "trunks")
 #: backbone_args that do not change predictions, beside those of dropout
 NEUTRAL_ARGUMENTS = ("grad_checkpointing", "channels_last", "compile", "commercial_only")
-
-Module = TypeVar("Module", bound=type[nn.Module])
 
 
 class CheckpointError(ValueError):
@@ -66,12 +64,6 @@ class Block:
     structure: dict[str, Any] = field(default_factory=dict)
     val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     format: int = FORMAT
-
-
-def register(cls: Module) -> Module:
-    """Class decorator that makes a module loadable from checkpoints by its name."""
-    REGISTRY[cls.__name__] = cls
-    return cls
 
 
 def plain_values(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from lightning_modules.pruning import structure
 Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 
 
-@checkpoints.register
 class ImageClassifier(BaseModule):
     """A timm backbone with one logit per class, (B, K), trained by a loss with class weights.
 
@@ -77,7 +76,7 @@ class ImageClassifier(BaseModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Registers the subclass for checkpoints."""
         super().__init_subclass__(**kwargs)
-        checkpoints.register(cls)
+        checkpoints.REGISTRY[cls.__name__] = cls
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """A network with as many outputs as the head needs."""
@@ -204,6 +203,9 @@ class ImageClassifier(BaseModule):
         if split := self.evaluation_split(self.trainer.state.fn or ""):
             ids = self.split_ids(split)
             checkpoints.refuse_trained_samples(block, ids, split, f"split {split!r}")
+
+
+checkpoints.REGISTRY[ImageClassifier.__name__] = ImageClassifier
 
 
 def single_view(batch: Batch) -> Tensor:

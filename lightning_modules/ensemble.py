@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from datamodules.preprocess import Preprocess
 from evaluation.files import read_json
-from evaluation.predictions import PredictionTable
 from evaluation.results import voters_folder
 from evaluation.voters import simple, store, unfitted_voters, voter_spec
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
-from lightning_modules.base import BaseModule, Batch
+from lightning_modules.base import BaseModule, Batch, Metadata, Tables
 
 FILE, FORMAT = "ensemble.json", 1
 
@@ -34,8 +33,6 @@ class EnsembleModule(BaseModule):
             a fitted voter (voter.json), which must have been fitted for these members.
         one_at_a_time: keep only one member at a time on the device; the others stay in their
             files, which the operating system reads again as memory allows.
-        channels_last: store weights in the memory format that GPUs with tensor cores prefer.
-        compile: compile each member at its first batch.
     """
 
     def __init__(
@@ -44,8 +41,6 @@ class EnsembleModule(BaseModule):
         members: list[str],
         voter: str = "soft",
         one_at_a_time: bool = False,
-        channels_last: bool = False,
-        compile: bool = False,
     ) -> None:
         super().__init__()
         self.class_names = class_names
@@ -58,10 +53,7 @@ class EnsembleModule(BaseModule):
         self.ensemble = self._load_voter(voter)
         self.member_preprocesses = [block.preprocess for block in self.blocks]
         self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
-        layout = torch.channels_last if channels_last else torch.preserve_format
-        modules = [module.to(memory_format=layout) for module, _ in loaded]
-        for module in modules if compile else []:
-            module.compile()
+        modules = [module for module, _ in loaded]
         #: members that are no submodules, so that they do not move to the device together
         self.offloaded = modules if one_at_a_time else []
         self.members = nn.ModuleList([] if one_at_a_time else modules)
@@ -84,15 +76,13 @@ class EnsembleModule(BaseModule):
         logits = [self._logits(member, images[view])[:, order] for member, view, order in members]
         return torch.stack(logits, dim=1)
 
-    def combine_tables(
-        self, members: dict[str, PredictionTable], meta: dict[str, Any]
-    ) -> dict[str, PredictionTable]:
+    def combine_tables(self, members: Tables, meta: Metadata) -> Tables:
         """The members' tables and, under "", the ensemble's."""
         voter, temperature = self.ensemble.voter, self.ensemble.temperature
         pooled = simple.pool_tables(voter, list(members.values()), temperature)
         return {"": replace(pooled, meta=meta), **members}
 
-    def member_metadata(self, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+    def member_metadata(self, name: str, meta: Metadata) -> Metadata:
         """Metadata of a member's table, with the hash of the member's own weights."""
         block = self.blocks[self.member_names.index(name)]
         shared = {key: value for key, value in meta.items() if key not in ("members", "voter")}
@@ -104,7 +94,7 @@ class EnsembleModule(BaseModule):
         offloaded = {f"members.{i}.{name}": t for i, state in states for name, t in state.items()}
         return {**super().all_weights(), **offloaded}
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Metadata:
         """Metadata of the ensemble's table: its voter and the weights of its members."""
         members = {
             name: {"path": str(path), "weights": block.weights}

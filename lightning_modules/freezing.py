@@ -9,6 +9,8 @@ from torch import nn
 
 from lightning_modules import backbones
 
+ParamGroup = dict[str, object]  # of an optimizer
+
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -87,9 +89,7 @@ class FineTuning:
         net.train()  # after a validation Lightning restores the modes of the epoch before
         set_frozen_layers_to_eval(net)
 
-    def param_groups(
-        self, net: nn.Module, lr: float, weight_decay: float
-    ) -> list[dict[str, object]]:
+    def param_groups(self, net: nn.Module, lr: float, weight_decay: float) -> list[ParamGroup]:
         """Optimizer groups of all parameters that ever train; norms and biases have no decay.
 
         Not timm's `param_groups_layer_decay`: it omits parameters that are frozen now but train
@@ -122,9 +122,8 @@ class FineTuning:
     def _lr_ratios(self, net: nn.Module) -> dict[str, float]:
         """Learning rate of each parameter divided by the base rate."""
         heads = tuple(f"{name}." for name in backbones.head_names(net))
-        depths = dict.fromkeys(dict(net.named_parameters()), 0)
-        if self.layer_decay != 1.0:
-            depths = _layer_groups(net, coarse=False)
+        names = dict(net.named_parameters())
+        depths = dict.fromkeys(names, 0) if self.layer_decay == 1 else _layer_groups(net, False)
         last, head_ratio = max(depths.values()), self.head_lr_ratio
         return {
             name: head_ratio ** name.startswith(heads) * self.layer_decay ** (last - depth)
@@ -163,7 +162,7 @@ def set_frozen_layers_to_eval(net: nn.Module) -> None:
 
 def parameter_stages(net: nn.Module, at_least: int = 0) -> dict[str, int]:
     """Stage of each parameter: 0 is the stem, then 1, 2, ..., and the last is the head."""
-    stages = _layer_groups(net, coarse=True)
+    stages = _layer_groups(net, True)
     most = max(stages.values()) - 1
     if at_least > most:
         raise ValueError(
@@ -173,7 +172,7 @@ def parameter_stages(net: nn.Module, at_least: int = 0) -> dict[str, int]:
     return stages
 
 
-def _layer_groups(net: nn.Module, *, coarse: bool) -> dict[str, int]:
+def _layer_groups(net: nn.Module, coarse: bool) -> dict[str, int]:
     matcher = getattr(net, "group_matcher", None)
     if matcher is None:
         raise ValueError(f"fine_tuning: {type(net).__name__} does not define group_matcher")

@@ -21,11 +21,7 @@ class Head:
 
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
         self.num_classes, self.loss_function = len(class_names), loss_function
-
-    @property
-    def num_outputs(self) -> int:
-        """Number of outputs that the network needs."""
-        return self.num_classes
+        self.num_outputs = self.num_classes  # that the network needs
 
     def logits(self, outputs: Tensor) -> Tensor:
         """One logit per class, (B, K), of the outputs; their softmax are the probabilities."""
@@ -47,11 +43,7 @@ class SigmoidHead(Head):
         if len(class_names) != 2:
             raise ValueError(f"head: sigmoid is for two classes, not {class_names}")
         super().__init__(class_names, loss_function)
-
-    @property
-    def num_outputs(self) -> int:
-        """One."""
-        return 1
+        self.num_outputs = 1
 
     def logits(self, outputs: Tensor) -> Tensor:
         """The logits [0, z], (B, 2), of outputs z, (B,) or (B, 1)."""
@@ -65,11 +57,7 @@ class OneVsOneHead(Head):
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
         super().__init__(class_names, loss_function)
         self.pairs = class_pairs(self.num_classes)
-
-    @property
-    def num_outputs(self) -> int:
-        """One per pair of classes."""
-        return len(self.pairs)
+        self.num_outputs = len(self.pairs)
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Logarithms of the coupled class probabilities, (B, K), of pair logits (B, P)."""

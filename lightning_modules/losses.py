@@ -1,7 +1,7 @@
 """Training losses by name, and Mixup and CutMix of the batches that they are computed on."""
 
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -126,7 +126,13 @@ class LossConfig:
 
     def create(self) -> LossFunction:
         """The loss; an unknown name or a setting that the loss does not have is an error."""
-        factory = LOSSES[self.name] if self.name in LOSSES else _imported(self.name)
+        try:
+            factory: Any = LOSSES.get(self.name) or pkgutil.resolve_name(self.name)
+        except (ImportError, AttributeError, ValueError) as error:
+            known = ", ".join(LOSSES)
+            raise ValueError(
+                f"loss.name: {self.name!r} is neither one of {known} nor an import path"
+            ) from error
         settings = ("gamma", "alpha", "label_smoothing", "pos_weight")
         options = {k: getattr(self, k) for k in settings if getattr(self, k) is not None}
         options |= self.args
@@ -145,14 +151,3 @@ class LossConfig:
         transform = transforms[int(torch.randint(len(transforms), ()))]
         mixed: tuple[Tensor, Tensor] = transform(image, label)
         return mixed
-
-
-def _imported(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    try:
-        factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"loss.name: {path!r} is neither one of {', '.join(LOSSES)} nor an import path"
-        ) from error
-    return factory

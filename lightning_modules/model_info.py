@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -105,7 +106,7 @@ def find_backbones(pattern: str | None = None, commercial_only: bool = False) ->
         wildcard = pattern if "*" in pattern or "?" in pattern else f"*{pattern}*"
         names = fnmatch.filter(known, wildcard)
     if commercial_only:
-        names = [name for name in names if backbones.is_commercial(backbones.license(name))]
+        names = [name for name in names if backbones.license(name) in backbones.COMMERCIAL_LICENSES]
     if not names:
         nearest = ", ".join(backbones.nearest(pattern or "")) or "none"
         raise ValueError(f"no backbone matches {pattern!r}; the nearest are: {nearest}")
@@ -118,8 +119,9 @@ def backbone_info(name: str, image_size: int | None = None) -> BackboneInfo:
     with torch.device("meta"):
         net = backbones.build(name, 2, image_size=image_size)
     cam, license = cam_layer(net, (3, size, size)), backbones.license(name)
-    cost, is_commercial = (count_parameters(net), count_macs(net, size)), backbones.is_commercial
-    return BackboneInfo(name, *cost, size, license, is_commercial(license), cam)
+    is_commercial = license in backbones.COMMERCIAL_LICENSES
+    cost = (count_parameters(net), count_macs(net, size))
+    return BackboneInfo(name, *cost, size, license, is_commercial, cam)
 
 
 def checkpoint_cost(block: checkpoints.Block) -> tuple[int, int]:
@@ -157,29 +159,21 @@ def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
     uses: list[WeightUse] = []
 
     def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        names, positions = ["weight"], inputs[0].numel() // inputs[0].shape[-1]
+        weights, positions = ["weight"], inputs[0].numel() // inputs[0].shape[-1]
         if isinstance(layer, nn.Conv2d):
             positions = output.shape[-2] * output.shape[-1]
         elif isinstance(layer, nn.MultiheadAttention):
-            names = (
-                ["in_proj_weight", "out_proj.weight"] if layer.in_proj_weight is not None else []
-            )
-        for weight in names:
-            uses.append(
-                WeightUse(f"{name}.{weight}", layer.get_parameter(weight), layer, positions)
-            )
+            has_weight = layer.in_proj_weight is not None
+            weights = ["in_proj_weight", "out_proj.weight"] if has_weight else []
+        for key in weights:
+            uses.append(WeightUse(f"{name}.{key}", layer.get_parameter(key), layer, positions))
 
-    hooks = [
-        layer.register_forward_hook(partial(record, name))
-        for name, layer in net.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
-    ]
-    try:
-        with eval_mode(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            net(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+    with ExitStack() as hooks, eval_mode(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for name, layer in net.named_modules():
+            if isinstance(layer, kinds):
+                hooks.enter_context(layer.register_forward_hook(partial(record, name)))
+        net(image)
     return uses
 
 
@@ -201,47 +195,34 @@ def _stage_shapes(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     shapes: dict[str, tuple[int, ...]] = {}
     info = getattr(net, "feature_info", None) or []
     stages = [str(stage["module"]) for stage in (info if isinstance(info, list) else info.info)]
-    hooks = [
-        net.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
-        )
-        for name in stages
-    ]
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    try:
-        with eval_mode(net), torch.no_grad():
-            image = torch.zeros(1, *image_shape, device="meta")
-            functional_call(net, {k: v.to("meta") for k, v in state.items()}, (image,))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, eval_mode(net), torch.no_grad():
+        for name in stages:
+            hook = net.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
+            )
+            hooks.enter_context(hook)
+        image = torch.zeros(1, *image_shape, device="meta")
+        functional_call(net, {k: v.to("meta") for k, v in state.items()}, (image,))
     return shapes
 
 
 def _as_cam_layer(net: nn.Module, name: str, shape: tuple[int, ...]) -> CamLayer | None:
+    block = net.get_submodule(name)
     if len(shape) == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
-        return CamLayer(_before_last_window_block(net, name), "NHWC", shape[1], shape[2])
+        # The output of the last block of a Swin stage mixes positions of a window; on a trained
+        # Swin the maximum is on the lesion more often at its input (benchmarks/README.md).
+        blocks = list(getattr(block, "blocks", []))
+        is_swin = blocks and isinstance(blocks[-1], SwinTransformerBlock)
+        name = f"{name}.blocks.{len(blocks) - 1}.norm1" if is_swin else name
+        return CamLayer(name, "NHWC", shape[1], shape[2])
     if len(shape) == 4:
         return CamLayer(name, "NCHW", shape[2], shape[3])
     prefix = int(getattr(net, "num_prefix_tokens", 0))
     side = math.isqrt(shape[1] - prefix) if len(shape) == 3 else 0
     if len(shape) != 3 or side * side != shape[1] - prefix:
         return None
-    return CamLayer(_before_last_attention(net, name), "NLC", side, side, prefix)
-
-
-def _before_last_attention(net: nn.Module, name: str) -> str:
-    """The input of a last block with class-token pooling: its other outputs reach no head."""
-    block = net.get_submodule(name)
+    # With class-token pooling only that token of the last block's output reaches the head.
     pools_token = getattr(net, "global_pool", "") == "token"
-    return f"{name}.norm1" if pools_token and "norm1" in dict(block.named_children()) else name
-
-
-def _before_last_window_block(net: nn.Module, name: str) -> str:
-    """The input of the last block of a Swin stage, as its output mixes positions of a window.
-
-    On a trained Swin the maximum is on the lesion more often there (benchmarks/README.md).
-    """
-    blocks = list(getattr(net.get_submodule(name), "blocks", []))
-    is_swin = blocks and isinstance(blocks[-1], SwinTransformerBlock)
-    return f"{name}.blocks.{len(blocks) - 1}.norm1" if is_swin else name
+    has_norm = pools_token and "norm1" in dict(block.named_children())
+    return CamLayer(f"{name}.norm1" if has_norm else name, "NLC", side, side, prefix)

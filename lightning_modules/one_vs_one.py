@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evaluation.predictions import PredictionTable
 from lightning_modules import backbones
-from lightning_modules.base import Batch
+from lightning_modules.base import Batch, Metadata
 from lightning_modules.classifier import ImageClassifier, single_view
 
 
@@ -53,9 +53,7 @@ class OneVsOneClassifier(ImageClassifier):
         pair_logits: Tensor = self.net(single_view(batch))
         return pair_logits.unsqueeze(1)
 
-    def make_table(
-        self, rows: pd.DataFrame, logits: np.ndarray, meta: dict[str, Any]
-    ) -> PredictionTable:
+    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
         """The table of coupled logits (n, K), given pair logits (n, P), which it has as well."""
         coupled = self.head.logits(torch.from_numpy(logits)).numpy()
         return PredictionTable(rows, coupled, self.class_names, meta, pair_logits=logits)

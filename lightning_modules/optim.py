@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_modules.freezing import FineTuning, require
+from lightning_modules.freezing import FineTuning, ParamGroup, require
 
 Curve = Callable[[float], float]  # epochs since the start -> fraction of the learning rate
 Option = bool | int | float | str | list[float] | None
@@ -53,7 +53,7 @@ class OptimizerConfig:
         require("optimizer.weight_decay", decay, decay >= 0, "at least 0")
         require("optimizer.momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
 
-    def create(self, param_groups: list[dict[str, object]]) -> optim.Optimizer:
+    def create(self, param_groups: list[ParamGroup]) -> optim.Optimizer:
         """The optimizer of parameter groups that have their own rates and weight decays."""
         momentum: dict[str, Option] = {"momentum": self.momentum} if self.name == "sgd" else {}
         options = TORCH_DEFAULTS.get(self.name, {}) | momentum | self.args
@@ -136,9 +136,8 @@ class LRSchedulerConfig:
         if self.name != "plateau" or trainer.sanity_checking:
             return
         if self.monitor not in metrics:
-            raise ValueError(
-                f"lr_scheduler.monitor: no {self.monitor!r} among {', '.join(sorted(metrics))}"
-            )
+            known = ", ".join(sorted(metrics))
+            raise ValueError(f"lr_scheduler.monitor: no {self.monitor!r} among {known}")
         sign = 1.0 if self.monitor.endswith("loss") else -1.0
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ClosedFormLR):

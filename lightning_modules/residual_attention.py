@@ -4,12 +4,6 @@ from functools import partial
 
 import timm
 import torch
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint_seq,
-    generate_default_cfgs,
-    register_model,
-)
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 
@@ -22,7 +16,7 @@ CONFIG = {
     "mean": timm.data.IMAGENET_DEFAULT_MEAN,
     "std": timm.data.IMAGENET_DEFAULT_STD,
 }
-default_cfgs = generate_default_cfgs({"residual_attention.untrained": CONFIG})
+default_cfgs = timm.models.generate_default_cfgs({"residual_attention.untrained": CONFIG})
 
 
 class SpatialAttention(nn.Module):
@@ -81,7 +75,7 @@ class ResidualAttention(nn.Module):
         """The last stage's features, weighted by the attention map, (B, C, H / 8, W / 8)."""
         x = self.stem(x)
         is_checkpointed = self.grad_checkpointing and self.training
-        x = checkpoint_seq(self.stages, x) if is_checkpointed else self.stages(x)
+        x = timm.models.checkpoint_seq(self.stages, x) if is_checkpointed else self.stages(x)
         weighted: Tensor = self.attention(x)
         return weighted
 
@@ -118,10 +112,9 @@ def _stage(in_chans: int, width: int, depth: int, stride: int, drop_rate: float)
 
 def residual_attention(pretrained: bool = False, **kwargs: object) -> ResidualAttention:
     """Creates the network: three stages of 64, 128 and 256 channels with two blocks each."""
-    net: ResidualAttention = build_model_with_cfg(
-        ResidualAttention, "residual_attention", pretrained, **kwargs
-    )
+    build = timm.models.build_model_with_cfg
+    net: ResidualAttention = build(ResidualAttention, "residual_attention", pretrained, **kwargs)
     return net
 
 
-register_model(residual_attention)
+timm.models.register_model(residual_attention)

@@ -13,7 +13,8 @@ import shlex
 from pathlib import Path
 
 from consilium.cli.options import add_dataset_arguments, argument_parser, positive_int
-from consilium.inference import audit_report, data_config, starter_configs
+from consilium.inference import audit_report, data_config
+from consilium.inference.starter_configs import DATA_FILE, check_folder, write_configs
 from datamodules.audit.audit import audit_manifest
 from datamodules.images import split_frame_number
 from datamodules.manifest import Manifest
@@ -32,17 +33,15 @@ def run(args: list[str]) -> int:
     target, folder = Path(options.target), Path(options.output)
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     manifest, name = data_config.load_target(target, columns)
-    starter_configs.check_folder(folder, manifest)
+    check_folder(folder, manifest)
     audit_folder = Path(options.audit or Path("runs") / f"audit-{name}")
     if not _is_current(audit_folder, manifest):
         audit_report.write_audit_report(audit_manifest(manifest), audit_folder, name)
     quarantine = (audit_folder / audit_report.QUARANTINE).read_text(encoding="utf-8")
-    file = starter_configs.write_configs(
-        folder, target, columns, manifest, options.size, quarantine
-    )
+    file = write_configs(folder, target, columns, manifest, options.size, quarantine)
     count = quarantine.count("\n") - 1
     print(f"audit: {audit_folder / audit_report.PAGE}; {count} samples are excluded")
-    print(f"data: {folder / starter_configs.DATA_FILE}")
+    print(f"data: {folder / DATA_FILE}")
     print(f"experiment: consilium experiment run {shlex.quote(str(file))}")
     return 0
 

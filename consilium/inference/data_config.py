@@ -58,10 +58,7 @@ def _data_settings(path: Path) -> dict[str, Any]:
 def read_split(
     configs: list[str], split: str, class_names: list[str], limit: int | None = None
 ) -> pd.DataFrame:
-    """Rows of a split of the dataset in config files, at most `limit`, evenly spaced.
-
-    The data must have the given classes in the given order.
-    """
+    """At most `limit` rows of a split of the data in config files, with exactly these classes."""
     data = load_datamodule(configs)
     if data.class_names != class_names:
         raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
@@ -123,9 +120,11 @@ def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
 
     Several columns, separated by commas, identify a patient together.
     """
-    names: dict[str, Any] = {
-        role: columns.get(role) or _find_column(table, role) for role in COLUMN_ALIASES
-    }
+    by_lower_case = {str(name).strip().lower(): str(name) for name in reversed(list(table))}
+    names: dict[str, Any] = {}
+    for role, aliases in COLUMN_ALIASES.items():
+        usual = [by_lower_case[alias] for alias in aliases if alias in by_lower_case]
+        names[role] = columns.get(role) or next(iter(usual), None)
     patient = names["patient"]
     if patient is not None and patient not in table and "," in patient:
         names["patient"] = patient.split(",")
@@ -134,13 +133,6 @@ def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
     if missing:
         raise ValueError(f"no columns {missing}; the table has {list(table)}")
     return names
-
-
-def _find_column(table: pd.DataFrame, role: str) -> str | None:
-    """The column with a usual name, in upper or lower case."""
-    by_lower_case = {str(name).strip().lower(): str(name) for name in reversed(list(table))}
-    aliases = (name for name in COLUMN_ALIASES[role] if name in by_lower_case)
-    return next((by_lower_case[name] for name in aliases), None)
 
 
 def manifest_from_folder(folder: Path, patient: str | None) -> Manifest:

@@ -75,7 +75,7 @@ def _apply(image: np.ndarray, alignment: Alignment) -> np.ndarray:
 def _refine(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     """The moving image after a small shift and rotation; unchanged if none is found."""
     first, second = (
-        cv2.GaussianBlur(local_structure(image, 6.0), (0, 0), 1.0) for image in (fixed, moving)
+        cv2.GaussianBlur(local_structure(v, 6.0), (0, 0), 1.0) for v in (fixed, moving)
     )
     mask = _disc(len(fixed)).astype(np.uint8) * 255
     start: Any = np.eye(2, 3, dtype=np.float32)

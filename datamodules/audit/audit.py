@@ -105,7 +105,7 @@ def audit_manifest(manifest: Manifest) -> Audit:
     stats, thumbnails = compute_file_stats(manifest.table["path"].tolist())
     table = manifest.table.assign(digest=stats["digest"])
     issues = _patient_issues(table) + _name_issues(table) + _identical_issues(table)
-    issues += _near_duplicate_issues(table, stats, thumbnails)
+    issues += _near_issues(table, stats, thumbnails)
     issues += _conflict_issues(manifest, issues) + _file_issues(table["id"], stats)
     attributes = manifest.table[[name for name in manifest.attributes if name != "box"]]
     columns = stats[["format", "color", *NUMBERS]].join(attributes)
@@ -162,9 +162,7 @@ def _identical_issues(table: pd.DataFrame) -> list[Issue]:
     return _issues_by_leak(table, SAME, matches)
 
 
-def _near_duplicate_issues(
-    table: pd.DataFrame, stats: pd.DataFrame, images: np.ndarray
-) -> list[Issue]:
+def _near_issues(table: pd.DataFrame, stats: pd.DataFrame, images: np.ndarray) -> list[Issue]:
     """Images that show the same although their bytes differ."""
     usable = (stats["error"] == "") & (stats["std"] >= _MIN_STD)
     rows = np.flatnonzero((usable & ~stats["digest"].duplicated()).to_numpy())

@@ -41,8 +41,7 @@ def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
     """Reads and decodes every file once, on all cores; returns a table and thumbnails by file.
 
     Columns are ``digest``, ``format``, ``color``, ``error`` (empty for a readable file) and the
-    ``NUMBERS``, missing if there is an error. The thumbnails, (n, 2, THUMBNAIL_SIZE,
-    THUMBNAIL_SIZE), are on disk.
+    ``NUMBERS``, missing if there is an error. The thumbnails (n, 2, side, side) are on disk.
     """
     with tempfile.TemporaryFile() as file:  # exists as long as it is mapped
         shape = (max(1, len(paths)), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
@@ -80,8 +79,7 @@ def _numbers(image: np.ndarray, thumbnail: np.ndarray, num_bytes: int) -> dict[s
         "bytes": float(num_bytes), "bytes_per_pixel": num_bytes / (height * width),
         "width": float(width), "height": float(height), "aspect": width / height,
         "mean": float(brightness.mean()), "std": float(brightness.std()),
-        "black_ratio": float((thumbnail < 8).mean()),
-        "white_ratio": float((thumbnail > 247).mean()),
+        "black_ratio": float((thumbnail < 8).mean()), "white_ratio": float((thumbnail > 247).mean()),
         "corner_mean": float(np.mean(corners)),
         "sharpness": float(np.abs(np.diff(brightness, axis=1)).mean()),
     }  # fmt: skip
@@ -96,24 +94,19 @@ def measure_confounds(
     """
     is_usable = (labels >= 0) & table[numeric].notna().to_numpy().all(axis=1)
     table, labels = table[is_usable], labels[is_usable]
-    if len(set(labels)) < 2:
+    classes, confounds = np.unique(labels), []
+    if len(classes) < 2:
         return []
-    confounds = [_numeric_confound(name, table[name], labels, class_names) for name in numeric]
+    for name in numeric:
+        numbers = table[name].to_numpy(float)
+        aucs = [(abs(auc(numbers, labels == k) - 0.5) + 0.5, class_names[k]) for k in classes]
+        value, class_name = max(aucs)
+        confounds.append(Confound(name, "AUC", value, class_name if len(classes) > 2 else ""))
     for name in (str(name) for name in table.columns if name not in numeric):
         values = table[name].astype(str).to_numpy()
         if 2 <= len(set(values)) <= min(_MAX_CATEGORIES, len(values) // 5):
             confounds.append(Confound(name, "V", cramers_v(values, labels)))
     return sorted(confounds, key=lambda confound: (not confound.is_suspect, -confound.value))
-
-
-def _numeric_confound(
-    name: str, values: pd.Series, labels: np.ndarray, class_names: list[str]
-) -> Confound:
-    classes, numbers = np.unique(labels), values.to_numpy(float)
-    value, class_name = max(
-        (abs(auc(numbers, labels == label) - 0.5) + 0.5, class_names[label]) for label in classes
-    )
-    return Confound(name, "AUC", value, class_name if len(classes) > 2 else "")
 
 
 def auc(values: np.ndarray, is_positive: np.ndarray) -> float:

@@ -54,13 +54,9 @@ class NearDuplicate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
-    """Thumbnails of some of the files, without a copy of the pixels.
+    """Thumbnails of some of the files, without a copy of the pixels."""
 
-    ``images`` is (n, 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE) from ``make_thumbnails``; a square image
-    only has the first view.
-    """
-
-    images: np.ndarray
+    images: np.ndarray  # (n, 2, side, side); of square images only the first view is set
     shorter_sides: np.ndarray  # (n,) of the original images, the limit of their detail
     is_square: np.ndarray  # (n,) whether both views are the same
     rows: np.ndarray  # (m,) positions of the files that are compared
@@ -203,11 +199,7 @@ def _compare_details(thumbnails: Thumbnails, candidate: Candidate) -> NearDuplic
 
 
 def _similarity_limit(thumbnails: Thumbnails, pairs: list[NearDuplicate]) -> np.ndarray:
-    """Limit of the similarity of each pair.
-
-    It is higher if different images of the dataset are similar already, and for small images, which
-    have little detail to compare.
-    """
+    """Limit of each pair, higher if the dataset's images are similar, or small with few details."""
     sides = np.array([thumbnails.shorter_side(pair.first, pair.second) for pair in pairs])
     ratio = np.clip((THUMBNAIL_SIZE - sides) / (THUMBNAIL_SIZE - COARSE_SIZE), 0.0, 1.0)
     limits = _LOWEST_LIMIT + ratio * (_HIGHEST_LIMIT - _LOWEST_LIMIT)

@@ -29,8 +29,7 @@ def chest(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomIma
 
 def pneumonia(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """Normal, or one dense lower lobe."""
-    spots = _sample_spots(("normal", "pneumonia")[label], image_rng)
-    return _chest_image(patient_rng, image_rng, size, spots, heart=patient_rng.between(150, 185))
+    return chest(DISEASES.index(("normal", "pneumonia")[label]), patient_rng, image_rng, size)
 
 
 def cardiomegaly(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:

@@ -101,14 +101,12 @@ class Folders(Source):
         if self.patient is None:
             return ids.tolist()
         patients = ids.str.extract(self.patient).iloc[:, 0]
-        unmatched = ids[patients.isna()].tolist()
-        if unmatched:
+        if unmatched := ids[patients.isna()].tolist():
             raise ValueError(f"patient is {self.patient!r}, which does not match {unmatched[:3]}")
         return patients.tolist()
 
     def _labels(self, files: list[Path], level: int, class_names: list[str]) -> list[int]:
-        outside = [str(path) for path in files if len(path.parts) <= level + 1]
-        if outside:
+        if outside := [str(path) for path in files if len(path.parts) <= level + 1]:
             raise ValueError(f"{self.root}: {outside[:3]} are not in a class folder")
         names = [path.parts[level] for path in files]
         check_class_names(sorted(set(names)), class_names, self.root)

@@ -60,8 +60,9 @@ class Table(Source):
         table["patient"], patient_notes = self._patients(raw, table["id"])
         table["split"] = self._splits(raw, table)
         table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
-        notes = (*label_notes, *patient_notes)
-        return Manifest(table.join(self._attributes(raw)), class_names, notes)
+        return Manifest(
+            table.join(self._attributes(raw)), class_names, (*label_notes, *patient_notes)
+        )
 
     def _drop_unlabeled(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
         """Rows with a label, without white space around it, and notes on what was changed."""
