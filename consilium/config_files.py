@@ -189,16 +189,12 @@ def _unknown_class(module: str, name: str, files: Sequence[Path]) -> str:
 
 
 def _wrong_type(message: str, key: str, files: Sequence[Path]) -> str:
-    names = dict.fromkeys(_type_name(name) for name in WRONG_TYPE.findall(message))
-    expected = " or ".join(name for name in names if name != "NoneType")
+    types = WRONG_TYPE.findall(message)  # <class 'int'>, typing.Literal['a', 'b']
+    names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name) for name in types]
+    names = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", name) for name in names]
+    expected = " or ".join(name for name in dict.fromkeys(names) if name != "NoneType")
     value = GIVEN_VALUE.findall(message)[0]
     return f"{source_file(files, key, value)}: {key}: expected {expected}, got {value!r}"
-
-
-def _type_name(text: str) -> str:
-    """`int` of `<class 'int'>`; the choices of a Literal."""
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    return re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", text)
 
 
 def _unreadable(files: Sequence[Path]) -> str:

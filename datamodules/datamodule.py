@@ -262,11 +262,11 @@ class ImageDataModule(LightningDataModule):
         self, dataset: ImageDataset, sampler: Sampler[Any], drop_last: bool = False
     ) -> LazyDataLoader:
         collate: Any = identity  # torch's type of collate_fn only allows lists of samples
-        has_workers = self.num_workers > 0
+        prefetch = self.prefetch_factor if self.num_workers > 0 else None
         return LazyDataLoader(
             dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last,
             num_workers=self.num_workers, pin_memory=self.pin_memory,
-            persistent_workers=has_workers, prefetch_factor=self.prefetch_factor if has_workers else None,
+            persistent_workers=self.num_workers > 0, prefetch_factor=prefetch,
             collate_fn=collate, worker_init_fn=use_one_thread,
             transform=None if self.trainer else partial(normalize_batch, views=dataset.views),
         )  # fmt: skip

@@ -5,7 +5,6 @@ curves), results.json and metrics.csv.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +14,7 @@ from rich.table import Table
 from consilium.cli.options import LEVEL_HELP, argument_parser, level
 from evaluation.files import write_text
 from evaluation.metrics.registry import metric_label, summary_metrics
-from evaluation.predictions import PredictionTable, aggregate
+from evaluation.predictions import aggregate
 from evaluation.reports import comparison, html
 from evaluation.reports.comparison import Comparison
 from evaluation.results import member_name, read_tables, write_results
@@ -33,7 +32,13 @@ def run(argv: list[str]) -> int:
     tables = read_tables(args.runs, "RUN", args.split)
     tables = {name: aggregate(table, *args.level) for name, table in tables.items()}
     compared = comparison.compare_models(tables, args.draws, args.seed, args.by)
-    write_files(args.output, args.title, compared, tables, read_histories(args.runs))
+    folder, results = args.output, comparison.comparison_results("compare", compared, tables)
+    write_results(folder / "results.json", results)
+    write_text(folder / "metrics.csv", comparison.metrics_frame(compared).to_csv(index=False))
+    files = {member_name(run): run / "history.csv" for run in args.runs}
+    histories = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
+    sections = comparison.comparison_sections(compared, tables, histories)
+    html.write_report(folder / "report.html", args.title, sections)
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(summary_table(compared))
     console.print(comparison.summary_sentence(compared))
@@ -54,28 +59,6 @@ def parser() -> argparse.ArgumentParser:
     add("--draws", type=int, default=2000, help="bootstrap draws (2000)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     return parser
-
-
-def read_histories(runs: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """history.csv of the run folders that have one, by member."""
-    files = {member_name(run): run / "history.csv" for run in runs}
-    return {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
-
-
-def write_files(
-    folder: Path,
-    title: str,
-    compared: Comparison,
-    tables: dict[str, PredictionTable],
-    histories: dict[str, pd.DataFrame],
-) -> None:
-    """Writes results.json, metrics.csv and report.html."""
-    write_results(
-        folder / "results.json", comparison.comparison_results("compare", compared, tables)
-    )
-    write_text(folder / "metrics.csv", comparison.metrics_frame(compared).to_csv(index=False))
-    sections = comparison.comparison_sections(compared, tables, histories)
-    html.write_report(folder / "report.html", title, sections)
 
 
 def summary_table(compared: Comparison) -> Table:

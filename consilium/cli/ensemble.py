@@ -14,31 +14,13 @@ from rich.table import Table
 
 from consilium.cli.options import LEVEL_HELP, argument_parser, level
 from consilium.inference.panels import read_thumbnail
-from evaluation.ensemble import (
-    EvaluatedVoters,
-    FittedVoters,
-    check_test_tables,
-    combine_members,
-    ensemble_predictions,
-    evaluate_selective,
-    evaluate_voters,
-    fit_voters,
-    most_disputed,
-    save_voters,
-)
+from evaluation import ensemble as voting
+from evaluation.ensemble import EvaluatedVoters, FittedVoters
 from evaluation.metrics.compute import metrics_by_attribute
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
+from evaluation.reports import ensemble as report
 from evaluation.reports import html
-from evaluation.reports.ensemble import (
-    disputed_section,
-    ensemble_results,
-    ensemble_sections,
-    group_table,
-    mean_of_members,
-    selective_table,
-    summary_sentence,
-)
 from evaluation.results import read_tables, write_results
 from evaluation.stats.estimate import Estimates
 from evaluation.stats.paired_tests import gain_or_loss
@@ -56,19 +38,21 @@ examples:
 def run(argv: list[str]) -> int:
     """Fits and evaluates the voters, writes the output folder and prints a summary."""
     args = parser().parse_args(argv)
-    options = voter_options(args)
+    options = VoterOptions(args.attribute, args.attended_values, args.weights)
+    if missing := VOTERS[args.voter].missing_options(options):
+        raise ValueError(f"--voter {args.voter}: needs --{missing[0]}")
     val, test = read_tables(args.val, "--val", "val"), read_tables(args.test, "--test", "test")
-    check_test_tables(val, test)
+    voting.check_test_tables(val, test)
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(f"fitting voters on {len(next(iter(val.values()))):,} validation images")
-    fitted = fit_voters(val, options)
+    fitted = voting.fit_voters(val, options)
     if args.voter not in fitted.ensembles:
         raise ValueError(f"--voter {args.voter}: {fitted.not_fitted[args.voter]}")
     console.print(f"evaluating {len(fitted.ensembles)} voters and {len(test)} members on test")
-    evaluated = evaluate_voters(fitted, test, args.draws, args.seed, args.level)
+    evaluated = voting.evaluate_voters(fitted, test, args.draws, args.seed, args.level)
     write_files(args, fitted, evaluated, val, test)
     console.print(summary_table(fitted, evaluated))
-    console.print(summary_sentence(fitted, evaluated, args.voter))
+    console.print(report.summary_sentence(fitted, evaluated, args.voter))
     console.print(f"Report: {args.output / 'report.html'}")
     return 0
 
@@ -94,46 +78,30 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def voter_options(args: argparse.Namespace) -> VoterOptions:
-    """The options of the voters; ValueError if the chosen voter needs one that is missing."""
-    options = VoterOptions(args.attribute, args.attended_values, args.weights)
-    missing = VOTERS[args.voter].missing_options(options)
-    if missing:
-        raise ValueError(f"--voter {args.voter}: needs --{missing[0]}")
-    return options
-
-
 def write_files(
-    args: argparse.Namespace,
-    fitted: FittedVoters,
-    evaluated: EvaluatedVoters,
-    val: Tables,
+    args: argparse.Namespace, fitted: FittedVoters, evaluated: EvaluatedVoters, val: Tables,
     test: Tables,
-) -> None:
+) -> None:  # fmt: skip
     """Writes the fitted voters, the ensemble's predictions, results.json and report.html."""
     folder, ensemble = args.output, fitted.ensembles[args.voter]
     store.save(folder, ensemble)
-    combined = {
-        split: combine_members(ensemble, list(tables.values()))
-        for split, tables in (("val", val), ("test", test))
-    }
-    for split, table in combined.items():
-        table.write(folder / "predictions" / f"{split}.parquet")
+    on_val, on_test = (
+        voting.combine_members(ensemble, list(tables.values())) for tables in (val, test)
+    )
+    on_val.write(folder / "predictions" / "val.parquet")
+    on_test.write(folder / "predictions" / "test.parquet")
     groups = dict[str, Estimates]()
     if args.attribute:
-        groups = metrics_by_attribute(combined["test"], args.attribute, args.draws, args.seed)
-    save_voters(folder, fitted, evaluated, groups)
-    write_results(
-        folder / "results.json", ensemble_results(folder.name, fitted, evaluated, test, args.voter)
-    )
-    disputed = disputed_section(test, thumbnails(args.images, test))
-    predictions = ensemble_predictions(ensemble, test, args.level)
-    page = [
-        *ensemble_sections(fitted, evaluated, predictions, disputed),
-        selective_table(*evaluate_selective(combined["val"], combined["test"]), combined["test"]),
-    ]
+        groups = metrics_by_attribute(on_test, args.attribute, args.draws, args.seed)
+    voting.save_voters(folder, fitted, evaluated, groups)
+    results = report.ensemble_results(folder.name, fitted, evaluated, test, args.voter)
+    write_results(folder / "results.json", results)
+    disputed = report.disputed_section(test, thumbnails(args.images, test))
+    predictions = voting.ensemble_predictions(ensemble, test, args.level)
+    page = report.ensemble_sections(fitted, evaluated, predictions, disputed)
+    page = [*page, report.selective_table(*voting.evaluate_selective(on_val, on_test), on_test)]
     if groups:
-        page.insert(3, group_table(groups, args.voter, args.attribute))
+        page.insert(3, report.group_table(groups, args.voter, args.attribute))
     html.write_report(folder / "report.html", args.title, page)
 
 
@@ -141,7 +109,7 @@ def thumbnails(images: Path | None, tables: Tables) -> list[tuple[bytes, str]]:
     """The most disputed images with the predictions of the members as captions."""
     if images is None:
         return []
-    disputed = most_disputed(list(tables.values()))
+    disputed = voting.most_disputed(list(tables.values()))
     return [(read_thumbnail(images / name), f"{name}\n{text}") for name, text in disputed]
 
 
@@ -155,15 +123,11 @@ def summary_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> Table:
     for voter, metrics in evaluated.voter_metrics.items():
         gain = evaluated.gains[voter]["accuracy"]
         cells = [html.format_estimate(metrics[name]).split(" ")[0] for name in names]
-        table.add_row(
-            voter,
-            *cells,
-            html.format_estimate(gain.estimate, 3, sign="+"),
-            gain_or_loss("accuracy", gain),
-        )
+        difference = html.format_estimate(gain.estimate, 3, sign="+")
+        table.add_row(voter, *cells, difference, gain_or_loss("accuracy", gain))
     for member, metrics in evaluated.member_metrics.items():
         cells = [html.format_estimate(metrics[name]).split(" ")[0] for name in names]
         table.add_row(member, *cells, "", "")
-    means = [mean_of_members(evaluated, name) for name in names]
+    means = [report.mean_of_members(evaluated, name) for name in names]
     table.add_row("mean member", *("-" if m is None else f"{m:.4f}" for m in means), "", "")
     return table

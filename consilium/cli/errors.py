@@ -11,16 +11,9 @@ from consilium.training.run_lock import EXIT_INTERRUPTED, RunStopped
 
 USAGE_ERROR = 2  # exit code of invalid input, as argparse has it
 EXTRAS = {  # optional module -> the extra of this package that installs it
-    "fastapi": "serve",
-    "multipart": "serve",
-    "prometheus_client": "serve",
-    "pydantic": "serve",
-    "python_multipart": "serve",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "onnx",
+    **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), "serve"),
+    **dict.fromkeys(("multipart", "python_multipart"), "serve"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     "pydicom": "dicom",
     "pynvml": "energy",
     "ray": "ray",

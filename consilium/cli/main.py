@@ -28,25 +28,20 @@ COMMANDS = TRAINING | {
     "export": "export models to ONNX, torch.export or safetensors",
     "backbones": "list backbones with parameters, MACs, license and CAM layer",
 }
+USAGE = """\
+usage: consilium COMMAND [ARGUMENTS]
 
+Train image classifiers for medical research, combine them into ensembles, and evaluate
+them with confidence intervals.
 
-def usage() -> str:
-    """The help text: every command with one line."""
-    lines = [f"  {command:<10}  {summary}" for command, summary in COMMANDS.items()]
-    head = (
-        "usage: consilium COMMAND [ARGUMENTS]\n\n"
-        "Train image classifiers for medical research, combine them into ensembles, and evaluate\n"
-        "them with confidence intervals.\n\ncommands:\n"
-    )
-    tail = (
-        "examples:\n"
-        "  consilium experiment run configs/experiments/demo.yaml\n"
-        "  consilium fit --config configs/base.yaml --config configs/demo/resnet10t.yaml "
-        "--run runs/first\n\n"
-        "consilium COMMAND --help describes a command; --debug anywhere shows the traceback of an "
-        "error."
-    )
-    return "\n".join([head + "\n".join(lines), "", tail])
+commands:
+{commands}
+
+examples:
+  consilium experiment run configs/experiments/demo.yaml
+  consilium fit --config configs/base.yaml --config configs/demo/resnet10t.yaml --run runs/first
+
+consilium COMMAND --help describes a command; --debug anywhere shows the traceback of an error."""
 
 
 def run(args: list[str]) -> int:
@@ -65,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     args = [arg for arg in given if arg != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
+        lines = [f"  {command:<10}  {summary}" for command, summary in COMMANDS.items()]
+        print(USAGE.format(commands="\n".join(lines)))
         return 0
     if args[0] == "--version":
         print(f"consilium {version('consilium')}")

@@ -23,9 +23,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def argument_parser(
-    command: str, description: str | None, epilog: str | None = None
-) -> ArgumentParser:
+def argument_parser(command: str, description: str | None, epilog: str = "") -> ArgumentParser:
     """The parser of `consilium COMMAND`; line breaks of description and epilog are kept."""
     return ArgumentParser(
         f"consilium {command}",

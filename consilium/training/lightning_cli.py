@@ -31,11 +31,7 @@ from consilium.training.preflight import (
     require_result_callbacks,
     run_with_smaller_batches,
 )
-from consilium.training.run_lock import (
-    lock_run_folder,
-    print_once,
-    raise_run_stopped,
-)
+from consilium.training.run_lock import lock_run_folder, print_once, raise_run_stopped
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
 from lightning_modules.base import BaseModule
@@ -64,7 +60,6 @@ CKPT_PATH_HELP = {
     "fit": "last.ckpt of an interrupted run, to resume it",
     "test": "checkpoint; default: best.ckpt of --run, or the one in the folder of the config",
 }
-_Parsers = tuple[LightningArgumentParser, dict[str, LightningArgumentParser], dict[str, list[str]]]
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -77,11 +72,9 @@ class _ArgumentParser(LightningArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, formatter_class=_HelpFormatter, **options)
 
-    def add_method_arguments(
-        self, owner: type, command: str, *args: Any, **options: Any
-    ) -> list[str]:
+    def add_method_arguments(self, owner: type, command: str, *args: Any, **kw: Any) -> list[str]:
         """Adds the arguments of a Trainer method; Lightning's --ckpt_path help names URLs."""
-        added: list[str] = super().add_method_arguments(owner, command, *args, **options)
+        added: list[str] = super().add_method_arguments(owner, command, *args, **kw)
         help_text = CKPT_PATH_HELP["fit" if command == "fit" else "test"]
         self._option_string_actions["--ckpt_path"].help = help_text
         return added
@@ -90,7 +83,7 @@ class _ArgumentParser(LightningArgumentParser):
 class ConsiliumCLI(LightningCLI):
     """LightningCLI with a run folder `--run`; `fit` evaluates its best epoch at the end."""
 
-    parsers: ClassVar[_Parsers | None] = None
+    parsers: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, args: list[str]) -> None:
         with ExitStack() as self.resources:
@@ -108,20 +101,13 @@ class ConsiliumCLI(LightningCLI):
                 args=args,
             )
 
-    def setup_parser(
-        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
-    ) -> None:
+    def setup_parser(self, *args: Any, **options: Any) -> None:
         """Builds the parsers once per process, in which many runs may be parsed."""
-        if ConsiliumCLI.parsers is None:
-            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-            ConsiliumCLI.parsers = (
-                self.parser,
-                self._subcommand_parsers,
-                self._subcommand_method_arguments,
-            )
-        (self.parser, self._subcommand_parsers, self._subcommand_method_arguments) = (
-            ConsiliumCLI.parsers
-        )
+        if not ConsiliumCLI.parsers:
+            super().setup_parser(*args, **options)
+            names = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+            ConsiliumCLI.parsers = {name: getattr(self, name) for name in names}
+        vars(self).update(ConsiliumCLI.parsers)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds our arguments, and the links that pass data settings to the model."""
@@ -135,9 +121,7 @@ class ConsiliumCLI(LightningCLI):
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
         parser.link_arguments("data.init_args.preprocess.size", "model.init_args.image_size")
 
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             help_text = "also evaluate the best epoch on the test split"
@@ -203,19 +187,12 @@ class ConsiliumCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Sets test-time augmentation and the loggers' run folder."""
-        self.model.tta = self.config[self.config["subcommand"]]["tta"]
+        self.model.tta = self.config[self.subcommand]["tta"]
+        self.config_init[self.subcommand]["verbose"] = False  # ResultsWriter prints the metrics
         for note in tta_notes(self.model.tta):  # raises on an unknown name
             print_once(note)
         job = "ensemble" if isinstance(self.model, EnsembleModule) else "member"
         set_run_folder(self.trainer.loggers, self.trainer.default_root_dir, job)
-
-    def test(self, **options: Any) -> None:
-        """Tests; ResultsWriter prints the metrics with intervals, so Lightning need not."""
-        self.trainer.test(**{**options, "verbose": False})
-
-    def validate(self, **options: Any) -> None:
-        """Validates; ResultsWriter prints the metrics with intervals, so Lightning need not."""
-        self.trainer.validate(**{**options, "verbose": False})
 
     def after_fit(self) -> None:
         """Evaluates the best epoch on val, and with `--test true` on test."""
@@ -261,7 +238,7 @@ def run_training(args: list[str]) -> int:
     """Runs `args` (subcommand first) and returns 0; invalid input is a ValueError."""
     silence_lightning()
     try:
-        run_with_smaller_batches(_run, args)
+        run_with_smaller_batches(ConsiliumCLI, args)
     except OutOfMemory:
         raise
     except (ArgumentError, MisconfigurationException, ValueError) as error:
@@ -292,15 +269,13 @@ def config_paths(args: list[str]) -> list[Path]:
 
 def _parser_options() -> dict[str, dict[str, object]]:
     return {
-        command: {
+        name: {
             "exit_on_error": False,
-            "usage": f"consilium {command} --config FILE [--config FILE ...] [--run FOLDER] ...",
+            "usage": f"consilium {name} --config FILE [--config FILE ...] [--run FOLDER] ...",
             "description": description,
-            "epilog": EPILOG.format(
-                command=command, example=MEMBER if command == "fit" else EVALUATION
-            ),
+            "epilog": EPILOG.format(command=name, example=MEMBER if name == "fit" else EVALUATION),
         }
-        for command, description in DESCRIPTIONS.items()
+        for name, description in DESCRIPTIONS.items()
     }
 
 
@@ -320,7 +295,3 @@ def silence_lightning() -> None:
         "predict returned None",  # PredictionWriter gathers the table
     ):
         warnings.filterwarnings("ignore", f".*{message}.*")
-
-
-def _run(args: list[str]) -> None:
-    ConsiliumCLI(args)

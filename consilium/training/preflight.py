@@ -65,9 +65,12 @@ def check_fit_config(config: Namespace) -> None:
     for name in ("max_epochs", "max_steps"):
         if config.trainer[name] == 0:
             raise ValueError(f"--trainer.{name} 0: must be at least 1, or -1 for no limit")
-    if config.model.class_path.startswith("lightning_modules."):  # other classes log other metrics
-        for argument, metric in monitored_metrics(config).items():
-            _require_known_metric(argument, metric)
+    if not config.model.class_path.startswith("lightning_modules."):
+        return  # other classes log other metrics
+    known = [f"val/{name}" for name in EPOCH_METRICS]
+    for argument, metric in monitored_metrics(config).items():
+        if metric not in known and (metric.startswith("val/") or "/" not in metric):
+            raise ValueError(f"{argument} {metric!r}: the metrics of val are {', '.join(known)}")
 
 
 def check_setting_groups(config: Namespace, files: Sequence[Path] = ()) -> None:
@@ -77,7 +80,7 @@ def check_setting_groups(config: Namespace, files: Sequence[Path] = ()) -> None:
     """
     for item in (config.model, config.data, *_as_list(config.trainer.callbacks)):
         hints = argument_types(_class(item.class_path))
-        for name, values in _arguments(item):
+        for name, values in vars(item.get("init_args", Namespace())).items():
             try:
                 _create_group(hints.get(name), values)
             except ValueError as error:
@@ -122,29 +125,27 @@ def raise_out_of_memory(sizes: Callable[[], tuple[int, int, str]]) -> Iterator[N
         raise OutOfMemory(*sizes()) from error
 
 
-def run_with_smaller_batches(run: Callable[[list[str]], None], args: list[str]) -> None:
+def run_with_smaller_batches(run: Callable[[list[str]], object], args: list[str]) -> None:
     """Calls `run(args)`; with --auto_batch again with half the batch while memory is exceeded.
 
     A run that has saved an epoch is resumed from there.
     """
     given = [argument for argument in args if argument != AUTO_BATCH]
+    is_resumed = any(argument.startswith("--ckpt_path") for argument in given)
     changes: list[str] = []
     while True:
         try:
-            return run([*given, *changes])
+            run([*given, *changes])
+            return
         except OutOfMemory as error:
             if AUTO_BATCH not in args or error.batch_size == 1:
                 raise
-            changes = [*error.flags, *_resume_flags(error.run, given)]
+            last, changes = error.run / "last.ckpt", error.flags
+            if last.exists() and not is_resumed:
+                changes = [*changes, "--ckpt_path", str(last)]
             print(f"out of memory with batch_size {error.batch_size}; retrying {error.flags[1]}")
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _resume_flags(run: Path, args: list[str]) -> list[str]:
-    last = run / "last.ckpt"
-    is_given = any(argument.startswith("--ckpt_path") for argument in args)
-    return [] if is_given or not last.exists() else ["--ckpt_path", str(last)]
 
 
 def _as_list(callbacks: Callbacks) -> list[Namespace]:
@@ -158,10 +159,6 @@ def _class(class_path: str) -> type:
     return cls
 
 
-def _arguments(config: Namespace) -> list[tuple[str, object]]:
-    return list(vars(config.init_args).items()) if "init_args" in config else []
-
-
 def _create_group(hint: object, values: object) -> object:
     """The dataclass of a type hint with nested values, or the values if it is not a dataclass."""
     if not is_dataclass(hint) or not isinstance(values, Namespace):
@@ -169,9 +166,3 @@ def _create_group(hint: object, values: object) -> object:
     hints = get_type_hints(hint)  # values of a referenced file have `__path__` as well
     create = cast(Callable[..., object], hint)
     return create(**{k: _create_group(hints[k], v) for k, v in vars(values).items() if k in hints})
-
-
-def _require_known_metric(argument: str, metric: str) -> None:
-    known = [f"val/{name}" for name in EPOCH_METRICS]
-    if metric not in known and (metric.startswith("val/") or "/" not in metric):
-        raise ValueError(f"{argument} {metric!r}: the metrics of val are {', '.join(known)}")

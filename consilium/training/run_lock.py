@@ -41,17 +41,21 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _remove_if_empty(path, new_folders)
+            with suppress(OSError):
+                if new_folders and [entry.name for entry in folder.iterdir()] == [LOCK_FILE]:
+                    path.unlink()
+                    for parent in new_folders:
+                        parent.rmdir()
 
 
 def acquire_lock(path: Path) -> IO[str] | None:
     """The open, locked file; closing it releases the lock. None while another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.open("w")
-    if not _try_flock(lock, fcntl.LOCK_EX):
-        lock.close()
-        return None
-    return lock
+    if _try_flock(lock, fcntl.LOCK_EX):
+        return lock
+    lock.close()
+    return None
 
 
 def is_locked(path: Path) -> bool:
@@ -64,8 +68,12 @@ def is_locked(path: Path) -> bool:
 
 def owns_lock(path: Path) -> bool:
     """Whether this process has the lock, by its own or an inherited file descriptor."""
-    descriptors = [int(entry.name) for entry in Path("/dev/fd").iterdir()]
-    return path.is_file() and any(_is_locked_by(number, path) for number in descriptors)
+    for number in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        with suppress(OSError):  # no such file; or the descriptor that listed /dev/fd is closed
+            is_same_file = os.path.samestat(os.fstat(number), path.stat())
+            if is_same_file and _try_flock(number, fcntl.LOCK_EX):
+                return True
+    return False
 
 
 @contextmanager
@@ -111,26 +119,9 @@ def print_once(line: str) -> None:
         print(line, flush=True)
 
 
-def _is_locked_by(descriptor: int, path: Path) -> bool:
-    """Whether a file descriptor is open on the lock file and has the exclusive lock."""
-    with suppress(OSError):  # the descriptor that listed /dev/fd is closed by now
-        is_same_file = os.path.samestat(os.fstat(descriptor), path.stat())
-        return is_same_file and _try_flock(descriptor, fcntl.LOCK_EX)
-    return False
-
-
 def _try_flock(lock: IO[str] | int, kind: int) -> bool:
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
-
-
-def _remove_if_empty(lock: Path, new_folders: list[Path]) -> None:
-    """Removes the lock and the folders created for it if they contain nothing else."""
-    with suppress(OSError):
-        if new_folders and [path.name for path in lock.parent.iterdir()] == [lock.name]:
-            lock.unlink()
-            for folder in new_folders:
-                folder.rmdir()

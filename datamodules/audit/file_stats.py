@@ -79,7 +79,8 @@ def _numbers(image: np.ndarray, thumbnail: np.ndarray, num_bytes: int) -> dict[s
         "bytes": float(num_bytes), "bytes_per_pixel": num_bytes / (height * width),
         "width": float(width), "height": float(height), "aspect": width / height,
         "mean": float(brightness.mean()), "std": float(brightness.std()),
-        "black_ratio": float((thumbnail < 8).mean()), "white_ratio": float((thumbnail > 247).mean()),
+        "black_ratio": float((thumbnail < 8).mean()),
+        "white_ratio": float((thumbnail > 247).mean()),
         "corner_mean": float(np.mean(corners)),
         "sharpness": float(np.abs(np.diff(brightness, axis=1)).mean()),
     }  # fmt: skip
