@@ -33,6 +33,8 @@ class EnsembleModule(BaseModule):
             a fitted voter (voter.json), which must have been fitted for these members.
         one_at_a_time: keep only one member at a time on the device; the others stay in their
             files, which the operating system reads again as memory allows.
+        channels_last: store weights in the memory format that GPUs with tensor cores prefer.
+        compile: compile each member at its first batch.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class EnsembleModule(BaseModule):
         members: list[str],
         voter: str = "soft",
         one_at_a_time: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.class_names = class_names
@@ -53,7 +57,10 @@ class EnsembleModule(BaseModule):
         self.ensemble = self._load_voter(voter)
         self.member_preprocesses = [block.preprocess for block in self.blocks]
         self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
-        modules = [module for module, _ in loaded]
+        layout = torch.channels_last if channels_last else torch.preserve_format
+        modules = [module.to(memory_format=layout) for module, _ in loaded]
+        for module in modules if compile else []:
+            module.compile()
         #: members that are no submodules, so that they do not move to the device together
         self.offloaded = modules if one_at_a_time else []
         self.members = nn.ModuleList([] if one_at_a_time else modules)

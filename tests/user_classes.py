@@ -6,10 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_modules import ImageClassifier
-from lightning_modules.checkpoints import register
 
 
-@register
 class ScaledClassifier(ImageClassifier):
     """An ImageClassifier that doubles its logits."""
 

@@ -121,7 +121,9 @@ class ConsiliumCLI(LightningCLI):
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
         parser.link_arguments("data.init_args.preprocess.size", "model.init_args.image_size")
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             help_text = "also evaluate the best epoch on the test split"
@@ -174,12 +176,8 @@ class ConsiliumCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command; running out of memory and signals become exceptions of ours."""
         folder, accumulate = self.trainer.default_root_dir, self.trainer.accumulate_grad_batches
-
-        def sizes() -> tuple[int, int, str]:
-            return self.datamodule.batch_size, accumulate, folder
-
         with (
-            raise_out_of_memory(sizes),
+            raise_out_of_memory(self.datamodule.batch_size, accumulate, folder),
             raise_run_stopped(Path(folder), subcommand),
             close_loggers(self.trainer.loggers),
         ):

@@ -80,7 +80,8 @@ def check_setting_groups(config: Namespace, files: Sequence[Path] = ()) -> None:
     """
     for item in (config.model, config.data, *_as_list(config.trainer.callbacks)):
         hints = argument_types(_class(item.class_path))
-        for name, values in vars(item.get("init_args", Namespace())).items():
+        arguments = vars(item.init_args) if "init_args" in item else {}
+        for name, values in arguments.items():
             try:
                 _create_group(hints.get(name), values)
             except ValueError as error:
@@ -115,14 +116,14 @@ def default_checkpoint(run: Path, configs: Iterable[object]) -> Path:
 
 
 @contextmanager
-def raise_out_of_memory(sizes: Callable[[], tuple[int, int, str]]) -> Iterator[None]:
-    """Turns an allocator's error into OutOfMemory; `sizes`: batch size, accumulation, folder."""
+def raise_out_of_memory(batch_size: int, accumulate: int, run: str) -> Iterator[None]:
+    """Turns an allocator's error into OutOfMemory."""
     try:
         yield
     except RuntimeError as error:
         if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
             raise
-        raise OutOfMemory(*sizes()) from error
+        raise OutOfMemory(batch_size, accumulate, run) from error
 
 
 def run_with_smaller_batches(run: Callable[[list[str]], object], args: list[str]) -> None:

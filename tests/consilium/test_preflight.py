@@ -64,8 +64,5 @@ def test_auto_batch_ends_at_one_image_per_batch() -> None:
 
 
 def test_other_runtime_errors_are_unchanged() -> None:
-    with (
-        pytest.raises(RuntimeError, match="shapes differ"),
-        raise_out_of_memory(lambda: (8, 1, "")),
-    ):
+    with pytest.raises(RuntimeError, match="shapes differ"), raise_out_of_memory(8, 1, ""):
         raise RuntimeError("shapes differ")
