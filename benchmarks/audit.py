@@ -125,7 +125,7 @@ def stack_thumbnails(images: list[np.ndarray]) -> Thumbnails:
         pixels[index, : len(thumbnails)] = thumbnails
     sides = np.array([min(image.shape[:2]) for image in images])
     is_square = np.array([image.shape[0] == image.shape[1] for image in images])
-    return Thumbnails(pixels, sides, is_square, np.arange(len(images)))
+    return Thumbnails(pixels, np.arange(len(images)), sides, is_square)
 
 
 def measure_audit_in_process(count: int) -> None:

@@ -26,8 +26,8 @@ from evaluation.files import write_bytes
 from evaluation.stats.estimate import Estimate, ratio_estimate
 from lightning_modules import ImageClassifier, checkpoints, packing
 from lightning_modules.pruning import measure
-from lightning_modules.pruning.search import PruningTarget, choose_structure
-from lightning_modules.pruning.structure import pruned_copy, total_macs
+from lightning_modules.pruning.search import PruningTarget, choose_structure, remaining_macs
+from lightning_modules.pruning.structure import layer_costs, pruned_copy
 
 DENSITY = 0.25
 CLASS_NAMES = ["normal", "tuberculosis", "pneumonia", "covid"]
@@ -126,7 +126,9 @@ def prune(args: argparse.Namespace, cost_power: float = 0.5) -> tuple[nn.Module,
     losses = random_losses(net, args)
     structure = choose_structure(net, two_images, args.backbone, target, losses)
     pruned = pruned_copy(net, structure)
-    ratio = total_macs(pruned, two_images) / total_macs(net, two_images)
+    costs = (layer_costs(model, two_images) for model in (pruned, net))
+    macs, dense_macs = (remaining_macs({}, of_model) for of_model in costs)
+    ratio = macs / dense_macs
     print(f"channels rounded to {args.round_to}: {ratio:.3f} of the MACs remain")
     return net.to(args.device), pruned.to(args.device), image
 

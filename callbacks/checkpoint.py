@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")
-UNLIMITED = 1_000_000  # epochs; a config's early_stopping sets fewer
 
 
 class BestAndLastCheckpoint(ModelCheckpoint):
@@ -47,10 +46,7 @@ class BestAndLastCheckpoint(ModelCheckpoint):
             self.restores_best = trainer.strategy.broadcast(has_best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best epoch, with paths in the current run folder.
-
-        Lightning discards it if the path of the folder is spelled differently.
-        """
+        """Restores the best epoch, which Lightning discards if the folder's path has changed."""
         if self.restores_best:
             paths = {key: self._path_here(state_dict[key]) for key in PATH_KEYS}
             best = {self._path_here(p): x for p, x in state_dict["best_k_models"].items()}
@@ -81,18 +77,15 @@ class BestAndLastCheckpoint(ModelCheckpoint):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping after which a resumed fit trains no further epoch.
-
-    Lightning restores the number of epochs without improvement and then trains one more epoch, so
-    that a fit that was killed after its last epoch would end with other weights.
+    """Early stopping that trains no further epoch in a resumed fit; Lightning's would train one.
 
     Args:
         monitor: metric that must improve.
-        patience: number of validations without improvement after which the fit stops.
+        patience: validations without improvement after which the fit stops; by default never.
         **kwargs: further arguments of Lightning's EarlyStopping.
     """
 
-    def __init__(self, monitor: str = "val/loss", patience: int = UNLIMITED, **kwargs: Any) -> None:
+    def __init__(self, monitor: str = "val/loss", patience: int = 1_000_000, **kwargs: Any) -> None:
         super().__init__(monitor, patience=patience, **kwargs)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -104,8 +97,8 @@ class ResumableEarlyStopping(EarlyStopping):
 class StepSeeding(L.Callback):
     """Seeds torch, numpy and random before a step by (seed, step in the epoch, epoch, process).
 
-    The random numbers of a step (dropout, Mixup) then depend neither on state that a checkpoint
-    would have to store nor on earlier random numbers. The seed is that of `seed_everything`.
+    The random numbers of a step (dropout, Mixup) then depend on no state that a checkpoint would
+    have to store. The seed is that of `seed_everything`.
     """
 
     def on_train_batch_start(

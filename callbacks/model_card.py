@@ -50,7 +50,6 @@ print("class", block.class_names[saliency.classes[0]], "map", saliency.maps[0].s
 """
 TIMM_EXAMPLE = """\
 import json
-from contextlib import suppress
 
 import timm
 import torch
@@ -66,14 +65,7 @@ print(net.eval()(torch.zeros(1, 3, size, size)).shape)
 
 
 class ModelCard(L.Callback):
-    """Writes README.md, model.safetensors and model.json after the test of a single model.
-
-    Args:
-        weights: whether to write model.safetensors and model.json.
-    """
-
-    def __init__(self, weights: bool = True) -> None:
-        self.weights = weights
+    """Writes README.md, model.safetensors and model.json after the test of a single model."""
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Writes the files after a test that did not fail, when its results are written."""
@@ -83,11 +75,10 @@ class ModelCard(L.Callback):
         if data is None or not trainer.is_global_zero:
             return
         model = describe(pl_module, data.preprocess.to_dict())
-        if self.weights:
-            state = {name: tensor.detach().cpu().contiguous().clone()
-                     for name, tensor in pl_module.net.state_dict().items()}  # fmt: skip
-            write_bytes(folder / "model.safetensors", to_safetensors(state))
-            write_json(folder / "model.json", model)
+        state = {name: tensor.detach().cpu().contiguous().clone()
+                 for name, tensor in pl_module.net.state_dict().items()}  # fmt: skip
+        write_bytes(folder / "model.safetensors", to_safetensors(state))
+        write_json(folder / "model.json", model)
         file = folder / "results.json"
         results = read_results(file) if file.is_file() else None
         write_text(folder / "README.md", readme(folder, model, results))
@@ -148,11 +139,10 @@ def _examples(folder: Path, model: dict[str, Any], has_checkpoint: bool) -> list
     if has_checkpoint:
         parts += ["In this folder, with Consilium installed and the path of an image as argument:",
                   f"```python\n{LOAD_EXAMPLE}```"]  # fmt: skip
-    has_weights = (folder / "model.json").exists() and model["timm"] and model["outputs"]
-    if has_weights and not model["structure"]:
-        outputs = "outputs are logits"
-        if model["head"] == "sigmoid":
-            outputs = "the output is the logit of the second class"
+    fits_timm = model["timm"] and model["outputs"] and not model["structure"]
+    if fits_timm and (folder / "model.json").exists():
+        single = "the output is the logit of the second class"
+        outputs = single if model["head"] == "sigmoid" else "outputs are logits"
         parts += [f"With timm alone; images must be preprocessed as above, and {outputs}:",
                   f"```python\n{TIMM_EXAMPLE}```"]  # fmt: skip
     return ["## Usage", *parts] if parts else []

@@ -10,20 +10,21 @@ import torch
 
 from callbacks.wandb_logger import log_image
 from callbacks.weights import averages
+from datamodules.dataset import ImageDataset, normalize_batch
 from evaluation.files import write_bytes
 from evaluation.plots import maps
 from evaluation.plots.maps import Panel
 from evaluation.reports.html import render_png
 from evaluation.reports.run import hashed_id
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.freezing import require
 
 
 class SaliencyMaps(L.Callback):
     """Writes saliency_maps/epoch-NNN.png: images, predictions and maps of the true class.
 
-    The images are preprocessed validation images, taken from each class in turn. Predictions and
-    maps are of the validated weights: the averaged ones if weights are averaged. Loggers of W&B
-    and TensorBoard get the same plot with a code in place of each id.
+    The validation images are from each class in turn. Predictions and maps are of the validated
+    weights, which may be averages. W&B and TensorBoard get the plot with a code for each id.
 
     Args:
         every_n_epochs: number of epochs from one plot to the next; the last of max_epochs is
@@ -36,9 +37,8 @@ class SaliencyMaps(L.Callback):
         self, every_n_epochs: int = 1, num_images: int = 6, method: str = "GradCAM"
     ) -> None:
         self.every_n_epochs, self.num_images, self.method = every_n_epochs, num_images, method
-        for name in ("every_n_epochs", "num_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        require("every_n_epochs", every_n_epochs, every_n_epochs >= 1, "at least 1")
+        require("num_images", num_images, num_images >= 1, "at least 1")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Selects the images."""
@@ -48,12 +48,12 @@ class SaliencyMaps(L.Callback):
         if not trainer.is_global_zero:
             return
         datamodule = pl_module.datamodule
-        dataset = datamodule.val_dataloader().dataset
         rows, table = datamodule.rows("val"), datamodule.manifest.table
         positions = balanced_positions(table["label"].to_numpy()[rows], self.num_images)
-        samples = [dataset[0, position] for position in positions]
-        self.images = torch.stack([sample["image"] for sample in samples])
-        self.labels = [int(sample["label"]) for sample in samples]
+        views = {"": datamodule.preprocess}
+        dataset = ImageDataset(datamodule.manifest, rows, views, {})
+        batch = normalize_batch(dataset.__getitems__([(0, i) for i in positions]), views)
+        self.images, self.labels = batch["image"], batch["label"].tolist()
         self.ids = [str(table["id"].iloc[rows[position]]) for position in positions]
         # an error for an unknown method or an unsupported network before anything is trained
         pl_module.explainer(self.images.shape[-1], self.method)
@@ -61,9 +61,9 @@ class SaliencyMaps(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Plots the images of an epoch."""
         epoch = trainer.current_epoch
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        if epoch % self.every_n_epochs and epoch + 1 != trainer.max_epochs:
+        is_due = epoch % self.every_n_epochs == 0 or epoch + 1 == trainer.max_epochs
+        is_epoch_of_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if not (is_due and is_epoch_of_fit and trainer.is_global_zero):
             return
         # averaged weights were validated and are saved, but are no longer in the module here
         module = next((average.module for average in averages(trainer)), pl_module)
@@ -81,10 +81,8 @@ class SaliencyMaps(L.Callback):
         explainer = module.explainer(self.images.shape[-1], self.method)
         explained = explainer(self.images.to(next(module.parameters()).device), self.labels)
         probabilities = torch.from_numpy(explained.logits).softmax(dim=1).numpy()
-        names, parts = (
-            module.class_names,
-            zip(self.labels, probabilities, explained.maps, strict=True),
-        )
+        names = module.class_names
+        parts = zip(self.labels, probabilities, explained.maps, strict=True)
         return [Panel(names[label], f"predicted {names[p.argmax()]} {p.max():.2f}", saliency)
                 for label, p, saliency in parts]  # fmt: skip
 

@@ -28,8 +28,8 @@ WANDB_FOLDER, RUN_ID_FILE = "wandb", "wandb/run-id"
 class WandbLogger(Logger):
     """One W&B run per run folder, stored there and uploaded later by `wandb sync`, or at once.
 
-    The metrics of an epoch are one row. Patients, other attributes, ids and notes are not sent:
-    tables have classes, probabilities and a code for each id, which may name a patient.
+    Patients, other attributes, ids and notes are not sent: tables have classes, probabilities and
+    a code for each id, which may name a patient.
 
     Args:
         project: W&B project.
@@ -80,10 +80,7 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Adds to the row of the epoch in `metrics`, or to the latest row.
-
-        The metrics of a test belong to no epoch; the summary has them with intervals.
-        """
+        """Adds to the row of the epoch in `metrics`, or to the latest row; a test has no epoch."""
         steps = {} if step is None else {"trainer/global_step": step}
         if "epoch" not in metrics:
             self.experiment.log({**metrics, **steps}, commit=False)
@@ -147,11 +144,10 @@ class WandbLogger(Logger):
 
 def group_and_name(folder: Path) -> tuple[str | None, str]:
     """The experiment that a run folder belongs to, or None, and the run's name within it."""
-    folder = folder.absolute()
-    parent = folder.parent
+    parent, name = folder.absolute().parent, folder.absolute().name
     if parent.name == "members":
-        return parent.parent.name, folder.name
-    return (parent.name if (parent / "members").is_dir() else None), folder.name
+        return parent.parent.name, name
+    return (parent.name if (parent / "members").is_dir() else None), name
 
 
 def set_run_folder(loggers: Iterable[object], folder: str, job_type: str) -> None:

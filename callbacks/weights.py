@@ -17,8 +17,8 @@ from lightning_modules.classifier import ImageClassifier
 class EMA(EMAWeightAveraging):
     """Validates and saves an exponential moving average of the weights.
 
-    Unlike Lightning's callback it drops the average after a fit, so that a later validation or
-    test in the same process uses the weights of its checkpoint.
+    Unlike Lightning's callback it drops the average after a fit: a later test in the same process
+    uses the weights of its checkpoint.
 
     Args:
         decay: fraction of the old average that remains after each optimizer step.
@@ -62,8 +62,8 @@ class WarmStart(L.Callback):
         structure = content.get(checkpoints.KEY, {}).get("structure")
         for module in (pl_module, *(a.module for a in averages(trainer))) if structure else ():
             if not isinstance(module, ImageClassifier):
-                raise ValueError(f"{path}: its channels are pruned, which "
-                                 f"{type(module).__name__} does not support")  # fmt: skip
+                kind = type(module).__name__
+                raise ValueError(f"{path}: its channels are pruned, which {kind} does not support")
             module.apply_structure(structure)
         load_weights(path, content, trainer, pl_module)
 
@@ -78,8 +78,8 @@ class TrainableSummary(L.Callback):
         table = Table("part", box=None, pad_edge=False)
         for title in ("parameters", "trains from epoch", "largest lr"):
             table.add_column(title, justify="right")
-        rows = pl_module.fine_tuning.summary(pl_module.net, pl_module.optimizer.lr)
-        for part, size, epoch, lr in rows:
+        summary = pl_module.fine_tuning.summary(pl_module.net, pl_module.optimizer.lr)
+        for part, size, epoch, lr in summary:
             table.add_row(part, f"{size:,}", "never" if epoch is None else str(epoch), f"{lr:g}")
         Console().print(table)
 
@@ -93,8 +93,6 @@ def averages(trainer: L.Trainer) -> list[AveragedModel]:
 def read_weights(path: Path, trainer: L.Trainer) -> dict[str, Any]:
     """The content of a checkpoint, whose weights must be of the trainer's manifest and classes."""
     content = checkpoints.read_content(path)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise checkpoints.CheckpointError(f"{path}: contains no weights (no 'state_dict')")
     datamodule, block = vars(trainer).get("datamodule"), content.get(checkpoints.KEY, {})
     if isinstance(datamodule, ImageDataModule):
         if block.get("manifest_digest") != datamodule.manifest.digest():
@@ -109,10 +107,7 @@ def read_weights(path: Path, trainer: L.Trainer) -> dict[str, Any]:
 def load_weights(
     path: Path, content: dict[str, Any], trainer: L.Trainer, module: L.LightningModule
 ) -> None:
-    """Loads the content of a checkpoint into the module and its averages, which start again.
-
-    The module records the training samples of the checkpoint, to refuse them in a later test.
-    """
+    """Loads a checkpoint and its training ids into the module; its averages start again from it."""
     train_ids = content.get(checkpoints.KEY, {}).get("train_ids")
     if isinstance(module, ImageClassifier) and train_ids is not None:
         module.initial_train_ids = train_ids

@@ -30,7 +30,6 @@ from lightning_modules.base import BaseModule
 from lightning_modules.model_info import count_parameters, zero_fraction
 
 HISTORY_FILE = "history.csv"
-PREDICTIONS_FOLDER = "predictions"
 SHOWN_METRICS = ("train/loss", "val/loss", "val/accuracy")
 
 
@@ -79,10 +78,9 @@ class HistoryWriter(L.Callback):
         """Writes the row of the epoch."""
         if not trainer.is_global_zero:
             return
-        seconds = round(time.monotonic() - self.epoch_start, 3)
         rates = [group["lr"] for optim in trainer.optimizers for group in optim.param_groups]
         epoch, step = trainer.current_epoch, trainer.global_step
-        timing = {"lr": max(rates), "seconds": seconds}
+        timing = {"lr": max(rates), "seconds": round(time.monotonic() - self.epoch_start, 3)}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()
                    if self.is_validated or not name.startswith("val/")}  # fmt: skip
         self.rows.append({"epoch": epoch, "step": step, **timing, **metrics})
@@ -113,7 +111,7 @@ class PredictionWriter(L.Callback):
             print(f"predictions: {folder / split}.parquet")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> Path:
-        folder = Path(trainer.default_root_dir) / PREDICTIONS_FOLDER
+        folder = Path(trainer.default_root_dir) / "predictions"
         for name, table in _tables(trainer, module, split).items():
             table.write(folder / (f"{split}/{name}.parquet" if name else f"{split}.parquet"))
         return folder

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -34,9 +34,9 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def resolve_references(folder: Path, value: object) -> object:
-    """A setting in which paths of YAML files, relative to `folder`, are replaced by their content.
+    """A setting with paths of YAML files replaced by their content, in those files as well.
 
-    References in those files are resolved as well, relative to the file that contains them.
+    A path is relative to `folder`, or to the file that contains it.
     """
     if isinstance(value, dict):
         return {key: resolve_references(folder, item) for key, item in value.items()}
@@ -60,19 +60,14 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-NOISE = (  # lines that list every type tried, or repeat the input
-    "Does not validate",
-    "Subtypes:",
-    "Errors:",
-    "Expected a <class 'NoneType'>",
-    "Given value",
-)
+# lines that list every type tried, or repeat the input
+NOISE = (
+    "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value",
+)  # fmt: skip
 MAX_LINE = 400  # characters
-UNKNOWN_KEY = re.compile(
-    r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.+]+)'"
-    r"|Option '(?P<option>[\w.+]+)' is not accepted"
-    r"|Subcommand '\w+' does not accept option '(?P<argument>[\w.+]+)'"
-    r"|[Uu]nrecognized arguments: --(?P<flag>[\w.+]+)"
+UNKNOWN_KEY = re.compile(  # the groups of a match, joined by dots, are the key
+    r"(?:Group '([\w.]+)'|Subcommand '\w+') does not accept option '([\w.+]+)'"
+    r"|Option '([\w.+]+)' is not accepted|[Uu]nrecognized arguments: --([\w.+]+)"
 )
 UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 MISSING_FILE = re.compile(r"Expected a path but (\S+) either not accessible")
@@ -82,13 +77,10 @@ CLASS_PATH = re.compile(r"Problem with given class_path '([\w.]+)'")
 PARSER_KEY = re.compile(r'Parser key "([\w.+]+)"')
 
 
-def explain_parser_error(message: str, files: Sequence[Path], keys: Iterable[str] = ()) -> str:
+def explain_parser_error(message: str, files: Sequence[Path], keys: Iterable[str]) -> str:
     """One line for an error of jsonargparse that names the file and the key where known.
 
-    Args:
-        message: of the error.
-        files: the config files in the order in which they were parsed.
-        keys: dotted keys that are allowed at the top level.
+    `files` are the config files in the order of parsing, `keys` the allowed dotted keys.
     """
     if match := UNKNOWN_KEY.search(message):
         return _unknown_key(match, files, list(keys))
@@ -128,43 +120,40 @@ def suggestion(name: str, allowed: Sequence[str]) -> str:
 
 def class_keys(class_path: str) -> list[str]:
     """Dotted names of a class's constructor arguments, those of nested dataclasses included."""
-    module, _, name = class_path.rpartition(".")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(getattr(import_module(module), name))
+    parser.add_class_arguments(resolve_name(class_path))
     return list(parser.get_defaults().keys())
 
 
-def find_key(file: Path, key: str, value: str | None = None) -> Path | None:
-    """The file in which `key` (with `value`, if given) is set: `file`, or one that it refers to."""
-    return _find(file, read_yaml(file), key, value) if file.is_file() else None
-
-
 def source_file(files: Sequence[Path], key: str, value: str | None = None) -> str:
-    """The last of the files that sets a key, or `command line`."""
+    """The last of the files that sets a key (to `value`, if given), or `command line`."""
     last = key.removesuffix("+").split(".")[-1]
-    sources = (find_key(file, last, value) for file in reversed(files))
-    return str(next((file for file in sources if file), "command line"))
+    for file in reversed(files):
+        content = read_yaml(file) if file.is_file() else None
+        if source := _find_key(file, content, last, value):
+            return str(source)
+    return "command line"
 
 
-def _find(file: Path, content: object, key: str, value: str | None) -> Path | None:
+def _find_key(file: Path, content: object, key: str, value: str | None) -> Path | None:
+    """The file in which the key is set: `file` with this content, or one that it refers to."""
+    if is_reference(content):
+        file = file.parent / str(content)
+        content = read_yaml(file) if file.is_file() else None
     if isinstance(content, list):
         content = dict(enumerate(content))
     if not isinstance(content, dict):
         return None
     for name, item in content.items():
-        names = str(name).removesuffix("+").split(".")
-        if key in names and value in (None, str(item)):
+        if key in str(name).removesuffix("+").split(".") and value in (None, str(item)):
             return file
-        nested = find_key(file.parent / item, key, value) if is_reference(item) else None
-        if nested := nested or _find(file, item, key, value):
-            return nested
+        if source := _find_key(file, item, key, value):
+            return source
     return None
 
 
 def _unknown_key(match: re.Match[str], files: Sequence[Path], keys: list[str]) -> str:
-    parts = match.groupdict()
-    key = parts["option"] or parts["argument"] or parts["flag"]
-    key = key or f"{parts['group']}.{parts['key']}"
+    key = ".".join(filter(None, match.groups()))
     class_paths = CLASS_PATH.findall(match.string[: match.start()])
     allowed = class_keys(class_paths[-1]) if class_paths else keys
     owner = f" of {class_paths[-1]}" if class_paths else ""
@@ -172,18 +161,18 @@ def _unknown_key(match: re.Match[str], files: Sequence[Path], keys: list[str]) -
     return f"{file}: unknown key {key!r}{owner}{suggestion(key, allowed)}"
 
 
-def _unknown_segment(key: str, allowed: Iterable[str]) -> str:
+def _unknown_segment(key: str, allowed: Sequence[str]) -> str:
     """The first segment of a dotted key that no allowed key has at its place."""
-    segments, known = key.split("."), [name.split(".") for name in allowed]
+    segments = key.split(".")
     for length, segment in enumerate(segments, 1):
-        if not any(name[:length] == segments[:length] for name in known):
+        if not any(name.split(".")[:length] == segments[:length] for name in allowed):
             return segment
     return segments[-1]
 
 
 def _unknown_class(module: str, name: str, files: Sequence[Path]) -> str:
-    content = vars(import_module(module))
-    classes = [item for item, value in content.items() if isinstance(value, type)]
+    members = vars(resolve_name(module))
+    classes = [item for item, value in members.items() if isinstance(value, type)]
     file = source_file(files, "class_path", f"{module}.{name}")
     return f"{file}: no class {name!r} in {module}{suggestion(name, classes)}"
 

@@ -16,10 +16,7 @@ AugmentArgs = dict[str, float]
 
 
 class Augment:
-    """A policy of ``AUGMENTATIONS`` as a function of pixels and (seed, epoch, index).
-
-    ``args`` replace defaults of the policy; ``crop`` is the side of a random crop before it.
-    """
+    """A policy as a function of pixels and (seed, epoch, index); random crops to ``crop`` first."""
 
     def __init__(
         self, policy: str, args: AugmentArgs | None = None, crop: int | None = None
@@ -27,8 +24,7 @@ class Augment:
         if policy not in AUGMENTATIONS:
             raise ValueError(f"augment is {policy!r}; allowed are {sorted(AUGMENTATIONS)}")
         defaults = AUGMENTATIONS[policy].defaults
-        unknown = sorted(set(args or {}) - set(defaults))
-        if unknown:
+        if unknown := sorted(set(args or {}) - set(defaults)):
             raise ValueError(f"augment_args has {unknown}; {policy!r} allows {sorted(defaults)}")
         self.policy, self.args = policy, defaults | (args or {})
         self._gray, self._color = self._compose(False, crop), self._compose(True, crop)

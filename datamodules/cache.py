@@ -78,22 +78,18 @@ def open_store(paths: list[str], preprocess: Preprocess, root: Path) -> PixelSto
     key = "\n".join([*parts, *sorted(set(hashes.values()))])
     folder = root / hashlib.sha256(key.encode()).hexdigest()[:24]
     read_store = partial(_read_store, folder, preprocess.side, hashes)
-    store = read_store()
-    if store is not None:
+    if (store := read_store()) is not None:
         return store
-    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
     try:
-        _build_store(temporary, hashes, preprocess)
-        if folder.exists() and read_store() is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=root) as name:
+            _build_store(Path(name), hashes, preprocess)
+            if folder.exists() and read_store() is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            Path(name).replace(folder)
     except OSError:
         if read_store() is None:  # else another process was faster
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    store = read_store()
-    if store is None:
+    if (store := read_store()) is None:
         raise OSError(f"{folder}: the store is incomplete after it was built")
     return store
 
@@ -116,10 +112,7 @@ def clear_stores(root: Path) -> int:
 
 
 def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
-    """SHA-256 of each file, followed by the frame number of its path.
-
-    A file with the same size, times and inode as in ``root/hashes.json`` is not read again.
-    """
+    """SHA-256 of each file and its frame number; of unchanged files from ``root/hashes.json``."""
     memo_path = root / "hashes.json"
     memo = json.loads(memo_path.read_text()) if memo_path.is_file() else {}
     frames = {path: split_frame_number(path) for path in paths}

@@ -15,14 +15,7 @@ from torch.utils.data import Sampler
 from datamodules import cache
 from datamodules.audit.audit import find_leaks_without_decoding
 from datamodules.augment import Augment
-from datamodules.dataset import (
-    Batch,
-    ImageDataset,
-    LazyDataLoader,
-    identity,
-    normalize_batch,
-    use_one_thread,
-)
+from datamodules.dataset import Batch, ImageDataset, LazyDataLoader, identity, normalize_batch
 from datamodules.images import find_unreadable
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
@@ -44,26 +37,21 @@ PREPROCESS, BALANCE, FOLD = Preprocess(), Balance(), Fold()
 class ImageDataModule(LightningDataModule):
     """Batches ``{"image": float32 (B,3,H,W), "label": int64 (B,), "index": int64 (B,)}``.
 
-    ``index`` is the row number in ``manifest.table``. If the LightningModule is an ensemble (it has
-    ``member_preprocesses``), ``"image"`` of evaluation batches is a dict with one tensor for each
-    distinct Preprocess, by its name. Under a trainer, loaders return uint8 images, which are
-    normalized on the device.
+    ``index`` is the row number in ``manifest.table``. For an ensemble (``member_preprocesses``),
+    ``"image"`` of evaluation batches is a dict with one tensor for each distinct Preprocess, by its
+    name. Under a trainer, loaders return uint8 images, which are normalized on the device.
 
     Args:
         source: Where images, labels, patients and splits come from.
         class_names: The name of each label, in order; they must match the names in the files.
         preprocess: Size, fit, CLAHE and normalization of every image.
-        augment: Name of the augmentation policy for training images: none, fracture, retina, mura,
-            chest or gradcam.
-        augment_args: Settings of the policy that differ from its defaults, such as
-            ``{rotate: 10.0}``.
+        augment: Policy for training images: none, fracture, retina, mura, chest or gradcam.
+        augment_args: Changes of the policy's defaults, such as ``{rotate: 10.0}``.
         batch_size: Number of images per batch and process.
         num_workers: Number of loader processes; null uses the number of cores, at most 8.
-        pin_memory: Whether batches are copied to page-locked memory, as in torch; null means only
-            if there is a GPU.
+        pin_memory: As in torch: use page-locked memory; null means only if there is a GPU.
         prefetch_factor: Number of batches that each worker loads in advance, as in torch.
-        cache_dir: Folder for a cache of preprocessed pixels, such as ``data/cache``; null decodes
-            every file in every epoch.
+        cache_dir: Folder for preprocessed pixels, such as ``data/cache``; null decodes each epoch.
         seed: Seed of the order of training samples and of the augmentation.
         balance: Class weights, sampler and maximum per class, for rare classes.
         corrupt: ``raise`` stops at a file that cannot be read; ``skip`` tries all files first and
@@ -75,8 +63,6 @@ class ImageDataModule(LightningDataModule):
             with a note in every report; by default this is an error.
         fold: The fold of a cross-validation by patient.
     """
-
-    class_weights: list[float] | None
 
     def __init__(
         self,
@@ -109,9 +95,9 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers if num_workers is not None else min(8, cores)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.prefetch_factor, self.cache_dir, self.corrupt = prefetch_factor, cache_dir, corrupt
-        self.balance, self.class_weights = balance, None
         self.exclude, self.allow_leaks, self.fold = exclude, allow_leaks, fold
-        self.views = {"": preprocess}  # of evaluation batches
+        self.balance, self.views = balance, {"": preprocess}  # views of evaluation batches
+        self.class_weights: list[float] | None = None
         self._manifest: Manifest | None = None
         self._cached_paths: list[str] = []
 
@@ -132,18 +118,24 @@ class ImageDataModule(LightningDataModule):
             self._open_stores(check | self.views)
 
     def load_manifest(self) -> Manifest:
-        """The samples of the source without those of ``exclude``, in the splits of the fold."""
+        """The samples of the source in the splits of the fold, without those of ``exclude``.
+
+        At most ``balance.max_per_class`` per class, if that is the number in all splits.
+        """
         manifest = self.fold.apply(self.source.manifest(self.class_names))
-        if self.exclude is None:
-            return manifest
-        excluded = pd.read_csv(self.exclude, dtype=str)
+        if self.exclude is not None:
+            manifest = self._without_excluded(manifest, self.exclude)
+        return self.balance.limit_manifest(manifest)
+
+    def _without_excluded(self, manifest: Manifest, file: str) -> Manifest:
+        """The manifest without the ids of a CSV."""
+        excluded = pd.read_csv(file, dtype=str)
         if "id" not in excluded:
-            raise ValueError(f"exclude: {self.exclude} has no column 'id'; it has {list(excluded)}")
-        unknown = sorted(map(str, set(excluded["id"]) - set(manifest.table["id"])))
-        if unknown:
+            raise ValueError(f"exclude: {file} has no column 'id'; it has {list(excluded)}")
+        if unknown := sorted(map(str, set(excluded["id"]) - set(manifest.table["id"]))):
             message = f"{len(unknown)} ids that are not in the data: {unknown[:3]}"
-            raise ValueError(f"exclude: {self.exclude} has {message}")
-        return manifest.drop(set(excluded["id"]), f"excluded by {Path(self.exclude).name}")
+            raise ValueError(f"exclude: {file} has {message}")
+        return manifest.drop(set(excluded["id"]), f"excluded by {Path(file).name}")
 
     def setup(self, stage: str) -> None:
         """Reads the manifest once, and checks it for this stage."""
@@ -158,13 +150,11 @@ class ImageDataModule(LightningDataModule):
             if not len(self.rows(split)):
                 hint = "; set the source's fractions to take it from train" * (split != "train")
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no images{hint}")
-        if stage == "fit":
-            present = set(self._labels(self.rows("train")))
-            absent = [name for k, name in enumerate(self.class_names) if k not in present]
-            if absent:
-                raise ValueError(f"the split 'train' has no images of the classes {absent}")
-        if len(rows := self.rows("train")):
-            labels = self._labels(rows)
+        labels = self._labels(self.rows("train"))
+        absent = [name for k, name in enumerate(self.class_names) if k not in labels]
+        if stage == "fit" and absent:
+            raise ValueError(f"the split 'train' has no images of the classes {absent}")
+        if len(labels):
             self.class_weights = self.balance.compute_class_weights(labels, self.class_names)
         if stage == "fit" or self.allow_leaks:
             self._manifest = self._check_leaks(self._manifest)
@@ -178,16 +168,13 @@ class ImageDataModule(LightningDataModule):
         return self.balance.limit_rows(rows, self._labels(rows), ids)
 
     def train_dataloader(self) -> LazyDataLoader:
-        """Shuffled and augmented, as a function of seed, epoch and row number only.
-
-        A last batch of a single image, which breaks batch norm, is left out of the epoch.
-        """
-        rows = self.rows("train")
-        views = {"": self.preprocess}
+        """Shuffled and augmented, as a function of seed, epoch and row number only."""
+        rows, views = self.rows("train"), {"": self.preprocess}
         stores = self._open_stores(views)
         dataset = ImageDataset(self.manifest, rows, views, stores, self.augment, self.seed)
         labels, processes = self._labels(rows), self._rank_and_world_size()
         sampler = self.balance.make_sampler(labels, self.seed, *processes)
+        # a last batch of a single image would break batch norm
         is_single = len(sampler) % self.batch_size == 1 and len(sampler) > 1
         return self._loader(dataset, sampler, drop_last=is_single and self.batch_size > 1)
 
@@ -229,8 +216,6 @@ class ImageDataModule(LightningDataModule):
         paths = manifest.table["path"]
         stores = self._open_stores({"": self.preprocess})
         failures = stores[""].failures if stores else find_unreadable(paths.tolist())
-        if not failures:
-            return manifest
         ids = set(manifest.table.loc[paths.isin(set(failures)), "id"])
         return manifest.drop(ids, "skipped because they cannot be read")
 
@@ -261,12 +246,10 @@ class ImageDataModule(LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, sampler: Sampler[Any], drop_last: bool = False
     ) -> LazyDataLoader:
-        collate: Any = identity  # torch's type of collate_fn only allows lists of samples
-        prefetch = self.prefetch_factor if self.num_workers > 0 else None
         return LazyDataLoader(
             dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last,
             num_workers=self.num_workers, pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0, prefetch_factor=prefetch,
-            collate_fn=collate, worker_init_fn=use_one_thread,
-            transform=None if self.trainer else partial(normalize_batch, views=dataset.views),
+            persistent_workers=self.num_workers > 0,
+            prefetch_factor=self.prefetch_factor if self.num_workers > 0 else None,
+            transform=identity if self.trainer else partial(normalize_batch, views=dataset.views),
         )  # fmt: skip

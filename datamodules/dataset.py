@@ -44,12 +44,6 @@ class ImageDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        batch = normalize_batch(self.__getitems__([key]), self.views)
-        image = batch["image"]
-        single = {k: v[0] for k, v in image.items()} if isinstance(image, dict) else image[0]
-        return {"image": single, "label": int(batch["label"]), "index": int(batch["index"])}
-
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """A batch of uint8 images, a quarter of the size of floats; see ``normalize_batch``."""
         images: dict[str, list[np.ndarray]] = {name: [] for name in self.views}
@@ -76,15 +70,13 @@ class LazyDataLoader(DataLoader[Batch]):
     """A DataLoader that starts its workers at the first batch instead of at ``iter``.
 
     Lightning calls ``iter`` before it reads the epoch from a checkpoint; workers that start at
-    once would repeat the order of epoch 0. ``transform`` is applied to each batch in the main
-    process; None leaves it as uint8.
+    once would repeat the order of epoch 0. ``transform`` changes batches in the main process.
     """
 
-    def __init__(
-        self, *args: Any, transform: Callable[[Batch], Batch] | None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.transform = transform or identity
+    def __init__(self, *args: Any, transform: Callable[[Batch], Batch], **kwargs: Any) -> None:
+        options: dict[str, Any] = {"collate_fn": identity, "worker_init_fn": use_one_thread}
+        super().__init__(*args, **options | kwargs)
+        self.transform = transform
 
     def __iter__(self) -> AnyIterator:
         yield from map(self.transform, super().__iter__())
@@ -101,7 +93,7 @@ def normalize_batch(batch: Batch, views: dict[str, Preprocess]) -> Batch:
 
 
 def identity(batch: Batch) -> Batch:
-    """Returns the batch; used as ``collate_fn``, because the dataset already makes batches."""
+    """The batch as it is; the ``collate_fn``, because the dataset already makes batches."""
     return batch
 
 
@@ -111,11 +103,8 @@ def use_one_thread(worker_id: int) -> None:
 
 
 def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
-    """(B, C, H, W), in shared memory if this is a worker.
-
-    Gray images have one channel unless the batch contains a color image.
-    """
-    shape = (len(arrays), max(len(channels) for channels in arrays), *arrays[0].shape[1:])
+    """(B, C, H, W), in shared memory in a worker; C is 1 unless there is a color image."""
+    shape = (len(arrays), max(map(len, arrays)), *arrays[0].shape[1:])
     if get_worker_info() is None:
         batch = torch.empty(shape, dtype=torch.uint8)
     else:

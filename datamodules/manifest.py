@@ -88,9 +88,8 @@ def detect_delimiter(path: Path) -> str:
 def _check_rows(table: pd.DataFrame, top: int) -> None:
     if table.empty:
         raise ValueError("the manifest is empty; it needs one row per sample")
-    if repeated := table["id"][table["id"].duplicated()].tolist():
-        message = f"{len(repeated)} ids occur more than once in the manifest: {repeated[:3]}"
-        raise ValueError(message)
+    if copies := table["id"][table["id"].duplicated()].tolist():
+        raise ValueError(f"{len(copies)} ids occur more than once in the manifest: {copies[:3]}")
     if unknown := sorted(set(table["split"]) - set(SPLITS)):
         raise ValueError(f"the manifest has the splits {unknown}; allowed are {list(SPLITS)}")
     if wrong := sorted(set(table["label"]) - set(range(-1, top + 1))):

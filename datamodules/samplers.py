@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DistributedSampler, TensorDataset
 
+from datamodules.manifest import Manifest
+
 PLACEHOLDER = -1
 ClassWeights = Literal["none", "inverse", "sqrt", "effective"]
 
@@ -24,13 +26,15 @@ class Balance:
             computed weights over the training samples is 1.
         sampler: ``shuffled`` gives each sample once per epoch, ``weighted`` draws with replacement
             so that classes are equally likely, ``balanced`` gives each class equally often.
-        max_per_class: Maximum number of training samples per class; null uses all.
+        max_per_class: Maximum number of samples per class; null uses all.
+        limited_splits: Whether the maximum is that of ``train``, or of ``all`` splits together.
         beta: For ``effective``: at 0 all weights are equal, near 1 they equal ``inverse``.
     """
 
     class_weights: ClassWeights | list[float] = "none"
     sampler: Literal["shuffled", "weighted", "balanced"] = "shuffled"
     max_per_class: int | None = None
+    limited_splits: Literal["train", "all"] = "train"
     beta: float = 0.999
 
     def __post_init__(self) -> None:
@@ -64,6 +68,16 @@ class Balance:
         }[self.class_weights]
         return [float(w) for w in raw * counts.sum() / (raw * counts).sum()]
 
+    def limit_manifest(self, manifest: Manifest) -> Manifest:
+        """At most ``max_per_class`` samples per class of train, val and test together if asked."""
+        if self.limited_splits == "train":
+            return manifest
+        table = manifest.table[manifest.table["split"] != "predict"]
+        rows = np.arange(len(table))
+        remaining = self.limit_rows(rows, table["label"].to_numpy(), table["id"].tolist())
+        excess = set(table["id"].iloc[np.setdiff1d(rows, remaining)])
+        return manifest.drop(excess, f"left out, as max_per_class is {self.max_per_class}")
+
     def limit_rows(self, rows: np.ndarray, labels: np.ndarray, ids: list[str]) -> np.ndarray:
         """At most ``max_per_class`` rows per class, chosen by the hash of the id."""
         if self.max_per_class is None:
@@ -76,10 +90,8 @@ class Balance:
         self, labels: np.ndarray, seed: int, rank: int, world_size: int
     ) -> "ShuffledSampler":
         """The sampler of the training split in this process."""
-        if self.sampler == "shuffled":
-            return ShuffledSampler(len(labels), seed, rank, world_size)
-        sampler = WeightedSampler if self.sampler == "weighted" else BalancedSampler
-        return sampler(labels, seed, rank, world_size)
+        samplers = {"shuffled": ShuffledSampler, "weighted": WeightedSampler}
+        return samplers.get(self.sampler, BalancedSampler)(labels, seed, rank, world_size)
 
 
 class ShuffledSampler(DistributedSampler[tuple[int, int]]):
@@ -89,18 +101,20 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
     take turns along one common order; its beginning is repeated until all have the same length.
     """
 
-    def __init__(self, size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        positions = TensorDataset(torch.empty(size, 0))  # only its length is used
+    def __init__(
+        self, labels: np.ndarray, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        positions = TensorDataset(torch.empty(len(labels), 0))  # only its length is used
         super().__init__(positions, num_replicas=world_size, rank=rank, seed=seed)
-        self.size = size
+        self.labels = labels
 
-    def order(self, rng: np.random.Generator) -> np.ndarray:
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
         """The positions of an epoch; ``rng`` is the same in every process."""
-        return rng.permutation(self.size)
+        return rng.permutation(len(self.labels))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = np.resize(self.order(rng), self.total_size)
+        order = np.resize(self._order(rng), self.total_size)
         for position in order[self.rank :: self.num_replicas]:
             yield self.epoch, int(position)
 
@@ -108,26 +122,15 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
 class WeightedSampler(ShuffledSampler):
     """As many samples as there are, drawn with replacement, every class equally likely."""
 
-    def __init__(
-        self, labels: np.ndarray, seed: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        super().__init__(len(labels), seed, rank, world_size)
-        self.labels = labels
-
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The positions of an epoch; ``rng`` is the same in every process."""
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
         weights = 1 / np.bincount(self.labels)[self.labels]
         return rng.choice(len(weights), len(weights), p=weights / weights.sum())
 
 
 class BalancedSampler(WeightedSampler):
-    """As many samples as there are, every class equally often (up to one), in shuffled order.
+    """Every class equally often (up to one), in shuffled order, with as few repeats as possible."""
 
-    All samples of a class occur before one of them is repeated.
-    """
-
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The positions of an epoch; ``rng`` is the same in every process."""
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
         classes = rng.permutation(np.unique(self.labels))
         count, remainder = divmod(len(self.labels), len(classes))
         parts = []
@@ -142,14 +145,13 @@ class ExactSampler(DistributedSampler[tuple[int, int]]):
     """Every sample exactly once over all processes: rank r of w gets r, r + w, ...
 
     Yields ``(0, position)``; torch's own sampler would repeat samples to even out the processes.
-    A process without any sample gets the position ``PLACEHOLDER``, whose ``index`` is -1.
     """
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
         positions = TensorDataset(torch.empty(size, 0))  # only its length is used
         super().__init__(positions, num_replicas=world_size, rank=rank, shuffle=False)
         # Lightning skips the end of a loop on a process without a batch, and the other processes
-        # would wait for it forever: such a process gets a placeholder that is dropped afterwards
+        # would wait for it forever: it gets a placeholder with ``index`` -1, dropped afterwards
         self.positions = list(range(rank, size, world_size)) or [PLACEHOLDER]
 
     def __len__(self) -> int:

@@ -15,8 +15,7 @@ DERIVED_SPLITS = ("val", "test")  # can be cut from train
 class SplitFractions:
     """A split by patient; splits in the files stay, missing ones are taken from train.
 
-    The split of a patient depends on its name and the seed only, so it stays when patients are
-    added or removed. With ``stratified`` it depends on all patients.
+    The split of a patient depends on its name and the seed only; if stratified, on all patients.
 
     Args:
         val: Fraction of the patients for validation, if the files have no such split.
@@ -70,9 +69,8 @@ class SplitFractions:
 class Fold:
     """One fold of a cross-validation by patient: every patient is in the test split once.
 
-    Fold ``index`` is the test split, the next fold is val, all others are train. The splits of the
-    source are ignored, except ``predict``. The fold of a patient depends on its name and the seed
-    only.
+    Fold ``index`` is the test split, the next fold is val, all others are train; the split
+    ``predict`` stays. The fold of a patient depends on its name and the seed only.
 
     Args:
         index: The fold that is the test split, from 0.

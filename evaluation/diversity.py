@@ -70,10 +70,7 @@ def _coefficients(sums: np.ndarray, k: int) -> np.ndarray:
 def member_diversity(
     tables: Mapping[str, PredictionTable], draws: int = DRAWS, seed: int = 0
 ) -> tuple[dict[str, PairDiversity], Estimate]:
-    """Diversity of each two members, by their names joined with ' & ', and `agreement` of all.
-
-    Only labeled rows count.
-    """
+    """Diversity on labeled rows of each two members, `first & second`, and `agreement` of all."""
     labeled = align([table.labeled for table in tables.values()])
     labels, patients = labeled[0].labels, labeled[0].patients
     predictions = [table.predictions for table in labeled]

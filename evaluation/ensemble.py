@@ -47,15 +47,12 @@ Tables = Mapping[str, PredictionTable]
 
 @dataclass(frozen=True)
 class FittedVoters:
-    """Every voter fitted on validation, and the best single member, to which they are compared.
-
-    The best member is that of least validation NLL at its own temperature.
-    """
+    """Every voter fitted on validation, and the best single member, to which they are compared."""
 
     ensembles: dict[str, FittedEnsemble]  # by name of the voter
     not_fitted: dict[str, str]  # the reason, by name of the voter
     temperatures: dict[str, Temperature]  # of each member alone
-    best_member: str
+    best_member: str  # that of least validation NLL at its own temperature
     warnings: list[str] = field(default_factory=list)
 
 
@@ -83,10 +80,7 @@ class EnsemblePredictions:
 
 
 def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
-    """Fits every voter whose options are given, then its temperature, on validation tables.
-
-    Tables of the test split are refused.
-    """
+    """Fits every voter whose options are given, then its temperature; refuses test tables."""
     for table in val.values():
         refuse_test(table, "an ensemble")
     tables = dict(zip(val, align(list(val.values())), strict=True))
@@ -95,10 +89,9 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
         temperatures = {name: fit_temperature(table) for name, table in tables.items()}
         voters, not_fitted = _create_voters(list(tables.values()), options)
         ensembles = {name: _calibrate(voter, tables) for name, voter in voters.items()}
-    losses = [
-        calibration.nll(calibrate_table(t, temperatures[n])).mean() for n, t in tables.items()
-    ]
-    best_member = list(val)[int(np.argmin(losses))]
+    best_member = min(
+        tables, key=lambda n: calibration.nll(calibrate_table(tables[n], temperatures[n])).mean()
+    )
     messages = sorted({str(warning.message) for warning in caught})
     return FittedVoters(ensembles, not_fitted, temperatures, best_member, messages)
 
@@ -139,14 +132,14 @@ def calibrate_table(table: PredictionTable, temperature: Temperature) -> Predict
 
 def combine_members(ensemble: FittedEnsemble, tables: Sequence[PredictionTable]) -> PredictionTable:
     """The ensemble's prediction table; ValueError if the tables come from other members."""
-    return pool_tables(ensemble.voter, _members_of(ensemble, tables), ensemble.temperature)
+    return pool_tables(ensemble.voter, _members(ensemble, tables), ensemble.temperature)
 
 
 def ensemble_predictions(
     ensemble: FittedEnsemble, tables: Tables, level: tuple[Level, Rule] = BY_IMAGE
 ) -> EnsemblePredictions:
     """Tables of the ensemble and its members with one row per image, study or patient."""
-    members = _members_of(ensemble, list(tables.values()))
+    members = _members(ensemble, list(tables.values()))
     return EnsemblePredictions(
         ensemble.voter.name,
         {name: aggregate(table, *level) for name, table in tables.items()},
@@ -155,9 +148,7 @@ def ensemble_predictions(
     )
 
 
-def _members_of(
-    ensemble: FittedEnsemble, tables: Sequence[PredictionTable]
-) -> list[PredictionTable]:
+def _members(ensemble: FittedEnsemble, tables: Sequence[PredictionTable]) -> list[PredictionTable]:
     """The tables, aligned, in the ensemble's class order, verified to be of its members."""
     aligned = [in_class_order(table, ensemble.class_names) for table in align(tables)]
     for number, (table, required) in enumerate(zip(aligned, ensemble.members, strict=True), 1):
@@ -171,10 +162,7 @@ def evaluate_voters(
     fitted: FittedVoters, test: Tables, draws: int = DRAWS, seed: int = 0,
     level: tuple[Level, Rule] = BY_IMAGE,
 ) -> EvaluatedVoters:  # fmt: skip
-    """Metrics of members and voters on test, and differences of each voter to the best member.
-
-    Images are combined first, then the images of a study or patient by `level`.
-    """
+    """Metrics of members and voters on test, by `level`, and each voter minus the best member."""
     tables = dict(zip(test, align(list(test.values())), strict=True))
     members = {name: aggregate(table, *level) for name, table in tables.items()}
     voters = {
@@ -232,11 +220,10 @@ def most_disputed(tables: Sequence[PredictionTable], count: int = 12) -> list[tu
     """Ids of the images that members differ on most, with the label and each prediction."""
     first, members = tables[0], stacked_probabilities(tables)
     order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
-    names, images = first.class_names, []
+    names, images = [*first.class_names, "unknown"], []
     for row in order:
         predicted = ", ".join(f"{names[m.argmax()]} {m.max():.2f}" for m in members[:, row])
-        label = names[first.labels[row]] if first.labels[row] >= 0 else "unknown"
-        text = f"label: {label}; predicted: {predicted}"
+        text = f"label: {names[first.labels[row]]}; predicted: {predicted}"  # -1 is the last
         images.append((str(first.rows["id"].iloc[row]), text))
     return images
 
@@ -251,8 +238,7 @@ def check_test_tables(val: Tables, test: Tables) -> None:
             raise ValueError(f"{name}: --val is of weights {fitted}, --test of {evaluated}")
         if "val" in test[name].splits:
             raise ValueError(f"--test {name}: contains rows of split 'val'")
-        shared = set(val[name].rows["id"]) & set(test[name].rows["id"])
-        if shared:
+        if shared := set(val[name].rows["id"]) & set(test[name].rows["id"]):
             raise ValueError(f"--test {name}: {len(shared)} of its ids are in --val as well, for "
                              f"example {min(shared)!r}")  # fmt: skip
 
@@ -260,10 +246,7 @@ def check_test_tables(val: Tables, test: Tables) -> None:
 def save_voters(
     folder: Path, fitted: FittedVoters, evaluated: EvaluatedVoters, groups: Mapping[str, Estimates]
 ) -> None:
-    """Writes `voters/<name>/` for each fitted voter, then evaluation.json.
-
-    `groups`: metrics of the ensemble for each value of an attribute, empty without one.
-    """
+    """Writes `voters/<name>/` of each voter, then evaluation.json; `groups` may be empty."""
     for name, ensemble in fitted.ensembles.items():
         store.save(folder / "voters" / name, ensemble)
     content = {
@@ -278,10 +261,7 @@ def save_voters(
 def load_voters(
     folder: Path, tables: Tables
 ) -> tuple[FittedVoters, EvaluatedVoters, dict[str, Estimates]]:
-    """What `save_voters` wrote; `tables` are the members' predictions.
-
-    Voters that were fitted for other members or classes are refused.
-    """
+    """What `save_voters` wrote; refused unless fitted for the members and classes of `tables`."""
     content = read_json(folder / FILE)
     if content.get("version") != VERSION:
         raise ValueError(f"{folder / FILE}: version {content.get('version')!r}, not {VERSION}")

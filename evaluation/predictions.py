@@ -37,7 +37,7 @@ class PredictionTable:
     """Logits (n, K) of one model or ensemble for the samples of a split.
 
     `rows` has the columns id, label (-1 if unknown), split, patient, study and any attributes.
-    `pair_logits` are optional one-versus-one logits (n, K(K-1)/2) in the order (0, 1), (0, 2), ...
+    `pair_logits` are optional one-versus-one logits (n, K(K-1)/2) in the order of `class_pairs`.
     Numbers are rounded to float32, so that a table is the same before and after it was written.
     """
 
@@ -155,9 +155,8 @@ class PredictionTable:
         if len(invalid := labels[~labels.between(-1, last)]):
             row = f"label {invalid.iloc[0]} of id {ids[invalid.index[0]]!r}"
             raise ValueError(f"{row} is not in -1 (unknown) to {last}")
-        is_finite = np.isfinite(self.logits).all(axis=1)
-        if self.pair_logits is not None:
-            is_finite &= np.isfinite(self.pair_logits).all(axis=1)
+        pairs = self.logits[:, :0] if self.pair_logits is None else self.pair_logits
+        is_finite = np.isfinite(np.hstack([self.logits, pairs])).all(axis=1)
         if count := (~is_finite).sum():
             first = ids.iloc[int(is_finite.argmin())]
             raise ValueError(f"logits of id {first!r} are not finite ({count} such rows)")
@@ -193,13 +192,12 @@ def refuse_test(table: PredictionTable, what: str) -> None:
 def align(tables: Sequence[PredictionTable]) -> list[PredictionTable]:
     """The tables in the row order and class order of the first.
 
-    ValueError if a table has other classes or ids, or another label, patient, split or manifest
-    digest than the first.
+    ValueError if classes, ids, labels, patients, splits or the manifest digest differ.
     """
     if not tables:
         raise ValueError("no prediction table was given")
-    first = tables[0]
-    return [first, *(_align(table, first, at) for at, table in enumerate(tables[1:], start=2))]
+    first, *others = tables
+    return [first, *(_align(table, first, at) for at, table in enumerate(others, start=2))]
 
 
 def _align(table: PredictionTable, first: PredictionTable, at: int) -> PredictionTable:
@@ -263,10 +261,10 @@ def parse_level(text: str) -> tuple[Level, Rule]:
 def aggregate(table: PredictionTable, level: Level, rule: Rule = "mean") -> PredictionTable:
     """One row a study or patient, with its identifier as `id`; `image` returns the table itself.
 
-    `mean` averages the probabilities. `max` and `noisy_or` take the first class as "none": the
-    probability of another class is the largest of any image, or the probability that at least one
-    image shows it; the result is scaled to sum to 1. Images of a group must have the same label.
-    An attribute is empty if the images of the group differ in it.
+    `mean` averages the probabilities. For `max` and `noisy_or`, the first class is "none" and the
+    probability of another class is the largest of any image, or that of at least one image showing
+    it, scaled to sum to 1. Images of a group must have the same label; where they differ in an
+    attribute, it is empty.
     """
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is not among {RULES}")

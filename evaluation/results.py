@@ -18,21 +18,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Results:
-    """Metrics of one model on one split, and of the models that it was compared with.
-
-    `metrics` are the model's; `others` are the metrics of members, voters or experiments by name;
-    `measures` are numbers such as `latency_ratio_measured`, null if not measured; `gates` are
-    True for each gate that passed; `meta` is further plain data.
-    """
+    """Metrics of one model on one split, and of the models that it was compared with."""
 
     name: str
     split: str
     class_names: list[str]
     metrics: Estimates
-    others: dict[str, Estimates] = field(default_factory=dict)
-    measures: dict[str, float | None] = field(default_factory=dict)
-    gates: dict[str, bool] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, Estimates] = field(default_factory=dict)  # of members, voters, experiments
+    measures: dict[str, float | None] = field(default_factory=dict)  # null if not measured
+    gates: dict[str, bool] = field(default_factory=dict)  # whether each gate is passed
+    meta: dict[str, Any] = field(default_factory=dict)  # further plain data
 
 
 def collect_notes(tables: Iterable[PredictionTable]) -> list[str]:
@@ -71,8 +66,7 @@ def _check_estimates(estimates: Estimates, prefix: str = "") -> None:
     for name, e in estimates.items():
         for key, number in (("value", e.value), ("low", e.low), ("high", e.high)):
             if number is not None and not isfinite(number):
-                allowed = "it must be a finite number or null"
-                raise ValueError(f"{prefix}{name}: {key} is {number}; {allowed}")
+                raise ValueError(f"{prefix}{name}: {key} is {number}; it must be finite or null")
         if e.value is None and not e.reason:
             raise ValueError(f"{prefix}{name}: value is null without a reason")
 
@@ -84,10 +78,7 @@ def voters_folder(ensemble: Path) -> Path:
 
 
 def member_name(path: Path) -> str:
-    """Name of the member that a run folder or a prediction table belongs to.
-
-    `resnet` for `members/resnet`, `resnet/predictions/val.parquet` and `val/resnet.parquet`.
-    """
+    """`resnet` for `members/resnet`, `resnet/predictions/val.parquet` and `val/resnet.parquet`."""
     if path.suffix != ".parquet":
         return path.name
     return path.parent.parent.name if path.parent.name == "predictions" else path.stem
@@ -96,10 +87,7 @@ def member_name(path: Path) -> str:
 def read_tables(
     paths: Sequence[Path], argument: str, split: str = "test"
 ) -> dict[str, PredictionTable]:
-    """Prediction tables by member; a run folder stands for its table of `split`.
-
-    `argument` is the name of the argument in error messages.
-    """
+    """Prediction tables by member, of a run folder that of `split`; errors name `argument`."""
     names = [member_name(path) for path in paths]
     if duplicates := [name for name in sorted(names) if names.count(name) > 1]:
         raise ValueError(f"{argument}: two paths belong to the member {duplicates[0]!r}")
@@ -119,8 +107,7 @@ class ExperimentFolder:
 
     def __post_init__(self) -> None:
         if not self.members:
-            missing = "no finished member in members/; run the experiment first"
-            raise ValueError(f"{self.path}: {missing}")
+            raise ValueError(f"{self.path}: no finished member; run the experiment first")
 
     @property
     def members(self) -> list[str]:

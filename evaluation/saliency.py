@@ -15,7 +15,7 @@ SALIENCY_METHODS = (  # names as in pytorch-grad-cam
 BOX_MARGIN = 0.05  # added to each side of a box, as a fraction of the image's long side
 FRACTIONS = tuple(np.linspace(0.0, 1.0, 11).tolist())  # of pixels deleted or inserted
 Box = tuple[int, int, int, int]
-Score = Callable[[np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray], np.ndarray]  # images (n, H, W, ...) -> probabilities (n,)
 
 
 def parse_box(text: str) -> Box | None:
@@ -39,13 +39,11 @@ def box_mask(box: Box, shape: tuple[int, ...], margin: float = BOX_MARGIN) -> np
 
 
 def is_peak_inside(saliency_map: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether the maximum of a map (H, W) is inside a mask; False for an empty map.
-
-    Of several equal maxima, the one nearest their mean counts.
-    """
+    """Whether the maximum of a map (H, W) is inside a mask; False for an empty map."""
     if not saliency_map.max() > 0:
         return False
     peaks = np.argwhere(saliency_map >= saliency_map.max() * (1 - 1e-6))
+    # of several equal maxima, the one nearest their mean
     y, x = peaks[np.hypot(*(peaks - peaks.mean(axis=0)).T).argmin()]
     return bool(mask[y, x])
 
@@ -56,14 +54,10 @@ def energy_inside(saliency_map: np.ndarray, mask: np.ndarray) -> float:
     return float(saliency_map[mask].sum()) / total if total > 0 else 0.0
 
 
-def top_pixels(saliency_map: np.ndarray, fractions: Sequence[float] = FRACTIONS) -> np.ndarray:
-    """Masks (fractions, H, W) of the pixels with the largest values, for each fraction.
-
-    Counts are exact. Equal values are taken in the order of their index, so an empty map is taken
-    row by row.
-    """
+def top_pixels(saliency_map: np.ndarray) -> np.ndarray:
+    """Masks (fractions, H, W) of the pixels with the largest values, ties row by row."""
     rank = np.argsort(-saliency_map.ravel(), kind="stable").argsort()
-    counts = np.rint(np.asarray(fractions) * saliency_map.size)
+    counts = np.rint(np.asarray(FRACTIONS) * saliency_map.size)
     return np.asarray(rank.reshape(saliency_map.shape)[None] < counts[:, None, None])
 
 
@@ -72,8 +66,7 @@ def deletion_auc(
 ) -> float:
     """Area under the class's probability as top pixels become the baseline; low is faithful.
 
-    `score` maps images (n, H, W, ...) to probabilities (n,). `baseline` has the shape of the image
-    and no information about the class, for instance a blurred copy (Petsiuk et al. 2018).
+    `baseline` has no information about the class, as a blurred copy (Petsiuk et al. 2018).
     """
     changed = top_pixels(saliency_map)
     changed = changed.reshape(*changed.shape, *([1] * (image.ndim - 2)))

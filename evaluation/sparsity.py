@@ -1,7 +1,4 @@
-"""Report sections of sparse and of pruned models: their layers, savings and changed decisions.
-
-sparsity.json is written by the SparseTraining callback, pruning.json by `consilium prune`.
-"""
+"""Report sections of sparse and of pruned models: their layers, savings and changed decisions."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +13,7 @@ from evaluation.reports import html
 from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import mean_paired_differences, paired_differences
 
-SPARSITY_FILE, PRUNING_FILE = "sparsity.json", "pruning.json"
+SPARSITY_FILE, PRUNING_FILE = "sparsity.json", "pruning.json"  # of training, `consilium prune`
 MODEL_NAMES = {SPARSITY_FILE: ("sparse", "control"), PRUNING_FILE: ("pruned", "dense")}
 CHANGED_FILE = "changed.csv"
 MAX_ROWS = 200  # changed decisions in a report; their number is always stated
@@ -24,10 +21,7 @@ PRUNING_NOTE = "The dense model was not fine-tuned for the additional epochs."
 
 
 def effective_macs(dense: int, layers: Iterable[tuple[int, int, int]]) -> int:
-    """Multiply-accumulates by weights that are not pruned.
-
-    `dense` is their number in the dense model; a layer is (size, nonzeros, positions).
-    """
+    """Those of `dense` that are not by zero, for layers of (size, nonzeros, positions)."""
     return dense - sum((size - nonzeros) * positions for size, nonzeros, positions in layers)
 
 
@@ -41,8 +35,7 @@ def savings_sections(folder: Path, table: PredictionTable) -> list[html.Section]
         sections += describe(content)
         if run := content.get(other):
             try:
-                dense = read_other_table(folder, run, table)
-                sections += compare_tables(table, dense, name=name, other=other)
+                sections += compare_tables(table, read_other_table(folder, run, table), name, other)
             except (OSError, ValueError) as error:
                 reason = f"Not compared with {other} {run}: {error}"
                 sections.append(html.Text(reason, "Decisions"))
@@ -120,13 +113,9 @@ def read_other_table(folder: Path, run: str, table: PredictionTable) -> Predicti
 
 
 def compare_tables(
-    sparse: PredictionTable, control: PredictionTable, *, name: str = "sparse",
-    other: str = "control",
-) -> list[html.Section]:  # fmt: skip
-    """Differences of accuracy and of each class's sensitivity, and the first changed decisions.
-
-    Both tables must contain the same images. `name` and `other` are the two models in the text.
-    """
+    sparse: PredictionTable, control: PredictionTable, name: str = "sparse", other: str = "control"
+) -> list[html.Section]:
+    """Difference of accuracy, sensitivity of each class, and the first changed decisions."""
     sparse, control = align([sparse, control])
     gap = html.SignedEstimate(paired_differences(sparse, control)["accuracy"].estimate)
     columns, title = ("", f"accuracy, {name} minus {other}"), f"Comparison with the {other} model"

@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -23,26 +24,19 @@ MAX_NAMES = 5  # in a message
 
 
 def build(
-    name: str,
-    num_classes: int,
-    *,
-    pretrained: bool | str = False,
-    image_size: int | None = None,
-    grad_checkpointing: bool = False,
-    channels_last: bool = False,
-    compile: bool = False,
-    commercial_only: bool = False,
-    **options: object,
-) -> nn.Module:
+    name: str, num_classes: int, *,
+    pretrained: bool | str = False, image_size: int | None = None,
+    grad_checkpointing: bool = False, channels_last: bool = False, compile: bool = False,
+    commercial_only: bool = False, **options: object,
+) -> nn.Module:  # fmt: skip
     """A timm network with `num_classes` outputs for images of `image_size` pixels.
 
     `pretrained` is False (no network access), True (timm downloads the weights of the name's tag)
     or the path of a weight file. `image_size` None is the size of the published weights. `options`
-    are arguments of the timm model (`drop_rate`, `drop_path_rate`, `in_chans`, `pad_type`, ...).
-    `commercial_only` refuses published weights whose license forbids commercial use. `compile`
-    compiles at the first call and does not change the names of the weights.
+    are arguments of the timm model. `commercial_only` refuses published weights whose license
+    forbids commercial use. `compile` compiles at the first call; names of weights do not change.
     """
-    _require_known(name)
+    _pretrained_config(name)  # an error for an unknown name
     if commercial_only and pretrained is not False and license(name) not in COMMERCIAL_LICENSES:
         raise ValueError(f"commercial_only: the weights of {name} are under {license(name)!r}")
     if image_size is not None and (reason := _size_error(name, image_size, options)):
@@ -72,14 +66,12 @@ def nearest(name: str) -> list[str]:
 
 def input_size(name: str) -> int:
     """Input size in pixels of the published weights of `name`."""
-    _require_known(name)
-    return int(timm.models.get_pretrained_cfg(name).input_size[-1])
+    return int(_pretrained_config(name).input_size[-1])
 
 
 def license(name: str) -> str:
     """License of the published weights of `name`, as timm records it, or "unknown"."""
-    _require_known(name)
-    return str(timm.models.get_pretrained_cfg(name).license or "unknown")
+    return str(_pretrained_config(name).license or "unknown")
 
 
 def sizes(name: str, **options: object) -> list[int]:
@@ -87,14 +79,13 @@ def sizes(name: str, **options: object) -> list[int]:
     return [size for size in SIZES if _size_error(name, size, options) is None]
 
 
-def _require_known(name: str) -> None:
-    try:
-        known = timm.is_model(name) and timm.models.get_pretrained_cfg(name) is not None
-    except RuntimeError:  # the architecture exists, the tag behind the dot does not
-        known = False
-    if not known:
-        close = ", ".join(nearest(name)) or "none; `consilium backbones` lists all"
-        raise ValueError(f"backbone: unknown name {name!r}; the nearest are: {close}")
+def _pretrained_config(name: str) -> timm.models.PretrainedCfg:
+    """What timm records about the published weights of `name`; an unknown name is an error."""
+    with suppress(RuntimeError):  # the architecture exists, the tag behind the dot does not
+        if timm.is_model(name) and (config := timm.models.get_pretrained_cfg(name)) is not None:
+            return config
+    close = ", ".join(nearest(name)) or "none; `consilium backbones` lists all"
+    raise ValueError(f"backbone: unknown name {name!r}; the nearest are: {close}")
 
 
 def _size_error(name: str, size: int, options: dict[str, object]) -> str | None:
@@ -102,8 +93,7 @@ def _size_error(name: str, size: int, options: dict[str, object]) -> str | None:
     try:
         with torch.device("meta"), torch.no_grad():
             net = _create(name, 2, size, options, download=False).eval()
-            channels = int(str(options.get("in_chans", 3)))
-            net(torch.zeros(1, channels, size, size))
+            net(torch.zeros(1, int(str(options.get("in_chans", 3))), size, size))
     except (RuntimeError, AssertionError, ZeroDivisionError) as error:
         return str(error).split("\n")[0] or type(error).__name__
     return None
@@ -127,7 +117,7 @@ def _create(
 
 
 def _download_error(name: str, error: Exception) -> ValueError:
-    config = timm.models.get_pretrained_cfg(name)
+    config = _pretrained_config(name)
     source = config.hf_hub_id or config.url
     if not source:
         return ValueError(f"pretrained: timm has no weights for {name!r}: {error}")
@@ -141,9 +131,8 @@ def _download_error(name: str, error: Exception) -> ValueError:
 def load_weights(net: nn.Module, path: str) -> None:
     """Loads the weights of a file into `net`; the head stays new unless its shape matches.
 
-    The file is a `.safetensors`, `.pth` or `.bin` file, and no code in it is run. Weights are
-    resized to the network's input size if timm can do so. A weight that is missing, unknown or of
-    another shape is a ValueError that names it.
+    No code in the file (.safetensors, .pth or .bin) is run. Weights are resized to the network's
+    input size if timm can do so. A missing, unknown or misshaped weight is a ValueError.
     """
     weights = _adapt_first_layer(net, _convert(net, _read_weights(path)))
     own = net.state_dict()

@@ -14,7 +14,7 @@ from evaluation.metrics.calibration import nll
 from evaluation.metrics.compute import epoch_metrics
 from evaluation.predictions import PredictionTable, require_ids
 from lightning_modules.checkpoints import weights_hash
-from lightning_modules.tta import mean_logits, tta_notes
+from lightning_modules.tta import Images, mean_logits, tta_notes
 
 Tables = dict[str, PredictionTable]  # by member; the own table of a module is under ""
 Metadata = dict[str, Any]  # of a table
@@ -24,7 +24,7 @@ EPOCH_METRICS = ("loss", "accuracy", "balanced_accuracy", "auroc")
 class Batch(TypedDict):
     """One batch; `image` is (B, C, H, W), or for an ensemble one such tensor per view name."""
 
-    image: Tensor | dict[str, Tensor]
+    image: Images
     label: Tensor
     index: Tensor
 
@@ -32,13 +32,10 @@ class Batch(TypedDict):
 class BaseModule(L.LightningModule):
     """A module whose validate, test and predict count every sample once on any number of processes.
 
-    Processes exchange nothing within the loop, so each may have any number of samples, including
-    none. After the loop the outputs are gathered, sorted by index and compared with the ids of the
-    split. `tables[split]` then has the module's prediction table under "" and those of an
-    ensemble's members under their names. A subclass implements `member_logits`.
-
-    With an `ImageDataModule`, tables have the ids and attributes of its manifest; with plain
-    loaders, whose batches have the keys of `Batch`, the index is the id.
+    Processes exchange nothing within the loop, so each may have any number of samples, even none.
+    After it the outputs are gathered, sorted by index and compared with the ids of the split.
+    `tables[split]` then has the prediction table of the module under "" and those of an ensemble's
+    members under their names. Without an `ImageDataModule` the index of a sample is its id.
     """
 
     class_names: list[str]
@@ -71,10 +68,6 @@ class BaseModule(L.LightningModule):
         """All tables of a split, given those of the members; the module's own is under ""."""
         return members
 
-    def member_metadata(self, name: str, meta: Metadata) -> Metadata:
-        """Metadata of a member's prediction table, given those of the module's own."""
-        return meta
-
     def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
         """The prediction table of one member's logits, (n, K)."""
         return PredictionTable(rows, logits, self.class_names, meta)
@@ -101,13 +94,13 @@ class BaseModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects the logits of one batch."""
-        logits = mean_logits(
-            lambda images: self.member_logits({**batch, "image": images}),
-            batch["image"],
-            self._tta_names(),
-        )
-        parts = (batch["index"], batch["label"], logits.detach().float())
-        self._outputs.append(tuple(part.cpu() for part in parts))
+
+        def predict(images: Images) -> Tensor:
+            return self.member_logits({**batch, "image": images})
+
+        logits = mean_logits(predict, batch["image"], self._tta_names()).detach().float()
+        outputs = (batch["index"], batch["label"], logits)
+        self._outputs.append(tuple(output.cpu() for output in outputs))
 
     test_step = predict_step = validation_step
 
@@ -168,10 +161,8 @@ class BaseModule(L.LightningModule):
         else:
             columns = {"id": index[order].astype(str), "label": label[order], "split": split}
             rows = pd.DataFrame({**columns, "patient": "", "study": ""})
-        members = {
-            name: self.make_table(rows, logits[order, m], self.member_metadata(name, meta))
-            for m, name in enumerate(self.member_names)
-        }
+        members = {name: self.make_table(rows, logits[order, m], meta)
+                   for m, name in enumerate(self.member_names)}  # fmt: skip
         is_whole = isinstance(limit, float) and limit == 1.0  # the integer 1 is one batch
         if is_whole and data is not None:
             require_ids(members[self.member_names[0]], self.split_ids(split))

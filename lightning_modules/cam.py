@@ -13,7 +13,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from evaluation.saliency import SALIENCY_METHODS
-from lightning_modules.freezing import eval_mode
+from lightning_modules.freezing import eval_mode, require
 from lightning_modules.model_info import CamLayer, cam_layer
 
 METHODS: dict[str, Any] = {
@@ -34,34 +34,22 @@ class Explainable(Protocol):
 
 @dataclass(frozen=True)
 class Explanation:
-    """Saliency maps of a batch, with the logits of the module.
+    """Saliency maps of a batch: all 0 if no region supports the class."""
 
-    Args:
-        maps: (B, H, W) float32 of the size of the input, each from 0 to 1; all 0 if no region
-            supports the class.
-        classes: (B,) class of each map.
-        logits: (B, K) logits of the module.
-    """
-
-    maps: np.ndarray
-    classes: np.ndarray
-    logits: np.ndarray
+    maps: np.ndarray  # (B, H, W) float32 of the size of the input, each from 0 to 1
+    classes: np.ndarray  # (B,) class of each map
+    logits: np.ndarray  # (B, K) of the module
 
 
 class Explainer:
-    """Computes saliency maps of one module for images of one size.
+    """Computes saliency maps of a module by a `method` of `METHODS`.
 
-    Weights, gradients, hooks and train/eval modes of the module are the same after each call.
-
-    Args:
-        module: a classifier.
-        size: side of the images in pixels, which determines the layer.
-        method: a name of `METHODS`.
+    `size` is the side of the images in pixels, which determines the layer. Weights, gradients,
+    hooks and train/eval modes of the module are the same after each call.
     """
 
     def __init__(self, module: Explainable, size: int, method: str = "GradCAM") -> None:
-        if method not in METHODS:
-            raise ValueError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+        require("method", repr(method), method in METHODS, f"one of {', '.join(METHODS)}")
         self.module, self.method = module, method
         with frozen_for_inference(module.net):
             self.layers = cam_layers(module.net, size)
@@ -139,11 +127,7 @@ def cam_layers(net: nn.Module, size: int) -> list[CamLayer]:
 
 @contextmanager
 def frozen_for_inference(net: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients of parameters and without gradient checkpointing.
-
-    Gradient checkpointing would recompute whole stages past their hooks. Everything is restored
-    afterwards.
-    """
+    """Eval mode without parameter gradients and gradient checkpointing, which bypasses hooks."""
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     layers: list[Any] = list(net.modules())
     checkpointed = [m for m in layers if getattr(m, "grad_checkpointing", False) is True]

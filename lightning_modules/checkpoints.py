@@ -31,37 +31,22 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """The part of a checkpoint that describes it; plain values only.
+    """The part of a checkpoint that describes it; plain values only."""
 
-    Args:
-        module: name of the class in `REGISTRY`.
-        init_args: arguments of its constructor, config dataclasses as dicts.
-        class_names: the classes in the order of the logits.
-        preprocess: the Preprocess as a dict; empty if it was trained without an ImageDataModule.
-        manifest_digest: digest of the manifest it was trained on.
-        train_ids: 64-bit hashes of the training ids.
-        metrics: metrics of val.
-        measured_weights: hash of the weights that `metrics` were measured on.
-        weights: hash of the weights in this file.
-        epoch: completed epochs.
-        versions: package versions at the time of writing.
-        structure: channels that remain after pruning (`pruning.structure.Structure`); empty: all.
-        val_ids: 64-bit hashes of the ids that the epoch was selected on.
-        format: version of this block.
-    """
-
-    module: str
-    init_args: dict[str, Any]
-    class_names: list[str]
-    preprocess: dict[str, Any]
-    manifest_digest: str
-    train_ids: Tensor
-    metrics: dict[str, float]
-    measured_weights: str
-    weights: str
-    epoch: int
-    versions: dict[str, str]
+    module: str  # name of the class in `REGISTRY`
+    init_args: dict[str, Any]  # of its constructor, config dataclasses as dicts
+    class_names: list[str]  # in the order of the logits
+    preprocess: dict[str, Any]  # empty if trained without an ImageDataModule
+    manifest_digest: str  # of the manifest it was trained on
+    train_ids: Tensor  # 64-bit hashes of the training ids
+    metrics: dict[str, float]  # of val
+    measured_weights: str  # hash of the weights that `metrics` were measured on
+    weights: str  # hash of the weights in this file
+    epoch: int  # completed epochs
+    versions: dict[str, str]  # of packages, at the time of writing
+    # channels that remain after pruning (`pruning.structure.Structure`); empty: all
     structure: dict[str, Any] = field(default_factory=dict)
+    # 64-bit hashes of the ids that the epoch was selected on
     val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     format: int = FORMAT
 
@@ -104,17 +89,9 @@ def write_block(checkpoint: dict[str, Any], **values: Any) -> None:
 
 
 def read(path: str | Path, mmap: bool = False) -> tuple[Block, dict[str, Tensor]]:
-    """The block and the state dict of a checkpoint file; no code in the file is run.
-
-    With `mmap` weights stay in the file until they are used.
-    """
+    """The block and the state dict of a checkpoint; with `mmap` weights are read when used."""
     content = read_content(Path(path), mmap)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a Consilium checkpoint (it contains no dictionary)")
-    block = parse_block(content, str(path))
-    if "state_dict" not in content:
-        raise CheckpointError(f"{path}: not a Consilium checkpoint (it has no weights)")
-    return block, content["state_dict"]
+    return parse_block(content, str(path)), content["state_dict"]
 
 
 def parse_block(content: dict[str, Any], path: str) -> Block:
@@ -187,10 +164,7 @@ def inference_checkpoint(block: Block, state: dict[str, Tensor]) -> dict[str, An
 
 
 def refuse_trained_samples(block: Block, ids: Iterable[str], split: str, source: str) -> None:
-    """CheckpointError if any id was trained on, or if test ids selected the epoch.
-
-    `source` names the checkpoint or member in the message.
-    """
+    """CheckpointError, which names `source`, if ids were trained on or test ids chose the epoch."""
     hashes = id_hashes(ids)
     used = {"training": block.train_ids} | ({"val": block.val_ids} if split == "test" else {})
     for kind, used_hashes in used.items():
@@ -201,10 +175,7 @@ def refuse_trained_samples(block: Block, ids: Iterable[str], split: str, source:
 
 
 def require_same_network(block: Block, module: str, init_args: dict[str, Any]) -> None:
-    """CheckpointError if the weights belong to another network than a config describes.
-
-    They might not fit, or fit and give other predictions.
-    """
+    """CheckpointError if the weights belong to another network than a config describes."""
     if block.module != module:
         raise CheckpointError(f"checkpoint is of {block.module}, the config has {module}")
     for name in NETWORK_ARGUMENTS:
@@ -214,8 +185,8 @@ def require_same_network(block: Block, module: str, init_args: dict[str, Any]) -
                 raise CheckpointError(f"checkpoint has {name} {theirs}, the config has {ours}")
 
 
-def read_content(path: Path, mmap: bool = False) -> object:
-    """The content of an ordinary or packed checkpoint file; no code in it is run."""
+def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of an ordinary or packed checkpoint file with weights; no code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     if path.name.endswith(packing.SUFFIX):
@@ -224,13 +195,16 @@ def read_content(path: Path, mmap: bool = False) -> object:
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: truncated, or not a checkpoint (no zip archive of torch)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         code = f" ({name[1]})" if name else ""
         raise CheckpointError(f"{path}: refused, it has code{code}, not only weights") from None
     except (RuntimeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{path}: contains no weights (no 'state_dict')")
+    return content
 
 
 def _relevant(argument: object) -> object:

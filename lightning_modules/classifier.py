@@ -65,16 +65,14 @@ class ImageClassifier(BaseModule):
         #: hashes of the ids that the initial weights were trained on
         self.initial_train_ids = torch.empty(0, dtype=torch.int64)
         self.structure: structure.Structure = {}
-        options: dict[str, Any] = dict(backbone_args or {})
-        options |= {"pretrained": pretrained, "image_size": image_size}
-        self.net = self.build_net(backbone, options)
+        weights = {"pretrained": pretrained, "image_size": image_size}
+        self.net = self.build_net(backbone, {**(backbone_args or {}), **weights})
         # validate_args would synchronize with the GPU at every step
         self.train_accuracy = MulticlassAccuracy(
             len(class_names), average="micro", validate_args=False
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Registers the subclass for checkpoints."""
         super().__init_subclass__(**kwargs)
         checkpoints.REGISTRY[cls.__name__] = cls
 
@@ -105,8 +103,7 @@ class ImageClassifier(BaseModule):
 
     def member_logits(self, batch: Batch) -> Tensor:
         """Its own logits, as those of one member, (B, 1, K)."""
-        logits: Tensor = self(single_view(batch))
-        return logits.unsqueeze(1)
+        return torch.unsqueeze(self(single_view(batch)), 1)
 
     def explainer(self, size: int, method: str = "GradCAM") -> Explainer:
         """Computes saliency maps for images of `size` pixels."""
@@ -117,8 +114,7 @@ class ImageClassifier(BaseModule):
         if stage == "fit":
             weights = self.datamodule.class_weights if self.datamodule else None
             self.class_weights = None if weights is None else torch.tensor(weights)
-            ddp_kwargs = getattr(self.trainer.strategy, "_ddp_kwargs", None)
-            self.fine_tuning.prepare(self.net, ddp_kwargs)
+            self.fine_tuning.prepare(self.net, getattr(self.trainer.strategy, "_ddp_kwargs", None))
 
     def on_fit_start(self) -> None:
         """Moves tensors of the loss and the class weights to the device."""
@@ -194,9 +190,8 @@ class ImageClassifier(BaseModule):
         checkpoints.require_same_network(block, type(self).__name__, self.init_args)
         digest = self.datamodule.manifest.digest() if self.datamodule else ""
         if self.trainer.training and block.manifest_digest != digest:
-            raise ValueError(
-                "checkpoint: was trained on another manifest; its splits may leak into these"
-            )
+            reason = "was trained on another manifest; its splits may leak into these"
+            raise ValueError(f"checkpoint: {reason}")
         self.apply_structure(block.structure)
         self.checkpoint_weights = "" if self.trainer.training else block.weights
         self.initial_train_ids = block.train_ids

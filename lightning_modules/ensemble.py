@@ -22,38 +22,30 @@ FILE, FORMAT = "ensemble.json", 1
 class EnsembleModule(BaseModule):
     """Members from checkpoints, each with its own view of the image, combined by a voter.
 
-    The members' logits are gathered like those of a single model, and combined on the whole table
-    by the function that also combines prediction tables from files. A batch has one view for each
-    distinct Preprocess in `member_preprocesses`; `ImageDataModule` reads them from the module.
+    The members' tables are combined like prediction tables from files. A batch has one view for
+    each distinct Preprocess in `member_preprocesses`, which `ImageDataModule` reads.
 
     Args:
         class_names: the classes in the order of the logits; taken from the data.
         members: checkpoint files, run folders (their best.ckpt), or glob patterns of either.
         voter: name of a voter that needs no fitting (soft, geometric, majority), or the folder of
             a fitted voter (voter.json), which must have been fitted for these members.
-        one_at_a_time: keep only one member at a time on the device; the others stay in their
-            files, which the operating system reads again as memory allows.
+        one_at_a_time: keep one member at a time on the device and the others in their files.
         channels_last: store weights in the memory format that GPUs with tensor cores prefer.
         compile: compile each member at its first batch.
     """
 
     def __init__(
-        self,
-        class_names: list[str],
-        members: list[str],
-        voter: str = "soft",
-        one_at_a_time: bool = False,
-        channels_last: bool = False,
-        compile: bool = False,
-    ) -> None:
+        self, class_names: list[str], members: list[str], voter: str = "soft",
+        one_at_a_time: bool = False, channels_last: bool = False, compile: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.class_names = class_names
         self.paths = paths = find_members(members)
         self.member_names = tuple(member_names(paths))
         loaded = [checkpoints.load(path, mmap=one_at_a_time) for path in paths]
         self.blocks = [block for _, block in loaded]
-        described = zip(paths, self.blocks, strict=True)
-        self.class_orders = [self._class_order(path, block) for path, block in described]
+        self.class_orders = list(map(self._class_order, paths, self.blocks))
         self.ensemble = self._load_voter(voter)
         self.member_preprocesses = [block.preprocess for block in self.blocks]
         self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
@@ -84,16 +76,15 @@ class EnsembleModule(BaseModule):
         return torch.stack(logits, dim=1)
 
     def combine_tables(self, members: Tables, meta: Metadata) -> Tables:
-        """The members' tables and, under "", the ensemble's."""
+        """The members' tables, with hashes of their own weights, and under "" the ensemble's."""
         voter, temperature = self.ensemble.voter, self.ensemble.temperature
         pooled = simple.pool_tables(voter, list(members.values()), temperature)
-        return {"": replace(pooled, meta=meta), **members}
-
-    def member_metadata(self, name: str, meta: Metadata) -> Metadata:
-        """Metadata of a member's table, with the hash of the member's own weights."""
-        block = self.blocks[self.member_names.index(name)]
-        shared = {key: value for key, value in meta.items() if key not in ("members", "voter")}
-        return {**shared, "module": block.module, "weights": block.weights}
+        tables, shared = {"": replace(pooled, meta=meta)}, dict(meta)
+        del shared["members"], shared["voter"]
+        for (name, table), block in zip(members.items(), self.blocks, strict=True):
+            own = {"module": block.module, "weights": block.weights}
+            tables[name] = replace(table, meta={**shared, **own})
+        return tables
 
     def all_weights(self) -> dict[str, Tensor]:
         """Weights of all members, with the same names whether they are offloaded or not."""
@@ -124,21 +115,18 @@ class EnsembleModule(BaseModule):
         if (Path(voter) / store.FILE).is_file():
             return store.load(voter, hashes, self.class_names)
         if voter not in unfitted_voters():
-            raise ValueError(
-                f"voter: {voter!r} is neither one of {', '.join(unfitted_voters())} nor a folder "
-                f"with {store.FILE}"
-            )
+            names, file = ", ".join(unfitted_voters()), store.FILE
+            raise ValueError(f"voter: {voter!r} is neither one of {names} nor a folder with {file}")
         return FittedEnsemble(voter_spec(voter).voter_class(), hashes, list(self.class_names))
 
     def _class_order(self, path: Path, block: checkpoints.Block) -> list[int]:
         """Positions of the ensemble's classes among those of a member."""
-        if sorted(block.class_names) != sorted(self.class_names):
-            raise ValueError(
-                f"{path}: its classes are {block.class_names}, the ensemble's {self.class_names}"
-            )
+        theirs, ours = block.class_names, self.class_names
+        if sorted(theirs) != sorted(ours):
+            raise ValueError(f"{path}: its classes are {theirs}, the ensemble's {ours}")
         if not block.preprocess:
             raise ValueError(f"{path}: has no Preprocess; train it with an ImageDataModule")
-        return [block.class_names.index(name) for name in self.class_names]
+        return [theirs.index(name) for name in ours]
 
 
 def find_members(patterns: list[str]) -> list[Path]:
@@ -179,10 +167,9 @@ def read_ensemble_file(file: Path) -> dict[str, Any]:
 
 
 def load_ensemble(path: str | Path) -> EnsembleModule:
-    """The ensemble of an ensemble.json, or of the run folder that contains it.
+    """The ensemble of an ensemble.json, or of its run folder; members must have the same hashes.
 
-    The members must have the hashes in the file. A fitted voter is read from voter.json in that
-    folder, in its `voters`, or in the voters of the experiment that it belongs to.
+    A fitted voter's voter.json is in the folder, in its `voters`, or in those of the experiment.
     """
     file = find_ensemble_file(Path(path))
     if file is None:

@@ -33,17 +33,14 @@ class FineTuning:
     head_lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses values outside their range and contradictory settings."""
         stages, layers = self.frozen_stages, self.trainable_layers
         require("fine_tuning.frozen_stages", stages, stages >= 0, "at least 0")
         require("fine_tuning.trainable_layers", layers, layers is None or layers >= 1, "at least 1")
         if layers is not None and stages:
             raise ValueError("fine_tuning: give frozen_stages or trainable_layers, not both")
         if len(self.unfreeze_epochs) > stages:
-            raise ValueError(
-                f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} has more entries than "
-                f"frozen_stages ({stages})"
-            )
+            problem = f"{self.unfreeze_epochs} has more entries than frozen_stages ({stages})"
+            raise ValueError(f"fine_tuning.unfreeze_epochs: {problem}")
         for name in ("layer_decay", "head_lr_ratio"):
             value = getattr(self, name)
             require(f"fine_tuning.{name}", value, value > 0, "above 0")
@@ -67,15 +64,12 @@ class FineTuning:
     def prepare(self, net: nn.Module, ddp_kwargs: dict[str, object] | None) -> None:
         """Disables gradients of what never trains, before DDP wraps the network.
 
-        `ddp_kwargs` are the arguments of DistributedDataParallel, None on one process. DDP must
-        look for unused parameters if some of them train only later.
+        `ddp_kwargs`, None on one process, must find unused parameters if some train only later.
         """
         finds_unused = ddp_kwargs is None or ddp_kwargs.get("find_unused_parameters")
         if self.unfreeze_epochs and not finds_unused:
-            raise ValueError(
-                f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} on several processes needs "
-                "--trainer.strategy ddp_find_unused_parameters_true"
-            )
+            setting = f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} on several processes"
+            raise ValueError(f"{setting} needs --trainer.strategy ddp_find_unused_parameters_true")
         frozen = self.always_frozen_parameters(net)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name not in frozen)
@@ -150,10 +144,7 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 def set_frozen_layers_to_eval(net: nn.Module) -> None:
-    """Puts every layer whose own parameters are all frozen into evaluation mode.
-
-    Called after each `train()`, so that the batch-norm statistics of frozen layers do not change.
-    """
+    """Puts layers whose own parameters are all frozen, batch norms too, into evaluation mode."""
     for layer in net.modules():
         own = list(layer.parameters(recurse=False))
         if own and not any(parameter.requires_grad for parameter in own):
@@ -164,11 +155,8 @@ def parameter_stages(net: nn.Module, at_least: int = 0) -> dict[str, int]:
     """Stage of each parameter: 0 is the stem, then 1, 2, ..., and the last is the head."""
     stages = _layer_groups(net, True)
     most = max(stages.values()) - 1
-    if at_least > most:
-        raise ValueError(
-            f"fine_tuning.frozen_stages: {at_least} is not in 0..{most}, "
-            f"the stages of {type(net).__name__} before its head"
-        )
+    allowed = f"in 0..{most}, the stages of {type(net).__name__} before its head"
+    require("fine_tuning.frozen_stages", at_least, at_least <= most, allowed)
     return stages
 
 
@@ -176,8 +164,7 @@ def _layer_groups(net: nn.Module, coarse: bool) -> dict[str, int]:
     matcher = getattr(net, "group_matcher", None)
     if matcher is None:
         raise ValueError(f"fine_tuning: {type(net).__name__} does not define group_matcher")
-    groups: dict[str, int] = group_parameters(net, matcher(coarse=coarse), reverse=True)
-    return groups
+    return dict(group_parameters(net, matcher(coarse=coarse), reverse=True))
 
 
 def _part_names(net: nn.Module) -> dict[str, str]:

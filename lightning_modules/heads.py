@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evaluation.predictions import class_pairs
+from lightning_modules.freezing import require
 from lightning_modules.losses import LossFunction
 
 PAIR_MARGIN = 1e-9  # distance of pair probabilities from 0 and 1, for solvable equations
@@ -12,12 +13,7 @@ MIN_PROBABILITY = 1e-30  # of a coupled class, whose logarithm is the logit
 
 
 class Head:
-    """One output per class; their softmax gives the class probabilities.
-
-    Args:
-        class_names: the classes in the order of the logits.
-        loss_function: training loss of (logits, target, class_weights).
-    """
+    """One output per class; their softmax gives the class probabilities."""
 
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
         self.num_classes, self.loss_function = len(class_names), loss_function
@@ -66,9 +62,7 @@ class OneVsOneHead(Head):
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
         """Weighted mean of the pairs' losses; a pair learns from images of its two classes only."""
         if target.ndim == 2:
-            raise ValueError(
-                "head: one_vs_one learns from labels; mixup cannot be combined with it"
-            )
+            raise ValueError("head: one_vs_one needs labels; mixup cannot be combined with it")
         total = outputs[:, :0].sum()  # 0, but it gives every output a gradient
         weight = total.detach()
         for column, pair in enumerate(self.pairs):
@@ -95,8 +89,7 @@ HEADS = {"softmax": Head, "sigmoid": SigmoidHead, "one_vs_one": OneVsOneHead}
 
 def create_head(name: str, class_names: list[str], loss_function: LossFunction) -> Head:
     """The head of a name of `HEADS` for these classes."""
-    if name not in HEADS:
-        raise ValueError(f"head: {name!r} is not one of {', '.join(HEADS)}")
+    require("head", repr(name), name in HEADS, f"one of {', '.join(HEADS)}")
     return HEADS[name](class_names, loss_function)
 
 

@@ -1,6 +1,7 @@
 """Training losses by name, and Mixup and CutMix of the batches that they are computed on."""
 
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,28 +25,20 @@ class FocalLoss(nn.Module):
     For an image with target t: `alpha * sum_k q_k w_k (1 - p_k)^gamma (-log p_k)`, where q is t
     with `label_smoothing` spread over all classes and w the class weights. The loss of a batch is
     the sum over its images divided by the sum of the weights of their classes, as in
-    `torch.nn.functional.cross_entropy`, which gamma 0 and alpha 1 equal.
-
-    Args:
-        gamma: focusing exponent, at least 0; 0 is cross entropy.
-        alpha: factor of the whole loss.
-        label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
-        pos_weight: for two classes: replaces the class weights by (1, `pos_weight`) and averages
-            over images, as torch's binary cross entropy does.
+    `torch.nn.functional.cross_entropy`, which gamma 0 and alpha 1 equal. For two classes
+    `pos_weight` replaces the class weights by (1, `pos_weight`) and averages over images, as
+    torch's binary cross entropy does.
     """
 
     def __init__(
-        self,
-        gamma: float = 2.0,
-        alpha: float = 1.0,
-        label_smoothing: float = 0.0,
+        self, gamma: float = 2.0, alpha: float = 1.0, label_smoothing: float = 0.0,
         pos_weight: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
+        require("loss.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
         values = {"gamma": gamma, "alpha": alpha, "pos_weight": pos_weight or 0.0}
-        for name, value in (values | {"label_smoothing": label_smoothing}).items():
-            limit = "1.0" if name == "label_smoothing" else "infinity"
-            require(f"loss.{name}", value, 0 <= value < float(limit), f"in [0, {limit})")
+        for name, value in values.items():
+            require(f"loss.{name}", value, 0 <= value < math.inf, "in [0, infinity)")
         self.gamma, self.alpha = gamma, alpha
         self.label_smoothing, self.pos_weight = label_smoothing, pos_weight
 
@@ -76,13 +69,7 @@ class FocalLoss(nn.Module):
 
 
 class CrossEntropyLoss(FocalLoss):
-    """Cross entropy with class weights and label smoothing.
-
-    Args:
-        label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
-        pos_weight: for two classes: replaces the class weights by (1, `pos_weight`) and averages
-            over images, as torch's binary cross entropy does.
-    """
+    """Cross entropy with class weights and label smoothing: focal loss of gamma 0 and alpha 1."""
 
     def __init__(self, label_smoothing: float = 0.0, pos_weight: float | None = None) -> None:
         super().__init__(0.0, 1.0, label_smoothing, pos_weight)
@@ -120,7 +107,6 @@ class LossConfig:
     cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses negative values of Mixup and CutMix."""
         require("loss.mixup_alpha", self.mixup_alpha, self.mixup_alpha >= 0, "at least 0")
         require("loss.cutmix_alpha", self.cutmix_alpha, self.cutmix_alpha >= 0, "at least 0")
 
@@ -129,13 +115,11 @@ class LossConfig:
         try:
             factory: Any = LOSSES.get(self.name) or pkgutil.resolve_name(self.name)
         except (ImportError, AttributeError, ValueError) as error:
-            known = ", ".join(LOSSES)
-            raise ValueError(
-                f"loss.name: {self.name!r} is neither one of {known} nor an import path"
-            ) from error
+            problem = f"{self.name!r} is neither one of {', '.join(LOSSES)} nor an import path"
+            raise ValueError(f"loss.name: {problem}") from error
         settings = ("gamma", "alpha", "label_smoothing", "pos_weight")
-        options = {k: getattr(self, k) for k in settings if getattr(self, k) is not None}
-        options |= self.args
+        values = {name: getattr(self, name) for name in settings}
+        options = {k: v for k, v in values.items() if v is not None} | self.args
         try:
             inspect.signature(factory).bind_partial(**options)
         except TypeError as error:

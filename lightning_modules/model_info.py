@@ -46,8 +46,7 @@ MIN_MAP_SIZE = 7  # a saliency map coarser than 7 x 7 localizes poorly
 class CamLayer:
     """The layer of a network that saliency maps are computed from, and the layout of its output.
 
-    `NCHW` and `NHWC` are feature maps; `NLC` are tokens, of which the first `prefix` (class
-    token, registers) have no position in the image. `height` and `width` are those of the map.
+    Of the tokens of `NLC` the first `prefix` (class token, registers) have no position.
     """
 
     name: str
@@ -81,7 +80,7 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class WeightUse:
-    """One use of a weight in a forward pass: the weight is applied at `positions` places."""
+    """One use of a weight in a forward pass, at `positions` places."""
 
     name: str
     weight: Tensor
@@ -99,9 +98,8 @@ def find_backbones(pattern: str | None = None, commercial_only: bool = False) ->
 
     A pattern with a dot matches pretrained weights (`architecture.tag`), others architectures.
     """
-    if pattern is None:
-        names = list(SHIPPED_BACKBONES)
-    else:
+    names = list(SHIPPED_BACKBONES)
+    if pattern is not None:
         known = timm.list_pretrained() if "." in pattern else timm.list_models()
         wildcard = pattern if "*" in pattern or "?" in pattern else f"*{pattern}*"
         names = fnmatch.filter(known, wildcard)
@@ -151,10 +149,10 @@ def count_macs(net: nn.Module, size: int) -> int:
 
 
 def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
-    """Every use of a weight of a convolution, linear or attention layer, in forward order.
+    """Uses of weights of convolution, linear and attention layers for an image (1, C, H, W).
 
-    `image` is (1, C, H, W). Products of two activations (attention scores) belong to no weight and
-    are counted by `count_macs` only. No statistics change and no random number is drawn.
+    In forward order. Products of two activations (attention scores) belong to no weight and are
+    counted by `count_macs` only. No statistics change and no random number is drawn.
     """
     uses: list[WeightUse] = []
 
@@ -180,8 +178,7 @@ def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
 def cam_layer(net: nn.Module, image_shape: tuple[int, int, int]) -> CamLayer | None:
     """The deepest stage with a map of at least 7 x 7 for images (C, H, W), else the largest map.
 
-    None for a network without feature maps. The forward pass runs on the meta device, so `net`
-    does not change and nothing is computed.
+    None without feature maps. The forward pass is on the meta device: nothing is computed.
     """
     shapes = _stage_shapes(net, image_shape).items()
     layers = [layer for name, shape in shapes if (layer := _as_cam_layer(net, name, shape))]

@@ -30,12 +30,9 @@ class OneVsOneClassifier(ImageClassifier):
     """
 
     def __init__(
-        self,
-        class_names: list[str],
-        backbone: str = "resnet50",
-        trunks: Literal["shared", "pair"] = "shared",
-        **kwargs: Any,
-    ) -> None:
+        self, class_names: list[str], backbone: str = "resnet50",
+        trunks: Literal["shared", "pair"] = "shared", **kwargs: Any,
+    ) -> None:  # fmt: skip
         self.trunks = trunks
         super().__init__(class_names, backbone, head="one_vs_one", **kwargs)
         self.init_args["trunks"] = trunks
@@ -50,8 +47,7 @@ class OneVsOneClassifier(ImageClassifier):
 
     def member_logits(self, batch: Batch) -> Tensor:
         """Pair logits, as those of one member, (B, 1, P)."""
-        pair_logits: Tensor = self.net(single_view(batch))
-        return pair_logits.unsqueeze(1)
+        return torch.unsqueeze(self.net(single_view(batch)), 1)
 
     def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
         """The table of coupled logits (n, K), given pair logits (n, P), which it has as well."""

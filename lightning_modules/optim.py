@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.freezing import FineTuning, ParamGroup, require
+from lightning_modules.losses import Option
 
 Curve = Callable[[float], float]  # epochs since the start -> fraction of the learning rate
-Option = bool | int | float | str | list[float] | None
 ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4 / 25  # defaults of torch's OneCycleLR
 MIN_IMPROVEMENT = 1e-4  # relative, as in torch's ReduceLROnPlateau
 TORCH_DEFAULTS: dict[str, dict[str, Option]] = {  # where timm's factory differs from torch
@@ -44,7 +44,6 @@ class OptimizerConfig:
     args: dict[str, Option] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses an unknown name and values outside their range."""
         if self.name not in list_optimizers():
             nearest = ", ".join(difflib.get_close_matches(self.name, list_optimizers(), 3, 0))
             raise ValueError(f"optimizer.name: unknown {self.name!r}; the nearest are: {nearest}")
@@ -91,7 +90,6 @@ class LRSchedulerConfig:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses values outside their range."""
         warmup, ratio = self.warmup_epochs, self.min_lr_ratio
         require("lr_scheduler.warmup_epochs", warmup, warmup >= 0, "at least 0")
         require("lr_scheduler.step_size", self.step_size, self.step_size >= 1, "at least 1")
@@ -101,7 +99,7 @@ class LRSchedulerConfig:
 
     def curve(self, epochs: float) -> Curve:
         """Fraction of the peak rate at each moment of `epochs`; `plateau` is constant here."""
-        warmup = self.warmup_epochs
+        warmup, lowest = self.warmup_epochs, self.min_lr_ratio
 
         def falling(t: float, end: float) -> float:
             return _half_cosine(1.0, end, (t - warmup) / (epochs - warmup))
@@ -113,14 +111,14 @@ class LRSchedulerConfig:
 
         def cyclic(t: float) -> float:
             wave = abs((t / self.step_size + 1) % 2 - 1)  # 0 at first, 1 after `step_size` epochs
-            return self.min_lr_ratio + (1 - self.min_lr_ratio) * wave
+            return lowest + (1 - lowest) * wave
 
         if self.name == "onecycle":
             return onecycle
         curves: dict[str, Curve] = {
             "none": lambda t: 1.0,
             "plateau": lambda t: 1.0,
-            "cosine": lambda t: falling(t, self.min_lr_ratio),
+            "cosine": lambda t: falling(t, lowest),
             "step": lambda t: self.gamma ** math.floor(t / self.step_size),
             "cyclic": cyclic,
         }
@@ -128,10 +126,9 @@ class LRSchedulerConfig:
         return lambda t: (min(1.0, t / warmup) if warmup else 1.0) * curve(t)
 
     def step_plateau(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Gives the metrics of a validation to a plateau schedule.
+        """Gives the metrics of a validation to a plateau schedule, before checkpoints are written.
 
-        The module calls this before checkpoints are written: Lightning steps plateau schedules
-        afterwards, and not at all after a resume.
+        Lightning steps plateau schedules afterwards, and not at all after a resume.
         """
         if self.name != "plateau" or trainer.sanity_checking:
             return
@@ -147,21 +144,16 @@ class LRSchedulerConfig:
         """Length of the schedule in epochs; infinite for schedules without an end."""
         if self.name not in ("cosine", "onecycle"):
             return math.inf
-        steps = trainer.estimated_stepping_batches
+        steps, warmup = trainer.estimated_stepping_batches, self.warmup_epochs
         epochs = float(self.epochs or steps / steps_per_epoch(trainer))
-        if not self.warmup_epochs < epochs < math.inf:
-            raise ValueError(
-                f"lr_scheduler.name: {self.name} needs a finite training that is longer than "
-                f"warmup_epochs {self.warmup_epochs}, not {epochs} epochs"
-            )
+        if not warmup < epochs < math.inf:
+            needed = f"a finite training that is longer than warmup_epochs {warmup}"
+            raise ValueError(f"lr_scheduler.name: {self.name} needs {needed}, not {epochs} epochs")
         return epochs
 
 
 class ClosedFormLR(LambdaLR):
-    """Learning rates as a function of the step count, times the reductions of a plateau.
-
-    All state that a resume needs consists of plain attributes of this object.
-    """
+    """Learning rates as a function of the step count, times the reductions of a plateau."""
 
     def __init__(self, optimizer: optim.Optimizer, curve: Curve, steps_per_epoch: int) -> None:
         self.reset_plateau()
@@ -191,21 +183,16 @@ class ClosedFormLR(LambdaLR):
 
 
 def configure_optimizers(
-    net: nn.Module,
-    trainer: Trainer,
-    optimizer: OptimizerConfig,
-    lr_scheduler: LRSchedulerConfig,
-    fine_tuning: FineTuning,
-) -> OptimizerLRSchedulerConfig:
+    net: nn.Module, trainer: Trainer, optimizer: OptimizerConfig,
+    lr_scheduler: LRSchedulerConfig, fine_tuning: FineTuning,
+) -> OptimizerLRSchedulerConfig:  # fmt: skip
     """The return value of Lightning's `configure_optimizers` for `net`."""
     groups = fine_tuning.param_groups(net, optimizer.lr, optimizer.weight_decay)
     created = optimizer.create(groups)
     curve = lr_scheduler.curve(lr_scheduler.total_epochs(trainer))
-    scheduler = ClosedFormLR(created, curve, steps_per_epoch(trainer))
-    return {
-        "optimizer": created,
-        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
-    }
+    rates = ClosedFormLR(created, curve, steps_per_epoch(trainer))
+    scheduler: LRSchedulerConfigType = {"scheduler": rates, "interval": "step", "name": "lr"}
+    return {"optimizer": created, "lr_scheduler": scheduler}
 
 
 def steps_per_epoch(trainer: Trainer) -> int:

@@ -17,7 +17,6 @@ SUFFIX = ".packed.safetensors"
 KEY = "consilium.packed"
 IDS = ("train_ids", "val_ids")  # fields of a checkpoint's block that are tensors of their own
 BITMAP, DENSE = "bitmap", "dense"
-DAMAGE = (zlib.error, AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 Weights = dict[str, Tensor]
 Entry = list[Any]  # name, dtype in the network, shape, stored dtype, BITMAP or DENSE
 
@@ -38,25 +37,26 @@ def to_stored_precision(state: Weights) -> Weights:
 def pack(state: Weights) -> tuple[Weights, list[Entry]]:
     """The tensors of a packed file, and one entry that describes each weight.
 
-    All values of a dtype are in one tensor. All bitmaps are compressed in another, the first value
-    in the highest bit of a byte, and each weight begins a new byte. A weight has a bitmap if that
-    is shorter. Only +0 counts as zero, so that every bit is restored.
+    All values of a dtype are in one tensor. All bitmaps are compressed in another, each from a new
+    byte and its highest bit on. A weight has a bitmap if that is shorter. Only +0 counts as zero,
+    so that every bit is restored.
     """
     entries: list[Entry] = []
     values: dict[str, list[Tensor]] = {}
     bitmaps = []
     for name, tensor in to_stored_precision(state).items():
-        flat, dtype = tensor.detach().cpu().reshape(-1), _dtype_name(tensor)
-        nonzero = _nonzero(flat)
+        flat, dtype = tensor.detach().cpu().reshape(-1).contiguous(), _dtype_name(tensor)
+        value_bytes = flat.view(torch.uint8).reshape(-1, flat.element_size())
+        nonzero = (value_bytes != 0).any(dim=1)
         saved_bytes = (len(flat) - int(nonzero.sum())) * flat.element_size()
         has_bitmap = tensor.is_floating_point() and len(flat) / 8 < saved_bytes
         if has_bitmap:
-            bitmaps.append(np.packbits(nonzero))
-        values.setdefault(dtype, []).append(flat[torch.from_numpy(nonzero)] if has_bitmap else flat)
+            bitmaps.append(np.packbits(nonzero.numpy()).tobytes())
+        values.setdefault(dtype, []).append(flat[nonzero] if has_bitmap else flat)
         layout = BITMAP if has_bitmap else DENSE
         entries.append([name, _dtype_name(state[name]), list(tensor.shape), dtype, layout])
     packed = {dtype: torch.cat(parts) for dtype, parts in values.items()}
-    compressed = zlib.compress(b"".join(bitmap.tobytes() for bitmap in bitmaps), 9)
+    compressed = zlib.compress(b"".join(bitmaps), 9)
     packed["bitmaps"] = torch.frombuffer(bytearray(compressed), dtype=torch.uint8)
     return packed, entries
 
@@ -106,17 +106,9 @@ def read(path: Path) -> tuple[dict[str, Any], Weights]:
     try:
         ids = {name: packed[name] for name in IDS}
         return header["block"] | ids, unpack(packed, header["weights"])
-    except DAMAGE as error:
+    except (zlib.error, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
 
 
 def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _nonzero(flat: Tensor) -> np.ndarray:
-    """Which values have any bit set."""
-    if not len(flat):
-        return np.zeros(0, bool)
-    value_bytes = flat.contiguous().view(torch.uint8).reshape(len(flat), -1)
-    return np.asarray((value_bytes != 0).any(dim=1).numpy())

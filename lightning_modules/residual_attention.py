@@ -37,19 +37,12 @@ class SpatialAttention(nn.Module):
 
 
 class ResidualAttention(nn.Module):
-    """Three stages of residual blocks, spatial attention, global average pooling and a head.
-
-    Accepts images of any size from 8 pixels on.
-    """
+    """Residual stages, spatial attention, pooling and a head, for images of at least 8 pixels."""
 
     def __init__(
-        self,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        drop_rate: float = 0.1,
-        widths: tuple[int, ...] = (64, 128, 256),
-        depths: tuple[int, ...] = (2, 2, 2),
-    ) -> None:
+        self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.1,
+        widths: tuple[int, ...] = (64, 128, 256), depths: tuple[int, ...] = (2, 2, 2),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.num_classes, self.drop_rate, self.num_features = num_classes, drop_rate, widths[-1]
         self.grad_checkpointing = False

@@ -95,6 +95,8 @@ def test_invalid_settings_are_one_line_and_write_nothing(tiny, tmp_path, capsys,
          "no class 'ImageClassifer' in lightning_modules; did you mean 'ImageClassifier'?"),
         ({"trainer.callbacks+": [{"class_path": "callbacks.EMA", "init_args": {"deca": 1}}]},
          "unknown key 'deca' of callbacks.EMA; did you mean 'decay'?"),
+        ({"model.init_args.backbone": "resnet51"}, "backbone: unknown name 'resnet51'; the nearest "
+         "are: resnet51q, resnet50, resnet18, resnet61q, resnet50t"),
         ({"data.init_args.batch_size": "many"}, "batch_size: expected int, got 'many'"),
         ({"trainer.max_epochs": "many"}, "trainer.max_epochs: expected int, got 'many'"),
         ({"data": "nowhere.yaml"}, "data: no such file: nowhere.yaml"),
@@ -126,10 +128,11 @@ def test_invalid_key_in_a_referenced_file_names_that_file(tiny):
 
 
 def test_validating_a_config_creates_and_trains_nothing(tiny, tmp_path):
-    """The backbone's name and the dataset's folder are read by a fit alone."""
-    configs = tiny.configs("unbuilt", **{"model.init_args.backbone": "resnet51"})
+    """The dataset's folder and the class names in it are read by a fit alone."""
+    configs = tiny.configs("unbuilt", **{"data.init_args.source.init_args.root": "no/where"})
     config = validate_config(["fit", *configs, "--run", str(tmp_path / "run"), "--test", "true"])
-    assert config.fit.model.init_args.backbone == "resnet51"
+    assert config.fit.data.init_args.source.init_args.root == "no/where"
+    assert not Path("no/where").exists()
     assert config.fit.model.init_args.class_names == ["none", "simple", "comminuted"]  # linked
     assert config.fit.test
     assert not (tmp_path / "run").exists()

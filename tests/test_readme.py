@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from consilium.cli import serve
-from consilium.cli.main import main
+from consilium.cli.main import command_parser, main
 from consilium.inference import data_config
 from tests.consilium.test_serve_page import REQUIRED
 
@@ -53,7 +52,7 @@ def test_commands_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys):
     for line in readme_commands():
         args = arguments(line)
         if args[0] == "serve":  # runs until it is stopped; test_serve_process does that
-            assert serve.parser().parse_args(args[1:])
+            assert command_parser("serve").parse_args(args[1:])
         elif "--print_config" in args:
             with pytest.raises(SystemExit, match=r"^0$"):
                 main(args)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +18,12 @@ from callbacks.weights import averages, load_weights, read_weights
 from datamodules.dataset import Batch
 from evaluation.files import write_json
 from evaluation.sparsity import SPARSITY_FILE
+from lightning_modules.checkpoints import plain_values
+from lightning_modules.freezing import require
 from lightning_modules.optim import steps_per_epoch
 
-SETTINGS = ("density", "dense_epochs", "sparse_epochs", "distribution", "exclude", "criterion")
+SETTINGS = ("density", "dense_epochs", "sparse_epochs", "distribution", "exclude", "criterion",
+            "density_schedule", "recovery")  # fmt: skip
 PROGRESS = ("is_sparse_stage", "updates", "churn", "is_selecting")
 
 
@@ -31,8 +33,7 @@ class TwoStageSparseTraining(L.Callback):
     Pruned values are exactly 0 in weights, gradients, optimizer state, averages and files, at
     every step. A `density` of 1.0 is the control: the same second stage with all weights. The best
     epoch is chosen, and early stopping counts, at the final density only; the best epoch of the
-    first stage remains as dense.ckpt. Masks and their digest are part of this callback's state;
-    a resume verifies them against the weights.
+    first stage remains as dense.ckpt. A resume verifies the masks against the weights.
 
     Args:
         density: fraction of the prunable values that remain.
@@ -57,12 +58,9 @@ class TwoStageSparseTraining(L.Callback):
         density_schedule: DensitySchedule = DensitySchedule(), recovery: Recovery = Recovery(),
         control: str | None = None,
     ) -> None:  # fmt: skip
-        if not 0 < density <= 1:
-            raise ValueError(f"density: {density} is not above 0 and at most 1")
-        if dense_epochs < 0:
-            raise ValueError(f"dense_epochs: {dense_epochs} is not at least 0")
-        if sparse_epochs < 1:
-            raise ValueError(f"sparse_epochs: {sparse_epochs} is not at least 1")
+        require("density", density, 0 < density <= 1, "above 0 and at most 1")
+        require("dense_epochs", dense_epochs, dense_epochs >= 0, "at least 0")
+        require("sparse_epochs", sparse_epochs, sparse_epochs >= 1, "at least 1")
         if dense_checkpoint is not None and dense_epochs:
             given = f"dense_checkpoint: {dense_checkpoint}"
             raise ValueError(f"{given} needs dense_epochs 0, not {dense_epochs}")
@@ -89,9 +87,9 @@ class TwoStageSparseTraining(L.Callback):
             kind = type(trainer.strategy).__name__
             raise ValueError(f"trainer.strategy: {kind} shards weights, which masks do not support")
         if not isinstance(pl_module, stages.ScheduledModule):
-            raise ValueError(f"{type(pl_module).__name__} has no `optimizer` and `lr_scheduler` "
-                             "settings, which callbacks.TwoStageSparseTraining needs; use "
-                             "lightning_modules.ImageClassifier")  # fmt: skip
+            kind = type(pl_module).__name__
+            raise ValueError(f"{kind} has no `optimizer` and `lr_scheduler` settings, which sparse "
+                             "training needs; use lightning_modules.ImageClassifier")  # fmt: skip
         self._module, config = pl_module, pl_module.lr_scheduler
         self._sparse_schedule = stages.sparse_schedule(config, self.recovery, sparse)
         pl_module.lr_scheduler = stages.dense_schedule(config, dense)
@@ -181,9 +179,7 @@ class TwoStageSparseTraining(L.Callback):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a resume must share, as plain data."""
-        values = {name: getattr(self, name) for name in SETTINGS}
-        schedule, recovery = asdict(self.density_schedule), asdict(self.recovery)
-        return values | {"density_schedule": schedule, "recovery": recovery}
+        return plain_values({name: getattr(self, name) for name in SETTINGS})
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, prunable weights, packed masks with their digest, and progress."""
@@ -255,8 +251,7 @@ class TwoStageSparseTraining(L.Callback):
             return
         for name, value in self.settings.items():
             saved = state["settings"].get(name)
-            if saved != value:
-                raise ValueError(f"{name}: {value} is not the {saved} of the checkpoint")
+            require(name, value, saved == value, f"the {saved} of the checkpoint")
         if state["layers"]:
             self.masked = MaskedWeights.from_state(state, module)
             for name in PROGRESS:

@@ -30,8 +30,7 @@ class PrunableWeights:
 class MaskedWeights:
     """Sets pruned values to exactly 0 in weights, gradients, optimizer state and averages.
 
-    A mask is combined with the bits of a value (all ones or all zeros), so that the other values
-    do not change by a bit, and pruned ones are +0 even where they were NaN or infinite.
+    Masks act on bits: other values do not change, and pruned ones are +0 even if they were NaN.
     """
 
     def __init__(self, module: nn.Module, prunable: PrunableWeights) -> None:
@@ -74,8 +73,7 @@ class MaskedWeights:
     def mask_gradients(self) -> None:
         """Zeroes the gradients of pruned values."""
         for i, bits in self._bits.items():
-            gradient = self.tensors[i].grad
-            if gradient is not None:
+            if (gradient := self.tensors[i].grad) is not None:
                 _apply_bits(gradient, bits)
 
     def mask_weights(self) -> None:
@@ -166,8 +164,7 @@ def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ())
 
     Excluded are the layer that reads the image, the classifier, layers with one output position
     and kernels of 1 x 1 (squeeze-excite), tensors of less than 4,096 values, and names that match
-    a regular expression of `exclude`. A weight that is used twice counts once, and is excluded if
-    one of its uses is. The module is not changed.
+    `exclude`. A weight that is used twice counts once, and is excluded if one of its uses is.
     """
     for name, layer in module.named_modules():
         if "quantized" in type(layer).__module__:
@@ -184,8 +181,7 @@ def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ())
             reasons[name] = "grouped or depthwise convolution"
     reasons = _ends(module, uses, tensors) | reasons
     for name, tensor in tensors.items():
-        reason = _exclusion_reason(name, tensor, positions[name], exclude)
-        if reason:
+        if reason := _exclusion_reason(name, tensor, positions[name], exclude):
             reasons.setdefault(name, reason)
     weights = [PrunableWeight(name, tuple(tensor.shape), positions[name])
                for name, tensor in tensors.items() if name not in reasons]  # fmt: skip

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_modules.freezing import require
+
 INFINITY_BITS = 0x7F800000  # bit pattern of float32 infinity; those of NaN are larger
 MIN_DENSITY = 0.05  # of a layer in the `global` distribution
 
@@ -38,10 +40,9 @@ def nonzeros_per_weight(
 ) -> list[int]:
     """Number of values that remain in each weight.
 
-    `uniform` and `erk` sum to the rounded `density` of all values. `erk` (Erdos-Renyi kernel) gives
-    small and narrow weights a larger density, in proportion to the sum of their dimensions. `macs`
-    does the same with `density` of the multiply-accumulates as the budget: never more, and less by
-    at most one value per weight. For `global` these are minimums; magnitudes decide on the others.
+    `uniform` and `erk` sum to the rounded `density` of all values; `erk` (Erdos-Renyi kernel) gives
+    values in proportion to the sum of a weight's dimensions. `macs` does the same within `density`
+    of the multiply-accumulates. For `global` these are minimums; magnitudes decide on the others.
     """
     sizes = [weight.size for weight in weights]
     if distribution == "global":
@@ -59,10 +60,7 @@ def nonzeros_per_weight(
 
 
 def interpolate_nonzeros(final: Sequence[int], sizes: Sequence[int], remaining: float) -> list[int]:
-    """Counts of a ramp from `sizes` to `final` with the fraction `remaining` still to be pruned.
-
-    They never rise while `remaining` falls, and are `final` at 0.
-    """
+    """Counts of a ramp from `sizes` down to `final`, with the fraction `remaining` to be pruned."""
     ends = zip(final, sizes, strict=True)
     return [end + int(np.ceil((size - end) * remaining)) for end, size in ends]
 
@@ -120,8 +118,7 @@ def random_scores(size: int, seed: int) -> Tensor:
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """True at the `k` largest of non-negative flat int32 scores, the first ones among ties."""
-    if not 0 <= k <= scores.numel():
-        raise ValueError(f"k: {k} is not in 0..{scores.numel()}")
+    require("k", k, 0 <= k <= scores.numel(), f"in 0..{scores.numel()}")
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = int(scores.cpu().kthvalue(scores.numel() - k + 1).values)

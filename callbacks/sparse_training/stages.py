@@ -11,12 +11,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.weights import read_weights
-from lightning_modules.optim import (
-    ClosedFormLR,
-    LRSchedulerConfig,
-    OptimizerConfig,
-    steps_per_epoch,
-)
+from lightning_modules import optim
+from lightning_modules.freezing import require
+from lightning_modules.optim import ClosedFormLR, LRSchedulerConfig
 
 
 @dataclass(frozen=True)
@@ -36,13 +33,11 @@ class DensitySchedule:
     regrow_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses values outside their range."""
         for name in ("ramp_fraction", "regrow_fraction"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"density_schedule.{name}: {value} is not from 0 to below 1")
-        if self.num_updates < 1:
-            raise ValueError(f"density_schedule.num_updates: {self.num_updates} is not at least 1")
+            require(f"density_schedule.{name}", value, 0 <= value < 1, "from 0 to below 1")
+        updates = self.num_updates
+        require("density_schedule.num_updates", updates, updates >= 1, "at least 1")
 
     def updates_before(self, step: int, num_steps: int) -> int:
         """Number of mask updates before step `step` (from 0) of a stage of `num_steps` steps."""
@@ -84,14 +79,14 @@ class Recovery:
 class ScheduledModule(Protocol):
     """A LightningModule with Consilium's optimizer and schedule, such as ImageClassifier."""
 
-    optimizer: OptimizerConfig
+    optimizer: optim.OptimizerConfig
     lr_scheduler: LRSchedulerConfig
 
 
 def dense_schedule(config: LRSchedulerConfig, dense_epochs: int) -> LRSchedulerConfig:
     """The model's schedule, ending where the dense stage ends."""
-    if dense_epochs and config.epochs not in (None, dense_epochs):
-        raise ValueError(f"lr_scheduler.epochs: {config.epochs} is not dense_epochs {dense_epochs}")
+    is_valid = not dense_epochs or config.epochs in (None, dense_epochs)
+    require("lr_scheduler.epochs", config.epochs, is_valid, f"dense_epochs {dense_epochs}")
     return replace(config, epochs=dense_epochs) if dense_epochs else config
 
 
@@ -99,11 +94,9 @@ def sparse_schedule(
     config: LRSchedulerConfig, recovery: Recovery, sparse_epochs: int
 ) -> LRSchedulerConfig:
     """The model's schedule with the settings of the sparse stage."""
-    if recovery.warmup_epochs >= sparse_epochs:
-        raise ValueError(f"recovery.warmup_epochs: {recovery.warmup_epochs} is not below "
-                         f"sparse_epochs {sparse_epochs}")  # fmt: skip
-    return replace(config, name=recovery.lr_scheduler, warmup_epochs=recovery.warmup_epochs,
-                   epochs=sparse_epochs)  # fmt: skip
+    name, warmup, allowed = recovery.lr_scheduler, recovery.warmup_epochs, "below sparse_epochs"
+    require("recovery.warmup_epochs", warmup, warmup < sparse_epochs, f"{allowed} {sparse_epochs}")
+    return replace(config, name=name, warmup_epochs=warmup, epochs=sparse_epochs)
 
 
 def join_schedules(trainer: L.Trainer, start: int, config: LRSchedulerConfig, ratio: float) -> None:
@@ -111,7 +104,7 @@ def join_schedules(trainer: L.Trainer, start: int, config: LRSchedulerConfig, ra
 
     Rates remain a function of the step, so that a resume needs no further state.
     """
-    curve, steps = config.curve(float(config.epochs or 0)), steps_per_epoch(trainer)
+    curve, steps = config.curve(float(config.epochs or 0)), optim.steps_per_epoch(trainer)
 
     def join(scheduler: ClosedFormLR, before: Callable[[int], float]) -> Callable[[int], float]:
         def after(step: int) -> float:
@@ -138,8 +131,7 @@ def closed_form_schedulers(trainer: L.Trainer) -> list[ClosedFormLR]:
 def save_dense_checkpoint(trainer: L.Trainer, dense_epochs: int) -> Path:
     """Moves the best checkpoint of the dense stage to dense.ckpt, where a resume may find it.
 
-    A fit that was killed in the sparse stage may have left a best.ckpt of that stage, which does
-    not move.
+    A best.ckpt of the sparse stage, from a fit that was killed there, does not move.
     """
     dense, checkpoints = Path(trainer.default_root_dir) / "dense.ckpt", _best(trainer)
     best = [Path(c.best_model_path) for c in checkpoints if c.best_model_path]

@@ -1,1 +1,1 @@
-"""One module per command: parse arguments, call a library, print."""
+"""One module per command: `add_arguments` to its parser, and `run`, which calls a library."""

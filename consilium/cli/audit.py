@@ -9,7 +9,7 @@ The exit code is 1 if there is a leak (a patient or an image in more than one sp
 import argparse
 from pathlib import Path
 
-from consilium.cli.options import add_dataset_arguments, argument_parser
+from consilium.cli.options import add_dataset_arguments
 from consilium.inference import audit_report, data_config
 from datamodules.audit.audit import Audit, audit_manifest
 from datamodules.manifest import Manifest
@@ -23,11 +23,10 @@ examples:
 """
 
 
-def run(args: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Audits a dataset; returns 1 if it has a leak, else 0."""
-    options = parser().parse_args(args)
     manifest, name = _load(options)
-    folder = Path(options.output or Path("runs") / f"audit-{name}")
+    folder = options.output or Path("runs") / f"audit-{name}"
     if options.augmentations:
         data = data_config.load_datamodule(options.config) if options.config else None
         write_bytes(folder / "augmentations.png", audit_report.augmentation_sheet(manifest, data))
@@ -40,18 +39,14 @@ def run(args: list[str]) -> int:
     return 1 if audit.leaks else 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = argument_parser("audit", __doc__, EXAMPLES)
-    help_ = "folder of images, or table with one row per image"
-    parser.add_argument("target", nargs="?", metavar="FOLDER|TABLE", help=help_)
-    help_ = "config with the data; repeat it to override settings"
-    parser.add_argument("--config", action="append", default=[], help=help_)
-    parser.add_argument("-o", "--output", metavar="DIR", help="output folder (runs/audit-NAME)")
-    add_dataset_arguments(parser)
-    help_ = "only write a sheet of augmented training images"
-    parser.add_argument("--augmentations", action="store_true", help=help_)
-    return parser
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
+    add_dataset_arguments(parser, nargs="?")
+    add = parser.add_argument
+    add("--config", action="append", default=[], help="config with the data; may be repeated")
+    add("-o", "--output", type=Path, metavar="DIR", help="output folder (runs/audit-NAME)")
+    add("--augmentations", action="store_true", help="only write a sheet of augmented images")
 
 
 def _load(options: argparse.Namespace) -> tuple[Manifest, str]:
@@ -59,7 +54,7 @@ def _load(options: argparse.Namespace) -> tuple[Manifest, str]:
         raise ValueError("give either a FOLDER or TABLE, or --config FILE")
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     if not options.config:
-        return data_config.load_target(Path(options.target), columns)
+        return data_config.load_target(options.target, columns)
     given = [f"--{role}" for role, column in columns.items() if column]
     if given:
         raise ValueError(f"{' '.join(given)}: only for a FOLDER or TABLE; a config has it inside")

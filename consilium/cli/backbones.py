@@ -3,9 +3,8 @@
 import argparse
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from consilium.cli.options import argument_parser
 from lightning_modules.model_info import BackboneInfo, backbone_info, find_backbones
 
 EXAMPLES = """\
@@ -17,32 +16,28 @@ examples:
 """
 
 
-def run(argv: list[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Prints one row per backbone."""
-    args = parser().parse_args(argv)
     names = find_backbones(args.pattern, args.commercial_only)
     table = backbone_table([backbone_info(name, args.image_size) for name in names])
     Console(width=160).print(table)
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = argument_parser("backbones", __doc__, EXAMPLES)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     add("pattern", nargs="?", help="timm name, with * and ?; with a dot it matches weight tags")
     add("--commercial_only", action="store_true", help="only weights licensed for commercial use")
     add("--image_size", type=int, help="side in pixels (default: that of the pretrained weights)")
-    return parser
 
 
 def backbone_table(rows: list[BackboneInfo]) -> Table:
     """One row per backbone, for the terminal."""
-    table = Table("backbone", box=None, pad_edge=False)
-    for title in ("parameters", "MACs", "pixels"):
-        table.add_column(title, justify="right")
-    table.add_column("license of weights")
-    table.add_column("CAM layer")
+    numeric = [Column(title, justify="right") for title in ("parameters", "MACs", "pixels")]
+    others = ("license of weights", "CAM layer")
+    table = Table("backbone", *numeric, *others, box=None, pad_edge=False)
     for row in rows:
         usage = row.license if row.is_commercial else f"{row.license} (not commercial)"
         cam = f"{row.cam.name} {row.cam.height}x{row.cam.width}" if row.cam else "none"

@@ -7,7 +7,6 @@ A cache has one store for each dataset and preprocessing. `fit` builds it by its
 import argparse
 from pathlib import Path
 
-from consilium.cli.options import argument_parser
 from consilium.inference import data_config
 from datamodules import cache
 
@@ -23,12 +22,11 @@ examples:
 """
 
 
-def run(args: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Runs `cache info`, `cache build` or `cache clear`."""
-    options = parser().parse_args(args)
     if options.action == "build":
         return build(options.config, options.root)
-    root = Path(options.root)
+    root = options.root
     if not root.is_dir():
         raise ValueError(f"--root {root}: no such folder")
     if options.action == "clear":
@@ -42,7 +40,7 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def build(configs: list[str], root: str) -> int:
+def build(configs: list[str], root: Path) -> int:
     """Builds the store of a config's data in its `cache_dir`, or in `root` if it has none."""
     data = data_config.load_datamodule(configs)
     data.source.prepare()
@@ -59,13 +57,12 @@ def build(configs: list[str], root: str) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = argument_parser("cache", __doc__, EXAMPLES)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
     for action, summary in ACTIONS.items():
-        sub = actions.add_parser(action, help=summary, description=summary)
-        sub.add_argument("--root", default="data/cache", metavar="DIR", help="(data/cache)")
+        add = actions.add_parser(action, help=summary, description=summary).add_argument
+        add("--root", type=Path, default="data/cache", metavar="DIR", help="(data/cache)")
     add = actions.choices["build"].add_argument
     add("--config", action="append", required=True, help="config with the data")
-    return parser

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from consilium.cli.options import LEVEL_HELP, argument_parser, level
+from consilium.cli.options import LEVEL_HELP, level
 from evaluation.files import write_text
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import aggregate
@@ -26,9 +26,8 @@ examples:
 """
 
 
-def run(argv: list[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Compares the runs, writes the files and prints a summary."""
-    args = parser().parse_args(argv)
     tables = read_tables(args.runs, "RUN", args.split)
     tables = {name: aggregate(table, *args.level) for name, table in tables.items()}
     compared = comparison.compare_models(tables, args.draws, args.seed, args.by)
@@ -42,13 +41,13 @@ def run(argv: list[str]) -> int:
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(summary_table(compared))
     console.print(comparison.summary_sentence(compared))
-    console.print(f"Report: {args.output / 'report.html'}")
+    console.print(f"Report: {folder / 'report.html'}")
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = argument_parser("compare", __doc__, EXAMPLES)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder or prediction table")
     add("--split", default="test", help="split whose tables are read from run folders (test)")
@@ -58,15 +57,13 @@ def parser() -> argparse.ArgumentParser:
     add("--title", default="Comparison of models", help="title of the report")
     add("--draws", type=int, default=2000, help="bootstrap draws (2000)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (0)")
-    return parser
 
 
 def summary_table(compared: Comparison) -> Table:
     """The main metrics of each member, for the terminal."""
-    table = Table(box=None, pad_edge=False)
     names = summary_metrics()
-    for column in ("", *map(metric_label, names)):
-        table.add_column(column, justify="right" if column else "left")
+    columns = [Column(metric_label(name), justify="right") for name in names]
+    table = Table("", *columns, box=None, pad_edge=False)
     for member, metrics in compared.metrics.items():
         cells = [html.format_estimate(metrics[name]).split(" (")[0] for name in names]
         table.add_row(member, *cells)

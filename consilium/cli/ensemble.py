@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from consilium.cli.options import LEVEL_HELP, argument_parser, level
+from consilium.cli.options import LEVEL_HELP, level
 from consilium.inference.panels import read_thumbnail
 from evaluation import ensemble as voting
 from evaluation.ensemble import EvaluatedVoters, FittedVoters
@@ -22,7 +22,6 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as report
 from evaluation.reports import html
 from evaluation.results import read_tables, write_results
-from evaluation.stats.estimate import Estimates
 from evaluation.stats.paired_tests import gain_or_loss
 from evaluation.voters import store
 from evaluation.voters.registry import VOTERS, VoterOptions
@@ -35,9 +34,8 @@ examples:
 """
 
 
-def run(argv: list[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Fits and evaluates the voters, writes the output folder and prints a summary."""
-    args = parser().parse_args(argv)
     options = VoterOptions(args.attribute, args.attended_values, args.weights)
     if missing := VOTERS[args.voter].missing_options(options):
         raise ValueError(f"--voter {args.voter}: needs --{missing[0]}")
@@ -57,25 +55,24 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = argument_parser("ensemble", __doc__, EXAMPLES)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     for split in ("val", "test"):
-        help_text = f"run folders or {split} prediction tables, one per member"
-        add(f"--{split}", nargs="+", required=True, metavar="RUN", type=Path, help=help_text)
+        help_ = f"run folders or {split} prediction tables, one per member"
+        add(f"--{split}", nargs="+", required=True, metavar="RUN", type=Path, help=help_)
     add("-o", "--output", type=Path, default=Path("runs/ensemble"), help="folder (runs/ensemble)")
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL_HELP)
     add("--voter", default="soft", choices=list(VOTERS), help="voter of the ensemble (soft)")
     add("--attribute", default="", help="attribute with weights per value, such as body_part")
-    help_text = "values of the attribute with weights from attention"
-    add("--attended_values", nargs="+", default=[], metavar="VALUE", help=help_text)
+    help_ = "values of the attribute with weights from attention"
+    add("--attended_values", nargs="+", default=[], metavar="VALUE", help=help_)
     add("--weights", nargs="+", type=float, metavar="W", help="fixed weights, one per member")
     add("--images", type=Path, metavar="DIR", help="folder of the images, to show disputed ones")
     add("--title", default="Ensemble", help="title of the report")
     add("--draws", type=int, default=2000, help="bootstrap draws (2000)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (0)")
-    return parser
 
 
 def write_files(
@@ -85,14 +82,11 @@ def write_files(
     """Writes the fitted voters, the ensemble's predictions, results.json and report.html."""
     folder, ensemble = args.output, fitted.ensembles[args.voter]
     store.save(folder, ensemble)
-    on_val, on_test = (
-        voting.combine_members(ensemble, list(tables.values())) for tables in (val, test)
-    )
+    on_val, on_test = (voting.combine_members(ensemble, list(t.values())) for t in (val, test))
     on_val.write(folder / "predictions" / "val.parquet")
     on_test.write(folder / "predictions" / "test.parquet")
-    groups = dict[str, Estimates]()
-    if args.attribute:
-        groups = metrics_by_attribute(on_test, args.attribute, args.draws, args.seed)
+    by = (args.attribute, args.draws, args.seed)
+    groups = metrics_by_attribute(on_test, *by) if args.attribute else {}
     voting.save_voters(folder, fitted, evaluated, groups)
     results = report.ensemble_results(folder.name, fitted, evaluated, test, args.voter)
     write_results(folder / "results.json", results)

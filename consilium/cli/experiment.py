@@ -3,11 +3,9 @@
 import argparse
 from pathlib import Path
 
-from consilium.cli.options import argument_parser
 from consilium.experiments.config import KEYS, ExperimentConfig, load_experiment
 from consilium.experiments.executors import Executor, LocalExecutor, RayExecutor
 from consilium.experiments.plan import command_line, plan, select_runs, validate_runs
-from consilium.experiments.run import Run
 from consilium.experiments.scheduler import ProgressDisplay, Scheduler
 from evaluation.files import write_text
 
@@ -34,14 +32,14 @@ Paths are relative to the file. More examples: configs/experiments/*.yaml.
 """
 
 
-def run(args: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Executes `experiment run|status|report FILE`."""
-    options = parser().parse_args(args)
     config = load_experiment(options.file)
-    folder = Path(options.output) if options.output else default_folder(config, Path(options.file))
+    folder = options.output or default_folder(config, options.file)
     runs = plan(config, folder)
     if options.action == "status":
-        return print_status(runs)
+        ProgressDisplay(runs).close()  # prints one line per run
+        return 0
     if options.action == "report":
         return write_report(config, folder)
     selected = select_runs(config, runs, options.only)
@@ -54,32 +52,26 @@ def run(args: list[str]) -> int:
             print(command_line(each.arguments))
         return 0
     if not options.output:
-        write_text(folder / OWNER, str(Path(options.file).resolve()))
+        write_text(folder / OWNER, str(options.file.resolve()))
     return Scheduler(config, folder, executor).run(selected, runs)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    main = argument_parser("experiment", __doc__)
-    actions = main.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
-    keys = "\n".join(f"  {key:<16} {text}" for key, text in KEYS.items())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="|".join(ACTIONS))
+    epilog = EPILOG.format(keys="\n".join(f"  {key:<16} {text}" for key, text in KEYS.items()))
     for name, text in ACTIONS.items():
-        action = actions.add_parser(
-            name, help=text, description=text, epilog=EPILOG.format(keys=keys),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        action.add_argument(
-            "file", metavar="FILE", help="for example configs/experiments/demo.yaml"
-        )
-        action.add_argument("--output", metavar="DIR", help="folder of the experiment (runs/NAME)")
+        add = actions.add_parser(name, help=text, description=text, epilog=epilog).add_argument
+        add("file", type=Path, metavar="FILE", help="for example configs/experiments/demo.yaml")
+        add("--output", type=Path, metavar="DIR", help="folder of the experiment (runs/NAME)")
     add = actions.choices["run"].add_argument
     add("--dry-run", action="store_true", help="validate all configs, print the commands, stop")
     add("--only", action="append", metavar="NAME", help="only this member; may be repeated")
     add("--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (1)")
+    add("--isolated", action="store_true", help="a new Python interpreter per run, not a fork")
     add("--engine", choices=["local", "ray"], default="local", help="where to run (local)")
     add("--ray-address", metavar="HOST:PORT", help="a running Ray cluster (default: a local one)")
     add("--num-gpus", type=float, metavar="N", help="GPUs per Ray task (1 if there are any)")
-    return main
 
 
 def default_folder(config: ExperimentConfig, file: Path) -> Path:
@@ -98,13 +90,7 @@ def make_executor(options: argparse.Namespace) -> Executor:
         return RayExecutor(options.ray_address, options.num_gpus)
     if options.ray_address is not None or options.num_gpus is not None:
         raise ValueError("--ray-address and --num-gpus require --engine ray")
-    return LocalExecutor(options.jobs)
-
-
-def print_status(runs: list[Run]) -> int:
-    """Prints one line per run."""
-    ProgressDisplay(runs).close()
-    return 0
+    return LocalExecutor(options.jobs, options.isolated)
 
 
 def write_report(config: ExperimentConfig, folder: Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from consilium.cli.options import argument_parser, device, positive_int
+from consilium.cli.options import device, positive_int
 from consilium.inference import saliency_evaluation
 from consilium.inference.data_config import read_split
 from consilium.inference.panels import explain_images
@@ -21,9 +21,8 @@ from lightning_modules.cam import METHODS
 MAX_ERRORS = 5  # unreadable images that an error names
 
 
-def run(argv: list[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Explains the given images or a split, or evaluates the maps of a split."""
-    args = parser().parse_args(argv)
     check_arguments(args)
     if args.measure is not None:
         return evaluate(args)
@@ -64,27 +63,22 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    command = argument_parser("explain", __doc__)
-    add = command.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("images", nargs="*", metavar="IMAGE", help="image files, DICOM included")
     add("-o", "--output", type=Path, default=Path("runs/explain"), help="folder (runs/explain)")
-    help_ = "explain this class (the predicted class)"
-    add("--class", dest="class_name", metavar="NAME", help=help_)
+    add("--class", dest="class_name", metavar="NAME", help="class to explain (the predicted one)")
     add("--method", default="GradCAM", help=f"{', '.join(METHODS)} (GradCAM)")
     add("--split", choices=["train", "val", "test", "predict"], help="explain a whole split")
     help_ = "config of the dataset of --split (config.yaml in the model's run folder)"
     add("--config", action="append", default=[], metavar="FILE", help=help_)
-    help_ = "evaluate the maps of these methods on --split"
-    add("--measure", nargs="*", metavar="METHOD", help=help_)
-    help_ = "at most N images of --split, evenly spaced"
-    add("--limit", type=positive_int, metavar="N", help=help_)
+    add("--measure", nargs="*", metavar="METHOD", help="evaluate the maps of METHODs on --split")
+    add("--limit", type=positive_int, metavar="N", help="at most N images, evenly spaced")
     help_ = "value of the attribute, for an ensemble with weights per group"
     add("--group", default="", metavar="VALUE", help=help_)
     add("--device", type=device, default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
-    return command
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -10,9 +10,8 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from consilium.cli.options import argument_parser
 from consilium.inference.export import ExportDifference, export_ensemble, generated_images
 from consilium.inference.export_formats import FORMATS
 from consilium.inference.predictor import load_predictor
@@ -22,9 +21,8 @@ NUM_IMAGES = 8
 FORMAT_HELP = "; ".join(f"{name}: {spec.description}" for name, spec in FORMATS.items())
 
 
-def run(argv: list[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Exports, and prints one line per member."""
-    args = parser().parse_args(argv)
     predictor = load_predictor(args.model)
     images = [read_image(path) for path in args.images] or generated_images(NUM_IMAGES)
     differences = export_ensemble(predictor, args.format, args.output, images)
@@ -35,23 +33,20 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    command = argument_parser("export", __doc__)
-    add = command.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("--format", choices=list(FORMATS), default="onnx", help=f"{FORMAT_HELP} (onnx)")
     add("-o", "--output", type=Path, default=Path("runs/export"), help="folder (runs/export)")
-    help_ = "images to verify the export on (synthetic images)"
-    add("--images", nargs="+", default=[], metavar="IMAGE", help=help_)
-    return command
+    add("--images", nargs="+", default=[], metavar="IMAGE", help="to verify on (synthetic images)")
 
 
 def difference_table(differences: dict[str, ExportDifference]) -> Table:
     """Size and differences of each member's file."""
-    table = Table("member", "file", box=None, pad_edge=False)
-    for title in ("MB", "logit difference", "probability difference"):
-        table.add_column(title, justify="right")
+    titles = ("MB", "logit difference", "probability difference")
+    numeric = [Column(title, justify="right") for title in titles]
+    table = Table("member", "file", *numeric, box=None, pad_edge=False)
     for name, d in differences.items():
         numbers = (f"{d.bytes / 1e6:.1f}", f"{d.logit:.1e}", f"{d.probability:.1e}")
         table.add_row(name, d.file, *numbers)

@@ -12,7 +12,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from consilium.cli.options import add_dataset_arguments, argument_parser, positive_int
+from consilium.cli.options import add_dataset_arguments, positive_int
 from consilium.inference import audit_report, data_config
 from consilium.inference.starter_configs import DATA_FILE, check_folder, write_configs
 from datamodules.audit.audit import audit_manifest
@@ -27,14 +27,13 @@ example:
 """
 
 
-def run(args: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Writes the config files; returns 0."""
-    options = parser().parse_args(args)
-    target, folder = Path(options.target), Path(options.output)
+    target, folder = options.target, options.output
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     manifest, name = data_config.load_target(target, columns)
     check_folder(folder, manifest)
-    audit_folder = Path(options.audit or Path("runs") / f"audit-{name}")
+    audit_folder = options.audit or Path("runs") / f"audit-{name}"
     if not _is_current(audit_folder, manifest):
         audit_report.write_audit_report(audit_manifest(manifest), audit_folder, name)
     quarantine = (audit_folder / audit_report.QUARANTINE).read_text(encoding="utf-8")
@@ -46,19 +45,16 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    parser = argument_parser("init", __doc__, EXAMPLES)
-    help_ = "folder of images, or table with one row per image"
-    parser.add_argument("target", metavar="FOLDER|TABLE", help=help_)
-    help_ = "folder for the config files; it names the experiment"
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help=help_)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
     add_dataset_arguments(parser)
+    add = parser.add_argument
+    help_ = "folder for the config files; it names the experiment"
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help=help_)
     help_ = "height and width of the network input in pixels (224)"
-    parser.add_argument("--size", type=positive_int, default=224, metavar="N", help=help_)
-    help_ = "folder of the audit (runs/audit-NAME)"
-    parser.add_argument("--audit", metavar="DIR", help=help_)
-    return parser
+    add("--size", type=positive_int, default=224, metavar="N", help=help_)
+    add("--audit", type=Path, metavar="DIR", help="folder of the audit (runs/audit-NAME)")
 
 
 def _is_current(folder: Path, manifest: Manifest) -> bool:

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from consilium.cli.options import argument_parser
 from lightning_modules import checkpoints, model_info, packing
 from lightning_modules.ensemble import find_ensemble_file, read_ensemble_file
 
@@ -26,9 +25,8 @@ examples:
 HASH_DIGITS = 12
 
 
-def run(argv: list[str]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Prints every checkpoint and returns 0 if all weights are intact, else 1."""
-    args = parser().parse_args(argv)
     path = args.model
     if file := find_ensemble_file(path):
         members = read_ensemble_file(file)["members"].values()
@@ -43,13 +41,12 @@ def run(argv: list[str]) -> int:
     return 0 if all(info["is_intact"] for info in infos) else 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    command = argument_parser("inspect", __doc__, EXAMPLES)
-    add = command.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
+    add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("--json", action="store_true", help="print everything as JSON")
-    return command
 
 
 def inspect_checkpoint(path: Path, expected_hash: str | None = None) -> dict[str, Any]:
@@ -133,9 +130,7 @@ def describe_versions(saved: dict[str, str]) -> str:
 
 def metric_table(header: str, columns: list[str], rows: dict[str, list[float | None]]) -> Table:
     """Metrics by class or by pair of classes."""
-    table = Table(header, box=None)
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = Table(header, *(Column(name, justify="right") for name in columns), box=None)
     for name, values in rows.items():
         table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
     return table

@@ -1,18 +1,29 @@
-"""The command line: a table of commands, each with its own module."""
+"""The command line: a table of commands, their parser, and errors of one line."""
 
+import argparse
 import importlib
+import os
 import sys
+import traceback
+from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any, NoReturn
 
-from consilium.cli.errors import run_command
-from consilium.cli.options import set_openmp_wait_policy
-from consilium.config_files import suggestion
+from yaml import YAMLError
 
-TRAINING = {
-    "fit": "train a model and evaluate its best epoch on the val split",
-    "validate": "evaluate a checkpoint on the val split",
-    "test": "evaluate a checkpoint or an ensemble on the test split",
-    "predict": "write the predictions of a split to a table; labels are optional",
+from consilium.config_files import suggestion, worker_error
+from consilium.training import COMMANDS as TRAINING
+from consilium.training.run_lock import EXIT_INTERRUPTED, RunStopped
+
+USAGE_ERROR = 2  # exit code of invalid input, as argparse has it
+EXTRAS = {  # optional module -> the extra of this package that installs it
+    **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), "serve"),
+    **dict.fromkeys(("multipart", "python_multipart"), "serve"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "pydicom": "dicom",
+    "pynvml": "energy",
+    "ray": "ray",
+    "torch_pruning": "prune",
 }
 COMMANDS = TRAINING | {
     "experiment": "train and evaluate several models and their ensemble from one file",
@@ -44,14 +55,79 @@ examples:
 consilium COMMAND --help describes a command; --debug anywhere shows the traceback of an error."""
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser that keeps line breaks of texts; errors are one line without the usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the error and how to get help, and exits with code 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def run(args: list[str]) -> int:
     """Runs the command `args[0]` and returns its exit code; errors are raised."""
-    command, rest = args[0], args[1:]
+    command = args[0]
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}{suggestion(command, list(COMMANDS))}")
     if command in TRAINING:
         return int(importlib.import_module("consilium.training.lightning_cli").run_training(args))
-    return int(importlib.import_module(f"consilium.cli.{command}").run(rest))
+    options = command_parser(command).parse_args(args[1:])
+    return int(importlib.import_module(f"consilium.cli.{command}").run(options))
+
+
+def command_parser(command: str) -> ArgumentParser:
+    """The parser of a command's arguments; the docstring of the command's module describes it."""
+    module = importlib.import_module(f"consilium.cli.{command}")
+    parser = ArgumentParser(prog=f"consilium {command}", description=module.__doc__)
+    module.add_arguments(parser)
+    return parser
+
+
+def run_command(run: Callable[[list[str]], int], args: list[str], debug: bool = False) -> int:
+    """Runs the command `args[0]` and returns its exit code.
+
+    An error is printed to stderr as one line; with `debug` after its traceback.
+    """
+    try:
+        return run(args)
+    except RunStopped as error:
+        message, code = str(error), error.code
+    except KeyboardInterrupt:
+        message, code = "interrupted", EXIT_INTERRUPTED
+    except ImportError as error:
+        message, code = import_message(error), USAGE_ERROR
+    except (ValueError, OSError, YAMLError) as error:
+        message, code = one_line(error), USAGE_ERROR
+    if debug:
+        traceback.print_exc()
+    print(f"consilium {args[0]}: {message}", file=sys.stderr)
+    return code
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(worker_error(str(error)).split())
+
+
+def import_message(error: ImportError) -> str:
+    """The pip command if an optional dependency is missing, else the error's own message."""
+    module = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and module in EXTRAS:
+        return f"{module} is not installed: pip install 'consilium[{EXTRAS[module]}]'"
+    return one_line(error)
+
+
+def set_openmp_wait_policy() -> None:
+    """Lets OpenMP threads spin only briefly before they sleep; to be called before torch is loaded.
+
+    Long spinning makes a machine with other work ten times slower; sleeping at once makes an idle
+    one slower by a quarter. Only GNU's OpenMP has a spin count. Variables that are set are kept.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,56 +1,30 @@
-"""The argument parser of the commands and the argument types that they share."""
+"""Arguments and argument types that several commands share."""
 
 import argparse
-import os
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from evaluation.predictions import Level, Rule
+from evaluation.predictions import Level, Rule, parse_level
 
-LEVEL_HELP = (
-    "evaluate per image, study or patient; RULE pools the images of a study or patient: mean, "
-    "max or noisy_or (image:mean)"
-)
+LEVEL_HELP = ("evaluate per image, study or patient; RULE pools the images of a study or patient: "
+              "mean, max or noisy_or (image:mean)")  # fmt: skip
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are one line without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints the error and how to get help, and exits with code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def argument_parser(command: str, description: str | None, epilog: str = "") -> ArgumentParser:
-    """The parser of `consilium COMMAND`; line breaks of description and epilog are kept."""
-    return ArgumentParser(
-        f"consilium {command}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the columns of a table, or the patients of a folder, of `audit` and `init`."""
+def add_dataset_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """Adds the dataset of `audit` and `init`: a folder, or a table and its columns."""
+    add = parser.add_argument
+    help_ = "folder of images, or table with one row per image"
+    add("target", nargs=nargs, type=Path, metavar="FOLDER|TABLE", help=help_)
     for role, content in (("path", "image path"), ("label", "class"), ("split", "split")):
-        parser.add_argument(
-            f"--{role}", metavar="COLUMN", help=f"column of the {content} (found by name)"
-        )
-    parser.add_argument(
-        "--patient",
-        metavar="COLUMN|REGEX",
-        help="column of the patient ID, or several with commas that identify a patient together; "
-        "for a folder, a regular expression whose group is the patient: '(p[0-9]+)_'",
-    )
+        add(f"--{role}", metavar="COLUMN", help=f"column of the {content} (found by name)")
+    help_ = ("column of the patient ID, or several with commas that identify a patient together; "
+             "for a folder, a regex whose group is the patient: '(p[0-9]+)_'")  # fmt: skip
+    add("--patient", metavar="COLUMN|REGEX", help=help_)
 
 
-def device(text: str) -> "torch.device":
+def device(text: str) -> torch.device:
     """Argument type: cpu, cuda, cuda:N, or auto (a GPU if there is one)."""
-    import torch
-
     gpus = range(torch.cuda.device_count())
     allowed = ["auto", "cpu", *["cuda"][: len(gpus)], *(f"cuda:{index}" for index in gpus)]
     if text not in allowed:
@@ -74,22 +48,9 @@ def positive_int(text: str) -> int:
     return value
 
 
-def level(text: str) -> "tuple[Level, Rule]":
+def level(text: str) -> tuple[Level, Rule]:
     """Argument type: image, study or patient, with an optional rule as in study:max."""
-    from evaluation.predictions import parse_level
-
     try:
         return parse_level(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def set_openmp_wait_policy() -> None:
-    """Lets OpenMP threads spin only briefly before they sleep; to be called before torch is loaded.
-
-    Long spinning makes a machine with other work ten times slower; sleeping at once makes an idle
-    one slower by a quarter. Only GNU's OpenMP has a spin count. Variables that are set are kept.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

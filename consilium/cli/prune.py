@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from consilium.cli.options import argument_parser, device
+from consilium.cli.options import device
 from consilium.training.pruning import PruningRun, run_pruning
 from consilium.training.run_lock import RunStopped
 
@@ -17,9 +17,9 @@ that take the most time are removed first, at some loss of accuracy. Sparse trai
 (configs/recipe/ast25.yaml) zeroes single weights instead, which saves no time."""
 
 
-def run(argv: list[str]) -> int:
-    """Prunes and fine-tunes the run named in `argv`, and prints what was saved."""
-    args = vars(parser().parse_args(argv))
+def run(options: argparse.Namespace) -> int:
+    """Prunes and fine-tunes a run, and prints what was saved."""
+    args = vars(options)
     args["output"] = args["output"] or args["dense"].with_name(args["dense"].name + "-pruned")
     try:
         print(run_pruning(PruningRun(**args)))
@@ -28,15 +28,14 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = argument_parser("prune", __doc__, EXAMPLE)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.epilog = EXAMPLE
     add = parser.add_argument
     add("dense", type=Path, metavar="RUN", help="run folder of a fit (best.ckpt, config.yaml)")
     add("--macs", type=float, help="fraction of the multiply-accumulates that may remain")
     add("--latency", type=float, help="fraction of one image's latency that may remain, measured")
-    help_ = "widths are multiples: 16 for CPUs, 8 for GPUs (16)"
-    add("--round_to", type=int, default=16, help=help_)
+    add("--round_to", type=int, default=16, help="widths are multiples of it; 8 for GPUs (16)")
     help_ = "weight of a channel's cost against its importance: 0 ignores the cost (0.5)"
     add("--cost_power", type=float, default=0.5, help=help_)
     add("--images", type=int, default=640, help="training images that decide on importance (640)")
@@ -47,4 +46,3 @@ def parser() -> argparse.ArgumentParser:
     add("--energy", action="store_true", help="measure energy as well: at least four minutes")
     help_ = "where latency is measured: cpu, cuda, cuda:N or auto (cpu)"
     add("--device", type=device, default="cpu", help=help_)
-    return parser

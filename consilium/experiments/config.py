@@ -1,7 +1,7 @@
 """The typed configuration of an experiment, read from its YAML file."""
 
 from argparse import ArgumentError
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class ExperimentConfig:
     files: tuple[Path, ...] = ()
 
 
-# resolved by hand: names and layers of members
+# keys that are not parsed by type: names and layers of members
 UNTYPED = {"base", "members", "matrix", "member", "overrides", "extends", "ensemble"}
 
 
@@ -97,12 +97,12 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
     try:
         config = _build(file.stem, content)
         _check(config)
-    except ArgumentError as error:
-        message = explain_parser_error(str(error), [file], KEYS)
-        message = message.removeprefix(f"{file}: ").removeprefix("command line: ")
+    except (ArgumentError, ValueError) as error:
+        message = str(error)
+        if isinstance(error, ArgumentError):
+            message = explain_parser_error(message, [file], KEYS)
+            message = message.removeprefix(f"{file}: ").removeprefix("command line: ")
         raise ValueError(f"experiment {file}: {message}") from error
-    except ValueError as error:
-        raise ValueError(f"experiment {file}: {error}") from error
     return config
 
 
@@ -123,10 +123,8 @@ def _build(name: str, content: dict[str, Any]) -> ExperimentConfig:
         _require_members(f"controls: {control}", sparse, layers)
         layers[control] = (*layers[sparse[0]], CONTROL_SETTINGS)
     ensemble = read_layers(ENSEMBLE, content["ensemble"]) if ensembles else ()
-    files = tuple(content["files"])
-    return ExperimentConfig(
-        name, base=Path(base), members=layers, ensemble=ensemble, files=files, **parsed
-    )
+    parsed |= {"members": layers, "ensemble": ensemble, "files": content["files"]}
+    return ExperimentConfig(name, base=Path(base), **parsed)
 
 
 def _expand_ensembles(content: dict[str, Any], members: list[str]) -> dict[str, Any]:
@@ -145,9 +143,8 @@ def _parse(content: dict[str, Any]) -> dict[str, Any]:
     """The typed values of a file; an ArgumentError names the key of a wrong one."""
     typed = KEYS.keys() - UNTYPED
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(
-        ExperimentConfig, skip={f.name for f in fields(ExperimentConfig)} - typed
-    )
+    names = {f.name for f in fields(ExperimentConfig)}
+    parser.add_class_arguments(ExperimentConfig, skip=names - typed)
     values = {key: value for key, value in content.items() if key in typed and value is not None}
     parsed = parser.instantiate(parser.parse_object(values))
     return {key: parsed[key] for key in typed}
@@ -166,42 +163,38 @@ def _check(config: ExperimentConfig) -> None:
         _check_saliency(config.saliency)
     _check_voter(config)
     for name, limit in config.gates.items():
-        _check_metric(f"gates: {name}", name, config, [limit])
+        _check_metric("gates", name, config, [limit])
     for name, claim in config.claims.items():
-        if claim.believable[0] > claim.believable[1]:
-            raise ValueError(f"claims: {name}: believable: {[*claim.believable]}; lower end first")
-        values = [*claim.believable, *([] if claim.claimed is None else [claim.claimed])]
-        _check_metric(f"claims: {name}", name, config, values)
+        low, high = claim.believable
+        if low > high:
+            raise ValueError(f"claims: {name}: believable: {[low, high]}; lower end first")
+        values = [low, high] if claim.claimed is None else [low, high, claim.claimed]
+        _check_metric("claims", name, config, values)
 
 
 def _check_saliency(saliency: SaliencyConfig) -> None:
-    unknown = [name for name in saliency.methods if name not in SALIENCY_METHODS]
-    if unknown or not saliency.methods:
+    if not saliency.methods or set(saliency.methods) - set(SALIENCY_METHODS):
         allowed = ", ".join(SALIENCY_METHODS)
         raise ValueError(f"saliency: methods: {saliency.methods}; allowed: {allowed}")
     if saliency.limit is not None and saliency.limit < 1:
         raise ValueError(f"saliency: limit: {saliency.limit}; at least 1")
 
 
-def _require_members(where: str, names: list[str], members: Iterable[str]) -> None:
-    known = list(members)
-    if not names or set(names) - set(known) or len(set(names)) < len(names):
-        raise ValueError(f"{where}: {names}; needs members, each once, of {', '.join(known)}")
+def _require_members(where: str, names: list[str], members: Collection[str]) -> None:
+    if not names or set(names) - set(members) or len(set(names)) < len(names):
+        raise ValueError(f"{where}: {names}; needs members, each once, of {', '.join(members)}")
 
 
-def _require_names(key: str, names: Iterable[str]) -> None:
+def _require_names(key: str, names: Collection[str]) -> None:
     """Refuses an empty list of names, and names that are no folder names or are reserved."""
-    given = list(names)
-    if not given:
+    if not names:
         raise ValueError(f"{key}: at least one is required")
-    for name in map(str, given):
+    for name in map(str, names):
         if not name or "/" in name or name.startswith("."):
             raise ValueError(f"{key}: {name!r} is not the name of a folder")
         if name in RESERVED or name.startswith(tuple(f"{word}-" for word in RESERVED)):
-            raise ValueError(
-                f"{key}: {name!r} is reserved, as are {', '.join(RESERVED)} and these words "
-                "followed by a hyphen"
-            )
+            reserved = f"{', '.join(RESERVED)}, alone or before a hyphen"
+            raise ValueError(f"{key}: {name!r} is reserved, as are {reserved}")
 
 
 def _check_voter(config: ExperimentConfig) -> None:
@@ -214,18 +207,16 @@ def _check_voter(config: ExperimentConfig) -> None:
         raise ValueError(f"voter: {config.voter} requires `{missing}`")
 
 
-def _check_metric(where: str, name: str, config: ExperimentConfig, values: list[float]) -> None:
+def _check_metric(key: str, name: str, config: ExperimentConfig, values: list[float]) -> None:
     """Refuses a metric that the experiment does not have, and values outside its range."""
     who, _, metric = name.partition(".")
     subjects = {MEMBERS, *config.members, *config.ensembles}
     subjects |= {ENSEMBLE} if config.ensembles else set()
     specs = matching_specs(metric, config.level)
     if who not in subjects or not specs:
-        raise ValueError(
-            f"{where}; allowed: WHO.METRIC with WHO of {', '.join(sorted(subjects))} and METRIC "
-            f"of {', '.join(METRICS)}"
-        )
+        allowed = f"WHO of {', '.join(sorted(subjects))} and METRIC of {', '.join(METRICS)}"
+        raise ValueError(f"{key}: {name}; allowed: WHO.METRIC with {allowed}")
     low, high = min(s.minimum for s in specs), max(s.maximum for s in specs)
     for value in values:
         if not low <= value <= high:
-            raise ValueError(f"{where}: {value:g}; {metric} is between {low:g} and {high:g}")
+            raise ValueError(f"{key}: {name}: {value:g}; {metric} is between {low:g} and {high:g}")

@@ -1,41 +1,30 @@
-"""Executors of runs: processes of this machine, or tasks of a Ray cluster."""
+"""Executors of runs: processes of this machine, or tasks of a Ray cluster.
+
+An executor has `slots` runs at a time; the state of a run is read from its folder.
+"""
 
 import os
 import time
-from typing import Any, Protocol
+from typing import Any
 
+from consilium.experiments.processes import start_fork, start_interpreter
 from consilium.experiments.run import Run
 
 
-class Executor(Protocol):
-    """Starts runs, at most `slots` at a time; the state of a run is read from its folder."""
-
-    slots: int
-
-    def start(self, run: Run) -> list[str] | None:
-        """Starts a run and returns the arguments of its command; None if the folder is locked."""
-
-    def has_ended(self, run: Run) -> bool:
-        """Whether a started run has ended, successfully or not."""
-
-    def stop(self, runs: list[Run]) -> None:
-        """Stops these runs."""
-
-
 class LocalExecutor:
-    """Runs processes of this machine, `slots` at a time."""
+    """Runs processes of this machine, `slots` at a time: forks, or interpreters if `isolated`."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, isolated: bool = False) -> None:
         if slots < 1:
             raise ValueError(f"--jobs {slots}: at least 1")
-        self.slots = slots
+        self.slots, self.launch = slots, start_interpreter if isolated else start_fork
 
     def start(self, run: Run) -> list[str] | None:
-        """Starts the process, unless another process has the folder's lock."""
-        return run.start()
+        """Starts a process and returns its arguments; None if the folder is locked by another."""
+        return run.start(self.launch)
 
     def has_ended(self, run: Run) -> bool:
-        """Whether the process has ended."""
+        """Whether the process has ended, successfully or not."""
         return run.process is None or run.poll()
 
     def stop(self, runs: list[Run]) -> None:
@@ -91,9 +80,12 @@ class RayExecutor:
 
     def stop(self, runs: list[Run]) -> None:
         """Cancels the tasks and disconnects from the cluster."""
-        for task in [self.tasks[run.name] for run in runs if run.name in self.tasks]:
-            self.ray.cancel(task, force=True)
+        for name in {run.name for run in runs} & self.tasks.keys():
+            self.ray.cancel(self.tasks[name], force=True)
         self.ray.shutdown()
+
+
+Executor = LocalExecutor | RayExecutor
 
 
 def _execute(run: Run, threads: str | None) -> None:
@@ -104,6 +96,6 @@ def _execute(run: Run, threads: str | None) -> None:
     os.environ.pop("OMP_NUM_THREADS", None)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = threads
-    while run.start(end_with_parent=True) is None:
+    while run.start(start_interpreter) is None:
         time.sleep(0.5)
     run.wait()

@@ -24,9 +24,8 @@ def read_experiment(
 ) -> dict[str, Any]:
     """Content of an experiment file on top of the experiment that it extends.
 
-    Afterwards `members` lists the layers of each member in order: those of the extended
-    experiment, those of this file, the overrides. `files` are this file and the extended ones.
-    Paths are relative to the working directory.
+    `members` maps each member to its layers: the extended experiment's, this file's, the overrides.
+    `files` are this file and the extended ones. Paths are relative to the working directory.
     """
     if file in extended_by:
         raise ValueError(f"experiment {file}: `extends` is circular")
@@ -40,7 +39,7 @@ def read_experiment(
     merged = {k: v for k, v in inherited.items() if k not in NOT_INHERITED} | content
     if merged.get("ensemble"):
         merged["ensemble"] = [*as_list(merged["ensemble"]), *map(_without_model, overrides)]
-    files = [file, *inherited.get("files", [])]
+    files = (file, *inherited.get("files", ()))
     return {**merged, "members": members, "axes": axes, "files": files}
 
 
@@ -73,8 +72,8 @@ def _check_keys(file: Path, content: dict[str, Any], keys: set[str]) -> None:
     if not has_members or ("matrix" in content and "member" not in content):
         raise ValueError(f"experiment {file}: keys {sorted(content)}; {MISSING}")
     for key in content.keys() & set(MAPPINGS):
-        allowed_types = (dict, type(None)) if key in NULLABLE else dict
-        if not isinstance(content[key], allowed_types):
+        is_null = content[key] is None and key in NULLABLE
+        if not isinstance(content[key], dict) and not is_null:
             raise ValueError(f"experiment {file}: {key}: {content[key]!r} is not a mapping")
 
 
@@ -106,27 +105,25 @@ def _without_model(override: Value) -> Value:
     return {k: v for k, v in flatten_settings(override) if not k.startswith(MEMBERS_ONLY)}
 
 
-def read_layers(where: str, value: Value) -> tuple[Layer, ...]:
-    """Layers of a path, of settings, or of a list of both; a missing file is refused."""
-    return tuple(_layer(where, item) for item in (value if isinstance(value, list) else [value]))
-
-
-def _layer(where: str, value: Value) -> Layer:
-    if isinstance(value, dict):
-        return dict(flatten_settings(value))
-    if not isinstance(value, str) or not Path(value).is_file():
-        raise ValueError(f"{where}: {value!r} is neither a config file nor settings")
-    return Path(value)
+def read_layers(where: str, values: list[Value]) -> tuple[Layer, ...]:
+    """Layers of paths and settings; a missing file is refused."""
+    layers: list[Layer] = []
+    for value in values:
+        if isinstance(value, dict):
+            layers.append(dict(flatten_settings(value)))
+        elif isinstance(value, str) and Path(value).is_file():
+            layers.append(Path(value))
+        else:
+            raise ValueError(f"{where}: {value!r} is neither a config file nor settings")
+    return tuple(layers)
 
 
 def layer_arguments(layers: Iterable[Layer]) -> list[str]:
     """Command-line arguments of layers: `--config FILE` or `--trainer.max_epochs 3`."""
     arguments: list[str] = []
     for layer in layers:
-        if isinstance(layer, Path):
-            arguments += ["--config", str(layer)]
-            continue
-        for name, value in layer.items():
+        settings = {"config": str(layer)} if isinstance(layer, Path) else layer
+        for name, value in settings.items():
             arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return arguments
 
@@ -150,21 +147,16 @@ def expand_matrix(matrix: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
 
     An axis is a list of values, which are names as well, or a mapping of names to values.
     """
-    named = {axis: _named_values(axis, values) for axis, values in matrix.items()}
+    named: list[list[tuple[str, Value]]] = []
+    for axis, values in matrix.items():
+        if not isinstance(values, (dict, list)):
+            raise ValueError(f"matrix: {axis}: {values!r} is neither a list nor a mapping")
+        items = values.items() if isinstance(values, dict) else zip(values, values, strict=True)
+        named.append([(str(name), value) for name, value in items])
     return {
-        "_".join(name for name, _ in cell): {
-            axis: value for axis, (_, value) in zip(named, cell, strict=True)
-        }
-        for cell in product(*named.values())
+        "_".join(name for name, _ in cell): dict(zip(matrix, (v for _, v in cell), strict=True))
+        for cell in product(*named)
     }
-
-
-def _named_values(axis: str, values: Value) -> list[tuple[str, Value]]:
-    if isinstance(values, dict):
-        return [(str(name), value) for name, value in values.items()]
-    if isinstance(values, list):
-        return [(str(value), value) for value in values]
-    raise ValueError(f"matrix: {axis}: {values!r} is neither a list nor a mapping")
 
 
 def fill_template(template: Value, axes: Mapping[str, Value]) -> Value:

@@ -5,28 +5,21 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from consilium.experiments.config import MEMBERS, ExperimentConfig, SaliencyConfig
+from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig, SaliencyConfig
 from consilium.experiments.members import layer_arguments
 from consilium.experiments.run import Run
 from evaluation import saliency
 from evaluation.results import voters_folder
 
 SALIENCY = "saliency"  # folder, and prefix of run names
-SPLITS = ("val", "test")
 
 
 @dataclass(frozen=True)
 class Round:
-    """One repetition of all members and ensembles.
+    """One repetition of all members and ensembles."""
 
-    Args:
-        seed: seed of every run, None for the seeds of the configs.
-        fold: the fold that is tested, None for the splits of the data.
-        num_folds: number of folds.
-    """
-
-    seed: int | None = None
-    fold: int | None = None
+    seed: int | None = None  # of every run, None for the seeds of the configs
+    fold: int | None = None  # that is tested, None for the splits of the data
     num_folds: int = 0
 
     @property
@@ -47,13 +40,16 @@ class Round:
 
 def rounds(config: ExperimentConfig) -> list[Round]:
     """Every seed with every fold; a single round without seed and fold if there are none."""
+    seeds: list[int] | list[None] = list(config.seeds) or [None]
     folds: list[int] | list[None] = list(range(config.folds)) or [None]
-    return [Round(s, fold, config.folds) for s, fold in product(seeds_or_none(config), folds)]
+    return [Round(seed, fold, config.folds) for seed, fold in product(seeds, folds)]
 
 
-def seeds_or_none(config: ExperimentConfig) -> list[int] | list[None]:
-    """The seeds of an experiment, [None] if it has none."""
-    return list(config.seeds) or [None]
+def run_names(config: ExperimentConfig, who: str) -> list[str]:
+    """Runs of `ensemble`, of `members`, or of one member or ensemble, in all rounds."""
+    groups = {ENSEMBLE: list(config.ensembles), MEMBERS: list(config.members)}
+    names = [who] if who in config.ensembles else groups.get(who, [who])
+    return [name + r.suffix for r in rounds(config) for name in names]
 
 
 def plan(config: ExperimentConfig, folder: Path) -> list[Run]:
@@ -82,10 +78,7 @@ def select_runs(config: ExperimentConfig, runs: list[Run], only: list[str] | Non
 
 
 def validate_runs(config: ExperimentConfig, runs: list[Run]) -> None:
-    """Parses the config of every member and ensemble that is not done; ValueError on an error.
-
-    Runs that differ only in seed and fold are parsed once.
-    """
+    """Parses the configs of members and ensembles that are not done, those of rounds once."""
     names = (*config.members, *config.ensembles)
     name_of = {name + r.suffix: name for r in rounds(config) for name in names}
     commands = {name_of[r.name]: r.arguments for r in runs if r.name in name_of and not r.is_done()}
@@ -108,37 +101,34 @@ def _runs(config: ExperimentConfig, folder: Path) -> list[Run]:
         for name in config.ensembles:
             runs += _ensemble_runs(config, folder, name, r)
         if config.saliency is not None:
-            explained = config.ensembles or config.members
             parent = folder if config.ensembles else folder / MEMBERS
-            targets = [parent / f"{name}{r.suffix}" for name in explained]
+            targets = [parent / (name + r.suffix) for name in config.ensembles or config.members]
             runs += [_saliency_run(config.saliency, folder, target) for target in targets]
     return runs
 
 
-def _member_run(config: ExperimentConfig, folder: Path, name: str, each_round: Round) -> Run:
-    run = folder / MEMBERS / f"{name}{each_round.suffix}"
+def _member_run(config: ExperimentConfig, folder: Path, name: str, r: Round) -> Run:
+    run = folder / MEMBERS / (name + r.suffix)
     layers = layer_arguments((config.base, *config.members[name]))
-    options = [*each_round.arguments, "--run", str(run), "--test", "true"]
+    options = [*r.arguments, "--run", str(run), "--test", "true"]
     return Run(run.name, run, ["fit", *layers, *options])
 
 
-def _ensemble_runs(
-    config: ExperimentConfig, folder: Path, ensemble: str, each_round: Round
-) -> list[Run]:
+def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) -> list[Run]:
     """Fits and evaluates every voter on the members' predictions, then tests the ensemble."""
-    names = [f"{member}{each_round.suffix}" for member in config.ensembles[ensemble]]
+    names = [member + r.suffix for member in config.ensembles[name]]
     members = [folder / MEMBERS / name for name in names]
-    run = folder / f"{ensemble}{each_round.suffix}"
+    run = folder / (name + r.suffix)
     voters = voters_folder(run)
     fit = ["ensemble"]
-    for split in SPLITS:
+    for split in ("val", "test"):
         fit += [f"--{split}", *(str(m / "predictions" / f"{split}.parquet") for m in members)]
     fit += ["-o", str(voters), "--voter", config.voter]
     fit += ["--attribute", config.attribute] if config.attribute else []
-    attended = list(map(str, config.attended_values))
-    fit += ["--attended_values", *attended] if attended else []
+    attended = map(str, config.attended_values)
+    fit += ["--attended_values", *attended] if config.attended_values else []
     layers = layer_arguments((config.base, *config.ensemble))
-    test = ["test", *layers, *each_round.arguments, "--run", str(run)]
+    test = ["test", *layers, *r.arguments, "--run", str(run)]
     test += ["--model.init_args.voter", str(voters)]
     test += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
     return [
@@ -149,9 +139,8 @@ def _ensemble_runs(
 
 def _saliency_run(config: SaliencyConfig, folder: Path, target: Path) -> Run:
     """Evaluates the saliency maps of one run."""
-    output = folder / SALIENCY / target.name
+    name, output = f"{SALIENCY}-{target.name}", folder / SALIENCY / target.name
     arguments = ["explain", str(target), "--split", "test", "--measure", *config.methods]
     arguments += ["--limit", str(config.limit)] if config.limit else []
     arguments += ["--device", "auto", "-o", str(output)]
-    name = f"{SALIENCY}-{target.name}"
     return Run(name, output, arguments, (target.name,), result=saliency.FILE)

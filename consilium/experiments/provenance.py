@@ -26,15 +26,10 @@ IGNORED = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a run was made from.
+    """What a run was made from."""
 
-    Args:
-        settings: settings of its command as text by dotted name.
-        inputs: digest of the result of each run that it needs, by the run's name.
-    """
-
-    settings: dict[str, str]
-    inputs: dict[str, str]
+    settings: dict[str, str]  # of its command, as text by dotted name
+    inputs: dict[str, str]  # digest of the result of each run that it needs, by the run's name
 
     def write(self, folder: Path) -> None:
         """Writes it to a run folder."""
@@ -85,29 +80,24 @@ def _given_settings(arguments: list[str]) -> Iterator[tuple[str, Any]]:
     """Settings of each config file and option, in their order."""
     for name, values in _options(arguments):
         if name == "config":
-            for file in map(Path, values):
-                for key, value in read_config(file).items():
-                    yield from flatten_settings(
-                        {key: resolve_references(file.parent, value)}, split_classes=True
-                    )
+            contents = [(Path(file).parent, read_config(Path(file))) for file in values]
         else:
-            yield from flatten_settings(
-                {name: resolve_references(Path(), _parse_values(values))}, split_classes=True
-            )
+            contents = [(Path(), {name: _parse_values(values)})]
+        for folder, content in contents:
+            resolved = {k: resolve_references(folder, value) for k, value in content.items()}
+            yield from flatten_settings(resolved, split_classes=True)
 
 
-def _options(arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
+def _options(arguments: list[str]) -> list[tuple[str, list[str]]]:
     """`--name value ...` and `--name=value`; values before the first option have no name."""
-    name, values = "", list[str]()
+    options: list[tuple[str, list[str]]] = [("", [])]
     for argument in arguments:
-        if not argument.startswith("--"):
-            values.append(argument)
-            continue
-        if values or name:
-            yield name, values
-        name, has_value, value = argument[2:].partition("=")
-        values = [value] if has_value else []
-    yield name, values
+        if argument.startswith("--"):
+            name, has_value, value = argument[2:].partition("=")
+            options.append((name, [value] if has_value else []))
+        else:
+            options[-1][1].append(argument)
+    return options if options[0][1] else options[1:]
 
 
 def _parse_values(values: list[str]) -> object:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
-from consilium.experiments.gates import claims_section, run_names
+from consilium.experiments.plan import run_names
 from consilium.experiments.results import ExperimentResults, load_results
 from consilium.experiments.sections import appendix, ensemble, seeds_folds, sparsity
 from evaluation.files import write_text
@@ -23,7 +23,10 @@ from evaluation.reports.run import run_details
 from evaluation.results import Results, write_results
 from evaluation.stats.estimate import Estimate
 
-TABLES = "results"  # folder of the CSV files
+CLAIMS_NOTE = (
+    "A value above the believable range is more likely to come from a data leak than from a "
+    "better model: run consilium audit."
+)
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
 
 
@@ -31,7 +34,7 @@ def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[boo
     """Writes all files; returns whether all gates passed, and the lines of the summary."""
     results = load_results(config, folder)
     html.write_report(folder / "report.html", config.title, sections(results))
-    write_tables(folder / TABLES, tables(results))
+    write_tables(folder / "results", tables(results))
     write_results(folder / "results.json", experiment_summary(results))
     return all(gate.passed for gate in results.gates), summary(results)
 
@@ -42,18 +45,16 @@ def experiment_summary(results: ExperimentResults) -> Results:
     Paths of members are relative to the experiment's folder, which may be moved.
     """
     first = next(iter(results.runs.values()))
-    meta = dict(first.meta)
-    if "members" in meta:
-        meta["members"] = {
-            name: {**member, "path": os.path.relpath(member["path"], results.folder)}
-            for name, member in meta["members"].items()
-        }
+    members = {
+        name: {**member, "path": os.path.relpath(member["path"], results.folder)}
+        for name, member in first.meta.get("members", {}).items()
+    }
     return replace(
         first,
         name=results.config.name,
         others={name: run.metrics for name, run in results.runs.items()},
         gates={gate.name: gate.passed for gate in results.gates},
-        meta=meta,
+        meta=first.meta | ({"members": members} if members else {}),
     )
 
 
@@ -88,36 +89,43 @@ def sections(results: ExperimentResults) -> list[html.Section]:
     return [
         html.Text(lead(results), lead=True),
         *_notes(results),
-        *_missing_runs(results),
         *([html.Gates(results.gates)] if results.gates else []),
-        *claims_section(results.claims),
+        *_claims_section(results),
         _summary_table(results),
-        *seeds_folds.sections(results.config, results.repeated),
+        *seeds_folds.folds_sections(results.config, results.pooled),
+        *seeds_folds.seeds_sections(results.seeds),
         *_level_table(results),
-        *sparsity.sections(results.config, results.sparsity),
+        *sparsity.sections(results.sparsity),
         *ensemble.ensemble_sections(results.config, results.ensembles),
         *(ensemble.member_sections(results.members) if results.members else []),
         *appendix.saliency_sections(results.saliency),
-        *_learning_curves(results.histories),
+        *(
+            html.Plot(curves.learning_curves(history), heading=f"Learning: {name}")
+            for name, history in results.histories.items()
+        ),
         *appendix.cost_sections(results.costs),
-        *appendix.audit_sections(results.audits, results.runs),
+        *appendix.audit_sections(results.audits),
         html.Details({**run_details(first), **_environment()}),
     ]
 
 
 def _notes(results: ExperimentResults) -> list[html.Section]:
-    """Warnings about the data of any run, each once."""
-    notes = (str(note) for run in results.runs.values() for note in run.meta.get("notes", []))
+    """Warnings about the data of any run, each once, and the runs that are not in the report."""
+    notes = [str(note) for run in results.runs.values() for note in run.meta.get("notes", [])]
+    groups = {"Not done yet": results.unfinished, "Made with other settings": results.changed}
+    for reason, names in groups.items():
+        notes += [f"{reason}, and not in this report: {', '.join(names)}."] if names else []
     return [html.Text(note) for note in dict.fromkeys(notes)]
 
 
-def _missing_runs(results: ExperimentResults) -> list[html.Section]:
-    groups = {"Not done yet": results.unfinished, "Made with other settings": results.changed}
-    return [
-        html.Text(f"{reason}, and not in this report: {', '.join(names)}.")
-        for reason, names in groups.items()
-        if names
-    ]
+def _claims_section(results: ExperimentResults) -> list[html.Section]:
+    """A table of claimed, believable and measured values."""
+    rows: list[tuple[html.Cell, ...]] = []
+    for c in results.claims:
+        believable = "{:g} to {:g}".format(*c.claim.believable)
+        rows.append((c.metric, c.claim.claimed, believable, c.estimate, c.position, c.claim.why))
+    columns = ("metric", "claimed", "believable", "measured", "", "why")
+    return [html.Table(columns, rows, "Claims", CLAIMS_NOTE)] if rows else []
 
 
 def _summary_table(results: ExperimentResults) -> html.Table:
@@ -139,13 +147,6 @@ def _level_table(results: ExperimentResults) -> list[html.Section]:
     metrics = {name: run.metrics for name, run in results.runs.items()}
     note = f"The probabilities of the images of a {level} are averaged. {html.SMALL_PRINT}"
     return [html.models_table(metrics, f"By {level}", note, names=names, count="n")]
-
-
-def _learning_curves(histories: Mapping[str, pd.DataFrame]) -> list[html.Section]:
-    return [
-        html.Plot(curves.learning_curves(history), heading=f"Learning: {name}")
-        for name, history in histories.items()
-    ]
 
 
 def _environment() -> dict[str, object]:
@@ -173,19 +174,18 @@ def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
     """Every table of results/ by name."""
     config, runs = results.config, results.runs
     ensembles = set(run_names(config, ENSEMBLE))
-    pooled = results.repeated.pooled if config.folds else {}
+    pooled = results.pooled if config.folds else {}
+    folds = {f"{n} {seed}" if seed is not None else n: m for (n, seed), m in pooled.items()}
     return {
         "members": _estimates({n: r.metrics for n, r in runs.items() if n not in ensembles}),
         "ensembles": _estimates({n: r.metrics for n, r in runs.items() if n in ensembles}),
         "voters": _voters(results),
         "gates": pd.DataFrame([asdict(gate) for gate in results.gates]),
         "claims": _claims(results),
-        "folds": _estimates(
-            {f"{n} {s}" if s is not None else n: e for (n, s), e in pooled.items()}
-        ),
-        "seeds": results.repeated.seeds,
+        "folds": _estimates(folds),
+        "seeds": results.seeds,
         "sparse": _split_estimates(results.sparsity.pairs),
-        "sparse_seeds": _split_estimates(sparsity.means_over_seeds(config, results.sparsity)),
+        "sparse_seeds": _split_estimates(results.sparsity.means),
         "changed": results.sparsity.changed,
         "saliency": appendix.saliency_table(results.saliency),
         "cost": results.costs,
@@ -214,30 +214,21 @@ def _voters(results: ExperimentResults) -> pd.DataFrame:
 
 
 def _claims(results: ExperimentResults) -> pd.DataFrame:
-    return pd.DataFrame([
-        {
-            "claim": checked.name,
-            "metric": checked.metric,
-            "claimed": checked.claim.claimed,
-            "low": checked.claim.believable[0],
-            "high": checked.claim.believable[1],
-            "measured": checked.estimate.value if checked.estimate else None,
-            "position": checked.position,
-        }
-        for checked in results.claims
-    ])  # fmt: skip
+    columns = ["claim", "metric", "claimed", "low", "high", "measured", "position"]
+    rows = [
+        (c.name, c.metric, c.claim.claimed, *c.claim.believable, c.value, c.position)
+        for c in results.claims
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _split_estimates(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The rows with columns `accuracy_value`, `accuracy_low`, `accuracy_high` for estimates."""
-    return pd.DataFrame([
-        {
-            column: cell
-            for name, value in row.items()
-            for column, cell in (
-                [(f"{name}_{end}", getattr(value, end)) for end in ("value", "low", "high")]
-                if isinstance(value, Estimate) else [(name, value)]
-            )
-        }
-        for row in rows
-    ])  # fmt: skip
+
+    def split(cell: object) -> object:
+        if isinstance(cell, Estimate):
+            return {"value": cell.value, "low": cell.low, "high": cell.high}
+        return cell
+
+    nested = [{name: split(cell) for name, cell in row.items()} for row in rows]
+    return pd.json_normalize(nested, sep="_")

@@ -1,39 +1,45 @@
-"""Results of an experiment, read from its run folders and computed once."""
+"""Results of an experiment, computed once from its run folders, with its gates and claims."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
-from consilium.experiments.gates import (
-    CheckedClaim,
-    Runs,
-    check_claims,
-    evaluate_gates,
-    run_names,
-)
-from consilium.experiments.plan import plan
-from consilium.experiments.sections.appendix import (
-    SaliencyEvaluation,
-    audit_data,
-    read_costs,
-    read_saliency,
-)
-from consilium.experiments.sections.ensemble import (
-    EnsembleResults,
-    MemberComparison,
-    compare_members,
-    load_ensembles,
-)
-from consilium.experiments.sections.seeds_folds import RepeatedRuns, pool_rounds
+from consilium.experiments.config import ENSEMBLE, MEMBERS, Claim, ExperimentConfig
+from consilium.experiments.plan import plan, run_names
+from consilium.experiments.sections import Runs, appendix, ensemble, seeds_folds
 from consilium.experiments.sections.sparsity import SparsityComparison, compare_with_controls
 from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.registry import matching_specs
 from evaluation.predictions import PredictionTable, aggregate
 from evaluation.reports import html
 from evaluation.results import Results, read_results
+from evaluation.stats.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class CheckedClaim:
+    """A claim about one metric of one run, and the estimate; None if the run is not done."""
+
+    name: str
+    metric: str
+    claim: Claim
+    estimate: Estimate | None
+
+    @property
+    def value(self) -> float | None:
+        """The measured value, None if there is none."""
+        return self.estimate.value if self.estimate else None
+
+    @property
+    def position(self) -> str:
+        """`below`, `within` or `above` the believable range, or `not measured`."""
+        if self.value is None:
+            return "not measured"
+        low, high = self.claim.believable
+        return "below" if self.value < low else "above" if self.value > high else "within"
 
 
 @dataclass(frozen=True)
@@ -43,26 +49,26 @@ class ExperimentResults:
     config: ExperimentConfig
     folder: Path
     runs: Runs  # finished ensembles and members; with `study/accuracy` if the level is study
-    tables: Mapping[str, PredictionTable]  # their test predictions
     histories: dict[str, pd.DataFrame]  # metrics by epoch of the members
     unfinished: list[str]  # names of runs
     changed: list[str]  # names of runs that were made with other settings
     gates: list[html.Gate]
     claims: list[CheckedClaim]
-    repeated: RepeatedRuns
+    pooled: seeds_folds.Pooled  # metrics over folds
+    seeds: pd.DataFrame  # per run name and summary metric: mean and spread over the seeds
     sparsity: SparsityComparison
-    ensembles: list[EnsembleResults]
-    members: MemberComparison | None  # if there is no ensemble
-    saliency: list[SaliencyEvaluation]
+    ensembles: list[ensemble.EnsembleResults]
+    members: ensemble.MemberComparison | None  # if there is no ensemble
+    saliency: appendix.SaliencyResults
     costs: pd.DataFrame  # one row per member
-    audits: dict[str, dict[str, Any]]  # by digest of the dataset
+    audits: dict[str, dict[str, Any]]  # of each dataset, by the members that use it
 
 
 def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
     """Reads every run folder once and computes everything that a report shows.
 
-    Metrics of runs and voters are read; only what no single run knows is computed here: metrics
-    over folds, by level, and paired differences of sparse members to their controls.
+    Metrics of runs and voters are read. Computed are metrics over folds and by level, and paired
+    differences of sparse members to their controls, which no single run knows.
     """
     planned = plan(config, folder)
     finished = {run.name: run for run in planned if run.is_done()}
@@ -73,25 +79,27 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
         raise ValueError(f"{folder}: no run of experiment {config.name} is done")
     tables = {n: PredictionTable.read(f / "predictions/test.parquet") for n, f in folders.items()}
     runs = {name: _read_run(config, path, tables[name]) for name, path in folders.items()}
-    histories = {name: path / "history.csv" for name, path in folders.items()}
-    ensembles = load_ensembles(config, folder, runs, tables)
+    files = {n: folders[n] / "history.csv" for n in run_names(config, MEMBERS) if n in folders}
+    histories = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
+    pooled = seeds_folds.pool_folds(config, runs, tables)
+    ensembles = ensemble.load_ensembles(config, folder, runs, tables)
     return ExperimentResults(
         config=config,
         folder=folder,
         runs=runs,
-        tables=tables,
-        histories={name: pd.read_csv(file) for name, file in histories.items() if file.is_file()},
+        histories=histories,
         unfinished=[r.name for r in planned if r.name not in finished and r.name not in changed],
         changed=changed,
         gates=evaluate_gates(config, runs),
         claims=check_claims(config, runs),
-        repeated=pool_rounds(config, runs, tables),
+        pooled=pooled,
+        seeds=seeds_folds.spread_over_seeds(config, pooled),
         sparsity=compare_with_controls(config, folder, tables),
         ensembles=ensembles,
-        members=None if ensembles else compare_members(config, runs, tables),
-        saliency=read_saliency(finished),
-        costs=read_costs(runs, folder),
-        audits=audit_data(runs, folder),
+        members=None if ensembles else ensemble.compare_members(config, runs, tables),
+        saliency=appendix.read_saliency(finished),
+        costs=appendix.read_costs(histories, folder),
+        audits=appendix.audit_data(runs, folder),
     )
 
 
@@ -103,3 +111,48 @@ def _read_run(config: ExperimentConfig, folder: Path, table: PredictionTable) ->
     metrics = compute_metrics(aggregate(table, config.level))
     by_name = {f"{config.level}/{name}": estimate for name, estimate in metrics.items()}
     return replace(results, metrics=results.metrics | by_name)
+
+
+def find_estimates(config: ExperimentConfig, name: str, runs: Runs) -> dict[str, Estimate | None]:
+    """Estimates by RUN.METRIC that `WHO.METRIC` matches; None for a run that is not done.
+
+    METRIC may contain `*`: `recall/*` is the recall of every class.
+    """
+    who, pattern = name.split(".", 1)
+    estimates: dict[str, Estimate | None] = {}
+    for run in run_names(config, who):
+        metrics = runs[run].metrics if run in runs else {pattern: None}
+        matches = [metric for metric in metrics if fnmatchcase(metric, pattern)]
+        if not matches:
+            raise ValueError(f"{name}: no metric {pattern!r} in the results of {run}")
+        estimates |= {f"{run}.{metric}": metrics[metric] for metric in matches}
+    return estimates
+
+
+def evaluate_gates(config: ExperimentConfig, runs: Runs) -> list[html.Gate]:
+    """Every gate; one of several estimates passes if the worst of them does."""
+    return [_evaluate_gate(config, name, limit, runs) for name, limit in config.gates.items()]
+
+
+def _evaluate_gate(config: ExperimentConfig, name: str, limit: float, runs: Runs) -> html.Gate:
+    estimates = find_estimates(config, name, runs)
+    values = {at: e.value for at, e in estimates.items() if e is not None and e.value is not None}
+    is_upper = not matching_specs(name.partition(".")[2])[0].higher_is_better
+    required = f"at {'most' if is_upper else 'least'} {limit:g}"
+    if not values:
+        return html.Gate(name, required, "not measured", False)
+    worst = (max if is_upper else min)(values, key=lambda at: values[at])
+    measured = f"{values[worst]:.4f}" + (f" ({worst})" if len(estimates) > 1 else "")
+    missing = len(estimates) - len(values)
+    measured += f", {missing} not measured" if missing else ""
+    reaches = values[worst] <= limit if is_upper else values[worst] >= limit
+    return html.Gate(name, required, measured, reaches and not missing)
+
+
+def check_claims(config: ExperimentConfig, runs: Runs) -> list[CheckedClaim]:
+    """Every claim with each estimate that it is about."""
+    return [
+        CheckedClaim(name, metric, claim, estimate)
+        for name, claim in config.claims.items()
+        for metric, estimate in find_estimates(config, name, runs).items()
+    ]

@@ -1,11 +1,7 @@
 """One run of an experiment as a process: its state, its start, its end."""
 
-import ctypes
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,8 +10,8 @@ from typing import IO
 import pandas as pd
 import yaml
 
-from consilium import ROOT
 from consilium.experiments import provenance
+from consilium.experiments.processes import Launcher, Process, start_fork
 from consilium.training.run_lock import LOCK_FILE, acquire_lock, is_locked
 from evaluation.files import write_text
 
@@ -26,7 +22,6 @@ LAST = "last.ckpt"
 MONITOR = "val/loss"  # best.ckpt is chosen by it
 PER_MEMBER = ("predictions", "voters")  # folders of an ensemble with one file per member
 TERMINATE_SECONDS = 10  # between SIGTERM and SIGKILL
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -44,10 +39,8 @@ class RunState:
 class Run:
     """One run folder, the command that fills it, and the runs that must be done before.
 
-    The process holds a lock on the folder as long as it lives, and the parent holds it until the
-    end is recorded, so two schedulers never start the same run; a killed process leaves no lock.
-    `portable_arguments` are `arguments` as if run inside the experiment's folder: the folder can
-    be moved without changing the run's provenance.
+    The process has a lock on the folder as long as it lives, and the parent until the end is
+    recorded, so two schedulers never start the same run; a killed process leaves no lock.
     """
 
     name: str
@@ -55,23 +48,26 @@ class Run:
     arguments: list[str]  # without `consilium`
     needs: tuple[str, ...] = ()  # names of `inputs`
     result: str = "results.json"  # the file that tells that the command succeeded
+    # `arguments` inside the experiment's folder, which can be moved: the recorded provenance
     portable_arguments: list[str] = field(default_factory=list)
     inputs: tuple["Run", ...] = ()
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     lock: IO[str] | None = None
     returncode: int | None = None
 
     def state(self) -> RunState:
         """The state, from the folder alone."""
         epoch, metrics, best = read_progress(self.folder)
-        max_epochs = read_max_epochs(self.folder) if self.arguments[0] == "fit" else 0
+        config = self.folder / "config.yaml"
+        has_epochs = self.arguments[0] == "fit" and config.is_file()
+        max_epochs = _read_max_epochs(config, config.stat().st_mtime_ns) if has_epochs else 0
         return RunState(self._status(), epoch, max_epochs, metrics, best)
 
     def is_done(self) -> bool:
         """Whether all files are written, with the settings that the experiment has now.
 
-        The result is not the last file: a process that ended well is marked. A command that was
-        typed by hand has no log and no mark; its result is trusted.
+        A process that ended well is marked, because the result is not the last file. A command
+        that was typed by hand has no log and no mark; its result is trusted.
         """
         is_marked = (self.folder / DONE).is_file() or not (self.folder / LOG).exists()
         return is_marked and (self.folder / self.result).is_file() and not self.change()
@@ -82,7 +78,7 @@ class Run:
         return provenance.read_settings(self.portable_arguments or self.arguments)
 
     def change(self) -> str:
-        """How the files in the folder differ from what the experiment asks for; "" if they do not.
+        """How the files were made if not with the experiment's settings, else "".
 
         Files without recorded provenance are trusted.
         """
@@ -113,11 +109,10 @@ class Run:
         digests = {run.name: provenance.file_digest(run.folder / run.result) for run in self.inputs}
         return provenance.Provenance(self.settings, digests)
 
-    def start(self, end_with_parent: bool = False) -> list[str] | None:
+    def start(self, launch: Launcher = start_fork) -> list[str] | None:
         """Starts the process, from last.ckpt if there is one; returns its arguments.
 
         None if another process has the folder's lock. A run that is done is not started.
-        `end_with_parent`: the process is killed when this one ends, for whatever reason.
         """
         self.lock = acquire_lock(self.folder / LOCK_FILE)
         if self.lock is None:
@@ -129,7 +124,8 @@ class Run:
         self.prepare_folder()
         last = self.folder / LAST
         arguments = self.arguments + (["--ckpt_path", str(last)] if last.is_file() else [])
-        self.process = _start_process(arguments, self.folder / LOG, self.lock, end_with_parent)
+        with (self.folder / LOG).open("ab") as log:
+            self.process = launch(arguments, log, self.lock)
         return arguments
 
     def prepare_folder(self) -> None:
@@ -210,41 +206,7 @@ def read_progress(folder: Path) -> tuple[int, dict[str, float] | None, float | N
     return int(last["epoch"]) + 1, {str(k): float(v) for k, v in last.items()}, best
 
 
-def read_max_epochs(folder: Path) -> int:
-    """Planned epochs of a run folder, 0 if unknown."""
-    path = folder / "config.yaml"
-    return _max_epochs(path, path.stat().st_mtime_ns) if path.is_file() else 0
-
-
 @cache
-def _max_epochs(path: Path, modified: int) -> int:
-    """`modified` is part of the cache key: the file is read again after it was written."""
-    return int(yaml.safe_load(path.read_text())["trainer"]["max_epochs"] or 0)
-
-
-def _start_process(
-    arguments: list[str], log: Path, lock: IO[str], end_with_parent: bool
-) -> subprocess.Popen[bytes]:
-    """A process of `consilium ARGUMENTS` that inherits the lock and appends its output to `log`."""
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "consilium", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            env=_environment(),
-            pass_fds=[lock.fileno()],
-            preexec_fn=_end_with_parent if end_with_parent else None,
-        )
-
-
-def _environment() -> dict[str, str]:
-    """The environment with this source tree first, so that runs use the code that started them."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
-
-
-def _end_with_parent() -> None:
-    """Requests SIGKILL when the parent dies; only Linux has this."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _read_max_epochs(config: Path, modified: int) -> int:
+    """Planned epochs, 0 if unknown; `modified` is in the cache key to read a file again."""
+    return int(yaml.safe_load(config.read_text())["trainer"]["max_epochs"] or 0)

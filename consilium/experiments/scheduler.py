@@ -14,10 +14,11 @@ from consilium.experiments.config import ExperimentConfig
 from consilium.experiments.executors import Executor
 from consilium.experiments.plan import command_line
 from consilium.experiments.run import Run, RunState
+from consilium.training.run_lock import EXIT_INTERRUPTED
 
 LOG = "experiment.log"
 POLL_SECONDS = 0.25
-EXIT_INTERRUPTED = 130
+MIN_NAME_WIDTH = 16
 
 
 class Scheduler:
@@ -101,8 +102,7 @@ class Scheduler:
         from consilium.experiments.report import write_experiment_report  # imports torch
 
         passed, lines = write_experiment_report(self.config, self.folder)
-        for line in lines:
-            console.print(line, markup=False)
+        console.print("\n".join(lines), markup=False)
         return 0 if passed and not self.failures else 1
 
 
@@ -114,9 +114,6 @@ def _sigterm_as_keyboard_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-MIN_NAME_WIDTH = 16
 
 
 class ProgressDisplay:

@@ -53,16 +53,15 @@ def audit_sections(audit: Audit) -> list[Section]:
     lead = f"{len(audit.manifest.table):,} files: {len(audit.leaks)} kinds of leak"
     lead += f" and {len(audit.issues) - len(audit.leaks)} other issues."
     lines = [*(issue.message for issue in audit.issues), *audit.manifest.notes]
-    sections: list[Section] = [Text(lead, lead=True), Text("\n\n".join(lines))]
-    sections.append(counts_table(audit.manifest))
     paths = dict(zip(audit.manifest.table["id"], audit.manifest.table["path"], strict=True))
-    sections += [_pair_thumbnails(issue, paths) for issue in audit.issues if issue.matches]
+    pairs = [_pair_thumbnails(issue, paths) for issue in audit.issues if issue.matches]
     columns = ("statistic", "measure", "value", "class", "")
     rows = [
         (c.name, c.measure, c.value, c.class_name, "suspect" * c.is_suspect)
         for c in audit.confounds
     ]
-    return [*sections, Table(columns, rows, "Confounds", CONFOUNDS_NOTE)]
+    text = [Text(lead, lead=True), Text("\n\n".join(lines)), counts_table(audit.manifest)]
+    return [*text, *pairs, Table(columns, rows, "Confounds", CONFOUNDS_NOTE)]
 
 
 def counts_table(manifest: Manifest) -> Table:
@@ -114,7 +113,6 @@ def _read_scaled(path: str) -> np.ndarray:
 
 
 def _to_rgb(image: np.ndarray, width: int) -> np.ndarray:
-    """The image as RGB, of the page's height."""
     scaled = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(scaled if scaled.ndim == 3 else cv2.cvtColor(scaled, cv2.COLOR_GRAY2RGB))
 
@@ -129,10 +127,7 @@ def example_images(manifest: Manifest, split: str = "train", per_class: int = 4)
 
 
 def augmentation_sheet(manifest: Manifest, data: ImageDataModule | None = None) -> bytes:
-    """PNG with one row per image: the image, then seven augmentations of it.
-
-    The augmentation is that of the data; without data, each row shows another policy.
-    """
+    """PNG of images with seven augmentations each, those of the data or else of all policies."""
     policies = [Augment(name) for name in sorted(AUGMENTATIONS) if name != "none"]
     preprocess = data.preprocess if data is not None else Preprocess()
     augmentations = [data.augment] * 6 if data is not None else policies

@@ -63,8 +63,7 @@ def read_split(
     if data.class_names != class_names:
         raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
     data.prepare_data()
-    table: pd.DataFrame = data.load_manifest().table
-    table = table[table["split"] == split]
+    table: pd.DataFrame = data.load_manifest().table.query("split == @split")
     if table.empty:
         raise ValueError(f"--split {split}: the dataset has no images in this split")
     return evenly_spaced(table, limit or len(table))
@@ -87,8 +86,7 @@ def load_target(target: Path, columns: Columns) -> tuple[Manifest, str]:
     table = find_table(target)
     if table is not None:
         return manifest_from_table(table, columns), table.resolve().parent.name
-    options = [f"--{role}" for role in ("path", "label", "split") if columns[role]]
-    if options:
+    if options := [f"--{role}" for role in ("path", "label", "split") if columns[role]]:
         raise ValueError(f"{' '.join(options)}: {target} is no table and has no manifest.csv")
     return manifest_from_folder(target, columns["patient"]), target.resolve().name
 
@@ -116,21 +114,16 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
 
 
 def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
-    """The column of each role: the given one, else one with a usual name, else None.
-
-    Several columns, separated by commas, identify a patient together.
-    """
+    """The given column of each role (or several, for a patient), else a usual one, else None."""
     by_lower_case = {str(name).strip().lower(): str(name) for name in reversed(list(table))}
-    names: dict[str, Any] = {}
-    for role, aliases in COLUMN_ALIASES.items():
-        usual = [by_lower_case[alias] for alias in aliases if alias in by_lower_case]
-        names[role] = columns.get(role) or next(iter(usual), None)
-    patient = names["patient"]
-    if patient is not None and patient not in table and "," in patient:
-        names["patient"] = patient.split(",")
+    names: dict[str, Any] = {
+        role: columns.get(role) or next(filter(None, map(by_lower_case.get, aliases)), None)
+        for role, aliases in COLUMN_ALIASES.items()
+    }
+    if names["patient"] not in (None, *table) and "," in names["patient"]:
+        names["patient"] = names["patient"].split(",")
     flat = [n for name in names.values() for n in (name if isinstance(name, list) else [name])]
-    missing = [name for name in flat if name and name not in table]
-    if missing:
+    if missing := [name for name in flat if name and name not in table]:
         raise ValueError(f"no columns {missing}; the table has {list(table)}")
     return names
 

@@ -40,10 +40,7 @@ class ExportDifference:
 def export_ensemble(
     predictor: Predictor, format_name: str, folder: Path, images: Sequence[np.ndarray]
 ) -> dict[str, ExportDifference]:
-    """Exports all members to a folder, verified on `images`; the folder is complete or unchanged.
-
-    Returns the difference of each member from PyTorch.
-    """
+    """Exports and verifies all members, or changes nothing; returns differences from PyTorch."""
     folder = folder.resolve()  # "." has neither a name nor a parent
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
         raise ValueError(f"--output {folder}: contains files of other kinds; name another folder")
@@ -90,20 +87,13 @@ def load_export(folder: Path) -> Predictor:
         raise ValueError(f"{folder / FILE}: version {version} and format {format_name!r}; needs "
                          f"version {VERSION} and one of {', '.join(FORMATS)}")  # fmt: skip
     class_names = list(content["class_names"])
-    members = [
-        _load_member(folder, name, entry, str(format_name), class_names)
-        for name, entry in content["members"].items()
-    ]
+    members = [_load_member(folder, name, content) for name in content["members"]]
     ensemble = store.load(folder, [member.weights_hash for member in members], class_names)
     return Predictor(members, ensemble, torch.device("cpu"))
 
 
 def load_with_backend(path: Path, backend: str | None, device: torch.device) -> Predictor:
-    """Loads a checkpoint, a run folder, an ensemble.json or an export for a backend.
-
-    With `onnxruntime` a checkpoint is exported to ONNX temporarily; PyTorch then computes only its
-    saliency maps. An export has the backend of its format.
-    """
+    """Loads a checkpoint, run folder, ensemble.json or export, to be computed by a backend."""
     is_export = (path / FILE).is_file()
     if device.type != "cpu" and (backend == "onnxruntime" or is_export):
         raise ValueError(f"--device {device}: exports and onnxruntime run on the cpu only")
@@ -116,10 +106,9 @@ def load_with_backend(path: Path, backend: str | None, device: torch.device) -> 
     predictor = load_predictor(path, device=device)
     if backend != "onnxruntime":
         return predictor
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_export(Path(folder), "onnx", predictor)
+    with tempfile.TemporaryDirectory() as folder:  # PyTorch then computes only saliency maps
+        files, images = write_export(Path(folder), "onnx", predictor), generated_images(4)
         exported = load_export(Path(folder))
-        images = generated_images(4)
         require_agreement("onnx", compare_with_checkpoints(predictor, exported, images, files))
     pairs = zip(predictor.members, exported.members, strict=True)
     members = [replace(a, logits_function=b.logits_function) for a, b in pairs]
@@ -158,19 +147,17 @@ def generated_images(count: int) -> list[np.ndarray]:
     return [next(color if index % 4 == 3 else gray)[1] for index in range(count)]
 
 
-def _load_member(
-    folder: Path, name: str, entry: dict[str, Any], format_name: str, class_names: list[str]
-) -> Member:
+def _load_member(folder: Path, name: str, content: dict[str, Any]) -> Member:
+    entry = content["members"][name]
     metadata, file = entry["metadata"], folder / Path(entry["file"]).name
-    is_file = file.is_file()
-    if not is_file or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
         raise ValueError(f"{file}: missing, or not the file that {FILE} describes")
     if metadata["module"] not in REGISTRY:
         known = ", ".join(REGISTRY)
         raise ValueError(f"{folder / FILE}: module {metadata['module']!r} is not one of {known}")
-    outputs = FORMATS[format_name].read(file, metadata)
+    outputs = FORMATS[content["format"]].read(file, metadata)
     view = Preprocess.from_dict(metadata["preprocess"])
-    order = [metadata["class_names"].index(class_name) for class_name in class_names]
+    order = [metadata["class_names"].index(class_name) for class_name in content["class_names"]]
     member = Member(name, metadata["weights"], view, order)
     if isinstance(outputs, ExportNetwork):
         module = outputs.classifier

@@ -22,29 +22,24 @@ from lightning_modules.cam import frozen_for_inference
 from lightning_modules.heads import OneVsOneHead
 
 KEY = "consilium"  # of the metadata, in every format
+FREE_BATCH_SIZE = {"image": {0: torch.export.Dim("batch")}}
 Metadata = dict[str, Any]
 OutputFunction = Callable[[Tensor], Tensor]
 
 
 class ExportNetwork(nn.Module):
-    """Maps normalized images (n, 3, H, W) to logits (n, K), or to pair logits of one-vs-one.
+    """Maps normalized images (n, 3, H, W) to logits (n, K), or to pair logits of one-vs-one."""
 
-    Pairs are coupled outside of the network: only torch can solve the linear systems.
-    """
+    classifier: ImageClassifier
 
     def __init__(self, classifier: ImageClassifier, block: checkpoints.Block | None = None) -> None:
         super().__init__()
         self.block = block  # metadata of its checkpoint
-        self._classifier = (classifier,)  # in a tuple: a submodule would store its weights twice
+        self.__dict__["classifier"] = classifier  # a submodule would store its weights twice
         self.net: nn.Module = classifier.net
-        self.head: OutputFunction | None = (
-            None if output_name(classifier) == "pair_logits" else classifier.logits
-        )
-
-    @property
-    def classifier(self) -> ImageClassifier:
-        """The classifier that the network belongs to."""
-        return self._classifier[0]
+        # pairs are coupled outside of the network: only torch can solve the linear systems
+        is_coupled = output_name(classifier) == "pair_logits"
+        self.head: OutputFunction | None = None if is_coupled else classifier.logits
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (n, K), or pair logits (n, K(K-1)/2)."""
@@ -75,9 +70,8 @@ def to_onnx(network: ExportNetwork, metadata: Metadata) -> bytes:
 
     import_module("onnxscript")  # torch's exporter needs it
     program: Any = torch.onnx.export(
-        network, (example_input(metadata),), dynamo=True, verbose=False,
-        input_names=["image"], output_names=[metadata["output"]],
-        dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+        network, (example_input(metadata),), dynamo=True, verbose=False, input_names=["image"],
+        output_names=[metadata["output"]], dynamic_shapes=FREE_BATCH_SIZE,
     )  # fmt: skip
     model = program.model_proto
     onnx.helper.set_model_props(model, {KEY: json.dumps(metadata)})
@@ -96,15 +90,10 @@ def from_onnx(file: Path, metadata: Metadata) -> OutputFunction:
 
 def to_torch_export(network: ExportNetwork, metadata: Metadata) -> bytes:
     """An archive of torch.export, which loads without Consilium and without timm."""
-    stream, shapes = io.BytesIO(), {"image": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(network, (example_input(metadata),), dynamic_shapes=shapes)
+    images, stream = (example_input(metadata),), io.BytesIO()
+    program = torch.export.export(network, images, dynamic_shapes=FREE_BATCH_SIZE)
     torch.export.save(program, stream, extra_files={KEY: json.dumps(metadata)})
     return stream.getvalue()
-
-
-def from_torch_export(file: Path, metadata: Metadata) -> OutputFunction:
-    """The program of the archive."""
-    return torch.export.load(file).module()
 
 
 def to_safetensors(network: ExportNetwork, metadata: Metadata) -> bytes:
@@ -115,10 +104,9 @@ def to_safetensors(network: ExportNetwork, metadata: Metadata) -> bytes:
 
 def from_safetensors(file: Path, metadata: Metadata) -> OutputFunction:
     """The network built from the metadata, with the weights of the file."""
-    names = ("module", "init_args", "class_names", "preprocess")
     values: dict[str, Any] = {field.name: None for field in fields(checkpoints.Block)}
-    values |= {name: metadata[name] for name in names}
-    values["structure"] = metadata.get("structure")
+    names = ("module", "init_args", "class_names", "preprocess")
+    values |= {name: metadata[name] for name in names} | {"structure": metadata.get("structure")}
     module = require_image_classifier(checkpoints.build_module(checkpoints.Block(**values)))
     module.net.load_state_dict(load_file(file))
     return ExportNetwork(module.eval().requires_grad_(False))
@@ -141,19 +129,15 @@ def from_packed(file: Path, metadata: Metadata) -> OutputFunction:
 FORMATS: dict[str, ExportFormat] = {
     "onnx": ExportFormat(
         ".onnx", to_onnx, from_onnx, 1e-4,
-        "for onnxruntime and other runtimes, without torch", "onnxruntime",
-    ),
+        "for onnxruntime and other runtimes, without torch", "onnxruntime"),
     "torch_export": ExportFormat(
-        ".pt2", to_torch_export, from_torch_export, 1e-5,
-        "archive of torch.export, without timm",
-    ),
+        ".pt2", to_torch_export, lambda file, _: torch.export.load(file).module(), 1e-5,
+        "archive of torch.export, without timm"),
     "safetensors": ExportFormat(
-        ".safetensors", to_safetensors, from_safetensors, 1e-5, "weights only, with timm's names"
-    ),
+        ".safetensors", to_safetensors, from_safetensors, 1e-5, "weights only, with timm's names"),
     "packed": ExportFormat(
         packing.SUFFIX, to_packed, from_packed, 1e-2,
-        "checkpoint with float16 weights and a bitmap of zeros",
-    ),
+        "checkpoint with float16 weights and a bitmap of zeros"),
 }  # fmt: skip
 
 
@@ -166,9 +150,8 @@ def export_module(
         try:
             return FORMATS[name].write(network, metadata)
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            reason = " ".join(str(error).split())[:300]
-            message = f"{metadata['backbone']} cannot be exported to {name}: {reason}"
-            raise ValueError(message) from error
+            what, reason = metadata["backbone"], " ".join(str(error).split())[:300]
+            raise ValueError(f"{what} cannot be exported to {name}: {reason}") from error
 
 
 def example_input(metadata: Metadata) -> Tensor:
@@ -183,8 +166,7 @@ def hidden_exporter_messages() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(level)

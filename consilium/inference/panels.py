@@ -30,10 +30,9 @@ def explain_images(
     folder: Path,
     label: int | None = None,
 ) -> tuple[int, list[str]]:
-    """Writes maps, panels and explain.json of images to a folder, if any image can be read.
+    """Writes maps, panels and explain.json of images; returns their number and reading errors.
 
-    `images` are name, path and group of each, `model` the path in explain.json. Returns the number
-    of explained images, and the errors of the others.
+    `images` are name, path and group of each, `model` is the path in explain.json.
     """
     entries, errors = [], []
     names = unique_file_names([name for name, _, _ in images])
@@ -54,13 +53,8 @@ def explain_images(
         write_bytes(folder / f"{name}-panel.png", render_png(panel))
         entries.append({"path": path, "name": name, **_entry(pixels, explanation, predictor)})
     if entries:
-        content = {
-            "version": VERSION,
-            "model": str(model),
-            **_describe(predictor),
-            "images": entries,
-        }
-        write_json(folder / "explain.json", content)
+        content = {"version": VERSION, "model": str(model), **_describe(predictor)}
+        write_json(folder / "explain.json", content | {"images": entries})
     return len(entries), errors
 
 
@@ -73,32 +67,30 @@ def plot_panel(
     cells = [Panel("Original", name)]
     for row, member in enumerate(predictor.members):
         probabilities = explanation.member_probabilities[row]
+        is_other = bool(probabilities.argmax() != index)
+        is_empty = not explanation.member_maps[row].any()
         lines = [_prediction_text(probabilities, names)]
-        if probabilities.argmax() != index:
-            lines.append(f"map of {names[index]} {probabilities[index]:.3f}")
-        if is_ensemble:
-            lines.append(f"weight {explanation.member_weights[row]:.2f}")
-        if not explanation.member_maps[row].any():
-            lines.append(f"no evidence for {names[index]}")
+        lines += [f"map of {names[index]} {probabilities[index]:.3f}"] * is_other
+        lines += [f"weight {explanation.member_weights[row]:.2f}"] * is_ensemble
+        lines += [f"no evidence for {names[index]}"] * is_empty
         cells.append(Panel(member.name, "\n".join(lines), explanation.member_maps[row]))
     if is_ensemble:
         counts = np.bincount(explanation.member_probabilities.argmax(axis=1), minlength=len(names))
         count_text = ", ".join(f"{names[k]} {counts[k]}" for k in np.flatnonzero(counts))
-        caption = (f"{_prediction_text(explanation.probabilities, names)}\nmap of {names[index]}\n"
-                   f"members: {count_text}")  # fmt: skip
-        title = f"Ensemble ({predictor.ensemble.voter.name})"
-        cells.append(Panel(title, caption, explanation.saliency_map))
+        lines = [_prediction_text(explanation.probabilities, names), f"map of {names[index]}"]
+        caption, title = "\n".join(lines), f"Ensemble ({predictor.ensemble.voter.name})"
+        cells.append(Panel(title, f"{caption}\nmembers: {count_text}", explanation.saliency_map))
     return maps.panel_grid([image] * len(cells), cells)
 
 
 def plot_explanations(predictor: Predictor, manifest: Manifest, ids: Sequence[str]) -> list[Figure]:
     """A panel of each of these samples, with the maps of the predicted class."""
     rows = manifest.table.set_index("id").loc[list(ids)]
-    panels = []
-    for name, path, group in zip(ids, rows["path"], predictor.groups_of(rows), strict=True):
-        image = read_image(path)
-        panels.append(plot_panel(name, image, predictor.explain(image, group=group), predictor))
-    return panels
+    columns = zip(ids, map(read_image, rows["path"]), predictor.groups_of(rows), strict=True)
+    return [
+        plot_panel(name, image, predictor.explain(image, group=group), predictor)
+        for name, image, group in columns
+    ]
 
 
 def read_thumbnail(path: Path, size: int = 192) -> bytes:
@@ -112,7 +104,7 @@ def downscale(image: np.ndarray, side: int) -> np.ndarray:
     scale = side / max(height, width)
     if scale >= 1:
         return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
@@ -123,7 +115,6 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _prediction_text(probabilities: np.ndarray, names: list[str]) -> str:
-    """Predicted class and its probability."""
     return f"{names[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
@@ -148,15 +139,15 @@ def _entry(
 ) -> dict[str, Any]:
     """Predictions and map peaks of one image, as in explain.json."""
     names = predictor.class_names
-    members = {}
-    for row, member in enumerate(predictor.members):
-        probabilities = explanation.member_probabilities[row]
-        members[member.name] = {
-            "class": names[int(probabilities.argmax())],
-            "probabilities": probabilities.tolist(),
+    members = {
+        member.name: {
+            "class": names[int(explanation.member_probabilities[row].argmax())],
+            "probabilities": explanation.member_probabilities[row].tolist(),
             "weight": float(explanation.member_weights[row]),
             "peak": _peak(explanation.member_maps[row]),
         }
+        for row, member in enumerate(predictor.members)
+    }
     return {
         "height": image.shape[0],
         "width": image.shape[1],

@@ -15,6 +15,8 @@ from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.cam import Explainer
 from lightning_modules.ensemble import EnsembleModule, find_ensemble_file, load_ensemble
 
+Inputs = dict[str, torch.Tensor]  # of the members for one image, by the name of their Preprocess
+
 
 @dataclass(frozen=True)
 class ImageExplanation:
@@ -30,18 +32,14 @@ class ImageExplanation:
 
 @dataclass(frozen=True)
 class Member:
-    """One trained model of an ensemble.
-
-    `module` is None if only another runtime can compute its logits, by `logits_function`;
-    `explainer` is None if its format has no gradients.
-    """
+    """One trained model of an ensemble."""
 
     name: str
     weights_hash: str
     preprocess: Preprocess
     class_order: list[int]  # index of each of the ensemble's classes among its own
-    module: ImageClassifier | None = None
-    explainer: Explainer | None = None
+    module: ImageClassifier | None = None  # None if only another runtime computes its logits
+    explainer: Explainer | None = None  # None if its format has no gradients
     logits_function: Callable[[torch.Tensor], np.ndarray] | None = None  # images -> (n, K)
     block: checkpoints.Block | None = None  # of its checkpoint, if it was loaded from one
 
@@ -74,10 +72,7 @@ class Member:
         return self.probabilities(self.logits(images))
 
     def explain(self, image: torch.Tensor, label: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Saliency map (size, size) and probabilities (K,) of one preprocessed image.
-
-        Without a class the map explains the member's own prediction.
-        """
+        """Saliency map (size, size), by default of its own prediction, and probabilities (K,)."""
         classes = None if label is None else [self.class_order[label]]
         explained = self.require_explainer()(image[None], classes)
         return explained.maps[0], self.probabilities(explained.logits)[0]
@@ -101,8 +96,8 @@ class Predictor:
         """Whether all members have saliency maps."""
         return all(member.explainer is not None for member in self.members)
 
-    def preprocess(self, image: np.ndarray) -> dict[str, torch.Tensor]:
-        """The members' inputs for one image, by the name of their Preprocess."""
+    def preprocess(self, image: np.ndarray) -> Inputs:
+        """The members' inputs for one image."""
         views = {member.preprocess.name: member.preprocess for member in self.members}
         return {name: view(image) for name, view in views.items()}
 
@@ -110,15 +105,9 @@ class Predictor:
         """Probabilities (M + 1, K) for one image: of each member and, last, of the ensemble."""
         return self.predict_batch([self.preprocess(image)], [group])[:, 0]
 
-    def predict_batch(
-        self, inputs: Sequence[dict[str, torch.Tensor]], groups: Sequence[str]
-    ) -> np.ndarray:
-        """Probabilities (M + 1, n, K) for n preprocessed images: members, then the ensemble.
-
-        `groups` are values of the attribute that the voter needs, ignored if it needs none.
-        """
-        names = {member.preprocess.name for member in self.members}
-        views = {name: torch.stack([i[name] for i in inputs]).to(self.device) for name in names}
+    def predict_batch(self, inputs: Sequence[Inputs], groups: Sequence[str]) -> np.ndarray:
+        """Probabilities (M + 1, n, K) of preprocessed images: members, then the ensemble."""
+        views = {name: torch.stack([i[name] for i in inputs]).to(self.device) for name in inputs[0]}
         members = np.stack([m.predict(views[m.preprocess.name]) for m in self.members])
         ensemble = self.ensemble(members, np.array(groups, dtype=object))
         return np.concatenate([members, ensemble[None]])
@@ -126,10 +115,7 @@ class Predictor:
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: Sequence[str]
     ) -> np.ndarray:
-        """Weights (n, M) of the members in the score of one class per image, rows summing to 1.
-
-        `members` are the members' probabilities (M, n, K), `classes` (n,).
-        """
+        """Weights (n, M) of members with probabilities (M, n, K) in the scores of classes (n,)."""
         return self.ensemble.voter.member_weights(members, classes, np.array(groups, dtype=object))
 
     def explain(
@@ -137,12 +123,9 @@ class Predictor:
         image: np.ndarray,
         label: int | None = None,
         group: str = "",
-        inputs: dict[str, torch.Tensor] | None = None,
+        inputs: Inputs | None = None,
     ) -> ImageExplanation:
-        """Prediction and saliency maps for one image, of a class or else the predicted one.
-
-        The maps get the size of `image`; the members' inputs are made from it unless given.
-        """
+        """Prediction and saliency maps (H, W) of an image, of a class or else the predicted one."""
         inputs = inputs or self.preprocess(image)
         if label is None and len(self.members) > 1:
             label = int(self.predict_batch([inputs], [group])[-1, 0].argmax())

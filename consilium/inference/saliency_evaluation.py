@@ -23,7 +23,6 @@ from evaluation.stats.estimate import Estimate
 
 VERSION = 2  # of saliency.json
 EXAMPLES = "examples"
-RANDOMIZED = "weights randomized"
 LABELS = {"pointing": "pointing game", "energy_in_box": "energy in box",
           "deletion": "deletion", "insertion": "insertion"}  # fmt: skip
 NOTE = (
@@ -49,16 +48,13 @@ class SaliencyResult(NamedTuple):
 def evaluate_saliency(
     path: Path, methods: Sequence[str], rows: pd.DataFrame, device: torch.device | None = None
 ) -> list[SaliencyResult]:
-    """Evaluates the maps of a checkpoint or an ensemble by each method, then with random weights.
-
-    `rows` are samples that are classified correctly, see `select_correct`.
-    """
+    """Evaluates the maps of `select_correct` rows by each method, then with randomized weights."""
     results = []
     for method in methods:
         predictor = load_predictor(path, method, device)
         results += evaluate_maps(predictor, method, rows, f"evaluating {method}")
     randomized = randomize_weights(load_predictor(path, methods[0], device))
-    label = f"{methods[0]}, {RANDOMIZED}"
+    label = f"{methods[0]}, weights randomized"
     return results + evaluate_maps(randomized, label, rows, "evaluating randomized weights")
 
 
@@ -135,7 +131,7 @@ def read_results(folder: Path) -> list[SaliencyResult]:
     results = []
     for row in read_json(folder / saliency.FILE)["rows"]:
         estimates = {name: Estimate(**value) for name, value in row["estimates"].items()}
-        results.append(SaliencyResult(row["member"], row["method"], estimates))
+        results.append(SaliencyResult(**row | {"estimates": estimates}))
     return results
 
 
@@ -158,8 +154,7 @@ def results_table(results: Sequence[SaliencyResult]) -> html.Table:
 
 def _boxes(rows: pd.DataFrame) -> list[str]:
     """The lesion's box of each row as text, "" where it is unknown."""
-    boxes = rows["box"].fillna("") if "box" in rows else [""] * len(rows)
-    return [str(box) for box in boxes]
+    return rows["box"].fillna("").astype(str).tolist() if "box" in rows else [""] * len(rows)
 
 
 def _score_map(
@@ -177,10 +172,7 @@ def _score_map(
 
 
 def _class_score(predictor: Predictor, index: int, label: int, group: str) -> saliency.Score:
-    """Function from images (n, H, W, ...) to probabilities (n,) of a class.
-
-    They are those of member `index`, or of the ensemble if `index` is past the last member.
-    """
+    """Maps images (n, H, W, ...) to probabilities (n,) of a class, by a member or the ensemble."""
 
     def score(images: np.ndarray) -> np.ndarray:
         if index == len(predictor.members):

@@ -63,11 +63,7 @@ def experiment_file(folder: Path) -> Path:
 def write_configs(
     folder: Path, target: Path, columns: Columns, manifest: Manifest, size: int, quarantine: str
 ) -> Path:
-    """Writes data.yaml and the experiment, and returns the file of the experiment.
-
-    Splits that the files lack are taken from train by patient. `quarantine` is a CSV of samples to
-    exclude; if it has any, it is written to the folder as well.
-    """
+    """Writes data.yaml, the experiment and the quarantine; returns the experiment's file."""
     file, data_file = experiment_file(folder), folder / DATA_FILE
     class_path, args, has_splits = _source(target, columns)
     splits = set(manifest.table["split"]) if has_splits else {"train"}

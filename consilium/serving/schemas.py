@@ -38,9 +38,7 @@ class ModelInfo(BaseModel):
     voter_label: str = Field(description="the same for people")
     calibrated: bool
     temperature: float
-    temperature_at_bound: bool = Field(
-        description="whether validation had too few errors to fit the temperature"
-    )
+    temperature_at_bound: bool = Field(description="whether val had too few errors to fit it")
     refer_below: float | None
     group_attribute: str | None = Field(description="attribute that field `group` must give")
     groups: list[str] = Field(description="its values with weights of their own")
@@ -178,11 +176,8 @@ def add_saliency_maps(
 
 
 def map_overlay(saliency_map: np.ndarray) -> np.ndarray:
-    """A map as RGBA whose opacity is its value, with a white contour at half of its maximum.
-
-    A small map is enlarged, so that the contour is thin.
-    """
-    scale = max(1, round(MAX_SIDE / max(saliency_map.shape) - 0.5))
+    """A map as RGBA whose opacity is its value, with a white contour at half of its maximum."""
+    scale = max(1, round(MAX_SIDE / max(saliency_map.shape) - 0.5))  # makes the contour thin
     enlarged = cv2.resize(saliency_map, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     levels = np.rint(np.clip(enlarged, 0.0, 1.0) * MAP_LEVELS) / MAP_LEVELS
     rgba = np.dstack([colored_map(levels), np.rint(levels * 255).astype(np.uint8)])

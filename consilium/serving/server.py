@@ -200,11 +200,8 @@ def open_listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=256)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except OverflowError as error:
-        reason = str(error)
-    raise ValueError(f"--host {host} --port {port}: {reason}")
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--host {host} --port {port}: {error.args[-1]}") from error
 
 
 def serve(predictor: Predictor, settings: ServerSettings, listener: socket.socket) -> None:
@@ -254,10 +251,7 @@ def referral_threshold(model: Path, predictor: Predictor, risk: float) -> float:
 
 
 def is_table_of(table: PredictionTable, folder: Path, predictor: Predictor) -> bool:
-    """Whether the val table of a folder was predicted by this model.
-
-    A voter that was fitted for other members is an error.
-    """
+    """Whether the model predicted a folder's val table; a voter of other members is an error."""
     weights = [member.weights_hash for member in predictor.members]
     if (folder / "voter.json").is_file():
         fitted = store.load(folder, weights, predictor.class_names)
@@ -274,9 +268,8 @@ def val_table_path(model: Path, predictor: Predictor) -> Path:
     voters = voters_folder(folder)
     if len(predictor.members) > 1 and (voters / "voter.json").is_file():
         candidates.append(voters / "predictions" / "val.parquet")
-    for file in candidates:
-        if file.is_file():
-            return file
+    if file := next(filter(Path.is_file, candidates), None):
+        return file
     raise ValueError(f"--refer-risk: no val predictions in {', '.join(map(str, candidates))}")
 
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from consilium.inference.predictor import Predictor
 from consilium.serving import schemas, upload
-from consilium.serving.schemas import ImagePrediction, ModelInfo, PredictResponse, PreparedImage
+from consilium.serving.schemas import ImagePrediction, MemberInfo, PredictResponse, PreparedImage
 from consilium.serving.upload import UploadForm, UploadLimits
 from datamodules.images import IMAGE_FORMATS, detect_format
 from evaluation.voters.registry import voter_spec
@@ -122,11 +122,8 @@ class Batcher:
     def _next_items(self) -> list[Job | None]:
         """Waits for the next item, and adds those that are queued behind it."""
         items = [self._queue.get()]
-        while len(items) < self.max_batch and items[-1] is not None:
-            try:
-                items.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
+        while len(items) < self.max_batch and items[-1] and not self._queue.empty():
+            items.append(self._queue.get())
         return items
 
     def _complete(self, jobs: Sequence[Job]) -> None:
@@ -204,18 +201,16 @@ class Service:
                 self._check(form)
                 return await self._predict_form(form)
 
-    def model_info(self) -> ModelInfo:
+    def model_info(self) -> schemas.ModelInfo:
         """Description of the served ensemble and of the limits."""
         predictor, settings, limits = self.predictor, self.settings, self.settings.limits
         voter, temperature = predictor.ensemble.voter, predictor.ensemble.temperature
         members = [
-            schemas.MemberInfo(
-                name=m.name, weights=m.weights_hash, preprocess=m.preprocess.to_dict()
-            )
+            MemberInfo(name=m.name, weights=m.weights_hash, preprocess=m.preprocess.to_dict())
             for m in predictor.members
         ]
         groups = list(voter.weight_rows(predictor.class_names)) if voter.attribute else []
-        return ModelInfo(
+        return schemas.ModelInfo(
             title=settings.title,
             class_names=predictor.class_names,
             voter=voter.name,

@@ -8,6 +8,7 @@ from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,17 +21,7 @@ from callbacks.checkpoint import ResumableEarlyStopping
 from callbacks.wandb_logger import close_loggers, set_run_folder
 from callbacks.writers import SaveConfig
 from consilium.config_files import explain_parser_error, shorten_parser_error
-from consilium.training.preflight import (
-    OutOfMemory,
-    check_fit_config,
-    check_setting_groups,
-    default_checkpoint,
-    is_ensemble,
-    raise_out_of_memory,
-    refuse_used_run_folder,
-    require_result_callbacks,
-    run_with_smaller_batches,
-)
+from consilium.training import COMMANDS, preflight
 from consilium.training.run_lock import lock_run_folder, print_once, raise_run_stopped
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
@@ -38,12 +29,6 @@ from lightning_modules.base import BaseModule
 from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.tta import ALLOWED, tta_notes
 
-DESCRIPTIONS = {
-    "fit": "Train a model, write its run folder, and evaluate the best epoch on the val split.",
-    "validate": "Evaluate a checkpoint on the val split.",
-    "test": "Evaluate a checkpoint or an ensemble on the test split.",
-    "predict": "Write the predictions of a split (data.predict_split) to a table.",
-}
 EPILOG = """\
 A later --config overrides an earlier one; arguments override config files. All arguments of data
 and model are listed by
@@ -56,28 +41,11 @@ example:
 """
 MEMBER = "--config configs/base.yaml --config configs/demo/resnet10t.yaml --run runs/resnet10t"
 EVALUATION = "--config runs/resnet10t/config.yaml --run runs/resnet10t"
-CKPT_PATH_HELP = {
-    "fit": "last.ckpt of an interrupted run, to resume it",
-    "test": "checkpoint; default: best.ckpt of --run, or the one in the folder of the config",
-}
+CHECKPOINT_HELP = "checkpoint; default: best.ckpt of --run, or that in the folder of the config"
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the line breaks of the epilog."""
-
-
-class _ArgumentParser(LightningArgumentParser):
-    """Lightning's parser with our help on --ckpt_path."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=_HelpFormatter, **options)
-
-    def add_method_arguments(self, owner: type, command: str, *args: Any, **kw: Any) -> list[str]:
-        """Adds the arguments of a Trainer method; Lightning's --ckpt_path help names URLs."""
-        added: list[str] = super().add_method_arguments(owner, command, *args, **kw)
-        help_text = CKPT_PATH_HELP["fit" if command == "fit" else "test"]
-        self._option_string_actions["--ckpt_path"].help = help_text
-        return added
 
 
 class ConsiliumCLI(LightningCLI):
@@ -90,12 +58,11 @@ class ConsiliumCLI(LightningCLI):
             super().__init__(
                 BaseModule,
                 ImageDataModule,
-                parser_class=_ArgumentParser,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=SaveConfig,
                 seed_everything_default=0,
-                parser_kwargs={**_parser_options(), "exit_on_error": False},
+                parser_kwargs=_parser_options(),
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,
@@ -113,9 +80,8 @@ class ConsiliumCLI(LightningCLI):
         """Adds our arguments, and the links that pass data settings to the model."""
         parser.add_argument("--run", type=str, default="runs/default", help="run folder")
         parser.add_lightning_class_args(ResumableEarlyStopping, "early_stopping")
-        parser.add_argument(
-            "--tta", type=list[str], default=[], help=f"test-time augmentations: {ALLOWED}"
-        )
+        help_text = f"test-time augmentations: {ALLOWED}"
+        parser.add_argument("--tta", type=list[str], default=[], help=help_text)
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
@@ -125,9 +91,12 @@ class ConsiliumCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        help_text = CHECKPOINT_HELP
         if subcommand == "fit":
-            help_text = "also evaluate the best epoch on the test split"
-            parser.add_argument("--test", type=bool, default=False, help=help_text)
+            help_text = "last.ckpt of an interrupted run, to resume it"
+            test_help = "also evaluate the best epoch on the test split"
+            parser.add_argument("--test", type=bool, default=False, help=test_help)
+        parser._option_string_actions["--ckpt_path"].help = help_text  # Lightning's names URLs
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -136,10 +105,11 @@ class ConsiliumCLI(LightningCLI):
         command = self.config["subcommand"]
         config, run = self.config[command], Path(self.config[command]["run"])
         self.resources.enter_context(lock_run_folder(run))
+        is_ensemble = issubclass(resolve_name(config["model"].class_path), EnsembleModule)
         if command == "fit" and not config["ckpt_path"]:
-            refuse_used_run_folder(run)
-        elif not config["ckpt_path"] and not is_ensemble(config["model"]):
-            config["ckpt_path"] = str(default_checkpoint(run, config["config"] or []))
+            preflight.refuse_used_run_folder(run)
+        elif not (config["ckpt_path"] or is_ensemble):
+            config["ckpt_path"] = str(preflight.default_checkpoint(run, config["config"] or []))
             print_once(f"checkpoint: {config['ckpt_path']}")
         if config["ckpt_path"]:
             config["ckpt_path"] = self._unpacked(Path(config["ckpt_path"]))
@@ -153,10 +123,10 @@ class ConsiliumCLI(LightningCLI):
             keys = self._subcommand_parsers[args[0]].get_defaults().keys()
             raise ValueError(explain_parser_error(str(error), paths, keys)) from error
         command = config["subcommand"]
-        require_result_callbacks(config[command]["trainer"]["callbacks"])
-        check_setting_groups(config[command], paths)
+        preflight.require_result_callbacks(config[command]["trainer"]["callbacks"])
+        preflight.check_settings(config[command], paths)
         if command == "fit":
-            check_fit_config(config[command])
+            preflight.check_fit_config(config[command])
         return config
 
     def _unpacked(self, path: Path) -> str:
@@ -165,9 +135,8 @@ class ConsiliumCLI(LightningCLI):
         if not path.name.endswith(packing.SUFFIX):
             return str(path)
         if self.config["subcommand"] == "fit":
-            raise ValueError(
-                f"--ckpt_path {path}: a packed checkpoint has no optimizer state to resume from"
-            )
+            reason = "a packed checkpoint has no optimizer state to resume from"
+            raise ValueError(f"--ckpt_path {path}: {reason}")
         folder = self.resources.enter_context(tempfile.TemporaryDirectory())
         file = Path(folder) / "unpacked.ckpt"
         torch.save(checkpoints.inference_checkpoint(block, state), file)
@@ -177,7 +146,7 @@ class ConsiliumCLI(LightningCLI):
         """Runs the command; running out of memory and signals become exceptions of ours."""
         folder, accumulate = self.trainer.default_root_dir, self.trainer.accumulate_grad_batches
         with (
-            raise_out_of_memory(self.datamodule.batch_size, accumulate, folder),
+            preflight.raise_out_of_memory(self.datamodule.batch_size, accumulate, folder),
             raise_run_stopped(Path(folder), subcommand),
             close_loggers(self.trainer.loggers),
         ):
@@ -219,26 +188,17 @@ class ConfigValidator(ConsiliumCLI):
         """Parses and checks the config alone."""
         self.config = self.parse(cast(list[str], args), self.files)
 
-    def _set_seed(self) -> None:
+    def _do_nothing(self, subcommand: str = "") -> None:
         pass
 
-    def instantiate_classes(self) -> None:
-        """Creates nothing."""
-
-    def after_instantiate_classes(self) -> None:
-        """Has nothing to set."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+    _set_seed = instantiate_classes = after_instantiate_classes = _run_subcommand = _do_nothing
 
 
 def run_training(args: list[str]) -> int:
     """Runs `args` (subcommand first) and returns 0; invalid input is a ValueError."""
     silence_lightning()
     try:
-        run_with_smaller_batches(ConsiliumCLI, args)
-    except OutOfMemory:
-        raise
+        preflight.run_with_smaller_batches(ConsiliumCLI, args)
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise ValueError(shorten_parser_error(str(error))) from error
     return 0
@@ -265,16 +225,17 @@ def config_paths(args: list[str]) -> list[Path]:
     return [Path(value) for value in values if value]
 
 
-def _parser_options() -> dict[str, dict[str, object]]:
-    return {
+def _parser_options() -> dict[str, Any]:
+    commands = {
         name: {
             "exit_on_error": False,
             "usage": f"consilium {name} --config FILE [--config FILE ...] [--run FOLDER] ...",
-            "description": description,
+            "description": f"{summary.capitalize()}.",
             "epilog": EPILOG.format(command=name, example=MEMBER if name == "fit" else EVALUATION),
         }
-        for name, description in DESCRIPTIONS.items()
+        for name, summary in COMMANDS.items()
     }
+    return {"exit_on_error": False, "formatter_class": _HelpFormatter, **commands}
 
 
 def silence_lightning() -> None:

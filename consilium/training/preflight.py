@@ -4,8 +4,8 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import cast, get_type_hints
 
 import torch
@@ -14,9 +14,10 @@ from jsonargparse import Namespace
 from callbacks.checkpoint import BestAndLastCheckpoint
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
 from consilium.config_files import source_file
+from lightning_modules import backbones
 from lightning_modules.base import EPOCH_METRICS
 from lightning_modules.checkpoints import argument_types
-from lightning_modules.ensemble import EnsembleModule
+from lightning_modules.classifier import ImageClassifier
 
 Callbacks = list[Namespace] | Namespace | None
 WRITERS = (BestAndLastCheckpoint, HistoryWriter, PredictionWriter, ResultsWriter)
@@ -28,10 +29,8 @@ class OutOfMemory(ValueError):
     """A batch that did not fit into memory; `flags` halve it at the same effective batch size."""
 
     def __init__(self, batch_size: int, accumulate: int, run: str) -> None:
-        self.flags = [
-            *("--data.init_args.batch_size", str(max(1, batch_size // 2))),
-            *("--trainer.accumulate_grad_batches", str(accumulate * 2)),
-        ]
+        self.flags = ["--data.init_args.batch_size", str(max(1, batch_size // 2)),
+                      "--trainer.accumulate_grad_batches", str(accumulate * 2)]  # fmt: skip
         self.batch_size, self.run = batch_size, Path(run)
         super().__init__(
             f"out of memory with batch_size {batch_size}; for the same effective batch size give "
@@ -43,21 +42,19 @@ class OutOfMemory(ValueError):
 def refuse_used_run_folder(folder: Path) -> None:
     """Raises ValueError if a fit would overwrite another run."""
     if any((folder / name).exists() for name in ("results.json", "results.val.json")):
-        raise ValueError(f"--run {folder}: contains a finished run; give another --run, or "
-                         "remove the folder")  # fmt: skip
-    if (folder / "last.ckpt").exists():
-        raise ValueError(
-            f"--run {folder}: contains an unfinished run; resume it with --ckpt_path "
-            f"{folder}/last.ckpt, give another --run, or remove the folder"
-        )
+        content = "a finished run;"
+    elif (folder / "last.ckpt").exists():
+        content = f"an unfinished run; resume it with --ckpt_path {folder}/last.ckpt,"
+    else:
+        return
+    raise ValueError(f"--run {folder}: contains {content} give another --run, or remove the folder")
 
 
 def require_result_callbacks(callbacks: Callbacks) -> None:
     """Raises ValueError if no callback would write a checkpoint, a history or results."""
-    if not any(issubclass(_class(item.class_path), WRITERS) for item in _as_list(callbacks)):
-        raise ValueError(
-            "trainer.callbacks: none of them writes results; give --config configs/base.yaml first"
-        )
+    if not any(issubclass(resolve_name(item.class_path), WRITERS) for item in _as_list(callbacks)):
+        reason = "none of them writes results; give --config configs/base.yaml first"
+        raise ValueError(f"trainer.callbacks: {reason}")
 
 
 def check_fit_config(config: Namespace) -> None:
@@ -73,19 +70,23 @@ def check_fit_config(config: Namespace) -> None:
             raise ValueError(f"{argument} {metric!r}: the metrics of val are {', '.join(known)}")
 
 
-def check_setting_groups(config: Namespace, files: Sequence[Path] = ()) -> None:
-    """Raises ValueError if a group such as `optimizer` has a value outside its range.
+def check_settings(config: Namespace, files: Sequence[Path]) -> None:
+    """Raises ValueError if the backbone is unknown or a group has a value outside its range.
 
-    Groups are dataclasses that check their values when they are created.
+    Groups such as `optimizer` are dataclasses that check their values when they are created.
     """
     for item in (config.model, config.data, *_as_list(config.trainer.callbacks)):
-        hints = argument_types(_class(item.class_path))
+        cls = resolve_name(item.class_path)
+        hints = argument_types(cls)
         arguments = vars(item.init_args) if "init_args" in item else {}
         for name, values in arguments.items():
             try:
                 _create_group(hints.get(name), values)
+                if name == "backbone" and issubclass(cls, ImageClassifier):
+                    backbones.input_size(values)  # an error for an unknown name
             except ValueError as error:
-                raise ValueError(f"{source_file(files, name)}: {error}") from error
+                file = source_file(files, name, values if isinstance(values, str) else None)
+                raise ValueError(f"{file}: {error}") from error
 
 
 def monitored_metrics(config: Namespace) -> dict[str, str]:
@@ -96,11 +97,6 @@ def monitored_metrics(config: Namespace) -> dict[str, str]:
     if config.model.get("init_args.lr_scheduler.name") == "plateau":
         monitors["lr_scheduler.monitor"] = config.model.init_args.lr_scheduler.monitor
     return {argument: metric for argument, metric in monitors.items() if metric}
-
-
-def is_ensemble(model: Namespace) -> bool:
-    """Whether a config's model is an ensemble, whose members have their own checkpoints."""
-    return issubclass(_class(model.class_path), EnsembleModule)
 
 
 def default_checkpoint(run: Path, configs: Iterable[object]) -> Path:
@@ -151,13 +147,6 @@ def run_with_smaller_batches(run: Callable[[list[str]], object], args: list[str]
 
 def _as_list(callbacks: Callbacks) -> list[Namespace]:
     return [callbacks] if isinstance(callbacks, Namespace) else callbacks or []
-
-
-def _class(class_path: str) -> type:
-    """The class of an import path."""
-    module, _, name = class_path.rpartition(".")
-    cls: type = getattr(import_module(module), name)
-    return cls
 
 
 def _create_group(hint: object, values: object) -> object:

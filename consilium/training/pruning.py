@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from consilium.config_files import read_config
 from consilium.inference import data_config
 from consilium.training.lightning_cli import run_training
 from evaluation import sparsity as pruning_report
@@ -157,10 +158,10 @@ def save_pruned(file: Path, block: checkpoints.Block, net: nn.Module, structure:
 
 def _fine_tune(run: PruningRun) -> None:
     """Trains the pruned network with the changed config of the dense run."""
-    config = yaml.safe_load((run.dense / "config.yaml").read_text(encoding="utf-8"))
+    config = fine_tuning_config(read_config(run.dense / "config.yaml"), run)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
-        write_text(file, yaml.safe_dump(fine_tuning_config(config, run)))
+        write_text(file, yaml.safe_dump(config))
         run_training([*FIT, "--config", str(file), "--run", str(run.output)])
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -20,6 +21,7 @@ _CHANGES = "aug|augmented|flip|flipped|hflip|vflip|rot|rotated|rotate|mirror|mir
 _CHANGES += "|brightness|contrast|gamma|blur|noise|crop|cropped|zoom|shift|shear|jitter|copy|dup"
 _DERIVED = re.compile(rf"([ _.-]+({_CHANGES})[ _.-]*\(?-?\d*\)?| ?\(\d+\))+$", re.IGNORECASE)
 _HUGE_PIXELS, _HUGE_BYTES = 50_000_000, 100_000_000
+_WHERE = {True: "in different splits", False: "within one split"}  # by whether it is a leak
 _MIN_STD = 1.0  # of the gray values; below it an image counts as constant
 
 
@@ -61,15 +63,13 @@ class Audit:
     def quarantine(self) -> pd.DataFrame:
         """Samples to exclude so that no leak remains: id, path, split, reason.
 
-        Of samples that belong together, those of the last split stay and those of every earlier
-        split are excluded, so that the evaluation split does not change.
+        Of samples that belong together, only those of the last split stay.
         """
         table = self.manifest.table
         rank = dict(zip(table["id"], table["split"].map(SPLITS.index), strict=True))
         reasons: dict[str, str] = {}
-        for issue in self.issues:
-            for name in _ids_to_exclude(issue, rank):
-                reasons.setdefault(name, issue.kind)
+        for issue in reversed(self.issues):  # the first issue of a sample is its reason
+            reasons |= dict.fromkeys(_ids_to_exclude(issue, rank), issue.kind)
         excluded = table.loc[table["id"].isin(set(reasons)), ["id", "path", "split"]]
         return excluded.assign(reason=[reasons[name] for name in excluded["id"]])
 
@@ -116,12 +116,10 @@ def audit_manifest(manifest: Manifest) -> Audit:
 
 def _patient_issues(table: pd.DataFrame) -> list[Issue]:
     rows = table[table.groupby("patient")["split"].transform("nunique") > 1]
-    parts = [part for _, part in rows.groupby("patient")]
-    if not parts:
-        return []
-    shared = [str(part["patient"].iloc[0]) for part in parts]
-    message = f"{len(shared)} patients are in more than one split: {_first_few(shared)}"
-    return [_issue_of_groups(PATIENT, True, message, parts, "same patient")]
+    parts = {str(patient): part for patient, part in rows.groupby("patient")}
+    message = f"{len(parts)} patients are in more than one split: {_first_few(list(parts))}"
+    issue = _issue_of_groups(PATIENT, True, message, list(parts.values()), "same patient")
+    return [issue] * bool(parts)
 
 
 def _name_issues(table: pd.DataFrame) -> list[Issue]:
@@ -134,7 +132,7 @@ def _name_issues(table: pd.DataFrame) -> list[Issue]:
         chosen = [part for part in parts if (part["split"].nunique() > 1) == is_leak]
         if chosen:
             few = _first_few([name for part in chosen for name in part["id"]])
-            message = f"{len(chosen)} originals have derived files {_where(is_leak)}: {few}"
+            message = f"{len(chosen)} originals have derived files {_WHERE[is_leak]}: {few}"
             issues.append(_issue_of_groups(NAMES, is_leak, message, chosen, "same name"))
     return issues
 
@@ -154,7 +152,6 @@ def _issue_of_groups(
 
 
 def _identical_issues(table: pd.DataFrame) -> list[Issue]:
-    """Files with the same bytes; files with an empty digest are ignored."""
     ids, split, matches = table["id"], table["split"], []
     for rows in _rows_by_digest(table):
         others = sorted(rows[1:], key=lambda k: split.iloc[k] == split.iloc[rows[0]])
@@ -169,8 +166,8 @@ def _near_issues(table: pd.DataFrame, stats: pd.DataFrame, images: np.ndarray) -
     groups = table.iloc[rows].groupby(["patient", "split", "label"]).ngroup().to_numpy(copy=True)
     is_repeated = stats["digest"].duplicated(keep=False).to_numpy()[rows]
     groups[is_repeated] = -1  # represents copies that may be of other patients and splits
-    size = stats[["width", "height"]].to_numpy(float)
-    thumbnails = Thumbnails(images, size.min(axis=1), size[:, 0] == size[:, 1], rows)
+    size = stats[["width", "height"]].to_numpy(float)[rows]
+    thumbnails = Thumbnails(images, rows, size.min(axis=1), size[:, 0] == size[:, 1])
     matches = []
     for pair in find_near_duplicates(thumbnails, groups):
         k, other = rows[pair.first], rows[pair.second]
@@ -191,23 +188,20 @@ def _conflict_issues(manifest: Manifest, issues: list[Issue]) -> list[Issue]:
         for m in issue.matches
         if label[m.first] != label[m.second] and min(label[m.first], label[m.second]) >= 0
     ]
-    if not conflicts:
-        return []
-    ids = list(dict.fromkeys(name for m in conflicts for name in (m.first, m.second)))
+    ids = _ids_of(conflicts)
     message = f"{len(conflicts)} pairs of duplicates have different labels: {_first_few(ids)}"
-    return [Issue(CONFLICT, False, message, ids, tuple(conflicts))]
+    return [Issue(CONFLICT, False, message, ids, tuple(conflicts))] * bool(conflicts)
 
 
 def _file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
     """Files that cannot be read, are constant, or are far larger than a network can use."""
     is_huge = (stats["width"] * stats["height"] > _HUGE_PIXELS) | (stats["bytes"] > _HUGE_BYTES)
-    checks = ((BROKEN, stats["error"] != ""), (CONSTANT, stats["std"] < _MIN_STD), (HUGE, is_huge))
+    checks = {BROKEN: stats["error"] != "", CONSTANT: stats["std"] < _MIN_STD, HUGE: is_huge}
     issues = []
-    for kind, rows in checks:
-        if rows.any():
-            names = stats["error"][rows].tolist() if kind == BROKEN else ids[rows].tolist()
-            message = f"{int(rows.sum())} {kind}: {_first_few(names)}"
-            issues.append(Issue(kind, False, message, ids[rows].tolist()))
+    for kind, rows in checks.items():
+        names = (stats["error"] if kind == BROKEN else ids)[rows].tolist()
+        message = f"{int(rows.sum())} {kind}: {_first_few(names)}"
+        issues += [Issue(kind, False, message, ids[rows].tolist())] * bool(rows.any())
     return issues
 
 
@@ -222,24 +216,20 @@ def _issues_by_leak(table: pd.DataFrame, kind: str, matches: list[Match]) -> lis
     for is_leak in (True, False):
         chosen = tuple(m for m in matches if (split[m.first] != split[m.second]) == is_leak)
         if chosen:
-            names = list(dict.fromkeys(name for m in chosen for name in (m.first, m.second)))
-            message = f"{len(chosen)} pairs of {kind} {_where(is_leak)}: {_first_few(names)}"
+            names = _ids_of(chosen)
+            message = f"{len(chosen)} pairs of {kind} {_WHERE[is_leak]}: {_first_few(names)}"
             pairs = (copies[m.first] + copies[m.second] for m in chosen)
             related = tuple(tuple(dict.fromkeys(ids)) for ids in pairs)
             issues.append(Issue(kind, is_leak, message, names, chosen, related))
     return issues
 
 
-def _where(is_leak: bool) -> str:
-    return "in different splits" if is_leak else "within one split"
-
-
 def _describe_change(first: pd.Series, second: pd.Series, pair: NearDuplicate) -> str:
     """The changes from one image to its near duplicate, such as "mirrored, resized"."""
-    degrees = abs(round(pair.degrees))
-    if pair.mirrored and degrees > 90:  # a mirror image is first aligned upside down
+    mirrored, degrees = pair.alignment.mirrored, abs(round(pair.alignment.degrees))
+    if mirrored and degrees > 90:  # a mirror image is first aligned upside down
         degrees = 180 - degrees
-    changes = ["mirrored"] * pair.mirrored + [f"rotated by {degrees} degrees"] * (degrees > 2)
+    changes = ["mirrored"] * mirrored + [f"rotated by {degrees} degrees"] * (degrees > 2)
     if (first["width"], first["height"]) != (second["width"], second["height"]):
         changes.append("resized")
     if abs(first["mean"] - second["mean"]) > 6:
@@ -247,12 +237,14 @@ def _describe_change(first: pd.Series, second: pd.Series, pair: NearDuplicate) -
     return ", ".join(changes) or "re-encoded"
 
 
+def _ids_of(matches: Iterable[Match]) -> list[str]:
+    return list(dict.fromkeys(name for m in matches for name in (m.first, m.second)))
+
+
 def _rows_by_digest(table: pd.DataFrame) -> list[list[int]]:
     """Row numbers of files with the same digest, for digests that occur more than once."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for k, digest in enumerate(table["digest"]):
-        groups[digest].append(k)
-    return [rows for digest, rows in groups.items() if digest and len(rows) > 1]
+    copies = table[table["digest"].duplicated(keep=False) & (table["digest"] != "")]
+    return [part.index.tolist() for _, part in copies.groupby("digest", sort=False)]
 
 
 def _original_name(name: str) -> str:

@@ -89,10 +89,7 @@ def _numbers(image: np.ndarray, thumbnail: np.ndarray, num_bytes: int) -> dict[s
 def measure_confounds(
     table: pd.DataFrame, numeric: list[str], labels: np.ndarray, class_names: list[str]
 ) -> list[Confound]:
-    """Every usable column, suspects first; the columns ``numeric`` are numbers, others categories.
-
-    Rows with an unknown label or a missing number are left out.
-    """
+    """How well each column predicts known labels, suspects first; ``numeric`` are numbers."""
     is_usable = (labels >= 0) & table[numeric].notna().to_numpy().all(axis=1)
     table, labels = table[is_usable], labels[is_usable]
     classes, confounds = np.unique(labels), []

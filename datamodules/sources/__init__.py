@@ -1,7 +1,4 @@
-"""Dataset sources, found by class_path: image folders, tables, MURA and generated images.
-
-A source of your own is a subclass of ``Source`` that returns a ``Manifest``.
-"""
+"""Dataset sources, found by class_path; a new one is a subclass of ``Source``."""
 
 from datamodules.sources.folders import Folders, Mura, Source, find_image_files, has_split_folders
 from datamodules.sources.table import Phantoms, Table

@@ -30,10 +30,7 @@ class Source(ABC):
 
 
 def find_image_files(root: Path) -> list[Path]:
-    """Paths of all images below a folder, relative to it; ValueError if there are none.
-
-    Hidden files and folders (``._x.png``, ``.ipynb_checkpoints/x.png``) are skipped.
-    """
+    """Relative paths of all images below a folder, hidden ones excluded; ValueError if none."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     paths = [path.relative_to(root) for path in sorted(root.rglob("*"))]
@@ -62,9 +59,8 @@ class Folders(Source):
 
     Args:
         root: The folder that contains the split folders or the class folders.
-        patient: Regular expression whose first group is the patient, searched in the path below
-            ``root``: ``(p[0-9]+)_`` for the example above. null if the paths have no patient IDs,
-            with a note in every report.
+        patient: Regular expression whose first group is the patient in a path below ``root``, such
+            as ``(p[0-9]+)_``; null if patients are unknown, with a note in every report.
         fractions: Fractions of patients for val and test if these folders are missing.
     """
 
@@ -74,8 +70,7 @@ class Folders(Source):
         try:
             has_group = patient is None or re.compile(patient).groups > 0
         except re.error as error:
-            message = f"patient: {patient!r} is no regular expression: {error}"
-            raise ValueError(message) from None
+            raise ValueError(f"patient: {patient!r} is no regular expression: {error}") from None
         if not has_group:
             raise ValueError(f"patient: {patient!r} has no group (...) for the patient")
         self.root, self.patient, self.fractions = Path(root), patient, fractions

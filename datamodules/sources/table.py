@@ -23,8 +23,7 @@ class Table(Source):
         split: Column of the split (train, val, test, predict); null if there is none.
         study: Column of the study (an imaging exam); null means one study per patient.
         attributes: Further columns for the manifest; null means all.
-        fractions: Fractions of patients for val and test if there is no split column, or if it
-            lacks one of these splits.
+        fractions: Fractions of patients for val and test if the split column lacks them.
     """
 
     def __init__(
@@ -76,14 +75,12 @@ class Table(Source):
         if split is not None:  # the split predict needs no label
             is_usable |= raw[split].astype(str) == "predict"
         num_dropped = int((~is_usable).sum())
-        notes = [
-            (num_stripped, f"{num_stripped} labels have white space around them, which is removed"),
-            (num_dropped, f"{num_dropped} images have no label and are left out"),
-        ]
+        white_space = f"{num_stripped} labels have white space around them, which is removed"
+        unlabeled = f"{num_dropped} images have no label and are left out"
         if not is_usable.any():
             raise ValueError(f"{self.files[0]}: no row has a label in the column {column!r}")
         raw = raw.assign(**{column: stripped})[is_usable].reset_index(drop=True)
-        return raw, tuple(note for count, note in notes if count)
+        return raw, (white_space,) * (num_stripped > 0) + (unlabeled,) * (num_dropped > 0)
 
     def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
         """The patient of each row; a row without one is its own patient."""

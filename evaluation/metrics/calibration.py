@@ -65,13 +65,10 @@ def reliability_bins(
 
 @dataclass(frozen=True)
 class Temperature:
-    """Divides log-probabilities by `value`; 1 changes nothing.
-
-    `at_bound` is True if the best temperature is outside the range of the search.
-    """
+    """Divides log-probabilities by `value`; 1 changes nothing."""
 
     value: float = 1.0
-    at_bound: bool = False
+    at_bound: bool = False  # whether the best temperature is outside the range of the search
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """The probabilities (..., K) at this temperature."""
@@ -81,12 +78,11 @@ class Temperature:
 
 
 def fit_temperature(table: PredictionTable) -> Temperature:
-    """The temperature with the smallest NLL, by bisection on the derivative in 1 / T.
+    """The temperature with the smallest NLL, by bisection on its increasing derivative in 1 / T.
 
-    The derivative increases with 1 / T, so its only zero is the minimum. Test rows are refused.
-    One error more than occurred is assumed, spread over all images: n images without an error
-    are no proof that errors are impossible, and would give a temperature of 0. If the minimum is
-    outside `TEMPERATURE_RANGE`, the bound is returned with a warning.
+    Test rows are refused. One error more than occurred is assumed, spread over all images: images
+    without any error would give a temperature of 0. If the minimum is outside `TEMPERATURE_RANGE`,
+    the bound is returned with a warning.
     """
     refuse_test(table, "a temperature")
     labeled = table.labeled
@@ -98,8 +94,7 @@ def fit_temperature(table: PredictionTable) -> Temperature:
     for bound, sign in ((low, 1), (high, -1)):
         if sign * _nll_slope(logs, of_label, bound) >= 0:
             reason = f"it is at its bound {1 / bound:g}"
-            message = f"temperature is not determined by the val split: {reason}"
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(f"temperature is not determined by the val split: {reason}", stacklevel=2)
             return Temperature(1 / bound, at_bound=True)
     for _ in range(45):
         middle = (low + high) / 2
@@ -117,10 +112,7 @@ def _nll_slope(logs: np.ndarray, of_label: np.ndarray, inverse_temperature: floa
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """Error rate of the most confident images, for each fraction of images (coverage).
-
-    Images of equal confidence are included together.
-    """
+    """Error rate of the most confident images (risk), for each fraction of images (coverage)."""
 
     coverage: np.ndarray
     risk: np.ndarray
@@ -132,9 +124,8 @@ class RiskCoverage:
 
 
 def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> RiskCoverage:
-    """The curve of probabilities (n, K), with the largest probability as confidence."""
-    confidence = probabilities.max(axis=1)
-    is_wrong = probabilities.argmax(axis=1) != labels
+    """The curve of probabilities (n, K); images of equal largest probability enter together."""
+    confidence, is_wrong = probabilities.max(axis=1), probabilities.argmax(axis=1) != labels
     order = np.argsort(-confidence, kind="stable")
     last_of_ties = np.append(np.diff(confidence[order]) != 0, True)
     included = np.arange(1, len(order) + 1)[last_of_ties]
@@ -143,11 +134,7 @@ def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> RiskCoverage
 
 
 def fit_referral(table: PredictionTable, risk: float) -> float:
-    """The lowest confidence above which the risk on the val split is at most `risk`.
-
-    Images of a lower confidence are referred to a person. If even the most confident images have
-    a higher risk, the threshold is above 1 and refers all. Test is refused.
-    """
+    """The lowest confidence with a risk on val of at most `risk`, above 1 if none; refuses test."""
     refuse_test(table, "a referral threshold")
     labeled = table.labeled
     curve = risk_coverage(labeled.probabilities, labeled.labels)
@@ -160,9 +147,8 @@ def fit_referral(table: PredictionTable, risk: float) -> float:
 def fit_conformal(table: PredictionTable, alpha: float) -> float:
     """Split-conformal threshold of 1 - p for sets that contain the label at a rate of 1 - alpha.
 
-    It is the k-th smallest score on the val split, k = ceil((n + 1)(1 - alpha)), or infinite (all
-    classes are in all sets) if n is less than k. The guarantee is for one image a patient: further
-    images of a patient are not independent. Test is refused.
+    It is the k-th smallest score on the val split, k = ceil((n + 1)(1 - alpha)), or infinite if n
+    is less than k. The guarantee is for independent images, one a patient. Test is refused.
     """
     refuse_test(table, "a conformal threshold")
     if not 0 < alpha < 1:

@@ -64,8 +64,8 @@ def metrics_by_attribute(
 
 def epoch_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, balanced accuracy and macro AUROC without intervals; NaN if a class is absent."""
-    predictions, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
-    matrix = confusion.confusion_matrix(labels, predictions, num_classes)
+    predictions = probabilities.argmax(axis=1)
+    matrix = confusion.confusion_matrix(labels, predictions, probabilities.shape[1])
     return {
         "accuracy": float(confusion.accuracy(matrix)),
         "balanced_accuracy": float(confusion.recall(matrix).mean()),
@@ -111,10 +111,7 @@ class SumColumns:
         ]
 
     def of_table(self, table: PredictionTable) -> Sums:
-        """Columns (n, d) of labeled rows, sparse: most cells and bins of a row are 0.
-
-        Bins are quantiles of the whole table, also when patients are resampled.
-        """
+        """Columns (n, d) of labeled rows, sparse: most cells and bins of a row are 0."""
         n, k, p, labels = len(table), len(self.class_names), table.probabilities, table.labels
         means = [spec.compute(table) for spec in self._means]
         kinds = {spec.kind for spec in self.specs}
@@ -127,6 +124,7 @@ class SumColumns:
         first_bin = k * k + len(means) + NUM_BINS * np.arange(len(scores))
         cells = [labels * k + table.predictions]
         cells += [np.full(n, k * k + at) for at in range(len(means))]
+        # quantiles of the whole table, also when patients are resampled
         cells += [equal_mass_bins(s) + at for s, at in zip(scores, first_bin, strict=True)]
         gaps = [score - outcome for score, outcome in zip(scores, outcomes, strict=True)]
         values = np.column_stack([np.ones(n), *means, *gaps])
@@ -196,10 +194,7 @@ def _interval_of_images(
 def _wilson_bounds(
     columns: SumColumns, sums: Sums, table: PredictionTable, clusters: Clusters
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far each metric may fall and rise, (m,) each, for classes that resamples do not vary.
-
-    The changes by the bounds of each class's recall are combined as independent errors.
-    """
+    """How far each metric may fall and rise, (m,) each, for classes that resamples do not vary."""
     k = len(table.class_names)
     total = np.ones((1, clusters.num_patients)) @ sums
     patients = clusters.patients_with(np.eye(k, dtype=bool)[table.labels])
@@ -208,7 +203,7 @@ def _wilson_bounds(
     values = columns.metrics(np.hstack([matrices.reshape(-1, k * k), others]))
     changes = np.nan_to_num(values - values[:1])
     falls, rises = np.minimum(changes, 0), np.maximum(changes, 0)
-    return np.linalg.norm(falls, axis=0), np.linalg.norm(rises, axis=0)
+    return np.linalg.norm(falls, axis=0), np.linalg.norm(rises, axis=0)  # independent errors
 
 
 def _matrices_at_wilson_bounds(matrix: np.ndarray, patients: np.ndarray) -> np.ndarray:

@@ -78,12 +78,9 @@ def mcc(m: np.ndarray) -> np.ndarray:
 
 
 def macro_average(rate: Rate, m: np.ndarray) -> np.ndarray:
-    """Mean of a per-class rate over classes, (...); NaN when a class has no image.
-
-    A class that has images but is never predicted counts in the mean precision as 0, as in
-    scikit-learn.
-    """
+    """Mean of a per-class rate over classes, (...); NaN when a class has no image."""
     is_absent = (m.sum(axis=-1) == 0).any(axis=-1)
+    # the precision of a class that is never predicted counts as 0, as in scikit-learn
     return np.where(is_absent, np.nan, np.nan_to_num(rate(m)).mean(axis=-1))
 
 
@@ -98,11 +95,7 @@ def _diagonal(m: np.ndarray) -> np.ndarray:
 
 
 def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """Accuracy of each pair on the images of its two classes, their mean, and the gap.
-
-    `pairs_gap` is the mean accuracy of the pairs minus the accuracy of the coupled probabilities.
-    A table without pair logits has none of these metrics.
-    """
+    """Accuracy of each pair on its images, their mean, and that minus the overall accuracy."""
     if table.pair_logits is None:
         return {}
     patients, empty = table.patients, "neither class has an image"

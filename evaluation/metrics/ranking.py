@@ -28,22 +28,16 @@ RankingFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 PerfectBound = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def average_precision_of_counts(
-    true_positives: np.ndarray, false_positives: np.ndarray
-) -> np.ndarray:
+def average_precision_of_counts(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
     """Mean precision over the positives, (r,), from cumulative counts (r, G)."""
-    precision = true_positives / np.maximum(true_positives + false_positives, 1)
-    steps = np.diff(true_positives, axis=1, prepend=0)
-    return np.asarray((steps * precision).sum(axis=1) / np.maximum(true_positives[:, -1], 1))
+    precision, steps = tp / np.maximum(tp + fp, 1), np.diff(tp, axis=1, prepend=0)
+    return np.asarray((steps * precision).sum(axis=1) / np.maximum(tp[:, -1], 1))
 
 
-def sensitivity_of_counts(
-    true_positives: np.ndarray, false_positives: np.ndarray, specificity: float = 0.95
-) -> np.ndarray:
+def sensitivity_of_counts(tp: np.ndarray, fp: np.ndarray, specificity: float = 0.95) -> np.ndarray:
     """Largest sensitivity (r,) whose specificity is at least `specificity`."""
-    allowed = false_positives <= (1 - specificity) * false_positives[:, -1:] + 1e-9
-    positives = np.maximum(true_positives[:, -1], 1)
-    return np.asarray((true_positives * allowed).max(axis=1) / positives)
+    allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
+    return np.asarray((tp * allowed).max(axis=1) / np.maximum(tp[:, -1], 1))
 
 
 def average_precision_bound(
@@ -73,13 +67,7 @@ def ranking_estimates(
     table: PredictionTable, clusters: Clusters,
     functions: Mapping[str, tuple[RankingFunction, PerfectBound | None]], draws: int, seed: int,
 ) -> Estimates:  # fmt: skip
-    """Each function for each class, named `name/<class>`, and its mean over classes, `name`.
-
-    Where there are many distinct scores the resamples rank blocks of them; the difference that
-    this makes to the value itself is added back.
-    """
-    if not functions:
-        return {}
+    """Each function for each class, named `name/<class>`, and its mean over classes, `name`."""
     k, names = len(table.class_names), table.class_names
     positive = table.labels[:, None] == np.arange(k)
     of_class = list(zip(table.probabilities.T, positive.T, strict=True))
@@ -107,7 +95,7 @@ def ranking_estimates(
             strict=True,
         )
         for full_name, at, value, fall, reason in rows:
-            shift = value - float(replicates.value[at])
+            shift = value - float(replicates.value[at])  # not 0 if resamples rank blocks of scores
             parts, method = interval_with_wilson_bound(replicates, at, fall, 0.0, shift=shift)
             parts = (value, np.nan, np.nan) if reason else parts
             reason = reason or (NO_SPREAD if np.isfinite(value) else ABSENT)
@@ -118,11 +106,8 @@ def ranking_estimates(
 def _reasons_without_interval(
     class_names: Sequence[str], patients: np.ndarray, values: np.ndarray
 ) -> list[str]:
-    """Why the mean over classes and each class have no interval; "" where they have one.
-
-    A perfect class needs no minimum of patients: Wilson's bound is its interval.
-    """
-    counted = np.where(values == 1, MIN_PATIENTS, patients.T)
+    """Why the mean over classes and each class have no interval; "" where they have one."""
+    counted = np.where(values == 1, MIN_PATIENTS, patients.T)  # a perfect class has Wilson's bound
     of_class = [
         too_few_patients([name], [own]) or too_few_patients([f"not {name}"], [others])
         for name, own, others in zip(class_names, *counted, strict=True)
@@ -134,14 +119,10 @@ def _reasons_without_interval(
 def _possible_falls(
     values: np.ndarray, prevalence: np.ndarray, patients: np.ndarray, bound: PerfectBound | None
 ) -> np.ndarray:
-    """How far below 1 the true value of a perfect class may be, (K,); 0 for other classes.
-
-    Positives and negatives are taken to be right as often as Wilson's lower bound of a perfect
-    rate, each of the patients (K, 2) counting once.
-    """
+    """How far below 1 the true value of a perfect class may be, (K,); 0 for other classes."""
     if bound is None:
         return np.zeros(len(values))
-    lower = [wilson_interval(n, n)[0] if n else 0.0 for n in patients.ravel()]
+    lower = [wilson_interval(n, n)[0] if n else 0.0 for n in patients.ravel()]  # patients (K, 2)
     sensitivity, specificity = np.reshape(lower, (-1, 2)).T
     return np.where(values == 1, 1 - bound(sensitivity, 1 - specificity, prevalence), 0.0)
 

@@ -1,8 +1,6 @@
 """The registry of metrics: how each metric is computed, named, shown and compared.
 
-`METRICS` maps a name to its `MetricSpec`, in the order in which metrics are shown. One entry is
-enough for a metric to be computed by `compute.compute_metrics` and to appear in results.json, CSV
-files, reports, plots and gates. Full names are `accuracy`, `recall/<class>`,
+`METRICS` is in the order in which metrics are shown. Full names are `accuracy`, `recall/<class>`,
 `pair/<class>/<class>`, `study/accuracy` and `patient/recall/<class>`.
 """
 
@@ -74,14 +72,8 @@ class MetricSpec:
         return difference > 0 if self.higher_is_better else difference < 0
 
 
-def _macro(rate: confusion.Rate) -> confusion.Rate:
-    return partial(confusion.macro_average, rate)
-
-
-def _weighted(rate: confusion.Rate) -> confusion.Rate:
-    return partial(confusion.weighted_average, rate)
-
-
+_macro = partial(partial, confusion.macro_average)  # rate of each class -> its mean
+_weighted = partial(partial, confusion.weighted_average)
 _SPECS = (
     MetricSpec("accuracy", "Accuracy", "confusion", confusion.accuracy, interval="proportion",
                weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True),
@@ -139,11 +131,10 @@ METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}
 def metric_spec(name: str) -> MetricSpec:
     """The entry of a full name; a ValueError names the nearest known metrics."""
     _, base, class_names = _split(name)
-    spec = METRICS.get(base)
-    if spec is None or not _fits(spec, class_names):
-        nearest = get_close_matches(base, METRICS, n=3) or list(METRICS)
-        raise ValueError(f"unknown metric {name!r}; did you mean {', '.join(nearest)}?")
-    return spec
+    if base in METRICS and _fits(METRICS[base], class_names):
+        return METRICS[base]
+    nearest = get_close_matches(base, METRICS, n=3) or list(METRICS)
+    raise ValueError(f"unknown metric {name!r}; did you mean {', '.join(nearest)}?")
 
 
 def metric_label(name: str) -> str:
@@ -157,9 +148,9 @@ def metric_label(name: str) -> str:
 def matching_specs(pattern: str, level: str | None = None) -> list[MetricSpec]:
     """Entries that a name or pattern (`*`: any text) matches, at `level` or any level if None."""
     at_level, base, class_names = _split(pattern)
-    specs = [spec for spec in METRICS.values() if fnmatchcase(spec.name, base)]
     if at_level and level is not None and at_level != level:
         return []
+    specs = [spec for spec in METRICS.values() if fnmatchcase(spec.name, base)]
     return [spec for spec in specs if base.endswith("*") or _fits(spec, class_names)]
 
 

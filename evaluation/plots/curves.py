@@ -72,9 +72,7 @@ def precision_recall_plot(tables: Tables) -> Figure:
     return fig
 
 
-def macro_precision_recall_curve(
-    table: PredictionTable,
-) -> tuple[np.ndarray, np.ndarray, float]:
+def macro_precision_recall_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, float]:
     """Recalls (501,), mean precision over classes at each, and mean average precision."""
     recalls, curves, areas = np.linspace(0, 1, 501), [], []
     for c in np.unique(table.labels):

@@ -43,10 +43,7 @@ class Comparison:
 def compare_models(
     tables: Tables, draws: int = DRAWS, seed: int = 0, attribute: str = ""
 ) -> Comparison:
-    """Compares members, each two of them, and, by `attribute`, its values.
-
-    P-values are corrected by Holm over the pairs.
-    """
+    """Compares members, each two of them (p-values by Holm), and each value of `attribute`."""
     aligned = dict(zip(tables, align(list(tables.values())), strict=True))
     differences = {
         f"{a} & {b}": paired_differences(aligned[a], aligned[b], draws, seed)
@@ -160,10 +157,8 @@ def difference_table(comparison: Comparison) -> html.Table:
 
 
 def comparison_results(name: str, comparison: Comparison, tables: Tables) -> Results:
-    """Metrics of the members and paired differences for results.json.
-
-    `metrics` are those of the first member: the best on test would be selected on test.
-    """
+    """Metrics of the members and paired differences for results.json."""
+    # metrics of the first member: the best on test would be selected on test
     first_name, first = next(iter(tables.items()))
     others = {f"member/{member}": metrics for member, metrics in comparison.metrics.items()}
     for pair, differences in comparison.differences.items():

@@ -28,15 +28,10 @@ Tables = Mapping[str, PredictionTable]
 
 
 def ensemble_sections(
-    fitted: FittedVoters,
-    evaluated: EvaluatedVoters,
-    predictions: EnsemblePredictions,
+    fitted: FittedVoters, evaluated: EvaluatedVoters, predictions: EnsemblePredictions,
     disputed: Sequence[html.Section] = (),
-) -> list[html.Section]:
-    """The report from top to bottom; `predictions` are those of the ensemble's own voter.
-
-    `disputed` is made by `disputed_section`.
-    """
+) -> list[html.Section]:  # fmt: skip
+    """The report from top to bottom; `predictions` are those of the ensemble's own voter."""
     voter = predictions.voter
     not_fitted = [(voter_spec(name).label, reason) for name, reason in fitted.not_fitted.items()]
     columns = ("voter", "reason")
@@ -237,11 +232,9 @@ def ensemble_results(
 
 
 def paired_meta(
-    differences: Mapping[str, Differences],
-    diversity: Mapping[str, PairDiversity],
-    agreement: Estimate,
-    rows: str,
-) -> dict[str, Any]:
+    differences: Mapping[str, Differences], diversity: Mapping[str, PairDiversity],
+    agreement: Estimate, rows: str,
+) -> dict[str, Any]:  # fmt: skip
     """P-values and diversity of members for the `meta` of results.json."""
     return {
         "p_values": {p: {m: d.p_value for m, d in of.items()} for p, of in differences.items()},

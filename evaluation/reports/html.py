@@ -54,17 +54,14 @@ class Text(Section):
 
 @dataclass(frozen=True)
 class Table(Section):
-    """Rows under column names; text is aligned left, numbers and estimates right.
-
-    `strong` are the indices of bold rows.
-    """
+    """Rows under column names; text is aligned left, numbers and estimates right."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     heading: str = ""
     note: str = ""
     digits: int = 4
-    strong: Sequence[int] = ()
+    strong: Sequence[int] = ()  # indices of bold rows
 
     def _content(self) -> str:
         head = ""
@@ -137,8 +134,7 @@ class Gates(Section):
         rows = "<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"
         for gate in self.gates:
             outcome = "pass" if gate.passed else "fail"
-            texts = (gate.name, gate.required, gate.measured)
-            cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+            cells = "".join(_cell(text, 0) for text in (gate.name, gate.required, gate.measured))
             rows += f'<tr>{cells}<td class="{outcome}">{outcome}</td></tr>'
         return f"<div class=wide><table>{rows}</table></div>"
 
@@ -152,10 +148,10 @@ class Details(Section):
 
     def _content(self) -> str:
         rows = [
-            f"<tr><td>{html.escape(str(name))}</td><td>{html.escape(str(value))}</td></tr>"
+            f"<tr>{_cell(name, 0)}{_cell(str(value), 0)}</tr>"
             for name, value in self.entries.items()
         ]
-        return f'<table class="details">{"".join(rows)}</table>'
+        return f'<div class=wide><table class="details">{"".join(rows)}</table></div>'
 
 
 @dataclass(frozen=True)
@@ -236,11 +232,7 @@ def models_table(
     names: Sequence[str] = (), count: str = "", corner: str = "", digits: int = 4,
     strong: Sequence[int] = (),
 ) -> Table:  # fmt: skip
-    """One row per model or group: its summary metrics, or those of `names`.
-
-    `count` heads a column with the number of evaluated images, studies or patients, if given;
-    `corner` heads the first column.
-    """
+    """Summary metrics, or `names`, of each model; `corner` and, for n, `count` name columns."""
     names = names or summary_metrics()
     columns = [corner, *([count] if count else []), *metric_columns(names)[1:]]
     rows: list[tuple[Cell, ...]] = []

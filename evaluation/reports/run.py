@@ -30,15 +30,10 @@ def write_run_report(folder: Path, results: Results, sections: Sequence[html.Sec
 
 
 def run_sections(
-    results: Results,
-    table: PredictionTable,
-    history: pd.DataFrame | None = None,
+    results: Results, table: PredictionTable, history: pd.DataFrame | None = None,
     savings: Sequence[html.Section] = (),
-) -> list[html.Section]:
-    """The report of a run from its metrics, predictions and history.
-
-    `savings` are sections on sparsity or pruning, see `sparsity.savings_sections`.
-    """
+) -> list[html.Section]:  # fmt: skip
+    """The report of a run; `savings` are the sections of `sparsity.savings_sections`."""
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
     page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
@@ -71,10 +66,7 @@ def run_details(results: Results) -> dict[str, object]:
 
 
 def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
-    """Writes changed.csv (changed.<split>.csv): images decided differently by control or dense.
-
-    Only for a sparse or pruned run, if that model's table exists and has the same images.
-    """
+    """Writes changed.csv (changed.<split>.csv): decisions unlike those of control or dense."""
     split = table.rows["split"].iloc[0]
     file = folder / (sparsity.CHANGED_FILE if split == "test" else f"changed.{split}.csv")
     file.unlink(missing_ok=True)
@@ -88,11 +80,8 @@ def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
 
 
 def describes_weights(folder: Path, num_parameters: int, zero_fraction: float) -> bool:
-    """Whether a folder's sparsity.json or pruning.json is about weights of this size and sparsity.
-
-    The run folder also contains the dense model that the sparse one was made from.
-    """
-    savings = read_savings(folder)
+    """Whether sparsity.json or pruning.json is about weights of this size and sparsity."""
+    savings = read_savings(folder)  # the folder contains the dense model as well
     is_same_size = savings.get("parameters", num_parameters) == num_parameters
     zeros = savings.get("weights_zero_fraction", zero_fraction)
     return bool(is_same_size and abs(zeros - zero_fraction) < ZERO_TOLERANCE)

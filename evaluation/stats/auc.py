@@ -17,25 +17,19 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Areas:
-    """J areas under ROC curves (J,) and their covariance (J, J).
-
-    `positives` and `negatives` (J,) are numbers of patients with such an image.
-    """
+    """J areas under ROC curves (J,) and their covariance (J, J)."""
 
     value: np.ndarray
     covariance: np.ndarray
-    positives: np.ndarray
+    positives: np.ndarray  # number of patients (J,) with such an image
     negatives: np.ndarray
 
     def mean(self, at: np.ndarray) -> tuple[float, float, float]:
-        """Mean of the areas at positions `at` with its interval, within (0, 1].
-
-        The interval is symmetric in the logit. Newcombe's is used for an area of 0 or 1.
-        """
+        """Mean of the areas at positions `at` with its interval, within (0, 1]."""
         weights = np.zeros(len(self.value))
         weights[at] = 1 / len(at)
         value, error = float(self.value[at].mean()), self._standard_error(weights)
-        if error > 0 and 0 < value < 1:
+        if error > 0 and 0 < value < 1:  # symmetric in the logit
             half = self._quantile(at) * error / (value * (1 - value))
             return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
         return value, *self._newcombe_mean(self.value, at)
@@ -43,18 +37,14 @@ class Areas:
     def difference(
         self, first: np.ndarray, second: np.ndarray
     ) -> tuple[float, float, float, float]:
-        """Mean area at `first` minus mean area at `second`, paired: value, low, high, p-value.
-
-        If both rank all positives against all negatives equally, there is no standard error: the
-        interval is then as wide as that of a perfect area.
-        """
+        """Mean area at `first` minus mean area at `second`, paired: value, low, high, p-value."""
         weights = np.zeros(len(self.value))
         weights[first] += 1 / len(first)
         weights[second] -= 1 / len(second)
         value = float(self.value[first].mean() - self.value[second].mean())
         error, both = self._standard_error(weights), np.concatenate([first, second])
         if error**2 <= TIE * (weights**2 @ np.diag(self.covariance)):
-            perfect = np.ones_like(self.value)
+            perfect = np.ones_like(self.value)  # equal rankings: as wide as of a perfect area
             half = 1 - self._newcombe_mean(perfect, both)[0] if abs(value) <= TIE else np.nan
             return value, value - half, value + half, 1.0
         half, is_known = self._quantile(both) * error, np.isfinite(value)
@@ -62,11 +52,7 @@ class Areas:
         return value, value - half, value + half, float(p)
 
     def _quantile(self, at: np.ndarray) -> float:
-        """Student's quantile, with one degree of freedom less than patients of the rarer kind.
-
-        With 30 positive patients of 4 images each, intervals by the normal quantile cover the
-        truth in 92.5 % of simulations, by this one in 93.7 %.
-        """
+        """Student's quantile: intervals of 30 patients cover 93.7 %, by the normal one 92.5 %."""
         return float(stdtrit(self._degrees_of_freedom(at), 0.5 + LEVEL / 2))
 
     def _newcombe_mean(self, value: np.ndarray, at: np.ndarray) -> tuple[float, float]:
@@ -76,6 +62,7 @@ class Areas:
         return float(low), float(high)
 
     def _degrees_of_freedom(self, at: np.ndarray) -> int:
+        """One less than the number of patients of the rarer kind."""
         return max(1, int(min(self.positives[at].min(), self.negatives[at].min())) - 1)
 
     def _standard_error(self, weights: np.ndarray) -> float:

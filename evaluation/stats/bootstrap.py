@@ -47,9 +47,8 @@ class Clusters:
         """Clusters of the patients (n,); patients of a rare class form a stratum.
 
         A class is rare if fewer than 10 patients have it: no resample loses it. With a stratum for
-        every class, 95 % intervals of the precision covered the truth in 80 % of simulations: the
-        number of patients of a class in a test set is random as well. The class of a patient is
-        the overall rarest among the labels of the patient's images.
+        every class, 95 % intervals of the precision covered the truth in 80 % of simulations. The
+        class of a patient is the overall rarest among the labels of the patient's images.
         """
         names, patient_of_row = np.unique(patients.astype(str), return_inverse=True)
         classes, label = np.unique(labels, return_inverse=True)
@@ -83,10 +82,7 @@ class Clusters:
         return np.asarray((self.sum_by_patient(rows.astype(float)) > 0).sum(axis=0))
 
     def resample_counts(self, draws: int, seed: int) -> np.ndarray:
-        """How often each patient is drawn, (patients, draws); strata keep their size.
-
-        The same seed gives the same draws, so metrics of several models are paired.
-        """
+        """How often each patient is drawn, (patients, draws); equal seeds give equal draws."""
         return _resample_counts(self.stratum.astype(np.int64).tobytes(), draws, seed)
 
 
@@ -145,16 +141,11 @@ class Replicates:
         return bca(float(self.value[at]), self._finite(at), left_out[np.isfinite(left_out)])
 
     def percentile_interval(self, at: int, is_centered: bool = False) -> tuple[float, float]:
-        """Percentiles of the replicates; NaN as in `bca_interval`.
-
-        `is_centered` shifts them so that their mean is the value, for calibration errors:
-        resampling adds noise that increases them, and BCa would conclude that the value itself is
-        exceptionally small.
-        """
+        """Percentiles of the replicates, shifted to the value if `is_centered`; or NaN."""
         if self.is_undefined(at) or self.has_no_spread(at):
             return np.nan, np.nan
         ends = np.quantile(self._finite(at), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-        if is_centered:
+        if is_centered:  # the noise of resampling increases calibration errors
             ends += self.value[at] - np.nanmean(self.resampled[:, at])
         return float(ends[0]), float(ends[1])
 
@@ -166,10 +157,7 @@ class Replicates:
 def bootstrap(
     sums: Sums, statistic: Statistic, clusters: Clusters, draws: int = DRAWS, seed: int = 0
 ) -> Replicates:
-    """Resamples patients within strata; `statistic` maps summed columns (r, d) to values (r, m).
-
-    `sums` is (patients, d). A resample is a column of counts, so all are one matrix product.
-    """
+    """Resamples `sums` (patients, d) in strata; `statistic` maps sums (r, d) to values (r, m)."""
     total = np.ones((1, clusters.num_patients)) @ sums
     counts, columns = clusters.resample_counts(draws, seed), sums.astype(np.float32).T
     step = max(1, min(5 * _CHUNK // sums.shape[0], _CHUNK // sums.shape[1]))

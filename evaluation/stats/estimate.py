@@ -22,19 +22,15 @@ PAIRS = "median of pairs, bootstrap"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value with its 95 % interval, the method of the interval, and the sample size.
+    """A measured value with its 95 % interval, the method of the interval, and the sample size."""
 
-    `value` is None if it was not measured; `low` and `high` are None if there is no interval.
-    `reason` says why. `n` counts images, `patients` their patients.
-    """
-
-    value: float | None
-    low: float | None
+    value: float | None  # None if it was not measured
+    low: float | None  # None if there is no interval
     high: float | None
     method: str
-    n: int
+    n: int  # images
     patients: int
-    reason: str = ""
+    reason: str = ""  # why a number is None
 
 
 Estimates = dict[str, Estimate]
@@ -62,9 +58,8 @@ def mean_estimate(
 ) -> Estimate:  # fmt: skip
     """The mean of `values` (n,), or the proportion of those that are True.
 
-    A proportion has Wilson's interval if each patient has one image, or if all images agree and
-    there is no spread to resample: then each patient counts once. Everything else is resampled by
-    patients. `if_empty` is the reason if n is 0.
+    Patients are resampled, except for a proportion of one image a patient or without any spread:
+    it has Wilson's interval, each patient counting once. `if_empty` is the reason if n is 0.
     """
     n, num_patients = len(values), len(np.unique(patients.astype(str)))
     if n == 0:
@@ -82,11 +77,8 @@ def mean_estimate(
 
 
 def ratio_estimate(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Estimate:
-    """Median of first / second over pairs of measurements taken in turns.
-
-    Slowdowns that affect both measurements of a pair cancel. The interval are percentiles of a
-    bootstrap over pairs, and `n` is the number of pairs.
-    """
+    """Median of first / second over `n` pairs of measurements, with bootstrap percentiles."""
+    # slowdowns that affect both measurements of a pair cancel
     ratios = np.array([first / second for first, second in pairs])
     if not len(ratios):
         return unmeasured_ratio("no pair was measured")

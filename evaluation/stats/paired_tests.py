@@ -33,13 +33,10 @@ Pair = tuple[PredictionTable, PredictionTable]
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, with its interval and the two-sided p-value of no difference.
-
-    `p_value` is not corrected for the number of comparisons: see `holm_corrected`.
-    """
+    """First minus second, with its interval and the two-sided p-value of no difference."""
 
     estimate: Estimate
-    p_value: float
+    p_value: float  # not corrected for the number of comparisons, see `holm_corrected`
     test: str
 
 
@@ -72,11 +69,7 @@ def differences_to_baseline(
 def mean_paired_differences(
     pairs: Sequence[Pair], draws: int = DRAWS, seed: int = 0
 ) -> Differences:
-    """Mean over pairs of first minus second: the same images, models of several seeds.
-
-    Patients are resampled for all pairs at once. The models are fixed: the intervals do not
-    include the variation between training runs.
-    """
+    """Mean over pairs of first minus second; training runs are fixed, patients are resampled."""
     tables = [table.labeled for table in align([table for pair in pairs for table in pair])]
     clusters = Clusters.from_patients(tables[0].patients, tables[0].labels)
     contrast = [(at, at + 1) for at in range(0, len(tables), 2)]
@@ -86,9 +79,8 @@ def mean_paired_differences(
 def gain_or_loss(name: str, difference: Difference) -> str:
     """`gain`, `loss` or `no evidence of gain`: interval and corrected p-value must agree."""
     low, high = difference.estimate.low, difference.estimate.high
-    if low is None or high is None or difference.p_value >= 0.05:
-        return "no evidence of gain"
-    if low <= SMALLEST_SHOWN and high >= -SMALLEST_SHOWN:
+    has_sign = low is not None and high is not None and max(low, -high) > SMALLEST_SHOWN
+    if low is None or not has_sign or difference.p_value >= 0.05:
         return "no evidence of gain"
     return "gain" if metric_spec(name).is_improvement(low) else "loss"
 
@@ -126,10 +118,7 @@ def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> float:
 
 
 def sign_test(pairs: Sequence[Pair], clusters: Clusters) -> float:
-    """Exact two-sided p-value from the patients for whom the first is right more or less often.
-
-    With one image a patient it is McNemar's test.
-    """
+    """McNemar's p-value of the patients for whom the first is right more, or less, often."""
     correct = [[table.predictions == table.labels for table in pair] for pair in pairs]
     gaps = np.sum([first.astype(float) - second for first, second in correct], axis=0)
     of_patient = clusters.sum_by_patient(gaps[:, None])
@@ -139,8 +128,6 @@ def sign_test(pairs: Sequence[Pair], clusters: Clusters) -> float:
 def bootstrap_p_value(resampled: np.ndarray) -> float:
     """Two-sided p-value: twice the fraction of resampled differences on the rarer side of 0."""
     finite = resampled[np.isfinite(resampled)]
-    if len(finite) == 0:
-        return 1.0
     tail = min((finite <= 0).sum(), (finite >= 0).sum()) + 1
     return float(min(1.0, 2 * tail / (len(finite) + 1)))
 
@@ -177,13 +164,10 @@ def _difference(
     replicates: tuple[Replicates, Replicates], at: int, spec: MetricSpec, pairs: Sequence[Pair],
     clusters: Clusters,
 ) -> Difference:  # fmt: skip
-    """One difference; its p-value is below 1 only with an interval or by an exact test.
-
-    Percentiles agree with the p-value. BCa would correct for the skew of the few patients that
-    differ, and give an interval that is too narrow.
-    """
+    """One difference; its p-value is below 1 only with an interval or by an exact test."""
     selected, reason = _select(replicates, at, spec, pairs[0][0], clusters)
     value, is_centered = float(selected.value[0]), spec.interval == "centered bootstrap"
+    # percentiles agree with the p-value; BCa is too narrow if few patients differ
     low, high = selected.percentile_interval(0, is_centered)
     has_interval = bool(np.isfinite(low))
     if not has_interval and value == 0:
@@ -207,12 +191,7 @@ def _select(
     replicates: tuple[Replicates, Replicates], at: int, spec: MetricSpec, table: PredictionTable,
     clusters: Clusters,
 ) -> tuple[Replicates, str]:  # fmt: skip
-    """The replicates of one statistic, or NaN and the reason if a class has too few patients.
-
-    In a mean over classes, the spread of n patients of the rarest class is that of Student's t
-    with n - 1 degrees of freedom. Without this correction 1 in 8 differences of equal models is
-    significant at 5 % if n is 8.
-    """
+    """The replicates of one statistic, or NaN and the reason if a class has too few patients."""
     within, without_strata = replicates
     if spec.weights_images_equally:
         return without_strata.select(at), ""
@@ -221,6 +200,7 @@ def _select(
     reason, n = too_few_patients(table.class_names, patients), int(patients.min())
     if reason or n < 2:
         return within.select(at, np.nan), reason
+    # else 1 in 8 differences of equal models is significant at 5 % if n is 8
     student = stdtrit(n - 1, 0.5 + LEVEL / 2) / ndtri(0.5 + LEVEL / 2)
     return within.select(at, float(student * np.sqrt(n / (n - 1)))), reason
 

@@ -8,15 +8,12 @@ from scipy.special import softmax
 
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, safe_log
 from evaluation.voters import learned
-from evaluation.voters.simple import Voter, check_member_count, normalized_weights
+from evaluation.voters.simple import Voter, attribute_values, check_member_count, normalized_weights
 
 
 @dataclass(frozen=True)
 class PerGroup(Voter):
-    """Weights (values, members) for each value of an attribute; other values get `common`.
-
-    The weights of a group of n rows are s x its own + (1 - s) x common with s = n / (n + 100).
-    """
+    """Weights (values, members) for each value of an attribute; other values get `common`."""
 
     attribute: str = field()  # required, unlike in other voters
     values: list[str]
@@ -85,10 +82,8 @@ def require_groups(attribute: str, groups: np.ndarray | None) -> np.ndarray:
 
 
 def attention_features(members: np.ndarray) -> np.ndarray:
-    """Inputs (members, n, K + 1) of the attention layer: centered log-probabilities and entropy.
-
-    Log-probabilities are clipped at -10, so that one confident member does not dominate.
-    """
+    """Inputs (members, n, K + 1) of the attention layer, see `GroupAttention`."""
+    # without the limit, one confident member would dominate
     clipped = np.maximum(safe_log(members), -10.0)
     entropy = -(members * safe_log(members)).sum(axis=2, keepdims=True)
     return np.concatenate([clipped - clipped.mean(axis=2, keepdims=True), entropy], axis=2)
@@ -103,7 +98,7 @@ def attention_weights(bias: np.ndarray, keys: np.ndarray, features: np.ndarray) 
 def fit_per_group(tables: Sequence[PredictionTable], attribute: str = "body_part") -> PerGroup:
     """Weights of least NLL for each value of the attribute, shrunk towards common weights."""
     members, table = learned.fitting_data(tables, f"weights per {attribute}")
-    groups = _groups_of(table, attribute)
+    groups = attribute_values(table, attribute, PerGroup.name)
     common, values = learned.min_nll_weights(members, table.labels), sorted(set(groups))
     rows = []
     for inside in (groups == value for value in values):
@@ -121,7 +116,7 @@ def fit_group_attention(
     if missing:
         raise ValueError(f"{attribute} {missing[0]!r} has no validation image; has {base.values}")
     members, table = learned.fitting_data(tables, "an attention layer")
-    groups = _groups_of(table, attribute)
+    groups = attribute_values(table, attribute, GroupAttention.name)
     pooled = np.ascontiguousarray(safe_log(base(members, groups)).T)
     b = learned.refine_inverse_temperature(pooled, table.labels, 1.0, steps=8)
     layers = []
@@ -130,14 +125,6 @@ def fit_group_attention(
         layers.append(_fit_layer(members[:, inside], table.labels[inside], own, b))
     bias, keys = (np.stack(arrays) for arrays in zip(*layers, strict=True))
     return GroupAttention(**vars(base), attended=list(attended), bias=bias, keys=keys)
-
-
-def _groups_of(table: PredictionTable, attribute: str) -> np.ndarray:
-    """The value of the attribute of each row; none may be empty."""
-    if attribute not in table.attributes:
-        raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
-    column = table.rows[attribute].fillna("").astype(str)
-    return require_groups(attribute, column.to_numpy(dtype=object))
 
 
 def _fit_layer(

@@ -24,24 +24,16 @@ class Learned(Weighted):
 
 @dataclass(frozen=True)
 class Greedy(Weighted):
-    """Weights by Caruana's ensemble selection with replacement, scored by NLL.
+    """Weights by Caruana's ensemble selection with replacement, scored by NLL."""
 
-    `optimism` is the NLL on one half of the patients minus that on the half used for selection.
-    """
-
-    optimism: float = 0.0
+    optimism: float = 0.0  # NLL on half of the patients minus that on the half of the selection
     name = "greedy"
 
 
-@dataclass(frozen=True)
-class PerClass(Voter):
+class PerClass(Weighted):
     """Weights (K, members) for each class, shrunk towards common weights."""
 
-    weights: np.ndarray
     name = "per_class"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", normalized_weights(self.weights))
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Weighted sum per class, normalized over classes."""
@@ -62,14 +54,10 @@ class PerClass(Voter):
 
 @dataclass(frozen=True)
 class Stacked(Voter):
-    """Multinomial logistic regression on the log-probabilities of all members.
+    """Multinomial logistic regression on all members' log-probabilities; it mixes classes."""
 
-    `weights` is (K, members x K) and `bias` (K,). It has no rows of member weights: the regression
-    mixes classes, so its weights are not comparable.
-    """
-
-    weights: np.ndarray
-    bias: np.ndarray
+    weights: np.ndarray  # (K, members x K)
+    bias: np.ndarray  # (K,)
     name = "stacked"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
@@ -185,9 +173,8 @@ def fitting_data(
 def min_nll_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Convex weights (members,) whose pool has the least NLL after temperature scaling.
 
-    A pool is calibrated after pooling, so weights are optimized together with the temperature:
-    weights that suit the uncalibrated pool favor single confident members over a good mixture.
-    The search starts at equal weights and near the best single member.
+    Weights that suit the uncalibrated pool would favor single confident members over a good
+    mixture. The search starts at equal weights and near the best single member.
     """
     pool, count = MemberPool(members, labels), len(members)
     equal = np.full(count, 1 / count)
@@ -227,12 +214,10 @@ def _select_members(pool: "MemberPool") -> tuple[np.ndarray, float]:
 
 
 class MemberPool:
-    """Members' probabilities (members, n, K) and labels (n,), for the loss of many weights.
-
-    Arrays are classes first, (K, n): sums over few classes are then many times faster.
-    """
+    """Members' probabilities (members, n, K) and labels (n,), for the loss of many weights."""
 
     def __init__(self, members: np.ndarray, labels: np.ndarray) -> None:
+        # classes first, (K, n): sums over few classes are then many times faster
         self.members = np.ascontiguousarray(members.transpose(0, 2, 1))
         self.labels = labels
 
@@ -255,13 +240,11 @@ class MemberPool:
 def tempered_nll_gradients(
     logs: np.ndarray, labels: np.ndarray, b: float
 ) -> tuple[float, np.ndarray, float, float]:
-    """Mean NLL of log-probabilities (K, n) at inverse temperature b, and its derivatives.
+    """Mean NLL of log-probabilities (K, n) <= 0 at inverse temperature b, and its derivatives.
 
-    These are the gradient (K, n) of the sum over images by `logs`, and the first and second
-    derivative of the mean by b. Each column of `logs` must be <= 0.
+    Gradient (K, n) of the sum over images by `logs`, first and second derivative of the mean by b.
     """
-    rows = np.arange(len(labels))
-    powers = np.exp(b * logs)
+    rows, powers = np.arange(len(labels)), np.exp(b * logs)
     total = powers.sum(axis=0)
     tempered, own = powers / total, logs[labels, rows]
     mean = (tempered * logs).sum(axis=0)

@@ -1,8 +1,4 @@
-"""The registry of voters: how each is named, what it needs and how it is fitted.
-
-Whatever fits, shows, stores, loads or serves a voter reads its entry. To add a voter, write its
-class (see `Voter`) and its fit function, and add one entry.
-"""
+"""The registry of voters; to add one, write its class and fit function, and add an entry."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,17 +22,11 @@ from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted
 
 @dataclass(frozen=True)
 class VoterOptions:
-    """What a user can give to voters besides validation tables; the fields are requirements.
+    """What a user can give to voters besides validation tables; the fields are requirements."""
 
-    Args:
-        attribute: attribute whose values get weights of their own, such as `body_part`.
-        attended_values: values of the attribute that get an attention layer.
-        weights: fixed weights, one per member.
-    """
-
-    attribute: str = ""
-    attended_values: Sequence[str] = ()
-    weights: Sequence[float] | None = None
+    attribute: str = ""  # whose values get weights of their own, such as `body_part`
+    attended_values: Sequence[str] = ()  # values of the attribute that get an attention layer
+    weights: Sequence[float] | None = None  # fixed weights, one per member
 
     def __post_init__(self) -> None:
         if self.attended_values and not self.attribute:
@@ -48,28 +38,21 @@ Fit = Callable[[Sequence[PredictionTable], VoterOptions], Voter]
 
 @dataclass(frozen=True)
 class VoterSpec:
-    """One voter: how it is named, what it needs and how it is fitted.
-
-    How a voter weighs its members and which attribute it reads stand in its class (`Voter`).
-    `requirements` are `validation` tables, or the `VoterOptions` that must be given; `fit` makes
-    the voter from tables and options, and is None if the voter needs nothing.
-    """
+    """One voter: how it is named, what it needs and how it is fitted."""
 
     name: str  # in configs, files and on the command line
     label: str  # in tables and plots
     voter_class: Callable[..., Voter]
-    requirements: tuple[str, ...] = ()
-    fit: Fit | None = None
+    requirements: tuple[str, ...] = ()  # `validation` tables, fields of `VoterOptions`
+    fit: Fit | None = None  # None if there is no requirement
 
     def missing_options(self, options: VoterOptions) -> list[str]:
         """The required options that are not given."""
-        required = [name for name in self.requirements if name != "validation"]
-        return [name for name in required if not getattr(options, name)]
+        return [n for n in self.requirements if n != "validation" and not getattr(options, n)]
 
     def create(self, tables: Sequence[PredictionTable], options: VoterOptions) -> Voter:
         """The voter, fitted on validation tables where it needs them."""
-        missing = self.missing_options(options)
-        if missing:
+        if missing := self.missing_options(options):
             raise ValueError(f"voter {self.name!r} needs {missing[0]}")
         return self.voter_class() if self.fit is None else self.fit(tables, options)
 

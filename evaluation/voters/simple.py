@@ -31,10 +31,7 @@ class Voter(ABC):
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
     ) -> np.ndarray:
-        """Weight (n, members) of each member in the score of one class (n,) per image.
-
-        Rows sum to 1. Serving and saliency maps combine what only members have by these weights.
-        """
+        """Weight (n, members) of each member in the score of a class (n,); rows sum to 1."""
         return np.full((members.shape[1], len(members)), 1 / len(members))
 
     def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -63,16 +60,14 @@ class Geometric(Voter):
 
 
 class Majority(Voter):
-    """Fraction of the members that predict each class.
-
-    The mean probability is added with weight 0.001: it breaks ties and keeps the NLL finite.
-    """
+    """Fraction of the members that predict each class."""
 
     name = "majority"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Fractions over the first axis."""
         predicted = np.eye(members.shape[2])[members.argmax(axis=2)].mean(axis=0)
+        # the mean probability breaks ties and keeps the NLL finite
         return np.asarray(0.999 * predicted + 0.001 * members.mean(axis=0))
 
 
@@ -135,13 +130,15 @@ def pool_tables(
 
 def group_values(voter: Voter, table: PredictionTable) -> np.ndarray | None:
     """The attribute that the voter needs, for each row; None if it needs none."""
-    name = voter.attribute
-    if not name:
-        return None
+    return attribute_values(table, voter.attribute, voter.name) if voter.attribute else None
+
+
+def attribute_values(table: PredictionTable, name: str, voter: str) -> np.ndarray:
+    """The attribute of each row as text; ValueError if it is absent or a value is empty."""
     if name not in table.attributes:
-        raise ValueError(f"voter {voter.name!r} needs attribute {name!r}; has {table.attributes}")
+        raise ValueError(f"voter {voter!r} needs attribute {name!r}; has {table.attributes}")
     values = table.rows[name].fillna("").astype(str).to_numpy(dtype=object)
-    if (values == "").any():
-        ids = table.rows["id"][values == ""]
+    if (is_empty := np.isin(values, ["", "nan"])).any():
+        ids = table.rows["id"][is_empty]
         raise ValueError(f"{len(ids)} images lack {name!r}, first {ids.iloc[0]!r}")
     return values

@@ -22,17 +22,13 @@ FILE = "voter.json"
 
 @dataclass(frozen=True)
 class FittedEnsemble:
-    """Combines the members' probabilities by a voter and calibrates them by a temperature.
-
-    `members` are the hashes of the members' checkpoints, in the order of the first axis;
-    `fitted_on` is the manifest digest of the validation tables, '' if nothing was fitted.
-    """
+    """Combines the members' probabilities by a voter and calibrates them by a temperature."""
 
     voter: Voter
-    members: list[str]
+    members: list[str]  # hashes of the members' weights, in the order of the first axis
     class_names: list[str]
     temperature: Temperature = field(default_factory=Temperature)
-    fitted_on: str = ""
+    fitted_on: str = ""  # manifest digest of the validation tables, if known
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Probabilities (members, n, K) -> (n, K), pooled and then calibrated."""
@@ -89,8 +85,7 @@ def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnse
 
 
 def _check_members(ensemble: FittedEnsemble, members: list[str], class_names: list[str]) -> None:
-    fitted = ensemble.members
-    if fitted != members:
+    if (fitted := ensemble.members) != members:
         unknown = [m for m in members if m not in fitted]
         reason = f"member {unknown[0]!r} is not one of them" if unknown else f"not {members}"
         raise ValueError(f"fitted for the members {fitted}; {reason}")

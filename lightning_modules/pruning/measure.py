@@ -39,14 +39,10 @@ class EnergyMeter:
 
 
 def rapl_meter(powercap: Path) -> EnergyMeter:
-    """Whole processor packages, including the work of other processes.
-
-    The packages below `powercap` include their parts (with a second colon). Their counters restart
-    beyond `max_energy_range_uj`, which takes minutes.
-    """
+    """Whole processor packages below `powercap`, including the work of other processes."""
     names = powercap.glob("intel-rapl:*/name")
     psys = {name.parent for name in names if name.read_text().strip() == "psys"}
-    zones = sorted(powercap.glob("intel-rapl:*"))
+    zones = sorted(powercap.glob("intel-rapl:*"))  # parts of packages have a second colon
     packages = [zone for zone in zones if zone.name.count(":") == 1 and zone not in psys]
     if not packages:
         raise EnergyUnavailableError(f"energy: {powercap} has no RAPL packages (intel-rapl:N)")
@@ -133,10 +129,7 @@ def energy_ratio(
     first: nn.Module, second: nn.Module, image: Tensor,
     pairs: int = 4, window: float = WINDOW_SECONDS, powercap: Path = POWERCAP,
 ) -> tuple[Estimate, list[tuple[float, float]]]:  # fmt: skip
-    """Energy per image of the first network over that of the second, and the joules of each pair.
-
-    Without a readable counter the estimate is null with the reason.
-    """
+    """Ratio of energies per image, null without a readable counter, and the joules of each pair."""
     try:
         is_gpu = image.device.type == "cuda"
         meter = nvml_meter(image.device.index or 0) if is_gpu else rapl_meter(powercap)
@@ -159,9 +152,9 @@ def energy_ratio(
 
 def describe_device(device: torch.device) -> str:
     """The machine of a measurement: GPU or number of CPU threads, and the version of torch."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    is_gpu, threads = device.type == "cuda", f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name(device) if is_gpu else threads
+    return f"{name}, torch {torch.__version__}"
 
 
 def _synchronize(device: torch.device) -> None:

@@ -70,10 +70,7 @@ class Candidate:
 def choose_structure(
     net: nn.Module, image: Tensor, name: str, target: PruningTarget, losses: Iterable[Tensor]
 ) -> Structure:
-    """The largest structure within `target`; `losses` decide on the importance of channels.
-
-    A network whose channels cannot be removed without changing what it computes is an error.
-    """
+    """The largest structure within `target`; `losses` decide on the importance of channels."""
     costs = layer_costs(net, image)
     write_cost = WRITE_COST if target.latency else 0
     channels = list(find_groups(net, image[:1], costs))
@@ -135,10 +132,10 @@ def score_groups(
 ) -> list[ChannelGroup]:  # fmt: skip
     """First-order importance of each channel: the change of the loss without it, over its cost.
 
-    A gate in front of the layers that read a channel is 1, and 0 once the channel is pruned: the
-    loss changes by about its gradient with respect to the gate. The root of the summed squares
-    over `losses` is divided by `channel_cost` to the power of `cost_power` (0 ignores the cost).
-    Magnitudes of weights are no measure: a batch norm undoes any scale.
+    Pruning sets a gate in front of the layers that read a channel from 1 to 0: the loss changes by
+    about its gradient with respect to the gate. The root of the summed squares over `losses` is
+    divided by `channel_cost` to the power of `cost_power`. Magnitudes of weights are no measure: a
+    batch norm undoes any scale.
     """
     if not groups:
         return []
@@ -181,10 +178,9 @@ def find_candidates(groups: Sequence[ChannelGroup], costs: Costs, round_to: int)
 
 
 def select_channels(groups: Sequence[ChannelGroup], fraction: float, round_to: int) -> list[Tensor]:
-    """Masks (n,) of each group's remaining channels when about `fraction` of all are pruned.
+    """Masks (n,) of each group's remaining channels, without the `fraction` of lowest scores.
 
-    The channels with the lowest scores are pruned, in whichever group they are. The width of a
-    group is then rounded to the nearest multiple of `round_to` (or to its full width).
+    Widths are rounded to the nearest multiple of `round_to` (or to the full width).
     """
     scores = torch.cat([group.scores for group in groups])
     threshold = scores.sort().values[int(fraction * len(scores))]

@@ -24,6 +24,7 @@ class LayerCost:
 
 
 Costs = dict[str, LayerCost]  # by layer name
+Side = tuple[str, str]  # layer name, "out" or "in"
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class LayerChannels:
 def prune_channels(net: nn.Module, structure: Structure) -> None:
     """Removes all channels from the layers of `net` that `structure` does not list, in place.
 
-    Convolutions (ungrouped or depthwise), linear layers and batch norms can be pruned. A layer
-    that does not exist, of another kind, or without these channels raises a ValueError.
+    Only convolutions (ungrouped or depthwise), linear layers and batch norms; others are an error.
     """
     layers = dict(net.named_modules())
     for name, sides in structure.items():
@@ -85,10 +85,9 @@ def zero_pruned_channels(net: nn.Module, structure: Structure) -> None:
 
 
 def outputs_match(net: nn.Module, structure: Structure, image: Tensor) -> bool:
-    """Whether removing channels gives the same outputs as setting these channels to 0.
+    """Whether removing channels gives the same outputs as zeros there, in double precision.
 
-    Compared in double precision. They differ if an operation mixes channels outside of the layers
-    that torch-pruning traces, or does not map 0 to 0.
+    Not so if an operation outside of torch-pruning's layers mixes channels or does not map 0 to 0.
     """
     zeroed = copy.deepcopy(net).double().eval()
     pruned = pruned_copy(zeroed, structure)
@@ -103,10 +102,10 @@ def outputs_match(net: nn.Module, structure: Structure, image: Tensor) -> bool:
 def find_groups(net: nn.Module, image: Tensor, costs: Costs) -> Iterator[list[LayerChannels]]:
     """Yields each group of channels that can be pruned, as torch-pruning traces it on `image`.
 
-    Excluded are groups that run through a layer that `prune_channels` does not support (norms over
-    channels, grouped convolutions, free parameters) or through attention heads, groups that no
-    layer reads, and groups whose layers have one output position (squeeze-excite, the classifier).
-    Networks with convolutions next to attention have no groups: torch-pruning would not terminate.
+    Excluded are groups with a layer that `prune_channels` does not support (norms over channels,
+    grouped convolutions, free parameters) or with attention heads, those that no layer reads, and
+    those whose layers have one output position (squeeze-excite, the classifier). With convolutions
+    next to attention there are none: torch-pruning would not terminate.
     """
     convolutions = sum(isinstance(layer, nn.Conv2d) for layer in net.modules())
     if convolutions > 1 and any(map(_is_attention, net.modules())):  # one is a patch embedding
@@ -118,9 +117,7 @@ def find_groups(net: nn.Module, image: Tensor, costs: Costs) -> Iterator[list[La
     with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(net, image, verbose=False)
     for group in graph.get_all_groups():
-        by_side: dict[
-            tuple[str, str], LayerChannels
-        ] = {}  # each side of a depthwise layer is `out`
+        by_side: dict[Side, LayerChannels] = {}  # each side of a depthwise layer is `out`
         can_be_pruned = True
         for item in group:
             layer = item.dep.target.module
@@ -148,11 +145,6 @@ def layer_costs(net: nn.Module, image: Tensor) -> Costs:
             cost = LayerCost(use.macs, use.positions, _num_channels(use.layer))
             costs[use.name.removesuffix(".weight")] = cost
     return costs
-
-
-def total_macs(net: nn.Module, image: Tensor) -> int:
-    """Multiply-accumulates of all convolutions and linear layers for one image."""
-    return sum(cost.macs for cost in layer_costs(net, image).values())
 
 
 def is_depthwise(conv: nn.Module) -> bool:

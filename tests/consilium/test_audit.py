@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from consilium.cli.audit import run
+from consilium.cli.main import run
 from datamodules.phantoms.generate import PhantomSpec, write_dataset
 
 
@@ -32,7 +32,7 @@ def folders(dataset, tmp_path):
 
 
 def test_a_leak_gives_exit_code_1_and_a_page_with_the_pair(folders, tmp_path, capsys):
-    assert run([str(folders), "--patient", r"(p\d+)_", "-o", str(tmp_path / "out")]) == 1
+    assert run(["audit", str(folders), "--patient", r"(p\d+)_", "-o", str(tmp_path / "out")]) == 1
     content = json.loads((tmp_path / "out/audit.json").read_text())
     assert content["leaks"] == 1
     assert content["issues"][0]["kind"] == "near duplicates"
@@ -51,19 +51,19 @@ def test_a_clean_table_gives_exit_code_0(dataset, tmp_path, capsys):
     table["set"] = np.where(table["patient"] < "p00010", "test", "train")
     table["path"] = [str(dataset / name) for name in table["path"]]
     table.to_csv(tmp_path / "list.csv", index=False)
-    assert run([str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
+    assert run(["audit", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
     assert "0 kinds of leak" in capsys.readouterr().out
 
 
 def test_a_dataset_without_splits_gives_a_note(dataset, tmp_path):
-    assert run([str(dataset), "-o", str(tmp_path / "out")]) == 0
+    assert run(["audit", str(dataset), "-o", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out/audit.json").read_text())
     assert "the dataset has no splits: leaks between splits cannot be detected" in content["notes"]
 
 
 def test_a_dataset_of_unreadable_files_is_audited(tmp_path):
     (tmp_path / "gone.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,test\n")
-    assert run([str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")]) == 0
+    assert run(["audit", str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out/audit.json").read_text())
     assert "2 unreadable files" in content["issues"][0]["message"]
 
@@ -86,7 +86,7 @@ COLUMNS = ["--label", "finding", "--split", "side", "--patient", "who"]
 
 def test_given_columns_are_used_for_the_table_of_a_folder(unusual, tmp_path):
     for target in (unusual, unusual / "manifest.csv"):
-        assert run([str(target), *COLUMNS, "-o", str(tmp_path / "out")]) == 1
+        assert run(["audit", str(target), *COLUMNS, "-o", str(tmp_path / "out")]) == 1
         content = json.loads((tmp_path / "out/audit.json").read_text())
         assert content["issues"][0]["message"].endswith("more than one split: ab")
         assert set(content["counts"]["train"]) == {"NA", "None", "patients"}
@@ -108,7 +108,7 @@ def test_the_classes_are_the_labels_that_occur(unusual, tmp_path, labels, names,
     table["finding"] = [labels[k % len(labels)] for k in range(len(table))]
     table = table.rename(columns={"finding": " Label", "path": "PATH", "who": "Patient_ID"})
     table.to_csv(unusual / "manifest.csv", index=False, sep=";")
-    assert run([str(unusual), "-o", str(tmp_path / "out")]) == 0
+    assert run(["audit", str(unusual), "-o", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out/audit.json").read_text())
     assert [name for name in content["counts"]["train"] if name != "patients"] == names
     assert re.search(note, "\n".join(content["notes"]))
@@ -119,13 +119,13 @@ def test_columns_are_refused_without_a_table(folders):
     with pytest.raises(
         ValueError, match=r"--label --split: .*set is no table and has no manifest.csv"
     ):
-        run([str(folders), "--label", "finding", "--split", "side"])
+        run(["audit", str(folders), "--label", "finding", "--split", "side"])
 
 
 @pytest.mark.parametrize("option", ["--label", "--path", "--split", "--patient"])
 def test_columns_are_refused_with_a_config(config, option):
     with pytest.raises(ValueError, match=f"{option}: only for a FOLDER or TABLE"):
-        run(["--config", str(config), option, "x"])
+        run(["audit", "--config", str(config), option, "x"])
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_columns_are_refused_with_a_config(config, option):
 @pytest.mark.parametrize("folder", ["set", "set/train", "set/train/none"])
 def test_an_expression_that_does_not_give_the_patient_is_refused(folders, patient, message, folder):
     with pytest.raises(ValueError, match=re.escape(message)):
-        run([str(folders.parent / folder), "--patient", patient])
+        run(["audit", str(folders.parent / folder), "--patient", patient])
 
 
 def test_an_image_outside_of_the_class_folders_is_named(folders):
     cv2.imwrite(str(folders / "train/stray.png"), np.zeros((8, 8), np.uint8))
     for folder, stray in ((folders, "train/stray.png"), (folders / "train", "stray.png")):
         with pytest.raises(ValueError, match=rf"\['{stray}'\] are not in a class folder"):
-            run([str(folder)])
+            run(["audit", str(folder)])
 
 
 @pytest.fixture
@@ -166,8 +166,9 @@ def config(tmp_path):
 
 
 def test_a_config_is_audited_and_its_augmentations_are_written(config, tmp_path):
-    assert run(["--config", str(config), "-o", str(tmp_path / "out")]) == 0
-    assert run(["--config", str(config), "--augmentations", "-o", str(tmp_path / "out")]) == 0
+    assert run(["audit", "--config", str(config), "-o", str(tmp_path / "out")]) == 0
+    args = ["audit", "--config", str(config), "--augmentations", "-o", str(tmp_path / "out")]
+    assert run(args) == 0
     sheet = cv2.imread(str(tmp_path / "out/augmentations.png"))
     cells = sheet.reshape(6, 168, 8, 168, 3).swapaxes(1, 2)
     assert len({cell.tobytes() for row in cells for cell in row}) > 40
@@ -175,14 +176,14 @@ def test_a_config_is_audited_and_its_augmentations_are_written(config, tmp_path)
 
 def test_wrong_input_is_an_error_with_its_name(tmp_path):
     with pytest.raises(ValueError, match="either a FOLDER or TABLE, or --config"):
-        run([])
+        run(["audit"])
     with pytest.raises(ValueError, match="nowhere: no such folder"):
-        run([str(tmp_path / "nowhere")])
+        run(["audit", str(tmp_path / "nowhere")])
     with pytest.raises(ValueError, match=r"gone\.yaml: no such config"):
-        run(["--config", str(tmp_path / "gone.yaml")])
+        run(["audit", "--config", str(tmp_path / "gone.yaml")])
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"t\.csv: --path must name the column"):
-        run([str(tmp_path / "t.csv")])
+        run(["audit", str(tmp_path / "t.csv")])
     (tmp_path / "t.csv").write_text("path,label\n")
     with pytest.raises(ValueError, match=r"t\.csv: the table has no rows"):
-        run([str(tmp_path / "t.csv")])
+        run(["audit", str(tmp_path / "t.csv")])

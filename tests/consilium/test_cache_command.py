@@ -1,6 +1,6 @@
 import pytest
 
-from consilium.cli.cache import run
+from consilium.cli.main import run
 
 
 @pytest.fixture
@@ -19,18 +19,18 @@ def config(tmp_path):
 
 def test_a_store_is_built_listed_and_deleted(config, tmp_path, capsys):
     root = ["--root", str(tmp_path / "cache")]
-    assert run(["build", "--config", config, *root]) == 0
+    assert run(["cache", "build", "--config", config, *root]) == 0
     output = capsys.readouterr().out
     assert "20 images in" in output
     assert "training split: mean [0." in output
-    assert run(["info", *root]) == 0
+    assert run(["cache", "info", *root]) == 0
     assert "1 stores" in capsys.readouterr().out
-    assert run(["clear", *root]) == 0
+    assert run(["cache", "clear", *root]) == 0
     assert "1 stores deleted" in capsys.readouterr().out
-    run(["info", *root])
+    run(["cache", "info", *root])
     assert "0 stores" in capsys.readouterr().out
 
 
 def test_a_missing_folder_is_an_error_with_its_name(tmp_path):
     with pytest.raises(ValueError, match=r"--root .*nowhere: no such folder"):
-        run(["info", "--root", str(tmp_path / "nowhere")])
+        run(["cache", "info", "--root", str(tmp_path / "nowhere")])

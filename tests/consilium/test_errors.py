@@ -1,8 +1,7 @@
 import pytest
 import yaml
 
-from consilium.cli.errors import run_command
-from consilium.cli.main import main
+from consilium.cli.main import main, run_command
 from consilium.training.run_lock import RunStopped
 
 
@@ -63,10 +62,12 @@ def test_missing_optional_dependency_names_the_extra_that_installs_it(module, me
 def test_invalid_yaml_is_one_line_with_file_line_and_column(tmp_path, capsys):
     file = tmp_path / "broken.yaml"
     file.write_text("a: 1\nb: [2\n")
-    for source, name in ((file.open(), f"{file}, "), (file.read_text(), "")):
+    for source, name in ((file.open(), str(file)), (file.read_text(), "<unicode string>")):
         with pytest.raises(yaml.YAMLError) as caught:
             yaml.safe_load(source)
         assert exit_code(caught.value) == 2
         line = capsys.readouterr().err
-        assert line.startswith(f"consilium command: invalid YAML: {name}line 3, column 1: expected")
+        assert line.startswith("consilium command: while parsing a flow sequence")
+        assert "expected ',' or ']', but got '<stream end>'" in line
+        assert f'in "{name}", line 3, column 1' in line
         assert line.count("\n") == 1

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 import yaml
 from jsonargparse import Namespace
 
@@ -14,7 +16,9 @@ from consilium.cli.main import main
 from consilium.experiments.config import load_experiment
 from consilium.experiments.plan import plan
 from consilium.experiments.run import Run
+from consilium.inference import data_config
 from consilium.training.lightning_cli import validate_config
+from lightning_modules import backbones, model_info
 from tests.conftest import ROOT, Tiny
 
 CONFIGS = ROOT / "configs"
@@ -28,6 +32,9 @@ def members(experiment: str) -> dict[str, Run]:
 
 
 MEMBERS = [(experiment, name) for experiment in EXPERIMENTS for name in members(experiment)]
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# the system prescribes ImageNet's mean and std for all its members
+NORMALIZED_BY_SYSTEM = [("fracture", "tf_efficientnetv2_s")]
 
 
 @cache
@@ -51,6 +58,40 @@ def test_a_member_has_the_callbacks_of_the_base_config(experiment: str, name: st
     assert {"callbacks.ResultsWriter", "callbacks.PredictionWriter"} <= names
     pretrained = config["model"]["init_args"]["pretrained"]
     assert pretrained is ("residual" not in str(config["model"]))
+
+
+@pytest.mark.parametrize(("experiment", "name"), MEMBERS, ids=map("/".join, MEMBERS))
+def test_adamw_has_weight_decay(experiment: str, name: str) -> None:
+    """Without it AdamW is Adam."""
+    optimizer = settings(experiment, name)["model"]["init_args"]["optimizer"]
+    assert optimizer["name"] != "adamw" or optimizer["weight_decay"] > 0
+
+
+@pytest.mark.parametrize(("experiment", "name"), MEMBERS, ids=map("/".join, MEMBERS))
+def test_images_are_normalized_as_pretrained_weights_need_them(experiment: str, name: str) -> None:
+    config = settings(experiment, name)
+    model, preprocess = config["model"]["init_args"], config["data"]["init_args"]["preprocess"]
+    weights = timm.get_pretrained_cfg(model["backbone"])
+    expected = (weights.mean, weights.std)
+    if (experiment, name) in NORMALIZED_BY_SYSTEM:
+        assert expected != IMAGENET
+        expected = IMAGENET
+    assert (tuple(preprocess["mean"]), tuple(preprocess["std"])) == expected
+    assert not weights.fixed_input_size or preprocess["size"] == weights.input_size[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("convnextv2_base", 87.7), ("tf_efficientnetv2_s", 20.2), ("maxvit_tiny", 30.4),
+     ("swin_tiny", 27.5)],
+)  # fmt: skip
+def test_fracture_members_have_the_published_number_of_parameters(
+    name: str, millions: float
+) -> None:
+    backbone = settings("fracture", name)["model"]["init_args"]["backbone"]
+    with torch.device("meta"):
+        net = backbones.build(backbone, 3, image_size=224)
+    assert model_info.count_parameters(net) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 @pytest.mark.parametrize("trainer", ["ddp", "gpu", "torchrun"])
@@ -106,6 +147,7 @@ def test_mura_members_differ_in_how_they_are_trained() -> None:
     assert [model["optimizer"]["name"] for model in models] == ["adam", "sgd", "rmsprop"]
     assert [model["lr_scheduler"]["name"] for model in models] == ["cosine", "step", "cyclic"]
     assert [config["data"]["init_args"]["batch_size"] for config in configs] == [16, 32, 64]
+    assert configs[0]["data"]["init_args"]["augment_args"] == {"upside_down": 0.5}  # flips
 
 
 def sparse_training(config: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +163,8 @@ def test_chest_members(variant: str) -> None:
     model, preprocess = config["model"]["init_args"], config["data"]["init_args"]["preprocess"]
     assert model["backbone"].startswith(f"efficientnet_{variant}.")
     assert model["backbone_args"] == {"drop_rate": 0.3}
-    assert model["optimizer"].items() >= {"name": "adamw", "lr": 3e-4}.items()
+    optimizer = {"name": "adamw", "lr": 3e-4, "weight_decay": 0.01}  # of both stages
+    assert model["optimizer"].items() >= optimizer.items()
     assert model["lr_scheduler"].items() >= {"name": "onecycle", "warmup_epochs": 6.0}.items()
     assert config["trainer"]["max_epochs"] == 80
     assert (preprocess["size"], preprocess["margin"]) == (260, 28)
@@ -152,6 +195,22 @@ def test_single_stage_training_has_no_dense_epochs() -> None:
     assert sparse.items() >= {"density": 0.1, "dense_epochs": 0, "sparse_epochs": 60}.items()
 
 
+def test_the_original_single_stage_recipe_is_an_arm() -> None:
+    config = settings("chest_sparse", "b0_single10")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert model["backbone"].startswith("efficientnet_b0.")
+    assert model["backbone_args"] == {"drop_rate": 0.2}
+    optimizer = {"name": "adam", "lr": 3e-4, "weight_decay": 0.0}
+    assert model["optimizer"].items() >= optimizer.items()
+    assert (data["preprocess"]["size"], config["trainer"]["max_epochs"]) == (224, 50)
+    sparse = sparse_training(config)
+    assert sparse.items() >= {"density": 0.1, "dense_epochs": 0, "sparse_epochs": 50}.items()
+    assert sparse["density_schedule"]["ramp_fraction"] == 0  # from the first step on
+    assert sparse["recovery"] == {"lr": 3e-4, "lr_scheduler": "cosine", "warmup_epochs": 0.0}
+    new = settings("chest_sparse", "b2_ast25")["data"]["init_args"]
+    assert (data["source"], data["class_names"]) == (new["source"], new["class_names"])
+
+
 @pytest.mark.parametrize(("configuration", "epochs"), [("standard", 10), ("intensive", 15)])
 def test_gradcam_members(configuration: str, epochs: int) -> None:
     names = [name for name in members("gradcam") if name.endswith(configuration)]
@@ -164,6 +223,22 @@ def test_gradcam_members(configuration: str, epochs: int) -> None:
     assert model["optimizer"]["name"] == "adam"
     assert data["class_names"] == ["normal", "cardiomegaly"]
     assert data["source"]["init_args"]["root"] == "data/gradcam/cardiomegaly"
+
+
+def test_gradcam_members_use_500_images_per_class_of_all_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("normal", 620), ("pneumonia", 480)):
+        folder = Path("data/gradcam/pneumonia") / name
+        folder.mkdir(parents=True)
+        for k in range(count):
+            (folder / f"{k}.png").touch()
+    table = data_config.load_datamodule([str(CONFIGS / "data/gradcam.yaml")]).load_manifest().table
+    assert table["label"].value_counts().to_dict() == {0: 500, 1: 480}
+    fractions = table["split"].value_counts(normalize=True)
+    for split, fraction in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+        assert fractions[split] == pytest.approx(fraction, abs=0.04)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +257,8 @@ def test_every_shipped_experiment_is_valid_and_prints_a_command_per_run(
 @pytest.mark.parametrize(
     ("experiment", "runs"),
     [("fracture", 4 + 3), ("fundus", 7 + 4), ("mura", 3 + 2), ("mura_pretrained", 3 + 2),
-     ("chest_sparse", 6 + 4), ("gradcam", 10 + 10), ("demo", 3 + 3)],
+     ("chest_sparse", 2 * (7 + 5)), ("chest_ensemble", 5 + 3), ("gradcam", 10 + 10),
+     ("demo", 3 + 3)],
 )  # fmt: skip
 def test_the_number_of_runs_of_each_experiment(experiment: str, runs: int) -> None:
     config = load_experiment(CONFIGS / f"experiments/{experiment}.yaml")

@@ -13,10 +13,9 @@ import yaml
 
 from consilium.cli.main import main
 from consilium.experiments.config import ExperimentConfig, load_experiment
-from consilium.experiments.gates import evaluate_gates, find_estimates, run_names
-from consilium.experiments.plan import plan
-from consilium.experiments.results import load_results
-from consilium.experiments.sections import seeds_folds, sparsity
+from consilium.experiments.plan import plan, run_names
+from consilium.experiments.results import evaluate_gates, find_estimates, load_results
+from consilium.experiments.sections import seeds_folds
 from consilium.inference import saliency_evaluation
 from datamodules.preprocess import Preprocess
 from evaluation import ensemble, saliency
@@ -309,7 +308,7 @@ def test_a_single_pair_has_the_same_interval_in_table_and_plot(write):
     comparison = load_results(config, Path("out")).sparsity
     [cost] = comparison.costs
     assert cost.overall == comparison.pairs[0]["accuracy"]
-    assert sparsity.means_over_seeds(config, comparison) == []
+    assert comparison.means == []
 
 
 def test_sparse_members_of_several_seeds_have_one_mean(write):

@@ -118,17 +118,33 @@ def test_a_killed_member_is_resumed_and_ends_with_the_same_weights(
 
 
 def test_a_failed_member_is_named_and_does_not_stop_the_others(tiny, tmp_path, capsys):
-    tiny.member("broken", **{"model.init_args.backbone": "resnet51"})
+    tiny.member("broken", **{"data.init_args.augment": "frature"})
     tiny.member("quick", **{"trainer.max_epochs": 1})
     file = tiny.root / "broken_experiment.yaml"
     file.write_text(yaml.safe_dump({"base": str(ROOT / "configs/base.yaml"),
                     "members": {"broken": "broken.yaml", "quick": "quick.yaml"}}))  # fmt: skip
     assert main(["experiment", "run", str(file), "--output", str(tmp_path)]) == 1
     output = capsys.readouterr().out
-    assert "broken failed: consilium fit: backbone: unknown name 'resnet51'" in output
+    assert "broken failed: consilium fit: augment is 'frature'; allowed are" in output
     assert (tmp_path / "members" / "quick" / "results.json").is_file()
     assert main(["experiment", "status", str(file), "--output", str(tmp_path)]) == 0
     assert "broken           failed" in capsys.readouterr().out
+
+
+def test_an_unknown_backbone_of_a_later_member_is_refused_before_anything_trains(
+    tiny, tmp_path, capsys
+):
+    tiny.member("first")
+    members = {"first": "first.yaml",
+               "second": ["first.yaml", {"model.init_args.backbone": "resnet51"}]}  # fmt: skip
+    file = tiny.root / "unknown_backbone.yaml"
+    content = {"base": str(ROOT / "configs/base.yaml"), "members": members}
+    file.write_text(yaml.safe_dump(content))
+    assert main(["experiment", "run", str(file), "--output", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    message = f"{file}: backbone: unknown name 'resnet51'; the nearest are: resnet51q,"
+    assert line.startswith(f"consilium experiment: {message}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_printed_command_typed_by_hand_fills_the_same_run_folder(

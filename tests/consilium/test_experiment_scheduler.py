@@ -49,12 +49,11 @@ def test_a_stopped_run_may_be_started_by_another_scheduler(tmp_path: Path) -> No
     assert other.state().status == "done"
 
 
-class BusyExecutor:
+class BusyExecutor(LocalExecutor):
     """Has one slot; another process has the lock of run `a` at the first starts."""
 
-    slots = 1
-
     def __init__(self, times: int) -> None:
+        super().__init__(slots=1)
         self.times, self.starts = times, list[str]()
 
     def start(self, run: Run) -> list[str] | None:

@@ -5,7 +5,8 @@ import re
 import pytest
 
 import callbacks
-from consilium.cli.main import TRAINING, main
+from consilium.cli.main import main
+from consilium.training import COMMANDS
 
 MODELS = ("ImageClassifier", "OneVsOneClassifier", "EnsembleModule")
 SOURCES = ("Folders", "Table", "Mura", "Phantoms")
@@ -34,7 +35,7 @@ def test_every_argument_has_a_description(capsys, args):
     assert [name for name, text in texts.items() if not text or text[0].startswith("(")] == []
 
 
-@pytest.mark.parametrize("command", TRAINING)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_the_commands_that_describe_data_and_model(capsys, command):
     text = help_text(capsys, command, "--help")
     for arguments in HELP_ARGUMENTS[1:3]:

@@ -281,6 +281,17 @@ def corrupt_source(folder):
     return Folders(str(folder / "data"), patient=None)
 
 
+def test_max_per_class_of_all_splits_counts_train_val_and_test_together(root):
+    data = make_datamodule(root, balance=Balance(max_per_class=10, limited_splits="all"))
+    table = data.manifest.table
+    assert table["label"].value_counts().tolist() == [10, 10, 10]
+    sizes = [len(data.rows(split)) for split in ("train", "val", "test")]
+    assert sum(sizes) == 30
+    assert min(sizes) > 0
+    left_out = len(make_datamodule(root).manifest.table) - 30
+    assert f"{left_out} files were left out, as max_per_class is 10" in data.manifest.notes[-1]
+
+
 def test_balance_applies_to_the_training_split_only(root):
     data = make_datamodule(root, balance=Balance("inverse", max_per_class=5))
     labels = data.manifest.table["label"].to_numpy()

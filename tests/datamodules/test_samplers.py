@@ -32,23 +32,25 @@ def test_exact_sampler_gives_each_sample_once_and_a_placeholder_if_there_is_none
 
 
 def test_shuffled_order_depends_on_seed_and_epoch():
-    sampler = ShuffledSampler(50, seed=3)
+    sampler = ShuffledSampler(np.zeros(50), seed=3)
     first = list(sampler)
-    assert first == list(ShuffledSampler(50, seed=3))
+    assert first == list(ShuffledSampler(np.zeros(50), seed=3))
     assert sorted(position for _, position in first) == list(range(50))
     sampler.set_epoch(1)
     second = list(sampler)
     assert {epoch for epoch, _ in second} == {1}
     assert [p for _, p in second] != [p for _, p in first]
-    assert list(ShuffledSampler(50, seed=4)) != first
+    assert list(ShuffledSampler(np.zeros(50), seed=4)) != first
 
 
 @pytest.mark.parametrize(("size", "world_size", "count"), [(10, 2, 5), (11, 2, 6), (1, 3, 1)])
 def test_shuffled_sampler_gives_every_process_the_same_number(size, world_size, count):
-    parts = [list(ShuffledSampler(size, 0, rank, world_size)) for rank in range(world_size)]
+    parts = [
+        list(ShuffledSampler(np.zeros(size), 0, rank, world_size)) for rank in range(world_size)
+    ]
     assert [len(part) for part in parts] == [count] * world_size
     assert {position for part in parts for _, position in part} == set(range(size))
-    order = [position for _, position in ShuffledSampler(size)]
+    order = [position for _, position in ShuffledSampler(np.zeros(size))]
     interleaved = [position for turn in zip(*parts, strict=True) for _, position in turn]
     assert interleaved[:size] == order
 

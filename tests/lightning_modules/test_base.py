@@ -40,7 +40,7 @@ def run_script(world, folder, datamodule=""):
 def root(tmp_path_factory, tiny, resnet, larger):
     """Manifests of 21, 5 and 1 test images, two members, and the results of one process."""
     folder = tmp_path_factory.mktemp("base")
-    manifest = next((tiny.root / "phantoms").glob("*/manifest.csv"))
+    manifest = next((tiny.root / "phantoms").glob("fracture-*/manifest.csv"))
     rows = pd.read_csv(manifest)
     rows["path"] = [str(manifest.parent / path) for path in rows["path"]]
     for size in SIZES:

@@ -1,13 +1,12 @@
 """Evaluated voters of the ensembles, or a comparison of members without an ensemble."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from consilium.experiments.config import MEMBERS, ExperimentConfig
-from consilium.experiments.gates import Runs, run_names
+from consilium.experiments.config import ExperimentConfig
 from consilium.experiments.plan import rounds
+from consilium.experiments.sections import Runs, Tables
 from consilium.inference import data_config
 from consilium.inference.panels import read_thumbnail
 from evaluation import diversity
@@ -27,7 +26,6 @@ from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimate, Estimates
 
 MAX_PLOTTED = 4  # members without an ensemble that get plots of their own
-Tables = Mapping[str, PredictionTable]
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,12 @@ def _disputed_images(run: Path, tables: Tables) -> list[tuple[bytes, str]]:
 
 def compare_members(config: ExperimentConfig, runs: Runs, tables: Tables) -> MemberComparison:
     """The members of the first round that has any, compared if they classify the same images."""
-    finished = [name for name in run_names(config, MEMBERS) if name in runs]
-    of_first_round = [name + rounds(config)[0].suffix for name in config.members]
-    names = [name for name in of_first_round if name in runs] or finished
-    compared = {name: tables[name] for name in names}
-    metrics = {name: runs[name].metrics for name in names}
-    first = compared[names[0]]
-    is_comparable = len(names) > 1 and all(
+    of_rounds = [[name + r.suffix for name in config.members] for r in rounds(config)]
+    of_round = next(names for names in of_rounds if runs.keys() & set(names))
+    compared = {name: tables[name] for name in of_round if name in runs}
+    metrics = {name: runs[name].metrics for name in compared}
+    first = next(iter(compared.values()))
+    is_comparable = len(compared) > 1 and all(
         table.class_names == first.class_names and set(table.rows["id"]) == set(first.rows["id"])
         for table in compared.values()
     )
@@ -100,25 +97,17 @@ def ensemble_sections(
     """Every voter of every ensemble; plots of members only once, in the last."""
     page: list[html.Section] = []
     shown = [ensemble for ensemble in ensembles if ensemble.is_shown]
-    for ensemble in shown:
-        predictions = ensemble_predictions(ensemble.fitted.ensembles[config.voter], ensemble.tables)
-        disputed = ensemble_report.disputed_section(ensemble.tables, ensemble.disputed)
-        lead, *others = ensemble_report.ensemble_sections(
-            ensemble.fitted, ensemble.evaluated, predictions, disputed
-        )
-        heading = f"{ensemble.run}: every voter of {', '.join(ensemble.tables)}"
-        page.append(html.Text(lead.body if isinstance(lead, html.Text) else "", heading))
-        page += others if ensemble is shown[-1] else [s for s in others if _is_voter_table(s)]
-        if ensemble.groups:
-            page.append(
-                ensemble_report.group_table(ensemble.groups, config.voter, config.attribute)
-            )
+    for e in shown:
+        predictions = ensemble_predictions(e.fitted.ensembles[config.voter], e.tables)
+        disputed = ensemble_report.disputed_section(e.tables, e.disputed)
+        lead = ensemble_report.summary_sentence(e.fitted, e.evaluated, config.voter)
+        page.append(html.Text(lead, f"{e.run}: every voter of {', '.join(e.tables)}"))
+        _, *others = ensemble_report.ensemble_sections(e.fitted, e.evaluated, predictions, disputed)
+        of_voters = [s for s in others if s.heading.startswith(("Voters", "Difference"))]
+        page += others if e is shown[-1] else of_voters
+        if e.groups:
+            page.append(ensemble_report.group_table(e.groups, config.voter, config.attribute))
     return page
-
-
-def _is_voter_table(section: html.Section) -> bool:
-    """Whether it is a table of voters or of their differences."""
-    return isinstance(section, html.Table) and section.heading.startswith(("Voters", "Diff"))
 
 
 def member_sections(compared: MemberComparison) -> list[html.Section]:
@@ -131,7 +120,6 @@ def member_sections(compared: MemberComparison) -> list[html.Section]:
     roc = curves.roc_comparison(compared.tables)
     page.append(html.Plot(roc, "Mean over classes.", "ROC of all"))
     for name, table in list(compared.tables.items())[:MAX_PLOTTED]:
-        page += [
-            replace(plot, heading=f"{name}: {plot.heading}") for plot in prediction_plots(table)
-        ]
+        plots = prediction_plots(table)
+        page += [replace(plot, heading=f"{name}: {plot.heading}") for plot in plots]
     return page

@@ -1,14 +1,14 @@
 """Repeated runs: metrics pooled over folds, and their spread over seeds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from consilium.experiments.config import ExperimentConfig
-from consilium.experiments.gates import Runs
-from consilium.experiments.plan import Round, rounds, seeds_or_none
+from consilium.experiments.plan import Round, rounds
+from consilium.experiments.sections import Runs, Tables
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
 from evaluation.predictions import PredictionTable
@@ -16,42 +16,33 @@ from evaluation.reports import html
 from evaluation.stats.estimate import Estimates
 
 SEEDS_NOTE = (
-    "Mean over seeds and standard deviation between them: the variation from training. The "
-    "intervals of the other tables are the variation from the choice of test patients; neither "
-    "includes the other."
+    "Mean over seeds and standard deviation: the variation from training. Intervals of other "
+    "tables are the variation from the choice of test patients; neither includes the other."
 )
 FOLDS_NOTE = (
-    "Each image was tested once, by a model that was trained and validated without its patient. "
-    "Intervals are over patients, for these models. Metrics that rank all images (AUROC, average "
-    "precision, sensitivity at a specificity) are means over folds, because scores of different "
-    "models are not on one scale."
+    "Each image was tested once, by a model trained and validated without its patient. Intervals "
+    "are over patients, for these models. Metrics that rank all images (AUROC, average precision, "
+    "sensitivity at a specificity) are means over folds: the models' scores are not on one scale."
 )
-Tables = Mapping[str, PredictionTable]
 Pooled = dict[tuple[str, int | None], Estimates]  # by name and seed, over all folds
 
 
-@dataclass(frozen=True)
-class RepeatedRuns:
-    """Metrics of members and ensembles over all rounds."""
-
-    pooled: Pooled
-    seeds: pd.DataFrame  # per name and summary metric: mean and spread over the seeds
-
-
-def pool_rounds(config: ExperimentConfig, runs: Runs, tables: Tables) -> RepeatedRuns:
+def pool_folds(config: ExperimentConfig, runs: Runs, tables: Tables) -> Pooled:
     """Metrics of each member and ensemble of which all folds are done, by seed."""
     pooled: Pooled = {}
     for name in (*config.ensembles, *config.members):
-        for seed in seeds_or_none(config):
-            names = runs_of_seed(config, name, seed)
+        for seed, names in runs_by_seed(config, name).items():
             if all(run in runs for run in names):
-                pooled[name, seed] = _pool_folds(names, runs, tables)
-    return RepeatedRuns(pooled, spread_over_seeds(config, pooled))
+                pooled[name, seed] = _metrics_over_folds(names, runs, tables)
+    return pooled
 
 
-def runs_of_seed(config: ExperimentConfig, name: str, seed: int | None) -> list[str]:
-    """The runs of a member or ensemble with a seed, one per fold."""
-    return [name + r.suffix for r in rounds(config) if r.seed == seed]
+def runs_by_seed(config: ExperimentConfig, name: str) -> dict[int | None, list[str]]:
+    """The runs of a member or ensemble, one per fold, by seed."""
+    runs: dict[int | None, list[str]] = {}
+    for r in rounds(config):
+        runs.setdefault(r.seed, []).append(name + r.suffix)
+    return runs
 
 
 def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
@@ -61,7 +52,7 @@ def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
     return PredictionTable(rows, logits, tables[0].class_names)
 
 
-def _pool_folds(names: list[str], runs: Runs, tables: Tables) -> Estimates:
+def _metrics_over_folds(names: list[str], runs: Runs, tables: Tables) -> Estimates:
     """Metrics over all folds; of a single run its own. Ranking metrics are means over folds."""
     if len(names) == 1:
         return runs[names[0]].metrics
@@ -88,21 +79,21 @@ def spread_over_seeds(config: ExperimentConfig, pooled: Pooled) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sections(config: ExperimentConfig, repeated: RepeatedRuns) -> list[html.Section]:
-    """Tables of pooled folds and of the spread over seeds, if there are any."""
-    page: list[html.Section] = []
-    if config.folds and repeated.pooled:
-        pooled = {name + Round(seed).suffix: m for (name, seed), m in repeated.pooled.items()}
-        page.append(html.models_table(pooled, "Over folds", FOLDS_NOTE, count="n"))
-    if len(repeated.seeds):
-        page.append(_seeds_table(repeated.seeds))
-    return page
+def folds_sections(config: ExperimentConfig, pooled: Pooled) -> list[html.Section]:
+    """The table of metrics over folds, if there are folds."""
+    if not config.folds or not pooled:
+        return []
+    metrics = {name + Round(seed).suffix: m for (name, seed), m in pooled.items()}
+    return [html.models_table(metrics, "Over folds", FOLDS_NOTE, count="n")]
 
 
-def _seeds_table(seeds: pd.DataFrame) -> html.Table:
+def seeds_sections(seeds: pd.DataFrame) -> list[html.Section]:
+    """The table of the spread over seeds, if there are several."""
+    if seeds.empty:
+        return []
     rows: list[tuple[html.Cell, ...]] = []
     for name, metrics in seeds.groupby("run", sort=False):
-        cells = [float(v) for _, row in metrics.iterrows() for v in (row["mean"], row["sd"])]
+        cells = metrics[["mean", "sd"]].to_numpy(dtype=float).ravel().tolist()
         rows.append((str(name), int(metrics["seeds"].iloc[0]), *cells))
     labels = [label for metric in summary_metrics() for label in (metric_label(metric), "SD")]
-    return html.Table(("", "seeds", *labels), rows, "Over seeds", SEEDS_NOTE)
+    return [html.Table(("", "seeds", *labels), rows, "Over seeds", SEEDS_NOTE)]

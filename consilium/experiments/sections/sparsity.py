@@ -1,26 +1,23 @@
 """Sparse members compared with their controls, which are trained alike at density 1."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from consilium.experiments.config import MEMBERS, ExperimentConfig
-from consilium.experiments.plan import rounds, seeds_or_none
-from consilium.experiments.sections.seeds_folds import concatenate, runs_of_seed
+from consilium.experiments.plan import rounds
+from consilium.experiments.sections import Tables
+from consilium.experiments.sections.seeds_folds import concatenate, runs_by_seed
 from evaluation import sparsity
-from evaluation.files import read_json
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.plots.curves import SparsityCost, sparsity_cost_plot
-from evaluation.predictions import PredictionTable, align
+from evaluation.predictions import align
 from evaluation.reports import html
-from evaluation.stats.paired_tests import (
-    Differences,
-    mean_paired_differences,
-    paired_differences,
-)
+from evaluation.reports.run import read_savings
+from evaluation.stats.paired_tests import Differences, mean_paired_differences, paired_differences
 
 ZERO_FRACTION = "weights_zero_fraction"
 RATIOS = {
@@ -30,11 +27,10 @@ RATIOS = {
 MAX_ROWS = 20  # changed decisions of a pair in the report; the CSV file has all
 NOTE = (
     "Sparse minus control on the same images. A control is trained like the first of its members, "
-    "with all weights: compared with that member, the difference is the cost of sparsity; compared "
-    "with members of other stages or learning rates, it includes their effect. The dense stage is "
-    "not a baseline, because the second stage continues training. Zeros: fraction of all weights. "
-    "MACs: fraction of multiply-accumulates that are not by zero, computed. Latency ratio: "
-    "measured next to the dense model, a dash if it was not measured."
+    "with all weights: the difference to that member is the cost of sparsity; to members of other "
+    "stages or learning rates, it includes their effect. The dense stage is not a baseline: the "
+    "second stage continues training. Zeros: fraction of all weights. MACs: fraction of "
+    "multiply-accumulates not by zero, computed. Latency ratio: measured next to the dense model."
 )
 PLOT_CAPTION = (
     "Right of the line the sparse model is better. Lines are 95 % confidence intervals. Small "
@@ -45,7 +41,6 @@ SEEDS_NOTE = (
     "patients, resampled for all seeds at once, for these trained models."
 )
 Row = dict[str, Any]  # `sparse`, `control`, and estimates of differences by metric
-Tables = Mapping[str, PredictionTable]
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class SparsityComparison:
     """Sparse members compared with their controls, as far as both are done."""
 
     pairs: list[Row]  # two runs, with the ratios of the sparse one
-    means: list[Row]  # two members of which all runs are done, over these
+    means: list[Row]  # two members of which all runs are done, over several seeds
     costs: list[SparsityCost]  # rows of the plot
     changed: pd.DataFrame  # per pair and image: different decisions
     sections: list[html.Section]  # of each pair
@@ -63,29 +58,28 @@ def compare_with_controls(
     config: ExperimentConfig, folder: Path, tables: Tables
 ) -> SparsityComparison:
     """Every comparison of a sparse member with its control; each pair is resampled once."""
-    comparison = SparsityComparison([], [], [], pd.DataFrame(), [])
-    changed = dict[tuple[str, str], pd.DataFrame]()
+    pairs, means, costs = list[Row](), list[Row](), list[SparsityCost]()
+    changed, page = dict[tuple[str, str], pd.DataFrame](), list[html.Section]()
     for name, control in [(n, control) for control, of in config.controls.items() for n in of]:
         runs = [(name + r.suffix, control + r.suffix) for r in rounds(config)]
         finished = [pair for pair in runs if {*pair} <= tables.keys()]
         rows = [_pair_row(pair, folder, tables) for pair in finished]
-        comparison.pairs.extend(rows)
         mean = _mean_row(config, name, control, rows, tables) if finished == runs else None
-        comparison.means.extend([mean] if mean else [])
-        comparison.costs.extend([_cost(name, control, rows, mean)] if rows else [])
+        pairs += rows
+        means += [mean] if mean and len(config.seeds) > 1 else []
+        costs += [_cost(name, control, rows, mean)] if rows else []
         for pair in finished:
             changed[pair] = sparsity.changed_decisions(tables[pair[0]], tables[pair[1]])
-            comparison.sections.extend(_pair_sections(pair, tables, changed[pair]))
-    if not changed:
-        return comparison
-    decisions = pd.concat(changed, names=["sparse", "control"]).droplevel(2).reset_index()
-    return replace(comparison, changed=decisions)
+            page += _pair_sections(pair, tables, changed[pair])
+    decisions = pd.DataFrame()
+    if changed:
+        decisions = pd.concat(changed, names=["sparse", "control"]).droplevel(2).reset_index()
+    return SparsityComparison(pairs, means, costs, decisions, page)
 
 
 def _pair_row(pair: tuple[str, str], folder: Path, tables: Tables) -> Row:
-    file = folder / MEMBERS / pair[0] / sparsity.SPARSITY_FILE
-    measured = read_json(file) if file.is_file() else {}
-    ratios = {name: measured.get(name) for name in RATIOS}
+    savings = read_savings(folder / MEMBERS / pair[0])
+    ratios = {name: savings.get(name) for name in RATIOS}
     differences = paired_differences(tables[pair[0]], tables[pair[1]])
     return {"sparse": pair[0], "control": pair[1], **ratios, **_estimates(differences)}
 
@@ -97,19 +91,16 @@ def _estimates(differences: Differences) -> Row:
 def _mean_row(
     config: ExperimentConfig, name: str, control: str, rows: list[Row], tables: Tables
 ) -> Row:
-    """Mean over seeds, of all folds together; of a single pair its own differences."""
-    seeds = seeds_or_none(config)
-    row = {"sparse": name, "control": control, "seeds": len(seeds)}
+    """Mean over seeds, of all folds together; the row of a single pair as it is."""
     if len(rows) == 1:
-        return row | {metric: rows[0][metric] for metric in summary_metrics() if metric in rows[0]}
-    of_seeds = [
-        [
-            concatenate([tables[run] for run in runs_of_seed(config, member, seed)])
-            for member in (name, control)
-        ]
-        for seed in seeds
-    ]
-    return row | _estimates(mean_paired_differences([(s, c) for s, c in of_seeds]))
+        return rows[0]
+    sparse, dense = (
+        [concatenate([tables[run] for run in runs]) for runs in runs_by_seed(config, m).values()]
+        for m in (name, control)
+    )
+    pairs = list(zip(sparse, dense, strict=True))
+    differences = _estimates(mean_paired_differences(pairs))
+    return {"sparse": name, "control": control, "seeds": len(pairs), **differences}
 
 
 def _cost(name: str, control: str, rows: list[Row], mean: Row | None) -> SparsityCost:
@@ -120,16 +111,11 @@ def _cost(name: str, control: str, rows: list[Row], mean: Row | None) -> Sparsit
     return SparsityCost(name, control, mean_zeros, values, mean["accuracy"] if mean else None)
 
 
-def means_over_seeds(config: ExperimentConfig, comparison: SparsityComparison) -> list[Row]:
-    """The means if they are over several seeds."""
-    return comparison.means if len(config.seeds) > 1 else []
-
-
-def sections(config: ExperimentConfig, comparison: SparsityComparison) -> list[html.Section]:
+def sections(comparison: SparsityComparison) -> list[html.Section]:
     """All pairs in one table and one plot, the means over seeds, and each pair by itself."""
     if not comparison.pairs:
         return []
-    means, count = means_over_seeds(config, comparison), len(comparison.changed)
+    means, count = comparison.means, len(comparison.changed)
     text = f"{count:,} decisions changed in all pairs together; see results/changed.csv."
     plot = sparsity_cost_plot(comparison.costs)
     return [
@@ -144,13 +130,10 @@ def sections(config: ExperimentConfig, comparison: SparsityComparison) -> list[h
 def _table(rows: list[Row], labels: Mapping[str, str], heading: str, note: str) -> html.Table:
     """Sparse member, control, the labeled columns, and the differences of summary metrics."""
     metrics = [metric for metric in summary_metrics() if metric in rows[0]]
-    cells: list[tuple[html.Cell, ...]] = [
-        (
-            *(row[name] for name in ("sparse", "control", *labels)),
-            *(html.SignedEstimate(row[metric]) for metric in metrics),
-        )
-        for row in rows
-    ]
+    cells: list[tuple[html.Cell, ...]] = []
+    for row in rows:
+        differences = [html.SignedEstimate(row[metric]) for metric in metrics]
+        cells.append((row["sparse"], row["control"], *map(row.get, labels), *differences))
     columns = ("sparse", "control", *labels.values(), *map(metric_label, metrics))
     return html.Table(columns, cells, heading, note)
 

@@ -1,0 +1,117 @@
+"""Runs as forks of one process: kills of a fork, of that process, and of the program."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from consilium.experiments.processes import ForkedProcess, ForkServer
+from consilium.training.run_lock import acquire_lock, is_locked
+from tests.conftest import ROOT, Tiny
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def endless(tiny: Tiny) -> list[str]:
+    """Arguments of a fit that does not end by itself."""
+    return ["fit", *tiny.configs("endless"), "--trainer.max_epochs", "100000"]
+
+
+def start(server: ForkServer, folder: Path, arguments: list[str]) -> ForkedProcess:
+    """A process that has the lock of a folder and writes its log into it."""
+    lock = acquire_lock(folder / ".lock")
+    assert lock is not None
+    with lock, (folder / "log.txt").open("ab") as log:
+        process = server.start(arguments, log, lock)
+    assert isinstance(process, ForkedProcess)
+    return process
+
+
+def wait_for(file: Path, process: ForkedProcess) -> None:
+    while not file.is_file():
+        assert process.poll() is None, file.with_name("log.txt").read_text()
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_fork_has_a_log_and_a_lock_of_its_own(server, tmp_path):
+    first = start(server, tmp_path / "first", ["--version"])
+    second = start(server, tmp_path / "second", ["inspect", "missing.ckpt"])
+    assert (first.wait(), second.wait()) == (0, 2)
+    assert (tmp_path / "first/log.txt").read_text().startswith("consilium ")
+    assert "missing.ckpt" in (tmp_path / "second/log.txt").read_text()
+    assert not is_locked(tmp_path / "first/.lock")
+    assert first.pid != second.pid
+
+
+def test_a_killed_fork_does_not_harm_another(server, endless, tmp_path):
+    killed, other = (
+        start(server, tmp_path / name, [*endless, "--run", str(tmp_path / name)])
+        for name in ("killed", "other")
+    )
+    wait_for(tmp_path / "killed/last.ckpt", killed)
+    assert is_locked(tmp_path / "killed/.lock")  # the fork inherited it
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert not is_locked(tmp_path / "killed/.lock")
+    wait_for(tmp_path / "other/last.ckpt", other)
+    other.terminate()
+    assert other.wait() == 128 + signal.SIGTERM
+    assert "stopped after epoch" in (tmp_path / "other/log.txt").read_text()
+
+
+@pytest.mark.exhaustive
+def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(
+    server, endless, tmp_path
+):
+    process = start(server, tmp_path, [*endless, "--run", str(tmp_path)])
+    parent = int(Path(f"/proc/{process.pid}/stat").read_text().split()[3])
+    os.kill(parent, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    while is_alive(process.pid):
+        time.sleep(0.02)
+    assert not is_locked(tmp_path / ".lock")
+    assert start(server, tmp_path, ["--version"]).wait() == 0
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from consilium.experiments.processes import ForkServer
+from tests.consilium.test_processes import start
+folder, arguments = Path(sys.argv[1]), sys.argv[2:]
+process = start(ForkServer(), folder, arguments)
+print(process.pid, flush=True)
+process.wait()
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_forks_end_with_the_program(number, endless, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *endless, "--run", str(tmp_path)]
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
+    stream: IO[bytes] | None = program.stdout
+    assert stream is not None
+    pid = int(stream.readline())
+    os.kill(program.pid, number) if number == signal.SIGKILL else os.killpg(program.pid, number)
+    program.wait()
+    while is_alive(pid) or is_locked(tmp_path / ".lock"):
+        time.sleep(0.02)
