@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from evaluation.metrics.registry import monitor_mode
+
+Mode = Literal["min", "max"]
 PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
@@ -21,12 +24,13 @@ class BestAndLastCheckpoint(ModelCheckpoint):
 
     Args:
         monitor: metric that decides which epoch is best.
-        mode: whether a smaller (`min`) or a larger (`max`) value is better.
+        mode: whether a smaller (`min`) or a larger (`max`) value is better; null for a loss or a
+            metric of `evaluation.metrics.registry`, which states it.
     """
 
-    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
-        super().__init__(filename="best", monitor=monitor, mode=mode, save_last=True,
-                         enable_version_counter=False)  # fmt: skip
+    def __init__(self, monitor: str = "val/loss", mode: Mode | None = None) -> None:
+        super().__init__(filename="best", monitor=monitor, mode=resolve_mode(monitor, mode),
+                         save_last=True, enable_version_counter=False)  # fmt: skip
         self.restores_best = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -82,16 +86,34 @@ class ResumableEarlyStopping(EarlyStopping):
     Args:
         monitor: metric that must improve.
         patience: validations without improvement after which the fit stops; by default never.
+        mode: whether a smaller (`min`) or a larger (`max`) value is better; null for a loss or a
+            metric of `evaluation.metrics.registry`, which states it.
         **kwargs: further arguments of Lightning's EarlyStopping.
     """
 
-    def __init__(self, monitor: str = "val/loss", patience: int = 1_000_000, **kwargs: Any) -> None:
-        super().__init__(monitor, patience=patience, **kwargs)
+    def __init__(
+        self, monitor: str = "val/loss", patience: int = 1_000_000, mode: Mode | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        mode = resolve_mode(monitor, mode)
+        super().__init__(monitor, patience=patience, mode=mode, **kwargs)
+        self.is_validated = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops before the first step if the fit had already stopped."""
+        self.is_validated = False
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Records that there are metrics of val."""
+        self.is_validated = not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Checks the metric, which a fit that ends before its first validation does not have."""
+        if self.is_validated or self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class StepSeeding(L.Callback):
@@ -110,3 +132,18 @@ class StepSeeding(L.Callback):
         step_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         for set_seed in (torch.manual_seed, np.random.seed, random.seed):
             set_seed(step_seed)
+
+
+def resolve_mode(monitor: str, mode: Mode | None) -> Mode:
+    """The direction of a known metric; ValueError if `mode` contradicts it or is missing."""
+    try:
+        known = monitor_mode(monitor)
+    except ValueError as error:
+        if mode is None:
+            problem = f"unknown metric {monitor!r}; set mode: min or max"
+            raise ValueError(f"monitor: {problem}") from error
+        return mode
+    if mode not in (None, known):
+        better = "larger" if known == "max" else "smaller"
+        raise ValueError(f"mode: {mode!r} is wrong for {monitor!r}: {better} values are better")
+    return known

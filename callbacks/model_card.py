@@ -81,13 +81,12 @@ class ModelCard(L.Callback):
         write_json(folder / "model.json", model)
         file = folder / "results.json"
         results = read_results(file) if file.is_file() else None
-        write_text(folder / "README.md", readme(folder, model, results))
+        write_text(folder / "README.md", readme(folder, model, results, pl_module.preprocess_note))
 
 
 def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, Any]:
     """The content of model.json: plain values that are enough to rebuild the network with timm."""
-    init_args, size = module.init_args, preprocess["size"]
-    name, options = init_args["backbone"], dict(init_args["backbone_args"] or {})
+    name, options, size = module.backbone, module.backbone_args, preprocess["size"]
     fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
     cam_layer = None
     with suppress(ValueError):  # a network without feature maps
@@ -101,14 +100,16 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
         "arguments": fixed | {k: v for k, v in options.items() if k not in OWN_ARGUMENTS},
         "timm": type(module.net).__module__.startswith("timm."),
         "class_names": list(module.class_names),
-        "head": init_args.get("head", "one-vs-one"),
+        "head": module.head_name.replace("_", "-"),
         "preprocess": preprocess,
         "cam_layer": cam_layer,
         "structure": module.structure,
     }
 
 
-def readme(folder: Path, model: dict[str, Any], results: Results | None) -> str:
+def readme(
+    folder: Path, model: dict[str, Any], results: Results | None, preprocess_note: str = ""
+) -> str:
     """The README: model, metrics, files, preprocessing, how to load it, saliency maps."""
     files = [f"- `{name}`: {text}" for name, text in FILES.items() if (folder / name).exists()]
     is_pruned, has_checkpoint = bool(model["structure"]), (folder / "best.ckpt").exists()
@@ -119,7 +120,7 @@ def readme(folder: Path, model: dict[str, Any], results: Results | None) -> str:
         "Channels were pruned: `structure` lists those that remain." if is_pruned else "",
         _metrics(results) if results else "",
         "## Files", "\n".join(files),
-        "## Preprocessing", f"```json\n{json.dumps(model['preprocess'])}\n```",
+        "## Preprocessing", preprocess_note, f"```json\n{json.dumps(model['preprocess'])}\n```",
         *_examples(folder, model, has_checkpoint),
         "## Saliency maps", *_saliency(model, has_checkpoint),
     ]  # fmt: skip

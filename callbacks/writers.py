@@ -18,14 +18,16 @@ from rich.table import Table
 
 from callbacks.wandb_logger import WandbLogger, log_image, log_table
 from evaluation import sparsity
+from evaluation.ensemble import calibrate_table
 from evaluation.files import write_json, write_text
+from evaluation.metrics.calibration import Temperature
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import run
-from evaluation.reports.html import Plot, Section, format_estimate
+from evaluation.reports.html import Plot, Section, format_estimate, format_number
 from evaluation.reports.run import anonymized_predictions
-from evaluation.results import Results, write_results
+from evaluation.results import CALIBRATED_MEMBER, Results, write_results
 from lightning_modules.base import BaseModule
 from lightning_modules.model_info import count_parameters, zero_fraction
 
@@ -135,6 +137,11 @@ class ResultsWriter(L.Callback):
             return
         table, size = tables[""], count_parameters(module)
         metrics = {member: compute_metrics(predictions) for member, predictions in tables.items()}
+        metrics |= {
+            f"{CALIBRATED_MEMBER}{name}": compute_metrics(calibrate_table(member, temperature))
+            for name, member in tables.items()
+            if (temperature := Temperature(member.meta.get("temperature", 1.0))).value != 1.0
+        }
         is_saving = size > 0 and run.describes_weights(folder, size, zero_fraction(module))
         results = Results(folder.name, split, table.class_names, metrics.pop(""), metrics,
                           measures=run.measured_ratios(folder) if is_saving else {},
@@ -178,9 +185,9 @@ def summary_table(results: Results) -> Table:
     first, *others = summary_metrics()
     titles = (f"{metric_label(first)} (95 % interval)", *map(metric_label, others))
     table = Table(f"{results.split} split", *titles, box=None)
-    for name, metrics in {results.name: results.metrics, **results.others}.items():
-        values = [metrics[other].value for other in others]
-        plain = ["-" if value is None else f"{value:.4f}" for value in values]
+    for name, metrics in run.labeled_models(results).items():
+        estimates = [metrics[other] for other in others]
+        plain = ["-" if e.value is None else format_number(e.value, e.decimals) for e in estimates]
         table.add_row(name, format_estimate(metrics[first]), *plain)
     return table
 

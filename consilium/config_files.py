@@ -77,13 +77,16 @@ CLASS_PATH = re.compile(r"Problem with given class_path '([\w.]+)'")
 PARSER_KEY = re.compile(r'Parser key "([\w.+]+)"')
 
 
-def explain_parser_error(message: str, files: Sequence[Path], keys: Iterable[str]) -> str:
+def explain_parser_error(
+    message: str, files: Sequence[Path], keys: Iterable[str], args: Sequence[str] = ()
+) -> str:
     """One line for an error of jsonargparse that names the file and the key where known.
 
-    `files` are the config files in the order of parsing, `keys` the allowed dotted keys.
+    `files` are the config files in the order of parsing, `keys` the allowed dotted keys, and `args`
+    the arguments of the command line.
     """
     if match := UNKNOWN_KEY.search(message):
-        return _unknown_key(match, files, list(keys))
+        return _unknown_key(match, files, list(keys), args)
     if match := UNKNOWN_CLASS.search(message):
         return _unknown_class(match[1], match[2], files)
     path = PARSER_KEY.findall(message)
@@ -113,7 +116,9 @@ def worker_error(message: str) -> str:
 
 def suggestion(name: str, allowed: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the nearest allowed name, else `; allowed are ...`."""
-    if nearest := get_close_matches(name, allowed, 1, cutoff=0.5):
+    same_end = [key for key in allowed if key.split(".")[-1] == name.split(".")[-1]]
+    very_close, close = (get_close_matches(name, allowed, 1, cutoff) for cutoff in (0.8, 0.5))
+    if nearest := [*very_close, *same_end, *close]:
         return f"; did you mean {nearest[0]!r}?"
     return f"; allowed are {', '.join(allowed)}" if allowed else ""
 
@@ -152,12 +157,17 @@ def _find_key(file: Path, content: object, key: str, value: str | None) -> Path 
     return None
 
 
-def _unknown_key(match: re.Match[str], files: Sequence[Path], keys: list[str]) -> str:
+def _unknown_key(
+    match: re.Match[str], files: Sequence[Path], keys: list[str], args: Sequence[str]
+) -> str:
     key = ".".join(filter(None, match.groups()))
     class_paths = CLASS_PATH.findall(match.string[: match.start()])
     allowed = class_keys(class_paths[-1]) if class_paths else keys
     owner = f" of {class_paths[-1]}" if class_paths else ""
-    file = source_file(files, _unknown_segment(key, allowed))
+    arguments = [arg.partition("=")[0].replace(".init_args.", ".") for arg in args]
+    is_argument = any(arg in (f"--{key}", f"--model.{key}", f"--data.{key}") for arg in arguments)
+    unknown = _unknown_segment(key, allowed)
+    file = "command line" if is_argument else source_file(files, unknown)
     return f"{file}: unknown key {key!r}{owner}{suggestion(key, allowed)}"
 
 

@@ -13,13 +13,13 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import Sampler
 
 from datamodules import cache
-from datamodules.audit.audit import find_leaks_without_decoding
+from datamodules.audit.audit import find_leaks_without_decoding, find_recorded_leaks
 from datamodules.augment import Augment
 from datamodules.dataset import Batch, ImageDataset, LazyDataLoader, identity, normalize_batch
 from datamodules.images import find_unreadable
 from datamodules.manifest import Manifest
-from datamodules.preprocess import Preprocess
-from datamodules.samplers import Balance, ExactSampler
+from datamodules.preprocess import Preprocess, as_settings
+from datamodules.samplers import Balance, ExactSampler, FixedSampler
 from datamodules.sources import Source
 from datamodules.splits import Fold
 
@@ -41,6 +41,8 @@ class ImageDataModule(LightningDataModule):
     ``"image"`` of evaluation batches is a dict with one tensor for each distinct Preprocess, by its
     name. Under a trainer, loaders return uint8 images, which are normalized on the device.
 
+    From Python, ``preprocess``, ``balance`` and ``fold`` may also be dicts of their settings.
+
     Args:
         source: Where images, labels, patients and splits come from.
         class_names: The name of each label, in order; they must match the names in the files.
@@ -59,8 +61,9 @@ class ImageDataModule(LightningDataModule):
         exclude: A CSV with a column ``id`` of samples that are left out, such as the
             quarantine.csv of ``consilium audit``, with a note in every report.
         predict_split: The split of ``predict``.
-        allow_leaks: Whether ``fit`` goes on if the same patient or file is in several splits,
-            with a note in every report; by default this is an error.
+        allow_leaks: Whether ``fit`` goes on if the same patient or file is in several splits, or if
+            ``consilium audit`` found copies in several splits of this manifest, with a note in
+            every report; by default this is an error.
         fold: The fold of a cross-validation by patient.
     """
 
@@ -87,6 +90,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        preprocess, balance = as_settings(Preprocess, preprocess), as_settings(Balance, balance)
+        fold = as_settings(Fold, fold)
         self.source, self.class_names, self.preprocess = source, class_names, preprocess
         crop = preprocess.size if preprocess.margin else None
         self.augment = Augment(augment, augment_args, crop)
@@ -221,9 +226,13 @@ class ImageDataModule(LightningDataModule):
 
     def _check_leaks(self, manifest: Manifest) -> Manifest:
         """The manifest if it has no leak; with a note for each leak if they are allowed."""
+        recorded, folder = find_recorded_leaks(manifest.digest())
         leaks = [issue.message for issue in find_leaks_without_decoding(manifest)]
+        leaks += [message for message in recorded if message not in leaks]
         if leaks and not self.allow_leaks:
-            raise ValueError(f"{'; '.join(leaks)}. Run consilium audit, or set allow_leaks: true")
+            exclude = f"--data.init_args.exclude {folder or 'runs/audit-NAME'}/quarantine.csv"
+            remedy = f"add {exclude}" if folder else f"run consilium audit, then add {exclude}"
+            raise ValueError(f"{'; '.join(leaks)}. To fix it, {remedy}, or set allow_leaks: true")
         notes = [*manifest.notes, *(f"allowed leak: {message}" for message in leaks)]
         return replace(manifest, notes=tuple(dict.fromkeys(notes)))
 
@@ -246,6 +255,8 @@ class ImageDataModule(LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, sampler: Sampler[Any], drop_last: bool = False
     ) -> LazyDataLoader:
+        if self.trainer is not None and vars(self.trainer)["overfit_batches"]:
+            sampler = FixedSampler(sampler)
         return LazyDataLoader(
             dataset, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last,
             num_workers=self.num_workers, pin_memory=self.pin_memory,

@@ -1,8 +1,9 @@
-"""Decodes one frame of a DICOM file into an 8-bit image; needs the extra ``dicom``."""
+"""Decodes one frame of a DICOM file, and reads its header; needs the extra ``dicom``."""
 
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+MISSING_EXTRA = "DICOM needs the extra: pip install 'consilium[dicom]'"
+TAGS = {  # columns of a manifest, by the name of the tag
+    "PatientID": "patient", "StudyInstanceUID": "study", "ViewPosition": "view_position",
+    "Manufacturer": "manufacturer",
+}  # fmt: skip
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DEFLATED_TRANSFER_SYNTAX = b"1.2.840.10008.1.2.1.99"
 # Exceptions that pydicom raises for damaged files; any other exception is a bug of this module.
 DAMAGED_FILE_ERRORS = (
@@ -23,7 +30,7 @@ def decode_dicom(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:
     try:
         from pydicom import dcmread, errors  # an extra: not everybody has DICOM files
     except ImportError as error:
-        raise ValueError("DICOM needs the extra: pip install 'consilium[dicom]'") from error
+        raise ValueError(MISSING_EXTRA) from error
     try:
         _refuse_decompression_bomb(data, 8 * max_pixels)
         dataset = dcmread(io.BytesIO(data))
@@ -31,6 +38,19 @@ def decode_dicom(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:
         return _render(dataset, frame or 0)
     except (*DAMAGED_FILE_ERRORS, errors.BytesLengthException, errors.InvalidDicomError) as error:
         raise ValueError(f"DICOM that cannot be read ({error})") from error
+
+
+def read_tags(file: Path) -> dict[str, str]:
+    """The ``TAGS`` of a file by column; empty if it lacks them or cannot be read."""
+    try:
+        from pydicom import dcmread, errors
+    except ImportError as error:
+        raise ValueError(f"{file}: {MISSING_EXTRA}") from error
+    try:
+        dataset = dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
+        return {name: str(dataset.get(tag) or "").strip() for tag, name in TAGS.items()}
+    except (*DAMAGED_FILE_ERRORS, errors.BytesLengthException, errors.InvalidDicomError):
+        return dict.fromkeys(TAGS.values(), "")
 
 
 def _refuse_decompression_bomb(data: bytes, max_bytes: int) -> None:
@@ -48,6 +68,9 @@ def _refuse_decompression_bomb(data: bytes, max_bytes: int) -> None:
 
 
 def _check_header(dataset: "Dataset", frame: int | None, max_pixels: int) -> None:
+    if not any(name in dataset for name in _PIXELS):
+        kind = dataset.SOPClassUID.name.removesuffix(" Storage")
+        raise ValueError(f"{kind}, modality {dataset.get('Modality')}, has no image")
     if str(dataset.PhotometricInterpretation) == "PALETTE COLOR":  # its values are no brightness
         raise ValueError("PhotometricInterpretation is PALETTE COLOR; export the image as RGB")
     frames = int(dataset.get("NumberOfFrames") or 1)

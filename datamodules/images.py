@@ -26,6 +26,8 @@ _SIGNATURES = {
     b"BM": "bmp",
 }  # fmt: skip
 _BIT_DEPTHS = (8, 10, 12, 14, 16)  # used by detectors
+_TIFF_FOR_PILLOW = (34925, 50000, 50001)  # LZMA, ZSTD and WebP compression, which OpenCV lacks
+_PILLOW_MODES = ("L", "I", "I;16", "I;16B", "F", "RGB")  # of arrays that need no conversion
 _FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # applies the EXIF orientation and drops alpha
 
 
@@ -41,6 +43,8 @@ class ImageHeader:
     height: int
     pages: int = 1  # more than one only in TIFF and animated WebP
     is_gray: bool = False  # with or without alpha, although OpenCV returns RGB
+    white_is_zero: bool = False  # of which OpenCV and Pillow invert only 8-bit pixels
+    is_for_pillow: bool = False  # whether OpenCV lacks its compression
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -48,6 +52,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
     A frame of a multi-frame file is selected by its number: ``scan.dcm#3``. Deeper pixels are
     scaled to 8 bits from the smallest of 8, 10, 12, 14, 16 bits that their maximum fits into.
+    The still image of an animated PNG is read, as by programs that show no animations.
     """
     return decode(read_file_bytes(path), path)
 
@@ -122,23 +127,37 @@ def decode_bytes(
         raise ValueError(f"{header.pages} frames; select one by its number, as in 'file.tif#0'")
     if frame is not None and frame >= header.pages:
         raise ValueError(f"frame is {frame}; the file has the frames 0 to {header.pages - 1}")
-    try:
-        return _to_eight_bits(_decode_with_opencv(data, header, frame))
-    except cv2.error as error:
-        raise ValueError(f"OpenCV cannot decode it ({error.err})") from error
+    decode_pixels = _decode_with_pillow if header.is_for_pillow else _decode_with_opencv
+    pixels = decode_pixels(_without_animation(data) if kind == "png" else data, header, frame)
+    brightness = _to_eight_bits(pixels)
+    return 255 - brightness if header.white_is_zero and pixels.dtype != np.uint8 else brightness
 
 
 def _decode_with_opencv(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
-    if frame:
-        _, pages = cv2.imdecodemulti(data, _FLAGS, range=(frame, frame + 1))
-        image = pages[0] if pages else None
-    else:
-        image = cv2.imdecode(data, _FLAGS)
+    try:
+        if frame:
+            _, pages = cv2.imdecodemulti(data, _FLAGS, range=(frame, frame + 1))
+            image = pages[0] if pages else None
+        else:
+            image = cv2.imdecode(data, _FLAGS)
+    except cv2.error as error:
+        raise ValueError(f"OpenCV cannot decode it ({error.err})") from error
     if image is None:
         raise ValueError("damaged or cut short: OpenCV cannot decode it")
     if image.ndim == 3 and header.is_gray:
         return np.ascontiguousarray(image[..., 0])
     return np.asarray(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+
+def _decode_with_pillow(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
+    try:
+        file = Image.open(io.BytesIO(data.tobytes()), formats=["TIFF"])
+        file.seek(frame or 0)
+        mode = "L" if file.mode in ("1", "LA") else "RGB"
+        pixels = np.asarray(file if file.mode in _PILLOW_MODES else file.convert(mode))
+    except (OSError, SyntaxError, TypeError, KeyError, RuntimeError, struct.error) as error:
+        raise ValueError(f"damaged or cut short: Pillow cannot decode it ({error})") from error
+    return pixels.astype(pixels.dtype.newbyteorder("="))
 
 
 def _to_eight_bits(image: np.ndarray) -> np.ndarray:
@@ -192,15 +211,31 @@ def _webp_header(data: np.ndarray) -> ImageHeader:
 def _png_header(data: np.ndarray) -> ImageHeader:
     """By hand: Pillow walks any number of chunks, and OpenCV allocates a false chunk length."""
     width, height, _, color_type = struct.unpack(">IIBB", data[16:26].tobytes())
-    offset = 8
+    _png_chunks(data)
+    return ImageHeader(width, height, is_gray=color_type in (0, 4))
+
+
+def _png_chunks(data: np.ndarray) -> list[tuple[bytes, slice]]:
+    """Kind and place of each chunk of a PNG."""
+    offset, chunks = 8, []
     for _ in range(MAX_PARTS):
         length, kind = struct.unpack(">I4s", data[offset : offset + 8].tobytes())
+        chunks.append((kind, slice(offset, offset + 12 + length)))
         offset += 12 + length
         if offset > len(data):
             raise IndexError("a chunk is longer than the file")
         if kind == b"IEND":
-            return ImageHeader(width, height, is_gray=color_type in (0, 4))
+            return chunks
     raise IndexError("no end chunk")
+
+
+def _without_animation(data: np.ndarray) -> np.ndarray:
+    """The PNG without its animation, whose first frame OpenCV decodes instead of the image."""
+    chunks = _png_chunks(data)
+    kept = [place for kind, place in chunks if kind not in (b"acTL", b"fcTL", b"fdAT")]
+    if len(kept) == len(chunks):
+        return data
+    return np.concatenate([data[:8], *(data[place] for place in kept)])
 
 
 def _jpeg_header(data: np.ndarray) -> ImageHeader:
@@ -225,30 +260,39 @@ def _jpeg_header(data: np.ndarray) -> ImageHeader:
 
 
 def _tiff_header(data: np.ndarray) -> ImageHeader:
-    """Number of pages that are no thumbnails, and the size of the largest page.
+    """Number of pages that are no thumbnails, and the size of the largest page."""
+    pages = _tiff_pages(data)
+    # thumbnails count as well: OpenCV decodes the first page even if it is marked as a thumbnail
+    sizes = [(tags.get(256, 0), tags.get(257, 0)) for tags in pages]
+    width, height = max(sizes, key=math.prod, default=(0, 0))
+    return ImageHeader(
+        width, height, pages=len(pages) - sum(tags.get(254, 0) & 1 for tags in pages) or 1,
+        white_is_zero={tags.get(262) for tags in pages} == {0},
+        is_for_pillow=any(tags.get(259) in _TIFF_FOR_PILLOW for tags in pages),
+    )  # fmt: skip
+
+
+def _tiff_pages(data: np.ndarray) -> list[dict[int, int]]:
+    """The tags of each page, by number.
 
     By hand: Pillow walks any number of pages and tags, and counts thumbnails as pages.
     """
     order = "<" if data[0] == ord("I") else ">"
     (offset,) = struct.unpack(order + "I", data[4:8].tobytes())
-    sizes, visited, num_tags, num_thumbnails = [(0, 0)], set(), 0, 0
-    while offset and offset not in visited:
-        visited.add(offset)
+    pages: dict[int, dict[int, int]] = {}
+    num_tags = 0
+    while offset and offset not in pages:
         (count,) = struct.unpack(order + "H", data[offset : offset + 2].tobytes())
         num_tags += count
         if num_tags > MAX_PARTS:
             raise IndexError("too many tags")
         end = offset + 2 + 12 * count
-        tags = {}
+        tags = pages[offset] = {}
         entries = struct.iter_unpack(order + "HHI4s", data[offset + 2 : end].tobytes())
         for tag, kind, _, value in entries:
             tags[tag] = struct.unpack(order + "HH" if kind == 3 else order + "I", value)[0]
-        num_thumbnails += tags.get(254, 0) & 1
-        sizes.append((tags.get(256, 0), tags.get(257, 0)))
         (offset,) = struct.unpack(order + "I", data[end : end + 4].tobytes())
-    # thumbnails count as well: OpenCV decodes the first page even if it is marked as a thumbnail
-    width, height = max(sizes, key=math.prod)
-    return ImageHeader(width, height, pages=len(visited) - num_thumbnails or 1)
+    return list(pages.values())
 
 
 _HEADER_READERS = {

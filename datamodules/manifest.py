@@ -85,6 +85,11 @@ def detect_delimiter(path: Path) -> str:
     return max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
 
 
+def cell_text(column: pd.Series) -> pd.Series:
+    """The cells of a column as text without white space around it; missing cells are empty."""
+    return column.astype(object).where(column.notna(), "").astype(str).str.strip()
+
+
 def _check_rows(table: pd.DataFrame, top: int) -> None:
     if table.empty:
         raise ValueError("the manifest is empty; it needs one row per sample")

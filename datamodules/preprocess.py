@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -12,6 +13,12 @@ import torch
 
 Fit = Literal["squash", "letterbox", "crop"]
 Box = tuple[int, int, int, int]
+T = TypeVar("T")
+
+
+def as_settings(kind: type[T], values: T | Mapping[str, Any]) -> T:
+    """A group of settings, created from its values if they are a mapping."""
+    return kind(**values) if isinstance(values, Mapping) else values
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler, TensorDataset
+from torch.utils.data import DistributedSampler, Sampler, SequentialSampler, TensorDataset
 
 from datamodules.manifest import Manifest
 
@@ -22,8 +22,8 @@ class Balance:
 
     Args:
         class_weights: ``inverse`` of the class frequency, its square root (``sqrt``), inverse of
-            the ``effective`` number of samples, or a list with one weight per class. The mean of
-            computed weights over the training samples is 1.
+            the ``effective`` number of samples, or a list with one weight per class. They are
+            scaled so that their mean over the training samples is 1.
         sampler: ``shuffled`` gives each sample once per epoch, ``weighted`` draws with replacement
             so that classes are equally likely, ``balanced`` gives each class equally often.
         max_per_class: Maximum number of samples per class; null uses all.
@@ -51,22 +51,27 @@ class Balance:
         """One weight per class from the training labels; None if classes are not weighted."""
         if self.class_weights == "none":
             return None
+        counts = np.bincount(labels, minlength=len(names)).astype(float)
+        raw = self._unscaled_class_weights(counts, names)
+        total = (raw * counts).sum()
+        if not total:
+            raise ValueError(f"class_weights is {self.class_weights}; all samples have weight 0")
+        return [float(weight) for weight in raw * counts.sum() / total]
+
+    def _unscaled_class_weights(self, counts: np.ndarray, names: list[str]) -> np.ndarray:
+        """One weight per class, whose ratios only matter, from the classes' counts."""
         if isinstance(self.class_weights, list):
             weights = self.class_weights
             if len(weights) != len(names) or min(weights) < 0:
                 message = f"give one value of at least 0 for each of {names}"
                 raise ValueError(f"class_weights is {weights}; {message}")
-            return [float(weight) for weight in weights]
-        counts = np.bincount(labels, minlength=len(names)).astype(float)
+            return np.asarray(weights, float)
         if not counts.all():
             absent = [name for name, n in zip(names, counts, strict=True) if not n]
             raise ValueError(f"class_weights is {self.class_weights!r}; train has none of {absent}")
-        raw = {
-            "inverse": 1 / counts,
-            "sqrt": 1 / np.sqrt(counts),
-            "effective": (1 - self.beta) / (1 - self.beta**counts),
-        }[self.class_weights]
-        return [float(w) for w in raw * counts.sum() / (raw * counts).sum()]
+        if self.class_weights == "effective":
+            return (1 - self.beta) / (1 - self.beta**counts)
+        return 1 / counts if self.class_weights == "inverse" else 1 / np.sqrt(counts)
 
     def limit_manifest(self, manifest: Manifest) -> Manifest:
         """At most ``max_per_class`` samples per class of train, val and test together if asked."""
@@ -117,6 +122,20 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
         order = np.resize(self._order(rng), self.total_size)
         for position in order[self.rank :: self.num_replicas]:
             yield self.epoch, int(position)
+
+
+class FixedSampler(SequentialSampler):
+    """The first epoch of another sampler, repeated: ``overfit_batches`` needs equal epochs.
+
+    Lightning leaves a ``SequentialSampler`` in its place, and replaces any other.
+    """
+
+    def __init__(self, sampler: Sampler[tuple[int, int]]) -> None:
+        self.keys = list(sampler)
+        super().__init__(self.keys)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys)
 
 
 class WeightedSampler(ShuffledSampler):

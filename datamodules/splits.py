@@ -1,12 +1,13 @@
-"""Splits by patient: fractions for splits that the files do not give, and cross-validation."""
+"""Splits by patient and copies: fractions for missing splits, and cross-validation."""
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from datamodules.manifest import Manifest
+from datamodules.manifest import Manifest, read_table
 
 DERIVED_SPLITS = ("val", "test")  # can be cut from train
 
@@ -16,30 +17,36 @@ class SplitFractions:
     """A split by patient; splits in the files stay, missing ones are taken from train.
 
     The split of a patient depends on its name and the seed only; if stratified, on all patients.
+    Patients that are connected by copies of one image get the same split, as if they were one.
 
     Args:
         val: Fraction of the patients for validation, if the files have no such split.
         test: Fraction of the patients for test, if the files have no such split.
         seed: Seed of the split.
         stratified: Whether every class has the same fractions, as far as whole patients allow.
+        copies: A CSV with the columns ``id`` and ``group`` of images that are copies of each
+            other, such as the copies.csv of ``consilium audit``.
     """
 
     val: float = 0.15
     test: float = 0.15
     seed: int = 0
     stratified: bool = False
+    copies: str | None = None
 
-    def assign(
-        self, patients: pd.Series, labels: list[int], file_splits: list[str] | None = None
-    ) -> list[str]:
-        """One split per row; rows of one patient in the same file split get the same split."""
+    def assign(self, table: pd.DataFrame, file_splits: list[str] | None = None) -> list[str]:
+        """One split per row of a table with ``id``, ``patient`` and ``label``.
+
+        Rows of one patient in the same file split get the same split.
+        """
+        patients, labels = connect_patients(table, self.copies), table["label"].to_numpy()
         given = file_splits or ["train"] * len(patients)
         val, test = 0.0 if "val" in given else self.val, 0.0 if "test" in given else self.test
         if set(DERIVED_SPLITS) <= set(given):
             message = f"the files already have the splits {sorted(set(given))}; remove them"
             raise ValueError(f"fractions: {message}")
         in_train = np.asarray(given) == "train"
-        train, train_labels = patients[in_train], np.asarray(labels)[in_train]
+        train, train_labels = patients[in_train], labels[in_train]
         if self.stratified:
             assigned = self._split_stratified(train, train_labels, val, test)
         else:
@@ -70,17 +77,20 @@ class Fold:
     """One fold of a cross-validation by patient: every patient is in the test split once.
 
     Fold ``index`` is the test split, the next fold is val, all others are train; the split
-    ``predict`` stays. The fold of a patient depends on its name and the seed only.
+    ``predict`` stays. The fold of a patient depends on its name and the seed only, and patients
+    that are connected by copies of one image get the same fold.
 
     Args:
         index: The fold that is the test split, from 0.
         num_folds: Number of folds, at least 3; 0 uses the splits of the source.
         seed: Seed of the assignment of patients to folds.
+        copies: A CSV as of ``SplitFractions``.
     """
 
     index: int = 0
     num_folds: int = 0
     seed: int = 0
+    copies: str | None = None
 
     def __post_init__(self) -> None:
         n = self.num_folds
@@ -95,10 +105,30 @@ class Fold:
         if not n:
             return manifest
         table, names = manifest.table, {self.index: "test", (self.index + 1) % n: "val"}
-        folds = [fold_of_patient(patient, n, self.seed) for patient in table["patient"]]
+        patients = connect_patients(table, self.copies)
+        folds = [fold_of_patient(patient, n, self.seed) for patient in patients]
         splits = pd.Series([names.get(fold, "train") for fold in folds], table.index)
         splits = splits.where(table["split"] != "predict", "predict")
         return replace(manifest, table=table.assign(split=splits))
+
+
+def connect_patients(table: pd.DataFrame, copies: str | None) -> pd.Series:
+    """The patient of each row, with one name for patients that have copies of one image."""
+    patients = table["patient"]
+    if copies is None:
+        return patients
+    groups, listed = Groups(len(table)), read_table(Path(copies))
+    if missing := {"id", "group"} - set(listed):
+        raise ValueError(f"copies: {copies} has no columns {sorted(missing)}")
+    if unknown := sorted(set(listed["id"]) - set(table["id"])):
+        message = f"{len(unknown)} ids that are not in the data: {unknown[:3]}"
+        raise ValueError(f"copies: {copies} has {message}")
+    of_copy = table["id"].map(dict(zip(listed["id"], listed["group"], strict=True)))
+    for keys in (patients, of_copy.dropna()):
+        for rows in table.groupby(keys).indices.values():
+            for row in rows[1:]:
+                groups.connect(int(rows[0]), int(row))
+    return patients.groupby(groups.labels()).transform("min")
 
 
 def fold_of_patient(patient: str, num_folds: int, seed: int = 0) -> int:
@@ -118,3 +148,37 @@ def assign_split(patient: str, val: float, test: float, seed: int = 0) -> str:
 def hash_to_unit_interval(text: str, seed: int) -> float:
     """A number in [0, 1) that depends on the text and the seed only."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:8], "big") / 2**64
+
+
+class Groups:
+    """Rows that belong together (union-find); at first each row is its own group."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = np.arange(count)
+
+    def find(self, row: int) -> int:
+        """The row that stands for the group of a row: the first one."""
+        root = row
+        while self._parents[root] != root:
+            root = int(self._parents[root])
+        while self._parents[row] != root:
+            self._parents[row], row = root, int(self._parents[row])
+        return root
+
+    def connect(self, first: int, second: int) -> None:
+        """Joins the groups of two rows."""
+        low, high = sorted((self.find(first), self.find(second)))
+        self._parents[high] = low
+
+    def is_connected(self, first: int, second: int) -> bool:
+        """Whether two rows are in the same group."""
+        return self.find(first) == self.find(second)
+
+    def labels(self) -> np.ndarray:
+        """(n,) the first row of the group of each row."""
+        return np.array([self.find(row) for row in range(len(self._parents))], dtype=int)
+
+    def sizes(self) -> np.ndarray:
+        """(n,) number of rows in the group of each row."""
+        labels = self.labels()
+        return np.asarray(np.bincount(labels, minlength=len(labels))[labels])

@@ -37,7 +37,7 @@ from evaluation.voters.registry import VOTERS, VoterOptions
 from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble
 
-FILE, VERSION = "evaluation.json", 2
+FILE, VERSION = "evaluation.json", 3
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
@@ -60,7 +60,8 @@ class FittedVoters:
 class EvaluatedVoters:
     """Metrics of members and calibrated voters on test."""
 
-    member_metrics: dict[str, Estimates]
+    member_metrics: dict[str, Estimates]  # of raw probabilities
+    calibrated_metrics: dict[str, Estimates]  # of the members at their own temperatures
     voter_metrics: dict[str, Estimates]
     gains: dict[str, Differences]  # each voter minus the best member at its own temperature
     diversity: dict[str, PairDiversity]  # of each two members, by names joined with ' & '
@@ -88,7 +89,9 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
         warnings.simplefilter("always", UserWarning)
         temperatures = {name: fit_temperature(table) for name, table in tables.items()}
         voters, not_fitted = _create_voters(list(tables.values()), options)
-        ensembles = {name: _calibrate(voter, tables) for name, voter in voters.items()}
+        ensembles = {
+            name: _calibrate(voter, tables, temperatures) for name, voter in voters.items()
+        }
     best_member = min(
         tables, key=lambda n: calibration.nll(calibrate_table(tables[n], temperatures[n])).mean()
     )
@@ -113,11 +116,35 @@ def _create_voters(
     return voters, not_fitted
 
 
-def _calibrate(voter: Voter, tables: Tables) -> FittedEnsemble:
+def _calibrate(
+    voter: Voter, tables: Tables, temperatures: Mapping[str, Temperature]
+) -> FittedEnsemble:
     pooled = pool_tables(voter, list(tables.values()))
     hashes = [member_hash(table, name) for name, table in tables.items()]
+    precision = common_precision(tables)
     digest = str(pooled.meta.get("manifest_digest") or "")
-    return FittedEnsemble(voter, hashes, pooled.class_names, fit_temperature(pooled), digest)
+    own = [temperatures[name] for name in tables]
+    temperature = fit_temperature(pooled)
+    return FittedEnsemble(voter, hashes, pooled.class_names, temperature, digest, own, precision)
+
+
+def common_precision(tables: Tables) -> str:
+    """The precision of all members, "" if unknown; ValueError if they have different ones."""
+    precisions = {name: str(t.meta["precision"]) for name, t in tables.items()
+                  if t.meta.get("precision")}  # fmt: skip
+    if len(set(precisions.values())) > 1:
+        values = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
+        hint = "evaluate all of them with one trainer.precision"
+        raise ValueError(f"members were evaluated in different precisions: {values}; {hint}")
+    return next(iter(precisions.values()), "")
+
+
+def _require_precision(fitted: FittedVoters, precision: str) -> None:
+    """ValueError if the voters were fitted on predictions of another precision."""
+    for voter, ensemble in fitted.ensembles.items():
+        if ensemble.precision and precision and ensemble.precision != precision:
+            fitted_in = f"the voter {voter} was fitted in precision {ensemble.precision}"
+            raise ValueError(f"{fitted_in}, the test predictions are in {precision}; use one")
 
 
 def member_hash(table: PredictionTable, name: str) -> str:
@@ -164,17 +191,22 @@ def evaluate_voters(
 ) -> EvaluatedVoters:  # fmt: skip
     """Metrics of members and voters on test, by `level`, and each voter minus the best member."""
     tables = dict(zip(test, align(list(test.values())), strict=True))
+    _require_precision(fitted, common_precision(tables))
     members = {name: aggregate(table, *level) for name, table in tables.items()}
     voters = {
         name: aggregate(combine_members(ensemble, list(tables.values())), *level)
         for name, ensemble in fitted.ensembles.items()
     }
-    best = fitted.best_member
-    baseline = aggregate(calibrate_table(tables[best], fitted.temperatures[best]), *level)
+    calibrated = {
+        name: aggregate(calibrate_table(table, fitted.temperatures[name]), *level)
+        for name, table in tables.items()
+    }
+    baseline = calibrated[fitted.best_member]
     labeled = [table.labeled for table in members.values()]
     pairs, agreement = diversity.member_diversity(members, draws, seed)
     return EvaluatedVoters(
         {name: compute_metrics(table, draws, seed) for name, table in members.items()},
+        {name: compute_metrics(table, draws, seed) for name, table in calibrated.items()},
         {name: compute_metrics(table, draws, seed) for name, table in voters.items()},
         holm_corrected(differences_to_baseline(voters, baseline, draws, seed)),
         pairs,
@@ -216,15 +248,16 @@ def evaluate_selective(
     return rules, calibration.risk_coverage(probabilities, test.labels).aurc
 
 
-def most_disputed(tables: Sequence[PredictionTable], count: int = 12) -> list[tuple[str, str]]:
-    """Ids of the images that members differ on most, with the label and each prediction."""
-    first, members = tables[0], stacked_probabilities(tables)
+def most_disputed(tables: Tables, count: int = 12) -> list[tuple[str, str]]:
+    """Ids of the images that members differ on most, with lines of the label and predictions."""
+    first, members = next(iter(tables.values())), stacked_probabilities(list(tables.values()))
     order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
     names, images = [*first.class_names, "unknown"], []
     for row in order:
-        predicted = ", ".join(f"{names[m.argmax()]} {m.max():.2f}" for m in members[:, row])
-        text = f"label: {names[first.labels[row]]}; predicted: {predicted}"  # -1 is the last
-        images.append((str(first.rows["id"].iloc[row]), text))
+        predictions = zip(tables, members[:, row], strict=True)
+        lines = [f"label: {names[first.labels[row]]}"]  # -1 is the last
+        lines += [f"{name}: {names[p.argmax()]} {p.max():.2f}" for name, p in predictions]
+        images.append((str(first.rows["id"].iloc[row]), "\n".join(lines)))
     return images
 
 

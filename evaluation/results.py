@@ -14,6 +14,7 @@ from evaluation.stats.estimate import Estimate, Estimates
 
 SCHEMA = "consilium.results"
 VERSION = 1
+CALIBRATED_MEMBER = "calibrated_member/"  # prefix in `Results.others`; other members are raw
 
 
 @dataclass(frozen=True)

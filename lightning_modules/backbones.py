@@ -3,6 +3,7 @@
 import difflib
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -10,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_modules import residual_attention
 
@@ -35,6 +37,7 @@ def build(
     or the path of a weight file. `image_size` None is the size of the published weights. `options`
     are arguments of the timm model. `commercial_only` refuses published weights whose license
     forbids commercial use. `compile` compiles at the first call; names of weights do not change.
+    The head starts at zero unless the pretrained weights have one with as many outputs.
     """
     _pretrained_config(name)  # an error for an unknown name
     if commercial_only and pretrained is not False and license(name) not in COMMERCIAL_LICENSES:
@@ -44,6 +47,8 @@ def build(
         problem = f"{name} does not accept {image_size} ({reason})"
         raise ValueError(f"image_size: {problem}; it accepts {accepted}")
     net = _create(name, num_classes, image_size, options, download=pretrained is True)
+    if pretrained is not True or num_classes != _pretrained_config(name).num_classes:
+        zero_head(net)
     if isinstance(pretrained, str):
         load_weights(net, pretrained)
     if grad_checkpointing:
@@ -51,6 +56,7 @@ def build(
         if switch is None:
             raise ValueError(f"grad_checkpointing: {name} does not support it; use false")
         switch(True)
+        update_statistics_once(net)
     if compile:
         net.compile()
     return net.to(memory_format=torch.channels_last) if channels_last else net
@@ -152,6 +158,51 @@ def load_weights(net: nn.Module, path: str) -> None:
             shown = ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
             raise ValueError(f"pretrained: {path!r} {problem} {shown}")
     net.load_state_dict(used, strict=False)
+
+
+def update_statistics_once(net: nn.Module) -> None:
+    """Makes batch norms keep their running statistics where gradient checkpointing runs them again.
+
+    Otherwise they would update twice per step, once in the forward and once in the backward pass.
+    """
+    for layer in net.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.register_forward_pre_hook(_stop_updates)
+            restore = partial(_restore_updates, layer.momentum)
+            # always: a recomputation ends by an exception inside the last layer that it needs
+            layer.register_forward_hook(restore, always_call=True)
+
+
+def _is_recomputed(layer: nn.Module) -> bool:
+    """Whether a forward pass for training takes place inside a backward pass."""
+    is_eager = not torch.compiler.is_compiling()  # compiled graphs do not repeat updates
+    return layer.training and is_eager and torch._C._current_graph_task_id() != -1
+
+
+def _stop_updates(layer: _BatchNorm, inputs: object) -> None:
+    if _is_recomputed(layer):
+        layer.momentum = 0.0
+
+
+def _restore_updates(
+    momentum: float | None, layer: _BatchNorm, inputs: object, output: object
+) -> None:
+    if _is_recomputed(layer):
+        layer.momentum = momentum
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.sub_(1)
+
+
+def zero_head(net: nn.Module) -> None:
+    """Sets the head to 0, so that all classes are equally likely at first.
+
+    timm draws the heads of some families from so wide a distribution that the first steps would
+    change pretrained features more than all later ones.
+    """
+    heads = tuple(f"{name}." for name in head_names(net))
+    for name, parameter in net.named_parameters():
+        if name.startswith(heads):
+            nn.init.zeros_(parameter)
 
 
 def head_names(net: nn.Module) -> list[str]:

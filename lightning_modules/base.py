@@ -18,7 +18,7 @@ from lightning_modules.tta import Images, mean_logits, tta_notes
 
 Tables = dict[str, PredictionTable]  # by member; the own table of a module is under ""
 Metadata = dict[str, Any]  # of a table
-EPOCH_METRICS = ("loss", "accuracy", "balanced_accuracy", "auroc")
+EPOCH_METRICS = ("loss", "accuracy", "balanced_accuracy", "auroc", "training_loss")
 
 
 class Batch(TypedDict):
@@ -50,6 +50,10 @@ class BaseModule(L.LightningModule):
         self.measured_weights = ""
         #: hash in the loaded checkpoint, which the next loop must evaluate; "" during training
         self.checkpoint_weights = ""
+        #: whether a checkpoint may be evaluated with another Preprocess than its own
+        self.allow_other_preprocess = False
+        #: how the Preprocess of the data differs from that of the loaded checkpoint
+        self.preprocess_note = ""
         #: test-time augmentations of validate, test and predict (`lightning_modules.tta`)
         self.tta: list[str] = []
         self._outputs: list[tuple[Tensor, ...]] = []
@@ -75,6 +79,14 @@ class BaseModule(L.LightningModule):
     def metadata(self) -> Metadata:
         """Metadata of a prediction table that describe the weights behind it."""
         return {"module": type(self).__name__, "weights": self.measured_weights}
+
+    def notes(self) -> list[str]:
+        """Warnings about the model, which stand in every report."""
+        return [self.preprocess_note] if self.preprocess_note else []
+
+    def training_metrics(self, table: PredictionTable) -> dict[str, float]:
+        """Further metrics of val during a fit."""
+        return {}
 
     def split_ids(self, split: str) -> list[str]:
         """Ids of the samples of a split; empty without an ImageDataModule."""
@@ -143,6 +155,7 @@ class BaseModule(L.LightningModule):
             table = self.tables[split][""]
             metrics["loss"] = float(nll(table).mean())  # of the softmax, whatever loss was trained
             metrics |= epoch_metrics(table.probabilities, table.labels)
+            metrics |= self.training_metrics(table) if self.trainer.state.fn == "fit" else {}
         self.metrics[split] = self.trainer.strategy.broadcast(metrics)
         logged = {f"{split}/{name}": value for name, value in self.metrics[split].items()}
         # after a fit, validate evaluates its best epoch, which loggers must not take for the last
@@ -156,6 +169,10 @@ class BaseModule(L.LightningModule):
         order = np.argsort(index, kind="stable")
         order = order[index[order] >= 0]  # -1: placeholder of a process that has no sample
         data, meta = self.datamodule, self._table_metadata()
+        num_images = len(self.split_ids(split))
+        if len(order) < num_images:
+            note = f"{len(order):,} of {num_images:,} images of the {split} split were evaluated"
+            meta["notes"].append(f"{note}: the number of batches is limited")
         if data is not None:
             rows = data.manifest.table.iloc[index[order]].drop(columns="path")
         else:
@@ -180,6 +197,7 @@ class BaseModule(L.LightningModule):
 
     def _table_metadata(self) -> Metadata:
         manifest, tta = self.datamodule.manifest if self.datamodule else None, self._tta_names()
-        notes = [*(manifest.notes if manifest else ()), *tta_notes(tta)]
+        notes = [*(manifest.notes if manifest else ()), *tta_notes(tta), *self.notes()]
         digest = manifest.digest() if manifest else ""
-        return {**self.metadata(), "manifest_digest": digest, "notes": notes, "tta": tta}
+        data = {"manifest_digest": digest, "notes": notes}
+        return {**self.metadata(), **data, "tta": tta, "precision": self.trainer.precision}

@@ -1,6 +1,7 @@
 """Self-describing checkpoints: written, read without pickle, verified and loaded."""
 
 import hashlib
+import inspect
 import pickle
 import re
 import zipfile
@@ -8,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_type_hints
 
 import torch
@@ -20,7 +22,9 @@ FORMAT = 2
 KEY = "consilium"
 RECORDED_PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
 REGISTRY: dict[str, type[nn.Module]] = {}  # classes that can be loaded, by name
+IMPORT_HINT = "import the module of a class of your own first: consilium --import MODULE ..."
 NETWORK_ARGUMENTS = ("backbone", "backbone_args", "head", "trunks")
+TRAINING_ARGUMENTS = ("optimizer", "lr_scheduler", "fine_tuning", "loss")
 #: backbone_args that do not change predictions, beside those of dropout
 NEUTRAL_ARGUMENTS = ("grad_checkpointing", "channels_last", "compile", "commercial_only")
 
@@ -49,6 +53,46 @@ class Block:
     # 64-bit hashes of the ids that the epoch was selected on
     val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     format: int = FORMAT
+
+
+def register(cls: type[nn.Module]) -> None:
+    """Lets checkpoints name a class; ValueError if they know another class by that name."""
+    known = REGISTRY.get(cls.__name__, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        other = f"in checkpoints this name means {known.__module__}.{known.__qualname__}"
+        raise ValueError(f"{cls.__module__}.{cls.__qualname__}: {other}; rename the class")
+    REGISTRY[cls.__name__] = cls
+
+
+def constructor_arguments(module: nn.Module, frame: FrameType | None) -> dict[str, Any]:
+    """Arguments that create `module` again, given the frame of a constructor that is running.
+
+    They are those of the constructor of its class, which may have called that of `frame`. Config
+    dataclasses become dicts.
+    """
+    arguments: dict[str, Any] = {}
+    while frame is not None:
+        names, positional, keywords, values = inspect.getargvalues(frame)
+        if not names or values[names[0]] is not module:
+            break
+        if values.get(positional or ""):
+            raise ValueError(f"{type(module).__name__}: pass its arguments by name")
+        arguments = {name: values[name] for name in names[1:]} | values.get(keywords or "", {})
+        frame = frame.f_back
+    return plain_values(arguments)
+
+
+def require_plain(module: str, value: object, name: str = "") -> None:
+    """ValueError if an argument could not be read from a checkpoint, which holds plain values."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            require_plain(module, item, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            require_plain(module, item, name)
+    elif not isinstance(value, bool | int | float | str | None):
+        reason = "is not a plain value, which checkpoints are limited to"
+        raise ValueError(f"{module}: its argument {name}, of type {type(value).__name__}, {reason}")
 
 
 def plain_values(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +150,8 @@ def parse_block(content: dict[str, Any], path: str) -> Block:
     elif not isinstance(values["structure"], dict):
         problem = f"structure is a {type(values['structure']).__name__}"
     elif values["module"] not in REGISTRY:
-        problem = f"module {values['module']!r} is not one of {', '.join(sorted(REGISTRY))}"
+        known = ", ".join(sorted(REGISTRY))
+        problem = f"module {values['module']!r} is not one of {known}; {IMPORT_HINT}"
     else:
         return Block(**values)
     raise CheckpointError(f"{path}: {problem}")
@@ -128,12 +173,15 @@ def load(path: str | Path, mmap: bool = False) -> tuple[nn.Module, Block]:
 def build_module(block: Block) -> nn.Module:
     """An untrained module as the block describes it; nothing is downloaded or imported."""
     cls: Any = REGISTRY[block.module]
-    arguments = {**block.init_args, "pretrained": False}
+    arguments = dict(block.init_args)
+    if "pretrained" in arguments:
+        arguments["pretrained"] = False
     if arguments.get("loss", {}).get("name") not in LOSSES:
         arguments.pop("loss", None)  # a user's own loss, which only training needs
     types = argument_types(cls)
     for name, value in arguments.items():
-        arguments[name] = types[name](**value) if is_dataclass(types[name]) else value
+        is_group = is_dataclass(types.get(name))
+        arguments[name] = types[name](**value) if is_group else value
     built = cls(**arguments)
     if block.structure:
         built.apply_structure(block.structure)
@@ -185,6 +233,21 @@ def require_same_network(block: Block, module: str, init_args: dict[str, Any]) -
                 raise CheckpointError(f"checkpoint has {name} {theirs}, the config has {ours}")
 
 
+def require_same_training(block: Block, init_args: dict[str, Any]) -> None:
+    """CheckpointError if a resume has other settings: an optimizer restores its own rates."""
+    theirs, ours = (_training_settings(arguments) for arguments in (block.init_args, init_args))
+    if differing := differing_settings(theirs, ours):
+        reason = "a resume continues with the same settings; start a new fit to change them"
+        start = "callbacks.WarmStart starts it from these weights"
+        raise CheckpointError(f"checkpoint: trained {differing}: {reason} ({start})")
+
+
+def differing_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Settings of a checkpoint unlike those of a config, among those that both have."""
+    names = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+    return "; ".join(f"with {n} {theirs[n]!r}, the config has {ours[n]!r}" for n in names)
+
+
 def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
     """The content of an ordinary or packed checkpoint file with weights; no code in it is run."""
     if not path.is_file():
@@ -205,6 +268,13 @@ def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path}: contains no weights (no 'state_dict')")
     return content
+
+
+def _training_settings(init_args: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `TRAINING_ARGUMENTS` by dotted name."""
+    groups = {name: init_args.get(name) for name in TRAINING_ARGUMENTS}
+    return {f"{name}.{key}": value for name, group in groups.items() if isinstance(group, dict)
+            for key, value in group.items()}  # fmt: skip
 
 
 def _relevant(argument: object) -> object:

@@ -1,14 +1,19 @@
 """ImageClassifier: a timm backbone with a head, and its training."""
 
+import inspect
 from typing import Any, Self
 
 import torch
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from datamodules.preprocess import Preprocess
 from evaluation.metrics.compute import recall_and_precision
 from evaluation.metrics.confusion import pair_accuracies
+from evaluation.predictions import PredictionTable
 from lightning_modules import backbones, checkpoints
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.cam import Explainer
@@ -24,8 +29,8 @@ Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 class ImageClassifier(BaseModule):
     """A timm backbone with one logit per class, (B, K), trained by a loss with class weights.
 
-    Checkpoints of a subclass can be loaded once the subclass is imported. A subclass with a
-    constructor of its own sets `init_args` to the arguments of that constructor.
+    Checkpoints of a subclass can be loaded once the subclass is imported. They record the arguments
+    of its constructor, which must be plain values or dataclasses of such.
 
     Args:
         class_names: the classes in the order of the logits; taken from the data.
@@ -55,9 +60,10 @@ class ImageClassifier(BaseModule):
         lr_scheduler: LRSchedulerConfig = LRSchedulerConfig(),
         fine_tuning: FineTuning = FineTuning(),
     ) -> None:
-        init_args = checkpoints.plain_values(locals())
+        init_args = checkpoints.constructor_arguments(self, inspect.currentframe())
         super().__init__()
         self.init_args, self.class_names = init_args, class_names
+        self.backbone, self.backbone_args, self.head_name = backbone, backbone_args or {}, head
         self.head = create_head(head, class_names, loss.create())
         self.loss, self.optimizer, self.lr_scheduler = loss, optimizer, lr_scheduler
         self.fine_tuning = fine_tuning
@@ -74,7 +80,24 @@ class ImageClassifier(BaseModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        checkpoints.REGISTRY[cls.__name__] = cls
+        checkpoints.register(cls)
+
+    @property
+    def hparams(self) -> AttributeDict:
+        """The arguments of the constructor as plain values."""
+        return AttributeDict(self.init_args)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: object, *args: Any, **kwargs: Any) -> Self:
+        """The module of a checkpoint on the CPU and in eval mode; the file has all arguments."""
+        if args or kwargs:
+            given = ", ".join([*map(repr, args), *kwargs])
+            raise ValueError(f"load_from_checkpoint takes a path only, not {given}")
+        module, block = checkpoints.load(str(checkpoint_path))
+        if not isinstance(module, cls):
+            message = f"is of {block.module}, not {cls.__name__}"
+            raise checkpoints.CheckpointError(f"{checkpoint_path}: {message}")
+        return module
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """A network with as many outputs as the head needs."""
@@ -101,6 +124,22 @@ class ImageClassifier(BaseModule):
         """Loss of the network's outputs and labels (B,) or class probabilities (B, K)."""
         return self.head.loss(outputs, target, class_weights)
 
+    def notes(self) -> list[str]:
+        """Warnings about preprocessing unlike that of the checkpoint or of pretrained weights."""
+        data = self.datamodule
+        note = normalization_note(self.init_args, data.preprocess) if data else ""
+        return [*super().notes(), *([note] if note else [])]
+
+    def training_metrics(self, table: PredictionTable) -> dict[str, float]:
+        """The loss that is trained, with class weights and label smoothing, on a labeled table."""
+        known = table.labels >= 0
+        values = table.logits if table.pair_logits is None else table.pair_logits
+        outputs = torch.from_numpy(values[known]).float().to(self.device)
+        if self.head.num_outputs == 1:  # the logits are [0, z]
+            outputs = outputs[:, 1:] - outputs[:, :1]
+        target = torch.from_numpy(table.labels[known]).to(self.device)
+        return {"training_loss": float(self.compute_loss(outputs, target, self.class_weights))}
+
     def member_logits(self, batch: Batch) -> Tensor:
         """Its own logits, as those of one member, (B, 1, K)."""
         return torch.unsqueeze(self(single_view(batch)), 1)
@@ -112,6 +151,9 @@ class ImageClassifier(BaseModule):
     def setup(self, stage: str) -> None:
         """Takes the class weights of the data and freezes what never trains."""
         if stage == "fit":
+            checkpoints.require_plain(type(self).__name__, self.init_args)
+            for note in self.notes():
+                rank_zero_warn(note)
             weights = self.datamodule.class_weights if self.datamodule else None
             self.class_weights = None if weights is None else torch.tensor(weights)
             self.fine_tuning.prepare(self.net, getattr(self.trainer.strategy, "_ddp_kwargs", None))
@@ -161,7 +203,8 @@ class ImageClassifier(BaseModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the block that describes the checkpoint."""
+        """Adds the block that describes the checkpoint, its constructor arguments included."""
+        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)  # LightningCLI would prefer them
         data, by_class = self.datamodule, dict[str, float]()
         if "val" in self.tables:
             table = self.tables["val"][""]
@@ -192,6 +235,9 @@ class ImageClassifier(BaseModule):
         if self.trainer.training and block.manifest_digest != digest:
             reason = "was trained on another manifest; its splits may leak into these"
             raise ValueError(f"checkpoint: {reason}")
+        if self.trainer.training:
+            checkpoints.require_same_training(block, self.init_args)
+        self._check_preprocess(block)
         self.apply_structure(block.structure)
         self.checkpoint_weights = "" if self.trainer.training else block.weights
         self.initial_train_ids = block.train_ids
@@ -199,8 +245,31 @@ class ImageClassifier(BaseModule):
             ids = self.split_ids(split)
             checkpoints.refuse_trained_samples(block, ids, split, f"split {split!r}")
 
+    def _check_preprocess(self, block: checkpoints.Block) -> None:
+        """Refuses another Preprocess than the checkpoint's, or notes one that is allowed."""
+        ours = self.datamodule.preprocess.to_dict() if self.datamodule else {}
+        differing = checkpoints.differing_settings(block.preprocess, ours)
+        if differing and not self.allow_other_preprocess:
+            hint = "set data.init_args.preprocess alike, or --allow_other_preprocess true"
+            raise ValueError(f"checkpoint: trained {differing}; {hint}")
+        note = f"Preprocessing differs from the training: trained {differing}."
+        self.preprocess_note = note if differing else ""
 
-checkpoints.REGISTRY[ImageClassifier.__name__] = ImageClassifier
+
+checkpoints.register(ImageClassifier)
+
+
+def normalization_note(init_args: dict[str, Any], preprocess: Preprocess) -> str:
+    """A warning if pretrained weights expect another normalization than the data's, else ""."""
+    name = init_args.get("backbone")
+    if not isinstance(name, str) or init_args.get("pretrained", False) is False:
+        return ""
+    published = Preprocess.from_backbone(name)
+    expected, own = ([list(p.mean), list(p.std)] for p in (published, preprocess))
+    if expected == own:
+        return ""
+    given = f"preprocess has mean {own[0]} and std {own[1]}"
+    return f"Pretrained weights of {name} expect mean {expected[0]} and std {expected[1]}; {given}."
 
 
 def single_view(batch: Batch) -> Tensor:

@@ -58,9 +58,13 @@ class EnsembleModule(BaseModule):
         self.members = nn.ModuleList([] if one_at_a_time else modules)
 
     def setup(self, stage: str) -> None:
-        """Refuses training, and evaluation on samples that a member was trained on."""
+        """Refuses training, another precision, and samples that a member was trained on."""
         if stage == "fit":
             raise ValueError("an ensemble is not trained: fit its members, then test it")
+        fitted, own = self.ensemble.precision, self.trainer.precision
+        if fitted not in ("", own):
+            reason = f"its voter was fitted on predictions of its members in {fitted}"
+            raise ValueError(f"trainer.precision: {own}, but {reason}; use that precision")
         if split := self.evaluation_split(stage):
             ids = self.split_ids(split)
             for name, block in zip(self.member_names, self.blocks, strict=True):
@@ -84,6 +88,9 @@ class EnsembleModule(BaseModule):
         for (name, table), block in zip(members.items(), self.blocks, strict=True):
             own = {"module": block.module, "weights": block.weights}
             tables[name] = replace(table, meta={**shared, **own})
+        temperatures = self.ensemble.member_temperatures
+        for name, of_member in zip(members if temperatures else [], temperatures, strict=True):
+            tables[name].meta["temperature"] = of_member.value
         return tables
 
     def all_weights(self) -> dict[str, Tensor]:

@@ -60,22 +60,19 @@ class OneVsOneHead(Head):
         return coupled_logits(outputs, self.num_classes)
 
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
-        """Weighted mean of the pairs' losses; a pair learns from images of its two classes only."""
+        """Mean over images and pairs; a pair learns from images of its two classes only."""
         if target.ndim == 2:
             raise ValueError("head: one_vs_one needs labels; mixup cannot be combined with it")
         total = outputs[:, :0].sum()  # 0, but it gives every output a gradient
-        weight = total.detach()
         for column, pair in enumerate(self.pairs):
             rows = (target == pair[0]) | (target == pair[1])
             z, label = outputs[rows, column], (target[rows] == pair[1]).long()
             if not len(label):
                 continue
             weights = None if class_weights is None else class_weights[list(pair)]
-            size = len(label) if weights is None else weights[label].sum()
             logits = torch.stack([z, torch.zeros_like(z)], dim=1)
-            total = total + self.loss_function(logits, label, weights) * size
-            weight = weight + size
-        return total / weight
+            total = total + self.loss_function(logits, label, weights) * len(label)
+        return total / (len(outputs) * (self.num_classes - 1))  # pairs of each image
 
 
 def coupled_logits(pair_logits: Tensor, num_classes: int) -> Tensor:

@@ -24,10 +24,10 @@ class FocalLoss(nn.Module):
 
     For an image with target t: `alpha * sum_k q_k w_k (1 - p_k)^gamma (-log p_k)`, where q is t
     with `label_smoothing` spread over all classes and w the class weights. The loss of a batch is
-    the sum over its images divided by the sum of the weights of their classes, as in
-    `torch.nn.functional.cross_entropy`, which gamma 0 and alpha 1 equal. For two classes
-    `pos_weight` replaces the class weights by (1, `pos_weight`) and averages over images, as
-    torch's binary cross entropy does.
+    the mean over its images, so that weights act alike at every batch size: torch's cross entropy
+    divides by the sum of the batch's weights instead, which cancels them in a batch of one. With
+    gamma 0, alpha 1 and equal weights the two are the same. For two classes `pos_weight` replaces
+    the class weights by (1, `pos_weight`), as in torch's binary cross entropy.
     """
 
     def __init__(
@@ -45,19 +45,14 @@ class FocalLoss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, class_weights: Tensor | None = None
     ) -> Tensor:
-        """Scalar loss of logits (B, K) and labels (B,) or class probabilities (B, K).
-
-        With class probabilities the loss is averaged over images, as torch does.
-        """
+        """Scalar loss of logits (B, K) and labels (B,) or class probabilities (B, K)."""
         if self.pos_weight is not None:
             class_weights = logits.new_tensor([1.0, self.pos_weight])
         terms, num_classes = self._class_terms(logits), logits.shape[1]
         weights = terms.new_ones(num_classes) if class_weights is None else class_weights.to(terms)
         probabilities = target if target.ndim == 2 else functional.one_hot(target, num_classes)
         smooth = probabilities * (1 - self.label_smoothing) + self.label_smoothing / num_classes
-        total = self.alpha * (smooth * weights * terms).sum()
-        is_plain_mean = target.ndim == 2 or self.pos_weight is not None
-        return total / (len(terms) if is_plain_mean else weights[target].sum())
+        return self.alpha * (smooth * weights * terms).sum() / len(terms)
 
     def _class_terms(self, logits: Tensor) -> Tensor:
         """Focal loss if each class were the true one, (B, K), in single precision."""
@@ -76,7 +71,8 @@ class CrossEntropyLoss(FocalLoss):
 
 
 #: A loss is an `nn.Module` class, or a function, of (logits, target, class_weights). To add one,
-#: enter it here under a name; `loss: {name: NAME, args: {...}}` in a config then selects it.
+#: enter it here under a name; `loss: {name: NAME, args: {...}}` in a config then selects it. It
+#: returns a mean over images: a division by the sum of their weights would depend on the batch.
 LOSSES: dict[str, Callable[..., Any]] = {"cross_entropy": CrossEntropyLoss, "focal": FocalLoss}
 
 

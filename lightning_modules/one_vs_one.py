@@ -1,5 +1,6 @@
 """One-versus-one: a binary head for each pair of classes, coupled into class probabilities."""
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from evaluation.predictions import PredictionTable
-from lightning_modules import backbones
+from lightning_modules import backbones, checkpoints
 from lightning_modules.base import Batch, Metadata
 from lightning_modules.classifier import ImageClassifier, single_view
 
@@ -35,8 +36,11 @@ class OneVsOneClassifier(ImageClassifier):
     ) -> None:  # fmt: skip
         self.trunks = trunks
         super().__init__(class_names, backbone, head="one_vs_one", **kwargs)
-        self.init_args["trunks"] = trunks
-        del self.init_args["head"]
+        if type(self).__init__ is OneVsOneClassifier.__init__:  # a checkpoint records defaults too
+            call = inspect.signature(ImageClassifier).bind(class_names, backbone, **kwargs)
+            call.apply_defaults()
+            del call.arguments["head"]
+            self.init_args = checkpoints.plain_values({**call.arguments, "trunks": trunks})
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """A network with one output per pair, (B, P)."""

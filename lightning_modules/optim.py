@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
+from evaluation.metrics.registry import monitor_mode
 from lightning_modules.freezing import FineTuning, ParamGroup, require
 from lightning_modules.losses import Option
 
 Curve = Callable[[float], float]  # epochs since the start -> fraction of the learning rate
 ONECYCLE_START, ONECYCLE_END = 1 / 25, 1e-4 / 25  # defaults of torch's OneCycleLR
+DEFAULT_RISE = 0.3  # of the training; default of torch's OneCycleLR
+DEFAULT_STEP_SIZES = {"step": 0.3, "cyclic": 0.25}  # of the training; 90 of timm's 300 epochs
+SHORTENED_WARMUP = 0.5  # of a training that is not longer than its warm-up
 MIN_IMPROVEMENT = 1e-4  # relative, as in torch's ReduceLROnPlateau
 TORCH_DEFAULTS: dict[str, dict[str, Option]] = {  # where timm's factory differs from torch
     "sgd": {"nesterov": False},
@@ -71,18 +76,22 @@ class LRSchedulerConfig:
 
     Args:
         name: none (constant), cosine, onecycle, step, cyclic or plateau.
-        warmup_epochs: length of the linear rise from 0; in `onecycle`, of its rising part.
-        step_size: epochs per stair of `step`, or per half cycle of `cyclic`.
+        warmup_epochs: length of the linear rise from 0; in `onecycle`, of its rising part. Half of
+            a training that is not longer than that. null is 30 % of the training for `onecycle`,
+            as in torch, and 0 for the others.
+        step_size: epochs per stair of `step`, or per half cycle of `cyclic`. null is 30 % of the
+            training for `step`, as in timm, and 25 % for `cyclic`, which then ends at its lowest
+            rate.
         gamma: factor at each stair of `step` and at each reduction of `plateau`.
         min_lr_ratio: lowest learning rate of `cosine`, `cyclic` and `plateau` as a fraction of lr.
         patience: validations without improvement before `plateau` reduces the rate.
-        monitor: metric that `plateau` follows; smaller is better if its name ends in "loss".
-        epochs: length of `cosine` and `onecycle`; null uses the trainer's `max_epochs`.
+        monitor: metric that `plateau` follows.
+        epochs: length of the training that the schedule is made for; null uses the trainer's.
     """
 
     name: Literal["none", "cosine", "onecycle", "step", "cyclic", "plateau"] = "none"
-    warmup_epochs: float = 0.0
-    step_size: int = 10
+    warmup_epochs: float | None = None
+    step_size: int | None = None
     gamma: float = 0.1
     min_lr_ratio: float = 0.0
     patience: int = 10
@@ -90,16 +99,16 @@ class LRSchedulerConfig:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        warmup, ratio = self.warmup_epochs, self.min_lr_ratio
-        require("lr_scheduler.warmup_epochs", warmup, warmup >= 0, "at least 0")
-        require("lr_scheduler.step_size", self.step_size, self.step_size >= 1, "at least 1")
+        warmup, size, ratio = self.warmup_epochs, self.step_size, self.min_lr_ratio
+        require("lr_scheduler.warmup_epochs", warmup, (warmup or 0.0) >= 0, "at least 0")
+        require("lr_scheduler.step_size", size, size is None or size >= 1, "at least 1")
         require("lr_scheduler.gamma", self.gamma, 0 < self.gamma < 1, "between 0 and 1")
         require("lr_scheduler.min_lr_ratio", ratio, 0 <= ratio <= 1, "from 0 to 1")
         require("lr_scheduler.patience", self.patience, self.patience >= 1, "at least 1")
 
     def curve(self, epochs: float) -> Curve:
         """Fraction of the peak rate at each moment of `epochs`; `plateau` is constant here."""
-        warmup, lowest = self.warmup_epochs, self.min_lr_ratio
+        warmup, size, lowest = self._warmup(epochs), self._step_size(epochs), self.min_lr_ratio
 
         def falling(t: float, end: float) -> float:
             return _half_cosine(1.0, end, (t - warmup) / (epochs - warmup))
@@ -110,7 +119,7 @@ class LRSchedulerConfig:
             return falling(t, ONECYCLE_END)
 
         def cyclic(t: float) -> float:
-            wave = abs((t / self.step_size + 1) % 2 - 1)  # 0 at first, 1 after `step_size` epochs
+            wave = abs((t / size + 1) % 2 - 1)  # 0 at first, 1 after `size` epochs
             return lowest + (1 - lowest) * wave
 
         if self.name == "onecycle":
@@ -119,11 +128,22 @@ class LRSchedulerConfig:
             "none": lambda t: 1.0,
             "plateau": lambda t: 1.0,
             "cosine": lambda t: falling(t, lowest),
-            "step": lambda t: self.gamma ** math.floor(t / self.step_size),
+            "step": lambda t: self.gamma ** math.floor(t / size),
             "cyclic": cyclic,
         }
         curve = curves[self.name]
         return lambda t: (min(1.0, t / warmup) if warmup else 1.0) * curve(t)
+
+    def _warmup(self, epochs: float) -> float:
+        """Length of the rise in a training of `epochs`."""
+        if self.warmup_epochs is None:
+            return DEFAULT_RISE * epochs if self.name == "onecycle" else 0.0
+        is_too_long = 0 < epochs <= self.warmup_epochs
+        return epochs * SHORTENED_WARMUP if is_too_long else self.warmup_epochs
+
+    def _step_size(self, epochs: float) -> float:
+        """Length of a stair or half cycle in a training of `epochs`."""
+        return self.step_size or epochs * DEFAULT_STEP_SIZES.get(self.name, 1.0)
 
     def step_plateau(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Gives the metrics of a validation to a plateau schedule, before checkpoints are written.
@@ -135,20 +155,23 @@ class LRSchedulerConfig:
         if self.monitor not in metrics:
             known = ", ".join(sorted(metrics))
             raise ValueError(f"lr_scheduler.monitor: no {self.monitor!r} among {known}")
-        sign = 1.0 if self.monitor.endswith("loss") else -1.0
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ClosedFormLR):
-                config.scheduler.step_plateau(sign * metrics[self.monitor], self)
+                config.scheduler.step_plateau(metrics[self.monitor], self)
 
     def total_epochs(self, trainer: Trainer) -> float:
         """Length of the schedule in epochs; infinite for schedules without an end."""
-        if self.name not in ("cosine", "onecycle"):
+        has_step_size = self.name in DEFAULT_STEP_SIZES and self.step_size is not None
+        if has_step_size or self.name in ("none", "plateau"):
             return math.inf
-        steps, warmup = trainer.estimated_stepping_batches, self.warmup_epochs
+        steps, warmup = trainer.estimated_stepping_batches, self.warmup_epochs or 0.0
         epochs = float(self.epochs or steps / steps_per_epoch(trainer))
-        if not warmup < epochs < math.inf:
-            needed = f"a finite training that is longer than warmup_epochs {warmup}"
-            raise ValueError(f"lr_scheduler.name: {self.name} needs {needed}, not {epochs} epochs")
+        if epochs == math.inf:
+            needed = "an end: set trainer.max_epochs, or lr_scheduler.epochs"
+            raise ValueError(f"lr_scheduler.name: {self.name} needs {needed}")
+        if warmup >= epochs:
+            change = f"is shortened to {epochs * SHORTENED_WARMUP:g}"
+            rank_zero_warn(f"warmup_epochs {warmup:g} {change}: the training has {epochs:g} epochs")
         return epochs
 
 
@@ -164,7 +187,8 @@ class ClosedFormLR(LambdaLR):
         self.plateau_ratio, self.best, self.num_bad_validations = 1.0, math.inf, 0
 
     def step_plateau(self, value: float, config: LRSchedulerConfig) -> None:
-        """Counts a validation, whose value is better if smaller, and may reduce the rates."""
+        """Counts a validation by the value of `config.monitor`, and may reduce the rates."""
+        value = -value if monitor_mode(config.monitor) == "max" else value
         if self.best == math.inf or value < self.best - MIN_IMPROVEMENT * abs(self.best):
             self.best, self.num_bad_validations = value, 0
             return

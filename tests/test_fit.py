@@ -1,16 +1,22 @@
+import re
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
+import lightning as L
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from consilium.cli.main import main
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from lightning_modules import checkpoints
+from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.base import EPOCH_METRICS
 from tests.user_classes import BatchCounter
+
+RECIPES = Path(__file__).parents[1] / "configs/recipe"
 
 
 def test_run_folder_has_all_files(resnet):
@@ -56,7 +62,7 @@ def test_test_reproduces_the_metrics_of_fit(resnet, tmp_path, capsys):
     assert main(["test", *args, "--run", str(tmp_path / "again")]) == 0
     first, second = (read_results(run / "results.json") for run in (resnet, tmp_path / "again"))
     assert first.metrics == second.metrics
-    assert f"{second.metrics['accuracy'].value:.4f}" in capsys.readouterr().out
+    assert f"{second.metrics['accuracy'].value:.2f}" in capsys.readouterr().out
 
 
 def test_best_checkpoint_of_the_run_is_the_default(resnet, tmp_path, capsys):
@@ -81,6 +87,30 @@ def test_untrained_weights_are_not_evaluated(tiny, resnet, tmp_path, capsys, com
     shutil.copytree(resnet, run)
     assert main([command, "--config", str(resnet / "config.yaml"), "--run", str(run)]) == 2
     assert f"give one of {run}/best.ckpt, {resnet}/best.ckpt" in capsys.readouterr().err
+
+
+OTHER_PREPROCESS = ["--data.init_args.preprocess.size", "48",
+                    "--data.init_args.preprocess.mean", "[0.0, 0.0, 0.0]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_another_preprocessing_than_the_checkpoints_is_refused(resnet, tmp_path, capsys, command):
+    args = ["--config", str(resnet / "config.yaml"), "--run", str(tmp_path), *OTHER_PREPROCESS]
+    assert main([command, *args]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint: trained with size 32, the config has 48; with mean [0.485" in error
+    assert "--allow_other_preprocess true" in error
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_another_preprocessing_that_is_allowed_stands_in_every_report(resnet, tmp_path):
+    args = ["--config", str(resnet / "config.yaml"), "--run", str(tmp_path), *OTHER_PREPROCESS]
+    assert main(["test", *args, "--allow_other_preprocess", "true"]) == 0
+    note = "Preprocessing differs from the training: trained with size 32, the config has 48"
+    for file in ("results.json", "report.html", "README.md"):
+        assert note in (tmp_path / file).read_text(), file
+    assert note in str(PredictionTable.read(tmp_path / "predictions/test.parquet").meta["notes"])
+    assert note not in (resnet / "report.html").read_text()
 
 
 def test_report_of_val_does_not_overwrite_the_report_of_test(resnet, tmp_path):
@@ -118,6 +148,7 @@ def test_half_precision_trains_and_epochs_without_validation_have_no_val_metrics
     history = pd.read_csv(tmp_path / "history.csv")
     assert history["val/loss"].notna().tolist() == [False, True, False]
     assert history["train/loss"].notna().all()
+    assert read_results(tmp_path / "results.val.json").meta["precision"] == "bf16-true"
     _, state = checkpoints.read(tmp_path / "best.ckpt")
     assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.bfloat16}
 
@@ -185,6 +216,26 @@ def test_resuming_with_other_splits_is_refused(tiny, resnet, tmp_path, capsys):
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize(("setting", "message"), [
+    ("optimizer.lr=0.5", "with optimizer.lr 0.002, the config has 0.5"),
+    ("optimizer.weight_decay=0.3", "the config has 0.3"),
+    ("lr_scheduler.name=step", "with lr_scheduler.name 'cosine', the config has 'step'"),
+    ("fine_tuning.layer_decay=0.5", "the config has 0.5"),
+    ("loss.label_smoothing=0.2", "the config has 0.2"),
+])  # fmt: skip
+def test_resuming_with_other_training_settings_is_refused(
+    tiny, resnet, tmp_path, capsys, setting, message
+):
+    """An optimizer restores its own lr and weight decay, so others would only be recorded."""
+    resume = ["--ckpt_path", str(resnet / "last.ckpt"), "--run", str(tmp_path / "run")]
+    configs = tiny.configs("longer", **{"trainer.max_epochs": 3})
+    assert main(["fit", *configs, *resume, f"--model.init_args.{setting}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "callbacks.WarmStart" in error
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
 def test_plateau_scheduler_lowers_the_learning_rate(tiny, tmp_path):
     """The learning rate is too small for any improvement, so it is reduced again and again."""
     plateau = {"name": "plateau", "patience": 1, "gamma": 0.1}
@@ -195,6 +246,31 @@ def test_plateau_scheduler_lowers_the_learning_rate(tiny, tmp_path):
     assert rates.iloc[-1] < 0.2 * rates.iloc[0]
 
 
+@pytest.mark.parametrize("limit", ["max_steps=2", "limit_val_batches=0"])
+def test_a_fit_without_validation_ends_with_its_last_checkpoint(tiny, tmp_path, capsys, limit):
+    fit = ["fit", *tiny.configs("unvalidated"), "--run", str(tmp_path), f"--trainer.{limit}"]
+    assert main(fit) == 0
+    assert f"no validation, hence no {tmp_path}/best.ckpt" in capsys.readouterr().out
+    assert (tmp_path / "last.ckpt").is_file()
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_a_normalization_unlike_that_of_pretrained_weights_is_a_warning_in_the_report(
+    tiny, tmp_path
+):
+    """timm's test_resnet was trained with mean and std 0.5, the data has those of ImageNet."""
+    weights = ImageClassifier(["none", "simple", "comminuted"], "test_resnet").net.state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    changes = {"model.init_args.pretrained": str(tmp_path / "weights.safetensors"),
+               "trainer.max_epochs": 1}  # fmt: skip
+    with pytest.warns(UserWarning, match="Pretrained weights of test_resnet expect mean"):
+        run = tiny.fit("normalized", tmp_path / "run", **changes)
+    for file in ("results.json", "report.html", "report.val.html"):
+        note = r"weights of test_resnet expect mean \[0.5, 0.5, 0.5\] .* has mean \[0.485"
+        assert re.search(note, (run / file).read_text()), file
+
+
+@pytest.mark.exhaustive
 def test_early_stopped_run_trains_no_epoch_when_resumed(tiny, tmp_path):
     """No epoch improves by 10, so two are trained; resuming adds no third."""
     changes = {"early_stopping": {"patience": 1, "min_delta": 10.0}, "trainer.max_epochs": 4}
@@ -207,7 +283,60 @@ def test_early_stopped_run_trains_no_epoch_when_resumed(tiny, tmp_path):
     assert (run / "results.json").read_text() == results
 
 
-def test_debug_recipe_runs_one_batch_of_each_split(tiny, tmp_path):
-    recipe = Path(__file__).parents[1] / "configs/recipe/debug.yaml"
-    tiny.fit("debug", tmp_path / "run", "--config", str(recipe))
-    assert not (tmp_path / "run" / "best.ckpt").exists()
+def run_folder_files(run):
+    return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("density", [None, 0.25])
+def test_debug_recipe_tests_and_reports_and_keeps_no_file(tiny, tmp_path, capsys, density):
+    sparse = {"class_path": "callbacks.TwoStageSparseTraining",
+              "init_args": {"density": 0.25, "dense_epochs": 6, "sparse_epochs": 4}}  # fmt: skip
+    changes = {"trainer.callbacks+": [sparse], "trainer.max_epochs": 10} if density else {}
+    configs = [*tiny.configs("debug", **changes), "--config", str(RECIPES / "debug.yaml")]
+    run = tmp_path / "run"
+    assert main(["fit", *configs, "--run", str(run)]) == 0
+    output = capsys.readouterr().out
+    assert "val split" in output
+    assert "test split" in output
+    assert not run.exists()
+
+
+def test_debug_recipe_leaves_a_finished_run_as_it_is(tiny, resnet, tmp_path):
+    run = shutil.copytree(resnet, tmp_path / "run")
+    before = run_folder_files(run)
+    configs = [*tiny.configs("debug"), "--config", str(RECIPES / "debug.yaml")]
+    assert main(["fit", *configs, "--run", str(run)]) == 0
+    assert main(["test", *configs, "--run", str(run)]) == 0
+    assert run_folder_files(run) == before
+
+
+class IndexRecorder(L.Callback):
+    """Records the rows of every training batch."""
+
+    epochs: ClassVar[list[list[int]]] = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.epochs[-1] += batch["index"].tolist()
+
+
+def test_overfit_recipe_repeats_four_mixed_batches(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.user_classes.IndexRecorder", IndexRecorder, raising=False)
+    changes = {"trainer.callbacks+": [{"class_path": "tests.user_classes.IndexRecorder"}]}
+    options = ["--config", str(RECIPES / "overfit.yaml"), "--trainer.max_epochs", "3"]
+    IndexRecorder.epochs.clear()
+    tiny.fit("overfit", tmp_path / "run", *options, **changes)
+    first, second, third = IndexRecorder.epochs
+    assert first == second == third
+    assert len(set(first)) == len(first)
+    predictions = PredictionTable.read(tmp_path / "run/predictions/val.parquet")
+    assert 0 < len(predictions.labels) <= 32
+
+
+@pytest.mark.exhaustive
+def test_overfit_recipe_brings_the_loss_near_zero(tiny, tmp_path):
+    run = tiny.fit("overfit", tmp_path / "run", "--config", str(RECIPES / "overfit.yaml"))
+    history = pd.read_csv(run / "history.csv")
+    assert history["train/loss"].iloc[-1] < 0.1 * history["train/loss"].iloc[0]

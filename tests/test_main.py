@@ -62,7 +62,7 @@ def test_unknown_command_lists_the_known_ones(capsys):
             {"class_path": "callbacks.BestAndLastCheckpoint", "init_args": {"monitor": "val/f1"}}]},
          "callbacks.BestAndLastCheckpoint: monitor 'val/f1': the metrics of val"),
         ({"trainer.callbacks": [{"class_path": "callbacks.ProgressBar"}]},
-         "give --config configs/base.yaml first"),
+         "configs/base.yaml; to add to them, write `callbacks+`"),
         (
             {"data.init_args.source": {"class_path": "datamodules.Folders",
                                        "init_args": {"root": "no/where", "patient": None}}},

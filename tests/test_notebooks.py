@@ -1,5 +1,7 @@
 import importlib.util
 import os
+import re
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,10 +92,27 @@ def test_there_are_six_notebooks():
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem)
 def test_notebook_is_up_to_date_with_its_source(source):
-    assert make.to_notebook(source) == source.with_suffix(".ipynb").read_text()
+    assert make.to_notebook(source) == make.without_outputs(source.with_suffix(".ipynb"))
     cells = nbformat.read(source.with_suffix(".ipynb"), 4).cells
     assert cells[1].metadata.get("tags") == ["parameters"]
-    assert not [cell for cell in cells if cell.cell_type == "code" and cell.outputs]
+
+
+@pytest.mark.parametrize("source", SOURCES[:5], ids=lambda file: file.stem)
+def test_notebooks_of_the_demo_have_small_outputs_that_repository_pages_show(source):
+    file = source.with_suffix(".ipynb")
+    cells = [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
+    outputs = [output["data"] for cell in cells for output in cell.outputs]
+    assert all(cell.outputs for cell in cells[2:])  # after parameters and imports
+    assert any(data.keys() & {"image/png", "image/jpeg"} for data in outputs)
+    assert not [data for data in outputs if "data:image" in data.get("text/html", "")]
+    assert file.stat().st_size < 700_000
+    assert str(ROOT) not in file.read_text()
+
+
+def test_the_extra_of_the_notebooks_has_a_jupyter_that_opens_them():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=\[]", name)[0] for name in extras["optional-dependencies"]["notebooks"]}
+    assert {"jupyterlab", "jupytext", "ipykernel"} <= names
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem)

@@ -24,7 +24,7 @@ from lightning_modules.optim import steps_per_epoch
 
 SETTINGS = ("density", "dense_epochs", "sparse_epochs", "distribution", "exclude", "criterion",
             "density_schedule", "recovery")  # fmt: skip
-PROGRESS = ("is_sparse_stage", "updates", "churn", "is_selecting")
+PROGRESS = ("is_sparse_stage", "updates", "is_selecting")
 
 
 class TwoStageSparseTraining(L.Callback):
@@ -70,7 +70,8 @@ class TwoStageSparseTraining(L.Callback):
         self.density_schedule, self.recovery = density_schedule, recovery
         self.control = control  # a resume may name another: it does not change the training
         self.masked: MaskedWeights | None = None
-        self.is_sparse_stage, self.updates, self.churn = False, 0, 0.0
+        self.is_sparse_stage, self.updates = False, 0
+        self._previous_masks: list[Tensor] | None = None  # at the start of an epoch that sets some
         self.is_selecting = False  # whether the best epoch is chosen at the final density
         self._regrows, self._pause = False, stages.SelectionPause()
         self._loaded_state: dict[str, Any] | None = None
@@ -140,12 +141,13 @@ class TwoStageSparseTraining(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch,
         batch_idx: int,
     ) -> None:  # fmt: skip
-        """Logs the epoch's sparsity for history.csv; churn is the fraction of changed masks."""
+        """Logs the epoch's sparsity; churn is the fraction of mask values that it changed."""
         if trainer.is_last_batch:
             metrics = {"stage": 1.0 + self.is_sparse_stage, **self._masked.metrics(pl_module)}
-            values = {f"sparse/{k}": v for k, v in (metrics | {"churn": self.churn}).items()}
+            metrics["churn"] = self._masked.changed_fraction(self._previous_masks)
+            values = {f"sparse/{name}": value for name, value in metrics.items()}
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
-            self.churn = 0.0
+            self._previous_masks = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lets checkpoints and early stopping use this epoch if it has the final density."""
@@ -226,7 +228,8 @@ class TwoStageSparseTraining(L.Callback):
     def _set_masks(self, trainer: L.Trainer, new_masks: Sequence[Tensor]) -> None:
         """Applies the first process's masks on every process."""
         masked = self._masked
-        weights, before = masked.weights, masked.masks
+        weights = masked.weights
+        self._previous_masks = self._previous_masks or masked.masks
         packed = [masks.pack_mask(mask) for mask in new_masks]
         digest = masks.masks_digest(weights, packed) if packed else ""
         packed, digest = trainer.strategy.broadcast((packed, digest))
@@ -239,8 +242,6 @@ class TwoStageSparseTraining(L.Callback):
             masked.mask_optimizer_state(optimizer)
         for average in averages(trainer):
             masked.mask_copy(average.module)
-        changed = sum(int((a != b).sum()) for a, b in zip(before, masked.masks, strict=True))
-        self.churn += changed / sum(weight.size for weight in weights)
 
     def _restore(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Restores masks and progress from a checkpoint's state, and verifies the masks."""

@@ -70,6 +70,12 @@ class MaskedWeights:
         self._bits = {i: _mask_bits(mask, self.tensors[i])
                       for i, mask in enumerate(self.masks) if not bool(mask.all())}  # fmt: skip
 
+    def changed_fraction(self, before: list[Tensor] | None) -> float:
+        """Fraction of the mask values unlike those of `before`; 0 if that is None."""
+        pairs = zip(before, self.masks, strict=True) if before else ()
+        changed = sum(int((old != new).sum()) for old, new in pairs)
+        return changed / sum(weight.size for weight in self.weights)
+
     def mask_gradients(self) -> None:
         """Zeroes the gradients of pruned values."""
         for i, bits in self._bits.items():

@@ -3,17 +3,19 @@
 The dataset is a folder of images (one folder per class, with or without train, val and test
 folders), a CSV or Parquet table, or the data of a config. Writes audit.html with the pairs of
 images side by side, audit.json, and quarantine.csv: the samples to exclude so that no leak remains.
+What to do next is printed as commands.
 The exit code is 1 if there is a leak (a patient or an image in more than one split), else 0.
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from consilium.cli.options import add_dataset_arguments
-from consilium.inference import audit_report, data_config
-from datamodules.audit.audit import Audit, audit_manifest
-from datamodules.manifest import Manifest
-from evaluation.files import write_bytes
+
+if TYPE_CHECKING:
+    from datamodules.audit.audit import Audit
+    from datamodules.manifest import Manifest
 
 EXAMPLES = """\
 examples:
@@ -25,6 +27,10 @@ examples:
 
 def run(options: argparse.Namespace) -> int:
     """Audits a dataset; returns 1 if it has a leak, else 0."""
+    from consilium.inference import audit_report, data_config
+    from datamodules.audit.audit import audit_manifest
+    from evaluation.files import write_bytes
+
     manifest, name = _load(options)
     folder = options.output or Path("runs") / f"audit-{name}"
     if options.augmentations:
@@ -33,8 +39,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"augmentations: {folder / 'augmentations.png'}")
         return 0
     audit = audit_manifest(manifest)
-    audit_report.write_audit_report(audit, folder, name)
+    commands = audit_report.next_commands(audit, folder, name, _dataset_arguments(options))
+    audit_report.write_audit_report(audit, folder, name, commands)
     _print_issues(audit)
+    for command in commands:
+        print(f"next: {command}")
     print(f"report: {folder / audit_report.PAGE}")
     return 1 if audit.leaks else 0
 
@@ -45,11 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser, nargs="?")
     add = parser.add_argument
     add("--config", action="append", default=[], help="config with the data; may be repeated")
-    add("-o", "--output", type=Path, metavar="DIR", help="output folder (runs/audit-NAME)")
+    add("-o", "--output", type=Path, metavar="DIR", help="output folder (runs/audit-FOLDER-FILE)")
     add("--augmentations", action="store_true", help="only write a sheet of augmented images")
 
 
-def _load(options: argparse.Namespace) -> tuple[Manifest, str]:
+def _load(options: argparse.Namespace) -> "tuple[Manifest, str]":
+    from consilium.inference import data_config
+
     if (options.target is None) == (not options.config):
         raise ValueError("give either a FOLDER or TABLE, or --config FILE")
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
@@ -60,17 +71,26 @@ def _load(options: argparse.Namespace) -> tuple[Manifest, str]:
         raise ValueError(f"{' '.join(given)}: only for a FOLDER or TABLE; a config has it inside")
     data = data_config.load_datamodule(options.config)
     data.source.prepare()
-    return data.load_manifest(), Path(options.config[-1]).stem
+    return data.load_manifest(), data_config.name_of_file(Path(options.config[-1]))
 
 
-def _print_issues(audit: Audit) -> None:
+def _dataset_arguments(options: argparse.Namespace) -> list[str]:
+    """The arguments that name the dataset, as they are given to other commands."""
+    from consilium.inference import data_config
+
+    if options.config:
+        return [text for file in options.config for text in ("--config", file)]
+    columns = ((f"--{role}", getattr(options, role)) for role in data_config.COLUMN_ALIASES)
+    return [str(options.target), *(text for pair in columns if pair[1] for text in pair)]
+
+
+def _print_issues(audit: "Audit") -> None:
+    from consilium.inference import audit_report
+
+    for sentence in audit_report.overlap_sentences(audit):
+        print(sentence)
     for issue in audit.issues:
         print(f"{'LEAK' if issue.is_leak else 'note'}: {issue.message}")
-    for confound in audit.confounds:
-        if confound.is_suspect:
-            target = f"class {confound.class_name}" if confound.class_name else "class"
-            print(f"note: {confound.name} alone predicts the {target}: "
-                  f"{confound.measure} {confound.value:.3f}")  # fmt: skip
-    for note in audit.manifest.notes:
+    for note in audit_report.audit_notes(audit):
         print(f"note: {note}")
-    print(f"{len(audit.manifest.table):,} files, {len(audit.leaks)} kinds of leak")
+    print(audit_report.count_leaks(audit))

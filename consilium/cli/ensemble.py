@@ -103,13 +103,14 @@ def thumbnails(images: Path | None, tables: Tables) -> list[tuple[bytes, str]]:
     """The most disputed images with the predictions of the members as captions."""
     if images is None:
         return []
-    disputed = voting.most_disputed(list(tables.values()))
+    disputed = voting.most_disputed(tables)
     return [(read_thumbnail(images / name), f"{name}\n{text}") for name, text in disputed]
 
 
 def summary_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> Table:
     """The main metrics of voters and members, for the terminal."""
-    table = Table(box=None, pad_edge=False)
+    caption = "Voters and members are calibrated on val; report.html has the raw members as well."
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     names = [name for name in summary_metrics() if name != "balanced_accuracy"]
     labels = [metric_label(name) for name in names]
     for column in ("", *labels, f"Accuracy - {fitted.best_member}", ""):
@@ -117,11 +118,12 @@ def summary_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> Table:
     for voter, metrics in evaluated.voter_metrics.items():
         gain = evaluated.gains[voter]["accuracy"]
         cells = [html.format_estimate(metrics[name]).split(" ")[0] for name in names]
-        difference = html.format_estimate(gain.estimate, 3, sign="+")
+        difference = html.format_estimate(gain.estimate, sign="+")
         table.add_row(voter, *cells, difference, gain_or_loss("accuracy", gain))
-    for member, metrics in evaluated.member_metrics.items():
+    for member, metrics in evaluated.calibrated_metrics.items():
         cells = [html.format_estimate(metrics[name]).split(" ")[0] for name in names]
         table.add_row(member, *cells, "", "")
-    means = [report.mean_of_members(evaluated, name) for name in names]
-    table.add_row("mean member", *("-" if m is None else f"{m:.4f}" for m in means), "", "")
+    means = [report.mean_of_members(evaluated.calibrated_metrics, name) for name in names]
+    cells = ["-" if mean is None else html.format_estimate(mean) for mean in means]
+    table.add_row("mean member", *cells, "", "")
     return table

@@ -7,22 +7,23 @@ the lesion's box, deletion and insertion instead.
 
 import argparse
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from consilium.cli.options import device, positive_int
-from consilium.inference import saliency_evaluation
-from consilium.inference.data_config import read_split
-from consilium.inference.panels import explain_images
-from consilium.inference.predictor import Predictor, load_predictor, run_folder_of
-from evaluation.reports.html import format_estimate
-from lightning_modules.cam import METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from consilium.inference.predictor import Predictor
 
 MAX_ERRORS = 5  # unreadable images that an error names
 
 
 def run(args: argparse.Namespace) -> int:
     """Explains the given images or a split, or evaluates the maps of a split."""
+    from consilium.inference.panels import explain_images
+    from consilium.inference.predictor import load_predictor
+
     check_arguments(args)
     if args.measure is not None:
         return evaluate(args)
@@ -47,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluates saliency maps, prints the estimates and writes a report."""
+    from consilium.inference import saliency_evaluation
+    from consilium.inference.predictor import load_predictor
+    from evaluation.reports.html import format_estimate
+
     methods = args.measure or [args.method]
     predictor = load_predictor(args.model, methods[0], args.device)
     table = split_of(args, predictor)
@@ -65,12 +70,14 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
+    from evaluation.saliency import SALIENCY_METHODS
+
     add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("images", nargs="*", metavar="IMAGE", help="image files, DICOM included")
     add("-o", "--output", type=Path, default=Path("runs/explain"), help="folder (runs/explain)")
     add("--class", dest="class_name", metavar="NAME", help="class to explain (the predicted one)")
-    add("--method", default="GradCAM", help=f"{', '.join(METHODS)} (GradCAM)")
+    add("--method", default="GradCAM", help=f"{', '.join(SALIENCY_METHODS)} (GradCAM)")
     add("--split", choices=["train", "val", "test", "predict"], help="explain a whole split")
     help_ = "config of the dataset of --split (config.yaml in the model's run folder)"
     add("--config", action="append", default=[], metavar="FILE", help=help_)
@@ -98,8 +105,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"{name} {value}: --measure takes the class and group of each row")
 
 
-def split_of(args: argparse.Namespace, predictor: Predictor) -> pd.DataFrame:
+def split_of(args: argparse.Namespace, predictor: "Predictor") -> "pd.DataFrame":
     """Rows of --split of the dataset in --config, or in config.yaml of the model's run folder."""
+    from consilium.inference.data_config import read_split
+    from consilium.inference.predictor import run_folder_of
+
     folder = run_folder_of(args.model)
     if not args.config and not (folder / "config.yaml").is_file():
         raise ValueError(f"--config: {folder} has no config.yaml; name the config of the dataset")

@@ -3,9 +3,9 @@
 The dataset is a folder of images (one folder per class, with or without train, val and test
 folders), or a CSV or Parquet table with one row per image. Writes DIR/data.yaml and DIR/DIR.yaml,
 an experiment that can be run at once; both are a dozen lines to edit. Splits that the dataset lacks
-are made by patient. The dataset is audited, and samples that leak between splits or cannot be read
-are listed in DIR/quarantine.csv and excluded. The result of `consilium audit` is reused if no image
-has changed since.
+are made by patient, and copies of one image get the same split. The dataset is audited, and samples
+that leak between splits or cannot be read are listed in DIR/quarantine.csv and excluded. The result
+of `consilium audit` is reused if no image has changed since.
 """
 
 import argparse
@@ -14,10 +14,11 @@ from pathlib import Path
 
 from consilium.cli.options import add_dataset_arguments, positive_int
 from consilium.inference import audit_report, data_config
-from consilium.inference.starter_configs import DATA_FILE, check_folder, write_configs
+from consilium.inference.starter_configs import DATA_FILE, check_dataset, write_configs
 from datamodules.audit.audit import audit_manifest
+from datamodules.audit.issues import CONFLICT
 from datamodules.images import split_frame_number
-from datamodules.manifest import Manifest
+from datamodules.manifest import Manifest, read_table
 from evaluation.files import read_json
 
 EXAMPLES = """\
@@ -32,14 +33,16 @@ def run(options: argparse.Namespace) -> int:
     target, folder = options.target, options.output
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     manifest, name = data_config.load_target(target, columns)
-    check_folder(folder, manifest)
+    check_dataset(folder, target, manifest)
     audit_folder = options.audit or Path("runs") / f"audit-{name}"
     if not _is_current(audit_folder, manifest):
         audit_report.write_audit_report(audit_manifest(manifest), audit_folder, name)
-    quarantine = (audit_folder / audit_report.QUARANTINE).read_text(encoding="utf-8")
-    file = write_configs(folder, target, columns, manifest, options.size, quarantine)
-    count = quarantine.count("\n") - 1
-    print(f"audit: {audit_folder / audit_report.PAGE}; {count} samples are excluded")
+    quarantine = read_table(audit_folder / audit_report.QUARANTINE)
+    if options.keep_conflicts:
+        quarantine = quarantine[quarantine["reason"] != CONFLICT]
+    copies = read_table(audit_folder / audit_report.COPIES)
+    file = write_configs(folder, target, columns, manifest, options.size, quarantine, copies)
+    print(f"audit: {audit_folder / audit_report.PAGE}; excluded samples: {len(quarantine)}")
     print(f"data: {folder / DATA_FILE}")
     print(f"experiment: consilium experiment run {shlex.quote(str(file))}")
     return 0
@@ -54,13 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, metavar="DIR", help=help_)
     help_ = "height and width of the network input in pixels (224)"
     add("--size", type=positive_int, default=224, metavar="N", help=help_)
-    add("--audit", type=Path, metavar="DIR", help="folder of the audit (runs/audit-NAME)")
+    help_ = "do not exclude identical files with different labels (by default all of them are)"
+    add("--keep-conflicts", action="store_true", help=help_)
+    add("--audit", type=Path, metavar="DIR", help="folder of the audit (runs/audit-FOLDER-TABLE)")
 
 
 def _is_current(folder: Path, manifest: Manifest) -> bool:
     """Whether the folder has an audit of these samples that is newer than all image files."""
     file = folder / audit_report.JSON
-    if not file.is_file() or read_json(file).get("manifest_digest") != manifest.digest():
+    tables = [folder / name for name in (audit_report.QUARANTINE, audit_report.COPIES)]
+    if not all(table.is_file() for table in tables) or not file.is_file():
+        return False
+    if read_json(file).get("manifest_digest") != manifest.digest():
         return False
     images = {split_frame_number(path)[0] for path in manifest.table["path"]}
     audited = file.stat().st_mtime

@@ -5,14 +5,17 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from yaml import YAMLError
 
 from consilium.config_files import suggestion, worker_error
 from consilium.training import COMMANDS as TRAINING
+from consilium.training.command_help import help_text
 from consilium.training.run_lock import EXIT_INTERRUPTED, RunStopped
 
 USAGE_ERROR = 2  # exit code of invalid input, as argparse has it
@@ -52,7 +55,9 @@ examples:
   consilium experiment run configs/experiments/demo.yaml
   consilium fit --config configs/base.yaml --config configs/demo/resnet10t.yaml --run runs/first
 
-consilium COMMAND --help describes a command; --debug anywhere shows the traceback of an error."""
+consilium COMMAND --help describes a command; --debug anywhere shows the traceback of an error;
+--import MODULE anywhere imports a module of yours, for checkpoints of classes that are in it."""
+MODULES = "CONSILIUM_IMPORT"  # environment variable
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -66,11 +71,21 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def run(args: list[str]) -> int:
-    """Runs the command `args[0]` and returns its exit code; errors are raised."""
+def run(args: list[str], modules: Sequence[str] = ()) -> int:
+    """Runs the command `args[0]` and returns its exit code; errors are raised.
+
+    Classes in `modules`, which are imported first, can be loaded from checkpoints.
+    """
     command = args[0]
+    for module in modules:
+        importlib.import_module(module)
+    if modules:
+        os.environ[MODULES] = ",".join(modules)  # for the runs of an experiment
     if command not in COMMANDS:
         raise ValueError(f"unknown command {command!r}{suggestion(command, list(COMMANDS))}")
+    if command in TRAINING and args[1:] in (["-h"], ["--help"]):
+        print(help_text(command))
+        return 0
     if command in TRAINING:
         return int(importlib.import_module("consilium.training.lightning_cli").run_training(args))
     options = command_parser(command).parse_args(args[1:])
@@ -133,8 +148,9 @@ def set_openmp_wait_policy() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command (default: sys.argv); an error is one line, with --debug also a traceback."""
     set_openmp_wait_policy()
-    given = sys.argv[1:] if argv is None else argv
-    args = [arg for arg in given if arg != "--debug"]
+    if str(Path.cwd()) not in sys.path:  # the last place, so that no file there hides a library
+        sys.path.append(str(Path.cwd()))
+    options, args = _general_parser().parse_known_args(argv)
     if not args or args[0] in ("-h", "--help", "help"):
         lines = [f"  {command:<10}  {summary}" for command, summary in COMMANDS.items()]
         print(USAGE.format(commands="\n".join(lines)))
@@ -142,4 +158,13 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"consilium {version('consilium')}")
         return 0
-    return run_command(run, args, debug="--debug" in given)
+    return run_command(partial(run, modules=options.modules), args, options.debug)
+
+
+def _general_parser() -> ArgumentParser:
+    """The parser of the arguments that every command takes, anywhere on the command line."""
+    parser = ArgumentParser(prog="consilium", add_help=False, allow_abbrev=False)
+    inherited = [name for name in os.environ.get(MODULES, "").split(",") if name]
+    parser.add_argument("--import", dest="modules", action="append", default=inherited)
+    parser.add_argument("--debug", action="store_true")
+    return parser

@@ -1,11 +1,16 @@
-"""Arguments and argument types that several commands share."""
+"""Arguments and argument types that several commands share.
+
+Help is printed without torch: modules of commands import what needs it within their functions.
+"""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from evaluation.predictions import Level, Rule, parse_level
+    from evaluation.predictions import Level, Rule
 
 LEVEL_HELP = ("evaluate per image, study or patient; RULE pools the images of a study or patient: "
               "mean, max or noisy_or (image:mean)")  # fmt: skip
@@ -17,14 +22,17 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, nargs: str | None = N
     help_ = "folder of images, or table with one row per image"
     add("target", nargs=nargs, type=Path, metavar="FOLDER|TABLE", help=help_)
     for role, content in (("path", "image path"), ("label", "class"), ("split", "split")):
-        add(f"--{role}", metavar="COLUMN", help=f"column of the {content} (found by name)")
+        help_ = f"column of the {content}; none: there is no such column (found by name)"
+        add(f"--{role}", metavar="COLUMN", help=help_)
     help_ = ("column of the patient ID, or several with commas that identify a patient together; "
              "for a folder, a regex whose group is the patient: '(p[0-9]+)_'")  # fmt: skip
     add("--patient", metavar="COLUMN|REGEX", help=help_)
 
 
-def device(text: str) -> torch.device:
+def device(text: str) -> "torch.device":
     """Argument type: cpu, cuda, cuda:N, or auto (a GPU if there is one)."""
+    import torch
+
     gpus = range(torch.cuda.device_count())
     allowed = ["auto", "cpu", *["cuda"][: len(gpus)], *(f"cuda:{index}" for index in gpus)]
     if text not in allowed:
@@ -48,8 +56,10 @@ def positive_int(text: str) -> int:
     return value
 
 
-def level(text: str) -> tuple[Level, Rule]:
+def level(text: str) -> "tuple[Level, Rule]":
     """Argument type: image, study or patient, with an optional rule as in study:max."""
+    from evaluation.predictions import parse_level
+
     try:
         return parse_level(text)
     except ValueError as error:

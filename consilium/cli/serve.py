@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         max_batch=args.batch_size,
         token=args.token,
         hosts=service.LOCAL_HOSTS if args.host in server.LOOPBACK else [],
-        examples=server.find_examples(args.examples),
+        examples=server.find_examples(args.examples, args.model),
+        pointing=server.pointing_scores(args.model),
     )
     with server.open_listener(args.host, args.port) as listener:
         server.serve(predictor, settings, listener)
@@ -58,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help_ = (f"token that requests must send; the environment variable {TOKEN_VARIABLE} hides it "
              "from other users of the machine")  # fmt: skip
     add("--token", default=os.environ.get(TOKEN_VARIABLE, ""), help=help_)
-    add("--examples", type=Path, metavar="FOLDER", help="folder of example images for the page")
+    help_ = "folder of example images; of a folder with the model's data, its test images"
+    add("--examples", type=Path, metavar="FOLDER", help=help_)
     referral = parser.add_mutually_exclusive_group()
     help_ = "refer an image to a person if the probability of its class is below P"
     referral.add_argument("--refer-below", type=fraction, metavar="P", help=help_)

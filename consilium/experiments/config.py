@@ -1,8 +1,10 @@
 """The typed configuration of an experiment, read from its YAML file."""
 
 from argparse import ArgumentError
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from consilium.config_files import explain_parser_error
 from consilium.experiments.members import Layer, read_experiment, read_layers
-from evaluation.metrics.registry import METRICS, matching_specs
+from evaluation.metrics.registry import METRICS, MetricSpec, matching_specs
 from evaluation.predictions import Level
 from evaluation.saliency import SALIENCY_METHODS
 from evaluation.voters.registry import VOTERS, VoterOptions
@@ -37,18 +39,47 @@ KEYS = {
     "seeds": "[0, 1, 2]: train each member once with each seed",
     "folds": "5: cross-validation by patient; 0 uses the splits of the data (0)",
     "gates": "WHO.METRIC: least value (greatest for nll and such); WHO: ensemble, members, a NAME",
-    "claims": "WHO.METRIC: {claimed: VALUE, believable: [LOW, HIGH], why: TEXT}",
+    "claims": "WHO.METRIC: {claimed: VALUE or [LOW, HIGH], believable: [LOW, HIGH], why: TEXT}",
     "saliency": "{methods: [GradCAM], limit: 100}: evaluate saliency maps on test images",
 }
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A number of a run beside its metrics that gates and claims can name."""
+
+    higher_is_better: bool
+    minimum: float = 0.0
+    maximum: float = 1.0
+
+
+MEASURES = {
+    "agreement": Measure(True),  # fraction of the images on which all members predict the same
+    "weights_zero_fraction": Measure(True),  # of all weights
+    "density": Measure(False),  # fraction of the prunable weights that remain
+    "training_minutes": Measure(False, maximum=inf),  # of an ensemble: the sum of its members'
+}
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A published value of a metric (None for none), and the range of honest values."""
+    """A published value or range of a metric (None for none), and the range of honest values."""
 
     believable: tuple[float, float]
     why: str
-    claimed: float | None = None
+    claimed: float | tuple[float, float] | None = None
+
+    @property
+    def claimed_values(self) -> tuple[float, ...]:
+        """The published value, both ends of a range, or nothing."""
+        if self.claimed is None:
+            return ()
+        return self.claimed if isinstance(self.claimed, tuple) else (self.claimed,)
+
+    @property
+    def claimed_text(self) -> str:
+        """`0.97`, `0.93 to 0.97` or "", without rounding."""
+        return " to ".join(map(str, self.claimed_values))
 
 
 @dataclass(frozen=True)
@@ -168,8 +199,7 @@ def _check(config: ExperimentConfig) -> None:
         low, high = claim.believable
         if low > high:
             raise ValueError(f"claims: {name}: believable: {[low, high]}; lower end first")
-        values = [low, high] if claim.claimed is None else [low, high, claim.claimed]
-        _check_metric("claims", name, config, values)
+        _check_metric("claims", name, config, [low, high, *claim.claimed_values])
 
 
 def _check_saliency(saliency: SaliencyConfig) -> None:
@@ -212,11 +242,30 @@ def _check_metric(key: str, name: str, config: ExperimentConfig, values: list[fl
     who, _, metric = name.partition(".")
     subjects = {MEMBERS, *config.members, *config.ensembles}
     subjects |= {ENSEMBLE} if config.ensembles else set()
-    specs = matching_specs(metric, config.level)
+    specs = find_specs(config, name)
     if who not in subjects or not specs:
-        allowed = f"WHO of {', '.join(sorted(subjects))} and METRIC of {', '.join(METRICS)}"
+        allowed = (
+            f"WHO of {', '.join(sorted(subjects))} and METRIC of {', '.join([*METRICS, *MEASURES])}"
+        )
         raise ValueError(f"{key}: {name}; allowed: WHO.METRIC with {allowed}")
     low, high = min(s.minimum for s in specs), max(s.maximum for s in specs)
     for value in values:
         if not low <= value <= high:
             raise ValueError(f"{key}: {name}: {value:g}; {metric} is between {low:g} and {high:g}")
+
+
+def find_specs(config: ExperimentConfig, name: str) -> Sequence[MetricSpec | Measure]:
+    """What `WHO.METRIC` names: metrics or measures; metrics of val (`val/accuracy`) or of a voter.
+
+    Members have metrics of val, ensembles have metrics of each voter (`learned/accuracy`).
+    """
+    who, _, metric = name.partition(".")
+    source, _, rest = metric.partition("/")
+    sources = ["val"]
+    if who == ENSEMBLE or who in config.ensembles:
+        options = VoterOptions(config.attribute, list(map(str, config.attended_values)))
+        sources = [voter for voter, spec in VOTERS.items() if not spec.missing_options(options)]
+    if source in sources:
+        return matching_specs(rest, "image")
+    measures = [measure for n, measure in MEASURES.items() if fnmatchcase(n, metric)]
+    return [*matching_specs(metric, config.level), *measures]

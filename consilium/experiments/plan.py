@@ -1,6 +1,7 @@
 """The runs of an experiment: their folders, their commands, and what each needs."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,9 @@ from consilium.experiments.run import Run
 from evaluation import saliency
 from evaluation.results import voters_folder
 
+#: names of `Trainer.precision` by their short forms
+PRECISIONS = {"None": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true",
+              "64": "64-true"}  # fmt: skip
 SALIENCY = "saliency"  # folder, and prefix of run names
 
 
@@ -85,8 +89,21 @@ def validate_runs(config: ExperimentConfig, runs: list[Run]) -> None:
     if commands:
         from consilium.training.lightning_cli import validate_config  # imports torch
 
-        for arguments in commands.values():
-            validate_config(arguments, config.files)
+        precisions: dict[str, str] = {}
+        for name, arguments in commands.items():
+            precision = validate_config(arguments, config.files)[arguments[0]].trainer.precision
+            precisions[name] = PRECISIONS.get(str(precision), str(precision))
+        _require_one_precision(config, precisions)
+
+
+def _require_one_precision(config: ExperimentConfig, precisions: Mapping[str, str]) -> None:
+    """Refuses an ensemble that would be evaluated in another precision than its members."""
+    for ensemble, members in config.ensembles.items():
+        for member in members:
+            theirs, own = precisions.get(member), precisions.get(ensemble)
+            if theirs and own and theirs != own:
+                reason = f"{own}, but the member {member} has {theirs}; use one precision"
+                raise ValueError(f"{ensemble}: trainer.precision: {reason}")
 
 
 def command_line(arguments: list[str]) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
 from typing import IO, Protocol
 
 from consilium import ROOT
@@ -83,7 +84,8 @@ class ForkServer:
     """Starts commands as forks of one process that imports torch and Lightning only once.
 
     Imports take several seconds per interpreter, a fork takes milliseconds. The forking process
-    starts with the first command, runs no thread, and ends with this process; so do the forks.
+    starts with the first command, runs no thread, and ends with this process; so do the forks
+    (those of multiprocessing's forkserver outlive a killed program and keep its locks).
     """
 
     def __init__(self) -> None:
@@ -97,7 +99,7 @@ class ForkServer:
         if self._server is None or self._connection is None:
             self._server, self._connection = _start_server(log)
         try:
-            self._connection.send((arguments, run_environment()))
+            self._connection.send((arguments, run_environment(), Path.cwd()))
             for file in (log, lock):
                 send_handle(self._connection, file.fileno(), self._server.pid)
             while not isinstance(pid := self._connection.recv(), int):
@@ -198,7 +200,7 @@ def serve(descriptor: int) -> None:
     while True:
         try:
             if connection.poll(POLL_SECONDS if children else None):
-                arguments, environment = connection.recv()
+                arguments, environment, directory = connection.recv()
                 files = [recv_handle(connection) for _ in range(2)]
                 pid = os.fork()
                 if pid == 0:
@@ -215,6 +217,7 @@ def serve(descriptor: int) -> None:
     connection.close()
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    os.chdir(directory)
     _become_command(arguments, environment, *files)
 
 

@@ -19,9 +19,10 @@ from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.reports import html
-from evaluation.reports.run import run_details
+from evaluation.reports.ensemble import CALIBRATED_NOTE
+from evaluation.reports.run import readable_details
 from evaluation.results import Results, write_results
-from evaluation.stats.estimate import Estimate
+from evaluation.stats.estimate import Estimate, Estimates
 
 CLAIMS_NOTE = (
     "A value above the believable range is more likely to come from a data leak than from a "
@@ -100,12 +101,12 @@ def sections(results: ExperimentResults) -> list[html.Section]:
         *(ensemble.member_sections(results.members) if results.members else []),
         *appendix.saliency_sections(results.saliency),
         *(
-            html.Plot(curves.learning_curves(history), heading=f"Learning: {name}")
+            html.Plot(curves.learning_curves(history), "", f"Learning: {name}", folded=True)
             for name, history in results.histories.items()
         ),
         *appendix.cost_sections(results.costs),
         *appendix.audit_sections(results.audits),
-        html.Details({**run_details(first), **_environment()}),
+        html.Details({**readable_details(first), **_environment()}),
     ]
 
 
@@ -123,17 +124,30 @@ def _claims_section(results: ExperimentResults) -> list[html.Section]:
     rows: list[tuple[html.Cell, ...]] = []
     for c in results.claims:
         believable = "{:g} to {:g}".format(*c.claim.believable)
-        rows.append((c.metric, c.claim.claimed, believable, c.estimate, c.position, c.claim.why))
+        rows.append(
+            (c.metric, c.claim.claimed_text, believable, c.estimate, c.position, c.claim.why)
+        )
     columns = ("metric", "claimed", "believable", "measured", "", "why")
     return [html.Table(columns, rows, "Claims", CLAIMS_NOTE)] if rows else []
 
 
 def _summary_table(results: ExperimentResults) -> html.Table:
     """Summary metrics of all ensembles and members."""
-    strong = [row for row, name in enumerate(results.runs) if name.startswith(ENSEMBLE)]
+    metrics = summary_metrics_by_row(results)
+    strong = [row for row, name in enumerate(metrics) if name.startswith(ENSEMBLE)]
     heading = "Ensembles and members" if strong else "Members"
-    metrics = {name: run.metrics for name, run in results.runs.items()}
-    return html.models_table(metrics, heading, strong=strong, count="n")
+    return html.models_table(metrics, heading, CALIBRATED_NOTE, strong=strong, count="n")
+
+
+def summary_metrics_by_row(results: ExperimentResults) -> dict[str, Estimates]:
+    """Metrics of ensembles, of their members at their own temperatures, and of raw members."""
+    ensembles = set(run_names(results.config, ENSEMBLE))
+    calibrated = {name: run.metrics for name, run in results.runs.items() if name in ensembles}
+    for ensemble_results in results.ensembles:
+        calibrated |= ensemble_results.evaluated.calibrated_metrics
+    rows = {f"{name}, calibrated": metrics for name, metrics in calibrated.items()}
+    raw = {name: run.metrics for name, run in results.runs.items() if name not in ensembles}
+    return rows | {f"{name}, raw": metrics for name, metrics in raw.items()}
 
 
 def _level_table(results: ExperimentResults) -> list[html.Section]:
@@ -216,7 +230,7 @@ def _voters(results: ExperimentResults) -> pd.DataFrame:
 def _claims(results: ExperimentResults) -> pd.DataFrame:
     columns = ["claim", "metric", "claimed", "low", "high", "measured", "position"]
     rows = [
-        (c.name, c.metric, c.claim.claimed, *c.claim.believable, c.value, c.position)
+        (c.name, c.metric, c.claim.claimed_text, *c.claim.believable, c.value, c.position)
         for c in results.claims
     ]
     return pd.DataFrame(rows, columns=columns)

@@ -1,5 +1,6 @@
 """Results of an experiment, computed once from its run folders, with its gates and claims."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -7,16 +8,27 @@ from typing import Any
 
 import pandas as pd
 
-from consilium.experiments.config import ENSEMBLE, MEMBERS, Claim, ExperimentConfig
+from consilium.experiments.config import (
+    ENSEMBLE,
+    MEASURES,
+    MEMBERS,
+    Claim,
+    ExperimentConfig,
+    find_specs,
+)
 from consilium.experiments.plan import plan, run_names
 from consilium.experiments.sections import Runs, appendix, ensemble, seeds_folds
 from consilium.experiments.sections.sparsity import SparsityComparison, compare_with_controls
+from evaluation.ensemble import EvaluatedVoters
+from evaluation.files import read_json
 from evaluation.metrics.compute import compute_metrics
-from evaluation.metrics.registry import matching_specs
 from evaluation.predictions import PredictionTable, aggregate
 from evaluation.reports import html
 from evaluation.results import Results, read_results
-from evaluation.stats.estimate import Estimate
+from evaluation.sparsity import SPARSITY_FILE
+from evaluation.stats.estimate import Estimate, Estimates
+
+NO_INTERVAL = "a number of one run"
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,7 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
     histories = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
     pooled = seeds_folds.pool_folds(config, runs, tables)
     ensembles = ensemble.load_ensembles(config, folder, runs, tables)
+    gated = add_measures(runs, folders, histories, {e.run: e.evaluated for e in ensembles})
     return ExperimentResults(
         config=config,
         folder=folder,
@@ -90,8 +103,8 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
         histories=histories,
         unfinished=[r.name for r in planned if r.name not in finished and r.name not in changed],
         changed=changed,
-        gates=evaluate_gates(config, runs),
-        claims=check_claims(config, runs),
+        gates=evaluate_gates(config, gated),
+        claims=check_claims(config, gated),
         pooled=pooled,
         seeds=seeds_folds.spread_over_seeds(config, pooled),
         sparsity=compare_with_controls(config, folder, tables),
@@ -111,6 +124,34 @@ def _read_run(config: ExperimentConfig, folder: Path, table: PredictionTable) ->
     metrics = compute_metrics(aggregate(table, config.level))
     by_name = {f"{config.level}/{name}": estimate for name, estimate in metrics.items()}
     return replace(results, metrics=results.metrics | by_name)
+
+
+def add_measures(
+    runs: Runs, folders: Mapping[str, Path], histories: Mapping[str, pd.DataFrame],
+    evaluated: Mapping[str, EvaluatedVoters],
+) -> Runs:  # fmt: skip
+    """The runs with everything that gates and claims can name, see `config.find_specs`."""
+    minutes = {name: float(history["seconds"].sum()) / 60 for name, history in histories.items()}
+    for name, voters in evaluated.items():
+        if voters.member_metrics.keys() <= minutes.keys():
+            minutes[name] = sum(minutes[member] for member in voters.member_metrics)
+    more = {name: _measures(folders[name], minutes.get(name)) for name in runs}
+    for name, voters in evaluated.items():
+        more[name]["agreement"] = voters.agreement
+        for voter, metrics in voters.voter_metrics.items():
+            more[name] |= {f"{voter}/{metric}": e for metric, e in metrics.items()}
+    return {name: replace(run, metrics={**run.metrics, **more[name]}) for name, run in runs.items()}
+
+
+def _measures(folder: Path, minutes: float | None) -> Estimates:
+    """Every measure of a run, not measured if absent, and its metrics on val."""
+    sparse, val = folder / SPARSITY_FILE, folder / "results.val.json"
+    content = read_json(sparse) if sparse.is_file() else {}
+    values = {**dict.fromkeys(MEASURES), **content, "training_minutes": minutes}
+    measures = {name: Estimate(values[name], None, None, "none", 0, 0, NO_INTERVAL)
+                for name in MEASURES}  # fmt: skip
+    metrics = read_results(val).metrics if val.is_file() else {}
+    return {**measures, **{f"val/{name}": estimate for name, estimate in metrics.items()}}
 
 
 def find_estimates(config: ExperimentConfig, name: str, runs: Runs) -> dict[str, Estimate | None]:
@@ -137,7 +178,7 @@ def evaluate_gates(config: ExperimentConfig, runs: Runs) -> list[html.Gate]:
 def _evaluate_gate(config: ExperimentConfig, name: str, limit: float, runs: Runs) -> html.Gate:
     estimates = find_estimates(config, name, runs)
     values = {at: e.value for at, e in estimates.items() if e is not None and e.value is not None}
-    is_upper = not matching_specs(name.partition(".")[2])[0].higher_is_better
+    is_upper = not find_specs(config, name)[0].higher_is_better
     required = f"at {'most' if is_upper else 'least'} {limit:g}"
     if not values:
         return html.Gate(name, required, "not measured", False)

@@ -1,5 +1,6 @@
 """A dataset as tables and images, and the result of its audit as JSON, CSV and HTML."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -7,28 +8,41 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from consilium.config_files import read_config
+from consilium.inference.data_config import find_table
 from consilium.inference.panels import encode_png, read_thumbnail
-from datamodules.audit.audit import Audit, Issue, Match
+from datamodules.audit.audit import Audit
+from datamodules.audit.confounds import MIN_PATIENTS, Confound
+from datamodules.audit.issues import BROKEN, Issue, Match
 from datamodules.augment import AUGMENTATIONS, Augment
 from datamodules.datamodule import ImageDataModule
 from datamodules.images import ImageError, read_image
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess
+from datamodules.sources.files import UNKNOWN_PATIENTS
 from evaluation.files import write_json, write_text
 from evaluation.reports.html import Cell, Section, Table, Text, Thumbnails, write_report
 
 VERSION = 1
 JSON, QUARANTINE, PAGE = "audit.json", "quarantine.csv", "audit.html"
+COPIES = "copies.csv"
 MAX_PAIRS = 24  # shown for each issue
 HEIGHT = 168  # pixels; of an image on the page and on the augmentation sheet
 COLUMNS = 8  # of the augmentation sheet
-CONFOUNDS_NOTE = "AUC of one number for the class, or Cramer's V of one category with the class."
+CONFOUNDS_NOTE = (
+    "AUC of one number for the class, with Newcombe's 95 % interval for the number of patients, or "
+    f"Cramer's V of one category with the class. Classes of fewer than {MIN_PATIENTS} patients are "
+    "left out."
+)
+NOT_MEASURED = f"confounds are not measured: fewer than two classes have {MIN_PATIENTS} patients"
 
 
-def write_audit_report(audit: Audit, folder: Path, name: str) -> None:
-    """Writes audit.json, quarantine.csv and audit.html."""
+def write_audit_report(audit: Audit, folder: Path, name: str, commands: Sequence[str] = ()) -> None:
+    """Writes audit.json, both tables and audit.html; ``commands`` are what to do next."""
     write_text(folder / QUARANTINE, audit.quarantine().to_csv(index=False))
-    write_report(folder / PAGE, f"Audit of {name}", audit_sections(audit))
+    write_text(folder / COPIES, audit.copy_groups().to_csv(index=False))
+    steps = [Text("\n\n".join(commands), "What to do next")] * bool(commands)
+    write_report(folder / PAGE, f"Audit of {name}", [*audit_sections(audit), *steps])
     write_json(folder / JSON, audit_to_dict(audit))
 
 
@@ -43,6 +57,7 @@ def audit_to_dict(audit: Audit) -> dict[str, object]:
         "leaks": len(audit.leaks),
         "notes": list(audit.manifest.notes),
         "counts": _split_counts(audit.manifest),
+        "overlaps": [overlap._asdict() for overlap in audit.overlaps()],
         "issues": [asdict(issue) for issue in audit.issues],
         "confounds": [asdict(c) | {"is_suspect": c.is_suspect} for c in audit.confounds],
     }
@@ -50,18 +65,88 @@ def audit_to_dict(audit: Audit) -> dict[str, object]:
 
 def audit_sections(audit: Audit) -> list[Section]:
     """Sections of the page: issues, counts, pairs of images side by side, confounds."""
-    lead = f"{len(audit.manifest.table):,} files: {len(audit.leaks)} kinds of leak"
-    lead += f" and {len(audit.issues) - len(audit.leaks)} other issues."
-    lines = [*(issue.message for issue in audit.issues), *audit.manifest.notes]
+    lead = "".join(f"{sentence}. " for sentence in overlap_sentences(audit))
+    lead += f"{count_leaks(audit)}; other issues: {len(audit.issues) - len(audit.leaks)}."
+    lines = [*(issue.message for issue in audit.issues), *audit_notes(audit)]
     paths = dict(zip(audit.manifest.table["id"], audit.manifest.table["path"], strict=True))
     pairs = [_pair_thumbnails(issue, paths) for issue in audit.issues if issue.matches]
-    columns = ("statistic", "measure", "value", "class", "")
-    rows = [
-        (c.name, c.measure, c.value, c.class_name, "suspect" * c.is_suspect)
-        for c in audit.confounds
-    ]
     text = [Text(lead, lead=True), Text("\n\n".join(lines)), counts_table(audit.manifest)]
-    return [*text, *pairs, Table(columns, rows, "Confounds", CONFOUNDS_NOTE)]
+    reasons = [(reason,) for issue in audit.issues for reason in issue.reasons]
+    unreadable = [Table((f"{len(reasons)} files",), reasons, BROKEN.capitalize())] * bool(reasons)
+    return [*text, *unreadable, *pairs, _confounds_table(audit.confounds)]
+
+
+def overlap_sentences(audit: Audit) -> list[str]:
+    """What the splits for evaluation share with train, such as "2 of 9 test images also occur"."""
+    sentences = []
+    for split, images, copied, same_patient in audit.overlaps():
+        name = "validation" if split == "val" else split
+        verb = "occurs" if copied == 1 else "occur"
+        if copied or not same_patient:
+            sentences.append(f"{copied:,} of {images:,} {name} images also {verb} in training")
+        if same_patient:
+            count = f"{same_patient:,} of {images:,} {name} images"
+            sentences.append(f"{count} are of patients who also have images in training")
+    return sentences
+
+
+def count_leaks(audit: Audit) -> str:
+    """Such as "1,200 files, 1 kind of leak"."""
+    count = len(audit.leaks)
+    return f"{len(audit.manifest.table):,} files, {count} kind{'s' * (count != 1)} of leak"
+
+
+def describe_confound(confound: Confound) -> str:
+    """One sentence with the measure, its interval and the number of images."""
+    target = f"class {confound.class_name}" if confound.class_name else "class"
+    measure = f"{confound.measure} {_value_with_interval(confound)}, {confound.n:,} images"
+    if confound.determines_class:
+        reason = "another name of it, or a complete confound"
+        return f"{confound.name} alone determines the {target}: {reason} ({measure})"
+    return f"{confound.name} alone predicts the {target} ({measure})"
+
+
+def audit_notes(audit: Audit) -> list[str]:
+    """What is no leak: suspect confounds, and notes on the dataset."""
+    not_measured = [NOT_MEASURED] * _lacks_patients(audit)
+    return [*map(describe_confound, audit.suspects), *not_measured, *audit.manifest.notes]
+
+
+def _value_with_interval(confound: Confound) -> str:
+    if confound.low is None or confound.high is None:
+        return f"{confound.value:.3f}"
+    return f"{confound.value:.3f} ({confound.low:.3f} to {confound.high:.3f})"
+
+
+def _lacks_patients(audit: Audit) -> bool:
+    return not audit.confounds and audit.manifest.table["label"].nunique() > 1
+
+
+def _confounds_table(confounds: Sequence[Confound]) -> Table:
+    rows = [
+        (c.name, c.measure, _value_with_interval(c), c.n, c.class_name, "suspect" * c.is_suspect)
+        for c in confounds
+    ]
+    columns = ("statistic or column", "measure", "value", "images", "class", "")
+    return Table(columns, rows, "Confounds", CONFOUNDS_NOTE)
+
+
+def next_commands(audit: Audit, folder: Path, name: str, dataset: Sequence[str]) -> list[str]:
+    """What to do after an audit; ``dataset`` are the arguments that gave it the dataset."""
+    target, count, commands = shlex.join(dataset), len(audit.quarantine()), []
+    if dataset[0] == "--config":
+        quarantine = shlex.quote(str(folder / QUARANTINE))
+        command = f"consilium fit {target} --data.init_args.exclude {quarantine}"
+        if "class_path" in read_config(Path(dataset[-1])):  # of the data alone
+            command = f"edit {dataset[-1]}, init_args: add exclude: {quarantine}"
+        return [f"{command}  # without {count} images"] * bool(count)
+    if UNKNOWN_PATIENTS in audit.manifest.notes:
+        value = "REGEX" if find_table(Path(dataset[0])) is None else "COLUMN"
+        commands.append(f"consilium audit {target} --patient {value}  # if patients are known")
+    if (audit.manifest.table["label"] >= 0).any():
+        arguments = shlex.join(["--audit", str(folder), "-o", f"{name}-experiment"])
+        commands.append(f"consilium init {target} {arguments}  # configs without {count} images")
+    return commands
 
 
 def counts_table(manifest: Manifest) -> Table:

@@ -12,19 +12,23 @@ from jsonargparse import ArgumentParser
 from consilium import config_files
 from consilium.config_files import shorten_parser_error
 from datamodules.datamodule import ImageDataModule
-from datamodules.manifest import Manifest, read_table
-from datamodules.sources import Folders, Table, find_image_files, has_split_folders
+from datamodules.manifest import Manifest, cell_text, read_table
+from datamodules.sources import Folders, Table, has_split_folders
+from datamodules.sources.files import scan_folder
 from datamodules.splits import SplitFractions
 
 COLUMN_ALIASES = {  # usual names of columns, in lower case
-    "path": ["path", "filename", "file", "image", "image_path", "id_code"],
-    "label": ["label", "class", "diagnosis", "dr_grade", "target"],
+    "path": ["path", "filename", "file", "image", "image_path", "id_code", "filepath", "file_path",
+             "file_name", "image_name"],
+    "label": ["label", "class", "diagnosis", "dr_grade", "target", "labels", "class_name"],
     "split": ["split", "fold", "set", "subset"],
     "patient": ["patient", "patient_id", "subject", "subject_id", "session_group"],
-}
+}  # fmt: skip
+NO_COLUMN = "none"  # given as a column: the table has none, whatever its names are
 TABLE_NAMES = ("manifest.csv", "manifest.parquet")  # a table in a folder is used if it exists
 ONE_SPLIT = "the dataset has no splits: leaks between splits cannot be detected"
 NO_CLASSES = "the dataset has no classes: confounds cannot be measured"
+NO_LABEL_COLUMN = "no column was recognized as the label; --label names it: {}"
 UNKNOWN_CLASS = ["unknown"]
 ALL_TRAIN = SplitFractions(0.0, 0.0)
 
@@ -85,10 +89,16 @@ def load_target(target: Path, columns: Columns) -> tuple[Manifest, str]:
     """Manifest and name of a dataset: a table, a folder with a table, or a folder of images."""
     table = find_table(target)
     if table is not None:
-        return manifest_from_table(table, columns), table.resolve().parent.name
+        return manifest_from_table(table, columns), name_of_file(table)
     if options := [f"--{role}" for role in ("path", "label", "split") if columns[role]]:
         raise ValueError(f"{' '.join(options)}: {target} is no table and has no manifest.csv")
     return manifest_from_folder(target, columns["patient"]), target.resolve().name
+
+
+def name_of_file(file: Path) -> str:
+    """The name of a dataset by its table or config, FOLDER-FILE; that of a manifest is FOLDER."""
+    folder = file.resolve().parent.name
+    return folder if file.name in TABLE_NAMES else f"{folder}-{file.stem}".lstrip("-")
 
 
 def find_table(target: Path) -> Path | None:
@@ -109,39 +119,48 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
         raise ValueError(f"{file}: --label must name the column of classes: {list(table)}")
     classes = _class_names(table, names["label"])
     fractions, notes = (ALL_TRAIN, [ONE_SPLIT]) if names["split"] is None else (None, [])
+    if names["label"] is None:
+        no_column = [] if columns["label"] else [NO_LABEL_COLUMN.format(list(table))]
+        notes += [*no_column, NO_CLASSES]
     manifest = Table(str(file), **names, fractions=fractions).manifest(classes or UNKNOWN_CLASS)
     return _with_notes(manifest, *notes, *_case_notes(classes))
 
 
 def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
-    """The given column of each role (or several, for a patient), else a usual one, else None."""
+    """The given column of each role (or several, for a patient), else a usual one, else None.
+
+    The column NO_COLUMN is none, and so is a split column without any cell filled in.
+    """
     by_lower_case = {str(name).strip().lower(): str(name) for name in reversed(list(table))}
     names: dict[str, Any] = {
         role: columns.get(role) or next(filter(None, map(by_lower_case.get, aliases)), None)
         for role, aliases in COLUMN_ALIASES.items()
     }
+    for role, name in names.items():
+        if name == NO_COLUMN and name not in table:
+            names[role] = None
     if names["patient"] not in (None, *table) and "," in names["patient"]:
         names["patient"] = names["patient"].split(",")
     flat = [n for name in names.values() for n in (name if isinstance(name, list) else [name])]
     if missing := [name for name in flat if name and name not in table]:
         raise ValueError(f"no columns {missing}; the table has {list(table)}")
+    if names["split"] is not None and cell_text(table[names["split"]]).eq("").all():
+        names["split"] = None
     return names
 
 
 def manifest_from_folder(folder: Path, patient: str | None) -> Manifest:
     """The manifest of a folder with or without split folders and class folders."""
-    files = find_image_files(folder)
+    files, skipped = scan_folder(folder)
     has_splits = has_split_folders(files)
     classes = sorted({p.parts[has_splits] for p in files if len(p.parts) > 1 + has_splits})
     source = Folders(str(folder), patient, None if has_splits else ALL_TRAIN)
     if classes:
         notes = [ONE_SPLIT] * (not has_splits) + _case_notes(classes)
         return _with_notes(source.manifest(classes), *notes)
-    ids = pd.Series([path.as_posix() for path in files])
-    table = pd.DataFrame({"id": ids, "path": [str(folder / name) for name in ids]})
-    table["patient"] = table["study"] = source.patients(ids)
-    manifest = Manifest(table.assign(label=-1, split="predict"), UNKNOWN_CLASS)
-    return _with_notes(manifest, ONE_SPLIT, NO_CLASSES)
+    table, patient_notes = source.identify(files)
+    manifest = Manifest(table.assign(label=-1, split="predict"), UNKNOWN_CLASS, patient_notes)
+    return _with_notes(manifest, ONE_SPLIT, NO_CLASSES, *skipped)
 
 
 def _with_notes(manifest: Manifest, *notes: str) -> Manifest:
@@ -152,9 +171,9 @@ def _class_names(table: pd.DataFrame, column: str | None) -> list[str]:
     """The labels of a column without white space around them, sorted; numbers by value."""
     if column is None:
         return []
-    labels = table[column].astype(object).where(table[column].notna(), "").astype(str).str.strip()
-    names = sorted(set(labels) - {""})
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+    names = sorted(set(cell_text(table[column])) - {""})
+    are_numbers = all(name.replace(".", "", 1).isdecimal() for name in names)
+    return sorted(names, key=float) if are_numbers else names
 
 
 def _case_notes(names: list[str]) -> list[str]:

@@ -5,22 +5,24 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from consilium import ROOT
 from consilium.inference.data_config import Columns, find_table, resolve_columns
+from datamodules.images import split_frame_number
 from datamodules.manifest import Manifest, read_table
-from datamodules.sources import find_image_files, has_split_folders
-from datamodules.splits import DERIVED_SPLITS
+from datamodules.sources import Folders, Table, find_image_files, has_split_folders
+from datamodules.splits import DERIVED_SPLITS, SplitFractions
 from evaluation.files import write_text
 
-DATA_FILE, QUARANTINE = "data.yaml", "quarantine.csv"
+DATA_FILE, QUARANTINE, COPIES = "data.yaml", "quarantine.csv", "copies.csv"
 DATA = """\
 # The images of {target}; check them again with: consilium audit --config {file}
 class_path: datamodules.ImageDataModule
 init_args:
   source:
-    class_path: {class_path}
+    class_path: datamodules.{class_path}
     init_args: {source}
   class_names: {names}
   preprocess: {{size: {size}}}  # more pixels show more detail and take longer
@@ -46,13 +48,32 @@ ensemble: {{<<: *member, model: {paths[model/ensemble]}}}
 """
 
 
-def check_folder(folder: Path, manifest: Manifest) -> None:
-    """Raises ValueError if config files exist already, or if the samples have no labels."""
+def check_dataset(folder: Path, target: Path, manifest: Manifest) -> None:
+    """Raises ValueError if config files exist, or if the samples have no classes or files."""
     for file in (experiment_file(folder), folder / DATA_FILE):
         if file.exists():
             raise ValueError(f"-o {folder}: {file.name} exists already; name another folder")
+    table = find_table(target)
     if (manifest.table["label"] < 0).all():
-        raise ValueError("an experiment needs labels; --label names their column")
+        raise ValueError(f"{target}: an experiment needs labels; {_how_to_label(target, table)}")
+    if len(names := manifest.class_names) < 2:
+        message = f"an experiment needs two classes or more, not only {names}"
+        raise ValueError(f"{target}: {message}; {_how_to_label(target, table)}")
+    paths = manifest.table["path"]
+    if table and not any(split_frame_number(path)[0].is_file() for path in paths):
+        message = f"none of the {len(paths)} images exists, such as {paths[0]}"
+        remedy = "paths are relative to the folder of the table, and --path names their column"
+        raise ValueError(f"{table}: {message}; {remedy}")
+
+
+def _how_to_label(target: Path, table: Path | None) -> str:
+    """What to do about a dataset without classes."""
+    if table is not None:
+        return f"--label names their column: {list(read_table(table))}"
+    tables = [file for file in sorted(target.iterdir()) if file.suffix in (".csv", ".parquet")]
+    if tables:
+        return f"to read them from a table: consilium init {quote(str(tables[0]))}"
+    return "put the images of each class into a folder, or list path and label in a CSV"
 
 
 def experiment_file(folder: Path) -> Path:
@@ -61,20 +82,30 @@ def experiment_file(folder: Path) -> Path:
 
 
 def write_configs(
-    folder: Path, target: Path, columns: Columns, manifest: Manifest, size: int, quarantine: str
+    folder: Path,
+    target: Path,
+    columns: Columns,
+    manifest: Manifest,
+    size: int,
+    quarantine: pd.DataFrame,
+    copies: pd.DataFrame,
 ) -> Path:
-    """Writes data.yaml, the experiment and the quarantine; returns the experiment's file."""
+    """Writes data.yaml, the experiment and both tables; returns the experiment's file."""
     file, data_file = experiment_file(folder), folder / DATA_FILE
-    class_path, args, has_splits = _source(target, columns)
+    source_class, args, has_splits = _source(target, columns)
     splits = set(manifest.table["split"]) if has_splits else {"train"}
-    fractions = {name: 0.15 for name in DERIVED_SPLITS if name not in splits}
-    args |= {"fractions": fractions} if fractions else {}
+    if missing := [name for name in DERIVED_SPLITS if name not in splits]:
+        args["fractions"] = {name: 0.15 for name in missing} | {"stratified": True}
+        if len(copies):
+            write_text(folder / COPIES, copies.to_csv(index=False))
+            args["fractions"]["copies"] = str((folder / COPIES).resolve())
+    _check_splits(target, _load_manifest(source_class, args, manifest, quarantine))
     text = DATA.format(
-        target=quote(str(target)), file=quote(str(data_file)), class_path=class_path,
+        target=quote(str(target)), file=quote(str(data_file)), class_path=source_class.__name__,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
     )  # fmt: skip
-    if quarantine.count("\n") > 1:  # more than the header
-        write_text(folder / QUARANTINE, quarantine)
+    if len(quarantine):
+        write_text(folder / QUARANTINE, quarantine.to_csv(index=False))
         text += EXCLUDE.format(file=_to_yaml(str((folder / QUARANTINE).resolve())))
     write_text(data_file, text)
     absolute, prefix = folder.resolve(), str(ROOT / "configs")
@@ -86,18 +117,49 @@ def write_configs(
     return file
 
 
-def _source(target: Path, columns: Columns) -> tuple[str, dict[str, Any], bool]:
-    """Class path and arguments of the source, and whether the files give splits."""
+def _source(
+    target: Path, columns: Columns
+) -> tuple[type[Folders] | type[Table], dict[str, Any], bool]:
+    """Class and arguments of the source, and whether the files give splits."""
     table = find_table(target)
     if table is None:
         args = {"root": str(target.resolve()), "patient": columns["patient"]}
-        return "datamodules.Folders", args, has_split_folders(find_image_files(target))
+        return Folders, args, has_split_folders(find_image_files(target))
     names = resolve_columns(read_table(table), columns)
-    args = {"files": str(table.resolve()), **names}
-    return "datamodules.Table", args, names["split"] is not None
+    return Table, {"files": str(table.resolve()), **names}, names["split"] is not None
+
+
+def _load_manifest(
+    source_class: type[Folders] | type[Table],
+    args: dict[str, Any],
+    manifest: Manifest,
+    quarantine: pd.DataFrame,
+) -> Manifest:
+    """The samples of the source in its splits, without those in quarantine."""
+    fractions = SplitFractions(**args["fractions"]) if "fractions" in args else None
+    source = source_class(**{**args, "fractions": fractions})
+    excluded = set(quarantine["id"])
+    if excluded >= set(manifest.table["id"]):
+        raise ValueError(f"the audit excludes all {len(excluded)} images; see its report")
+    return source.manifest(manifest.class_names).drop(excluded, "excluded")
+
+
+def _check_splits(target: Path, manifest: Manifest) -> None:
+    """Raises ValueError if a split has no images, or train lacks a class."""
+    num_patients, remedy = manifest.table["patient"].nunique(), "add images, or name their splits"
+    for split in ("train", *DERIVED_SPLITS):
+        if not len(manifest.rows(split)):
+            message = f"the {num_patients} patients leave the split {split!r} without images"
+            raise ValueError(f"{target}: {message}; {remedy}")
+    labels = set(manifest.table["label"].iloc[manifest.rows("train")])
+    if absent := [name for k, name in enumerate(manifest.class_names) if k not in labels]:
+        message = f"the split 'train' has no images of the classes {absent}"
+        raise ValueError(f"{target}: {message}; {remedy}")
 
 
 def _to_yaml(value: object) -> str:
     """A value as YAML in one line."""
-    line = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    line = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+    )
     return str(line).removesuffix("...\n").strip()

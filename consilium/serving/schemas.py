@@ -14,8 +14,8 @@ from consilium.inference.predictor import Predictor
 from consilium.serving.upload import UploadForm
 from datamodules.images import decode_bytes
 from evaluation.plots.maps import colored_map, to_rgb
+from evaluation.reports.html import NOTICE
 
-NOTICE = "Research use only. Not a medical device."
 MAX_SIDE = 640  # pixels of the image and of the maps in a response
 MIN_CONTOUR = 12  # pixels; shorter contours are noise
 MAP_LEVELS = 64  # of a map; more are indistinguishable and make larger files
@@ -29,6 +29,15 @@ class MemberInfo(BaseModel):
     preprocess: dict[str, object]
 
 
+class PointingScore(BaseModel):
+    """How often the maximum of a saliency map was in the lesion's box, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int = Field(description="images")
+
+
 class ModelInfo(BaseModel):
     """The served ensemble, and the limits of a request."""
 
@@ -37,12 +46,16 @@ class ModelInfo(BaseModel):
     voter: str = Field(description="name of the rule that combines the models")
     voter_label: str = Field(description="the same for people")
     calibrated: bool
+    members_calibrated: bool = Field(description="whether members' probabilities are calibrated")
     temperature: float
     temperature_at_bound: bool = Field(description="whether val had too few errors to fit it")
     refer_below: float | None
     group_attribute: str | None = Field(description="attribute that field `group` must give")
     groups: list[str] = Field(description="its values with weights of their own")
     saliency_maps: bool = Field(description="whether saliency maps can be requested")
+    pointing: dict[str, PointingScore] = Field(
+        description="measured for the maps of `ensemble` and of each model; empty if it was not"
+    )
     members: list[MemberInfo]
     formats: list[str]
     max_bytes: int
@@ -57,8 +70,11 @@ class MemberPrediction(BaseModel):
 
     name: str = Field(description="name of the model")
     label: str = Field(serialization_alias="class", description="its predicted class")
-    probability: float = Field(description="its probability of that class, not calibrated")
-    probabilities: dict[str, float] = Field(description="probability of each class; they sum to 1")
+    probability: float = Field(description="its probability of that class")
+    probabilities: dict[str, float] = Field(
+        description="probability of each class, calibrated if `members_calibrated`; they sum to 1"
+    )
+    raw_probabilities: dict[str, float] = Field(description="the same before calibration")
     agrees: bool = Field(description="whether it predicts the same class as the ensemble")
     weight: float = Field(description="its weight in the ensemble's score of the predicted class")
 
@@ -127,20 +143,21 @@ def predict_images(
     probabilities = predictor.predict_batch([image.inputs for image in images], groups)
     classes = probabilities[-1].argmax(axis=1)
     weights = predictor.member_weights(probabilities[:-1], classes, groups)
+    calibrated = predictor.ensemble.calibrate_members(probabilities[:-1])
     predictions = []
     for row, image in enumerate(images):
+        columns = (calibrated[:, row], probabilities[:-1, row], weights[row])
         members = [
             MemberPrediction(
                 name=member.name,
                 label=names[int(p.argmax())],
                 probability=float(p.max()),
                 probabilities=dict(zip(names, p.tolist(), strict=True)),
+                raw_probabilities=dict(zip(names, raw.tolist(), strict=True)),
                 agrees=bool(p.argmax() == classes[row]),
                 weight=float(weight),
             )
-            for member, p, weight in zip(
-                predictor.members, probabilities[:-1, row], weights[row], strict=True
-            )
+            for member, p, raw, weight in zip(predictor.members, *columns, strict=True)
         ]
         ensemble = probabilities[-1, row]
         predictions.append(

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,19 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from consilium.inference import data_config, saliency_evaluation
 from consilium.inference.panels import read_thumbnail
 from consilium.inference.predictor import Predictor, run_folder_of
 from consilium.serving import TOKEN_VARIABLE
-from consilium.serving.schemas import NOTICE, ModelInfo, PredictResponse
+from consilium.serving.schemas import ModelInfo, PredictResponse
 from consilium.serving.service import ServerBusy, ServerMetrics, ServerSettings, Service
 from datamodules.images import ImageError, read_image
+from evaluation import saliency
 from evaluation.metrics.calibration import fit_referral
 from evaluation.predictions import PredictionTable
+from evaluation.reports.html import NOTICE
 from evaluation.results import voters_folder
+from evaluation.stats.estimate import Estimates
 from evaluation.voters import store
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -40,8 +45,8 @@ THUMBNAIL_SIDE = 160  # pixels
 DESCRIPTION = f"""\
 Classifies uploaded images. {NOTICE}
 
-`curl -F files=@image.png http://127.0.0.1:8000/v1/predict` predicts one image. An error has the
-body `{{"detail": reason}}`. If the server has a token, send `Authorization: Bearer TOKEN`.
+`curl -F files=@image.png {{url}}v1/predict` predicts one image. An error has the
+body `{{{{"detail": reason}}}}`. If the server has a token, send `Authorization: Bearer TOKEN`.
 """
 DENY_ALL = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
@@ -76,8 +81,8 @@ def create_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
     """The application that serves a model."""
     service = Service(predictor, settings)
     # FastAPI's /docs loads scripts from the internet; the schema is at /openapi.json
-    app = FastAPI(title="Consilium", version="1", description=DESCRIPTION,
-                  lifespan=service.lifespan, docs_url=None, redoc_url=None)  # fmt: skip
+    app = FastAPI(title="Consilium", version="1", lifespan=service.lifespan, docs_url=None,
+                  redoc_url=None, openapi_url=None)  # fmt: skip
     app.add_middleware(MetricsAndHeaders, metrics=service.metrics)
     if settings.hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.hosts)
@@ -107,6 +112,12 @@ def add_api(app: FastAPI, service: Service, token_check: list[Any]) -> None:
     async def model() -> ModelInfo:
         """Classes, voter, members with the hashes of their weights, and the limits."""
         return service.model_info()
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def schema(request: Request) -> dict[str, Any]:
+        url, content = str(request.base_url), app.openapi()
+        info = {**content["info"], "description": DESCRIPTION.format(url=url)}
+        return {**content, "info": info, "servers": [{"url": url}]}
 
     @app.get("/healthz", responses={503: {"description": "the models have stopped"}})
     async def health() -> dict[str, str]:
@@ -216,6 +227,8 @@ def serve(predictor: Predictor, settings: ServerSettings, listener: socket.socke
     handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
         print(greeting(settings, listener), flush=True)
+        if not predictor.can_explain:
+            print("This export gives no saliency maps; serve its checkpoints to get them.")
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         for number, handler in handlers.items():
@@ -273,15 +286,53 @@ def val_table_path(model: Path, predictor: Predictor) -> Path:
     raise ValueError(f"--refer-risk: no val predictions in {', '.join(map(str, candidates))}")
 
 
-def find_examples(folder: Path | None) -> list[Path]:
-    """The first readable image files of a folder and its subfolders."""
+def find_examples(folder: Path | None, model: Path) -> list[Path]:
+    """The first readable image files of a folder and its subfolders.
+
+    Of a folder with images of the model's data, only those of the test split.
+    """
     if folder is None:
         return []
-    examples = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file())[:200]:
-        with suppress(ImageError):
-            read_image(path)
-            examples.append(path)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    splits = data_splits(model)
+    if known := [path for path in files if path.resolve() in splits]:
+        files = [path for path in known if splits[path.resolve()] == "test"]
+    examples = list(islice(filter(is_readable, files[:200]), MAX_EXAMPLES))
     if not examples:
-        raise ValueError(f"--examples {folder}: contains no readable images")
-    return examples[:MAX_EXAMPLES]
+        which = "test images of the model" if known else "readable images"
+        raise ValueError(f"--examples {folder}: contains no {which}")
+    return examples
+
+
+def data_splits(model: Path) -> dict[Path, str]:
+    """The split of each image of a model's data; empty if its run folder names no data."""
+    config = run_folder_of(model) / "config.yaml"
+    if not config.is_file():
+        return {}
+    try:
+        table = data_config.load_datamodule([str(config)]).load_manifest().table
+    except (OSError, ValueError):  # the data are on another machine
+        return {}
+    paths = (Path(path).resolve() for path in table["path"])
+    return dict(zip(paths, table["split"], strict=True))
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file is an image that can be decoded."""
+    with suppress(ImageError):
+        read_image(path)
+        return True
+    return False
+
+
+def pointing_scores(model: Path) -> Estimates:
+    """Pointing scores of Grad-CAM measured in the model's experiment, by member or `ensemble`."""
+    run = run_folder_of(model).resolve()
+    folders = [parent / "saliency" / run.name for parent in (run.parent, run.parent.parent)]
+    folder = next((f for f in folders if (f / saliency.FILE).is_file()), None)
+    results = saliency_evaluation.read_results(folder) if folder else []
+    return {
+        r.member.partition(" (")[0]: r.estimates["pointing"]
+        for r in results
+        if r.method == "GradCAM"
+    }

@@ -20,6 +20,7 @@ from consilium.serving import schemas, upload
 from consilium.serving.schemas import ImagePrediction, MemberInfo, PredictResponse, PreparedImage
 from consilium.serving.upload import UploadForm, UploadLimits
 from datamodules.images import IMAGE_FORMATS, detect_format
+from evaluation.stats.estimate import Estimates
 from evaluation.voters.registry import voter_spec
 
 Job = tuple[PreparedImage, "Future[ImagePrediction]"]
@@ -40,6 +41,7 @@ class ServerSettings:
     token: str = ""  # that requests must send; "": none
     hosts: list[str] = field(default_factory=lambda: list(LOCAL_HOSTS))  # allowed ones; []: any
     examples: list[Path] = field(default_factory=list)  # image files that the page offers
+    pointing: Estimates = field(default_factory=dict)  # measured scores of saliency maps
 
 
 class ServerMetrics:
@@ -216,12 +218,18 @@ class Service:
             voter=voter.name,
             voter_label=voter_spec(voter.name).label,
             calibrated=temperature.value != 1.0,
+            members_calibrated=bool(predictor.ensemble.member_temperatures),
             temperature=temperature.value,
             temperature_at_bound=temperature.at_bound,
             refer_below=settings.refer_below,
             group_attribute=voter.attribute or None,
             groups=groups,
             saliency_maps=predictor.can_explain,
+            pointing={
+                name: schemas.PointingScore(value=e.value, low=e.low, high=e.high, n=e.n)
+                for name, e in settings.pointing.items()
+                if e.value is not None
+            },
             members=members,
             formats=list(IMAGE_FORMATS),
             max_bytes=limits.max_bytes,

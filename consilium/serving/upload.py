@@ -44,9 +44,14 @@ def declared_length(request: Request, limits: UploadLimits) -> int:
     length = request.headers.get("content-length", "")
     size = int(length) if length.isascii() and length.isdigit() else limits.max_bytes
     if size > limits.max_bytes:
-        reason = f"the request has {size} bytes; at most {limits.max_bytes} are allowed"
-        raise HTTPException(413, reason)
+        raise HTTPException(413, too_large(size, limits.max_bytes))
     return size
+
+
+def too_large(size: int, max_bytes: int) -> str:
+    """Why a body of `size` bytes is refused."""
+    megabyte = 1 << 20
+    return f"{size / megabyte:,.1f} MB are too large; at most {max_bytes / megabyte:,.1f} MB"
 
 
 async def read_form(request: Request, limits: UploadLimits) -> UploadForm:
@@ -76,8 +81,7 @@ async def limited_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes
     async for piece in request.stream():
         size += len(piece)
         if size > max_bytes:
-            reason = f"the request has more than {max_bytes} bytes, the largest allowed size"
-            raise HTTPException(413, reason)
+            raise HTTPException(413, too_large(size, max_bytes))
         yield piece
 
 

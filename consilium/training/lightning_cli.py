@@ -2,17 +2,19 @@
 
 import logging
 import os
+import shutil
 import tempfile
 import warnings
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, ClassVar, cast
 
+import lightning as L
 import torch
-from jsonargparse import DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,30 +24,26 @@ from callbacks.wandb_logger import close_loggers, set_run_folder
 from callbacks.writers import SaveConfig
 from consilium.config_files import explain_parser_error, shorten_parser_error
 from consilium.training import COMMANDS, preflight
-from consilium.training.run_lock import lock_run_folder, print_once, raise_run_stopped
+from consilium.training.command_help import USAGE
+from consilium.training.run_lock import (
+    is_first_process,
+    lock_run_folder,
+    print_once,
+    raise_run_stopped,
+)
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
 from lightning_modules.base import BaseModule
 from lightning_modules.ensemble import EnsembleModule
 from lightning_modules.tta import ALLOWED, tta_notes
 
-EPILOG = """\
-A later --config overrides an earlier one; arguments override config files. All arguments of data
-and model are listed by
-  consilium {command} --data.help datamodules.ImageDataModule
-  consilium {command} --model.help lightning_modules.ImageClassifier
-Each can be set in a config file or as an argument, such as --model.init_args.optimizer.lr 0.001
-
-example:
-  consilium {command} {example}
-"""
-MEMBER = "--config configs/base.yaml --config configs/demo/resnet10t.yaml --run runs/resnet10t"
-EVALUATION = "--config runs/resnet10t/config.yaml --run runs/resnet10t"
 CHECKPOINT_HELP = "checkpoint; default: best.ckpt of --run, or that in the folder of the config"
-
-
-class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the line breaks of the epilog."""
+NO_ACCELERATOR = ("No supported gpu backend found", "since the accelerator is not available")
+DEV_RUN_FOLDER = ".fast_dev_run"  # in the run folder, removed at the end
+CLASS_HELP = {  # what the help of an argument describes if no class is named
+    "--data.help": "datamodules.ImageDataModule",
+    "--model.help": "lightning_modules.ImageClassifier",
+}
 
 
 class ConsiliumCLI(LightningCLI):
@@ -82,6 +80,8 @@ class ConsiliumCLI(LightningCLI):
         parser.add_lightning_class_args(ResumableEarlyStopping, "early_stopping")
         help_text = f"test-time augmentations: {ALLOWED}"
         parser.add_argument("--tta", type=list[str], default=[], help=help_text)
+        help_text = "evaluate with another preprocess than the checkpoint's; every report says so"
+        parser.add_argument("--allow_other_preprocess", type=bool, default=False, help=help_text)
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.init_args.class_names", "model.init_args.class_names")
@@ -97,6 +97,7 @@ class ConsiliumCLI(LightningCLI):
             test_help = "also evaluate the best epoch on the test split"
             parser.add_argument("--test", type=bool, default=False, help=test_help)
         parser._option_string_actions["--ckpt_path"].help = help_text  # Lightning's names URLs
+        parser.add_argument("--trainer.help", action="help", help="show all arguments and exit")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -105,14 +106,32 @@ class ConsiliumCLI(LightningCLI):
         command = self.config["subcommand"]
         config, run = self.config[command], Path(self.config[command]["run"])
         self.resources.enter_context(lock_run_folder(run))
-        is_ensemble = issubclass(resolve_name(config["model"].class_path), EnsembleModule)
-        if command == "fit" and not config["ckpt_path"]:
+        self._choose_checkpoint(command, config, run)
+        self.is_dev_run = bool(config["trainer"]["fast_dev_run"])
+        if self.is_dev_run:
+            self._redirect_to_dev_run(config, run / DEV_RUN_FOLDER)
+        elif command == "fit" and not config["ckpt_path"]:
             preflight.refuse_used_run_folder(run)
-        elif not (config["ckpt_path"] or is_ensemble):
-            config["ckpt_path"] = str(preflight.default_checkpoint(run, config["config"] or []))
-            print_once(f"checkpoint: {config['ckpt_path']}")
-        if config["ckpt_path"]:
-            config["ckpt_path"] = self._unpacked(Path(config["ckpt_path"]))
+
+    def _choose_checkpoint(self, command: str, config: Namespace, run: Path) -> None:
+        """Sets the path of the checkpoint: the default one, `best`, `last`, or the given file."""
+        name = config["ckpt_path"]
+        is_ensemble = issubclass(resolve_name(config["model"].class_path), EnsembleModule)
+        if not name and (command == "fit" or is_ensemble):
+            return
+        if name in (None, "best", "last"):
+            file = preflight.default_checkpoint(run, config["config"] or [], name or "best")
+            print_once(f"checkpoint: {file}")
+            name = str(file)
+        config["ckpt_path"] = self._unpacked(Path(name))
+
+    def _redirect_to_dev_run(self, config: Namespace, folder: Path) -> None:
+        """Limits a run to a few batches, and its files to a folder that is removed at the end."""
+        preflight.limit_to_first_batches(config["trainer"])
+        config["run"] = config["trainer"]["default_root_dir"] = str(folder)
+        if is_first_process():
+            self.resources.callback(shutil.rmtree, folder, ignore_errors=True)
+        print_once("fast_dev_run: the first batches of each split; no file is kept")
 
     def parse(self, args: list[str], files: Sequence[Path] = ()) -> Namespace:
         """The checked settings of a run by its arguments (subcommand first)."""
@@ -121,9 +140,10 @@ class ConsiliumCLI(LightningCLI):
             config = self.parser.parse_args(args)
         except ArgumentError as error:
             keys = self._subcommand_parsers[args[0]].get_defaults().keys()
-            raise ValueError(explain_parser_error(str(error), paths, keys)) from error
+            typed = () if files else args  # flags of an experiment are written in its file
+            raise ValueError(explain_parser_error(str(error), paths, keys, typed)) from error
         command = config["subcommand"]
-        preflight.require_result_callbacks(config[command]["trainer"]["callbacks"])
+        preflight.require_result_callbacks(config[command]["trainer"]["callbacks"], paths)
         preflight.check_settings(config[command], paths)
         if command == "fit":
             preflight.check_fit_config(config[command])
@@ -152,9 +172,25 @@ class ConsiliumCLI(LightningCLI):
         ):
             super()._run_subcommand(subcommand)
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Creates the trainer; an accelerator that this machine lacks is an error of one line."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            if not any(text in str(error) for text in NO_ACCELERATOR):
+                raise
+            accelerator = self._get(self.config, "trainer.accelerator")
+            remedy = "give --trainer.accelerator auto, or cpu"
+            message = (
+                f"--trainer.accelerator {accelerator}: not available on this machine; {remedy}"
+            )
+            raise ValueError(message) from error
+
     def after_instantiate_classes(self) -> None:
         """Sets test-time augmentation and the loggers' run folder."""
-        self.model.tta = self.config[self.subcommand]["tta"]
+        config = self.config[self.subcommand]
+        self.model.tta = config["tta"]
+        self.model.allow_other_preprocess = config["allow_other_preprocess"]
         self.config_init[self.subcommand]["verbose"] = False  # ResultsWriter prints the metrics
         for note in tta_notes(self.model.tta):  # raises on an unknown name
             print_once(note)
@@ -164,11 +200,14 @@ class ConsiliumCLI(LightningCLI):
     def after_fit(self) -> None:
         """Evaluates the best epoch on val, and with `--test true` on test."""
         best = Path(self.trainer.default_root_dir) / "best.ckpt"
+        if self.is_dev_run and not best.is_file():  # a sparse stage would select it later
+            best = best.with_name("last.ckpt")
         if not best.is_file():
+            print_once(f"no validation, hence no {best} and no metrics; last.ckpt is the last step")
             return
         options = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": str(best)}
         evaluations = {"val": self.trainer.validate}
-        if self.config["fit"]["test"]:
+        if self.config["fit"]["test"] or self.is_dev_run:
             evaluations["test"] = self.trainer.test
         for split, evaluate in evaluations.items():
             if self.trainer.received_sigterm:  # during the last batch of the previous stage
@@ -198,6 +237,7 @@ def run_training(args: list[str]) -> int:
     """Runs `args` (subcommand first) and returns 0; invalid input is a ValueError."""
     silence_lightning()
     try:
+        args = [args[0], *preflight.default_config(args), *with_class_of_help(args[1:])]
         preflight.run_with_smaller_batches(ConsiliumCLI, args)
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise ValueError(shorten_parser_error(str(error))) from error
@@ -225,17 +265,20 @@ def config_paths(args: list[str]) -> list[Path]:
     return [Path(value) for value in values if value]
 
 
+def with_class_of_help(args: Sequence[str]) -> list[str]:
+    """The arguments with the class that `--data.help` or `--model.help` describes by default."""
+    pairs = zip(args, [*args, "--"][1:], strict=True)
+    return [f"{arg}={CLASS_HELP[arg]}" if arg in CLASS_HELP and after.startswith("-") else arg
+            for arg, after in pairs]  # fmt: skip
+
+
 def _parser_options() -> dict[str, Any]:
     commands = {
-        name: {
-            "exit_on_error": False,
-            "usage": f"consilium {name} --config FILE [--config FILE ...] [--run FOLDER] ...",
-            "description": f"{summary.capitalize()}.",
-            "epilog": EPILOG.format(command=name, example=MEMBER if name == "fit" else EVALUATION),
-        }
+        name: {"exit_on_error": False, "usage": USAGE.format(command=name),
+               "description": f"{summary.capitalize()}."}
         for name, summary in COMMANDS.items()
-    }
-    return {"exit_on_error": False, "formatter_class": _HelpFormatter, **commands}
+    }  # fmt: skip
+    return {"exit_on_error": False, **commands}
 
 
 def silence_lightning() -> None:

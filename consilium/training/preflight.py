@@ -1,6 +1,8 @@
 """Checks before a run starts, its default checkpoint, and smaller batches when memory is full."""
 
+import argparse
 import gc
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -13,14 +15,16 @@ from jsonargparse import Namespace
 
 from callbacks.checkpoint import BestAndLastCheckpoint
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
-from consilium.config_files import source_file
+from consilium.config_files import read_config, resolve_references, source_file
 from lightning_modules import backbones
 from lightning_modules.base import EPOCH_METRICS
 from lightning_modules.checkpoints import argument_types
 from lightning_modules.classifier import ImageClassifier
+from lightning_modules.ensemble import EnsembleModule
 
 Callbacks = list[Namespace] | Namespace | None
 WRITERS = (BestAndLastCheckpoint, HistoryWriter, PredictionWriter, ResultsWriter)
+RUN_CONFIG = "config.yaml"  # in a run folder
 AUTO_BATCH = "--auto_batch"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -34,8 +38,9 @@ class OutOfMemory(ValueError):
         self.batch_size, self.run = batch_size, Path(run)
         super().__init__(
             f"out of memory with batch_size {batch_size}; for the same effective batch size give "
-            f"{' '.join(self.flags)} ({AUTO_BATCH} does so automatically); "
-            "backbone_args {grad_checkpointing: true} also saves memory"
+            f"{' '.join(self.flags)} ({AUTO_BATCH} does so automatically), which trains alike "
+            "except for batch norms: they normalize by the smaller batch; "
+            "backbone_args {grad_checkpointing: true} also saves memory and changes no result"
         )
 
 
@@ -50,11 +55,18 @@ def refuse_used_run_folder(folder: Path) -> None:
     raise ValueError(f"--run {folder}: contains {content} give another --run, or remove the folder")
 
 
-def require_result_callbacks(callbacks: Callbacks) -> None:
+def require_result_callbacks(callbacks: Callbacks, files: Sequence[Path]) -> None:
     """Raises ValueError if no callback would write a checkpoint, a history or results."""
-    if not any(issubclass(resolve_name(item.class_path), WRITERS) for item in _as_list(callbacks)):
+    if _has_writer(item.class_path for item in _as_list(callbacks)):
+        return
+    lists = {str(file): paths for file in files if (paths := _callback_paths(file)) is not None}
+    replaced = [file for file, class_paths in lists.items() if _has_writer(class_paths)]
+    if not replaced:
         reason = "none of them writes results; give --config configs/base.yaml first"
         raise ValueError(f"trainer.callbacks: {reason}")
+    last = list(lists)[-1]
+    reason = f"replaces the callbacks of {replaced[-1]}; to add to them, write `callbacks+`"
+    raise ValueError(f"{'command line' if last in replaced else last}: trainer.callbacks {reason}")
 
 
 def check_fit_config(config: Namespace) -> None:
@@ -62,6 +74,10 @@ def check_fit_config(config: Namespace) -> None:
     for name in ("max_epochs", "max_steps"):
         if config.trainer[name] == 0:
             raise ValueError(f"--trainer.{name} 0: must be at least 1, or -1 for no limit")
+    model = resolve_name(config.model.class_path)
+    if not issubclass(model, ImageClassifier | EnsembleModule):
+        reason = "is no subclass of lightning_modules.ImageClassifier, and has no checkpoints"
+        raise ValueError(f"model: {config.model.class_path} {reason}")
     if not config.model.class_path.startswith("lightning_modules."):
         return  # other classes log other metrics
     known = [f"val/{name}" for name in EPOCH_METRICS]
@@ -99,16 +115,43 @@ def monitored_metrics(config: Namespace) -> dict[str, str]:
     return {argument: metric for argument, metric in monitors.items() if metric}
 
 
-def default_checkpoint(run: Path, configs: Iterable[object]) -> Path:
-    """best.ckpt of the run folder, or of the folder of a config file."""
+def limit_to_first_batches(trainer: Namespace) -> None:
+    """Applies `fast_dev_run`; Lightning's own would leave out checkpoints, tests and reports."""
+    count = int(trainer.fast_dev_run)
+    for stage in ("train", "val", "test", "predict"):
+        trainer[f"limit_{stage}_batches"] = count
+    trainer.max_steps = math.ceil(count / trainer.accumulate_grad_batches)
+    trainer.val_check_interval, trainer.check_val_every_n_epoch = 1.0, 1
+    trainer.logger = trainer.fast_dev_run = False
+
+
+def default_config(args: Sequence[str]) -> list[str]:
+    """`--config` and `--run` of the run whose checkpoint or folder is given without a config."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--config", "-c", "--model", "--ckpt_path", "--run"):
+        parser.add_argument(name)
+    given = parser.parse_known_args(args)[0]
+    if given.config or given.c or given.model or not (given.ckpt_path or given.run):
+        return []
+    is_path = given.ckpt_path not in (None, "best", "last")
+    folder = Path(given.ckpt_path).parent if is_path else Path(given.run or ".")
+    file = folder / RUN_CONFIG
+    if not file.is_file():
+        raise ValueError(f"--config: required, as there is no {file}")
+    return ["--config", str(file), *([] if given.run else ["--run", str(folder)])]
+
+
+def default_checkpoint(run: Path, configs: Iterable[object], name: str = "best") -> Path:
+    """best.ckpt, or another, of the run folder or of the folder of a config file."""
     folders = [run, *(Path(str(config)).parent for config in configs if config is not None)]
-    candidates = {(folder / "best.ckpt").resolve(): folder / "best.ckpt" for folder in folders}
+    file = f"{name}.ckpt"
+    candidates = {(folder / file).resolve(): folder / file for folder in folders}
     paths = [path for resolved, path in candidates.items() if resolved.is_file()]
     if len(paths) == 1:
         return paths[0]
     if paths:
         raise ValueError(f"--ckpt_path: give one of {', '.join(map(str, paths))}")
-    raise ValueError(f"--ckpt_path: required, as {run} has no best.ckpt")
+    raise ValueError(f"--ckpt_path: required, as {run} has no {file}")
 
 
 @contextmanager
@@ -143,6 +186,20 @@ def run_with_smaller_batches(run: Callable[[list[str]], object], args: list[str]
             print(f"out of memory with batch_size {error.batch_size}; retrying {error.flags[1]}")
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _has_writer(class_paths: Iterable[str]) -> bool:
+    return any(issubclass(resolve_name(path), WRITERS) for path in class_paths)
+
+
+def _callback_paths(file: Path) -> list[str] | None:
+    """Class paths of the callbacks that a config file sets; None if it does not set them."""
+    trainer = resolve_references(file.parent, read_config(file).get("trainer"))
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    if callbacks is None:
+        return None
+    items = callbacks if isinstance(callbacks, list) else [callbacks]
+    return [item["class_path"] for item in items]
 
 
 def _as_list(callbacks: Callbacks) -> list[Namespace]:

@@ -1,50 +1,55 @@
 """Finds problems of a dataset that make its metrics wrong: leaks, duplicates, confounds."""
 
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from datamodules.audit.file_stats import NUMBERS, Confound, compute_file_stats, measure_confounds
+from datamodules.audit.confounds import Confound, measure_confounds
+from datamodules.audit.file_stats import compute_file_stats
+from datamodules.audit.issues import (
+    BROKEN,
+    CONFLICT,
+    CONSTANT,
+    MIN_STD,
+    NAMES,
+    NEAR,
+    PATIENT,
+    SAME,
+    Issue,
+    Match,
+    file_issues,
+    first_few,
+    ids_of,
+    issue_of_groups,
+    patient_issues,
+    shared_id_issues,
+)
 from datamodules.audit.near_duplicates import NearDuplicate, Thumbnails, find_near_duplicates
 from datamodules.images import ImageError, content_digest, read_file_bytes, split_frame_number
 from datamodules.manifest import SPLIT_ALIASES, SPLITS, Manifest
+from datamodules.splits import Groups
 
-PATIENT, SAME, NEAR = "patients in several splits", "identical files", "near duplicates"
-NAMES, CONFLICT = "derived file names", "duplicates with different labels"
-BROKEN, CONSTANT, HUGE = "unreadable files", "constant images", "very large files"
+AUDITS = "runs/audit-*/audit.json"  # as `consilium audit` names them
 _CHANGES = "aug|augmented|flip|flipped|hflip|vflip|rot|rotated|rotate|mirror|mirrored|bright|dark"
 _CHANGES += "|brightness|contrast|gamma|blur|noise|crop|cropped|zoom|shift|shear|jitter|copy|dup"
+_CHANGES += "|orig|original|inv|inverted"
 _DERIVED = re.compile(rf"([ _.-]+({_CHANGES})[ _.-]*\(?-?\d*\)?| ?\(\d+\))+$", re.IGNORECASE)
-_HUGE_PIXELS, _HUGE_BYTES = 50_000_000, 100_000_000
 _WHERE = {True: "in different splits", False: "within one split"}  # by whether it is a leak
-_MIN_STD = 1.0  # of the gray values; below it an image counts as constant
 
 
-@dataclass(frozen=True)
-class Match:
-    """Two samples that belong together."""
+class Overlap(NamedTuple):
+    """How many images of a split have a copy, or another image of the patient, in train."""
 
-    first: str  # the id of one sample
-    second: str  # the id of the other
-    reason: str  # why they belong together, such as "same patient" or "mirrored"
-    similarity: float = 1.0  # 1 for identical files, else the correlation of aligned details
-
-
-@dataclass(frozen=True)
-class Issue:
-    """A problem of the dataset."""
-
-    kind: str  # one of the constants of this module
-    is_leak: bool  # whether information about evaluation samples is in the training split
-    message: str  # one sentence for the report
-    ids: list[str]  # the samples concerned
-    matches: tuple[Match, ...] = ()  # pairs that demonstrate the problem
-    groups: tuple[tuple[str, ...], ...] = ()  # samples that belong together
+    split: str
+    images: int
+    copied: int
+    same_patient: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +65,16 @@ class Audit:
         """The issues for which the audit fails."""
         return [issue for issue in self.issues if issue.is_leak]
 
-    def quarantine(self) -> pd.DataFrame:
-        """Samples to exclude so that no leak remains: id, path, split, reason.
+    @property
+    def suspects(self) -> list[Confound]:
+        """What predicts the class so well that a network may learn it instead."""
+        return [confound for confound in self.confounds if confound.is_suspect]
 
-        Of samples that belong together, only those of the last split stay.
+    def quarantine(self) -> pd.DataFrame:
+        """Samples to exclude so that no leak remains: id, path, split, reason, detail.
+
+        Of samples that belong together, only those of the last split stay. Of identical files with
+        different labels none stays, since no label is more likely than another.
         """
         table = self.manifest.table
         rank = dict(zip(table["id"], table["split"].map(SPLITS.index), strict=True))
@@ -71,12 +82,40 @@ class Audit:
         for issue in reversed(self.issues):  # the first issue of a sample is its reason
             reasons |= dict.fromkeys(_ids_to_exclude(issue, rank), issue.kind)
         excluded = table.loc[table["id"].isin(set(reasons)), ["id", "path", "split"]]
-        return excluded.assign(reason=[reasons[name] for name in excluded["id"]])
+        excluded["reason"] = [reasons[name] for name in excluded["id"]]
+        details = {n: r for i in self.issues for n, r in zip(i.ids, i.reasons, strict=False)}
+        return excluded.assign(detail=[details.get(name, "") for name in excluded["id"]])
+
+    def copy_groups(self) -> pd.DataFrame:
+        """Samples that have to be in the same split as their copies: id, group."""
+        ids = self.manifest.table["id"]
+        row, groups = {name: k for k, name in enumerate(ids)}, Groups(len(ids))
+        for issue in self.issues:
+            for first, *others in issue.groups if issue.kind in (SAME, NEAR, NAMES) else ():
+                for other in others:
+                    groups.connect(row[first], row[other])
+        table = pd.DataFrame({"id": ids, "group": ids.to_numpy()[groups.labels()]})
+        return table[groups.sizes() > 1]
+
+    def overlaps(self) -> list[Overlap]:
+        """How many images of val and of test have a copy or their patient in train."""
+        table = self.manifest.table
+        split = dict(zip(table["id"], table["split"], strict=True))
+        shared: dict[bool, set[str]] = {True: set(), False: set()}  # by whether it is by patient
+        for issue in self.leaks:
+            groups = (g for g in issue.groups if any(split[name] == "train" for name in g))
+            shared[issue.kind == PATIENT].update(name for group in groups for name in group)
+        overlaps = []
+        for name in ("val", "test") if "train" in split.values() else ():
+            ids = set(table["id"][table["split"] == name])
+            overlap = Overlap(name, len(ids), len(ids & shared[False]), len(ids & shared[True]))
+            overlaps += [overlap] * bool(ids)
+        return overlaps
 
 
 def _ids_to_exclude(issue: Issue, rank: dict[str, int]) -> list[str]:
     if issue.kind == CONFLICT:
-        return [min((m.first, m.second), key=rank.__getitem__) for m in issue.matches]
+        return [name for group in issue.groups for name in group]
     if not issue.is_leak:
         return issue.ids if issue.kind in (BROKEN, CONSTANT) else []
     return [
@@ -96,30 +135,47 @@ def find_leaks_without_decoding(manifest: Manifest) -> list[Issue]:
         if len(set(splits[rows])) > 1:
             digests[rows] = [_file_digest(manifest.table["path"].iloc[k]) for k in rows]
     table = manifest.table.assign(digest=digests)
-    issues = _patient_issues(table) + _name_issues(table) + _identical_issues(table)
+    issues = patient_issues(table) + _name_issues(table)
+    issues += _copy_issues(table, _identical_matches(table), [])
     return [issue for issue in issues if issue.is_leak]
+
+
+def find_recorded_leaks(digest: str) -> tuple[list[str], Path | None]:
+    """Leaks of the newest audit below ``runs`` of the manifest with this digest, and its folder."""
+    files = sorted(Path().glob(AUDITS), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files:
+        audit = json.loads(file.read_text(encoding="utf-8"))
+        if audit.get("manifest_digest") == digest:
+            return [i["message"] for i in audit["issues"] if i["is_leak"]], file.parent
+    return [], None
 
 
 def audit_manifest(manifest: Manifest) -> Audit:
     """Decodes every file once and reports all issues and confounds."""
     stats, thumbnails = compute_file_stats(manifest.table["path"].tolist())
     table = manifest.table.assign(digest=stats["digest"])
-    issues = _patient_issues(table) + _name_issues(table) + _identical_issues(table)
-    issues += _near_issues(table, stats, thumbnails)
-    issues += _conflict_issues(manifest, issues) + _file_issues(table["id"], stats)
-    attributes = manifest.table[[name for name in manifest.attributes if name != "box"]]
-    columns = stats[["format", "color", *NUMBERS]].join(attributes)
-    labels = manifest.table["label"].to_numpy()
-    confounds = measure_confounds(columns, list(NUMBERS), labels, manifest.class_names)
-    return Audit(manifest, sorted(issues, key=lambda issue: not issue.is_leak), confounds)
+    audit = Audit(manifest, [], measure_confounds(stats, manifest))
+    near: list[Match] = []
+    is_left = np.ones(len(table), dtype=bool)
+    while True:  # until nothing is found in what the quarantine leaves
+        known = set(near)
+        near += [m for m in _near_matches(table, stats, thumbnails, is_left) if m not in known]
+        audit = replace(audit, issues=_all_issues(manifest, table, stats, near))
+        was_left = is_left & _is_comparable(stats)
+        is_left = ~table["id"].isin(audit.quarantine()["id"]).to_numpy()
+        if len(near) == len(known) or (is_left & was_left).sum() == was_left.sum():
+            return audit
 
 
-def _patient_issues(table: pd.DataFrame) -> list[Issue]:
-    rows = table[table.groupby("patient")["split"].transform("nunique") > 1]
-    parts = {str(patient): part for patient, part in rows.groupby("patient")}
-    message = f"{len(parts)} patients are in more than one split: {_first_few(list(parts))}"
-    issue = _issue_of_groups(PATIENT, True, message, list(parts.values()), "same patient")
-    return [issue] * bool(parts)
+def _all_issues(
+    manifest: Manifest, table: pd.DataFrame, stats: pd.DataFrame, near: list[Match]
+) -> list[Issue]:
+    """Every issue, leaks first."""
+    issues = patient_issues(table) + _name_issues(table)
+    issues += _copy_issues(table, _identical_matches(table), near)
+    issues += _conflict_issues(manifest, table, issues) + shared_id_issues(table, issues)
+    issues += file_issues(table["id"], stats)
+    return sorted(issues, key=lambda issue: not issue.is_leak)
 
 
 def _name_issues(table: pd.DataFrame) -> list[Issue]:
@@ -131,54 +187,46 @@ def _name_issues(table: pd.DataFrame) -> list[Issue]:
     for is_leak in (True, False):
         chosen = [part for part in parts if (part["split"].nunique() > 1) == is_leak]
         if chosen:
-            few = _first_few([name for part in chosen for name in part["id"]])
+            few = first_few([name for part in chosen for name in part["id"]])
             message = f"{len(chosen)} originals have derived files {_WHERE[is_leak]}: {few}"
-            issues.append(_issue_of_groups(NAMES, is_leak, message, chosen, "same name"))
+            issues.append(issue_of_groups(NAMES, is_leak, message, chosen, "same name"))
     return issues
 
 
-def _issue_of_groups(
-    kind: str, is_leak: bool, message: str, parts: list[pd.DataFrame], reason: str
-) -> Issue:
-    """The issue of groups of samples, with a match from each, across splits if possible."""
-    matches = []
-    for part in parts:
-        first, others = part.iloc[0], part[part["split"] != part["split"].iloc[0]]
-        second = others.iloc[0] if len(others) else part.iloc[-1]
-        matches.append(Match(str(first["id"]), str(second["id"]), reason))
-    groups = tuple(tuple(part["id"]) for part in parts)
-    ids = [name for group in groups for name in group]
-    return Issue(kind, is_leak, message, ids, tuple(matches), groups)
-
-
-def _identical_issues(table: pd.DataFrame) -> list[Issue]:
+def _identical_matches(table: pd.DataFrame) -> list[Match]:
     ids, split, matches = table["id"], table["split"], []
     for rows in _rows_by_digest(table):
         others = sorted(rows[1:], key=lambda k: split.iloc[k] == split.iloc[rows[0]])
         matches += [Match(ids.iloc[rows[0]], ids.iloc[k], "same bytes") for k in others]
-    return _issues_by_leak(table, SAME, matches)
+    return matches
 
 
-def _near_issues(table: pd.DataFrame, stats: pd.DataFrame, images: np.ndarray) -> list[Issue]:
-    """Images that show the same although their bytes differ."""
-    usable = (stats["error"] == "") & (stats["std"] >= _MIN_STD)
-    rows = np.flatnonzero((usable & ~stats["digest"].duplicated()).to_numpy())
-    groups = table.iloc[rows].groupby(["patient", "split", "label"]).ngroup().to_numpy(copy=True)
-    is_repeated = stats["digest"].duplicated(keep=False).to_numpy()[rows]
-    groups[is_repeated] = -1  # represents copies that may be of other patients and splits
+def _is_comparable(stats: pd.DataFrame) -> np.ndarray:
+    return ((stats["error"] == "") & (stats["std"] >= MIN_STD)).to_numpy()
+
+
+def _near_matches(
+    table: pd.DataFrame, stats: pd.DataFrame, images: np.ndarray, is_left: np.ndarray
+) -> list[Match]:
+    """Images that show the same although their bytes differ, among those that are left."""
+    digests = stats["digest"][is_left & _is_comparable(stats)]
+    rows = digests.index[~digests.duplicated()].to_numpy()
+    patients = table["patient"].iloc[rows].factorize()[0]
+    is_repeated = digests.duplicated(keep=False)[rows].to_numpy()
+    patients[is_repeated] = -1  # represents copies that may be of other patients
     size = stats[["width", "height"]].to_numpy(float)[rows]
     thumbnails = Thumbnails(images, rows, size.min(axis=1), size[:, 0] == size[:, 1])
     matches = []
-    for pair in find_near_duplicates(thumbnails, groups):
+    for pair in find_near_duplicates(thumbnails, patients):
         k, other = rows[pair.first], rows[pair.second]
         change = _describe_change(stats.iloc[k], stats.iloc[other], pair)
         first, second = table["id"].iloc[[k, other]]
         matches.append(Match(first, second, change, round(pair.similarity, 3)))
-    return _issues_by_leak(table, NEAR, matches)
+    return matches
 
 
-def _conflict_issues(manifest: Manifest, issues: list[Issue]) -> list[Issue]:
-    """Duplicates with different labels: at least one of the labels is wrong."""
+def _conflict_issues(manifest: Manifest, table: pd.DataFrame, issues: list[Issue]) -> list[Issue]:
+    """Duplicates with different labels; its groups are the identical files among them."""
     label = dict(zip(manifest.table["id"], manifest.table["label"], strict=True))
     names = manifest.class_names
     conflicts = [
@@ -188,57 +236,54 @@ def _conflict_issues(manifest: Manifest, issues: list[Issue]) -> list[Issue]:
         for m in issue.matches
         if label[m.first] != label[m.second] and min(label[m.first], label[m.second]) >= 0
     ]
-    ids = _ids_of(conflicts)
-    message = f"{len(conflicts)} pairs of duplicates have different labels: {_first_few(ids)}"
-    return [Issue(CONFLICT, False, message, ids, tuple(conflicts))] * bool(conflicts)
+    ids = ids_of(conflicts)
+    message = f"{len(conflicts)} pairs of duplicates have different labels: {first_few(ids)}"
+    parts = [table[table["label"] >= 0].reindex(rows).dropna() for rows in _rows_by_digest(table)]
+    groups = tuple(tuple(part["id"]) for part in parts if part["label"].nunique() > 1)
+    issue = Issue(CONFLICT, False, message, ids, tuple(conflicts), groups)
+    return [issue] * bool(conflicts)
 
 
-def _file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
-    """Files that cannot be read, are constant, or are far larger than a network can use."""
-    is_huge = (stats["width"] * stats["height"] > _HUGE_PIXELS) | (stats["bytes"] > _HUGE_BYTES)
-    checks = {BROKEN: stats["error"] != "", CONSTANT: stats["std"] < _MIN_STD, HUGE: is_huge}
-    issues = []
-    for kind, rows in checks.items():
-        names = (stats["error"] if kind == BROKEN else ids)[rows].tolist()
-        message = f"{int(rows.sum())} {kind}: {_first_few(names)}"
-        issues += [Issue(kind, False, message, ids[rows].tolist())] * bool(rows.any())
-    return issues
-
-
-def _issues_by_leak(table: pd.DataFrame, kind: str, matches: list[Match]) -> list[Issue]:
-    """One issue for the matches across splits and one for those within a split."""
+def _copy_issues(table: pd.DataFrame, same: list[Match], near: list[Match]) -> list[Issue]:
+    """Issues of copies across splits and within a split; their groups are all connected copies."""
+    row, groups = {name: k for k, name in enumerate(table["id"])}, Groups(len(table))
+    for match in same + near:
+        groups.connect(row[match.first], row[match.second])
+    members = table["id"].groupby(groups.labels()).agg(tuple).to_dict()
     split = dict(zip(table["id"], table["split"], strict=True))
-    copies = {name: (name,) for name in table["id"]}
-    for rows in _rows_by_digest(table):
-        ids = tuple(table["id"].iloc[rows])
-        copies |= dict.fromkeys(ids, ids)
     issues = []
-    for is_leak in (True, False):
-        chosen = tuple(m for m in matches if (split[m.first] != split[m.second]) == is_leak)
-        if chosen:
-            names = _ids_of(chosen)
-            message = f"{len(chosen)} pairs of {kind} {_WHERE[is_leak]}: {_first_few(names)}"
-            pairs = (copies[m.first] + copies[m.second] for m in chosen)
-            related = tuple(tuple(dict.fromkeys(ids)) for ids in pairs)
-            issues.append(Issue(kind, is_leak, message, names, chosen, related))
+    for kind, matches in ((SAME, same), (NEAR, _without_repeated_exposures(table, near))):
+        for is_leak in (True, False):
+            chosen = tuple(m for m in matches if (split[m.first] != split[m.second]) == is_leak)
+            related = dict.fromkeys(groups.find(row[m.first]) for m in chosen)
+            names = ids_of(chosen)
+            message = f"{len(chosen)} pairs of {kind} {_WHERE[is_leak]}: {first_few(names)}"
+            issue = Issue(kind, is_leak, message, names, chosen, tuple(members[k] for k in related))
+            issues += [issue] * bool(chosen)
     return issues
+
+
+def _without_repeated_exposures(table: pd.DataFrame, near: list[Match]) -> list[Match]:
+    """Without pairs of the same patient, split and label, which do no harm."""
+    keys = zip(table["id"], table["patient"], table["split"], table["label"], strict=True)
+    key = {name: rest for name, *rest in keys}
+    is_repeated = set(table["id"][table["digest"].duplicated(keep=False)])
+    return [m for m in near if key[m.first] != key[m.second] or is_repeated & {m.first, m.second}]
 
 
 def _describe_change(first: pd.Series, second: pd.Series, pair: NearDuplicate) -> str:
     """The changes from one image to its near duplicate, such as "mirrored, resized"."""
-    mirrored, degrees = pair.alignment.mirrored, abs(round(pair.alignment.degrees))
+    mirrored, degrees = pair.pose.is_mirrored, abs(round(pair.pose.degrees))
     if mirrored and degrees > 90:  # a mirror image is first aligned upside down
         degrees = 180 - degrees
-    changes = ["mirrored"] * mirrored + [f"rotated by {degrees} degrees"] * (degrees > 2)
+    changes = ["inverted"] * (pair.pose.score < 0) + ["mirrored"] * mirrored
+    changes += [f"rotated by {degrees} degrees"] * (degrees > 2)
+    changes += ["cropped"] * pair.pose.is_cropped
     if (first["width"], first["height"]) != (second["width"], second["height"]):
         changes.append("resized")
     if abs(first["mean"] - second["mean"]) > 6:
         changes.append("different brightness")
     return ", ".join(changes) or "re-encoded"
-
-
-def _ids_of(matches: Iterable[Match]) -> list[str]:
-    return list(dict.fromkeys(name for m in matches for name in (m.first, m.second)))
 
 
 def _rows_by_digest(table: pd.DataFrame) -> list[list[int]]:
@@ -263,7 +308,3 @@ def _file_digest(path: str) -> str:
         return content_digest(read_file_bytes(path), path)
     except ImageError:
         return ""
-
-
-def _first_few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

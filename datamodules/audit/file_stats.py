@@ -1,40 +1,22 @@
-"""Statistics of every image file, and how well each of them alone predicts the class."""
+"""Statistics of every image file, and a thumbnail of each."""
 
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from rich.progress import track
-from scipy.stats import chi2_contingency, mannwhitneyu
 
 from datamodules.audit.near_duplicates import THUMBNAIL_SIZE, make_thumbnails
 from datamodules.images import ImageError, content_digest, decode, detect_format, read_file_bytes
 
-SUSPECT_AUC, SUSPECT_V = 0.75, 0.5
-_MAX_CATEGORIES = 20
 _CHUNK = 512
 NUMBERS = (
     "bytes", "bytes_per_pixel", "width", "height", "aspect", "mean", "std", "black_ratio",
     "white_ratio", "corner_mean", "sharpness",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Confound:
-    """How well one statistic or attribute alone predicts the class."""
-
-    name: str
-    measure: str  # ``AUC`` for numbers, ``V`` (Cramer's V) for categories
-    value: float  # from 0.5 to 1 for the AUC, from 0 to 1 for V
-    class_name: str = ""  # of a one-vs-rest AUC, if there are more than two classes
-
-    @property
-    def is_suspect(self) -> bool:
-        """Whether it predicts the class so well that a network may learn it instead."""
-        return self.value >= (SUSPECT_AUC if self.measure == "AUC" else SUSPECT_V)
+CATEGORIES = ("format", "color")
 
 
 def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
@@ -84,41 +66,3 @@ def _numbers(image: np.ndarray, thumbnail: np.ndarray, num_bytes: int) -> dict[s
         "corner_mean": float(np.mean(corners)),
         "sharpness": float(np.abs(np.diff(brightness, axis=1)).mean()),
     }  # fmt: skip
-
-
-def measure_confounds(
-    table: pd.DataFrame, numeric: list[str], labels: np.ndarray, class_names: list[str]
-) -> list[Confound]:
-    """How well each column predicts known labels, suspects first; ``numeric`` are numbers."""
-    is_usable = (labels >= 0) & table[numeric].notna().to_numpy().all(axis=1)
-    table, labels = table[is_usable], labels[is_usable]
-    classes, confounds = np.unique(labels), []
-    if len(classes) < 2:
-        return []
-    for name in numeric:
-        numbers = table[name].to_numpy(float)
-        aucs = [(abs(auc(numbers, labels == k) - 0.5) + 0.5, class_names[k]) for k in classes]
-        value, class_name = max(aucs)
-        confounds.append(Confound(name, "AUC", value, class_name if len(classes) > 2 else ""))
-    for name in (str(name) for name in table.columns if name not in numeric):
-        values = table[name].astype(str).to_numpy()
-        if 2 <= len(set(values)) <= min(_MAX_CATEGORIES, len(values) // 5):
-            confounds.append(Confound(name, "V", cramers_v(values, labels)))
-    return sorted(confounds, key=lambda confound: (not confound.is_suspect, -confound.value))
-
-
-def auc(values: np.ndarray, is_positive: np.ndarray) -> float:
-    """Area under the ROC curve: probability that a positive has the higher value."""
-    positive, negative = values[is_positive], values[~is_positive]
-    u = mannwhitneyu(positive, negative, method="asymptotic").statistic
-    return float(u / (len(positive) * len(negative)))
-
-
-def cramers_v(rows: np.ndarray, columns: np.ndarray) -> float:
-    """Cramer's V with Bergsma's bias correction, from 0 to 1; scipy has it without correction."""
-    counts = pd.crosstab(rows, columns).to_numpy()
-    total, (r, c) = counts.sum(), counts.shape
-    phi2 = chi2_contingency(counts, correction=False).statistic / total
-    phi2 = max(0.0, phi2 - (c - 1) * (r - 1) / (total - 1))
-    smallest = min(c - (c - 1) ** 2 / (total - 1), r - (r - 1) ** 2 / (total - 1)) - 1
-    return float(np.sqrt(phi2 / smallest)) if smallest > 0 else 0.0

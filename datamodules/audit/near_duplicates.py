@@ -1,56 +1,61 @@
-"""Finds duplicates of images that were mirrored, rotated, resized, re-encoded or brightened.
+"""Finds duplicates of images that were rotated, mirrored, cropped, blurred, inverted or re-encoded.
 
-Three steps, each for fewer pairs. A descriptor that is invariant to flips and rotations (spectra of
-rings) is searched in a tree, in nearly constant time per image. Each neighbor is aligned and its
-local structure is compared. What is still similar is aligned to a fraction of a pixel and compared
-on three scales of detail: different images of the same anatomy differ in their noise.
+Neighbors of each image are searched with descriptors that ignore such changes, aligned, and
+compared on three scales of detail including the noise: different images of the same anatomy have
+similar thumbnails, but different details. The similarity from which a pair is a duplicate comes
+from random pairs of different patients, which are no copies; how similar copies are at least comes
+from copies that are simulated. Neither depends on how many duplicates there are.
 """
 
 import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from rich.progress import track
-from scipy.spatial import cKDTree
-from scipy.stats import median_abs_deviation
+
+from datamodules.audit.alignment import (
+    ZOOMS,
+    Features,
+    Pose,
+    best_pose,
+    describe,
+    detail_similarity,
+    pose_matrix,
+    refine_pose,
+    resize,
+)
+from datamodules.splits import Groups
 
 THUMBNAIL_SIZE = 128
-COARSE_SIZE = 64  # side of the thumbnails in the first two steps
-_RINGS, _ANGLES, _FREQUENCIES = 28, 128, 9
-_DIMENSIONS = 16
-_NUM_NEIGHBORS, _MAX_CANDIDATES = 9, 2  # per image, in the first and the last step
-_MIN_COARSE_CORRELATION = 0.55
-_CHUNK = 4096
-_LOWEST_LIMIT, _HIGHEST_LIMIT = 0.72, 0.88  # of the similarity from which a pair is reported
-_NUM_ANGLES = 256  # angles that are compared
-_MIN_FINE_CORRELATION = 0.4  # below this correlation a fine alignment cannot make images similar
-_MAX_ROTATION = 20.0  # of a duplicate from a multiple of 90 degrees, in degrees
+_DIMENSIONS = 32
+_NUM_NEIGHBORS, _MOST_NEIGHBORS = 6, 100  # of each image, without and with its duplicates
+_NUM_COPIES, _NUM_RANDOM_PAIRS, _NUM_COMPARED = 100, 2_000, 80  # of the samples
+_LOWEST_SCORE = 0.6  # of the coarse alignment of a pair whose details are compared
+_FALSE_PAIRS = 0.2  # expected number in the whole dataset
+_LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
+_BLOCK = 512
 
-
-class Alignment(NamedTuple):
-    """How the second image is moved onto the first: mirrored first, then rotated."""
-
-    mirrored: bool
-    degrees: float
+Pair = tuple[int, int]
+_DTYPES = {"f": np.float16, "c": np.complex64}
+_RELATIVE_ZOOMS = [(k, 0) for k in range(len(ZOOMS))] + [(0, k) for k in range(1, len(ZOOMS))]
 
 
 class NearDuplicate(NamedTuple):
-    """Two images that show the same, or that may do so until their details are compared."""
+    """Two images that show the same."""
 
-    similarity: float  # correlation of the aligned local structure, finally of the details
     first: int  # position of one image
     second: int  # position of the other
-    view: int  # the view of `Thumbnails` in which they are more similar
-    alignment: Alignment  # of the second to the first
+    similarity: float  # mean correlation of aligned details on three scales, at most 1
+    pose: Pose  # how the one is moved onto the other
 
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
-    """Thumbnails of some of the files."""
+    """Thumbnails of some of the files, without a copy of the pixels."""
 
     images: np.ndarray  # (n, 2, side, side); of square images only the first view is set
     rows: np.ndarray  # (m,) positions of the files that are compared
@@ -60,9 +65,14 @@ class Thumbnails:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def view(self, k: int, which: int, side: int = THUMBNAIL_SIZE) -> np.ndarray:
+    def view(self, k: int, which: int) -> np.ndarray:
         """The center square (0) or the whole image squashed (1) of the k-th file."""
-        return _resize(self.images[self.rows[k], 0 if self.is_square[k] else which], side)
+        return np.asarray(self.images[self.rows[k], 0 if self.is_square[k] else which])
+
+    def subset(self, positions: np.ndarray) -> "Thumbnails":
+        """The thumbnails of some of these files."""
+        sides, is_square = self.shorter_sides[positions], self.is_square[positions]
+        return Thumbnails(self.images, self.rows[positions], sides, is_square)
 
 
 def make_thumbnails(image: np.ndarray) -> np.ndarray:
@@ -71,207 +81,239 @@ def make_thumbnails(image: np.ndarray) -> np.ndarray:
     height, width = gray.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    center = _resize(gray[top : top + side, left : left + side], THUMBNAIL_SIZE)
-    return np.stack([center] if height == width else [center, _resize(gray, THUMBNAIL_SIZE)])
+    center = resize(gray[top : top + side, left : left + side], THUMBNAIL_SIZE)
+    return np.stack([center] if height == width else [center, resize(gray, THUMBNAIL_SIZE)])
 
 
-def find_near_duplicates(thumbnails: Thumbnails, groups: np.ndarray) -> list[NearDuplicate]:
-    """Pairs that show the same; images of the same group (m,) are not compared unless negative."""
+def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[NearDuplicate]:
+    """Pairs that show the same; every duplicate is connected to its original by such pairs.
+
+    Images of the same patient (m,), unless it is negative, must be more similar than others, since
+    two exposures of a patient are no copies.
+    """
     if len(thumbnails) < 2:
         return []
-    spectra, descriptors = _describe(thumbnails)
-    neighbors = _find_neighbors(_project(descriptors, thumbnails), groups)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        chunks = np.array_split(neighbors, len(neighbors) // _CHUNK + 1)  # limits the open futures
-        compare = partial(_compare_coarsely, thumbnails, spectra)
-        candidates = [pair for part in chunks for pair in pool.map(compare, part) if pair]
-        best = _best_of_each_image(candidates, len(thumbnails))
-        pairs = list(pool.map(partial(_compare_details, thumbnails), best))
-    limits = _similarity_limit(thumbnails, pairs)
-    return [pair for pair, limit in zip(pairs, limits, strict=True) if pair.similarity >= limit]
-
-
-def _resize(gray: np.ndarray, side: int) -> np.ndarray:
-    method = cv2.INTER_AREA if min(gray.shape) > side else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(gray, (side, side), interpolation=method))
-
-
-def _ring_spectra(thumbnail: np.ndarray) -> np.ndarray:
-    """(rings, frequencies) complex: the spectrum of each ring around the center."""
-    center = ((COARSE_SIZE - 1) / 2, (COARSE_SIZE - 1) / 2)
-    flags = cv2.WARP_POLAR_LINEAR | cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
-    structure = _local_structure(thumbnail)
-    polar = cv2.warpPolar(structure, (_RINGS, _ANGLES), center, COARSE_SIZE / 2 - 1, flags)
-    return np.asarray(np.fft.rfft(polar.T, axis=1))
-
-
-def _descriptor(spectrum: np.ndarray) -> np.ndarray:
-    """Amplitudes of the low frequencies of each ring, invariant to rotation and mirroring."""
-    sizes = np.abs(spectrum[:, :_FREQUENCIES]) * np.sqrt(np.arange(1, _RINGS + 1))[:, None]
-    return np.asarray(np.sqrt(sizes), dtype=np.float32).ravel()
-
-
-def _describe(thumbnails: Thumbnails) -> tuple[np.ndarray, np.ndarray]:
-    """(m, views, rings / 2, 33) spectra for the alignment, (m, d) descriptors."""
     views = (0,) if thumbnails.is_square.all() else (0, 1)
-    spectra = np.empty((len(thumbnails), len(views), _RINGS // 2, 33), dtype=np.complex64)
-    descriptors = np.empty((len(thumbnails), _RINGS * _FREQUENCIES), dtype=np.float32)
-    for k in track(range(len(thumbnails)), "describing every image"):
-        by_view = [_ring_spectra(thumbnails.view(k, which, COARSE_SIZE)) for which in views]
-        spectra[k] = np.stack([spectrum[::2, :33] for spectrum in by_view])
-        descriptors[k] = _descriptor(by_view[-1])
-    return spectra, descriptors
+    pairs: dict[Pair, NearDuplicate] = {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for which in views:
+            for pair in _search(_Comparison(thumbnails, which, patients, pool)):
+                known = pairs.get(pair[:2], pair)
+                pairs[pair[:2]] = max(pair, known, key=lambda pair: pair.similarity)
+    return [pairs[key] for key in sorted(pairs)]
 
 
-def _project(descriptors: np.ndarray, thumbnails: Thumbnails) -> np.ndarray:
-    """Descriptors scaled by how little distortions change them, on their principal axes."""
-    count = min(150, len(thumbnails))
-    sample = np.linspace(0, len(thumbnails) - 1, count).astype(int)
-    rotation = cv2.getRotationMatrix2D(((THUMBNAIL_SIZE - 1) / 2,) * 2, 9, 1)
-    changes = []
-    for k in sample:
-        view = thumbnails.view(k, 1)
-        rotated = cv2.warpAffine(view, rotation, view.shape)
-        blurred = cv2.GaussianBlur(view, (0, 0), 1.2)
-        bright = cv2.convertScaleAbs(view, alpha=1.2, beta=15)
-        small = (_resize(changed, COARSE_SIZE) for changed in (rotated, blurred, bright))
-        changes += [_descriptor(_ring_spectra(image)) - descriptors[k] for image in small]
-    centered = descriptors / (np.std(np.array(changes), axis=0) + 0.05)
-    centered -= centered.mean(axis=0)
-    _, axes = np.linalg.eigh(centered.T @ centered)
-    return np.asarray(centered @ axes[:, -_DIMENSIONS:], dtype=np.float32)
+def simulate_copy(
+    image: np.ndarray, rng: np.random.Generator, crop: bool, original_side: float
+) -> np.ndarray:
+    """An image as offline augmentation changes it; about half of the changes are made.
+
+    Compression of the original changes its thumbnail less if the original is larger.
+    """
+    side, zoom = len(image), rng.uniform(1.0, 1.17) if crop else 1.0
+    degrees = 90.0 * rng.integers(4) + rng.choice([0.0, rng.uniform(-20, 20)])
+    matrix = pose_matrix(degrees, bool(rng.integers(2)), zoom, side)
+    matrix[:, 2] += rng.uniform(-0.5, 0.5, 2) * (zoom - 1) * side
+    copy = cv2.warpAffine(image, matrix, (side, side))
+    if rng.integers(2):
+        copy = cv2.convertScaleAbs(copy, alpha=rng.uniform(0.8, 1.25), beta=rng.uniform(-20, 20))
+    if rng.integers(2):
+        copy = cv2.GaussianBlur(copy, (0, 0), rng.uniform(0.3, 0.9))
+    scale = float(np.clip(original_side / THUMBNAIL_SIZE - 1, 0, 1))
+    quality = int(rng.uniform(40 + 45 * scale, 90 + 9 * scale))
+    data = cv2.imencode(".jpg", copy, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
 
 
-def _find_neighbors(points: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """(n, 2) positions of each image with its nearest neighbors, the smaller position first."""
-    count = min(_NUM_NEIGHBORS + 1, len(points))
-    _, nearest = cKDTree(points).query(points, k=count, eps=0.3, workers=-1)
-    first = np.repeat(np.arange(len(points)), count)
-    pairs = np.sort(np.stack([first, nearest.ravel()], axis=1), axis=1)
-    pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
-    same = (groups[pairs[:, 0]] == groups[pairs[:, 1]]) & (groups[pairs[:, 0]] >= 0)
-    return np.asarray(pairs[~same])
+class _Comparison:
+    """Compares images in one view; simulated copies are numbered after the images."""
+
+    def __init__(
+        self, thumbnails: Thumbnails, which: int, patients: np.ndarray, pool: ThreadPoolExecutor
+    ) -> None:
+        self.thumbnails, self.which, self.patients, self.pool = thumbnails, which, patients, pool
+        self.count, rng = len(thumbnails), np.random.default_rng(0)
+        self.originals = np.linspace(0, self.count - 1, min(self.count, _NUM_COPIES)).astype(int)
+        is_cropped = np.arange(len(self.originals)) % 3 == 0
+        self.copies = [
+            simulate_copy(thumbnails.view(k, which), rng, crop, thumbnails.shorter_sides[k])
+            for k, crop in zip(self.originals, is_cropped, strict=True)
+        ]
+        self.features, by_rings, by_fourier = self._describe()
+        self.rings = _project(by_rings[:, None], self.originals, self.count, ~is_cropped)[:, 0]
+        self.fourier = _project(by_fourier, self.originals, self.count, is_cropped >= 0)
+        self.poses: dict[Pair, Pose] = {}
+        self.results: dict[Pair, NearDuplicate] = {}
+
+    def scores(self, pairs: list[Pair]) -> np.ndarray:
+        """Correlation of the structure of each pair after a coarse alignment."""
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self.poses]
+        for part in _batches(missing, 4096):  # limits the open futures
+            self.poses |= dict(zip(part, self.pool.map(self._align, part), strict=True))
+        return np.array([abs(self.poses[pair].score) for pair in pairs])
+
+    def compare(self, pairs: Iterable[Pair]) -> list[NearDuplicate]:
+        """The similarity of each pair."""
+        missing = [pair for pair in pairs if pair not in self.results]
+        self.results |= dict(zip(missing, self.pool.map(self._compare, missing), strict=True))
+        return [self.results[pair] for pair in pairs]
+
+    def is_same_patient(self, pair: Pair) -> bool:
+        """Whether both images are of one patient, as far as patients are known."""
+        first, second = self.patients[list(pair)]
+        return bool(first == second >= 0)
+
+    def neighbors(self, counts: np.ndarray) -> set[Pair]:
+        """Pairs of each image with its nearest neighbors, as many as ``counts`` says."""
+        pairs: set[Pair] = set()
+        rows = np.flatnonzero(counts)
+        for block in np.array_split(rows, len(rows) // _BLOCK + 1):
+            for distances in self._distances(block):
+                distances[np.arange(len(block)), block] = np.inf
+                largest = min(int(counts[block].max()), self.count - 1)
+                nearest = np.argpartition(distances, largest - 1, axis=1)[:, :largest]
+                order = np.take_along_axis(distances, nearest, 1).argsort(axis=1)
+                for k, others in zip(block, np.take_along_axis(nearest, order, 1), strict=True):
+                    pairs |= {(min(k, n), max(k, n)) for n in others[: counts[k]].tolist()}
+        return {(int(i), int(j)) for i, j in pairs}
+
+    def random_pairs(self, groups: Groups) -> list[Pair]:
+        """Random pairs of different patients and of different groups."""
+        shape = (min(_NUM_RANDOM_PAIRS, 10 * self.count), 2)
+        rng = np.random.default_rng(1)
+        pairs = np.unique(np.sort(rng.integers(self.count, size=shape), axis=1), axis=0)
+        return [
+            (i, j) for i, j in pairs.tolist()
+            if not groups.is_connected(i, j) and not self.is_same_patient((i, j))
+        ]  # fmt: skip
+
+    def _describe(self) -> tuple[Features, np.ndarray, np.ndarray]:
+        total = self.count + len(self.copies)
+        features, descriptors = describe(self._image(0))
+        arrays = [np.empty((total, *a.shape), _DTYPES[a.dtype.kind]) for a in features]
+        arrays += [np.empty((total, *a.shape), np.float32) for a in descriptors]
+        for k in track(range(total), "describing every image"):
+            features, descriptors = describe(self._image(k))
+            for array, values in zip(arrays, (*features, *descriptors), strict=True):
+                array[k] = values
+        return Features(*arrays[:3]), arrays[3], arrays[4]
+
+    def _image(self, k: int) -> np.ndarray:
+        is_copy = k >= self.count
+        return self.copies[k - self.count] if is_copy else self.thumbnails.view(k, self.which)
+
+    def _distances(self, block: np.ndarray) -> Iterable[np.ndarray]:
+        """(b, count) by rings, and by Fourier transform with the best zoom of either image."""
+        yield _squared_distances(self.rings[block], self.rings[: self.count])
+        best = np.full((len(block), self.count), np.inf, np.float32)
+        for first, second in _RELATIVE_ZOOMS:
+            points = self.fourier[: self.count, second]
+            distances = _squared_distances(self.fourier[block, first], points)
+            np.minimum(best, distances, out=best)
+        yield best
+
+    def _align(self, pair: Pair) -> Pose:
+        fixed, moving, zoom = self._order(pair)
+        return best_pose(self.features, fixed, moving, zoom)
+
+    def _order(self, pair: Pair) -> tuple[int, int, int]:
+        """The image that shows less, the image that shows more, and the zoom of the latter."""
+        i, j = pair
+        distances = [
+            float(np.square(self.fourier[i, first] - self.fourier[j, second]).sum())
+            for first, second in _RELATIVE_ZOOMS
+        ]
+        first, second = _RELATIVE_ZOOMS[int(np.argmin(distances))]
+        return (j, i, first) if first else (i, j, second)
+
+    def _compare(self, pair: Pair) -> NearDuplicate:
+        fixed, moving, _ = self._order(pair)
+        pose = refine_pose(self.features, fixed, moving)
+        rows = [k if k < self.count else self.originals[k - self.count] for k in pair]
+        side = int(np.clip(self.thumbnails.shorter_sides[rows].min(), 48, THUMBNAIL_SIZE))
+        images = [resize(self._image(k), side) for k in (fixed, moving)]
+        return NearDuplicate(*pair, detail_similarity(images[0], images[1], pose), pose)
 
 
-def _compare_coarsely(
-    thumbnails: Thumbnails, spectra: np.ndarray, pair: np.ndarray
-) -> NearDuplicate | None:
-    """The better view of a pair, if its local structure is similar after alignment."""
-    i, j = pair.tolist()
-    candidates = []
-    for view in (0,) if thumbnails.is_square[[i, j]].all() else (0, 1):
-        motion = _estimate_alignment(spectra[i, view], spectra[j, view])
-        first, second = (thumbnails.view(k, view, COARSE_SIZE) for k in (i, j))
-        structures = _local_structure(first), _local_structure(_align(second, motion))
-        candidates.append(NearDuplicate(_correlation(*structures), i, j, view, motion))
-    best = max(candidates, key=lambda candidate: candidate.similarity)
-    return best if best.similarity > _MIN_COARSE_CORRELATION else None
+def _search(comparison: _Comparison) -> list[NearDuplicate]:
+    """Pairs that connect every duplicate with its original."""
+    copies = list(enumerate(comparison.originals.tolist(), start=comparison.count))
+    lowest_score = max(0.95 * float(np.quantile(comparison.scores(copies), 0.02)), _LOWEST_SCORE)
+    of_copies = _fisher_z(comparison.compare(copies))
+    low, high = np.quantile(of_copies, [0.05, 0.75]).tolist()
+    groups, _ = _connect(comparison, lowest_score, lambda pair: low)
+    of_sample, of_all = _highest_of_random_pairs(comparison, groups)
+    between = of_sample + max(0.9 * (low - of_sample), _MARGIN)  # if copies are not much more alike
+    limit = max(min(of_all, between), _LOWEST_LIMIT)
+    by_patient = {False: limit, True: max(limit, high)}  # two exposures are not as similar
+    is_same_patient = comparison.is_same_patient
+    return _connect(comparison, lowest_score, lambda pair: by_patient[is_same_patient(pair)])[1]
 
 
-def _best_of_each_image(candidates: list[NearDuplicate], count: int) -> list[NearDuplicate]:
-    used, chosen = np.zeros(count, dtype=int), []
-    for candidate in sorted(candidates, key=lambda candidate: -candidate.similarity):
-        pair = [candidate.first, candidate.second]
-        if used[pair].min() < _MAX_CANDIDATES:
-            used[pair] += 1
-            chosen.append(candidate)
-    return chosen
+def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> tuple[float, float]:
+    """Fisher's z that hardly any pair of a sample and of the whole dataset exceeds.
+
+    The tail is exponential. The highest values do not count, since the patients may be unknown and
+    some of these pairs copies nevertheless.
+    """
+    pairs = comparison.random_pairs(groups)
+    ranked = np.argsort(-comparison.scores(pairs), kind="stable")[:_NUM_COMPARED]
+    tail = np.sort(_fisher_z(comparison.compare([pairs[k] for k in ranked])))[::-1]
+    end = min(len(pairs) // 50, len(tail) // 2)
+    start = end // 8
+    if end <= start:
+        return _LOWEST_LIMIT, _LOWEST_LIMIT
+    slope = max(float(tail[start] - tail[end]) / np.log((end + 1) / (start + 1)), _SMALLEST_SLOPE)
+    of_sample = float(tail[start] + slope * np.log(start + 1))
+    ratio = comparison.count**2 / 2 / len(pairs)
+    return of_sample, of_sample + slope * float(np.log(ratio / _FALSE_PAIRS))
 
 
-def _compare_details(thumbnails: Thumbnails, candidate: NearDuplicate) -> NearDuplicate:
-    _, i, j, view, motion = candidate
-    side = int(np.clip(thumbnails.shorter_sides[[i, j]].min(), 48, THUMBNAIL_SIZE))
-    first, second = (thumbnails.view(k, view, side) for k in (i, j))
-    return candidate._replace(similarity=_detail_similarity(first, second, motion))
+def _connect(
+    comparison: _Comparison, lowest_score: float, limit: Callable[[Pair], float]
+) -> tuple[Groups, list[NearDuplicate]]:
+    """Groups of images that show the same, and the pairs that connect them.
+
+    Images are compared with more neighbors if some of them are duplicates.
+    """
+    groups, found = Groups(comparison.count), list[NearDuplicate]()
+    wanted, asked = np.full(comparison.count, _NUM_NEIGHBORS), np.zeros(comparison.count, int)
+    while (wanted > asked).any():
+        pairs = comparison.neighbors(np.where(wanted > asked, wanted, 0))
+        asked = np.maximum(wanted, asked)
+        unknown = sorted(pair for pair in pairs if not groups.is_connected(*pair))
+        scores = comparison.scores(unknown)
+        order = [k for k in np.argsort(-scores, kind="stable") if scores[k] >= lowest_score]
+        for part in _batches([unknown[k] for k in order], 64):
+            for pair in comparison.compare([p for p in part if not groups.is_connected(*p)]):
+                if _fisher_z([pair])[0] >= limit(pair[:2]):
+                    groups.connect(*pair[:2])
+                    found.append(pair)
+        wanted = np.minimum(_NUM_NEIGHBORS + groups.sizes() - 1, _MOST_NEIGHBORS)
+    return groups, found
 
 
-def _similarity_limit(thumbnails: Thumbnails, pairs: list[NearDuplicate]) -> np.ndarray:
-    """Limit of each pair, higher if the dataset's images are similar, or small with few details."""
-    sides = np.array([thumbnails.shorter_sides[[p.first, p.second]].min() for p in pairs])
-    ratio = np.clip((THUMBNAIL_SIZE - sides) / (THUMBNAIL_SIZE - COARSE_SIZE), 0.0, 1.0)
-    limits = _LOWEST_LIMIT + ratio * (_HIGHEST_LIMIT - _LOWEST_LIMIT)
-    if len(pairs) < 20:
-        return np.asarray(limits)
-    similarities = np.array([pair.similarity for pair in pairs])
-    spread = median_abs_deviation(similarities)
-    limit = np.clip(np.median(similarities) + 5 * spread, _LOWEST_LIMIT, _HIGHEST_LIMIT)
-    return np.asarray(np.maximum(limits, limit))
+def _batches(items: list[Pair], size: int) -> Iterable[list[Pair]]:
+    return (items[k : k + size] for k in range(0, len(items), size))
 
 
-def _local_structure(image: np.ndarray, scale: float = 4.0) -> np.ndarray:
-    """float32 image without the local brightness and contrast."""
-    values = image.astype(np.float32)
-    values -= cv2.GaussianBlur(values, (0, 0), scale)
-    variance = cv2.GaussianBlur(values * values, (0, 0), 2 * scale)
-    return np.asarray(values / np.sqrt(variance + 1.0))
+def _fisher_z(pairs: Iterable[NearDuplicate]) -> np.ndarray:
+    return np.arctanh([pair.similarity for pair in pairs])
 
 
-def _estimate_alignment(first: np.ndarray, second: np.ndarray) -> Alignment:
-    """The best rotation near a multiple of 90 degrees, from the spectra (rings, frequencies)."""
-    weight = np.sqrt(np.arange(1, len(first) + 1))[:, None]
-    angles = np.arange(_NUM_ANGLES) * 360.0 / _NUM_ANGLES
-    allowed = np.abs((angles + 45) % 90 - 45) <= _MAX_ROTATION
-    best = (-np.inf, False, 0.0)
-    for mirrored in (False, True):
-        other = second if mirrored else np.conj(second)
-        match = np.fft.irfft((first * other * weight).sum(axis=0), _NUM_ANGLES)
-        top = int(np.where(allowed, match, -np.inf).argmax())
-        degrees = (top + _subsample_peak(match, top)) * 360.0 / _NUM_ANGLES
-        best = max(best, (float(match[top]), mirrored, degrees))
-    return Alignment(best[1], (best[2] + 180.0) % 360.0 - 180.0)
+def _project(
+    descriptors: np.ndarray, originals: np.ndarray, count: int, is_used: np.ndarray
+) -> np.ndarray:
+    """Descriptors (n, zooms, d) scaled by how little copies change them, on principal axes."""
+    copies = descriptors[count:][is_used, :1]
+    changes = copies - descriptors[originals[is_used]]
+    best = np.square(changes).sum(axis=2).argmin(axis=1)
+    scaled = descriptors / (changes[np.arange(len(best)), best].std(axis=0) + 0.05)
+    scaled -= scaled[:count, 0].mean(axis=0)
+    _, axes = np.linalg.eigh(scaled[:count, 0].T @ scaled[:count, 0])
+    return np.asarray(scaled @ axes[:, -_DIMENSIONS:], dtype=np.float32)
 
 
-def _detail_similarity(first: np.ndarray, second: np.ndarray, alignment: Alignment) -> float:
-    """Mean correlation on three scales of detail after alignment to a fraction of a pixel."""
-    first = first.astype(np.float32)
-    second = _align(second, alignment).astype(np.float32)
-    if _correlation(_local_structure(first), _local_structure(second)) > _MIN_FINE_CORRELATION:
-        second = _refine(first, second)
-    scores = []
-    for scale in (1.0, 2.0, 4.0):
-        blurred = [cv2.GaussianBlur(image, (0, 0), scale / 3) for image in (first, second)]
-        scores.append(_correlation(*(_local_structure(image, scale) for image in blurred)))
-    return float(np.mean(scores))
-
-
-def _subsample_peak(curve: np.ndarray, top: int) -> float:
-    """Offset of the maximum of a parabola through the highest sample and its neighbors."""
-    before, peak, after = curve[top - 1], curve[top], curve[(top + 1) % len(curve)]
-    return float(np.clip(0.5 * (before - after) / (before - 2 * peak + after - 1e-12), -0.5, 0.5))
-
-
-def _align(image: np.ndarray, alignment: Alignment) -> np.ndarray:
-    center = ((len(image) - 1) / 2, (len(image) - 1) / 2)
-    flipped = np.ascontiguousarray(image[::-1]) if alignment.mirrored else image
-    rotation = cv2.getRotationMatrix2D(center, -alignment.degrees, 1)
-    return np.asarray(cv2.warpAffine(flipped, rotation, (len(image), len(image))))
-
-
-def _refine(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """The moving image after a small shift and rotation; unchanged if none is found."""
-    first, second = (
-        cv2.GaussianBlur(_local_structure(v, 6.0), (0, 0), 1.0) for v in (fixed, moving)
-    )
-    mask = _disc(len(fixed)).astype(np.uint8) * 255
-    start: Any = np.eye(2, 3, dtype=np.float32)
-    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 15, 1e-3)
-    try:
-        _, motion = cv2.findTransformECC(first, second, start, cv2.MOTION_EUCLIDEAN, stop, mask, 1)
-    except cv2.error:
-        return moving
-    if np.abs(motion - np.eye(2, 3)).max() > len(fixed) / 16:
-        return moving
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(moving, motion, fixed.shape[::-1], flags=flags))
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    inside = _disc(len(first))
-    a, b = first[inside] - first[inside].mean(), second[inside] - second[inside].mean()
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum() + 1e-9))
-
-
-@cache
-def _disc(side: int) -> np.ndarray:
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
-    return np.asarray(np.hypot(x, y) < side * 0.43)
+def _squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    products = np.square(first).sum(1)[:, None] - 2 * first @ second.T
+    return np.asarray(products + np.square(second).sum(1))

@@ -8,13 +8,17 @@ from typing import Literal
 import pandas as pd
 
 from datamodules.manifest import SPLIT_ALIASES, Manifest
+from datamodules.sources.files import (
+    complete_patients,
+    find_image_files,
+    has_split_folders,
+    scan_folder,
+)
 from datamodules.splits import SplitFractions, assign_split
 
-SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm"])
 _MURA_PATH = re.compile(
     r"(train|valid)/XR_([A-Z]+)/(patient\d+)/(study\d+)_(negative|positive)/[^/]+"
 )
-UNKNOWN_PATIENTS = "patients are unknown: images of one patient may be in more than one split"
 
 
 class Source(ABC):
@@ -27,22 +31,6 @@ class Source(ABC):
     @abstractmethod
     def manifest(self, class_names: list[str]) -> Manifest:
         """All samples; raises ValueError if the class names do not match the files."""
-
-
-def find_image_files(root: Path) -> list[Path]:
-    """Relative paths of all images below a folder, hidden ones excluded; ValueError if none."""
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
-    paths = [path.relative_to(root) for path in sorted(root.rglob("*"))]
-    files = [p for p in paths if p.suffix.lower() in SUFFIXES and "/." not in f"/{p.as_posix()}"]
-    if not files:
-        raise ValueError(f"{root}: no image files ({' '.join(sorted(SUFFIXES))}) below it")
-    return files
-
-
-def has_split_folders(files: list[Path]) -> bool:
-    """Whether one of the relative paths begins with a folder named train, val or test."""
-    return any(path.parts[0].lower() in SPLIT_ALIASES for path in files)
 
 
 def check_class_names(names_in_files: list[str], class_names: list[str], where: Path) -> None:
@@ -60,7 +48,8 @@ class Folders(Source):
     Args:
         root: The folder that contains the split folders or the class folders.
         patient: Regular expression whose first group is the patient in a path below ``root``, such
-            as ``(p[0-9]+)_``; null if patients are unknown, with a note in every report.
+            as ``(p[0-9]+)_``; null reads the PatientID of DICOM files, and treats every other
+            image as a patient of its own, with a note in every report.
         fractions: Fractions of patients for val and test if these folders are missing.
     """
 
@@ -77,28 +66,30 @@ class Folders(Source):
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row per image file; its id is the path below ``root``."""
-        files = find_image_files(self.root)
+        files, notes = scan_folder(self.root)
         has_splits = has_split_folders(files)
-        table = pd.DataFrame({"id": [path.as_posix() for path in files]})
-        table["path"] = [str(self.root / path) for path in files]
-        table["label"] = self._labels(files, int(has_splits), class_names)
-        table["patient"] = self.patients(table["id"])
+        labels = self._labels(files, int(has_splits), class_names)
+        table, patient_notes = self.identify(files)
+        table = table.assign(label=labels)
         splits = [self._split(path) for path in files] if has_splits else None
         if self.fractions is not None:
-            splits = self.fractions.assign(table["patient"], table["label"].tolist(), splits)
+            splits = self.fractions.assign(table, splits)
         if splits is None:
             raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
-        table = table.assign(split=splits, study=table["patient"])
-        return Manifest(table, class_names, () if self.patient else (UNKNOWN_PATIENTS,))
+        return Manifest(table.assign(split=splits), class_names, (*notes, *patient_notes))
 
-    def patients(self, ids: pd.Series) -> list[str]:
-        """The patient of each image; without an expression, every image is its own patient."""
-        if self.patient is None:
-            return ids.tolist()
-        patients = ids.str.extract(self.patient).iloc[:, 0]
-        if unmatched := ids[patients.isna()].tolist():
-            raise ValueError(f"patient is {self.patient!r}, which does not match {unmatched[:3]}")
-        return patients.tolist()
+    def identify(self, files: list[Path]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """Id, path, patient and study of each file, with what DICOM headers say, and notes."""
+        ids = pd.Series([path.as_posix() for path in files])
+        table = pd.DataFrame({"id": ids, "path": [str(self.root / path) for path in files]})
+        table = table.assign(patient="", study="")
+        if self.patient is not None:
+            patients = ids.str.extract(self.patient).iloc[:, 0]
+            if unmatched := ids[patients.isna()].tolist():
+                message = f"which does not match {unmatched[:3]}"
+                raise ValueError(f"patient is {self.patient!r}, {message}")
+            table = table.assign(patient=patients)
+        return complete_patients(table)
 
     def _labels(self, files: list[Path], level: int, class_names: list[str]) -> list[int]:
         if outside := [str(path) for path in files if len(path.parts) <= level + 1]:

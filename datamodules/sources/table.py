@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from datamodules.manifest import COLUMNS, SPLIT_ALIASES, Manifest, read_table
+from datamodules.manifest import COLUMNS, SPLIT_ALIASES, SPLITS, Manifest, cell_text, read_table
 from datamodules.phantoms.generate import PhantomSpec, write_dataset
-from datamodules.sources.folders import UNKNOWN_PATIENTS, Source, check_class_names
+from datamodules.sources.files import complete_patients
+from datamodules.sources.folders import Source, check_class_names
 from datamodules.splits import SplitFractions
 
 
@@ -16,20 +17,24 @@ class Table(Source):
     Args:
         files: Path of the table, or of several tables that are concatenated.
         patient: Column of the patient ID, or several columns that identify a patient together;
-            null if patients are unknown, with a note in every report.
+            null reads the PatientID of DICOM files. An image without one is treated as a patient of
+            its own, with a note in every report.
         root: Folder of the relative paths in the table; null means the folder of the table.
         path: Column of the image path.
         label: Column of the class, by name or number; null if labels are unknown.
         split: Column of the split (train, val, test, predict); null if there is none.
-        study: Column of the study (an imaging exam); null means one study per patient.
+        study: Column of the study (an imaging exam); null means the StudyInstanceUID of DICOM
+            files, else one study per patient.
         attributes: Further columns for the manifest; null means all.
         fractions: Fractions of patients for val and test if the split column lacks them.
+
+    Rows without a path or a label are left out, with a note in every report.
     """
 
     def __init__(
         self,
         files: str | list[str],
-        patient: str | list[str] | None,
+        patient: str | list[str] | None = None,
         root: str | None = None,
         path: str = "path",
         label: str | None = "label",
@@ -51,52 +56,66 @@ class Table(Source):
         names = [*filter(None, required), *(self.attributes or [])]
         if missing := [name for name in names if name not in raw.columns]:
             raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
-        raw, label_notes = self._drop_unlabeled(raw)
+        raw, notes = self._drop_incomplete(*self._strip(raw))
         paths = raw[self.path]
+        if repeated := paths[paths.duplicated()].tolist():
+            message = f"{len(repeated)} rows repeat the path of another row, such as {repeated[:3]}"
+            raise ValueError(f"{self.files[0]}: {message}; keep one row per image")
         table = pd.DataFrame({"id": [Path(path).as_posix() for path in paths]})
         table["path"] = [str(self.root / path) for path in paths]
         table["label"] = self._labels(raw, class_names)
-        table["patient"], patient_notes = self._patients(raw, table["id"])
-        table["split"] = self._splits(raw, table)
-        table["study"] = raw[self.study].astype(str) if self.study else table["patient"]
-        return Manifest(
-            table.join(self._attributes(raw)), class_names, (*label_notes, *patient_notes)
-        )
+        table["patient"] = self._patients(raw)
+        table["study"] = cell_text(raw[self.study]) if self.study else ""
+        attributes = self._attributes(raw)
+        table, patient_notes = complete_patients(table.join(attributes))
+        if self.attributes is not None:
+            table = table[[*COLUMNS[:3], "patient", "study", *attributes]]
+        table = table.assign(split=self._splits(raw, table))
+        return Manifest(table, class_names, (*notes, *patient_notes))
 
-    def _drop_unlabeled(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """Rows with a label, without white space around it, and notes on what was changed."""
-        column = self.columns["label"]
-        if column is None:
-            return raw, ()
-        labels = raw[column].astype(object).where(raw[column].notna(), "").astype(str)
-        stripped, split = labels.str.strip(), self.columns["split"]
-        num_stripped = int((stripped != labels).sum())
-        is_usable = stripped != ""
-        if split is not None:  # the split predict needs no label
-            is_usable |= raw[split].astype(str) == "predict"
-        num_dropped = int((~is_usable).sum())
-        white_space = f"{num_stripped} labels have white space around them, which is removed"
-        unlabeled = f"{num_dropped} images have no label and are left out"
-        if not is_usable.any():
-            raise ValueError(f"{self.files[0]}: no row has a label in the column {column!r}")
-        raw = raw.assign(**{column: stripped})[is_usable].reset_index(drop=True)
-        return raw, (white_space,) * (num_stripped > 0) + (unlabeled,) * (num_dropped > 0)
+    def _strip(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """Text without white space around it in the columns used, and notes on what was changed."""
+        notes = []
+        patients = [("patient ID", column) for column in self.patient or []]
+        for role, column in (*self.columns.items(), *patients):
+            if column is None:
+                continue
+            cells, present = raw[column], raw[column].notna()
+            raw = raw.assign(**{column: cell_text(cells)})
+            if count := int((raw[column] != cells.astype(str))[present].sum()):
+                notes.append(f"{count} {role}s have white space around them, which is removed")
+        return raw, notes
 
-    def _patients(self, raw: pd.DataFrame, ids: pd.Series) -> tuple[pd.Series, tuple[str, ...]]:
-        """The patient of each row; a row without one is its own patient."""
+    def _drop_incomplete(
+        self, raw: pd.DataFrame, notes: list[str]
+    ) -> tuple[pd.DataFrame, list[str]]:
+        """Rows with a path and a label, and notes; the split predict needs no label."""
+        for role in ("path", "label"):
+            column, split = self.columns[role], self.columns["split"]
+            if column is None:
+                continue
+            is_usable = raw[column] != ""
+            if role == "label" and split is not None:
+                is_usable |= raw[split] == "predict"
+            if not is_usable.any():
+                raise ValueError(f"{self.files[0]}: no row has a {role} in the column {column!r}")
+            if count := int((~is_usable).sum()):
+                notes = [*notes, f"{count} images have no {role} and are left out"]
+            raw = raw[is_usable].reset_index(drop=True)
+        return raw, notes
+
+    def _patients(self, raw: pd.DataFrame) -> pd.Series:
+        """The patient of each row; empty without one."""
         if self.patient is None:
-            return ids, (UNKNOWN_PATIENTS,)
-        parts = raw[self.patient].fillna("").astype(str)
-        patients = parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
-        count = int((patients == "").sum())
-        note = f"{count} images have no patient; each is treated as a patient of its own"
-        return patients.where(patients != "", ids), (note,) * (count > 0)
+            return pd.Series("", raw.index)
+        parts = raw[self.patient]
+        return parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
 
     def _labels(self, raw: pd.DataFrame, class_names: list[str]) -> list[int]:
         column = self.columns["label"]
         if column is None:
             return [-1] * len(raw)
-        values = raw[column].astype(str)
+        values = raw[column]
         present = set(values) - {""}
         if present <= {str(number) for number in range(len(class_names))} - set(class_names):
             return [int(value or -1) for value in values]
@@ -105,15 +124,28 @@ class Table(Source):
         return [class_names.index(value) if value else -1 for value in values]
 
     def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-        column, splits = self.columns["split"], None
-        if column is not None:
-            splits = [SPLIT_ALIASES.get(value.lower(), value) for value in raw[column].astype(str)]
-        elif self.columns["label"] is None:
+        splits = self._given_splits(raw)
+        if splits is None and self.columns["label"] is None:
             return ["predict"] * len(raw)
         if self.fractions is not None:
-            return self.fractions.assign(table["patient"], table["label"].tolist(), splits)
+            return self.fractions.assign(table, splits)
         if splits is None:
             message = "no split column; give fractions to split by patient"
+            raise ValueError(f"{self.files[0]}: {message}")
+        return splits
+
+    def _given_splits(self, raw: pd.DataFrame) -> list[str] | None:
+        """The split of each row in the files; None without a column, or if it is empty."""
+        column = self.columns["split"]
+        if column is None or (values := raw[column]).eq("").all():
+            return None
+        if empty := raw[self.path][values == ""].tolist():
+            message = f"{len(empty)} rows have no {column!r}, such as {empty[:3]}"
+            raise ValueError(f"{self.files[0]}: {message}; fill in or empty the whole column")
+        splits = [SPLIT_ALIASES.get(value.lower(), value) for value in values]
+        if unknown := sorted(set(splits) - set(SPLITS)):
+            message = f"the column {column!r} has the splits {unknown[:5]}; allowed are "
+            message += f"{list(SPLITS)}; --split none (in a config null) ignores it"
             raise ValueError(f"{self.files[0]}: {message}")
         return splits
 

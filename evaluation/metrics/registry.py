@@ -145,6 +145,14 @@ def metric_label(name: str) -> str:
     return label + of_class + (f" by {level}" if level else "")
 
 
+def monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """`max` if larger values of a logged metric such as `val/auroc` are better, else `min`."""
+    name = monitor.partition("/")[2] or monitor
+    if name.endswith("loss"):
+        return "min"
+    return "max" if metric_spec(name).higher_is_better else "min"
+
+
 def matching_specs(pattern: str, level: str | None = None) -> list[MetricSpec]:
     """Entries that a name or pattern (`*`: any text) matches, at `level` or any level if None."""
     at_level, base, class_names = _split(pattern)

@@ -18,6 +18,7 @@ from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, mean_estimate
 
 Tables = Mapping[str, PredictionTable]
+LOSSES = {"train/loss": "Training loss", "val/training_loss": "Training loss", "val/loss": "NLL"}
 
 
 def confusion_plot(table: PredictionTable) -> Figure:
@@ -44,7 +45,8 @@ def roc_plot(table: PredictionTable) -> Figure:
     # of two classes, the curve of the first mirrors that of the second
     for c in range(len(table.class_names)) if len(table.class_names) > 2 else [1]:
         positive = labeled.labels == c
-        label = f"{table.class_names[c]}  {auc(scores[:, c], positive):.4f}"
+        area = style.rounded(auc(scores[:, c], positive), len(labeled))
+        label = f"{table.class_names[c]}  {area}"
         _plot_line(axes, *roc_curve(scores[:, c], positive), label, c)
     _format_roc(axes, "ROC, class and AUROC")
     return fig
@@ -55,7 +57,8 @@ def roc_comparison(tables: Tables) -> Figure:
     fig, axes = style.subplots(8.4, 4.2, columns=2)
     for index, (name, table) in enumerate(tables.items()):
         fpr, tpr, area = macro_roc_curve(table.labeled)
-        _plot_line(axes, fpr, tpr, f"{name}  {area:.4f}", index)
+        label = f"{name}  {style.rounded(area, len(table.labeled))}"
+        _plot_line(axes, fpr, tpr, label, index)
     _format_roc(axes, "ROC, macro mean over classes")
     return fig
 
@@ -65,7 +68,8 @@ def precision_recall_plot(tables: Tables) -> Figure:
     fig, axes = style.subplots(4.8, 4.2)
     for index, (name, table) in enumerate(tables.items()):
         recall, precision, area = macro_precision_recall_curve(table.labeled)
-        _plot_line(axes, recall, precision, f"{name}  {area:.4f}".strip(), index)
+        label = f"{name}  {style.rounded(area, len(table.labeled))}".strip()
+        _plot_line(axes, recall, precision, label, index)
     style.unit_axes(axes[0], "recall", "precision")
     style.legend(axes[0], "lower left")
     style.panel_title(axes[0], "precision and recall, mean over classes")
@@ -142,7 +146,7 @@ def _plot_reliability(ax: Axes, table: PredictionTable, name: str) -> None:
     errors = np.clip([bins.accuracy - low, high - bins.accuracy], 0, None)
     ax.errorbar(bins.confidence, bins.accuracy, errors, fmt="o-", markersize=4, linewidth=1.0,
                 color=style.COLORS[0], ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
-    style.panel_title(ax, f"{name}   ECE {bins.ece:.4f}".strip())
+    style.panel_title(ax, f"{name}   ECE {style.rounded(bins.ece, len(table))}".strip())
 
 
 def _accuracy_intervals(table: PredictionTable) -> np.ndarray:
@@ -154,9 +158,12 @@ def _accuracy_intervals(table: PredictionTable) -> np.ndarray:
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
-    """One panel per metric of `history` (columns `epoch`, `train/loss`, `val/loss`, …)."""
+    """One panel per metric of `history` (columns `epoch`, `train/accuracy`, `val/accuracy`, …).
+
+    The loss that is trained, of train and of val, has a panel, and the NLL of val another.
+    """
     columns = [c for c in history.columns if "/" in c and history[c].notna().any()]
-    metrics = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
+    metrics = list(dict.fromkeys(map(_panel_title, columns)))
     num_columns = min(3, max(1, len(metrics)))
     num_rows = -(-max(1, len(metrics)) // num_columns)
     fig, axes = style.subplots(3.6 * num_columns, 2.8 * num_rows, num_rows, num_columns)
@@ -169,13 +176,21 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 def _plot_history(ax: Axes, history: pd.DataFrame, metric: str, columns: Sequence[str]) -> None:
     style.show_grid(ax)
-    for index, column in enumerate(c for c in columns if c.split("/", 1)[1] == metric):
+    for index, column in enumerate(c for c in columns if _panel_title(c) == metric):
         known, label = history[["epoch", column]].dropna(), column.split("/", 1)[0]
         line = style.line_style(index)
         ax.plot(known["epoch"], known[column], label=label, marker="o", markersize=2.5, **line)
     ax.set(xlabel="epoch")
-    style.panel_title(ax, metric_label(metric) if matching_specs(metric) else metric)
+    style.panel_title(ax, metric)
     style.legend(ax)
+
+
+def _panel_title(column: str) -> str:
+    """The metric of a column of history.csv: `Accuracy` of `val/accuracy`."""
+    if column in LOSSES:
+        return LOSSES[column]
+    metric = column.split("/", 1)[1]
+    return metric_label(metric) if matching_specs(metric) else metric
 
 
 @dataclass(frozen=True)

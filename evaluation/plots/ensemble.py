@@ -122,7 +122,7 @@ def risk_coverage_plot(tables: Mapping[str, PredictionTable]) -> Figure:
     for index, (name, table) in enumerate(tables.items()):
         labeled = table.labeled
         curve = risk_coverage(labeled.probabilities, labeled.labels)
-        label = f"{name}  {curve.aurc:.4f}"
+        label = f"{name}  {style.rounded(curve.aurc, len(labeled))}"
         ax.step(curve.coverage, curve.risk, label=label, where="post", **style.line_style(index))
     for coverage in COVERAGES:
         ax.axvline(coverage, color=style.LIGHT, linewidth=0.7, linestyle=":")

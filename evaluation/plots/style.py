@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
+from evaluation.stats.estimate import decimals_of
+
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -73,6 +75,11 @@ def unit_axes(ax: Axes, x: str, y: str) -> None:
 def panel_title(ax: Axes, text: str) -> None:
     """Sets a left-aligned title."""
     ax.set_title(text, loc="left", fontsize=10)
+
+
+def rounded(value: float, n: int) -> str:
+    """A number with the decimals that n images can distinguish."""
+    return f"{value:.{decimals_of(n)}f}"
 
 
 def wrapped_label(name: str, width: int = 14) -> str:

@@ -26,6 +26,10 @@ from evaluation.stats.paired_tests import (
 )
 
 Tables = Mapping[str, PredictionTable]
+RAW_NOTE = (
+    "Probabilities are those of the prediction tables: raw for a single model, calibrated for an "
+    "ensemble with a fitted voter."
+)
 
 
 @dataclass(frozen=True)
@@ -89,18 +93,18 @@ def comparison_sections(
         member_table(comparison),
         *group_tables(comparison),
         recall_table(comparison.metrics, class_names),
-        html.Plot(recalls, "The best member of each class is circled."),
+        html.Plot(recalls, "The best member of each class is circled.", "Recall", folded=True),
         *pair_sections(comparison, tables),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
-        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
+        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),
         html.Plot(curves.reliability_plot(tables), bars, "Reliability"),
-        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
+        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
         *[
-            html.Plot(curves.confusion_plot(table), heading=f"Confusion matrix: {name}")
+            html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}", folded=True)
             for name, table in tables.items()
         ],
         *[
-            html.Plot(curves.learning_curves(history), heading=f"Learning curves: {name}")
+            html.Plot(curves.learning_curves(history), "", f"Learning curves: {name}", folded=True)
             for name, history in histories.items()
         ],
     ]
@@ -108,13 +112,13 @@ def comparison_sections(
 
 def member_table(comparison: Comparison) -> html.Table:
     """Summary metrics of each member."""
-    return html.models_table(comparison.metrics, "Members", digits=3)
+    return html.models_table(comparison.metrics, "Members", f"{html.SMALL_PRINT} {RAW_NOTE}")
 
 
 def group_tables(comparison: Comparison) -> list[html.Table]:
     """Summary metrics of each member for each value of the attribute, one table per member."""
     return [
-        html.models_table(groups, f"By attribute: {member}", count=comparison.rows, digits=3)
+        html.models_table(groups, f"By attribute: {member}", count=comparison.rows)
         for member, groups in comparison.groups.items()
     ]
 
@@ -139,7 +143,7 @@ def recall_table(members: Mapping[str, Estimates], class_names: Sequence[str]) -
         best = list(members)[int(np.argmax(values))] if max(values) >= 0 else "none"
         rows.append((name, *recalls, best))
     note = f"{html.SMALL_PRINT} Members whose intervals overlap may not differ."
-    return html.Table(("class", *members, "best"), rows, "Recall by class", note, digits=3)
+    return html.Table(("class", *members, "best"), rows, "Recall by class", note)
 
 
 def difference_table(comparison: Comparison) -> html.Table:

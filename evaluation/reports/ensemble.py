@@ -19,12 +19,16 @@ from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
-from evaluation.results import Results, collect_notes
-from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
+from evaluation.stats.estimate import Estimate, Estimates, decimals_of
 from evaluation.stats.paired_tests import Differences, gain_or_loss
 from evaluation.voters.registry import voter_spec
 
 Tables = Mapping[str, PredictionTable]
+CALIBRATED_NOTE = (
+    f"{html.SMALL_PRINT} Calibrated: probabilities at a temperature fitted on validation, the same "
+    "way for voters and members. Raw: probabilities as the network gives them."
+)
 
 
 def ensemble_sections(
@@ -44,7 +48,9 @@ def ensemble_sections(
         gain_table(fitted, evaluated),
         *([html.Table(columns, not_fitted, "Voters that were not fitted")] if not_fitted else []),
         *_plot_sections(fitted, evaluated, predictions),
-        html.metrics_table(evaluated.voter_metrics[voter], heading, evaluated.rows),
+        replace(
+            html.metrics_table(evaluated.voter_metrics[voter], heading, evaluated.rows), folded=True
+        ),
         diversity_table(
             evaluated.diversity, evaluated.agreement, evaluated.rows, evaluated.nll_decomposition
         ),
@@ -67,20 +73,25 @@ def summary_sentence(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: st
 
 
 def voter_table(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) -> html.Table:
-    """Summary metrics of every voter, of every member and of the mean member."""
+    """Summary metrics of every voter and member, calibrated and raw, and of the mean member."""
     voters = {f"voter: {voter_spec(v).label}": m for v, m in evaluated.voter_metrics.items()}
-    members = {
-        f"member: {name}{' (best on val)' if name == fitted.best_member else ''}": metrics
-        for name, metrics in evaluated.member_metrics.items()
-    }
-    note = (
-        f"{html.SMALL_PRINT} Voters are calibrated by a temperature fitted on validation; members "
-        "are not calibrated."
-    )
+    calibrated = voters | _rows_of_members(fitted, evaluated.calibrated_metrics)
+    models = {f"{name}, calibrated": metrics for name, metrics in calibrated.items()}
+    raw = _rows_of_members(fitted, evaluated.member_metrics)
+    models |= {f"{name}, raw": metrics for name, metrics in raw.items()}
     strong = [list(evaluated.voter_metrics).index(voter)]
-    table = html.models_table(voters | members, "Voters and members", note, strong=strong)
-    means = [mean_of_members(evaluated, name) for name in summary_metrics()]
-    return replace(table, rows=[*table.rows, ("mean member", *means)])
+    return html.models_table(models, "Voters and members", CALIBRATED_NOTE, strong=strong)
+
+
+def _rows_of_members(
+    fitted: FittedVoters, members: Mapping[str, Estimates]
+) -> dict[str, Mapping[str, Estimate | None]]:
+    """Metrics by row: each member, then the mean member."""
+    best = {fitted.best_member: " (best on val)"}
+    rows: dict[str, Mapping[str, Estimate | None]] = {
+        f"member: {name}{best.get(name, '')}": metrics for name, metrics in members.items()
+    }
+    return {**rows, "mean member": {m: mean_of_members(members, m) for m in summary_metrics()}}
 
 
 def group_table(groups: Mapping[str, Estimates], voter: str, attribute: str) -> html.Table:
@@ -89,11 +100,14 @@ def group_table(groups: Mapping[str, Estimates], voter: str, attribute: str) -> 
     return html.models_table(groups, heading, count="images", corner=attribute)
 
 
-def mean_of_members(evaluated: EvaluatedVoters, metric: str) -> float | None:
-    """Mean of a metric over the members; None if a member lacks it."""
-    estimates = [metrics.get(metric) for metrics in evaluated.member_metrics.values()]
+def mean_of_members(members: Mapping[str, Estimates], metric: str) -> Estimate | None:
+    """Mean of a metric over the members, without an interval; None if a member lacks it."""
+    estimates = [metrics.get(metric) for metrics in members.values()]
     values = [e.value for e in estimates if e is not None and e.value is not None]
-    return float(np.mean(values)) if len(values) == len(estimates) else None
+    if len(values) < len(estimates) or not estimates[0]:
+        return None
+    mean, first = float(np.mean(values)), estimates[0]
+    return Estimate(mean, None, None, "mean of members", first.n, first.patients)
 
 
 def gain_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> html.Table:
@@ -135,17 +149,18 @@ def _plot_sections(
             curves.confusion_plot(ensemble), "Rows are the true classes.", "Confusion matrix"
         ),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
-        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
+        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),
         html.Plot(
             curves.reliability_plot(reliability), bars, "Reliability before and after calibration"
         ),
-        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
-        html.Plot(plots.agreement_plot(members), unit, "Agreement of members"),
-        html.Plot(recalls, circled, "Recall of members by class"),
+        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
+        html.Plot(plots.agreement_plot(members), unit, "Agreement of members", folded=True),
+        html.Plot(recalls, circled, "Recall of members by class", folded=True),
         *member_weight_sections(fitted, list(members), ensemble.class_names),
     ]
     if evaluated.diversity:
-        sections.append(html.Plot(plots.diversity_plot(evaluated), "", "Diversity and accuracy"))
+        plot = plots.diversity_plot(evaluated)
+        sections.append(html.Plot(plot, "", "Diversity and accuracy", folded=True))
     return sections
 
 
@@ -156,7 +171,8 @@ def member_weight_sections(
     weights = plots.member_weight_rows(fitted.ensembles, class_names)
     if not weights:
         return []
-    return [html.Plot(plots.member_weights_plot(weights, members), "In percent.", "Member weights")]
+    plot = plots.member_weights_plot(weights, members)
+    return [html.Plot(plot, "In percent.", "Member weights", folded=True)]
 
 
 def diversity_table(
@@ -170,15 +186,15 @@ def diversity_table(
     ]
     columns = ("pair", "disagreement", "double fault", "Q", "kappa", "error correlation")
     note = (
-        f"All members agree on a fraction {html.format_estimate(agreement, 3)} of the "
+        f"All members agree on a fraction {html.format_estimate(agreement)} of the "
         f"{html.format_sample_size(agreement, rows)}. {html.SMALL_PRINT}"
     )
     if nll is not None:
         note += (
-            f" NLL of the geometric mean {nll.pool:.4f} = mean member {nll.mean_member:.4f} - "
-            f"diversity {nll.diversity:.4f}."
+            f" Raw NLL of the geometric mean {nll.pool:.3f} = mean member {nll.mean_member:.3f} - "
+            f"diversity {nll.diversity:.3f}."
         )
-    return html.Table(columns, cells, "Diversity", note)
+    return html.Table(columns, cells, "Diversity", note, folded=True)
 
 
 def disputed_section(
@@ -189,9 +205,8 @@ def disputed_section(
     if thumbnails:
         images, captions = zip(*thumbnails, strict=True)
         return [html.Thumbnails(images, captions, heading)]
-    rows = most_disputed(list(tables.values()))
-    note = f"Predictions in the order {', '.join(tables)}."
-    return [html.Table(("image", "label and predictions"), rows, heading, note)]
+    rows = [(name, caption.replace("\n", "; ")) for name, caption in most_disputed(tables)]
+    return [html.Table(("image", "label and predictions"), rows, heading)]
 
 
 def selective_table(
@@ -200,8 +215,10 @@ def selective_table(
     """Referral thresholds and conformal sets on test, see `evaluate_selective`."""
     rows = [(rule.label, rule.coverage, rule.error_rate, rule.set_size) for rule in rules]
     note = (
-        f"On {len(test.labeled):,} images of {len(set(test.labeled.patients)):,} patients. "
-        f"{html.SMALL_PRINT} Area under the risk-coverage curve on test: {aurc:.4f}. Thresholds "
+        f"On {html.format_count(len(test.labeled), 'images')} of "
+        f"{html.format_count(len(set(test.labeled.patients)), 'patients')}. "
+        f"{html.SMALL_PRINT} Area under the risk-coverage curve on test: "
+        f"{html.format_number(aurc, decimals_of(len(test.labeled)))}. Thresholds "
         "were fitted on validation."
     )
     columns = ("", "images answered", "error rate", "classes in a set")
@@ -214,6 +231,8 @@ def ensemble_results(
     """Metrics of the ensemble, of every voter and member, and the paired differences."""
     first = next(iter(tables.values()))
     others: dict[str, Estimates] = {f"member/{n}": m for n, m in evaluated.member_metrics.items()}
+    calibrated = evaluated.calibrated_metrics
+    others |= {f"{CALIBRATED_MEMBER}{name}": metrics for name, metrics in calibrated.items()}
     others |= {f"voter/{v}": metrics for v, metrics in evaluated.voter_metrics.items()}
     for v, gains in evaluated.gains.items():
         others[f"gain/{v}"] = {metric: gain.estimate for metric, gain in gains.items()}
@@ -226,6 +245,7 @@ def ensemble_results(
         **paired_meta(evaluated.gains, evaluated.diversity, evaluated.agreement, evaluated.rows),
         "gain_or_loss": gain_or_loss("accuracy", evaluated.gains[voter]["accuracy"]),
         "manifest_digest": first.meta.get("manifest_digest"),
+        "precision": first.meta.get("precision"),
     }
     split, metrics = "+".join(first.splits), evaluated.voter_metrics[voter]
     return Results(name, split, first.class_names, metrics, others, meta=meta)

@@ -14,14 +14,21 @@ from evaluation.files import write_text
 from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
 from evaluation.stats.estimate import Estimate
 
+NOTICE = "Research use only. Not a medical device."
 SMALL_PRINT = "Small print: 95 % confidence intervals."
 PIXELS_PER_INCH = 104  # the same in each plot, so that text has one size down the page
+MIN_CONTENTS = 4  # headings; a shorter page has no list of contents
+PLAIN_NAMES = {  # in place of names in results.json
+    "manifest_digest": "hash of the manifest", "module": "class of the model",
+    "tta": "test-time augmentation", "weights": "hash of the weights",
+}  # fmt: skip
 
 
 class Section(ABC):
-    """One part of a report, under a heading unless that is empty."""
+    """One part of a report, under a heading unless that is empty; closed at first if folded."""
 
     heading: str
+    folded: bool = False
 
     @abstractmethod
     def _content(self) -> str:
@@ -60,8 +67,9 @@ class Table(Section):
     rows: Sequence[Sequence[Cell]]
     heading: str = ""
     note: str = ""
-    digits: int = 4
+    digits: int = 3  # decimals of plain numbers; those of estimates depend on their n
     strong: Sequence[int] = ()  # indices of bold rows
+    folded: bool = False
 
     def _content(self) -> str:
         head = ""
@@ -72,7 +80,15 @@ class Table(Section):
         for index, row in enumerate(self.rows):
             attribute = ' class="strong"' if index in self.strong else ""
             rows += f"<tr{attribute}>{''.join(_cell(cell, self.digits) for cell in row)}</tr>"
-        return f"<div class=wide><table>{rows}</table></div>{_note(self.note)}"
+        return f"<div class=wide><table>{rows}</table></div>{_note(self.note)}{self._reasons()}"
+
+    def _reasons(self) -> str:
+        """Why numbers or intervals are missing, unless a cell says it."""
+        cells = [cell for row in self.rows for cell in row]
+        estimates = [cell.estimate if isinstance(cell, SignedEstimate) else cell for cell in cells]
+        reasons = {e.reason: None for e in estimates if isinstance(e, Estimate) and e.reason}
+        unsaid = [reason for reason in reasons if reason not in cells]
+        return _note(f"Without interval or value: {'; '.join(unsaid)}." if unsaid else "")
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,7 @@ class Plot(Section):
     image: Figure | bytes
     caption: str = ""
     heading: str = ""
+    folded: bool = False
 
     def _content(self) -> str:
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
@@ -89,7 +106,7 @@ class Plot(Section):
         if isinstance(self.image, Figure):
             width = round(self.image.get_figwidth() * PIXELS_PER_INCH)
         image = _image(self.png(), self.caption or self.heading, width)
-        return f"<figure>{image}{caption}</figure>"
+        return f"<figure><div class=wide>{image}</div>{caption}</figure>"
 
     def png(self) -> bytes:
         """The image as PNG."""
@@ -104,6 +121,7 @@ class Thumbnails(Section):
     captions: Sequence[str]
     heading: str = ""
     note: str = ""
+    folded: bool = False
 
     def _content(self) -> str:
         items = [
@@ -145,10 +163,11 @@ class Details(Section):
 
     entries: Mapping[str, object]
     heading: str = "How this report was made"
+    folded: bool = True
 
     def _content(self) -> str:
         rows = [
-            f"<tr>{_cell(name, 0)}{_cell(str(value), 0)}</tr>"
+            f"<tr>{_cell(plain_name(name), 0)}{_cell(plain_value(value), 0)}</tr>"
             for name, value in self.entries.items()
         ]
         return f'<div class=wide><table class="details">{"".join(rows)}</table></div>'
@@ -161,7 +180,7 @@ class NotebookSections:
     sections: tuple[Section, ...]
 
     def _repr_html_(self) -> str:
-        body = "\n".join(map(section_html, self.sections))
+        body = "\n".join(section_html(section, can_fold=False) for section in self.sections)
         return f'<style>{_template("notebook.css")}</style><div class="consilium">{body}</div>'
 
 
@@ -172,39 +191,89 @@ def show(*sections: Section | Figure) -> NotebookSections:
 
 def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> None:
     """Writes one self-contained HTML file."""
-    body, style = "\n".join(map(section_html, sections)), _template("style.css")
-    page = _template("page.html").format(title=html.escape(title), style=style, body=body)
+    anchors = [f"section{at}" if s.heading else "" for at, s in enumerate(sections)]
+    parts = [section_html(section, anchors[at]) for at, section in enumerate(sections)]
+    start = next((at for at, anchor in enumerate(anchors) if anchor), len(parts))
+    headings = {a: s.heading for a, s in zip(anchors, sections, strict=True) if a}
+    parts.insert(start, _contents(headings))  # after the summary, which has no heading
+    page = _template("page.html").format(
+        title=html.escape(title), style=_template("style.css"), notice=NOTICE, body="\n".join(parts)
+    )
     write_text(path, page)
 
 
-def section_html(section: Section) -> str:
-    """One section as HTML."""
+def _contents(headings: Mapping[str, str]) -> str:
+    """Links to the sections, by their anchors."""
+    if len(headings) < MIN_CONTENTS:
+        return ""
+    links = [f'<li><a href="#{a}">{html.escape(h)}</a></li>' for a, h in headings.items()]
+    return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
+
+
+def section_html(section: Section, anchor: str = "", can_fold: bool = True) -> str:
+    """One section as HTML; `anchor` is the target of links to it."""
+    attribute = f' id="{anchor}"' if anchor else ""
     heading = f"<h2>{html.escape(section.heading)}</h2>" if section.heading else ""
-    return f"<section>{heading}{section._content()}</section>"
+    content = heading + section._content()
+    if can_fold and section.folded and heading:
+        content = f"<details><summary>{heading}</summary>{section._content()}</details>"
+    return f"<section{attribute}>{content}</section>"
 
 
-def format_estimate(estimate: Estimate, digits: int = 4, sign: str = "") -> str:
-    """`0.9701 (0.9553 to 0.9801)`, or `not measured`; `sign` "+" for differences."""
+def format_number(value: float, decimals: int, sign: str = "") -> str:
+    """A number; without a sign if it is rounded to zero."""
+    text = f"{value:{sign}.{decimals}f}"
+    return text if float(text) else text.lstrip("+-")
+
+
+def format_estimate(estimate: Estimate, decimals: int | None = None, sign: str = "") -> str:
+    """`0.970 (0.955 to 0.980)`, or why there is no interval or value; `sign` "+" for differences.
+
+    Decimals depend on the number of images unless they are given.
+    """
     if estimate.value is None:
         return "not measured"
-    value = f"{estimate.value:{sign}.{digits}f}"
-    if estimate.low is None:
-        return value
-    return f"{value} ({estimate.low:{sign}.{digits}f} to {estimate.high:{sign}.{digits}f})"
+    decimals = estimate.decimals if decimals is None else decimals
+    value = format_number(estimate.value, decimals, sign)
+    if estimate.low is None or estimate.high is None:
+        return f"{value} (no interval: {estimate.reason})" if estimate.reason else value
+    low, high = (format_number(end, decimals, sign) for end in (estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def format_count(n: int, plural: str) -> str:
+    """`1,200 images`, `1 image`, `1 study`."""
+    singular = f"{plural[:-3]}y" if plural.endswith("ies") else plural.removesuffix("s")
+    return f"{n:,} {singular if n == 1 else plural}"
 
 
 def format_sample_size(estimate: Estimate, rows: str = "images") -> str:
     """`1,200 images of 300 patients`; `rows` is what was counted: images, studies or patients."""
     if rows == "patients":
-        return f"{estimate.n:,} patients"
-    return f"{estimate.n:,} {rows} of {estimate.patients:,} patients"
+        return format_count(estimate.n, rows)
+    return f"{format_count(estimate.n, rows)} of {format_count(estimate.patients, 'patients')}"
+
+
+def plain_name(name: str) -> str:
+    """A key of results.json in words."""
+    return PLAIN_NAMES.get(name, name.replace("_", " "))
+
+
+def plain_value(value: object) -> str:
+    """A value of results.json in words: lists and dicts without brackets, `none` if empty."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{plain_name(str(k))}: {plain_value(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(plain_value, value))
+    return "none" if value in (None, "") else str(value)
 
 
 def accuracy_sentence(subject: str, accuracy: Estimate) -> Text:
     """The opening sentence: accuracy, its interval and the number of images and patients."""
     if accuracy.value is None:
         return Text(f"{subject}: accuracy was not measured ({accuracy.reason}).", lead=True)
-    shown = format_estimate(accuracy).replace("(", "(95 % interval ")
+    shown = format_estimate(accuracy)
+    shown = shown if accuracy.low is None else shown.replace("(", "(95 % interval ")
     sample = format_sample_size(accuracy)
     return Text(f"{subject} reaches accuracy {shown} on {sample}.", lead=True)
 
@@ -214,11 +283,9 @@ def metrics_table(
 ) -> Table:
     """One row per metric: value, interval, sample size, method; `rows` is what was counted."""
     cells = [
-        (metric_label(name), e.value, e.low, e.high, e.n, e.patients, e.reason or e.method)
-        for name, e in metrics.items()
+        (metric_label(k), e, e.n, e.patients, e.reason or e.method) for k, e in metrics.items()
     ]
-    columns = ("", "value", "low", "high", rows, "patients", "interval by")
-    return Table(columns, cells, heading, "Low and high: 95 % confidence intervals.")
+    return Table(("", "value", rows, "patients", "interval by"), cells, heading, SMALL_PRINT)
 
 
 def metric_columns(names: Sequence[str]) -> list[str]:
@@ -228,40 +295,41 @@ def metric_columns(names: Sequence[str]) -> list[str]:
 
 
 def models_table(
-    models: Mapping[str, Mapping[str, Estimate]], heading: str, note: str = SMALL_PRINT, *,
-    names: Sequence[str] = (), count: str = "", corner: str = "", digits: int = 4,
-    strong: Sequence[int] = (),
+    models: Mapping[str, Mapping[str, Estimate | None]], heading: str, note: str = SMALL_PRINT, *,
+    names: Sequence[str] = (), count: str = "", corner: str = "", strong: Sequence[int] = (),
 ) -> Table:  # fmt: skip
     """Summary metrics, or `names`, of each model; `corner` and, for n, `count` name columns."""
     names = names or summary_metrics()
     columns = [corner, *([count] if count else []), *metric_columns(names)[1:]]
     rows: list[tuple[Cell, ...]] = []
     for model, metrics in models.items():
-        size = [metrics[names[0]].n] if count else []
+        first = metrics[names[0]]
+        size = [first.n if first else None] if count else []
         rows.append((model, *size, *(metrics.get(name) for name in names)))
-    return Table(columns, rows, heading, note, digits, strong)
+    return Table(columns, rows, heading, note, strong=strong)
 
 
 def _cell(cell: Cell, digits: int) -> str:
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
     if isinstance(cell, SignedEstimate):
-        text = _estimate(cell.estimate, digits, "+")
+        text = _estimate(cell.estimate, "+")
     elif isinstance(cell, Estimate):
-        text = _estimate(cell, digits)
+        text = _estimate(cell)
     elif isinstance(cell, int):
         text = f"{cell:,}"
     else:
-        text = "&ndash;" if cell is None else f"{cell:.{digits}f}"
+        text = "&ndash;" if cell is None else format_number(cell, digits)
     return f'<td class="number">{text}</td>'
 
 
-def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
+def _estimate(estimate: Estimate, sign: str = "") -> str:
     """The value, and under it the interval in small print."""
     if estimate.value is None:
         return "&ndash;"
-    value, _, interval = format_estimate(estimate, digits, sign).partition(" (")
-    return f"{value}<small>{interval.rstrip(')')}</small>" if interval else value
+    value, _, interval = format_estimate(estimate, sign=sign).partition(" (")
+    interval = "no interval" if interval.startswith("no interval") else interval.rstrip(")")
+    return f"{value}<small>{interval}</small>" if interval else value
 
 
 def _note(note: str) -> str:

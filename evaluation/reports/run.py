@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
-from evaluation.results import Results
+from evaluation.results import CALIBRATED_MEMBER, Results
+from evaluation.stats.estimate import Estimates
+from evaluation.voters.registry import voter_spec
 
 FILE = "report.html"
 ZERO_TOLERANCE = 0.005  # a few weights are 0 without pruning
@@ -38,16 +41,27 @@ def run_sections(
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
     page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
     if results.others:
-        models = {results.name: metrics, **results.others}
-        page.append(html.models_table(models, "Members", "", strong=[0]))
+        models = labeled_models(results)
+        page.append(html.models_table(models, "Ensemble and members", strong=[0]))
     summary = {name: metrics[name] for name in summary_metrics() if name in metrics}
     page += [html.metrics_table(summary), *savings, *prediction_plots(table)]
     if history is not None:
         plot = curves.learning_curves(history)
         page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))
-    return [
-        *page, html.metrics_table(metrics, "All metrics"), html.Details(run_details(results)),
-    ]  # fmt: skip
+    all_metrics = replace(html.metrics_table(metrics, "All metrics"), folded=True)
+    return [*page, all_metrics, html.Details(readable_details(results))]
+
+
+def labeled_models(results: Results) -> dict[str, Estimates]:
+    """Metrics of a run and its members by name, labeled as calibrated or raw if it has members."""
+    if not results.others:
+        return {results.name: results.metrics}
+    prefix, others = CALIBRATED_MEMBER, results.others
+    calibrated = {f"{name.removeprefix(prefix)}, calibrated": metrics
+                  for name, metrics in others.items() if name.startswith(prefix)}  # fmt: skip
+    raw = {f"{name}, raw": m for name, m in others.items() if not name.startswith(prefix)}
+    own = f"{results.name}, {'calibrated' if calibrated else 'raw'}"
+    return {own: results.metrics, **calibrated, **raw}
 
 
 def prediction_plots(table: PredictionTable) -> list[html.Plot]:
@@ -63,6 +77,15 @@ def prediction_plots(table: PredictionTable) -> list[html.Plot]:
 def run_details(results: Results) -> dict[str, object]:
     """Hashes, versions and settings of a run."""
     return {k: v for k, v in results.meta.items() if k not in ("members", "notes")}
+
+
+def readable_details(results: Results) -> dict[str, object]:
+    """`run_details` with the label of the voter in place of its name."""
+    details = run_details(results)
+    if isinstance(voter := details.get("voter"), dict):
+        fitted = "fitted on validation" if voter.get("fitted_on") else "not fitted"
+        details["voter"] = f"{voter_spec(voter['name']).label}, {fitted}"
+    return details
 
 
 def write_changed_decisions(folder: Path, table: PredictionTable) -> None:

@@ -32,8 +32,18 @@ class Estimate:
     patients: int
     reason: str = ""  # why a number is None
 
+    @property
+    def decimals(self) -> int:
+        """Decimals of the number in reports."""
+        return decimals_of(self.n)
+
 
 Estimates = dict[str, Estimate]
+
+
+def decimals_of(n: int) -> int:
+    """Decimals that n images can distinguish: 2 up to 100, 3 up to 1,000, else 4."""
+    return 2 if n <= 100 else 3 if n <= 1000 else 4
 
 
 def make_estimate(parts: Parts, method: str, n: int, patients: int, reason: str) -> Estimate:

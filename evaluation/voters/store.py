@@ -16,7 +16,7 @@ from evaluation.metrics.calibration import Temperature
 from evaluation.voters.registry import voter_spec
 from evaluation.voters.simple import Voter
 
-SCHEMA, VERSION = "consilium.voter", 3
+SCHEMA, VERSION = "consilium.voter", 4
 FILE = "voter.json"
 
 
@@ -29,6 +29,8 @@ class FittedEnsemble:
     class_names: list[str]
     temperature: Temperature = field(default_factory=Temperature)
     fitted_on: str = ""  # manifest digest of the validation tables, if known
+    member_temperatures: list[Temperature] = field(default_factory=list)  # empty if unknown
+    precision: str = ""  # that the members were evaluated in, if known
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Probabilities (members, n, K) -> (n, K), pooled and then calibrated."""
@@ -36,6 +38,13 @@ class FittedEnsemble:
             required = (len(self.members), "n", len(self.class_names))
             raise ValueError(f"members have shape {members.shape}, this ensemble needs {required}")
         return self.temperature(self.voter(members, groups))
+
+    def calibrate_members(self, members: np.ndarray) -> np.ndarray:
+        """Probabilities (members, n, K), each member's at its own temperature, if it is known."""
+        if not self.member_temperatures:
+            return members
+        pairs = zip(self.member_temperatures, members, strict=True)
+        return np.stack([temperature(probabilities) for temperature, probabilities in pairs])
 
 
 def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
@@ -51,6 +60,8 @@ def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
         "class_names": ensemble.class_names,
         "fitted_on": ensemble.fitted_on,
         "temperature": asdict(ensemble.temperature),
+        "precision": ensemble.precision,
+        "member_temperatures": list(map(asdict, ensemble.member_temperatures)),
         "voter": {"name": ensemble.voter.name, **plain},
         "arrays": _sha256(data),
     }
@@ -81,7 +92,11 @@ def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnse
     voter = voter_spec(settings.pop("name")).voter_class(**settings, **arrays)
     temperature = Temperature(**content["temperature"])
     members, class_names = content["members"], content["class_names"]
-    return FittedEnsemble(voter, members, class_names, temperature, content["fitted_on"])
+    fitted_on, precision = content["fitted_on"], content.get("precision", "")
+    of_members = [Temperature(**values) for values in content["member_temperatures"]]
+    return FittedEnsemble(
+        voter, members, class_names, temperature, fitted_on, of_members, precision
+    )
 
 
 def _check_members(ensemble: FittedEnsemble, members: list[str], class_names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A sparse training on WORLD processes, and its resumes; a script, since DDP starts itself.
+"""A sparse training on WORLD processes, and its resumes; a script.
 
 Usage: sparse_processes.py WORLD FOLDER STEP...
 """

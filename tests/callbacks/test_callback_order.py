@@ -58,6 +58,7 @@ def test_shuffled_callbacks_give_the_same_weights_and_files(tiny, resnet, tmp_pa
     assert (run / "README.md").read_text() == (resnet / "README.md").read_text()
 
 
+@pytest.mark.exhaustive
 def test_averages_start_from_a_pruned_checkpoint_in_any_order(tiny, resnet, tmp_path):
     module, block = checkpoints.load(resnet / "best.ckpt")
     image = torch.randn(2, 3, 32, 32)
@@ -79,6 +80,7 @@ def test_averages_start_from_a_pruned_checkpoint_in_any_order(tiny, resnet, tmp_
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
 def test_a_users_own_callback_and_logger_work(tiny, resnet, tmp_path, logger):
     packages = ("tensorboard", "tensorboardX")

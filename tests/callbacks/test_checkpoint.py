@@ -1,4 +1,4 @@
-"""The best epoch survives a resume in the same, a renamed or another folder."""
+"""The best epoch by any metric survives a resume in the same, a renamed or another folder."""
 
 import shutil
 
@@ -8,12 +8,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks import BestAndLastCheckpoint
+from callbacks.checkpoint import ResumableEarlyStopping
 
-LOSSES = [0.1, 0.5, 0.9]
+VALUES = [0.1, 0.5, 0.9]
 
 
 class WorseningModule(L.LightningModule):
-    """The first epoch is the best."""
+    """The first epoch is the best by loss and ECE, the last by accuracy and AUROC."""
 
     def __init__(self):
         super().__init__()
@@ -23,18 +24,18 @@ class WorseningModule(L.LightningModule):
         return self.net(batch).sum()
 
     def validation_step(self, batch, batch_idx):
-        self.log("val/loss", LOSSES[self.current_epoch])
+        for name in ("loss", "ece", "accuracy", "auroc", "dice"):
+            self.log(f"val/{name}", VALUES[self.current_epoch])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(folder, epochs, resume=None):
+def fit(folder, epochs, resume=None, callbacks=None):
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
                "enable_model_summary": False, "num_sanity_val_steps": 0}  # fmt: skip
-    trainer = L.Trainer(
-        default_root_dir=folder, max_epochs=epochs, callbacks=[BestAndLastCheckpoint()], **options
-    )
+    callbacks = callbacks or [BestAndLastCheckpoint()]
+    trainer = L.Trainer(default_root_dir=folder, max_epochs=epochs, callbacks=callbacks, **options)
     data = DataLoader(torch.ones(2, 1))
     trainer.fit(WorseningModule(), data, data, ckpt_path=resume, weights_only=True)
 
@@ -65,3 +66,29 @@ def test_the_best_checkpoint_of_another_fit_is_not_used(tmp_path):
     with pytest.warns(UserWarning, match="The dirpath has changed"):
         fit(tmp_path / "other", 3, str(tmp_path / "one/last.ckpt"))
     assert epoch_of(tmp_path / "other/best.ckpt") == 1 != content["epoch"]
+
+
+DIRECTIONS = {"val/loss": "min", "val/ece": "min", "val/accuracy": "max", "val/auroc": "max"}
+
+
+@pytest.mark.parametrize(("monitor", "direction"), DIRECTIONS.items())
+def test_the_metric_decides_which_epoch_is_best(tmp_path, monitor, direction):
+    fit(tmp_path, 3, callbacks=[BestAndLastCheckpoint(monitor)])
+    assert epoch_of(tmp_path / "best.ckpt") == {"min": 0, "max": 2}[direction]
+
+
+@pytest.mark.parametrize(("monitor", "direction"), DIRECTIONS.items())
+def test_the_metric_decides_what_early_stopping_counts_as_improvement(tmp_path, monitor, direction):
+    stopping = ResumableEarlyStopping(monitor, patience=1)
+    fit(tmp_path, 3, callbacks=[BestAndLastCheckpoint(), stopping])
+    assert epoch_of(tmp_path / "last.ckpt") == {"min": 1, "max": 2}[direction]
+
+
+@pytest.mark.parametrize("callback", [BestAndLastCheckpoint, ResumableEarlyStopping])
+def test_a_direction_is_required_for_an_unknown_metric_only(tmp_path, callback):
+    with pytest.raises(ValueError, match=r"monitor: unknown metric 'val/dice'.*set mode"):
+        callback("val/dice")
+    with pytest.raises(ValueError, match=r"mode: 'min' is wrong for 'val/accuracy'.*larger"):
+        callback("val/accuracy", mode="min")
+    fit(tmp_path, 3, callbacks=[BestAndLastCheckpoint("val/dice", mode="max")])
+    assert epoch_of(tmp_path / "best.ckpt") == 2

@@ -22,6 +22,7 @@ def test_images_are_taken_from_the_classes_in_turn():
     assert balanced_positions(labels, 99) == [1, 4, 0, 2, 5, 3, 6]
 
 
+@pytest.mark.exhaustive
 def test_saliency_maps_do_not_change_the_fit(tiny, resnet, tmp_path):
     run = tiny.fit("resnet", tmp_path / "with_maps", *ARGUMENTS)
     files = sorted((run / "saliency_maps").iterdir())

@@ -44,6 +44,7 @@ def test_sparsity_json_report_and_history_describe_the_pruned_layers(run):
     assert pd.read_csv(run / "history.csv")["sparse/stage"].tolist() == [1, 2, 2]
 
 
+@pytest.mark.exhaustive
 def test_the_report_of_the_dense_checkpoint_states_no_savings(tiny, run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
     for checkpoint, is_sparse in (("best.ckpt", True), ("dense.ckpt", False)):
@@ -53,6 +54,7 @@ def test_the_report_of_the_dense_checkpoint_states_no_savings(tiny, run, tmp_pat
         assert ("Pruned layers" in (folder / "report.html").read_text()) is is_sparse
 
 
+@pytest.mark.exhaustive
 def test_the_sparse_stage_alone_starts_from_a_checkpoint_of_the_same_splits(
     tiny, run, tmp_path, capsys
 ):

@@ -257,13 +257,25 @@ def test_random_masks_have_the_exact_density(tmp_path):
 
 
 def test_regrowing_exchanges_values_at_the_same_density(tmp_path):
-    """Without it the churn of the whole ramp is 0.75."""
-    callback = sparse(density_schedule=DensitySchedule(0.5, 4, regrow_fraction=0.3))
+    """Without it the churn of the whole ramp, one update per epoch, is 0.75."""
+    schedule = DensitySchedule(0.9, 4, regrow_fraction=0.3)
+    callback = sparse(sparse_epochs=4, density_schedule=schedule)
     recorder = runs.Recorder(callback)
     runs.run(tmp_path, callback, recorder)
     assert recorder.unmasked == []
     assert recorder.densities[-1] == 0.25
     assert pd.read_csv(tmp_path / "history.csv")["sparse/churn"].sum() > 0.76
+
+
+def test_churn_is_at_most_one_however_often_an_epoch_exchanges_values(tmp_path):
+    """Each of the updates of an epoch exchanges up to nine tenths of the values."""
+    callback = sparse(0.5, 0, 1, density_schedule=DensitySchedule(0.9, 8, regrow_fraction=0.9),
+                      recovery=Recovery(lr=5e-3, warmup_epochs=0.5))  # fmt: skip
+    recorder = runs.Recorder(callback)
+    runs.run(tmp_path, callback, recorder)
+    [churn] = pd.read_csv(tmp_path / "history.csv")["sparse/churn"]
+    different = [int((~mask).sum()) for mask in callback.masked.masks]
+    assert churn == sum(different) / sum(mask.numel() for mask in callback.masked.masks)
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"precision": "bf16-true"},

@@ -154,6 +154,7 @@ def test_the_test_of_an_ensemble_is_logged(tiny, member, larger, tmp_path):
     assert not [each for each in wandb_file.artifacts(records) if each.type == "model"]
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_keeps_its_id_and_continues_the_rows(tiny, tmp_path):
     folder = tmp_path / "run"
     tiny.fit("resnet", folder, *LOGGER, "--trainer.max_epochs", "1")

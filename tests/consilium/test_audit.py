@@ -1,13 +1,17 @@
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from consilium.cli.main import run
+from consilium.inference.data_config import load_datamodule
 from datamodules.phantoms.generate import PhantomSpec, write_dataset
 
 
@@ -46,6 +50,102 @@ def test_a_leak_gives_exit_code_1_and_a_page_with_the_pair(folders, tmp_path, ca
     assert "LEAK: 1 pairs of near duplicates in different splits" in capsys.readouterr().out
 
 
+def test_the_report_begins_with_the_number_of_test_images_that_occur_in_training(
+    folders, tmp_path, capsys
+):
+    arguments = [str(folders), "--patient", r"(p\d+)_", "-o", str(tmp_path / "an out")]
+    run(["audit", *arguments])
+    count = len(list((folders / "test").glob("*/*.png")))
+    first = f"1 of {count} test images also occurs in training"
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "%" not in line).startswith(first)
+    page = (tmp_path / "an out/audit.html").read_text()
+    assert page.index(first) < page.index("1 kind of leak")
+    overlaps = json.loads((tmp_path / "an out/audit.json").read_text())["overlaps"]
+    expected = {"split": "test", "images": count, "copied": 1, "same_patient": 0}
+    assert overlaps == [expected]
+
+
+@pytest.mark.exhaustive
+def test_what_to_do_next_is_given_as_commands(folders, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(["audit", str(folders), "--patient", r"(p\d+)_", "-o", "an out"])
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if "init" in line]
+    assert command.startswith(
+        f"next: consilium init {folders} --patient '(p\\d+)_' --audit 'an out' -o "
+    )
+    assert "consilium init" in (tmp_path / "an out/audit.html").read_text()
+    command = command.partition("consilium ")[2].partition("  #")[0]
+    assert run(shlex.split(command)) == 0
+    data = load_datamodule(["set-experiment/data.yaml"])
+    assert run(["audit", "--config", "set-experiment/data.yaml", "-o", "again"]) == 0
+    assert len(data.load_manifest().table) == len(list(folders.rglob("*.png"))) - 1
+
+
+def test_unknown_patients_have_their_own_next_command(folders, capsys):
+    run(["audit", str(folders)])
+    assert f"next: consilium audit {folders} --patient REGEX" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+def test_a_leak_of_a_config_is_answered_with_the_setting_that_excludes_it(
+    folders, tmp_path, capsys
+):
+    classes = sorted(path.name for path in (folders / "train").iterdir())
+    (tmp_path / "data.yaml").write_text(
+        "class_path: datamodules.ImageDataModule\n"
+        "init_args:\n"
+        "  source:\n"
+        "    class_path: datamodules.Folders\n"
+        f"    init_args: {{root: {folders}, patient: '(p[0-9]+)_'}}\n"
+        f"  class_names: {classes}\n"
+    )
+    (tmp_path / "member.yaml").write_text("data: data.yaml\nmodel: {class_path: x}\n")
+    quarantine = f"{tmp_path}/out/quarantine.csv"
+    for name, answer in (
+        ("data", f"edit {tmp_path}/data.yaml, init_args: add exclude: {quarantine}"),
+        ("member", f"consilium fit --config {tmp_path}/member.yaml "
+                   f"--data.init_args.exclude {quarantine}"),
+    ):  # fmt: skip
+        file = str(tmp_path / f"{name}.yaml")
+        assert run(["audit", "--config", file, "-o", str(tmp_path / "out")]) == 1
+        assert f"next: {answer}  # without 1 images" in capsys.readouterr().out
+
+
+def test_every_unreadable_file_is_on_the_page_and_in_the_quarantine(tmp_path):
+    lines = [f"{k}.png,{'ab'[k % 2]},{('train', 'test')[k % 2]}" for k in range(6)]
+    (tmp_path / "gone.csv").write_text("\n".join(["path,label,split", *lines]))
+    (tmp_path / "0.png").touch()
+    run(["audit", str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")])
+    page = (tmp_path / "out/audit.html").read_text()
+    quarantine = pd.read_csv(tmp_path / "out/quarantine.csv")
+    reasons = ["the file is empty", *["No such file or directory"] * 5]
+    for k, reason in enumerate(reasons):
+        assert f"{tmp_path}/{k}.png: {reason}" in page
+        assert quarantine["detail"][k] == f"{tmp_path}/{k}.png: {reason}"
+
+
+def test_suspects_are_printed_with_interval_and_count(tmp_path, capsys):
+    rng, rows = np.random.default_rng(0), []
+    for k in range(60):
+        image = rng.integers(0, 255, (32, 32 + 8 * (k % 2)), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{k}.png"), image)
+        rows.append((f"{k}.png", "ab"[k % 2], ("old", "new")[k % 2]))
+    table = pd.DataFrame(rows, columns=["path", "label", "bytes"])
+    table.to_csv(tmp_path / "list.csv", index=False)
+    assert run(["audit", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "note: width alone predicts the class (AUC 1.000 (0.9" in out
+    assert ", 60 images)" in out
+    assert "note: bytes (column) alone determines the class" in out
+    assert out.index("note: width") < out.index("note: bytes (column)")
+    table[:4].to_csv(tmp_path / "list.csv", index=False)
+    assert run(["audit", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "AUC" not in out
+    assert "note: confounds are not measured: fewer than two classes have 10 patients" in out
+
+
 def test_a_clean_table_gives_exit_code_0(dataset, tmp_path, capsys):
     table = pd.read_csv(dataset / "manifest.csv", keep_default_na=False)
     table["set"] = np.where(table["patient"] < "p00010", "test", "train")
@@ -61,11 +161,57 @@ def test_a_dataset_without_splits_gives_a_note(dataset, tmp_path):
     assert "the dataset has no splits: leaks between splits cannot be detected" in content["notes"]
 
 
+def test_a_table_with_an_empty_split_column_has_no_splits(dataset, tmp_path):
+    table = pd.read_csv(dataset / "manifest.csv", keep_default_na=False).assign(split="")
+    table["path"] = [str(dataset / name) for name in table["path"]]
+    table.to_csv(tmp_path / "list.csv", index=False)
+    assert run(["audit", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out/audit.json").read_text())
+    assert "the dataset has no splits: leaks between splits cannot be detected" in content["notes"]
+    assert set(content["counts"]) == {"train"}
+
+
 def test_a_dataset_of_unreadable_files_is_audited(tmp_path):
     (tmp_path / "gone.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,test\n")
     assert run(["audit", str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out/audit.json").read_text())
     assert "2 unreadable files" in content["issues"][0]["message"]
+
+
+@pytest.mark.exhaustive
+def test_an_audit_is_named_after_the_folder_and_the_table_or_config(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = pd.read_csv(dataset / "manifest.csv", keep_default_na=False)
+    table["path"] = [str(dataset / name) for name in table["path"]]
+    for name in ("first", "second"):
+        Path(name).mkdir()
+        table[:20].to_csv(f"first/{name}.csv", index=False)
+        table[:20].to_csv(f"{name}/manifest.csv", index=False)
+        init_args = {
+            "num_patients": 10,
+            "images_per_patient": 1,
+            "root": str(tmp_path / "phantoms"),
+        }
+        source = {"class_path": "datamodules.Phantoms", "init_args": init_args}
+        init_args = {"source": source, "class_names": ["none", "simple", "comminuted"]}
+        data = {"class_path": "datamodules.ImageDataModule", "init_args": init_args}
+        Path(name, "data.yaml").write_text(yaml.safe_dump(data))
+    targets = ("first/first.csv", "first/second.csv", "first/manifest.csv", "second")
+    for arguments in (*([name] for name in targets), ["--config", "second/data.yaml"]):
+        run(["audit", *arguments])
+    folders = ("first-first", "first-second", "first", "second", "second-data")
+    assert {file.name for file in Path("runs").iterdir()} == {f"audit-{name}" for name in folders}
+
+
+def test_a_table_without_a_column_of_labels_gives_a_note(dataset, tmp_path, capsys):
+    table = pd.read_csv(dataset / "manifest.csv", keep_default_na=False)
+    table["path"] = [str(dataset / name) for name in table["path"]]
+    table.rename(columns={"label": "finding"})[:20].to_csv(tmp_path / "list.csv", index=False)
+    assert run(["audit", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
+    message = "no column was recognized as the label; --label names it: ['"
+    assert message in capsys.readouterr().out
+    notes = json.loads((tmp_path / "out/audit.json").read_text())["notes"]
+    assert any(note.startswith(message) and "'finding'" in note for note in notes)
 
 
 @pytest.fixture

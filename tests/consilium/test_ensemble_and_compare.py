@@ -64,15 +64,18 @@ def test_a_metric_of_zero_counts_in_the_mean_member() -> None:
     )
     fitted = fit_voters(val)
     evaluated = evaluate_voters(fitted, test, draws=50)
-    for values, mean in (((0.0, 0.6, 0.9), "0.5000"), ((None, 0.6, 0.9), "-")):
+    for values, mean in (((0.0, 0.6, 0.9), "0.500"), ((None, 0.6, 0.9), "-")):
         members = {
             name: {**metrics, "accuracy": replace(metrics["accuracy"], value=value)}
-            for (name, metrics), value in zip(evaluated.member_metrics.items(), values, strict=True)
+            for (name, metrics), value in zip(
+                evaluated.calibrated_metrics.items(), values, strict=True
+            )
         }
-        table = summary_table(fitted, replace(evaluated, member_metrics=members))
+        table = summary_table(fitted, replace(evaluated, calibrated_metrics=members))
         assert list(table.columns[1].cells)[-1] == mean
 
 
+@pytest.mark.exhaustive
 def test_disputed_images_are_shown(runs: Path) -> None:
     rng = np.random.default_rng(0)
     for index in range(500):
@@ -85,6 +88,7 @@ def test_disputed_images_are_shown(runs: Path) -> None:
     assert 'class="thumbnails"' in (runs / "ensemble" / "report.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_run_folders_stand_for_their_tables(runs: Path) -> None:
     folders = [str(runs / "members" / name) for name in MEMBERS]
     output = ["-o", str(runs / "by_folder"), "--draws", "100"]

@@ -325,10 +325,12 @@ def test_members_of_several_seeds_are_parsed_once(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parsed: list[str] = []
-    monkeypatch.setattr(
-        "consilium.training.lightning_cli.validate_config",
-        lambda args, files: parsed.append(args[0]),
-    )
+
+    def record(args: list[str], files: object) -> Namespace:
+        parsed.append(args[0])
+        return Namespace({args[0]: Namespace(trainer=Namespace(precision="32-true"))})
+
+    monkeypatch.setattr("consilium.training.lightning_cli.validate_config", record)
     ensemble = {"model": {"class_path": "lightning_modules.EnsembleModule"}}
     (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(ensemble))
     file = write_experiment(

@@ -14,6 +14,7 @@ import yaml
 from consilium.cli.main import main
 from consilium.experiments.config import ExperimentConfig, load_experiment
 from consilium.experiments.plan import plan, run_names
+from consilium.experiments.report import summary_metrics_by_row
 from consilium.experiments.results import evaluate_gates, find_estimates, load_results
 from consilium.experiments.sections import seeds_folds
 from consilium.inference import saliency_evaluation
@@ -187,6 +188,39 @@ def test_the_gate_of_a_metric_that_is_better_when_lower_is_an_upper_limit(write,
     assert f"({worst}.nll)" in gate.measured
 
 
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("disputed_ids")
+def test_measures_val_metrics_and_voters_can_be_gates_and_claims(write):
+    gates = {"a.weights_zero_fraction": 0.7, "a.density": 0.25, "members.training_minutes": 0.1,
+             "ensemble.agreement": 0.1, "ensemble.learned/accuracy": 0.1, "a.val/accuracy": 0.5,
+             "b.density": 0.3}  # fmt: skip
+    claim = {"claimed": [0.7, 0.75], "believable": [0.5, 0.6], "why": "depthwise weights remain"}
+    config, args = write({"ensemble": "ensemble.yaml", "gates": gates,
+                          "claims": {"a.weights_zero_fraction": claim}})  # fmt: skip
+    write_sparsity("a", 0.7, density=0.3)
+    for name in ("a", "b"):
+        results = read_results(f"out/members/{name}/results.json")
+        table = PredictionTable.read(f"out/members/{name}/predictions/val.parquet")
+        metrics = compute.compute_metrics(table, 200)
+        write_results(f"out/members/{name}/results.val.json", replace(results, metrics=metrics))
+    write_ensembles(config)
+    assert main(args) == 1
+    gated = pd.read_csv("out/results/gates.csv").set_index("name")
+    assert gated["passed"].to_dict() == {**dict.fromkeys(gates, True), "a.density": False,
+                                         "b.density": False}  # fmt: skip
+    assert gated.loc["a.density", ["required", "measured"]].tolist() == ["at most 0.25", "0.3000"]
+    assert "not measured" in gated.loc["b.density", "measured"]
+    assert gated.loc["members.training_minutes", "measured"].startswith("0.0833")  # 5 seconds
+    tables = [PredictionTable.read(f"out/members/{n}/predictions/test.parquet") for n in "ab"]
+    agreement = np.mean(tables[0].predictions == tables[1].predictions)
+    assert gated.loc["ensemble.agreement", "measured"] == f"{agreement:.4f}"
+    claims = pd.read_csv("out/results/claims.csv")
+    assert claims[["claimed", "measured", "position"]].values.tolist() == [
+        ["0.7 to 0.75", 0.7, "above"]]  # fmt: skip
+    assert "0.7 to 0.75" in Path("out/report.html").read_text()
+    assert "agreement" not in read_results("out/results.json").others["ensemble"]
+
+
 def test_a_registered_metric_is_in_report_gate_results_and_csv(write, monkeypatch):
     error_rate = MetricSpec(
         "error_rate", "Error rate", "confusion",
@@ -240,8 +274,8 @@ def test_cost_is_counted_for_the_network_that_was_trained(write):
     assert f"{sizes['thin']:,}" in Path("out/report.html").read_text()
 
 
-def write_sparsity(run: str, zeros: float) -> None:
-    content = {"weights_zero_fraction": zeros, "macs_theoretical_ratio": 0.4,
+def write_sparsity(run: str, zeros: float, density: float = 0.25) -> None:
+    content = {"weights_zero_fraction": zeros, "density": density, "macs_theoretical_ratio": 0.4,
                "latency_ratio_measured": None}  # fmt: skip
     write_json(Path(f"out/members/{run}/sparsity.json"), content)
 
@@ -416,6 +450,31 @@ def test_voters_in_the_report_are_those_that_were_stored(write):
     assert "by site" in page
 
 
+@pytest.mark.usefixtures("disputed_ids")
+def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write):
+    config, _ = write({"ensemble": "ensemble.yaml"})
+    write_ensembles(config)
+    results = load_results(config, Path("out"))
+    rows = summary_metrics_by_row(results)
+    assert list(rows) == [
+        "ensemble, calibrated",
+        "a, calibrated",
+        "b, calibrated",
+        "a, raw",
+        "b, raw",
+    ]
+    stored = read_results("out/voters/results.json").others
+    assert rows["b, calibrated"] == stored["calibrated_member/b"]
+    assert rows["b, raw"] == results.runs["b"].metrics
+    assert rows["b, raw"]["nll"] != rows["b, calibrated"]["nll"]
+
+
+def test_members_without_an_ensemble_are_labeled_as_raw(write):
+    config, _ = write({})
+    assert list(summary_metrics_by_row(load_results(config, Path("out")))) == ["a, raw", "b, raw"]
+
+
+@pytest.mark.exhaustive
 def test_an_empty_table_leaves_no_csv_file_of_an_earlier_report(write):
     _, args = write({"gates": {"a.accuracy": 0.1}})
     assert main(args) == 0

@@ -92,6 +92,20 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(experiment_file, capsy
     assert not Path("elsewhere").exists()
 
 
+def test_an_ensemble_in_another_precision_than_its_members_is_refused_before_any_run(
+    experiment_file, tmp_path, capsys
+):
+    content = yaml.safe_load(experiment_file.read_text())
+    content["ensemble"] = ["ensemble.yaml", {"trainer.precision": "bf16-mixed"}]
+    file = experiment_file.with_name("mixed_precision.yaml")
+    file.write_text(yaml.safe_dump(content))
+    assert main(["experiment", "run", str(file), "--output", str(tmp_path / "out")]) == 2
+    message = "ensemble: trainer.precision: bf16-mixed, but the member large has 32-true"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.exhaustive
 def test_a_killed_member_is_resumed_and_ends_with_the_same_weights(
     experiment, experiment_file, tmp_path
 ):
@@ -117,6 +131,7 @@ def test_a_killed_member_is_resumed_and_ends_with_the_same_weights(
     assert history["epoch"].tolist() == [0, 1, 2]
 
 
+@pytest.mark.exhaustive
 def test_a_failed_member_is_named_and_does_not_stop_the_others(tiny, tmp_path, capsys):
     tiny.member("broken", **{"data.init_args.augment": "frature"})
     tiny.member("quick", **{"trainer.max_epochs": 1})
@@ -147,6 +162,7 @@ def test_an_unknown_backbone_of_a_later_member_is_refused_before_anything_trains
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_printed_command_typed_by_hand_fills_the_same_run_folder(
     experiment, experiment_file, tmp_path, capsys
 ):

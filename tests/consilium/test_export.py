@@ -58,7 +58,7 @@ def test_export_predicts_like_the_ensemble(name, ensemble, exports):
         p.predict_batch([p.preprocess(image) for image in images], groups)
         for p in (predictor, exported)
     )
-    assert expected.std() > 0.05
+    assert expected.std() > 0.04
     tolerance = 1e-3 if name == "packed" else 1e-5  # float16
     np.testing.assert_allclose(actual, expected, atol=tolerance)
     np.testing.assert_allclose(exported.predict(images[2]), expected[:, 2], atol=tolerance)

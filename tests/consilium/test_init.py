@@ -11,6 +11,7 @@ import yaml
 from consilium.cli.main import main
 from consilium.experiments.config import load_experiment
 from consilium.inference import data_config
+from datamodules.splits import SplitFractions
 
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
 PATIENT = ["--patient", "site,number"]
@@ -37,6 +38,7 @@ def planned_commands(experiment, capsys):
     return [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.exhaustive
 def test_a_table_becomes_an_experiment_that_trains(table, capsys):
     assert main(["init", str(table), *PATIENT, "--size", "32", "-o", "mine"]) == 0
     assert "experiment: consilium experiment run mine/mine.yaml" in capsys.readouterr().out
@@ -96,12 +98,54 @@ def test_samples_in_quarantine_are_excluded(table, tmp_path, capsys):
     pd.concat([raw, leak]).to_csv(table, index=False)
     folder = "of {A}, 1: '24"
     assert main(["init", str(table), *PATIENT, "-o", folder]) == 0
-    assert "; 1 samples are excluded" in capsys.readouterr().out
+    assert "; excluded samples: 1" in capsys.readouterr().out
     data = data_config.load_datamodule([f"{folder}/data.yaml"])
     assert train["filename"] not in data.load_manifest().table["id"].tolist()
     data.setup("fit")
+    quarantine = Path(folder, "quarantine.csv").read_text()
+    raw.to_csv(table, index=False)
+    assert main(["audit", str(table), *PATIENT]) == 0
+    (later,) = Path("runs").glob("audit-*/quarantine.csv")
+    assert later.read_text() != quarantine  # the table has no leak any more
+    assert Path(folder, "quarantine.csv").read_text() == quarantine
 
 
+@pytest.mark.exhaustive
+def test_copies_stay_together_in_the_splits_that_init_makes(table, tmp_path, capsys):
+    raw = pd.read_csv(table, dtype=str).drop(columns="set")
+    first = raw.drop_duplicates(["site", "number"]).iloc[:12]
+    copies = first.assign(number=[f"new{k}" for k in range(12)])
+    copies["filename"] = [str(tmp_path / f"copy{k}.png") for k in range(12)]
+    for source, copy in zip(first["filename"], copies["filename"], strict=True):
+        cv2.imwrite(copy, cv2.imread(source, cv2.IMREAD_GRAYSCALE)[:, ::-1])
+    pd.concat([raw, copies]).to_csv(table, index=False)
+    assert main(["init", str(table), *PATIENT, "-o", "mine"]) == 0
+    manifest = data_config.load_datamodule(["mine/data.yaml"]).load_manifest()
+    split = manifest.table.set_index("id")["split"]
+    pairs = list(zip(first["filename"], copies["filename"], strict=True))
+    assert [split[a] for a, _ in pairs] == [split[b] for _, b in pairs]
+    assert set(split) == {"train", "val", "test"}
+    patients = SplitFractions(stratified=True).assign(manifest.table)
+    split[:] = patients  # by patient alone, some copies are in another split than their original
+    assert [split[a] for a, _ in pairs] != [split[b] for _, b in pairs]
+    assert main(["audit", "--config", "mine/data.yaml"]) == 0
+    assert "0 kinds of leak" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "count"), [([], 2), (["--keep-conflicts"], 0)])
+def test_identical_files_with_different_labels_are_excluded_or_kept(table, tmp_path, option, count):
+    raw = pd.read_csv(table, dtype=str)
+    row = raw[raw["set"] == "training"].iloc[0]
+    shutil.copy(row["filename"], tmp_path / "copy.png")
+    label = next(name for name in raw["diagnosis"] if name != row["diagnosis"])
+    copy = row.to_frame().T.assign(filename=str(tmp_path / "copy.png"), diagnosis=label)
+    pd.concat([raw, copy]).to_csv(table, index=False)
+    assert main(["init", str(table), *PATIENT, *option, "-o", "mine"]) == 0
+    manifest = data_config.load_datamodule(["mine/data.yaml"]).load_manifest()
+    assert len(manifest.table) == len(raw) + 1 - count
+
+
+@pytest.mark.exhaustive
 def test_a_current_audit_is_reused_and_one_of_changed_images_is_not(table, tmp_path, monkeypatch):
     assert main(["audit", str(table), *PATIENT]) == 0
     page = next(Path("runs").glob("audit-*/audit.html"))
@@ -149,3 +193,31 @@ def test_a_dataset_without_labels_or_with_wrong_columns_is_refused(table, tmp_pa
     assert "--label names their column" in error(*PATIENT)
     assert not (tmp_path / "mine").exists()
     assert not (tmp_path / "runs").exists()  # nothing was audited
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"diagnosis": "simple"}, "two classes or more, not only ['simple']; --label names their"),
+        ({"filename": [f"{k}.png" for k in range(4)]}, "none of the 4 images exists, such as "),
+        ({"set": ["test", "test", "val", "val"]}, "leave the split 'train' without images; add"),
+        ({"set": ["train", "test", "val", "val"]}, "'train' has no images of the classes ['"),
+        ({}, "the 4 patients leave the split 'val' without images; add images, or name"),
+    ],
+)
+def test_a_dataset_from_which_no_experiment_can_be_made_is_refused(table, changes, message, capsys):
+    raw = pd.read_csv(table, dtype=str)
+    rows = pd.concat([raw[raw["diagnosis"] == name][:2] for name in ("simple", "none")])
+    columns = {"set": ["train", "train", "train", "test"]} | changes
+    rows.assign(**columns, site=range(4)).to_csv(table, index=False)
+    assert main(["init", str(table), *PATIENT, "-o", "mine"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("mine").exists()
+
+
+def test_images_without_class_folders_are_refused_with_a_way_to_label_them(tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "0.png"), np.zeros((8, 8), np.uint8))
+    assert main(["init", str(tmp_path), "-o", str(tmp_path / "mine")]) == 2
+    assert "labels; put the images of each class into a folder, or" in capsys.readouterr().err

@@ -36,6 +36,7 @@ def test_out_of_memory_names_arguments_that_halve_the_batch(
     error = capsys.readouterr().err
     assert "out of memory with batch_size 8" in error
     assert "--data.init_args.batch_size 4 --trainer.accumulate_grad_batches 2" in error
+    assert "trains alike except for batch norms" in error
 
 
 def test_auto_batch_resumes_with_half_the_batch(

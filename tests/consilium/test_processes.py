@@ -51,7 +51,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_fork_has_a_log_and_a_lock_of_its_own(server, tmp_path):
+def test_a_fork_has_a_log_a_lock_and_the_current_directory(server, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    audit = start(server, tmp_path / "audit", ["audit", "images", "-o", "out"])
+    assert audit.wait() != 0
+    assert "images" in (tmp_path / "audit/log.txt").read_text()
     first = start(server, tmp_path / "first", ["--version"])
     second = start(server, tmp_path / "second", ["inspect", "missing.ckpt"])
     assert (first.wait(), second.wait()) == (0, 2)

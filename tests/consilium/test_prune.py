@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from consilium.cli.main import main
+from consilium.experiments.processes import start_fork
 from consilium.inference.predictor import load_predictor
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
@@ -77,6 +77,7 @@ def test_it_can_join_an_ensemble_be_explained_and_exported(resnet, pruned, tmp_p
     assert main(["export", str(pruned), *arguments]) == 0
 
 
+@pytest.mark.exhaustive
 def test_it_loads_without_torch_pruning(pruned):
     code = WITHOUT_TORCH_PRUNING + (
         "from lightning_modules import checkpoints\n"
@@ -90,17 +91,16 @@ def test_it_loads_without_torch_pruning(pruned):
     assert int(process.stdout) > 5
 
 
+@pytest.mark.exhaustive
 def test_a_killed_fine_tuning_is_resumed(resnet, tmp_path, capsys):
     output = tmp_path / "pruned"
     arguments = ["prune", str(resnet), "--macs", "0.6", "--pairs", "1", "-o", str(output)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "consilium", *arguments, "--epochs", "3"], cwd=ROOT,
-        start_new_session=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    with (tmp_path / "log.txt").open("wb") as log, (tmp_path / "lock").open("w") as lock:
+        process = start_fork([*arguments, "--epochs", "3"], log, lock)
     while not (output / "last.ckpt").exists():
         time.sleep(0.02)
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (output / "results.json").exists()
     content = (output / "pruning.json").read_text()
@@ -137,6 +137,7 @@ def test_the_readme_names_the_pruned_channels_and_has_no_example_with_timm(resne
     assert "timm.create_model" in (resnet / "README.md").read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_pruned_model_can_be_pruned_again(pruned, tmp_path):
     output = tmp_path / "twice"
     arguments = ["--macs", "0.8", "--epochs", "1", "--pairs", "2", "--round_to", "4"]

@@ -29,6 +29,7 @@ def reset_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_ends_a_fit_with_one_line_and_its_folder_is_locked_until_then(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

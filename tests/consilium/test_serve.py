@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from consilium.cli.main import main
+from consilium.inference import saliency_evaluation
 from consilium.inference.export import load_with_backend
 from consilium.inference.predictor import load_predictor
 from consilium.serving import server
+from evaluation import saliency
 from evaluation.metrics.calibration import Temperature, fit_referral
 from evaluation.predictions import PredictionTable
 from evaluation.voters import store
@@ -186,6 +188,7 @@ def test_voter_registered_in_one_place_is_served_with_its_member_weights(
     assert prediction["probabilities"] == pytest.approx(first["probabilities"])
 
 
+@pytest.mark.exhaustive
 def test_onnxruntime_predicts_like_torch_and_an_export_has_no_maps(untrained_files, tmp_path):
     folder = tmp_path / "out"
     assert main(["export", str(untrained_files[0]), "-o", str(folder)]) == 0
@@ -213,7 +216,7 @@ def test_examples_are_the_readable_images_of_a_folder(predictor, tmp_path):
         name, data = image_file(seed)
         (tmp_path / name).write_bytes(data)
     (tmp_path / "notes.txt").write_text("not an image")
-    examples = server.find_examples(tmp_path)
+    examples = server.find_examples(tmp_path, tmp_path / "best.ckpt")
     assert [path.name for path in examples] == ["image0.png", "image1.png", "image2.png"]
     with open_client(predictor, examples=examples) as client:
         assert client.get("/v1/model").json()["examples"] == [path.name for path in examples]
@@ -224,7 +227,48 @@ def test_examples_are_the_readable_images_of_a_folder(predictor, tmp_path):
     assert statuses == [404, 404, 422]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: contains no readable images"):
-        server.find_examples(tmp_path / "empty")
+        server.find_examples(tmp_path / "empty", tmp_path / "best.ckpt")
+
+
+def test_examples_of_the_models_own_data_are_test_images(resnet, tiny):
+    splits = server.data_splits(resnet)
+    assert set(splits.values()) == {"train", "val", "test"}
+    examples = server.find_examples(tiny.root / "phantoms", resnet)
+    assert len(examples) > 1
+    assert {splits[path.resolve()] for path in examples} == {"test"}
+
+
+def test_pointing_scores_are_those_measured_in_the_experiment(tmp_path):
+    assert server.pointing_scores(tmp_path / "ensemble") == {}
+    scores = [saliency.SaliencyScores("p1", True, 0.4, 0.1, 0.8),
+              saliency.SaliencyScores("p2", False, 0.2, 0.3, 0.7)]  # fmt: skip
+    estimates = saliency.saliency_estimates(scores)
+    results = [
+        saliency_evaluation.SaliencyResult(name, method, estimates)
+        for name in ("a", "ensemble (soft)")
+        for method in ("GradCAM", "LayerCAM")
+    ]
+    saliency_evaluation.write_results(tmp_path / "saliency" / "ensemble", results)
+    (tmp_path / "ensemble").mkdir()
+    measured = server.pointing_scores(tmp_path / "ensemble")
+    assert measured == {name: estimates["pointing"] for name in ("a", "ensemble")}
+
+
+def test_members_are_calibrated_by_their_own_temperatures(predictor):
+    temperatures = [Temperature(2.0), Temperature(0.5)]
+    fitted = replace(predictor.ensemble, member_temperatures=temperatures)
+    with open_client(replace(predictor, ensemble=fitted)) as client:
+        assert client.get("/v1/model").json()["members_calibrated"] is True
+        prediction = post_images(client, [image_file()]).json()["predictions"][0]
+    for temperature, member in zip(temperatures, prediction["members"], strict=True):
+        raw = np.array(list(member["raw_probabilities"].values()))
+        calibrated = list(member["probabilities"].values())
+        assert calibrated == pytest.approx(temperature(raw).tolist())
+        assert member["probability"] == max(calibrated)
+    with open_client(predictor) as client:
+        assert client.get("/v1/model").json()["members_calibrated"] is False
+        prediction = post_images(client, [image_file()]).json()["predictions"][0]
+    assert all(m["probabilities"] == m["raw_probabilities"] for m in prediction["members"])
 
 
 def test_threshold_for_a_risk_is_fitted_on_val(resnet, untrained_ensemble):

@@ -71,6 +71,16 @@ def test_model_page_and_schema_are_served_without_other_servers(predictor):
     assert "unsafe" not in policy
 
 
+def test_schema_names_the_address_and_port_of_this_server(predictor):
+    with open_client(predictor) as client:
+        schema = client.get("http://127.0.0.1:9123/openapi.json").json()
+    assert (
+        "curl -F files=@image.png http://127.0.0.1:9123/v1/predict" in schema["info"]["description"]
+    )
+    assert '{"detail": reason}' in schema["info"]["description"]
+    assert schema["servers"] == [{"url": "http://127.0.0.1:9123/"}]
+
+
 def test_schema_describes_every_field_of_request_and_response(predictor):
     with open_client(predictor) as client:
         schema = client.get("/openapi.json").json()

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import threading
+from dataclasses import replace
 
 import cv2
 import pytest
@@ -17,6 +18,8 @@ from consilium.serving import server
 from consilium.serving.server import create_app
 from consilium.serving.service import ServerSettings
 from datamodules.preprocess import Preprocess
+from evaluation.metrics.calibration import Temperature
+from evaluation.stats.estimate import Estimate
 from lightning_modules import ImageClassifier
 from tests.consilium.untrained import CLASSES, save_checkpoint, write_ensemble
 
@@ -91,7 +94,7 @@ def browser():
 @pytest.fixture
 def page(browser, predictor, image_folder):
     """The page on a desktop; afterwards no script error and no request to another server."""
-    examples = server.find_examples(image_folder)
+    examples = server.find_examples(image_folder, image_folder)
     title = "three <b>models</b>"
     with running_server(predictor, examples=examples, refer_below=1.0, title=title) as url:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -127,7 +130,8 @@ def test_dropped_image_shows_class_members_and_saliency_map(
     assert "Refer to a person" in card.locator(".refer").inner_text()
     texts = card.locator(".prediction .label").all_inner_texts()
     labels = dict(text.split("\n") for text in texts)
-    assert list(labels) == ["Ensemble", "resnet", "efficientnet", "tiny"]
+    names = ["Ensemble", "resnet", "efficientnet", "tiny"]
+    assert list(labels) == [f"{name}, raw" for name in names]
     for name, row in zip(list(labels)[1:], probabilities, strict=False):
         assert f"{CLASSES[int(row.argmax())]} {100 * row.max():.1f} %" in labels[name]
     agreeing = int((probabilities[:-1].argmax(axis=1) == predicted).sum())
@@ -171,7 +175,7 @@ def test_several_files_a_pasted_image_and_a_file_that_is_no_image(page, image_fo
     names = [result_card(page, index).locator("h2").inner_text() for index in range(4)]
     assert names == ["pasted.png", "phantom2.png", "evil.svg", "phantom0.png"]
     error = result_card(page, 2).locator(".error").inner_text()
-    assert "not an image file; allowed are png, jpeg, tiff" in error
+    assert error == ("This is not an image. Allowed are PNG, JPEG, TIFF, BMP, WebP and DICOM.")
 
 
 def refuse_requests(page, retry_after):
@@ -191,7 +195,7 @@ def test_busy_server_is_tried_a_limited_number_of_times(page, image_folder):
     requests = refuse_requests(page, "0")
     page.set_input_files("#file", image_folder / "phantom0.png")
     error = result_card(page).locator(".error").inner_text()
-    assert error == "Error: the server is full"
+    assert error == "The server is full"
     assert len(requests) == 20
 
 
@@ -213,7 +217,74 @@ def test_error_of_a_frame_request_is_shown(page, image_folder):
     page.unroute("**/v1/predict")
     page.route("**/v1/predict", lambda route: route.abort())
     button.click()
-    page.locator(".error", has_text="Failed to fetch").wait_for()
+    page.locator(".error", has_text="The server does not respond").wait_for()
+
+
+def test_a_wrong_frame_number_can_be_corrected(page, image_folder, tmp_path):
+    frames = [cv2.imread(str(image_folder / f"phantom{k}.png"), 0)[:64, :64] for k in range(3)]
+    cv2.imwritemulti(str(tmp_path / "scan.tif"), frames)
+    page.set_input_files("#file", tmp_path / "scan.tif")
+    error = "This file has 3 frames. Enter the number of one; the first is 0."
+    page.locator(".error", has_text=error).wait_for()
+    for wrong, reason in (
+        ("7", "There is no frame 7. This file has the frames 0 to 2."),
+        ("-1", "The frame must be a whole number from 0."),
+    ):
+        page.get_by_label("Frame").fill(wrong)
+        page.get_by_role("button", name="Analyze this frame").click()
+        page.locator(".error", has_text=reason).wait_for()
+        assert page.get_by_label("Frame").input_value() == wrong
+    page.get_by_label("Frame").fill("2")
+    page.get_by_role("button", name="Analyze this frame").click()
+    assert result_card(page).locator(".class-name").inner_text() in CLASSES
+
+
+def test_a_damaged_file_is_refused_in_plain_words(page, image_folder, tmp_path):
+    content = (image_folder / "phantom0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    page.set_input_files("#file", tmp_path / "cut.png")
+    error = result_card(page).locator(".error").inner_text()
+    assert error == "This file is damaged or incomplete."
+
+
+def test_members_and_maps_have_their_calibration_and_measured_pointing_score(
+    browser, predictor, image_folder
+):
+    fitted = replace(predictor.ensemble, temperature=Temperature(0.5),
+                     member_temperatures=[Temperature(2.0)] * 3)  # fmt: skip
+    pointing = {"ensemble": Estimate(0.62, 0.4, 0.8, "Wilson", 18, 18),
+                "tiny": Estimate(0.25, 0.1, 0.5, "Wilson", 18, 18)}  # fmt: skip
+    with running_server(replace(predictor, ensemble=fitted), pointing=pointing) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.set_input_files("#file", image_folder / "phantom0.png")
+        card = result_card(page)
+        labels = [
+            text.split("\n")[0] for text in card.locator(".prediction .label").all_inner_texts()
+        ]
+        assert labels == [
+            f"{n}, calibrated" for n in ("Ensemble", "resnet", "efficientnet", "tiny")
+        ]
+        card.locator("summary").click()
+        assert card.get_by_role("rowheader", name="tiny, raw").count() == 1
+        score = "in the lesion's box in 62 % of 18 images; 95 % interval 40 to 80 %"
+        assert score in card.inner_text()
+        page.get_by_label("tiny", exact=True).check()
+        assert "25 % of 18 images" in card.inner_text()
+        page.get_by_label("resnet", exact=True).check()
+        assert "How often these maps point at the lesion was not measured." in card.inner_text()
+        page.close()
+
+
+def test_an_export_without_maps_says_so_before_an_image_is_chosen(browser, predictor, page):
+    assert not page.locator("#no-maps").is_visible()
+    members = [replace(member, explainer=None) for member in predictor.members]
+    with running_server(replace(predictor, members=members)) as url:
+        page_of_export = browser.new_page()
+        page_of_export.goto(url)
+        page_of_export.locator("#upload").wait_for()
+        assert "gives no saliency maps" in page_of_export.locator("#no-maps").inner_text()
+        page_of_export.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -228,7 +299,7 @@ def test_page_fits_a_phone_and_follows_the_color_scheme(page, image_folder, sche
 
 
 def test_token_is_required_for_predictions_and_examples(browser, predictor, image_folder):
-    examples = server.find_examples(image_folder)
+    examples = server.find_examples(image_folder, image_folder)
     with running_server(predictor, token="s3cret", examples=examples) as url:
         page = browser.new_page()
         page.goto(url)

@@ -59,6 +59,7 @@ def images_in_progress(port):
     return float(re.search(r"^consilium_images_in_progress (\S+)", text, re.MULTILINE)[1])
 
 
+@pytest.mark.exhaustive
 def test_sigterm_under_load_completes_requests_and_accepts_no_more(server):
     process, first_line = server
     port = int(re.search(r"^net: http://127\.0\.0\.1:(\d+)  ", first_line)[1])

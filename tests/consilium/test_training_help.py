@@ -1,17 +1,23 @@
 """Help texts of the training commands."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 import callbacks
 from consilium.cli.main import main
+from consilium.config_files import class_keys
 from consilium.training import COMMANDS
+from consilium.training.command_help import help_text as command_help
+from consilium.training.lightning_cli import validate_config
 
 MODELS = ("ImageClassifier", "OneVsOneClassifier", "EnsembleModule")
 SOURCES = ("Folders", "Table", "Mura", "Phantoms")
 HELP_ARGUMENTS = [
     ["--help"],
+    ["--trainer.help"],
     ["--data.help", "datamodules.ImageDataModule"],
     *(["--model.help", f"lightning_modules.{name}"] for name in MODELS),
     *(["--data", "datamodules.ImageDataModule", "--data.source.help", f"datamodules.{name}"]
@@ -23,8 +29,11 @@ HELP_ARGUMENTS = [
 
 
 def help_text(capsys, *args):
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main(list(args))
+    try:
+        code = main(list(args))
+    except SystemExit as end:
+        code = end.code
+    assert code == 0
     return capsys.readouterr().out
 
 
@@ -38,7 +47,50 @@ def test_every_argument_has_a_description(capsys, args):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_the_commands_that_describe_data_and_model(capsys, command):
     text = help_text(capsys, command, "--help")
-    for arguments in HELP_ARGUMENTS[1:3]:
+    for arguments in HELP_ARGUMENTS[2:4]:
         assert f"  consilium {command} {' '.join(arguments)}\n" in text
     assert "will be downloaded" not in text
     assert "(required, type: str, default" not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_opens_with_examples_and_fits_a_screen(command):
+    lines = command_help(command).splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 100
+    examples = [line for line in lines[4:9] if line.startswith(f"  consilium {command} ")]
+    assert len(examples) >= 2
+    assert len(examples) == 3 or command in ("validate", "predict")
+
+
+def test_examples_of_fit_can_be_run(capsys, monkeypatch):
+    text = command_help("fit").replace("\\\n", "")
+    for example in re.findall(r"^  consilium (fit --config configs/base.*?)$", text, re.M):
+        assert validate_config(example.split())
+
+
+def test_every_argument_in_the_help_exists(capsys):
+    text = "".join(map(command_help, COMMANDS))
+    names = set(re.findall(r"^  --([\w.]+) ", text, re.M)) - {"auto_batch", "print_config"}
+    groups = {"data": "datamodules.ImageDataModule", "model": "lightning_modules.ImageClassifier"}
+    known = {f"{group}.{key}" for group, path in groups.items() for key in class_keys(path)}
+    listed = set(re.findall(r"--([\w.]+)", help_text(capsys, "fit", "--trainer.help")))
+    assert names - known - listed == set()
+
+
+def test_help_is_printed_without_importing_torch():
+    """Importing it takes seconds."""
+    commands = [*COMMANDS, "audit", "explain"]
+    code = f"""
+import sys
+from consilium.cli.main import main
+for command in {commands}:
+    try:
+        assert main([command, "--help"]) == 0
+    except SystemExit as end:
+        assert end.code == 0
+    assert not {{"torch", "pandas", "lightning"}} & set(sys.modules), command
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert all(f"usage: consilium {command} " in result.stdout for command in commands)

@@ -1,5 +1,6 @@
-"""Plants leaks of nine kinds in a clean dataset of generated images."""
+"""Plants leaks of nine kinds in a clean dataset of generated images, and augments images."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,43 @@ CHANGES = {
     "rotated by 10": (".png", lambda image: rotate(image, 10)),
     "different brightness": (".png", lambda image: cv2.convertScaleAbs(image, alpha=1.2, beta=15)),
 }
+
+
+def crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = np.array(image.shape)
+    part = (size * rng.uniform(0.85, 0.97)).astype(int)
+    y, x = rng.integers(0, size - part + 1)
+    return cv2.resize(image[y : y + part[0], x : x + part[1]], image.shape[::-1])
+
+
+def compress(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 90))]
+    return cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_GRAYSCALE)
+
+
+AUGMENTATIONS: dict[
+    str, Callable[[np.ndarray, np.random.Generator], np.ndarray]
+] = {  # as offline augmentation makes them
+    "rotated": lambda image, rng: rotate(image, rng.uniform(-30, 30)),
+    "turned": lambda image, rng: np.rot90(image, rng.integers(1, 4)),
+    "mirrored": lambda image, rng: image[:, ::-1] if rng.integers(2) else image[::-1],
+    "brightened": lambda image, rng: cv2.convertScaleAbs(
+        image, alpha=rng.uniform(0.75, 1.25), beta=rng.uniform(-20, 25)
+    ),
+    "cropped": crop,
+    "blurred": lambda image, rng: cv2.GaussianBlur(
+        image, (0, 0), rng.uniform(0.5, 1.5) * len(image) / 224
+    ),
+    "compressed": compress,
+}
+
+
+def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image after one to three changes; one in twenty copies is also inverted."""
+    chosen = rng.choice(len(AUGMENTATIONS), rng.integers(1, 4), replace=False)
+    for k in sorted(chosen):
+        image = np.ascontiguousarray(list(AUGMENTATIONS.values())[k](image, rng))
+    return 255 - image if rng.random() < 0.05 else image
 
 
 def plant_leaks(manifest: Manifest, folder: Path) -> tuple[Manifest, dict[str, tuple[str, str]]]:

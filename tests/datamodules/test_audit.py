@@ -1,32 +1,33 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
 
-from datamodules.audit.audit import (
+from datamodules.audit.audit import audit_manifest, find_leaks_without_decoding
+from datamodules.audit.issues import (
     BROKEN,
     CONFLICT,
     CONSTANT,
     NEAR,
     PATIENT,
     SAME,
-    audit_manifest,
-    find_leaks_without_decoding,
+    SEVERAL_CLASSES,
+    SEVERAL_PATIENTS,
 )
-from datamodules.audit.audit import NAMES as DERIVED
-from datamodules.audit.file_stats import auc, cramers_v, measure_confounds
+from datamodules.audit.issues import NAMES as DERIVED
 from datamodules.datamodule import ImageDataModule
+from datamodules.images import read_image
 from datamodules.manifest import Manifest
 from datamodules.sources import Folders
-from tests.datamodules.planted_leaks import NAMES, clean_manifest, plant_leaks
+from tests.datamodules.planted_leaks import NAMES, augment, clean_manifest, make_row, plant_leaks
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return clean_manifest(tmp_path_factory.mktemp("phantoms"), num_patients=120)
+    return clean_manifest(tmp_path_factory.mktemp("phantoms"), num_patients=60)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,58 @@ def test_quarantine_has_every_sample_that_belongs_to_one_of_a_later_split(tmp_pa
     assert audit_manifest(manifest.drop(excluded, "excluded")).leaks == []
 
 
+@pytest.mark.exhaustive
+def test_nothing_is_found_in_what_the_quarantine_of_many_copies_leaves(tmp_path):
+    """Each test image has six augmented copies in train, of which some resemble each other more."""
+    source = clean_manifest(tmp_path / "phantoms", num_patients=50)
+    rng, rows = np.random.default_rng(1), []
+    for k, path in enumerate(source.table.drop_duplicates("patient")["path"][:40]):
+        image = read_image(path)
+        versions = [image, *(augment(image, rng) for _ in range(6 * (k < 8)))]
+        for n, version in enumerate(versions):
+            name, split = f"{k}-{n}.png", "test" if n == 0 and k < 16 else "train"
+            cv2.imwrite(str(tmp_path / name), version)
+            rows.append((name, str(tmp_path / name), 0, split, name, name))
+    columns = ["id", "path", "label", "split", "patient", "study"]
+    manifest = Manifest(pd.DataFrame(rows, columns=columns), ["one"])
+    audit = audit_manifest(manifest)
+    excluded = set(audit.quarantine()["id"])
+    planted = {f"{k}-{n}.png" for k in range(8) for n in range(1, 7)}
+    assert len(excluded & planted) >= 0.95 * len(planted)
+    assert len(excluded - planted) <= 0.02 * len(excluded)
+    assert audit_manifest(manifest.drop(excluded, "excluded")).leaks == []
+    groups = audit.copy_groups()
+    assert planted & excluded <= set(groups["id"])
+    of_first = groups.loc[groups["id"].str.startswith("0-"), "group"]
+    assert of_first.nunique() == 1
+
+
+def test_of_identical_files_with_different_labels_none_stays_and_of_near_ones_all(tmp_path):
+    rows = [
+        (0, "train", 0, "p"), (0, "train", 0, "q"), (0, "train", 1, "r"),  # identical
+        (1, "train", 0, "s"), (1, "train", 0, "t"),  # identical, of the same class
+        (2, "train", 0, "u"), (3, "train", 1, "v"),
+    ]  # fmt: skip
+    audit = make_audit(tmp_path, rows)
+    quarantine = audit.quarantine()
+    assert quarantine["id"].tolist() == ["0.png", "1.png", "2.png"]
+    assert set(quarantine["reason"]) == {CONFLICT}
+
+
+def test_two_exposures_of_a_patient_with_different_labels_both_stay(tmp_path):
+    source = clean_manifest(tmp_path / "phantoms", num_patients=40).table.drop_duplicates("patient")
+    table, rng = source.assign(split="train"), np.random.default_rng(0)
+    image = read_image(table["path"].iloc[0]).astype(float)
+    noise = cv2.GaussianBlur(rng.normal(0, 5, image.shape), (0, 0), 0.7)
+    cv2.imwrite(str(tmp_path / "next.png"), np.clip(image + noise, 0, 255).astype(np.uint8))
+    label = (table["label"].iloc[0] + 1) % 3
+    row = make_row(table.iloc[0], tmp_path / "next.png", table["patient"].iloc[0], label)
+    both = pd.concat([table, pd.DataFrame([row | {"split": "train"}])], ignore_index=True)
+    audit = audit_manifest(Manifest(both, NAMES))
+    assert issues_of(audit, CONFLICT, is_leak=False) == []
+    assert audit.quarantine().empty
+
+
 def test_frames_of_one_file_are_no_duplicates_but_those_of_identical_files_are(tmp_path):
     rng = np.random.default_rng(0)
     images = [cv2.resize(rng.integers(0, 255, (9, 9), np.uint8), (96, 96)) for _ in range(3)]
@@ -151,6 +204,9 @@ def test_patients_names_and_identical_files_are_checked_without_decoding(leaky, 
         ("train/a/p1.png", "test/a/p1_aug3.png", True),
         ("train/a/p1_flip.png", "test/a/p1-rotated1-rotated2.jpg", True),
         ("train/a/p1.png", "test/a/p1 (2).png", True),
+        ("train/a/9_12_original.jpg", "test/a/9_12_flip.jpg", True),
+        ("train/a/9_12_original.jpg", "test/a/9_12.jpg", True),
+        ("train/a/9_12_original.jpg", "test/a/9_13_original.jpg", False),
         ("train/a/1.png", "test/a/1.png", False),
         ("train/a/sunbright.png", "test/a/sun.png", False),
         ("train/a/p1_aug.png", "test/b/p1.png", False),
@@ -179,6 +235,96 @@ def test_unreadable_and_constant_files_are_reported(tmp_path):
     assert set(audit.quarantine()["reason"]) == {BROKEN, CONSTANT}
 
 
+def test_every_reason_of_unreadable_files_is_in_the_issue_and_in_the_quarantine(tmp_path):
+    contents = ["", "<html>", "BM", "\x00" * 200, "<html>x"]
+    for k, content in enumerate(contents):
+        (tmp_path / f"{k}.png").write_text(content)
+    ids = [f"{k}.png" for k in range(5)]
+    table = pd.DataFrame({"id": ids, "path": [str(tmp_path / name) for name in ids], "label": 0})
+    table = table.assign(split="train", patient=ids, study=ids)
+    audit = audit_manifest(Manifest(table, ["a"]))
+    (broken,) = issues_of(audit, BROKEN, is_leak=False)
+    assert [reason.partition(": ")[0] for reason in broken.reasons] == table["path"].tolist()
+    assert "the file is empty" in broken.reasons[0]
+    assert "bmp header" in broken.reasons[2]
+    assert audit.quarantine()["detail"].tolist() == list(broken.reasons)
+    assert broken.message.startswith("5 unreadable files: ")
+    assert "(1)" in broken.message
+
+
+@pytest.mark.exhaustive
+def test_evaluation_images_with_a_copy_or_the_patient_in_train_are_counted(leaky, manifest):
+    audit, planted = leaky
+    size = audit.manifest.table["split"].value_counts()
+    val, test = audit.overlaps()
+    assert val == ("val", size["val"], 0, 0)
+    assert test == ("test", size["test"], 8, 1)
+    assert len(planted) == 9  # eight copies and one patient
+    assert all(o.copied == o.same_patient == 0 for o in audit_manifest(manifest).overlaps())
+
+
+@pytest.mark.parametrize("is_audited", [False, True])
+def test_fit_refuses_copies_that_an_audit_of_this_manifest_found(
+    leaky, tmp_path, monkeypatch, is_audited
+):
+    audit, _ = leaky
+    near = [issue for issue in audit.issues if issue.kind == NEAR]
+    table = audit.manifest.table
+    others = {m for i in audit.leaks if i.kind != NEAR for group in i.groups for m in group}
+    manifest = Manifest(table[~table["id"].isin(others)], NAMES)
+    monkeypatch.chdir(tmp_path)
+    digest = manifest.digest() if is_audited else "another"
+    record = {"manifest_digest": digest, "issues": [asdict(issue) for issue in near]}
+    folder = tmp_path / "runs/audit-mine"
+    folder.mkdir(parents=True)
+    (folder / "audit.json").write_text(json.dumps(record))
+
+    class Source(Folders):
+        def manifest(self, class_names):
+            return manifest
+
+    data = ImageDataModule(Source("nowhere", None), NAMES, num_workers=0)
+    if not is_audited:
+        data.setup("fit")
+        return
+    message = r"pairs of near duplicates in different splits.*add --data.init_args.exclude runs/aud"
+    with pytest.raises(ValueError, match=message):
+        data.setup("fit")
+    data = ImageDataModule(Source("nowhere", None), NAMES, num_workers=0, allow_leaks=True)
+    data.setup("fit")
+    assert any("pairs of near duplicates" in note for note in data.manifest.notes)
+
+
+def make_audit(tmp_path, rows):
+    """The audit of (number of the image, split, label, patient)."""
+    rng, table = np.random.default_rng(0), []
+    images = [cv2.resize(rng.integers(0, 255, (9, 9), np.uint8), (96, 96)) for _ in range(9)]
+    for k, (number, split, label, patient) in enumerate(rows):
+        path = str(tmp_path / f"{k}.png")
+        cv2.imwrite(path, images[number])
+        table.append((f"{k}.png", path, label, split, patient or f"{k}.png", "s"))
+    columns = ["id", "path", "label", "split", "patient", "study"]
+    return audit_manifest(Manifest(pd.DataFrame(table, columns=columns), ["none", "mild"]))
+
+
+def test_one_image_under_two_patient_ids_is_reported(tmp_path):
+    rows = [(0, "train", 0, "p"), (0, "train", 0, "q"), (1, "train", 0, "r"), (1, "train", 0, "r")]
+    audit = make_audit(tmp_path, [*rows, (2, "train", 0, None), (2, "train", 0, None)])
+    (issue,) = issues_of(audit, SEVERAL_PATIENTS, is_leak=False)
+    assert issue.ids == ["0.png", "1.png"]
+    assert issue.message == "1 pair of copies with different patient IDs: 0.png (p) = 1.png (q)"
+
+
+def test_one_patient_in_two_classes_is_reported(tmp_path):
+    rows = [(0, "train", 0, "p"), (1, "train", 1, "p"), (2, "train", 0, "q"), (3, "train", 1, "r")]
+    audit = make_audit(tmp_path, rows)
+    (issue,) = audit.issues
+    assert (issue.kind, issue.is_leak) == (SEVERAL_CLASSES, False)
+    assert issue.ids == ["0.png", "1.png"]
+    assert issue.message == "1 of 3 patients have images of more than one class: p"
+    assert audit.quarantine().empty
+
+
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_fit_refuses_a_leak_by_default_and_every_stage_notes_an_allowed_one(leaky, stage):
     audit, _ = leaky
@@ -197,27 +343,3 @@ def test_fit_refuses_a_leak_by_default_and_every_stage_notes_an_allowed_one(leak
     data.setup(stage)
     notes = [note for note in data.manifest.notes if note.startswith("allowed leak: ")]
     assert len(notes) == 3
-
-
-def test_auc_and_cramers_v_have_their_known_values():
-    assert auc(np.array([1, 2, 3, 4]), np.array([False, False, True, True])) == 1
-    assert auc(np.array([1, 1, 1, 1]), np.array([False, True, False, True])) == 0.5
-    rng = np.random.default_rng(0)
-    values, is_positive = rng.integers(0, 9, 200), rng.random(200) < 0.3
-    assert auc(values, is_positive) == pytest.approx(roc_auc_score(is_positive, values))
-    sides = np.repeat(["x", "y"], 50)
-    assert cramers_v(sides, np.repeat([0, 1], 50)) == pytest.approx(1)
-    assert cramers_v(np.tile(["x", "y"], 50), np.repeat([0, 1], 50)) == 0
-
-
-def test_a_statistic_that_predicts_the_class_is_suspect():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 400)
-    table = pd.DataFrame({"bytes": labels * 2 + rng.normal(size=400), "mean": rng.normal(size=400)})
-    table["source"] = np.where(rng.random(400) < 0.9, labels, 1 - labels).astype(str)
-    confounds = measure_confounds(table, ["bytes", "mean"], labels, ["a", "b"])
-    by_name = {confound.name: confound for confound in confounds}
-    assert by_name["bytes"].is_suspect
-    assert by_name["source"].is_suspect
-    assert not by_name["mean"].is_suspect
-    assert by_name["bytes"].value == pytest.approx(0.92, abs=0.03)

@@ -114,6 +114,7 @@ def test_a_full_disk_leaves_the_old_store_and_no_partial_one(paths, root, monkey
     assert np.array_equal(old.pixels(paths[0]), SMALL.to_pixels(read_image(paths[0])))
 
 
+@pytest.mark.exhaustive
 def test_two_processes_at_once_leave_one_valid_store(paths, root):
     code = (
         "import sys; from pathlib import Path; from datamodules import cache;"

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from datamodules.dicom import read_tags
 from datamodules.images import ImageError, decode_bytes, read_image
 
 pydicom = pytest.importorskip("pydicom")
@@ -98,3 +99,50 @@ def test_a_deflated_file_is_read_unless_it_unpacks_to_far_more_than_its_image(tm
     assert len(data) < 40_000
     with pytest.raises(ValueError, match="unpacks to more than 800000 bytes"):
         decode_bytes(data, max_pixels=100_000)
+
+
+def read_test_file(name):
+    return read_image(pydicom.data.get_testdata_file(name, download=False))
+
+
+@pytest.mark.parametrize(
+    ("compressed", "plain"),
+    [
+        ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm"),  # JPEG Lossless
+        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
+        ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
+    ],
+)
+def test_lossless_compressions_give_the_pixels_of_the_uncompressed_image(compressed, plain):
+    assert np.array_equal(read_test_file(compressed), read_test_file(plain))
+
+
+@pytest.mark.parametrize(
+    "name", ["JPEG2000.dcm", "JPEGLSNearLossless_16.dcm", "SC_rgb_jpeg_lossy_gdcm.dcm"]
+)
+def test_lossy_compressions_are_read(name):
+    assert read_test_file(name).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rtplan.dcm", "RT Plan, modality RTPLAN, has no image"),
+        ("test-SR.dcm", "Comprehensive SR, modality SR, has no image"),
+        ("waveform_ecg.dcm", "12-lead ECG Waveform, modality ECG, has no image"),
+    ],
+)
+def test_an_object_without_an_image_is_named(name, message):
+    with pytest.raises(ImageError, match=f"{name}: DICOM .*{message}"):
+        read_test_file(name)
+
+
+def test_tags_that_identify_an_image_are_read_and_missing_ones_are_empty(tmp_path):
+    tags = {"PatientID": " p7 ", "StudyInstanceUID": "1.2.3", "Manufacturer": "Acme"}
+    header = read_tags(write_dicom(tmp_path / "a.dcm", **tags))
+    assert header == {
+        "patient": "p7", "study": "1.2.3", "view_position": "", "manufacturer": "Acme",
+    }  # fmt: skip
+    (tmp_path / "b.dcm").write_bytes(b"no DICOM")
+    assert set(read_tags(tmp_path / "b.dcm").values()) == {""}
+    assert set(read_tags(tmp_path / "gone.dcm").values()) == {""}

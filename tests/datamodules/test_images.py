@@ -43,6 +43,10 @@ def test_lossless_files_give_their_exact_pixels(tmp_path, color, kind):
         ("JPEG", None, {"quality": 98}),
         ("JPEG", None, {"quality": 98, "progressive": True}),
         ("JPEG", "CMYK", {"quality": 98}),
+        ("TIFF", "CMYK", {}),
+        ("TIFF", "CMYK", {"compression": "tiff_lzw"}),
+        ("TIFF", "CMYK", {"compression": "zstd"}),
+        ("TIFF", "YCbCr", {}),
         ("WEBP", None, {"quality": 98}),
     ],
 )
@@ -93,6 +97,69 @@ def test_float_tiffs_are_read_if_their_values_are_from_0_to_1(tmp_path):
     assert read_image(write(tmp_path, encode(ramp, "TIFF"))).tolist() == [[0, 64, 128, 191, 255]]
     with pytest.raises(ImageError, match=r"x.bin: float32 pixels from 0.0 to 7.0"):
         read_image(write(tmp_path, encode(ramp * 7, "TIFF")))
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "zstd", "lzma"])
+def test_tiffs_of_every_compression_that_pillow_reads_are_read(tmp_path, color, compression):
+    options = {"compression": compression}
+    ramp = np.linspace(0, 1, 5, dtype=np.float32)[None]
+    image = read_image(write(tmp_path, encode(ramp, "TIFF", **options)))
+    assert image.tolist() == [[0, 64, 128, 191, 255]]
+    assert np.array_equal(read_image(write(tmp_path, encode(color, "TIFF", **options))), color)
+    deep = np.arange(0, 65536, 4096, dtype=np.uint16)[None]
+    image = read_image(write(tmp_path, encode(deep, "TIFF", **options)))
+    assert np.array_equal(image, np.rint(deep * 255.0 / 65535))
+    cut = encode(color, "TIFF", **options)[:-900]
+    with pytest.raises(ImageError, match=r"x.bin: .*cut"):
+        read_image(write(tmp_path, cut))
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_tiffs_in_which_white_is_zero_are_inverted(tmp_path, dtype, compression):
+    top = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    ramp = (np.linspace(0, 1, 9)[None] ** 2 * top).astype(dtype)
+    plain = encode(ramp, "TIFF", compression=compression)
+    tag = struct.pack("<HHIHH", 262, 3, 1, 1, 0)  # photometric interpretation: black is zero
+    assert plain.count(tag) == 1
+    inverted = write(tmp_path, plain.replace(tag, struct.pack("<HHIHH", 262, 3, 1, 0, 0)), "b")
+    assert np.array_equal(255 - read_image(inverted), read_image(write(tmp_path, plain, "a")))
+
+
+def png_chunks(array):
+    data, offset, chunks = cv2.imencode(".png", array)[1].tobytes(), 8, {}
+    while offset < len(data):
+        length, kind = struct.unpack(">I4s", data[offset : offset + 8])
+        chunks[kind] = chunks.get(kind, b"") + data[offset + 8 : offset + 8 + length]
+        offset += 12 + length
+    return chunks
+
+
+def animated_png(still, frame):
+    """A PNG whose still image is not part of its animation, twice the same frame."""
+
+    def chunk(kind, data):
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    height, width = frame.shape[:2]
+    image, pixels = png_chunks(still), png_chunks(frame)[b"IDAT"]
+    chunks = [chunk(b"IHDR", image[b"IHDR"]), chunk(b"acTL", struct.pack(">II", 2, 0))]
+    chunks.append(chunk(b"IDAT", image[b"IDAT"]))
+    for number in (0, 2):
+        control = struct.pack(">IIIIIHHBB", number, width, height, 0, 0, 1, 10, 0, 0)
+        chunks.append(chunk(b"fcTL", control))
+        chunks.append(chunk(b"fdAT", struct.pack(">I", number + 1) + pixels))
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, chunk(b"IEND", b"")])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_still_image_of_an_animated_png_is_read(tmp_path, dtype):
+    red = np.zeros((16, 24, 3), dtype)
+    red[..., 2] = np.iinfo(dtype).max  # OpenCV writes BGR
+    for frame in (np.zeros_like(red), np.zeros((8, 8, 3), dtype)):
+        image = read_image(write(tmp_path, animated_png(red, frame)))
+        assert image.reshape(-1, 3).mean(axis=0).tolist() == [255, 0, 0]
 
 
 def test_a_page_is_selected_by_number_and_several_pages_are_refused(tmp_path, color):

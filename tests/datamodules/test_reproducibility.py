@@ -1,22 +1,18 @@
 """Training images do not depend on the number of workers and processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_script
+
 SCRIPT = Path(__file__).parent / "reproducibility_processes.py"
 
 
 def train(world_size, num_workers, root, out):
     """The hash of each training image by (epoch, index), and the number of images."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [str(value) for value in (world_size, num_workers, root, out)]
-    subprocess.run([sys.executable, str(SCRIPT), *arguments], env=env, check=True, timeout=300)
+    run_script(SCRIPT, world_size, num_workers, root, out, world=world_size)
     parts = [json.loads(file.read_text()) for file in out.glob(f"{world_size}-{num_workers}-*")]
     assert len(parts) == world_size
     rows = [tuple(row) for part in parts for row in part]

@@ -105,8 +105,14 @@ def test_sqrt_weights_are_the_square_root_of_inverse_weights():
     assert weights[2] / weights[0] == pytest.approx(np.sqrt(6))
 
 
-def test_given_weights_are_used_and_checked():
-    assert Balance([1, 2, 3]).compute_class_weights(LABELS, NAMES) == [1.0, 2.0, 3.0]
+def test_given_weights_are_scaled_and_checked():
+    weights = class_weights([1, 2, 3])
+    np.testing.assert_allclose(weights / weights[0], [1, 2, 3])
+    assert weights[LABELS].mean() == pytest.approx(1)
+    with pytest.raises(
+        ValueError, match=r"class_weights is \[0, 0, 0\]; all samples have weight 0"
+    ):
+        Balance([0, 0, 0]).compute_class_weights(LABELS, NAMES)
     assert Balance().compute_class_weights(LABELS, NAMES) is None
     with pytest.raises(ValueError, match=r"class_weights is \[1, 2\]; give one value"):
         Balance([1, 2]).compute_class_weights(LABELS, NAMES)

@@ -1,3 +1,5 @@
+import shutil
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -5,6 +7,7 @@ import pytest
 
 from datamodules.sources import Folders, Mura, Table
 from datamodules.splits import SplitFractions
+from tests.datamodules.test_dicom import write_dicom
 
 
 def write_image(path):
@@ -124,11 +127,142 @@ def test_white_space_around_labels_is_removed_and_rows_without_label_are_left_ou
         source.manifest(["none", "mild"])
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_empty_split_column_is_as_none_and_a_partly_empty_one_is_refused(tmp_path, rows, suffix):
+    file = tmp_path / f"t.{suffix}"
+
+    def load(splits, fractions=None):
+        table = rows.assign(fold=splits)
+        table.to_csv(file, index=False) if suffix == "csv" else table.to_parquet(file)
+        source = Table(str(file), "person", None, "file", "grade", "fold", fractions=fractions)
+        return source.manifest(["none", "mild"]).table["split"].tolist()
+
+    assert load([None, " ", ""], SplitFractions(0.0, 0.0)) == ["train"] * 3
+    with pytest.raises(ValueError, match="no split column; give fractions"):
+        load([None, " ", ""])
+    with pytest.raises(ValueError, match=r"t\.\w+: 2 rows have no 'fold', such as \['b.png', 'c"):
+        load(["train", " ", None])
+
+
+def test_white_space_around_paths_splits_and_patients_is_removed(tmp_path, rows):
+    """Rows without a path are left out."""
+    rows.loc[3] = [" ", "mild", "train", "4", "x"]
+    expected = Table(*write_rows(tmp_path / "plain.csv", rows[:3])).manifest(["none", "mild"])
+    spaced = rows.assign(
+        file=rows["file"] + " ", fold=" " + rows["fold"], person=rows["person"] + " "
+    )
+    manifest = Table(*write_rows(tmp_path / "spaced.csv", spaced)).manifest(["none", "mild"])
+    pd.testing.assert_frame_equal(manifest.table, expected.table)
+    assert manifest.notes == (
+        "4 paths have white space around them, which is removed",
+        "4 splits have white space around them, which is removed",
+        "4 patient IDs have white space around them, which is removed",
+        "1 images have no path and are left out",
+    )
+
+
+def test_an_unknown_split_and_a_repeated_path_are_refused_with_a_remedy(tmp_path, rows):
+    with pytest.raises(ValueError, match=r"'fold' has the splits \['0', '1'.*--split none"):
+        Table(*write_rows(tmp_path / "t.csv", rows.assign(fold=range(3)))).manifest(
+            ["none", "mild"]
+        )
+    repeated = rows.assign(file=["a.png", "b.png", "a.png"])
+    message = r"t.csv: 1 rows repeat the path of another row, such as \['a.png'\]; keep one row"
+    with pytest.raises(ValueError, match=message):
+        Table(*write_rows(tmp_path / "t.csv", repeated)).manifest(["none", "mild"])
+
+
+def write_rows(file, rows):
+    """Writes a table; returns the first arguments of its source."""
+    rows.to_csv(file, index=False)
+    return str(file), "person", None, "file", "grade", "fold"
+
+
 def test_hidden_files_and_folders_are_skipped(split_folders):
     write_image(split_folders / "train/yes/.ipynb_checkpoints/p2_a-checkpoint.png")
     write_image(split_folders / "train/yes/._p2_a.png")
     write_image(split_folders / ".trash/x.png")
     assert len(Folders(str(split_folders), None).manifest(["no", "yes"]).table) == 4
+
+
+def test_files_without_suffix_are_recognized_by_content_and_skipped_ones_are_counted(
+    split_folders,
+):
+    for name, suffix in (("scan", ""), ("1.2.840", ".7"), ("IM_0001", "")):
+        path = split_folders / f"train/no/{name}{suffix}"
+        shutil.copy(split_folders / "train/no/p1_a.png", path)
+    for name in ("README", "a.txt", "b.txt", "c.csv", "DICOMDIR", ".hidden.txt"):
+        (split_folders / "train/no" / name).write_text("no image" * 40)
+    manifest = Folders(str(split_folders), None).manifest(["no", "yes"])
+    ids = manifest.table["id"].tolist()
+    assert {f"train/no/{name}" for name in ("scan", "1.2.840.7", "IM_0001")} < set(ids)
+    assert len(ids) == 7
+    note = "5 files are no images and are skipped: 2 without a suffix, 2 .txt, 1 .csv"
+    assert note in manifest.notes
+
+
+def test_a_folder_without_images_says_which_files_it_has(tmp_path):
+    (tmp_path / "a.nii").touch()
+    with pytest.raises(ValueError, match=r"no image files .*; skipped: 1 .nii"):
+        Folders(str(tmp_path), None).manifest(["no"])
+
+
+@pytest.fixture
+def dicom_folders(tmp_path):
+    """Two patients with two studies each, of one image each."""
+    pytest.importorskip("pydicom")
+    for k in range(4):
+        path = tmp_path / "set" / ("train", "test")[k // 2] / ("no", "yes")[k % 2] / f"{k}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_dicom(path, PatientID=f"p{k // 2}", StudyInstanceUID=f"1.{k}", ViewPosition="AP")
+    return tmp_path / "set"
+
+
+def test_dicom_files_give_patient_study_and_attributes(dicom_folders):
+    manifest = Folders(str(dicom_folders), None).manifest(["no", "yes"])
+    table = manifest.table.set_index("id")
+    assert table["patient"].to_dict() == {
+        "train/no/0.dcm": "p0", "train/yes/1.dcm": "p0",
+        "test/no/2.dcm": "p1", "test/yes/3.dcm": "p1",
+    }  # fmt: skip
+    assert sorted(table["study"]) == ["1.0", "1.1", "1.2", "1.3"]
+    assert manifest.attributes == ["view_position"]
+    assert manifest.notes == ()
+    by_name = Folders(str(dicom_folders), r"(\d)\.dcm").manifest(["no", "yes"]).table
+    assert sorted(by_name["patient"]) == ["0", "1", "2", "3"]
+
+
+def test_images_without_a_dicom_patient_are_noted(dicom_folders):
+    write_image(dicom_folders / "train/no/plain.png")
+    manifest = Folders(str(dicom_folders), None).manifest(["no", "yes"])
+    assert manifest.notes == (
+        "1 images have no patient; each is treated as a patient of its own",)  # fmt: skip
+    row = manifest.table.set_index("id").loc["train/no/plain.png"]
+    assert (row["patient"], row["study"]) == ("train/no/plain.png", "train/no/plain.png")
+
+
+def test_one_dicom_patient_id_for_all_studies_is_ignored_with_a_note(dicom_folders):
+    for k, path in enumerate(sorted(dicom_folders.rglob("*.dcm"))):
+        write_dicom(path, PatientID="ANON", StudyInstanceUID=f"1.{k}")
+    manifest = Folders(str(dicom_folders), None).manifest(["no", "yes"])
+    assert manifest.table["patient"].is_unique
+    assert "all DICOM files have the PatientID 'ANON', which is ignored" in manifest.notes
+
+
+def test_a_table_of_dicom_files_is_completed_from_their_headers(dicom_folders, tmp_path):
+    paths = [path.relative_to(tmp_path) for path in sorted(dicom_folders.rglob("*.dcm"))]
+    rows = pd.DataFrame({"path": map(str, paths), "label": "no", "split": "train"})
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    table = Table(str(tmp_path / "t.csv"), None).manifest(["no"]).table
+    assert table["patient"].tolist() == ["p1", "p1", "p0", "p0"]
+    assert table["study"].nunique() == 4
+    assert table["view_position"].tolist() == ["AP"] * 4
+    rows.assign(who=list("abcd"), view_position="PA").to_csv(tmp_path / "t.csv", index=False)
+    table = Table(str(tmp_path / "t.csv"), "who").manifest(["no"]).table
+    assert table["patient"].tolist() == list("abcd")
+    assert table["view_position"].tolist() == ["PA"] * 4
+    table = Table(str(tmp_path / "t.csv"), None, attributes=[]).manifest(["no"]).table
+    assert "view_position" not in table
 
 
 MURA = [

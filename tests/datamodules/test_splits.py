@@ -17,7 +17,7 @@ def table():
 
 
 def assign(table, fractions, file_splits=None):
-    return np.array(fractions.assign(table["patient"], table["label"].tolist(), file_splits))
+    return np.array(fractions.assign(table.assign(id=table.index.astype(str)), file_splits))
 
 
 def class_fractions(table, splits):
@@ -44,6 +44,49 @@ def test_without_stratification_the_fraction_of_a_rare_class_can_be_far_off(tabl
 def test_another_seed_gives_another_stratified_split(table):
     first, second = (assign(table, SplitFractions(seed=k, stratified=True)) for k in (0, 1))
     assert not np.array_equal(first, second)
+
+
+@pytest.fixture
+def copies(table, tmp_path):
+    """A chain of copies: p0 and p1 share one image, p1 and p2 another one; p3 has two copies."""
+    ids = {name: rows.index.astype(str).tolist() for name, rows in table.groupby("patient")}
+    groups = [(ids["p0"][0], "a"), (ids["p1"][0], "a"), (ids["p1"][-1], "b"), (ids["p2"][0], "b")]
+    file = tmp_path / "copies.csv"
+    pd.DataFrame(groups, columns=["id", "group"]).to_csv(file, index=False)
+    return str(file)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_patients_with_copies_of_one_image_get_the_same_split(table, copies, stratified):
+    shared = table["patient"].isin(["p0", "p1", "p2"]).to_numpy()
+    separate = 0
+    for seed in range(8):
+        fractions = SplitFractions(0.3, 0.3, seed, stratified, copies)
+        splits = assign(table, fractions)
+        assert len(set(splits[shared])) == 1
+        assert table.assign(split=splits).groupby("patient")["split"].nunique().max() == 1
+        separate += len(set(assign(table, SplitFractions(0.3, 0.3, seed, stratified))[shared])) > 1
+    assert separate >= 4
+
+
+def test_patients_with_copies_of_one_image_get_the_same_fold(table, copies):
+    ids = table.index.astype(str)
+    columns = table.assign(id=ids, path=ids, study=table["patient"], split="train")
+    manifest = Manifest(columns, ["a", "b", "c"])
+    for index in range(5):
+        folds = Fold(index, 5, copies=copies).apply(manifest).table
+        assert folds[folds["patient"].isin(["p0", "p1", "p2"])]["split"].nunique() == 1
+    folds = Fold(0, 5, seed=1).apply(manifest).table
+    assert folds[folds["patient"].isin(["p0", "p1", "p2"])]["split"].nunique() > 1
+
+
+def test_a_list_of_copies_that_does_not_fit_is_refused(table, tmp_path):
+    (tmp_path / "copies.csv").write_text("id,group\n0,a\nnobody,a\n")
+    with pytest.raises(ValueError, match=r"copies.csv has 1 ids that are not in the data: \['nob"):
+        assign(table, SplitFractions(copies=str(tmp_path / "copies.csv")))
+    (tmp_path / "copies.csv").write_text("id\n0\n")
+    with pytest.raises(ValueError, match=r"copies.csv has no columns \['group'\]"):
+        assign(table, SplitFractions(copies=str(tmp_path / "copies.csv")))
 
 
 @pytest.mark.parametrize("stratified", [False, True])

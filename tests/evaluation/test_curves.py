@@ -34,7 +34,7 @@ def test_a_confusion_plot_has_the_counts() -> None:
 def test_a_roc_plot_has_one_curve_per_class_with_its_auroc(
     classes: int, plotted: list[int]
 ) -> None:
-    table = make_table(classes=classes)
+    table = make_table(2000, classes)
     lines = _lines(curves.roc_plot(table).axes[0])
     areas = [roc_auc_score(table.labels == k, table.probabilities[:, k]) for k in plotted]
     names = [f"{table.class_names[k]}  {a:.4f}" for k, a in zip(plotted, areas, strict=True)]
@@ -43,7 +43,7 @@ def test_a_roc_plot_has_one_curve_per_class_with_its_auroc(
 
 
 def test_compared_models_have_their_names_and_scikit_learns_macro_auroc() -> None:
-    tables = {"a": make_table(), "b": make_table(seed=1)}
+    tables = {"a": make_table(2000), "b": make_table(2000, seed=1)}
     areas = [
         roc_auc_score(t.labels, t.probabilities, multi_class="ovr", average="macro")
         for t in tables.values()
@@ -55,9 +55,21 @@ def test_compared_models_have_their_names_and_scikit_learns_macro_auroc() -> Non
 
 
 def test_learning_curves_skip_missing_values() -> None:
-    history = pd.DataFrame({"epoch": [0, 1], "train/loss": [2, 1], "val/loss": [2.0, np.nan]})
+    history = pd.DataFrame({"epoch": [0, 1], "train/x": [2, 1], "val/x": [2.0, np.nan]})
     [ax] = curves.learning_curves(history).axes
     assert _lines(ax) == {"train": [[0, 2], [1, 1]], "val": [[0, 2]]}
+
+
+def test_learning_curves_compare_the_trained_loss_only_with_itself() -> None:
+    """A focal loss of train and the NLL of val have different scales."""
+    history = pd.DataFrame({"epoch": [0, 1], "train/loss": [0.2, 0.1], "val/loss": [1.0, 0.9],
+                            "val/training_loss": [0.3, 0.2]})  # fmt: skip
+    axes = {ax.get_title(loc="left"): _lines(ax) for ax in curves.learning_curves(history).axes
+            if ax.get_visible()}  # fmt: skip
+    assert axes == {
+        "Training loss": {"train": [[0, 0.2], [1, 0.1]], "val": [[0, 0.3], [1, 0.2]]},
+        "NLL": {"val": [[0, 1.0], [1, 0.9]]},
+    }
 
 
 def _error_bars(table: PredictionTable) -> list[list[float]]:

@@ -11,6 +11,7 @@ from evaluation.ensemble import (
     fit_voters,
     most_disputed,
 )
+from evaluation.metrics.calibration import nll
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import aggregate
 from evaluation.reports.ensemble import mean_of_members
@@ -27,6 +28,22 @@ def test_an_ensemble_of_experts_is_a_gain_over_the_best_member() -> None:
     assert fitted.not_fitted == {}
     assert gain_or_loss("accuracy", evaluated.gains["per_group"]["accuracy"]) == "gain"
     assert evaluated.member_metrics["first"] == compute_metrics(test["first"], draws=300)
+
+
+def in_precision(tables, **precisions):
+    return {name: replace(table, meta={**table.meta, "precision": precisions.get(name, "32-true")})
+            for name, table in tables.items()}  # fmt: skip
+
+
+def test_members_voters_and_temperatures_have_one_precision() -> None:
+    val, test = named_experts("val", 0), named_experts("test", 1)
+    with pytest.raises(ValueError, match=r"different precisions: .*second bf16-mixed"):
+        fit_voters(in_precision(val, second="bf16-mixed"))
+    fitted = fit_voters(in_precision(val))
+    assert {ensemble.precision for ensemble in fitted.ensembles.values()} == {"32-true"}
+    half = in_precision(test, **dict.fromkeys(test, "bf16-mixed"))
+    with pytest.raises(ValueError, match=r"fitted in precision 32-true, the test .* bf16-mixed"):
+        evaluate_voters(fitted, half, draws=100)
 
 
 def test_five_copies_are_no_gain_and_have_no_diversity() -> None:
@@ -47,9 +64,35 @@ def test_pooling_and_temperature_halve_a_planted_overconfidence() -> None:
         for seed, split in enumerate(("val", "test"))
     )
     evaluated = evaluate_voters(fit_voters(val), test, draws=50)
-    mean = mean_of_members(evaluated, "ece")
+    mean = mean_of_members(evaluated.member_metrics, "ece")
     assert mean is not None
-    assert evaluated.voter_metrics["soft"]["ece"].value <= mean / 2
+    assert evaluated.voter_metrics["soft"]["ece"].value <= mean.value / 2
+
+
+def test_members_are_evaluated_raw_and_at_their_own_temperatures() -> None:
+    val, test = (
+        {n: replace(t, logits=3 * t.logits) for n, t in named_experts(split, seed).items()}
+        for seed, split in enumerate(("val", "test"))
+    )
+    fitted = fit_voters(val)
+    evaluated = evaluate_voters(fitted, test, draws=50)
+    for name, table in test.items():
+        raw, calibrated = evaluated.member_metrics[name], evaluated.calibrated_metrics[name]
+        value = fitted.temperatures[name].value
+        assert value > 2
+        at_temperature = replace(table, logits=table.logits / value)
+        assert calibrated["nll"].value == pytest.approx(nll(at_temperature).mean(), rel=1e-5)
+        assert calibrated["nll"].value < raw["nll"].value
+        assert calibrated["accuracy"] == raw["accuracy"]
+
+
+def test_the_stored_ensemble_calibrates_its_members() -> None:
+    fitted, test = fit_voters(named_experts("val", 0)), named_experts("test", 1)
+    members = np.stack([table.probabilities for table in test.values()])
+    calibrated = fitted.ensembles["soft"].calibrate_members(members)
+    for row, (name, table) in enumerate(test.items()):
+        expected = fitted.temperatures[name](table.probabilities)
+        np.testing.assert_allclose(calibrated[row], expected)
 
 
 def test_test_tables_are_refused_and_voters_that_cannot_be_fitted_have_a_reason() -> None:
@@ -100,9 +143,10 @@ def test_the_image_with_the_largest_disagreement_comes_first() -> None:
     logits[17] = [30, 0, 0]
     other = logits.copy()
     other[17] = [0, 0, 30]
-    name, text = most_disputed([replace(table, logits=x) for x in (logits, other)], 3)[0]
+    tables = {"a": replace(table, logits=logits), "b": replace(table, logits=other)}
+    name, text = most_disputed(tables, 3)[0]
     assert name == table.rows["id"].iloc[17]
-    assert "none 1.00, comminuted 1.00" in text
+    assert text.split("\n")[1:] == ["a: none 1.00", "b: comminuted 1.00"]
 
 
 def test_referral_and_conformal_sets_have_intervals() -> None:

@@ -96,6 +96,24 @@ def test_the_summary_states_a_gain_or_its_absence() -> None:
     assert summary_sentence(copies, equal, "soft").endswith(", no evidence of gain.")
 
 
+def test_calibrated_and_raw_numbers_are_labeled() -> None:
+    val, test = named_experts("val", 0), named_experts("test", 1)
+    fitted = fit_voters(val)
+    evaluated = evaluate_voters(fitted, test, draws=20)
+    table = voter_table(fitted, evaluated, "soft")
+    rows = {row[0].replace(" (best on val)", ""): row[1:] for row in table.rows}
+    assert all(name.endswith((", calibrated", ", raw")) for name in rows)
+    names = summary_metrics()
+    for label, metrics in (
+        ("voter: Mean probability, calibrated", evaluated.voter_metrics["soft"]),
+        ("member: first, calibrated", evaluated.calibrated_metrics["first"]),
+        ("member: first, raw", evaluated.member_metrics["first"]),
+    ):
+        assert rows[label] == tuple(metrics[name] for name in names)
+    results = ensemble_results("e", fitted, evaluated, test, "soft")
+    assert results.others["calibrated_member/first"] == evaluated.calibrated_metrics["first"]
+
+
 def test_report_and_results_have_every_voter(tmp_path: Path) -> None:
     val, test = named_experts("val", 0), named_experts("test", 1)
     fitted = fit_voters(val, VoterOptions("body_part", weights=[1, 1, 0]))

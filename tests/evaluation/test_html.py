@@ -1,5 +1,8 @@
 import re
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from evaluation.metrics.compute import compute_metrics
 from evaluation.plots import curves
@@ -26,7 +29,7 @@ def test_a_report_is_one_file_without_network_references(tmp_path: Path) -> None
     ]
     html.write_report(tmp_path / "report.html", "A title & more", sections)
     page = (tmp_path / "report.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "http" not in page
     assert "A title &amp; more" in page
     assert "&lt;b&gt;all&lt;/b&gt;" in page
@@ -48,10 +51,80 @@ def test_the_opening_sentence_has_interval_and_sample_size() -> None:
 def test_estimates_have_their_interval_in_small_print_and_differences_a_sign() -> None:
     gain = SignedEstimate(Estimate(0.01, -0.02, 0.04, "paired", 9, 9))
     alone = Estimate(0.5, None, None, "none", 9, 9, "too few patients")
-    page = html.section_html(Table(("a", "b", "c", "d"), [(ACCURACY, gain, alone, None)], digits=2))
-    assert "0.97<small>0.95 to 0.98</small>" in page
+    page = html.section_html(Table(("a", "b", "c", "d"), [(ACCURACY, gain, alone, None)]))
+    assert "0.9700<small>0.9550 to 0.9800</small>" in page
     assert "+0.01<small>-0.02 to +0.04</small>" in page
-    assert '<td class="number">0.50</td><td class="number">&ndash;</td>' in page
+    assert '0.50<small>no interval</small></td><td class="number">&ndash;</td>' in page
+    assert "Without interval or value: too few patients." in page
+
+
+def test_a_value_without_interval_has_the_reason_in_sentences() -> None:
+    alone = Estimate(0.5, None, None, "none", 9, 9, "too few patients")
+    assert html.format_estimate(alone) == "0.50 (no interval: too few patients)"
+    assert html.accuracy_sentence("It", alone).body == (
+        "It reaches accuracy 0.50 (no interval: too few patients) on 9 images of 9 patients."
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "text"), [(9, "0.91"), (100, "0.91"), (197, "0.914"), (1000, "0.914"), (1001, "0.9137")]
+)
+def test_the_number_of_decimals_fits_the_number_of_images(n: int, text: str) -> None:
+    assert html.format_estimate(Estimate(0.9137, None, None, "none", n, n)) == text
+
+
+@pytest.mark.parametrize("value", [-0.00001, 0.0, 0.00001])
+def test_a_number_that_is_rounded_to_zero_has_no_sign(value: float) -> None:
+    difference = Estimate(value, -0.2, 0.2, "paired", 5000, 50)
+    shown = html.format_estimate(difference, sign="+")
+    assert shown == "0.0000 (-0.2000 to +0.2000)"
+    assert '<td class="number">0.00</td>' in html.section_html(Table(("",), [(value,)], digits=2))
+
+
+def test_one_image_of_one_patient_is_in_the_singular() -> None:
+    assert (
+        html.format_sample_size(Estimate(1.0, 0.1, 1.0, "Wilson", 1, 1)) == "1 image of 1 patient"
+    )
+    study = Estimate(1.0, 0.1, 1.0, "Wilson", 1, 1)
+    assert html.format_sample_size(study, "studies") == "1 study of 1 patient"
+    assert html.format_sample_size(study, "patients") == "1 patient"
+    assert html.format_count(1200, "pairs") == "1,200 pairs"
+
+
+def test_every_report_says_that_it_is_for_research_only(tmp_path: Path) -> None:
+    html.write_report(tmp_path / "report.html", "Anything", [Text("A result.", lead=True)])
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("Research use only. Not a medical device.") < page.index("A result.")
+
+
+def test_details_show_values_in_plain_words() -> None:
+    details = html.Details({"tta": [], "folds_used": [1, 2], "member": {"size": 3}, "name": "a_b"})
+    cells = re.findall(r"<td>(.*?)</td>", html.section_html(details))
+    assert cells == ["test-time augmentation", "none", "folds used", "1, 2", "member", "size: 3",
+                     "name", "a_b"]  # fmt: skip
+
+
+def test_the_summary_comes_first_then_the_contents_with_a_link_to_each_section(
+    tmp_path: Path,
+) -> None:
+    table = Table(("a",), [("x",)])
+    headings = ["Gates", "Members & more", "Plots", "Cost"]
+    sections = [Text("The summary.", lead=True), *(replace(table, heading=h) for h in headings)]
+    html.write_report(tmp_path / "report.html", "An experiment", sections)
+    page = (tmp_path / "report.html").read_text()
+    contents = page.index("<nav")
+    assert page.index("The summary.") < contents < page.index("<h2>Gates</h2>")
+    links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', page)
+    assert [text for _, text in links] == ["Gates", "Members &amp; more", "Plots", "Cost"]
+    for anchor, text in links:
+        assert f'<section id="{anchor}"><h2>{text}</h2>' in page
+
+
+def test_folded_sections_are_open_in_a_notebook_only() -> None:
+    folded = Table(("a",), [("x",)], "Cost", folded=True)
+    assert "<details><summary><h2>Cost</h2></summary>" in html.section_html(folded)
+    assert "<details" not in show(folded)._repr_html_()
+    assert "<h2>Cost</h2>" in show(folded)._repr_html_()
 
 
 def test_columns_state_the_metrics_whose_lower_values_are_better() -> None:

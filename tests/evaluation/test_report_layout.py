@@ -1,13 +1,16 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
 from evaluation.metrics.registry import summary_metrics
+from evaluation.plots import curves
 from evaluation.reports import html
 from evaluation.stats.estimate import Estimate
+from tests.evaluation.tables import make_table
 
 REQUIRED = "CONSILIUM_BROWSER"
 MEASURE = """() => [...document.querySelectorAll("table")].map(table => {
@@ -59,3 +62,50 @@ def test_tables_scroll_inside_their_box_on_a_phone(browser, report):
     assert all(table > box for table, box, _ in page.evaluate(MEASURE))
     overflow = "getComputedStyle(document.querySelector('table').parentElement).overflowX"
     assert page.evaluate(overflow) == "auto"
+
+
+@pytest.fixture
+def long_report(tmp_path: Path) -> Path:
+    """A report with contents, a plot of the usual width, and a folded section."""
+    table = html.Table(("name", "value"), [("a", 1.0)])
+    sections = [html.Text("The summary.", lead=True)]
+    sections += [replace(table, heading=name) for name in ("Gates", "Members", "Audit")]
+    sections += [
+        html.Plot(curves.roc_plot(make_table()), "A plot.", "ROC"),
+        replace(table, heading="Cost", folded=True),
+    ]
+    html.write_report(tmp_path / "report.html", "An experiment", sections)
+    return tmp_path / "report.html"
+
+
+def test_labels_of_plots_are_legible_on_a_phone(browser, long_report):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(long_report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    shown = page.evaluate("document.querySelector('figure img').getBoundingClientRect().width")
+    inches = curves.roc_plot(make_table()).get_figwidth()
+    assert 8 / 72 * shown / inches >= 9  # pixels of a label of 8 points
+
+
+def test_folded_sections_are_closed_on_screen_and_open_in_print(browser, long_report):
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(long_report.as_uri())
+    folded = page.locator("details table")
+    assert not folded.is_visible()
+    page.emulate_media(media="print")
+    assert folded.bounding_box()["height"] > 10
+    assert not page.locator("nav").is_visible()
+
+
+def test_a_report_follows_the_color_scheme_but_not_in_print(browser, long_report):
+    page = browser.new_page()
+    page.goto(long_report.as_uri())
+    background = "getComputedStyle(document.body).backgroundColor"
+    colors = {}
+    for media in ("screen", "print"):
+        for scheme in ("light", "dark"):
+            page.emulate_media(media=media, color_scheme=scheme)
+            colors[media, scheme] = page.evaluate(background)
+    white = "rgb(255, 255, 255)"
+    is_white = {key: color == white for key, color in colors.items()}
+    assert [key for key, white in is_white.items() if not white] == [("screen", "dark")]

@@ -13,8 +13,10 @@ from evaluation.reports.html import Text
 from evaluation.reports.run import (
     anonymized_predictions,
     hashed_id,
+    labeled_models,
     most_confident,
     predictions_frame,
+    readable_details,
     run_sections,
 )
 from evaluation.results import Results
@@ -79,9 +81,34 @@ def test_a_metric_registered_in_one_place_is_in_the_run_report(monkeypatch):
     results = Results("resnet", "test", table.class_names, metrics, {"member": metrics})
     page = _page(run_sections(results, table))
     value = table.probabilities.max(axis=1).mean()
-    row = f'<tr><td>Mean certainty</td><td class="number">{value:.4f}</td>'
+    row = f'<tr><td>Mean certainty</td><td class="number">{value:.2f}<small>'
     assert page.count(row) == 2  # summary, and all metrics
     assert "<th class=number>Mean certainty</th>" in page  # of the members
+
+
+def test_members_of_an_ensemble_are_shown_calibrated_and_raw():
+    table = make_table()
+    metrics = compute_metrics(table, draws=20)
+    others = {"a": metrics, "calibrated_member/a": metrics}
+    results = Results("ensemble", "test", table.class_names, metrics, others)
+    [members] = [s for s in run_sections(results, table) if s.heading == "Ensemble and members"]
+    assert [row[0] for row in members.rows] == ["ensemble, calibrated", "a, calibrated", "a, raw"]
+    assert list(labeled_models(replace(results, others={"a": metrics}))) == [
+        "ensemble, raw",
+        "a, raw",
+    ]
+    assert list(labeled_models(replace(results, others={}))) == ["ensemble"]
+
+
+def test_details_of_a_run_have_no_names_of_code():
+    meta = {"voter": {"name": "soft", "fitted_on": "d1"}, "tta": [], "manifest_digest": "d1"}
+    page = html.section_html(
+        html.Details(readable_details(Results("e", "test", [], {}, meta=meta)))
+    )
+    assert "Mean probability, fitted on validation" in page
+    assert "hash of the manifest" in page
+    for raw in ("[]", "{", "soft", "manifest_digest", "tta"):
+        assert raw not in page
 
 
 def test_a_run_report_is_made_from_values_and_shows_labels_instead_of_names():

@@ -81,7 +81,7 @@ def test_change_of_a_sensitivity_has_the_interval_of_a_paired_difference():
     assert (change.n, change.patients) == (50, 50)
     assert (unchanged.value, unchanged.low, unchanged.high) == (0, 0, 0)
     page = html.section_html(classes)
-    assert f"-0.2000<small>{change.low:+.4f} to {change.high:+.4f}</small>" in page
+    assert f"-0.20<small>{change.low:+.2f} to {change.high:+.2f}</small>" in page
 
 
 def test_class_without_images_has_dashes_and_the_reason():

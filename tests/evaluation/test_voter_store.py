@@ -18,14 +18,18 @@ OPTIONS = VoterOptions("body_part", ["elbow"], [1, 2, 3])
 def test_every_voter_of_the_registry_loads_as_it_was_saved(tmp_path: Path) -> None:
     val, tables = expert_tables(1200), expert_tables(200, seed=5)
     members, groups = stacked_probabilities(tables), tables[0].rows["body_part"].to_numpy()
+    temperatures = [Temperature(value) for value in (0.5, 1.0, 2.0)]
     for name, spec in VOTERS.items():
         voter = spec.create(val, OPTIONS)
         assert (voter.name, spec.name, type(voter)) == (name, name, spec.voter_class)
-        ensemble = FittedEnsemble(voter, HASHES, CLASS_NAMES, Temperature(1.7), "digest")
+        ensemble = FittedEnsemble(
+            voter, HASHES, CLASS_NAMES, Temperature(1.7), "digest", temperatures
+        )
         save(tmp_path / name, ensemble)
         loaded = load(tmp_path / name, HASHES, CLASS_NAMES)
         assert np.array_equal(loaded(members, groups), ensemble(members, groups)), name
         assert (loaded.temperature.value, loaded.fitted_on) == (1.7, "digest")
+        assert loaded.member_temperatures == temperatures
 
 
 def test_an_unknown_voter_is_an_error_that_names_the_known_ones() -> None:

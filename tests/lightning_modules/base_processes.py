@@ -1,4 +1,4 @@
-"""Tests models on 21, 5 and 1 images with WORLD processes; a script, since ddp starts itself."""
+"""Tests models on 21, 5 and 1 images with WORLD processes; a script."""
 
 import json
 import logging
@@ -37,6 +37,7 @@ def main(world: int, folder: Path, datamodule: str) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(0)
     single = ImageClassifier(CLASSES, "test_resnet", image_size=32)
+    torch.nn.init.normal_(single.net.get_classifier().weight)  # a new head is 0
     members = sorted(str(path) for path in folder.parent.glob("member*.ckpt"))
     modules: dict[str, BaseModule] = {"single": single}
     if members and not datamodule:

@@ -1,4 +1,4 @@
-"""Fits a partly frozen model on two processes; a script, since ddp starts itself."""
+"""Fits a partly frozen model on two processes; a script."""
 
 import json
 import logging

@@ -10,7 +10,7 @@ from torch import nn
 
 from consilium.cli.main import main
 from lightning_modules import backbones, checkpoints
-from tests.conftest import Tiny
+from tests.conftest import Tiny, randomize_head
 
 
 def predict(net: nn.Module, size: int) -> torch.Tensor:
@@ -63,13 +63,26 @@ def test_a_weight_file_is_loaded_except_for_the_head(weight_file: Path) -> None:
     torch.manual_seed(1)
     net = backbones.build("test_vit", 3, pretrained=str(weight_file)).state_dict()
     assert all(torch.equal(net[k], stored[k]) for k in stored if not k.startswith("head."))
-    assert net["head.weight"].shape == (3, 64)
+    assert torch.equal(net["head.weight"], torch.zeros(3, 64))
 
 
 def test_a_head_of_the_same_shape_is_loaded(weight_file: Path) -> None:
     stored = safetensors.torch.load_file(weight_file)
     net = backbones.build("test_vit", 7, pretrained=str(weight_file)).state_dict()
     assert torch.equal(net["head.weight"], stored["head.weight"])
+
+
+@pytest.mark.parametrize("num_classes", [3, 1000])
+def test_only_a_downloaded_head_of_other_classes_is_new(
+    num_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = timm.create_model("test_efficientnet").state_dict()
+    load = "timm.models._builder.load_state_dict_from_hf"
+    monkeypatch.setattr(load, lambda *args, **kwargs: dict(published))
+    net = backbones.build("test_efficientnet", num_classes, pretrained=True).state_dict()
+    assert torch.equal(net["conv_stem.weight"], published["conv_stem.weight"])
+    expected = published["classifier.weight"] if num_classes == 1000 else torch.zeros(3, 256)
+    assert torch.equal(net["classifier.weight"], expected)
 
 
 def test_weights_are_resized_to_the_image_size(weight_file: Path) -> None:
@@ -158,16 +171,54 @@ def test_grad_checkpointing_gives_the_same_gradients() -> None:
     for enabled in (False, True):
         torch.manual_seed(0)
         net = backbones.build("test_convnext", 3, grad_checkpointing=enabled)
+        randomize_head(net)
         net(image).square().sum().backward()
         gradients.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(gradient.any() for gradient in gradients[0])
+
+
+def statistics(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Running statistics and counters of batch norms."""
+    return {name: value.clone() for name, value in net.named_buffers()}
+
+
+SMALL_DENSENET = {"growth_rate": 4, "block_config": [2, 2, 2, 2]}
+WITH_BATCH_NORM = [
+    ("test_efficientnet", {}),
+    ("resnet10t", {"drop_rate": 0.3}),
+    ("densenet121", SMALL_DENSENET),
+    *(
+        pytest.param(name, {"drop_rate": 0.28}, marks=pytest.mark.exhaustive)
+        for name in ("densenet121", "resnet50", "efficientnet_b2")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), WITH_BATCH_NORM)
+def test_grad_checkpointing_updates_running_statistics_once_per_step(
+    name: str, options: dict[str, object]
+) -> None:
+    states = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        net = backbones.build(name, 3, grad_checkpointing=enabled, **options)
+        before = statistics(net)
+        for _ in range(2):
+            net(torch.rand(4, 3, 64, 64)).sum().backward()
+        states.append(statistics(net))
+        assert all(not torch.equal(before[key], value) for key, value in states[-1].items())
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    momenta = {layer.momentum for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)}
+    assert 0.0 not in momenta
 
 
 def test_channels_last_gives_the_same_predict() -> None:
-    torch.manual_seed(0)
     plain = backbones.build("resnet10t", 3)
-    torch.manual_seed(0)
+    randomize_head(plain)
     other = backbones.build("resnet10t", 3, channels_last=True)
+    other.load_state_dict(plain.state_dict())
     assert other.get_submodule("conv1.0").weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(predict(plain, 64), predict(other, 64), atol=1e-5)
 
@@ -178,6 +229,7 @@ def test_compiling_does_not_change_the_names_of_weights() -> None:
     assert compiled._compiled_call_impl is not None
 
 
+@pytest.mark.exhaustive
 def test_sizes_of_a_convolutional_network_and_of_swin_v2() -> None:
     assert 192 in backbones.sizes("resnet50")
     assert {192, 224, 256} <= set(backbones.sizes("swinv2_tiny_window8_256"))

@@ -1,10 +1,7 @@
 """Every sample is counted once on any number of processes, and with plain loaders."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning
@@ -18,22 +15,19 @@ from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
 from evaluation.predictions import PredictionTable
 from lightning_modules import EnsembleModule, ImageClassifier, OneVsOneClassifier, checkpoints
+from lightning_modules.losses import LossConfig
 from tests.conftest import exhaustive_except
+from tests.processes import run_script
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "base_processes.py"
 SIZES = (21, 5, 1)
 CLASSES = ["none", "simple", "comminuted"]
 
 
-def run_script(world, folder, datamodule=""):
+def run_base(world, folder, datamodule=""):
     """Runs the script on `world` processes, which write to `folder`."""
     folder.mkdir()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(world), str(folder), datamodule],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    run_script(SCRIPT, world, folder, datamodule, world=world)
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +43,13 @@ def root(tmp_path_factory, tiny, resnet, larger):
         subset.to_csv(folder / f"{size}.csv", index=False)
     for name, run in (("member-a", resnet), ("member-b", larger)):
         shutil.copy(run / "best.ckpt", folder / f"{name}.ckpt")
-    completed = run_script(1, folder / "one")
-    assert completed.returncode == 0, completed.stderr
+    run_base(1, folder / "one")
     return folder
 
 
 @pytest.mark.parametrize("world", exhaustive_except([3], [2, 3, 4]))
 def test_any_number_of_processes_gives_the_same_tables_and_metrics(root, world):
-    completed = run_script(world, root / f"w{world}")
-    assert completed.returncode == 0, completed.stderr
+    run_base(world, root / f"w{world}")
     folders = (root / "one", root / f"w{world}")
     expected, metrics = (json.loads((f / "metrics.json").read_text()) for f in folders)
     assert expected.keys() == metrics.keys()
@@ -71,9 +63,8 @@ def test_any_number_of_processes_gives_the_same_tables_and_metrics(root, world):
 
 
 def test_samples_repeated_by_the_default_sampler_are_an_error(root):
-    completed = run_script(2, root / "padded", "padded")
-    assert completed.returncode != 0
-    assert "occurs twice" in completed.stderr
+    with pytest.raises(ValueError, match="occurs twice"):
+        run_base(2, root / "padded", "padded")
 
 
 def plain_trainer(folder):
@@ -82,6 +73,23 @@ def plain_trainer(folder):
         max_epochs=1, accelerator="cpu", devices=1, default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+
+
+def test_a_limited_test_notes_how_many_images_were_evaluated(tmp_path):
+    data = ImageDataModule(
+        Phantoms("fracture", 40, 1, 32, root=str(tmp_path)), CLASSES, Preprocess(size=32),
+        batch_size=2, num_workers=0,
+    )  # fmt: skip
+    module = ImageClassifier(CLASSES, "test_resnet", image_size=32)
+    notes = []
+    for limit in (2, 1.0):
+        trainer = plain_trainer(tmp_path)
+        trainer.limit_test_batches = limit
+        trainer.test(module, data, verbose=False)
+        notes.append(module.tables["test"][""].meta["notes"])
+    count = len(module.split_ids("test"))
+    note = f"4 of {count} images of the test split were evaluated: the number of batches is limited"
+    assert notes == [[note], []]
 
 
 @pytest.mark.parametrize("module_class", [ImageClassifier, OneVsOneClassifier])
@@ -102,6 +110,24 @@ def test_a_module_works_with_plain_loaders(module_class, tmp_path):
     assert table.rows["id"].tolist() == [str(i) for i in range(12)]
     with torch.inference_mode():
         np.testing.assert_allclose(table.logits, module.eval()(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(("module_class", "options"), [
+    (ImageClassifier, {}), (ImageClassifier, {"head": "sigmoid"}), (OneVsOneClassifier, {}),
+])  # fmt: skip
+def test_the_trained_loss_is_recorded_on_val_in_a_fit(module_class, options, tmp_path):
+    classes = CLASSES[:2] if options else CLASSES
+    images, labels = torch.rand(12, 3, 32, 32), torch.arange(12) % len(classes)
+    samples = [{"image": x, "label": y, "index": i}
+               for i, (x, y) in enumerate(zip(images, labels, strict=True))]  # fmt: skip
+    loader = DataLoader(samples, batch_size=5)
+    loss = LossConfig("focal", label_smoothing=0.1)
+    module = module_class(classes, "test_resnet", loss=loss, **options)
+    plain_trainer(tmp_path).fit(module, loader, loader)
+    with torch.inference_mode():
+        expected = module.compute_loss(module.eval().net(images), labels, None)
+    assert module.metrics["val"]["training_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert module.metrics["val"]["loss"] != pytest.approx(float(expected), rel=0.01)
 
 
 def test_modules_work_from_python_with_the_data_module(tmp_path):

@@ -1,5 +1,7 @@
 """Every kind of member through `consilium fit`: trained, evaluated, loaded, resumed."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning
@@ -10,10 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from consilium.cli.main import main
+from datamodules import ImageDataModule, Phantoms
+from datamodules.preprocess import Preprocess
+from datamodules.samplers import Balance
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from lightning_modules import ImageClassifier, checkpoints
-from tests.conftest import Tiny
+from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints
+from lightning_modules.losses import LossConfig
+from tests.conftest import Tiny, randomize_head
 
 EMA = {"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}
 OVO = {"model.class_path": "lightning_modules.OneVsOneClassifier"}
@@ -78,6 +84,7 @@ class DoubledLossClassifier(ImageClassifier):
         return 2 * super().compute_loss(outputs, target, class_weights)
 
 
+@pytest.mark.exhaustive
 def test_a_subclass_is_named_in_a_config(tiny: Tiny, tmp_path: Path) -> None:
     changes = {
         "model.class_path": f"{__name__}.DoubledLossClassifier",
@@ -91,6 +98,77 @@ def test_a_subclass_is_named_in_a_config(tiny: Tiny, tmp_path: Path) -> None:
     module, block = checkpoints.load(run / "best.ckpt")
     assert block.module == type(module).__name__ == "DoubledLossClassifier"
     assert "val/accuracy" in next((tmp_path / "logs").rglob("metrics.csv")).read_text()
+
+
+class RecordGradient(Callback):
+    """Records the gradient of the first optimizer step."""
+
+    def on_before_optimizer_step(self, _: object, module: ImageClassifier, __: object) -> None:
+        gradients = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+        self.gradient = torch.cat(gradients)
+
+
+def first_gradient(
+    build: Callable[..., ImageClassifier], tiny: Tiny, batch_size: int, class_weights: list[float]
+) -> Tensor:
+    """The gradient of 8 images in batches of `batch_size`."""
+    source = Phantoms(root=str(tiny.root / "gradients"), num_patients=30, image_size=64)
+    names = ["none", "simple", "comminuted"]
+    data = ImageDataModule(source, names, Preprocess(size=32), batch_size=batch_size,
+                           num_workers=0, balance=Balance(class_weights))  # fmt: skip
+    torch.manual_seed(0)
+    module, record = build(names, "test_convnext"), RecordGradient()  # it has no batch norms
+    randomize_head(module.net)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+             "enable_checkpointing": False, "limit_val_batches": 0}  # fmt: skip
+    accumulate = {"accumulate_grad_batches": 8 // batch_size}
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=1, callbacks=[record], **accumulate, **quiet
+    )
+    trainer.fit(module, datamodule=data)
+    return record.gradient
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize(
+    "build",
+    [
+        ImageClassifier,
+        partial(ImageClassifier, loss=LossConfig("focal", gamma=2.0, label_smoothing=0.1)),
+        partial(OneVsOneClassifier, loss=LossConfig("focal", label_smoothing=0.1)),
+    ],
+    ids=["cross entropy", "focal", "pairs"],
+)
+def test_class_weights_act_alike_at_every_batch_size(
+    build: Callable[..., ImageClassifier], tiny: Tiny
+) -> None:
+    weighted = [first_gradient(build, tiny, size, [0.1, 1.0, 10.0]) for size in (8, 2, 1)]
+    equal = first_gradient(build, tiny, 1, [1.0, 1.0, 1.0])
+    for gradient in weighted[1:]:
+        assert torch.cosine_similarity(gradient, weighted[0], dim=0) >= 0.999
+        assert torch.allclose(gradient.norm(), weighted[0].norm(), rtol=1e-3)
+    assert torch.cosine_similarity(equal, weighted[0], dim=0) < 0.9
+
+
+@pytest.mark.exhaustive
+def test_grad_checkpointing_changes_no_weight_and_no_running_statistic(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    states = []
+    for enabled in (False, True):
+        changes = {
+            **OVO,
+            "data.init_args.batch_size": 2,
+            "model.init_args.backbone_args": {"drop_rate": 0.28, "grad_checkpointing": enabled},
+            "trainer.accumulate_grad_batches": 4,
+            "trainer.precision": "bf16-mixed",
+            "trainer.max_epochs": 1,
+        }
+        configs = tiny.configs("checkpointing", **changes)
+        assert main(["fit", *configs, "--run", str(tmp_path / str(enabled))]) == 0
+        states.append(checkpoints.read(tmp_path / str(enabled) / "best.ckpt")[1])
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
 
 
 class Interrupt(Callback):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from consilium.cli.main import main
 from evaluation.metrics.calibration import Temperature
+from evaluation.results import read_results
 from evaluation.voters import store
 from evaluation.voters.simple import Soft
 from lightning_modules import EnsembleModule, checkpoints
@@ -95,6 +97,19 @@ def test_members_with_other_classes_are_refused(runs):
 def test_an_ensemble_is_not_fitted(runs):
     with pytest.raises(ValueError, match="an ensemble is not trained: fit its members"):
         EnsembleModule(CLASSES, runs).setup("fit")
+
+
+def test_a_voter_that_was_fitted_in_another_precision_is_refused(tiny, runs, tmp_path, capsys):
+    hashes = [checkpoints.read(f"{run}/best.ckpt")[0].weights for run in runs]
+    fitted = store.FittedEnsemble(Soft(), hashes, CLASSES, precision="32-true")
+    store.save(tmp_path / "voters", fitted)
+    model = {"class_path": "lightning_modules.EnsembleModule",
+             "init_args": {"members": runs, "voter": str(tmp_path / "voters")}}  # fmt: skip
+    test = ["test", *tiny.configs("precise", model=model), "--run", str(tmp_path / "run")]
+    assert main([*test, "--trainer.precision", "bf16-mixed"]) == 2
+    assert "trainer.precision: bf16-mixed, but its voter was fitted" in capsys.readouterr().err
+    assert main(test) == 0
+    assert read_results(tmp_path / "run/results.json").meta["precision"] == "32-true"
 
 
 def test_a_voter_that_is_neither_known_nor_fitted_is_refused(runs, tmp_path):

@@ -1,27 +1,14 @@
 """Frozen layers on two processes: they do not change, and both processes have the same weights."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lightning_modules.freezing import FineTuning
+from tests.processes import run_script
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "freezing_processes.py"
-
-
-def run_script(strategy, unfreeze_epochs, folder):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [strategy, json.dumps(unfreeze_epochs), str(folder / "p"), str(folder)]
-    completed = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    return completed, [json.loads(file.read_text()) for file in sorted(folder.glob("?.json"))]
 
 
 @pytest.mark.parametrize(
@@ -34,8 +21,9 @@ def run_script(strategy, unfreeze_epochs, folder):
 def test_frozen_stages_do_not_change_and_processes_agree(
     strategy, unfreeze_epochs, frozen_epochs, tmp_path
 ):
-    completed, (first, second) = run_script(strategy, unfreeze_epochs, tmp_path)
-    assert completed.returncode == 0, completed.stderr
+    arguments = (strategy, json.dumps(unfreeze_epochs), tmp_path / "p", tmp_path)
+    run_script(SCRIPT, *arguments, world=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     stage_hashes = [stage for stage, _ in first[:3]]
     assert len({stage_hashes[epoch] for epoch in frozen_epochs}) == 1

@@ -1,10 +1,13 @@
 """Heads: number of outputs, logits and loss of each, and a head of a user."""
 
+import math
+
 import pytest
+import timm
 import torch
 from torch.nn import functional
 
-from lightning_modules import ImageClassifier
+from lightning_modules import ImageClassifier, OneVsOneClassifier
 from lightning_modules.heads import HEADS, Head, create_head
 from lightning_modules.losses import CrossEntropyLoss
 
@@ -24,6 +27,31 @@ def test_a_sigmoid_head_learns_by_binary_cross_entropy() -> None:
     assert head.num_outputs == 1
     expected = functional.binary_cross_entropy_with_logits(z[:, 0], label.float())
     assert torch.allclose(head.loss(z, label, None), expected)
+
+
+@pytest.mark.parametrize("backbone", [*timm.list_models("test_*"), "residual_attention"])
+def test_the_first_loss_is_that_of_equally_likely_classes(backbone: str) -> None:
+    module = ImageClassifier(["a", "b", "c"], backbone, image_size=64)
+    image, label = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
+    loss = module.compute_loss(module.net(image), label, None)
+    assert loss.item() == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ImageClassifier(["no", "yes"], "test_efficientnet", head="sigmoid"),
+        OneVsOneClassifier(["a", "b", "c"], "test_efficientnet"),
+        OneVsOneClassifier(["a", "b", "c"], "test_efficientnet", trunks="pair"),
+    ],
+    ids=["sigmoid", "pairs", "trunk per pair"],
+)
+def test_binary_heads_start_at_even_odds(module: ImageClassifier) -> None:
+    image, label = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
+    loss = module.compute_loss(module.net(image), label, None)
+    assert loss.item() == pytest.approx(math.log(2))
+    probabilities = module(image).softmax(1)
+    assert torch.allclose(probabilities, torch.full_like(probabilities, 1 / probabilities.shape[1]))
 
 
 def test_a_sigmoid_head_needs_two_classes() -> None:

@@ -31,9 +31,20 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_cross_entropy_equals_torch(
     batch: tuple[Tensor, Tensor], smoothing: float, weights: Tensor | None
 ) -> None:
-    expected = functional.cross_entropy(*batch, weight=weights, label_smoothing=smoothing)
+    options = {"weight": weights, "label_smoothing": smoothing}
+    expected = functional.cross_entropy(*batch, **options, reduction="sum") / len(batch[1])
     loss = CrossEntropyLoss(label_smoothing=smoothing)(*batch, weights)
     assert torch.allclose(loss.double(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropyLoss(), FocalLoss(gamma=3.0, label_smoothing=0.1)])
+def test_the_loss_of_a_batch_is_the_mean_of_those_of_its_images(
+    batch: tuple[Tensor, Tensor], loss: FocalLoss
+) -> None:
+    logits, target = batch
+    images = range(len(target))
+    single = [loss(logits[[i]], target[[i]], CLASS_WEIGHTS) for i in images]
+    assert torch.allclose(torch.stack(single).mean(), loss(*batch, CLASS_WEIGHTS))
 
 
 def test_class_probabilities_as_target_equal_torch(batch: tuple[Tensor, Tensor]) -> None:
@@ -59,7 +70,7 @@ def test_all_settings_together_equal_a_loop(batch: tuple[Tensor, Tensor]) -> Non
         for k in range(4):
             q = 0.9 * (k == label) + 0.1 / 4
             total += 2.5 * q * CLASS_WEIGHTS[k] * (1 - p[k]) ** 3 * -torch.log(p[k])
-    expected = total / CLASS_WEIGHTS[batch[1]].sum()
+    expected = total / len(batch[1])
     loss = FocalLoss(gamma=3.0, alpha=2.5, label_smoothing=0.1)(*batch, CLASS_WEIGHTS.double())
     assert torch.allclose(loss.double(), expected.double(), rtol=1e-5)
 
@@ -104,15 +115,11 @@ def test_pos_weight_equals_torch() -> None:
     assert torch.allclose(CrossEntropyLoss(pos_weight=3.0)(sigmoid_logits(z), label), expected)
 
 
-def test_class_weights_equal_pos_weight_except_for_the_denominator() -> None:
+def test_class_weights_equal_pos_weight() -> None:
     z, label = torch.tensor([-2.0, 0.3, 4.0]), torch.tensor([0, 1, 1])
-    pos = torch.tensor(3.0)
-    expected = functional.binary_cross_entropy_with_logits(
-        z, label.float(), pos_weight=pos, reduction="sum"
-    )
-    weights = torch.stack([torch.tensor(1.0), pos])
-    loss = CrossEntropyLoss()(sigmoid_logits(z), label, weights)
-    assert torch.allclose(loss * (1 + 3 + 3), expected)
+    expected = CrossEntropyLoss(pos_weight=3.0)(sigmoid_logits(z), label)
+    loss = CrossEntropyLoss()(sigmoid_logits(z), label, torch.tensor([1.0, 3.0]))
+    assert torch.allclose(loss, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Size, compute and CAM layers of the shipped backbones, and each from training to checkpoint."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,7 @@ def test_each_backbone_trains_and_is_restored_from_its_checkpoint(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(2))
     assert min(losses[1:]) < losses[0]
     saved = save(module.eval(), tmp_path / "x.ckpt")
     restored, _ = checkpoints.load(saved)

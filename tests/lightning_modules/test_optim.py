@@ -1,5 +1,6 @@
 """Optimizers and schedules against torch's own and closed forms, and exact after a resume."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -72,6 +73,28 @@ def test_cyclic_equals_torch() -> None:
     expected = torch_rates(lambda o: CyclicLR(o, 0.1, 1.0, step_size_up=2 * STEPS), 9)
     config = LRSchedulerConfig("cyclic", step_size=2, min_lr_ratio=0.1)
     assert rates(config, 9) == pytest.approx(expected)
+
+
+def test_onecycle_without_a_warmup_rises_for_30_percent_as_in_torch() -> None:
+    used = rates(LRSchedulerConfig("onecycle"), 10)
+    expected = torch_rates(lambda o: OneCycleLR(o, 1.0, total_steps=10 * STEPS), 10)
+    assert used[0] == expected[0] == pytest.approx(1 / 25)
+    assert used.index(1.0) == 3 * STEPS == expected.index(1.0) + 1  # torch counts from 1
+    assert used == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 300])
+def test_steps_without_a_size_are_30_percent_as_in_timm(epochs: int) -> None:
+    curve = LRSchedulerConfig("step").curve(epochs)
+    used = [curve(epochs * fraction) for fraction in (0.0, 0.29, 0.31, 0.59, 0.61, 0.91)]
+    assert used == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.001])
+
+
+@pytest.mark.parametrize("epochs", [4, 10])
+def test_cycles_without_a_size_end_at_their_lowest_rate(epochs: int) -> None:
+    curve = LRSchedulerConfig("cyclic", min_lr_ratio=0.1).curve(epochs)
+    used = [curve(epochs * fraction) for fraction in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert used == pytest.approx([0.1, 1.0, 0.1, 1.0, 0.1])
 
 
 def test_none_is_constant() -> None:
@@ -263,15 +286,36 @@ def test_a_plateau_reduces_the_rate_right_after_its_validation(tmp_path: Path) -
     assert fit(tmp_path, learner) == [1.0] * 9 + [0.5] * 3
 
 
+@pytest.mark.parametrize(("monitor", "rate"), [("val/nll", 1.0), ("val/auroc", 0.5)])
+def test_the_monitored_metric_decides_what_a_plateau_is(monitor: str, rate: float) -> None:
+    """Values fall: an improvement of NLL at each validation, and none of AUROC."""
+    config = LRSchedulerConfig("plateau", patience=1, gamma=0.5, monitor=monitor)
+    sgd = OptimizerConfig("sgd", lr=1.0).create([{"params": [torch.nn.Parameter(torch.ones(1))]}])
+    scheduler = ClosedFormLR(sgd, config.curve(math.inf), 1)
+    for value in (0.9, 0.8, 0.7):
+        scheduler.step_plateau(value, config)
+    assert scheduler.get_last_lr() == [rate]
+
+
 def test_an_unknown_monitor_is_an_error_that_lists_the_metrics(tmp_path: Path) -> None:
     config = LRSchedulerConfig("plateau", monitor="val/los")
     with pytest.raises(ValueError, match=r"monitor: no 'val/los' among val/accuracy, val/loss"):
         fit(tmp_path, Learner(config, FineTuning(), OptimizerConfig()))
 
 
-def test_a_training_shorter_than_its_warmup_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cosine", "onecycle"])
+def test_warmup_is_shortened_to_half_of_a_training_that_is_not_longer(name: str) -> None:
+    for epochs in (1.0, 4.0):
+        shortened = LRSchedulerConfig(name, warmup_epochs=4).curve(epochs)
+        half = LRSchedulerConfig(name, warmup_epochs=epochs / 2).curve(epochs)
+        moments = [epochs * k / 8 for k in range(9)]
+        assert [shortened(t) for t in moments] == [half(t) for t in moments]
+        assert shortened(epochs / 2) == 1.0
+
+
+def test_shortened_warmup_is_a_warning(tmp_path: Path) -> None:
     config = LRSchedulerConfig("cosine", warmup_epochs=4)
-    with pytest.raises(ValueError, match=r"warmup_epochs 4, not 4\.0 epochs"):
+    with pytest.warns(UserWarning, match=r"warmup_epochs 4 is shortened to 2: the training has 4"):
         fit(tmp_path, Learner(config, FineTuning(), OptimizerConfig()))
 
 

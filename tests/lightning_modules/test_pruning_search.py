@@ -17,14 +17,20 @@ from lightning_modules.pruning.structure import (
     outputs_match,
     pruned_copy,
 )
+from tests.conftest import randomize_head
 
 SIZE = 32
+
+
+def random_head(net):
+    randomize_head(net)
+    return net
 
 
 def random_net(name="test_efficientnet"):
     """Random weights and running statistics, in double precision."""
     torch.manual_seed(0)
-    net = backbones.build(name, 3, image_size=SIZE).double().eval()
+    net = random_head(backbones.build(name, 3, image_size=SIZE)).double().eval()
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.weight.data.uniform_(0.5, 1.5), layer.bias.data.normal_(std=0.1)
@@ -148,7 +154,7 @@ def test_networks_whose_outputs_would_change_are_refused():
         choose_structure(net, image, "mixer", PruningTarget(macs=0.6), mean_square(net, image))
     image = torch.randn(2, 3, 64, 64)
     for name in ("test_mambaout", "test_coatnet"):
-        net = backbones.build(name, 3, image_size=64).eval()
+        net = random_head(backbones.build(name, 3, image_size=64)).eval()
         with pytest.raises(ValueError, match=f"{name}: no channels can be pruned"):
             choose_structure(net, image, name, PruningTarget(macs=0.6), mean_square(net, image))
 
@@ -159,7 +165,8 @@ def test_pruned_backbones_compute_the_same_as_with_zeroed_channels(name):
     """Norms over channels, attention heads and groups are not pruned."""
     torch.manual_seed(0)
     size = 160 if name == "test_vit" else 64
-    net, image = backbones.build(name, 3, image_size=size).eval(), torch.randn(2, 3, size, size)
+    net = random_head(backbones.build(name, 3, image_size=size)).eval()
+    image = torch.randn(2, 3, size, size)
     groups, costs = scored_by_one_loss(net, image)
     candidates = search.find_candidates(groups, costs, 8)
     candidate = candidates[len(candidates) // 2]

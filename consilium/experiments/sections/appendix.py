@@ -100,7 +100,8 @@ def cost_sections(costs: pd.DataFrame) -> list[html.Section]:
     """The table of costs."""
     if costs.empty:
         return []
-    return [html.Table(COST_COLUMNS, costs.to_numpy().tolist(), "Cost", COST_NOTE, digits=2)]
+    rows = costs.to_numpy().tolist()
+    return [html.Table(COST_COLUMNS, rows, "Cost", COST_NOTE, digits=2, folded=True)]
 
 
 def audit_data(runs: Runs, folder: Path) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,7 @@ def _disputed_images(run: Path, tables: Tables) -> list[tuple[bytes, str]]:
     """Thumbnails of the images that the members disagree on most."""
     manifest = data_config.load_datamodule([str(run / "config.yaml")]).load_manifest().table
     paths = dict(zip(manifest["id"], manifest["path"], strict=True))
-    captions = most_disputed(list(tables.values()))
+    captions = most_disputed(tables)
     return [(read_thumbnail(Path(paths[name])), f"{name}\n{caption}") for name, caption in captions]
 
 

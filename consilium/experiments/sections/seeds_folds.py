@@ -17,12 +17,14 @@ from evaluation.stats.estimate import Estimates
 
 SEEDS_NOTE = (
     "Mean over seeds and standard deviation: the variation from training. Intervals of other "
-    "tables are the variation from the choice of test patients; neither includes the other."
+    "tables are the variation from the choice of test patients; neither includes the other. "
+    "Probabilities of ensembles are calibrated, those of members are raw."
 )
 FOLDS_NOTE = (
     "Each image was tested once, by a model trained and validated without its patient. Intervals "
     "are over patients, for these models. Metrics that rank all images (AUROC, average precision, "
-    "sensitivity at a specificity) are means over folds: the models' scores are not on one scale."
+    "sensitivity at a specificity) are means over folds: the models' scores are not on one scale. "
+    "Probabilities of ensembles are calibrated, those of members are raw."
 )
 Pooled = dict[tuple[str, int | None], Estimates]  # by name and seed, over all folds
 

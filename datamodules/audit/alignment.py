@@ -1,0 +1,267 @@
+"""Aligns an image to another by rotation, mirroring, zoom and shift, and compares details."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from scipy import fft
+
+SIDE = 64  # of the images that are aligned, in pixels
+ZOOMS = (1.0, 1.07, 1.14)  # of an original, to find what was cropped from it
+RINGS, FREQUENCIES = 28, 9  # of the descriptors
+_ANGLES, _NUM_ANGLES = 128, 256  # of a ring, and of the alignment
+_RADII = slice(6, 24)  # of the Fourier transform; the first ones are the same in all images
+_MAX_SHIFT = 12  # in pixels
+_NUM_POSES = 3  # that are refined
+_MIN_OVERLAP = 0.4  # of the disc in which images are compared
+_HANN = np.outer(np.hanning(SIDE), np.hanning(SIDE)).astype(np.float32)
+_RING_WEIGHTS = np.sqrt(np.arange(1, RINGS // 2 + 1), dtype=np.float32)[:, None]
+_WITHOUT_MEAN = (np.arange(33) > 0).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the alignment needs to know of each of n images."""
+
+    structure: np.ndarray  # (n, SIDE, SIDE) the image without local brightness and contrast
+    rings: np.ndarray  # (n, RINGS / 2, 33) spectra of the rings around the center
+    fourier: np.ndarray  # (n, zooms, radii, 33) of the Fourier amplitudes, which ignore shifts
+
+
+class Pose(NamedTuple):
+    """How the second image is moved onto the first, in pixels of images of ``SIDE``."""
+
+    score: float  # correlation of the structure; negative if one image is inverted
+    matrix: np.ndarray  # (2, 3)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether one is the mirror image of the other, upside down before the rotation."""
+        return bool(np.linalg.det(self.matrix[:, :2]) < 0)
+
+    @property
+    def degrees(self) -> float:
+        """The rotation, from -180 to 180."""
+        return float(np.rad2deg(np.arctan2(self.matrix[1, 0], self.matrix[0, 0])))
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether one image shows a part of the other, or is shifted."""
+        center = np.array([SIDE / 2, SIDE / 2])
+        shift = self.matrix @ [*center, 1.0] - center
+        zoom = np.sqrt(abs(np.linalg.det(self.matrix[:, :2])))
+        return bool(abs(np.log(zoom)) > 0.025 or np.abs(shift).max() > 0.03 * SIDE)
+
+
+def resize(gray: np.ndarray, side: int) -> np.ndarray:
+    """The image as a square of this side."""
+    method = cv2.INTER_AREA if min(gray.shape) > side else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(gray, (side, side), interpolation=method))
+
+
+def local_structure(image: np.ndarray, scale: float = 4.0) -> np.ndarray:
+    """float32 image without the local brightness and contrast."""
+    values = image.astype(np.float32)
+    values -= cv2.GaussianBlur(values, (0, 0), scale)
+    variance = cv2.GaussianBlur(values * values, (0, 0), 2 * scale)
+    return np.asarray(values / np.sqrt(variance + 1.0))
+
+
+def pose_matrix(degrees: float, mirrored: bool, zoom: float, side: int = SIDE) -> np.ndarray:
+    """(2, 3) matrix that mirrors upside down, rotates and zooms around the center."""
+    angle, center = np.deg2rad(degrees), np.full(2, (side - 1) / 2)
+    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = linear @ np.diag([1, -1]) if mirrored else linear
+    return np.column_stack([linear, center - linear @ center])
+
+
+def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, np.ndarray]]:
+    """The ``Features`` of an image; descriptors by rings (d,) and by Fourier transform (zooms, e).
+
+    Both descriptors ignore rotation, mirroring, brightness and inversion. Rings are the more
+    specific ones, the Fourier transform is not changed by shifts and its zooms find crops.
+    """
+    structure = local_structure(resize(image, SIDE))
+    smooth = cv2.GaussianBlur(image, (0, 0), 0.8)
+    zoomed = [structure, *(local_structure(_magnify(smooth, zoom)) for zoom in ZOOMS[1:])]
+    rings = _ring_spectra(structure)
+    fourier = np.stack([_fourier_spectra(part) for part in zoomed])
+    weights = np.sqrt(np.arange(1, RINGS + 1))[:, None]
+    by_rings = np.sqrt(np.abs(rings[:, :FREQUENCIES]) * weights).ravel()
+    by_fourier = np.sqrt(np.abs(fourier[..., :FREQUENCIES])).reshape(len(ZOOMS), -1)
+    return (structure, rings[::2, :33], fourier), (by_rings, by_fourier)
+
+
+def best_pose(features: Features, fixed: int, moving: int, zoom: int) -> Pose:
+    """The pose with the highest correlation, from the zoom that suits the descriptors best."""
+    return max(_poses(features, fixed, moving, (zoom,), 1), key=_strength)
+
+
+def refine_pose(features: Features, fixed: int, moving: int) -> Pose:
+    """The best of a few poses with any zoom after each was refined to a fraction of a pixel."""
+    poses = _poses(features, fixed, moving, range(len(ZOOMS)), 2)
+    first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
+    refined: list[Pose] = []
+    for pose in _most_different(sorted(poses, key=_strength, reverse=True)):
+        sign = float(np.sign(pose.score))
+        matrix = _refine(first, sign * second, pose.matrix, 20)
+        refined.append(Pose(_correlation_after(first, second, matrix), matrix))
+        if _strength(refined[-1]) > 0.98:
+            break
+    return max(refined, key=_strength)
+
+
+def detail_similarity(first: np.ndarray, second: np.ndarray, pose: Pose) -> float:
+    """Correlation of details after alignment, averaged over three scales as Fisher's z."""
+    fixed, moving = first.astype(np.float32), second.astype(np.float32)
+    moving = 255.0 - moving if pose.score < 0 else moving
+    matrix = _scale_matrix(pose.matrix, len(fixed))
+    sharp = [local_structure(cv2.GaussianBlur(v, (0, 0), 0.8), 3.0) for v in (fixed, moving)]
+    matrix = _refine(sharp[0], sharp[1], matrix, 30)
+    mask, moved = _overlap(matrix, len(fixed)), _move(moving, matrix)
+    if mask.sum() < _MIN_OVERLAP * _disc(len(fixed)).sum():
+        return 0.0
+    scores = []
+    for scale in (1.0, 2.0, 4.0):
+        blurred = (cv2.GaussianBlur(image, (0, 0), scale / 3) for image in (fixed, moved))
+        first, second = (local_structure(image, scale) for image in blurred)
+        scores.append(_correlation(first, second, mask))
+    return float(np.tanh(np.arctanh(np.clip(scores, -0.99, 0.999)).mean()))
+
+
+def _magnify(image: np.ndarray, zoom: float) -> np.ndarray:
+    """The center of an image as a square of ``SIDE``."""
+    scale, center = zoom * SIDE / len(image), (len(image) - 1) / 2
+    offset = (SIDE - 1) / 2 - scale * center
+    matrix = np.array([[scale, 0, offset], [0, scale, offset]])
+    return np.asarray(cv2.warpAffine(image, matrix, (SIDE, SIDE)))
+
+
+def _ring_spectra(structure: np.ndarray) -> np.ndarray:
+    """(rings, frequencies) complex: the spectrum of each ring around the center."""
+    center = ((SIDE - 1) / 2, (SIDE - 1) / 2)
+    flags = cv2.WARP_POLAR_LINEAR | cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
+    polar = cv2.warpPolar(structure, (RINGS, _ANGLES), center, SIDE / 2 - 1, flags)
+    return np.asarray(fft.rfft(polar.T, axis=1))
+
+
+def _fourier_spectra(structure: np.ndarray) -> np.ndarray:
+    """(radii, 33) complex: spectra over the angle of the amplitudes of the Fourier transform."""
+    amplitude = np.log1p(np.abs(fft.fftshift(fft.fft2(structure * _HANN)))).astype(np.float32)
+    flags = cv2.WARP_POLAR_LOG | cv2.INTER_LINEAR
+    polar = cv2.warpPolar(amplitude, (_RADII.stop, _ANGLES), (SIDE / 2, SIDE / 2), 30, flags)
+    return np.asarray(fft.rfft(polar[: _ANGLES // 2, _RADII].T, axis=1))
+
+
+def _poses(
+    features: Features, fixed: int, moving: int, zooms: Sequence[int], num_shifts: int
+) -> list[Pose]:
+    """Poses with the best angle for each zoom and the shifts with the highest correlation."""
+    first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
+    linear = [pose_matrix(*_best_angle(features.rings[fixed], features.rings[moving], 360), 1.0)]
+    for zoom in zooms:
+        spectra = features.fourier[fixed, 0], features.fourier[moving, zoom]
+        degrees, mirrored = _best_angle(*spectra, 180)
+        linear += [pose_matrix(degrees + turn, mirrored, ZOOMS[zoom]) for turn in (0, 180)]
+    moved = np.stack([_move(second, matrix) for matrix in linear])
+    product = fft.rfft2(first * _disc(SIDE)) * np.conj(fft.rfft2(moved))
+    maps = np.roll(fft.irfft2(product, s=(SIDE, SIDE)), (_MAX_SHIFT, _MAX_SHIFT), (1, 2))
+    matrices = [
+        matrix + np.array([[0, 0, x], [0, 0, y]])
+        for matrix, shifts in zip(linear, np.abs(maps), strict=True)
+        for x, y in _highest(shifts[: 2 * _MAX_SHIFT + 1, : 2 * _MAX_SHIFT + 1], num_shifts)
+    ]
+    return [Pose(_correlation_after(first, second, matrix), matrix) for matrix in matrices]
+
+
+def _best_angle(first: np.ndarray, second: np.ndarray, period: int) -> tuple[float, bool]:
+    """The rotation in degrees and whether to mirror, from spectra over the angle."""
+    weights = _RING_WEIGHTS if period == 360 else _WITHOUT_MEAN
+    best = (-np.inf, 0.0, False)
+    for mirrored in (False, True):
+        match = fft.irfft((first * (second if mirrored else np.conj(second)) * weights).sum(0),
+                          _NUM_ANGLES)  # fmt: skip
+        match = np.abs(match) if period == 360 else match  # negative if one image is inverted
+        best = max(best, (match.max(), match.argmax() * period / _NUM_ANGLES, mirrored))
+    return float(best[1]), best[2]
+
+
+def _highest(values: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """Shifts (x, y) at the highest peaks of a square around no shift."""
+    values, peaks = values.copy(), []
+    for _ in range(count):
+        y, x = divmod(int(values.argmax()), len(values))
+        values[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = -1.0
+        peaks.append((x - _MAX_SHIFT, y - _MAX_SHIFT))
+    return peaks
+
+
+def _most_different(poses: list[Pose]) -> list[Pose]:
+    """The first few poses, without those that refinement would make equal to an earlier one."""
+    chosen: list[Pose] = []
+    for pose in poses:
+        changes = [np.abs(pose.matrix - other.matrix) for other in chosen]
+        if all(c[:, :2].max() > 0.04 or c[:, 2].max() > 2 for c in changes):
+            chosen.append(pose)
+    return chosen[:_NUM_POSES]
+
+
+def _strength(pose: Pose) -> float:
+    return abs(pose.score)
+
+
+def _move(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return np.asarray(cv2.warpAffine(image, matrix, image.shape[::-1]))
+
+
+def _overlap(matrix: np.ndarray, side: int) -> np.ndarray:
+    """The part of the disc that both images show."""
+    return np.asarray(_disc(side) & (_move(np.ones((side, side), np.float32), matrix) > 0.99))
+
+
+def _scale_matrix(matrix: np.ndarray, side: int) -> np.ndarray:
+    """The same motion for images of another side."""
+    scale = np.diag([side / SIDE] * 2 + [1.0])
+    scale[:2, 2] = (side / SIDE - 1) / 2  # pixel centers, as cv2.resize
+    full = np.vstack([matrix, [0, 0, 1]])
+    return np.asarray((scale @ full @ np.linalg.inv(scale))[:2])
+
+
+def _refine(
+    fixed: np.ndarray, moving: np.ndarray, matrix: np.ndarray, iterations: int
+) -> np.ndarray:
+    """The matrix after a small affine correction; unchanged if none is found."""
+    side = len(fixed)
+    mask = _overlap(matrix, side).astype(np.uint8) * 255
+    start: Any = cv2.invertAffineTransform(matrix).astype(np.float32)
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 3e-4)
+    try:
+        found = cv2.findTransformECC(fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop, mask, 1)
+    except cv2.error:
+        return matrix
+    change = found[1] - start
+    shift = np.abs(change @ [side / 2, side / 2, 1.0]).max()
+    is_small = np.abs(change[:, :2]).max() < 0.12 and shift < side / 10
+    return np.asarray(cv2.invertAffineTransform(found[1]), dtype=float) if is_small else matrix
+
+
+def _correlation_after(first: np.ndarray, second: np.ndarray, matrix: np.ndarray) -> float:
+    """Correlation where both images overlap; 0 if they hardly do."""
+    mask = _overlap(matrix, len(first))
+    if mask.sum() < _MIN_OVERLAP * _disc(len(first)).sum():
+        return 0.0
+    return _correlation(first, _move(second, matrix), mask)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
+    a, b = first[mask] - first[mask].mean(), second[mask] - second[mask].mean()
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum() + 1e-9))
+
+
+@cache
+def _disc(side: int) -> np.ndarray:
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    return np.asarray(np.hypot(x, y) < side * 0.43)

@@ -1,0 +1,119 @@
+"""What an audit reports: kinds of issues, and those that concern patients and single files."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+PATIENT, SAME, NEAR = "patients in several splits", "identical files", "near duplicates"
+NAMES, CONFLICT = "derived file names", "duplicates with different labels"
+BROKEN, CONSTANT, HUGE = "unreadable files", "constant images", "very large files"
+SEVERAL_CLASSES = "patients with several classes"
+SEVERAL_PATIENTS = "copies with different patient IDs"
+MIN_STD = 1.0  # of the gray values; below it an image counts as constant
+_HUGE_PIXELS, _HUGE_BYTES = 50_000_000, 100_000_000
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two samples that belong together."""
+
+    first: str  # the id of one sample
+    second: str  # the id of the other
+    reason: str  # why they belong together, such as "same patient" or "mirrored"
+    similarity: float = 1.0  # 1 for identical files, else the correlation of aligned details
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A problem of the dataset."""
+
+    kind: str  # one of the constants of this module
+    is_leak: bool  # whether information about evaluation samples is in the training split
+    message: str  # one sentence for the report
+    ids: list[str]  # the samples concerned
+    matches: tuple[Match, ...] = ()  # pairs that demonstrate the problem
+    groups: tuple[tuple[str, ...], ...] = ()  # samples that belong together
+    reasons: tuple[str, ...] = ()  # why each of ``ids`` cannot be read
+
+
+def patient_issues(table: pd.DataFrame) -> list[Issue]:
+    """Patients with images in several splits, and patients with images of several classes."""
+    return _split_issues(table) + _class_issues(table)
+
+
+def _split_issues(table: pd.DataFrame) -> list[Issue]:
+    rows = table[table.groupby("patient")["split"].transform("nunique") > 1]
+    parts = {str(patient): part for patient, part in rows.groupby("patient")}
+    message = f"{len(parts)} patients are in more than one split: {first_few(list(parts))}"
+    issue = issue_of_groups(PATIENT, True, message, list(parts.values()), "same patient")
+    return [issue] * bool(parts)
+
+
+def _class_issues(table: pd.DataFrame) -> list[Issue]:
+    """Correct for labels of images, but wrong if the label is that of the patient."""
+    known = table[(table["patient"] != table["id"]) & (table["label"] >= 0)]
+    rows = known[known.groupby("patient")["label"].transform("nunique") > 1]
+    patients = rows["patient"].drop_duplicates().tolist()
+    count = f"{len(patients)} of {known['patient'].nunique()} patients"
+    message = f"{count} have images of more than one class: {first_few(patients)}"
+    return [Issue(SEVERAL_CLASSES, False, message, rows["id"].tolist())] * bool(patients)
+
+
+def shared_id_issues(table: pd.DataFrame, issues: list[Issue]) -> list[Issue]:
+    """Copies of one image under several patient IDs, which may be of one person."""
+    rows = table[table["patient"] != table["id"]]  # patients are known
+    patient = dict(zip(rows["id"], rows["patient"], strict=True))
+    copies = [m for issue in issues if issue.kind in (SAME, NEAR) for m in issue.matches]
+    shared = [m for m in copies if m.first in patient and m.second in patient]
+    shared = [m for m in shared if patient[m.first] != patient[m.second]]
+    few = [f"{m.first} ({patient[m.first]}) = {m.second} ({patient[m.second]})" for m in shared]
+    pairs = "1 pair" if len(shared) == 1 else f"{len(shared)} pairs"
+    message = f"{pairs} of copies with different patient IDs: {first_few(few)}"
+    return [Issue(SEVERAL_PATIENTS, False, message, ids_of(shared))] * bool(shared)
+
+
+def file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
+    """Files that cannot be read, are constant, or are far larger than a network can use."""
+    is_huge = (stats["width"] * stats["height"] > _HUGE_PIXELS) | (stats["bytes"] > _HUGE_BYTES)
+    checks = {CONSTANT: stats["std"] < MIN_STD, HUGE: is_huge}
+    issues = _unreadable_issues(ids, stats["error"])
+    for kind, rows in checks.items():
+        names = ids[rows].tolist()
+        message = f"{len(names)} {kind}: {first_few(names)}"
+        issues += [Issue(kind, False, message, names)] * bool(names)
+    return issues
+
+
+def _unreadable_issues(ids: pd.Series, errors: pd.Series) -> list[Issue]:
+    """The unreadable files with all reasons, each of which is counted in the message."""
+    errors = errors[errors != ""]
+    kinds = errors.map(lambda error: str(error).partition(": ")[2]).value_counts()
+    counted = [f"{reason} ({n})" for reason, n in kinds.items()]
+    message = f"{len(errors)} {BROKEN}: {first_few(counted)}"
+    names = ids[errors.index].tolist()
+    return [Issue(BROKEN, False, message, names, reasons=tuple(errors))] * bool(len(errors))
+
+
+def issue_of_groups(
+    kind: str, is_leak: bool, message: str, parts: list[pd.DataFrame], reason: str
+) -> Issue:
+    """The issue of groups of samples, with a match from each, across splits if possible."""
+    matches = []
+    for part in parts:
+        first, others = part.iloc[0], part[part["split"] != part["split"].iloc[0]]
+        second = others.iloc[0] if len(others) else part.iloc[-1]
+        matches.append(Match(str(first["id"]), str(second["id"]), reason))
+    groups = tuple(tuple(part["id"]) for part in parts)
+    ids = [name for group in groups for name in group]
+    return Issue(kind, is_leak, message, ids, tuple(matches), groups)
+
+
+def ids_of(matches: Iterable[Match]) -> list[str]:
+    """The samples of matches, each once."""
+    return list(dict.fromkeys(name for m in matches for name in (m.first, m.second)))
+
+
+def first_few(names: list[str]) -> str:
+    """At most three of the names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

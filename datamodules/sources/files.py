@@ -1,0 +1,95 @@
+"""Which files of a folder are images, and what their headers say about patients."""
+
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from datamodules import dicom
+from datamodules.images import detect_format, split_frame_number
+from datamodules.manifest import SPLIT_ALIASES
+
+DICOM_SUFFIXES = frozenset([".dcm", ".dicom", ".ima"])
+SUFFIXES = DICOM_SUFFIXES | {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+UNKNOWN_PATIENTS = "patients are unknown: images of one patient may be in more than one split"
+_NO_SUFFIX = re.compile(r"(\.\d*)?")  # or a number, as at the end of DICOM's UIDs
+
+
+def find_image_files(root: Path) -> list[Path]:
+    """Relative paths of all images below a folder, hidden ones excluded; ValueError if none."""
+    return scan_folder(root)[0]
+
+
+def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The image files below a folder, and a note on those that are no images, by suffix."""
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    paths = sorted(path.relative_to(root) for path in found)
+    visible = [path for path in paths if "/." not in f"/{path.as_posix()}"]
+    files = [path for path in visible if file_format(root / path) is not None]
+    suffixes = Counter(path.suffix.lower() for path in set(visible) - set(files))
+    counts = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in _sorted(suffixes))
+    if not files:
+        message = f"no image files ({' '.join(sorted(SUFFIXES))}) below it"
+        raise ValueError(f"{root}: {message}{f'; skipped: {counts}' if counts else ''}")
+    note = f"{suffixes.total()} files are no images and are skipped: {counts}"
+    return files, (note,) * bool(suffixes)
+
+
+def _sorted(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def file_format(file: Path) -> str | None:
+    """Whether a file is "dicom", another image or none, by suffix; without one by content."""
+    suffix = file.suffix.lower()
+    if suffix in SUFFIXES:
+        return "dicom" if suffix in DICOM_SUFFIXES else "image"
+    if not _NO_SUFFIX.fullmatch(suffix) or file.name == "DICOMDIR" or not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return detect_format(content.read(132))
+
+
+def has_split_folders(files: list[Path]) -> bool:
+    """Whether one of the relative paths begins with a folder named train, val or test."""
+    return any(path.parts[0].lower() in SPLIT_ALIASES for path in files)
+
+
+def complete_patients(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Fills empty patients and studies from DICOM headers, whose other tags become attributes.
+
+    A row that still lacks a patient is its own patient, with a note; a row that lacks a study has
+    the name of its patient as study.
+    """
+    tags, notes = _dicom_tags(table["path"])
+    patient = table["patient"].where(table["patient"] != "", tags["patient"])
+    is_unknown = patient == ""
+    patient = patient.mask(is_unknown, table["id"])
+    study = table["study"].where(table["study"] != "", tags["study"])
+    table = table.assign(patient=patient, study=study.where(study != "", patient))
+    some = f"{is_unknown.sum()} images have no patient; each is treated as a patient of its own"
+    notes += (UNKNOWN_PATIENTS,) if is_unknown.all() else (some,) * bool(is_unknown.any())
+    attributes = [name for name in tags if name not in table and tags[name].any()]
+    return table.join(tags[attributes]), notes
+
+
+def _dicom_tags(paths: pd.Series) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Tags of DICOM files, empty for others; a patient ID that all studies share is ignored."""
+    files = [split_frame_number(path)[0] for path in paths]
+    headers = [file for file in dict.fromkeys(files) if file_format(file) == "dicom"]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        by_file = dict(zip(headers, pool.map(dicom.read_tags, headers), strict=True))
+    columns = list(dicom.TAGS.values())
+    values = [by_file.get(file, dict.fromkeys(columns, "")) for file in files]
+    tags = pd.DataFrame(values, paths.index, columns)
+    rows = tags[[file in by_file for file in files]]
+    patients, num_studies = rows["patient"].unique().tolist(), rows["study"].nunique()
+    if len(patients) != 1 or not patients[0] or num_studies < 2:
+        return tags, ()
+    note = f"all DICOM files have the PatientID {patients[0]!r}, which is ignored"
+    return tags.assign(patient=""), (note,)

@@ -1,0 +1,113 @@
+"""Models of a user, named by class path in a config: trained, loaded and refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from consilium.cli.main import main
+from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints
+from tests.user_classes import ScaledClassifier
+
+CLASSES = ["none", "simple", "comminuted"]
+OWN_MODULE = """
+from lightning_modules import ImageClassifier
+
+class Adapter(ImageClassifier):
+    def __init__(self, class_names: list[str], width: int = 3, **kwargs):
+        super().__init__(class_names, **kwargs)
+        self.width = width
+
+    def forward(self, image):
+        return self.width * super().forward(image)
+"""
+
+
+@pytest.fixture
+def working_directory(tmp_path, monkeypatch):
+    """A working directory with a module of a user, which no path of Python has yet."""
+    (tmp_path / "own_adapter.py").write_text(OWN_MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("CONSILIUM_IMPORT", raising=False)
+    yield tmp_path
+    sys.modules.pop("own_adapter", None)
+    checkpoints.REGISTRY.pop("Adapter", None)
+
+
+@pytest.fixture
+def adapter(tiny, working_directory):
+    """Run folder of the user's model, trained for one epoch with a setting of its own."""
+    model = {"model.class_path": "own_adapter.Adapter", "model.init_args.width": 5}
+    return tiny.fit("adapter", working_directory / "run", **model, **{"trainer.max_epochs": 1})
+
+
+def test_model_of_the_working_directory_is_trained_and_tested(adapter, capsys):
+    module, block = checkpoints.load(adapter / "best.ckpt")
+    assert (block.module, block.init_args["width"], module.width) == ("Adapter", 5, 5)
+    assert main(["test", "--config", str(adapter / "config.yaml"), "--run", str(adapter)]) == 0
+
+
+@pytest.mark.exhaustive
+def test_checkpoint_of_an_own_model_loads_after_import_and_never_imports_it_itself(adapter):
+    """In a process of its own, as nothing can be unimported."""
+    command = [sys.executable, "-P", "-m", "consilium", "inspect", str(adapter / "best.ckpt")]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    options = {"capture_output": True, "text": True, "cwd": adapter.parent,
+               "env": {**os.environ, "PYTHONPATH": path}}  # fmt: skip
+    refused = subprocess.run(command, **options)
+    assert refused.returncode == 2
+    assert "module 'Adapter' is not one of" in refused.stderr
+    assert "consilium --import MODULE" in refused.stderr
+    loaded = subprocess.run([*command, "--import", "own_adapter"], **options)
+    assert loaded.returncode == 0, loaded.stderr
+    assert "Adapter with backbone test_resnet" in loaded.stdout
+
+
+def test_import_of_an_unknown_module_is_one_line(capsys):
+    assert main(["inspect", "x.ckpt", "--import", "no_such_module"]) == 2
+    assert "No module named 'no_such_module'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parent", [ImageClassifier, OneVsOneClassifier])
+def test_arguments_of_an_own_constructor_are_recorded(parent):
+    class Widened(parent):
+        def __init__(self, class_names: list[str], width: int = 2, **kwargs) -> None:
+            super().__init__(class_names, backbone="test_resnet", **kwargs)
+            self.extra = nn.Linear(width, width)
+
+    try:
+        model = Widened(CLASSES, width=7, backbone_args={"drop_rate": 0.5})
+        expected = {"class_names": CLASSES, "width": 7, "backbone_args": {"drop_rate": 0.5}}
+        assert model.init_args == expected
+        assert Widened(**model.init_args).extra.weight.shape == (7, 7)
+    finally:
+        del checkpoints.REGISTRY["Widened"]
+
+
+def test_name_of_another_class_is_refused():
+    with pytest.raises(ValueError, match=r"this name means lightning_modules\.classifier\.Image"):
+        type("ImageClassifier", (ScaledClassifier,), {})
+    assert checkpoints.REGISTRY["ImageClassifier"] is ImageClassifier
+
+
+@pytest.mark.parametrize("value", [nn.Identity(), torch.zeros(1), object, {"a": [Path()]}])
+def test_argument_that_a_checkpoint_cannot_hold_is_refused_before_training(value):
+    with pytest.raises(ValueError, match=r"^Own: its argument net.*is not a plain value"):
+        checkpoints.require_plain("Own", {"width": 3, "net": value})
+    checkpoints.require_plain("Own", {"a": [1, (2.0, None)], "b": {"c": "d", "e": True}})
+
+
+def test_model_without_checkpoints_is_refused_before_training(tiny, tmp_path, capsys):
+    configs = tiny.configs("foreign", **{"model.class_path": "lightning_modules.base.BaseModule",
+                                         "model.init_args": {}})  # fmt: skip
+    assert main(["fit", *configs, "--run", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "lightning_modules.base.BaseModule is no subclass of lightning_modules.ImageClass" in error
+    )
+    assert not (tmp_path / "run").exists()
