@@ -232,10 +232,10 @@ def _png_chunks(data: np.ndarray) -> list[tuple[bytes, slice]]:
 def _without_animation(data: np.ndarray) -> np.ndarray:
     """The PNG without its animation, whose first frame OpenCV decodes instead of the image."""
     chunks = _png_chunks(data)
-    kept = [place for kind, place in chunks if kind not in (b"acTL", b"fcTL", b"fdAT")]
-    if len(kept) == len(chunks):
+    still_parts = [place for kind, place in chunks if kind not in (b"acTL", b"fcTL", b"fdAT")]
+    if len(still_parts) == len(chunks):
         return data
-    return np.concatenate([data[:8], *(data[place] for place in kept)])
+    return np.concatenate([data[:8], *(data[place] for place in still_parts)])
 
 
 def _jpeg_header(data: np.ndarray) -> ImageHeader:

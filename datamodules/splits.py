@@ -117,13 +117,13 @@ def connect_patients(table: pd.DataFrame, copies: str | None) -> pd.Series:
     patients = table["patient"]
     if copies is None:
         return patients
-    groups, listed = Groups(len(table)), read_table(Path(copies))
-    if missing := {"id", "group"} - set(listed):
+    groups, copy_table = Groups(len(table)), read_table(Path(copies))
+    if missing := {"id", "group"} - set(copy_table):
         raise ValueError(f"copies: {copies} has no columns {sorted(missing)}")
-    if unknown := sorted(set(listed["id"]) - set(table["id"])):
+    if unknown := sorted(set(copy_table["id"]) - set(table["id"])):
         message = f"{len(unknown)} ids that are not in the data: {unknown[:3]}"
         raise ValueError(f"copies: {copies} has {message}")
-    of_copy = table["id"].map(dict(zip(listed["id"], listed["group"], strict=True)))
+    of_copy = table["id"].map(dict(zip(copy_table["id"], copy_table["group"], strict=True)))
     for keys in (patients, of_copy.dropna()):
         for rows in table.groupby(keys).indices.values():
             for row in rows[1:]:

@@ -239,13 +239,15 @@ def _refine(
     start: Any = cv2.invertAffineTransform(matrix).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 3e-4)
     try:
-        found = cv2.findTransformECC(fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop, mask, 1)
+        _, affine = cv2.findTransformECC(
+            fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop, mask, 1
+        )
     except cv2.error:
         return matrix
-    change = found[1] - start
+    change = affine - start
     shift = np.abs(change @ [side / 2, side / 2, 1.0]).max()
     is_small = np.abs(change[:, :2]).max() < 0.12 and shift < side / 10
-    return np.asarray(cv2.invertAffineTransform(found[1]), dtype=float) if is_small else matrix
+    return np.asarray(cv2.invertAffineTransform(affine), dtype=float) if is_small else matrix
 
 
 def _correlation_after(first: np.ndarray, second: np.ndarray, matrix: np.ndarray) -> float:

@@ -276,11 +276,11 @@ def _connect(
 
     Images are compared with more neighbors if some of them are duplicates.
     """
-    groups, found = Groups(comparison.count), list[NearDuplicate]()
-    wanted, asked = np.full(comparison.count, _NUM_NEIGHBORS), np.zeros(comparison.count, int)
-    while (wanted > asked).any():
-        pairs = comparison.neighbors(np.where(wanted > asked, wanted, 0))
-        asked = np.maximum(wanted, asked)
+    groups, duplicates = Groups(comparison.count), list[NearDuplicate]()
+    wanted, searched = np.full(comparison.count, _NUM_NEIGHBORS), np.zeros(comparison.count, int)
+    while (wanted > searched).any():
+        pairs = comparison.neighbors(np.where(wanted > searched, wanted, 0))
+        searched = np.maximum(wanted, searched)
         unknown = sorted(pair for pair in pairs if not groups.is_connected(*pair))
         scores = comparison.scores(unknown)
         order = [k for k in np.argsort(-scores, kind="stable") if scores[k] >= lowest_score]
@@ -288,9 +288,9 @@ def _connect(
             for pair in comparison.compare([p for p in part if not groups.is_connected(*p)]):
                 if _fisher_z([pair])[0] >= limit(pair[:2]):
                     groups.connect(*pair[:2])
-                    found.append(pair)
+                    duplicates.append(pair)
         wanted = np.minimum(_NUM_NEIGHBORS + groups.sizes() - 1, _MOST_NEIGHBORS)
-    return groups, found
+    return groups, duplicates
 
 
 def _batches(items: list[Pair], size: int) -> Iterable[list[Pair]]:
