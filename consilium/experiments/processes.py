@@ -54,15 +54,7 @@ Launcher = Callable[[list[str], IO[bytes], IO[str]], Process]
 
 def start_interpreter(arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
     """Starts a command in an interpreter of its own, which ends with this process."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "consilium", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=run_environment(),
-        pass_fds=[lock.fileno()],
-        preexec_fn=_end_with_parent,
-    )
+    return _start_python(["-m", "consilium", *arguments], log, lock.fileno())
 
 
 def run_environment() -> dict[str, str]:
@@ -175,15 +167,7 @@ _SHARED_SERVER = ForkServer()
 def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = Pipe()
     code = f"from {__name__} import serve; serve({theirs.fileno()})"
-    server = subprocess.Popen(
-        [sys.executable, "-P", "-c", code],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=run_environment(),
-        pass_fds=[theirs.fileno()],
-        preexec_fn=_end_with_parent,
-    )
+    server = _start_python(["-c", code], log, theirs.fileno())
     theirs.close()
     return server, ours
 
@@ -241,6 +225,19 @@ def _become_command(arguments: list[str], environment: dict[str, str], log: int,
     torch.seed()
     sys.argv = ["consilium", *arguments]
     runpy.run_module("consilium", run_name="__main__", alter_sys=True)
+
+
+def _start_python(arguments: list[str], log: IO[bytes], descriptor: int) -> subprocess.Popen[bytes]:
+    """An interpreter that inherits a file descriptor and ends with this process."""
+    return subprocess.Popen(
+        [sys.executable, "-P", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=run_environment(),
+        pass_fds=[descriptor],
+        preexec_fn=_end_with_parent,
+    )
 
 
 def _end_with_parent() -> None:
