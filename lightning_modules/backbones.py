@@ -37,7 +37,7 @@ def build(
     or the path of a weight file. `image_size` None is the size of the published weights. `options`
     are arguments of the timm model. `commercial_only` refuses published weights whose license
     forbids commercial use. `compile` compiles at the first call; names of weights do not change.
-    The head starts at zero unless the pretrained weights have one with as many outputs.
+    The new head of a pretrained network starts at zero; without `pretrained`, timm's is kept.
     """
     _pretrained_config(name)  # an error for an unknown name
     if commercial_only and pretrained is not False and license(name) not in COMMERCIAL_LICENSES:
@@ -47,10 +47,11 @@ def build(
         problem = f"{name} does not accept {image_size} ({reason})"
         raise ValueError(f"image_size: {problem}; it accepts {accepted}")
     net = _create(name, num_classes, image_size, options, download=pretrained is True)
-    if pretrained is not True or num_classes != _pretrained_config(name).num_classes:
-        zero_head(net)
     if isinstance(pretrained, str):
+        zero_head(net)
         load_weights(net, pretrained)
+    elif pretrained and num_classes != _pretrained_config(name).num_classes:
+        zero_head(net)
     if grad_checkpointing:
         switch = getattr(net, "set_grad_checkpointing", None)
         if switch is None:
@@ -197,7 +198,8 @@ def zero_head(net: nn.Module) -> None:
     """Sets the head to 0, so that all classes are equally likely at first.
 
     timm draws the heads of some families from so wide a distribution that the first steps would
-    change pretrained features more than all later ones.
+    change pretrained features more than all later ones. A random network has none to protect, and
+    small attention networks stay at chance if its head is zero.
     """
     heads = tuple(f"{name}." for name in head_names(net))
     for name, parameter in net.named_parameters():

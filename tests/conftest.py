@@ -14,10 +14,8 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
-from torch import nn
 
 from consilium.cli.main import main
-from lightning_modules import backbones
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
@@ -42,14 +40,6 @@ def exhaustive_except(fast: Container[object], values: Iterable[object]) -> list
     """The values as parameters of a test, those that are not in `fast` marked exhaustive."""
     mark = pytest.mark.exhaustive
     return [value if value in fast else pytest.param(value, marks=mark) for value in values]
-
-
-def randomize_head(net: nn.Module, std: float = 0.1) -> None:
-    """Draws the weights of a new head, which are 0, so that outputs and gradients differ."""
-    heads = tuple(f"{name}." for name in backbones.head_names(net))
-    for name, parameter in net.named_parameters():
-        if name.startswith(heads):
-            nn.init.normal_(parameter, std=std)
 
 
 class Tiny(NamedTuple):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lightning_modules import ImageClassifier, OneVsOneClassifier
 from lightning_modules.cam import METHODS, Explainer, cam_layers, log_odds
 from lightning_modules.model_info import SHIPPED_BACKBONES
-from tests.conftest import randomize_head
 from tests.lightning_modules.families import one_per_family
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -22,15 +21,6 @@ SWIN = "swin_tiny_patch4_window7_224"
 
 def architecture(name: str) -> str:
     return name.split(".")[0]
-
-
-def untrained(
-    model_class: type[ImageClassifier], class_names: list[str], backbone: str, **options: object
-) -> ImageClassifier:
-    """A module with a random head: a new one is 0, so that every map would be empty."""
-    module = model_class(class_names, backbone, **options)
-    randomize_head(module.net)
-    return module
 
 
 def count_hooks(net: nn.Module) -> int:
@@ -63,7 +53,7 @@ def scaled(saliency: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", one_per_family(SHIPPED_BACKBONES), ids=architecture)
 def test_every_backbone_is_explained_without_being_changed(name: str) -> None:
     torch.manual_seed(1)
-    module = untrained(ImageClassifier, CLASSES, name, image_size=64)
+    module = ImageClassifier(CLASSES, name, image_size=64)
     with torch.no_grad():
         module.net.get_classifier().weight.normal_(std=0.05)  # no certain class
     first = next(module.parameters())
@@ -92,7 +82,7 @@ def test_every_backbone_is_explained_without_being_changed(name: str) -> None:
 )
 def test_gradcam_equals_its_definition(name: str, size: int) -> None:
     torch.manual_seed(0)
-    module = untrained(ImageClassifier, CLASSES, name, image_size=size).eval()
+    module = ImageClassifier(CLASSES, name, image_size=size).eval()
     image = torch.randn(1, 3, size, size)
     maps = Explainer(module, size)(image.expand(6, -1, -1, -1), range(6)).maps
     visible = [k for k in range(6) if maps[k].any()]
@@ -104,7 +94,7 @@ def test_gradcam_equals_its_definition(name: str, size: int) -> None:
 def test_the_channels_last_output_of_swin_is_transposed() -> None:
     torch.manual_seed(0)
     small = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
-    module = untrained(ImageClassifier, CLASSES, SWIN, image_size=128, backbone_args=small).eval()
+    module = ImageClassifier(CLASSES, SWIN, image_size=128, backbone_args=small).eval()
     image = torch.randn(1, 3, 128, 128)
     explanation = Explainer(module, 128)(image)
     expected = gradcam_by_hand(module, image, int(explanation.classes[0]))
@@ -112,7 +102,7 @@ def test_the_channels_last_output_of_swin_is_transposed() -> None:
 
 
 def test_the_predicted_class_is_explained_by_default() -> None:
-    module = untrained(ImageClassifier, CLASSES, "test_resnet", image_size=64).eval()
+    module = ImageClassifier(CLASSES, "test_resnet", image_size=64).eval()
     images = torch.randn(3, 3, 64, 64)
     explain = Explainer(module, 64)
     by_default = explain(images)
@@ -126,9 +116,7 @@ def test_the_predicted_class_is_explained_by_default() -> None:
 
 def test_a_sigmoid_head_explains_both_classes() -> None:
     torch.manual_seed(3)
-    module = untrained(
-        ImageClassifier, ["no", "yes"], "test_resnet", image_size=64, head="sigmoid"
-    ).eval()
+    module = ImageClassifier(["no", "yes"], "test_resnet", image_size=64, head="sigmoid").eval()
     image = torch.randn(1, 3, 64, 64)
     maps = Explainer(module, 64)(image.expand(2, -1, -1, -1), [0, 1]).maps
     assert maps.any(axis=(1, 2)).any()
@@ -141,7 +129,7 @@ def test_a_sigmoid_head_explains_both_classes() -> None:
 @pytest.mark.parametrize("logit", [1.0, 12.0])
 def test_pair_heads_explain_the_coupled_class(logit: float) -> None:
     torch.manual_seed(0)
-    module = untrained(OneVsOneClassifier, CLASSES[:4], "test_resnet", image_size=64).eval()
+    module = OneVsOneClassifier(CLASSES[:4], "test_resnet", image_size=64).eval()
     with torch.no_grad():
         module.net.get_classifier().bias.copy_(torch.tensor([logit, logit, logit, 0, 0, 0]))
     image = torch.randn(1, 3, 64, 64)
@@ -156,7 +144,7 @@ def test_pair_heads_explain_the_coupled_class(logit: float) -> None:
 
 def test_parallel_trunks_are_explained_together() -> None:
     torch.manual_seed(0)
-    module = untrained(OneVsOneClassifier, CLASSES[:3], "test_resnet", image_size=64, trunks="pair")
+    module = OneVsOneClassifier(CLASSES[:3], "test_resnet", image_size=64, trunks="pair")
     names = [layer.name for layer in cam_layers(module.net, 64)]
     assert names == ["trunks.0.layer2", "trunks.1.layer2", "trunks.2.layer2"]
     maps = Explainer(module, 64)(torch.randn(2, 3, 64, 64)).maps
@@ -169,7 +157,7 @@ def test_every_method_gives_a_map_and_prints_nothing(
     method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    module = untrained(ImageClassifier, CLASSES, "test_resnet", image_size=64)
+    module = ImageClassifier(CLASSES, "test_resnet", image_size=64)
     explanation = Explainer(module, 64, method)(torch.randn(2, 3, 64, 64))
     assert explanation.maps.shape == (2, 64, 64)
     assert explanation.maps.std(axis=(1, 2)).min() > 0.01
@@ -181,10 +169,10 @@ def test_every_method_gives_a_map_and_prints_nothing(
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_maxvit", "resnet10t"])
 def test_grad_checkpointing_changes_no_map_and_stays_enabled(name: str) -> None:
     torch.manual_seed(0)
-    checkpointed = untrained(
-        ImageClassifier, CLASSES, name, image_size=64, backbone_args={"grad_checkpointing": True}
+    checkpointed = ImageClassifier(
+        CLASSES, name, image_size=64, backbone_args={"grad_checkpointing": True}
     )
-    plain = untrained(ImageClassifier, CLASSES, name, image_size=64)
+    plain = ImageClassifier(CLASSES, name, image_size=64)
     plain.load_state_dict(checkpointed.state_dict())
     images = torch.randn(2, 3, 64, 64)
     enabled = [m for m in checkpointed.net.modules() if getattr(m, "grad_checkpointing", False)]
@@ -197,7 +185,7 @@ def test_grad_checkpointing_changes_no_map_and_stays_enabled(name: str) -> None:
 
 
 def test_no_tensor_stays_in_memory_after_200_images() -> None:
-    module = untrained(ImageClassifier, CLASSES, "test_resnet", image_size=32)
+    module = ImageClassifier(CLASSES, "test_resnet", image_size=32)
     explain = Explainer(module, 32)
     image = torch.randn(1, 3, 32, 32)
 
@@ -213,7 +201,7 @@ def test_no_tensor_stays_in_memory_after_200_images() -> None:
 
 
 def test_an_error_leaves_no_hook_and_restores_the_modes() -> None:
-    module = untrained(ImageClassifier, CLASSES, "test_resnet", image_size=64)
+    module = ImageClassifier(CLASSES, "test_resnet", image_size=64)
     explain = Explainer(module, 64)
     with pytest.raises(RuntimeError):
         explain(torch.randn(1, 5, 64, 64))
@@ -223,7 +211,7 @@ def test_an_error_leaves_no_hook_and_restores_the_modes() -> None:
 
 
 def test_it_works_in_inference_mode() -> None:
-    module = untrained(ImageClassifier, CLASSES, "test_resnet", image_size=64)
+    module = ImageClassifier(CLASSES, "test_resnet", image_size=64)
     explain = Explainer(module, 64)
     with torch.inference_mode():
         images = torch.randn(2, 3, 64, 64)
@@ -232,7 +220,7 @@ def test_it_works_in_inference_mode() -> None:
 
 
 def test_unknown_methods_and_classes_are_refused() -> None:
-    module = untrained(ImageClassifier, CLASSES, "test_resnet", image_size=64)
+    module = ImageClassifier(CLASSES, "test_resnet", image_size=64)
     with pytest.raises(ValueError, match="method: 'gradcam' is not one of GradCAM, GradCAM"):
         Explainer(module, 64, "gradcam")
     with pytest.raises(

@@ -19,7 +19,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints
 from lightning_modules.losses import LossConfig
-from tests.conftest import Tiny, randomize_head
+from tests.conftest import Tiny
 
 EMA = {"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}
 OVO = {"model.class_path": "lightning_modules.OneVsOneClassifier"}
@@ -118,7 +118,6 @@ def first_gradient(
                            num_workers=0, balance=Balance(class_weights))  # fmt: skip
     torch.manual_seed(0)
     module, record = build(names, "test_convnext"), RecordGradient()  # it has no batch norms
-    randomize_head(module.net)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False,
              "enable_checkpointing": False, "limit_val_batches": 0}  # fmt: skip
     accumulate = {"accumulate_grad_batches": 8 // batch_size}

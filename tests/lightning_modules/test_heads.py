@@ -1,6 +1,9 @@
 """Heads: number of outputs, logits and loss of each, and a head of a user."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -30,28 +33,45 @@ def test_a_sigmoid_head_learns_by_binary_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("backbone", [*timm.list_models("test_*"), "residual_attention"])
-def test_the_first_loss_is_that_of_equally_likely_classes(backbone: str) -> None:
-    module = ImageClassifier(["a", "b", "c"], backbone, image_size=64)
+def test_a_pretrained_network_starts_with_equally_likely_classes(
+    backbone: str, tmp_path: Path
+) -> None:
+    pretrained = weight_file(backbone, tmp_path)
+    module = ImageClassifier(["a", "b", "c"], backbone, image_size=64, pretrained=pretrained)
     image, label = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
     loss = module.compute_loss(module.net(image), label, None)
     assert loss.item() == pytest.approx(math.log(3))
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("build", "class_names"),
     [
-        ImageClassifier(["no", "yes"], "test_efficientnet", head="sigmoid"),
-        OneVsOneClassifier(["a", "b", "c"], "test_efficientnet"),
-        OneVsOneClassifier(["a", "b", "c"], "test_efficientnet", trunks="pair"),
+        (partial(ImageClassifier, head="sigmoid"), ["no", "yes"]),
+        (OneVsOneClassifier, ["a", "b", "c"]),
+        (partial(OneVsOneClassifier, trunks="pair"), ["a", "b", "c"]),
     ],
     ids=["sigmoid", "pairs", "trunk per pair"],
 )
-def test_binary_heads_start_at_even_odds(module: ImageClassifier) -> None:
+def test_binary_heads_of_a_pretrained_network_start_at_even_odds(
+    build: Callable[..., ImageClassifier], class_names: list[str], tmp_path: Path
+) -> None:
+    pretrained = weight_file("test_efficientnet", tmp_path)
+    module = build(class_names, "test_efficientnet", pretrained=pretrained)
     image, label = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
     loss = module.compute_loss(module.net(image), label, None)
     assert loss.item() == pytest.approx(math.log(2))
     probabilities = module(image).softmax(1)
     assert torch.allclose(probabilities, torch.full_like(probabilities, 1 / probabilities.shape[1]))
+
+
+def test_the_head_of_a_network_from_scratch_is_random() -> None:
+    assert ImageClassifier(["a", "b"], "test_resnet").net.get_parameter("fc.weight").any()
+
+
+def weight_file(backbone: str, folder: Path) -> str:
+    """Weights of a network with seven classes, so that its head is of no use."""
+    torch.save(timm.create_model(backbone, num_classes=7).state_dict(), folder / "weights.pth")
+    return str(folder / "weights.pth")
 
 
 def test_a_sigmoid_head_needs_two_classes() -> None:

@@ -1,6 +1,5 @@
 """Size, compute and CAM layers of the shipped backbones, and each from training to checkpoint."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -136,7 +135,6 @@ def test_each_backbone_trains_and_is_restored_from_its_checkpoint(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(math.log(2))
     assert min(losses[1:]) < losses[0]
     saved = save(module.eval(), tmp_path / "x.ckpt")
     restored, _ = checkpoints.load(saved)

@@ -12,16 +12,13 @@ from lightning_modules import OneVsOneClassifier, checkpoints
 from lightning_modules.freezing import FineTuning, parameter_stages
 from lightning_modules.heads import couple
 from lightning_modules.losses import LossConfig
-from tests.conftest import randomize_head
 
 NAMES = ["none", "mild", "moderate", "severe"]
 
 
 def build(num_classes: int = 4, **options: object) -> OneVsOneClassifier:
     torch.manual_seed(0)
-    module = OneVsOneClassifier([*NAMES, *"efghij"][:num_classes], "test_resnet", **options)
-    randomize_head(module.net)
-    return module
+    return OneVsOneClassifier([*NAMES, *"efghij"][:num_classes], "test_resnet", **options)
 
 
 def loss_in_a_loop(z: Tensor, label: Tensor, config: LossConfig, weights: Tensor | None) -> Tensor:

@@ -17,13 +17,11 @@ from lightning_modules.pruning.structure import (
     outputs_match,
     pruned_copy,
 )
-from tests.conftest import randomize_head
 
 SIZE = 32
 
 
 def random_head(net):
-    randomize_head(net)
     return net
 
 

@@ -7,7 +7,6 @@ import torch
 from lightning_modules import backbones
 from lightning_modules.freezing import parameter_stages
 from lightning_modules.residual_attention import ResidualAttention, SpatialAttention
-from tests.conftest import randomize_head
 
 
 @pytest.fixture
@@ -15,7 +14,6 @@ def net() -> ResidualAttention:
     torch.manual_seed(0)
     built = backbones.build("residual_attention", 2, widths=(8, 16, 24), drop_rate=0.5)
     assert isinstance(built, ResidualAttention)
-    randomize_head(built)
     return built
 
 
