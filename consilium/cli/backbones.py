@@ -1,11 +1,13 @@
 """List backbones with parameters, MACs, license of the pretrained weights, and CAM layer."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from lightning_modules.model_info import BackboneInfo, backbone_info, find_backbones
+if TYPE_CHECKING:
+    from lightning_modules.model_info import BackboneInfo
 
 EXAMPLES = """\
 examples:
@@ -18,6 +20,8 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     """Prints one row per backbone."""
+    from lightning_modules.model_info import backbone_info, find_backbones
+
     names = find_backbones(args.pattern, args.commercial_only)
     table = backbone_table([backbone_info(name, args.image_size) for name in names])
     Console(width=160).print(table)
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image_size", type=int, help="side in pixels (default: that of the pretrained weights)")
 
 
-def backbone_table(rows: list[BackboneInfo]) -> Table:
+def backbone_table(rows: "list[BackboneInfo]") -> Table:
     """One row per backbone, for the terminal."""
     numeric = [Column(title, justify="right") for title in ("parameters", "MACs", "pixels")]
     others = ("license of weights", "CAM layer")

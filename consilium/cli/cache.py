@@ -7,9 +7,6 @@ A cache has one store for each dataset and preprocessing. `fit` builds it by its
 import argparse
 from pathlib import Path
 
-from consilium.inference import data_config
-from datamodules import cache
-
 ACTIONS = {
     "info": "list the stores of a cache",
     "build": "build the store of a dataset",
@@ -24,6 +21,8 @@ examples:
 
 def run(options: argparse.Namespace) -> int:
     """Runs `cache info`, `cache build` or `cache clear`."""
+    from datamodules import cache
+
     if options.action == "build":
         return build(options.config, options.root)
     root = options.root
@@ -42,6 +41,9 @@ def run(options: argparse.Namespace) -> int:
 
 def build(configs: list[str], root: Path) -> int:
     """Builds the store of a config's data in its `cache_dir`, or in `root` if it has none."""
+    from consilium.inference import data_config
+    from datamodules import cache
+
     data = data_config.load_datamodule(configs)
     data.source.prepare()
     manifest = data.load_manifest()

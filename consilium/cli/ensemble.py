@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from consilium.cli.options import LEVEL_HELP, level
-from consilium.inference.panels import read_thumbnail
 from evaluation import ensemble as voting
 from evaluation.ensemble import EvaluatedVoters, FittedVoters
 from evaluation.metrics.compute import metrics_by_attribute
@@ -62,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for split in ("val", "test"):
         help_ = f"run folders or {split} prediction tables, one per member"
         add(f"--{split}", nargs="+", required=True, metavar="RUN", type=Path, help=help_)
-    add("-o", "--output", type=Path, default=Path("runs/ensemble"), help="folder (runs/ensemble)")
+    folder = Path("runs/ensemble")
+    add("-o", "--output", type=Path, default=folder, metavar="DIR", help=f"({folder})")
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL_HELP)
     add("--voter", default="soft", choices=list(VOTERS), help="voter of the ensemble (soft)")
     add("--attribute", default="", help="attribute with weights per value, such as body_part")
@@ -103,6 +103,8 @@ def thumbnails(images: Path | None, tables: Tables) -> list[tuple[bytes, str]]:
     """The most disputed images with the predictions of the members as captions."""
     if images is None:
         return []
+    from consilium.inference.panels import read_thumbnail  # imports torch
+
     disputed = voting.most_disputed(tables)
     return [(read_thumbnail(images / name), f"{name}\n{text}") for name, text in disputed]
 

@@ -1,4 +1,4 @@
-"""consilium experiment: trains the members of one YAML file, their ensemble, and reports."""
+"""Train the members of one YAML file and their ensemble, evaluate all, and write a report."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""consilium explain: writes saliency maps of a model or of each member of an ensemble.
+"""Write saliency maps of a model or of each member of an ensemble.
 
 For each image: an overlay (.png), the raw map (.npy) and a panel with every member; explain.json
 has all predictions. With --measure, the maps of a split are evaluated by pointing game, energy in
@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("images", nargs="*", metavar="IMAGE", help="image files, DICOM included")
-    add("-o", "--output", type=Path, default=Path("runs/explain"), help="folder (runs/explain)")
+    folder = Path("runs/explain")
+    add("-o", "--output", type=Path, default=folder, metavar="DIR", help=f"({folder})")
     add("--class", dest="class_name", metavar="NAME", help="class to explain (the predicted one)")
     add("--method", default="GradCAM", help=f"{', '.join(SALIENCY_METHODS)} (GradCAM)")
     add("--split", choices=["train", "val", "test", "predict"], help="explain a whole split")

@@ -1,4 +1,4 @@
-"""consilium export: writes the members of an ensemble in a format for other runtimes.
+"""Write the members of an ensemble in a format for other runtimes.
 
 Every member becomes one file that contains its preprocessing, class names and the hash of its
 weights; the batch size is free. The files are then verified against PyTorch on preprocessed images:
@@ -8,21 +8,29 @@ without the checkpoints.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from consilium.inference.export import ExportDifference, export_ensemble, generated_images
-from consilium.inference.export_formats import FORMATS
-from consilium.inference.predictor import load_predictor
-from datamodules.images import read_image
+if TYPE_CHECKING:
+    from consilium.inference.export import ExportDifference
 
 NUM_IMAGES = 8
-FORMAT_HELP = "; ".join(f"{name}: {spec.description}" for name, spec in FORMATS.items())
+FORMAT_HELP = """onnx: for onnxruntime and other runtimes, without torch; torch_export: archive of
+torch.export, without timm; safetensors: weights only, with timm's names; packed: checkpoint with
+float16 weights and a bitmap of zeros (onnx)"""
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports, and prints one line per member."""
+    from consilium.inference.export import export_ensemble, generated_images
+    from consilium.inference.export_formats import FORMATS
+    from consilium.inference.predictor import load_predictor
+    from datamodules.images import read_image
+
+    if args.format not in FORMATS:
+        raise ValueError(f"--format {args.format!r} is not one of {', '.join(FORMATS)}")
     predictor = load_predictor(args.model)
     images = [read_image(path) for path in args.images] or generated_images(NUM_IMAGES)
     differences = export_ensemble(predictor, args.format, args.output, images)
@@ -37,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
-    add("--format", choices=list(FORMATS), default="onnx", help=f"{FORMAT_HELP} (onnx)")
-    add("-o", "--output", type=Path, default=Path("runs/export"), help="folder (runs/export)")
+    add("--format", default="onnx", metavar="NAME", help=FORMAT_HELP)
+    folder = Path("runs/export")
+    add("-o", "--output", type=Path, default=folder, metavar="DIR", help=f"({folder})")
     add("--images", nargs="+", default=[], metavar="IMAGE", help="to verify on (synthetic images)")
 
 
-def difference_table(differences: dict[str, ExportDifference]) -> Table:
+def difference_table(differences: "dict[str, ExportDifference]") -> Table:
     """Size and differences of each member's file."""
     titles = ("MB", "logit difference", "probability difference")
     numeric = [Column(title, justify="right") for title in titles]

@@ -11,15 +11,12 @@ of `consilium audit` is reused if no image has changed since.
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from consilium.cli.options import add_dataset_arguments, positive_int
-from consilium.inference import audit_report, data_config
-from consilium.inference.starter_configs import DATA_FILE, check_dataset, write_configs
-from datamodules.audit.audit import audit_manifest
-from datamodules.audit.issues import CONFLICT
-from datamodules.images import split_frame_number
-from datamodules.manifest import Manifest, read_table
-from evaluation.files import read_json
+
+if TYPE_CHECKING:
+    from datamodules.manifest import Manifest
 
 EXAMPLES = """\
 example:
@@ -30,6 +27,12 @@ example:
 
 def run(options: argparse.Namespace) -> int:
     """Writes the config files; returns 0."""
+    from consilium.inference import audit_report, data_config
+    from consilium.inference.starter_configs import DATA_FILE, check_dataset, write_configs
+    from datamodules.audit.audit import audit_manifest
+    from datamodules.audit.issues import CONFLICT
+    from datamodules.manifest import read_table
+
     target, folder = options.target, options.output
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     manifest, name = data_config.load_target(target, columns)
@@ -62,8 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--audit", type=Path, metavar="DIR", help="folder of the audit (runs/audit-FOLDER-TABLE)")
 
 
-def _is_current(folder: Path, manifest: Manifest) -> bool:
+def _is_current(folder: Path, manifest: "Manifest") -> bool:
     """Whether the folder has an audit of these samples that is newer than all image files."""
+    from consilium.inference import audit_report
+    from datamodules.images import split_frame_number
+    from evaluation.files import read_json
+
     file = folder / audit_report.JSON
     tables = [folder / name for name in (audit_report.QUARANTINE, audit_report.COPIES)]
     if not all(table.is_file() for table in tables) or not file.is_file():

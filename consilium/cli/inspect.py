@@ -10,12 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Column, Table
-
-from lightning_modules import checkpoints, model_info, packing
-from lightning_modules.ensemble import find_ensemble_file, read_ensemble_file
 
 EXAMPLES = """\
 examples:
@@ -27,6 +23,8 @@ HASH_DIGITS = 12
 
 def run(args: argparse.Namespace) -> int:
     """Prints every checkpoint and returns 0 if all weights are intact, else 1."""
+    from lightning_modules.ensemble import find_ensemble_file, read_ensemble_file
+
     path = args.model
     if file := find_ensemble_file(path):
         members = read_ensemble_file(file)["members"].values()
@@ -51,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect_checkpoint(path: Path, expected_hash: str | None = None) -> dict[str, Any]:
     """Content of a checkpoint, and whether its weights have the recorded (and expected) hash."""
+    import torch
+
+    from lightning_modules import checkpoints, model_info, packing
+
     block, state = checkpoints.read(path)
     weights = checkpoints.weights_hash(state)
     parameters, macs = model_info.checkpoint_cost(block)
@@ -123,6 +125,8 @@ def describe_preprocess(preprocess: dict[str, Any]) -> str:
 
 def describe_versions(saved: dict[str, str]) -> str:
     """Package versions in the checkpoint, with the installed ones where they differ."""
+    from lightning_modules import checkpoints
+
     installed = checkpoints.package_versions()
     other = {k: f" (installed: {installed[k]})" for k, v in saved.items() if v != installed[k]}
     return ", ".join(f"{name} {version}{other.get(name, '')}" for name, version in saved.items())

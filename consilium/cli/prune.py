@@ -1,10 +1,9 @@
-"""consilium prune: remove whole channels from a trained model, and fine-tune the smaller model."""
+"""Remove whole channels from a trained model, and fine-tune the smaller model."""
 
 import argparse
 from pathlib import Path
 
 from consilium.cli.options import device
-from consilium.training.pruning import PruningRun, run_pruning
 from consilium.training.run_lock import RunStopped
 
 EXAMPLE = """\
@@ -19,6 +18,8 @@ that take the most time are removed first, at some loss of accuracy. Sparse trai
 
 def run(options: argparse.Namespace) -> int:
     """Prunes and fine-tunes a run, and prints what was saved."""
+    from consilium.training.pruning import PruningRun, run_pruning
+
     args = vars(options)
     args["output"] = args["output"] or args["dense"].with_name(args["dense"].name + "-pruned")
     try:
@@ -41,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=int, default=640, help="training images that decide on importance (640)")
     add("--epochs", type=int, default=10, help="epochs of fine-tuning (10)")
     add("--lr", type=float, help="peak learning rate, cosine after one epoch of warmup (as in RUN)")
-    add("-o", "--output", type=Path, help="run folder of the pruned model (RUN-pruned)")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="run folder of the pruned model (RUN-pruned)",
+    )
     add("--pairs", type=int, default=20, help="timed passes of the dense and the pruned model (20)")
     add("--energy", action="store_true", help="measure energy as well: at least four minutes")
     help_ = "where latency is measured: cpu, cuda, cuda:N or auto (cpu)"

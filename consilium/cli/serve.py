@@ -1,4 +1,4 @@
-"""consilium serve: starts a web page and a REST API for a model or ensemble.
+"""Start a web page and a REST API for a model or ensemble.
 
 Open the printed address and drop an image on the page: it shows the class, its calibrated
 probability, the prediction of each model, and saliency maps. Programs send POST /v1/predict; its
@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 
 from consilium.cli.options import device, fraction, positive_int
-from consilium.inference.export import BACKENDS, load_with_backend
 from consilium.serving import TOKEN_VARIABLE
 
 LIMITS = (
@@ -26,6 +25,7 @@ LIMITS = (
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is stopped."""
+    from consilium.inference.export import load_with_backend
     from consilium.serving import server, service, upload
 
     predictor = load_with_backend(args.model, args.backend, args.device)
@@ -66,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     referral.add_argument("--refer-below", type=fraction, metavar="P", help=help_)
     help_ = "the same, with P such that at most this fraction of the other val images is wrong"
     referral.add_argument("--refer-risk", type=fraction, metavar="RISK", help=help_)
-    help_ = "runtime for a checkpoint (torch); an export has the one of its format"
-    add("--backend", choices=BACKENDS, help=help_)
+    help_ = "runtime for a checkpoint: torch or onnxruntime (torch); an export has its format's"
+    add("--backend", metavar="NAME", help=help_)
     add("--device", type=device, default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")
     add("--title", default="", help="title of the page (name of the model's folder)")
     for name, default, metavar, text in LIMITS:

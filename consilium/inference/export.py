@@ -95,6 +95,8 @@ def load_export(folder: Path) -> Predictor:
 def load_with_backend(path: Path, backend: str | None, device: torch.device) -> Predictor:
     """Loads a checkpoint, run folder, ensemble.json or export, to be computed by a backend."""
     is_export = (path / FILE).is_file()
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"--backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if device.type != "cpu" and (backend == "onnxruntime" or is_export):
         raise ValueError(f"--device {device}: exports and onnxruntime run on the cpu only")
     if is_export:

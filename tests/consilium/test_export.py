@@ -10,7 +10,12 @@ from safetensors import safe_open
 
 from consilium.cli.main import main
 from consilium.inference import export
-from consilium.inference.export import ExportDifference, generated_images, load_export
+from consilium.inference.export import (
+    ExportDifference,
+    generated_images,
+    load_export,
+    load_with_backend,
+)
 from consilium.inference.export_formats import FORMATS, ExportFormat
 from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
@@ -162,3 +167,17 @@ def test_changed_file_is_refused(ensemble, tmp_path):
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(ValueError, match=r"plain.safetensors: missing, or not the file"):
         load_export(tmp_path / "out")
+
+
+def test_help_names_every_format(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name}: {spec.description}" in text for name, spec in FORMATS.items())
+
+
+def test_unknown_formats_and_backends_are_one_line(ensemble, tmp_path, capsys):
+    assert main(["export", str(ensemble), "--format", "onx", "-o", str(tmp_path)]) == 2
+    assert "--format 'onx' is not one of onnx, torch_export" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--backend 'onnx' is not one of torch, onnxruntime"):
+        load_with_backend(ensemble, "onnx", torch.device("cpu"))
