@@ -26,6 +26,7 @@ from consilium.inference import data_config, saliency_evaluation
 from consilium.inference.panels import read_thumbnail
 from consilium.inference.predictor import Predictor, run_folder_of
 from consilium.serving import TOKEN_VARIABLE
+from consilium.serving.connections import BACKLOG, TimedProtocol
 from consilium.serving.schemas import ModelInfo, PredictResponse
 from consilium.serving.service import ServerBusy, ServerMetrics, ServerSettings, Service
 from datamodules.images import ImageError, read_image
@@ -144,6 +145,8 @@ def add_page(app: FastAPI, service: Service, token_check: list[Any]) -> None:
     def path_of(index: int) -> Path:
         if not 0 <= index < len(examples):
             raise HTTPException(404, f"example {index} does not exist; there are {len(examples)}")
+        if not examples[index].is_file():
+            raise HTTPException(404, f"example {index} was deleted after the server was started")
         return examples[index]
 
     @app.get("/examples/{index}", include_in_schema=False, dependencies=token_check)
@@ -169,8 +172,9 @@ def require_token(token: str) -> Callable[[Request], None]:
     """A dependency that refuses requests without the token."""
 
     def check(request: Request) -> None:
-        header = request.headers.get("authorization", "")
-        if not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        is_given = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+        if scheme.lower() != "bearer" or not is_given:
             reason = "missing or wrong token; send it as 'Authorization: Bearer TOKEN'"
             raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
 
@@ -210,7 +214,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     """A listening socket; an address that is in use or invalid is a ValueError of one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=256)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         raise ValueError(f"--host {host} --port {port}: {error.args[-1]}") from error
 
@@ -219,6 +223,7 @@ def serve(predictor: Predictor, settings: ServerSettings, listener: socket.socke
     """Serves until SIGTERM or Ctrl-C, then completes the requests in progress."""
     config = uvicorn.Config(
         create_app(predictor, settings),
+        http=TimedProtocol,
         log_level="warning",
         limit_concurrency=1024,
         timeout_graceful_shutdown=int(2 * settings.limits.timeout),

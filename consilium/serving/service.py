@@ -5,15 +5,17 @@ import math
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
 
 from consilium.inference.predictor import Predictor
 from consilium.serving import schemas, upload
@@ -23,6 +25,7 @@ from datamodules.images import IMAGE_FORMATS, detect_format
 from evaluation.stats.estimate import Estimates
 from evaluation.voters.registry import voter_spec
 
+Result = TypeVar("Result")
 Job = tuple[PreparedImage, "Future[ImagePrediction]"]
 MAX_BATCH = 8  # on a CPU larger batches are no faster, but each image waits longer
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # buckets of a histogram
@@ -163,6 +166,25 @@ class Batcher:
             self.on_work(time.perf_counter() - start)
 
 
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is canceled if the client closes the connection."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client of a request, whose body has been read, has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 class Service:
     """Predicts the images of requests, within limits of images in progress and of bytes in memory.
 
@@ -193,15 +215,15 @@ class Service:
     async def predict(self, request: Request) -> PredictResponse:
         """Predicts all images of a request, or none."""
         limits = self.settings.limits
-        size = upload.declared_length(request, limits)
-        if not self._has_capacity(1, size):
+        upload.refuse_long_body(request, limits)
+        if not self._has_capacity(1, 0):
             await upload.discard_body(request, limits)
             raise ServerBusy(self.retry_after)
-        with self._admit(1, size):
-            form = await upload.read_form(request, limits)
-            with self._admit(len(form.files) - 1, 0):
-                self._check(form)
-                return await self._predict_form(form)
+        with self._admission() as admit:
+            form = await upload.read_form(request, limits, partial(admit, 0))
+            admit(len(form.files), 0)
+            self._check(form)
+            return await until_disconnect(request, self._predict_form(form))
 
     def model_info(self) -> schemas.ModelInfo:
         """Description of the served ensemble and of the limits."""
@@ -249,16 +271,28 @@ class Service:
         return images_fit and self.num_bytes + num_bytes <= 8 * self.settings.limits.max_bytes
 
     @contextmanager
-    def _admit(self, num_images: int, num_bytes: int) -> Iterator[None]:
-        """Counts images and bytes as in progress within the context, or raises ServerBusy."""
-        if not self._has_capacity(num_images, num_bytes):
-            raise ServerBusy(self.retry_after)
-        self.num_images, self.num_bytes = self.num_images + num_images, self.num_bytes + num_bytes
+    def _admission(self) -> Iterator[Callable[[int, int], None]]:
+        """A function that counts images and bytes as in progress until the context ends.
+
+        It raises ServerBusy if they exceed the limits. Only what has arrived counts, so that a
+        client that sends nothing takes nothing.
+        """
+        images = size = 0
+
+        def admit(num_images: int, num_bytes: int) -> None:
+            nonlocal images, size
+            if not self._has_capacity(num_images, num_bytes):
+                raise ServerBusy(self.retry_after)
+            images, size = images + num_images, size + num_bytes
+            self.num_images, self.num_bytes = (
+                self.num_images + num_images,
+                self.num_bytes + num_bytes,
+            )
+
         try:
-            yield
+            yield admit
         finally:
-            self.num_images -= num_images
-            self.num_bytes -= num_bytes
+            self.num_images, self.num_bytes = self.num_images - images, self.num_bytes - size
 
     async def _predict_form(self, form: UploadForm) -> PredictResponse:
         timeout = self.settings.limits.timeout

@@ -1,7 +1,8 @@
 """The body of a request: read into memory, within limits of size and time, and checked."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+MIN_RATE, GRACE_SECONDS = 1024, 5.0  # bytes a second of a body on average, after so many seconds
 FIELDS = ("files", "group", "frame", "saliency_maps")
 
 
@@ -39,13 +41,11 @@ class InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 62
 
 
-def declared_length(request: Request, limits: UploadLimits) -> int:
-    """The Content-Length of a request, or the largest allowed length without that header."""
+def refuse_long_body(request: Request, limits: UploadLimits) -> None:
+    """Refuses a request whose Content-Length is too large."""
     length = request.headers.get("content-length", "")
-    size = int(length) if length.isascii() and length.isdigit() else limits.max_bytes
-    if size > limits.max_bytes:
-        raise HTTPException(413, too_large(size, limits.max_bytes))
-    return size
+    if length.isascii() and length.isdigit() and int(length) > limits.max_bytes:
+        raise HTTPException(413, too_large(int(length), limits.max_bytes))
 
 
 def too_large(size: int, max_bytes: int) -> str:
@@ -54,20 +54,29 @@ def too_large(size: int, max_bytes: int) -> str:
     return f"{size / megabyte:,.1f} MB are too large; at most {max_bytes / megabyte:,.1f} MB"
 
 
-async def read_form(request: Request, limits: UploadLimits) -> UploadForm:
-    """The form of a request, or an HTTPException with status and reason."""
+async def read_form(
+    request: Request, limits: UploadLimits, admit: Callable[[int], None]
+) -> UploadForm:
+    """The form of a request, or an HTTPException with status and reason.
+
+    `admit` is called with the number of bytes of each piece; it may raise an error.
+    """
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "multipart/form-data":
         reason = f"content type {content_type[:80]!r} is not allowed; send multipart/form-data"
         raise HTTPException(415, reason)
-    parser = InMemoryParser(request.headers, limited_body(request, limits.max_bytes),
+    parser = InMemoryParser(request.headers, limited_body(request, limits, admit),
                             max_files=limits.max_files, max_fields=len(FIELDS),
                             max_part_size=1024)  # fmt: skip
     try:
         async with asyncio.timeout(limits.timeout):
             form = await parser.parse()
     except TimeoutError:
-        raise HTTPException(408, f"the body took longer than {limits.timeout:g} s") from None
+        raise HTTPException(
+            408,
+            "the body took too long: more than "
+            f"{limits.timeout:g} s, or less than {MIN_RATE} bytes a second",
+        ) from None
     except MultiPartException as error:
         raise HTTPException(400, f"the form is invalid: {error.message}") from None
     except ClientDisconnect:
@@ -75,13 +84,21 @@ async def read_form(request: Request, limits: UploadLimits) -> UploadForm:
     return await parse_fields(list(form.multi_items()))
 
 
-async def limited_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body in pieces, refused once it is too long."""
-    size = 0
-    async for piece in request.stream():
+async def limited_body(
+    request: Request, limits: UploadLimits, admit: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
+    """The body in pieces; it is refused if it is too long, and a TimeoutError if it is too slow."""
+    size, start, pieces = 0, time.monotonic(), request.stream()
+    while True:
+        seconds = GRACE_SECONDS + size / MIN_RATE - (time.monotonic() - start)
+        async with asyncio.timeout(seconds):
+            piece = await anext(pieces, None)
+        if piece is None:
+            return
         size += len(piece)
-        if size > max_bytes:
-            raise HTTPException(413, too_large(size, max_bytes))
+        if size > limits.max_bytes:
+            raise HTTPException(413, too_large(size, limits.max_bytes))
+        admit(len(piece))
         yield piece
 
 
@@ -89,7 +106,7 @@ async def discard_body(request: Request, limits: UploadLimits) -> None:
     """Reads a body without storing it, so that a client that is still sending gets the refusal."""
     with suppress(TimeoutError, ClientDisconnect, HTTPException):
         async with asyncio.timeout(limits.timeout):
-            async for _ in limited_body(request, limits.max_bytes):
+            async for _ in limited_body(request, limits, lambda size: None):
                 pass
 
 

@@ -41,6 +41,26 @@ def test_token_protects_everything_but_health_and_the_empty_page(predictor, tmp_
             assert client.get("/v1/model", headers=headers).status_code == status
 
 
+@pytest.mark.parametrize("token", ["s3cret", "schlüssel", "鍵"])
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+def test_a_token_of_any_characters_is_accepted_with_any_case_of_its_scheme(
+    predictor, token, scheme
+):
+    with open_client(predictor, token=token) as client:
+        headers = {"Authorization": f"{scheme} {token}".encode()}
+        assert client.get("/v1/model", headers=headers).status_code == 200
+
+
+def test_an_example_that_was_deleted_is_not_found(predictor, tmp_path):
+    file = tmp_path / "image.png"
+    file.write_bytes(image_file()[1])
+    with open_client(predictor, examples=[file]) as client:
+        file.unlink()
+        responses = [client.get(f"/examples/0{rest}") for rest in ("", "/thumbnail")]
+    assert [response.status_code for response in responses] == [404, 404]
+    assert responses[0].json() == {"detail": "example 0 was deleted after the server was started"}
+
+
 def test_only_host_names_of_this_machine_are_allowed_by_default(predictor):
     with open_client(predictor) as client:
         assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 400

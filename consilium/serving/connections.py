@@ -1,0 +1,58 @@
+"""Connections of the server: those without a request are closed before they crowd out others."""
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 10.0  # within which the head of a request must arrive
+MAX_WAITING = 512  # connections without a request; more than the loop accepts at once (BACKLOG)
+MAX_WAITING_PER_ADDRESS = 448  # a proxy has one address
+BACKLOG = 256
+
+
+class TimedProtocol(H11Protocol):
+    """HTTP/1.1 with a time limit for the head of a request, which uvicorn lacks.
+
+    If too many connections wait for a request, those that wait longest are closed, so that a new
+    client is served at once.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the time limit, and makes room for the connection."""
+        super().connection_made(transport)
+        self._start_waiting()
+        waiting = [c for c in self.connections if isinstance(c, TimedProtocol) and c.is_waiting]
+        same_address = [c for c in waiting if c.address == self.address]
+        for group, limit in ((same_address, MAX_WAITING_PER_ADDRESS), (waiting, MAX_WAITING)):
+            if len(group) > limit:
+                min(group, key=lambda connection: connection.since).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the time limit."""
+        self.head_timer.cancel()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """Ends the time limit once a request has begun."""
+        super().handle_events()
+        if not self.is_waiting:
+            self.head_timer.cancel()
+
+    def on_response_complete(self) -> None:
+        """Starts the time limit of the connection's next request."""
+        super().on_response_complete()
+        self._start_waiting()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request is in progress."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def address(self) -> str | None:
+        """Address of the client without its port; None for a Unix socket."""
+        return self.client[0] if self.client else None
+
+    def _start_waiting(self) -> None:
+        self.since = self.loop.time()
+        self.head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
