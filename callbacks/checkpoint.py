@@ -10,7 +10,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from evaluation.files import atomic_file
 from evaluation.metrics.registry import monitor_mode
 
 Mode = Literal["min", "max"]
@@ -36,6 +38,8 @@ class BestAndLastCheckpoint(ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Saves into the run folder itself."""
         self.dirpath = str(Path(trainer.default_root_dir))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(
@@ -78,6 +82,23 @@ class BestAndLastCheckpoint(ModelCheckpoint):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(best, folder / best.name)
         return True
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it.
+
+    Lightning writes into the folder of temporary files; if that is on another file system, a kill
+    or a full disk leaves half a checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
+        """Saves a checkpoint completely or not at all."""
+        with atomic_file(path) as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 class ResumableEarlyStopping(EarlyStopping):

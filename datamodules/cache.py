@@ -8,12 +8,14 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -24,7 +26,9 @@ from datamodules.preprocess import Preprocess
 
 HASHED_FILES = ("images.py", "dicom.py", "preprocess.py")  # the code that computes pixels
 _CHUNK = 256  # files in memory at the same time, as the disk may be slow
-PIXELS, INDEX = "pixels.u8", "index.json"
+PIXELS, INDEX, MEMO = "pixels.u8", "index.json", "hashes.json"
+STORE_GLOB, UNFINISHED = "[0-9a-f]" * 24, ".building-"  # names of folders
+INDEX_KEYS = {"bytes", "offsets", "failures", "settings"}
 
 
 def code_version() -> str:
@@ -80,15 +84,18 @@ def open_store(paths: list[str], preprocess: Preprocess, root: Path) -> PixelSto
     read_store = partial(_read_store, folder, preprocess.side, hashes)
     if (store := read_store()) is not None:
         return store
+    temporary = root / f"{UNFINISHED}{uuid4().hex[:8]}"
+    temporary.mkdir()  # not by tempfile: colleagues may read it if the umask allows it
     try:
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=root) as name:
-            _build_store(Path(name), hashes, preprocess)
-            if folder.exists() and read_store() is None:
-                shutil.rmtree(folder, ignore_errors=True)
-            Path(name).replace(folder)
+        _build_store(temporary, hashes, preprocess)
+        if folder.exists() and read_store() is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
     except OSError:
         if read_store() is None:  # else another process was faster
             raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     if (store := read_store()) is None:
         raise OSError(f"{folder}: the store is incomplete after it was built")
     return store
@@ -96,25 +103,33 @@ def open_store(paths: list[str], preprocess: Preprocess, root: Path) -> PixelSto
 
 def list_stores(root: Path) -> list[tuple[str, int, int]]:
     """(name, number of images, bytes) of every store in ``root``."""
-    indices = {file.parent: json.loads(file.read_text()) for file in root.glob(f"*/{INDEX}")}
-    return sorted(
-        (f.name, len(i["offsets"]), (f / PIXELS).stat().st_size) for f, i in indices.items()
-    )
+    indices = {folder: _read_index(folder) for folder in sorted(root.glob(STORE_GLOB))}
+    return [(f.name, len(i["offsets"]), i["bytes"]) for f, i in indices.items() if i]
 
 
-def clear_stores(root: Path) -> int:
-    """Removes every store in ``root`` and the remains of unfinished builds; returns the number."""
-    folders = [path for path in root.glob("*") if (path / INDEX).exists()]
-    for folder in [*folders, *root.glob(".building-*")]:
-        shutil.rmtree(folder)
-    (root / "hashes.json").unlink(missing_ok=True)
-    return len(folders)
+def clear_stores(root: Path) -> tuple[int, list[Path]]:
+    """Removes the files of every store in ``root``, and of unfinished builds.
+
+    Returns the number of stores, and the folders that remain as they contain other files too.
+    """
+    stores = [folder for folder in root.glob(STORE_GLOB) if _read_index(folder)]
+    remaining = []
+    for folder in [*stores, *root.glob(f"{UNFINISHED}*")]:
+        for name in (PIXELS, INDEX):
+            (folder / name).unlink(missing_ok=True)
+        try:
+            folder.rmdir()
+        except OSError:
+            remaining.append(folder)
+    if _read_memo(root / MEMO):
+        (root / MEMO).unlink()
+    return len(stores), remaining
 
 
 def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
     """SHA-256 of each file and its frame number; of unchanged files from ``root/hashes.json``."""
-    memo_path = root / "hashes.json"
-    memo = json.loads(memo_path.read_text()) if memo_path.is_file() else {}
+    memo_path = root / MEMO
+    memo = _read_memo(memo_path)
     frames = {path: split_frame_number(path) for path in paths}
     files = list(dict.fromkeys(str(file) for file, _ in frames.values()))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -143,16 +158,34 @@ def _hash_file(path: str, memo: dict[str, list[str]]) -> list[str]:
 
 def _read_store(folder: Path, side: int, hashes: dict[str, str]) -> PixelStore | None:
     """The store in this folder, or None if there is none or its files are truncated."""
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        if (folder / PIXELS).stat().st_size != index["bytes"]:
-            return None
-    except (OSError, json.JSONDecodeError, KeyError):
+    index = _read_index(folder)
+    if index is None or (folder / PIXELS).stat().st_size != index["bytes"]:
         return None
     offsets, failed = index["offsets"], index["failures"]
     entries = {p: (offsets[h][0], offsets[h][1]) for p, h in hashes.items() if h in offsets}
     failures = {p: f"{p}: {failed[h]}" for p, h in hashes.items() if h in failed}
     return PixelStore(folder, side, entries, failures)
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a store, or None if the folder is not a store of this program."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        (folder / PIXELS).stat()
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) and index.keys() == INDEX_KEYS else None
+
+
+def _read_memo(file: Path) -> dict[str, list[str]]:
+    """The state and hash of each file in a memo; empty if it is missing or damaged."""
+    with suppress(OSError, ValueError):
+        memo = json.loads(file.read_text())
+        if isinstance(memo, dict) and all(
+            isinstance(v, list) and len(v) == 2 for v in memo.values()
+        ):
+            return memo
+    return {}
 
 
 def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -> None:

@@ -1,27 +1,33 @@
 """Reading and writing of files; a file is written completely or not at all."""
 
 import json
-import os
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
+    """A stream into a temporary file beside `path`, renamed to `path` if no error occurs."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name[:100]}.{uuid4().hex[:8]}")
+    try:
+        with temporary.open("xb") as stream:  # readable by colleagues if the umask allows it
+            yield stream
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Writes `data` to a temporary file in the same folder, then renames it to `path`."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(name).chmod(0o644)  # mkstemp gives 0600: not readable for colleagues
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    """Writes a file completely or not at all."""
+    with atomic_file(path) as stream:
+        stream.write(data)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -29,7 +29,10 @@ def run(options: argparse.Namespace) -> int:
     if not root.is_dir():
         raise ValueError(f"--root {root}: no such folder")
     if options.action == "clear":
-        print(f"{cache.clear_stores(root)} stores deleted from {root}")
+        count, remaining = cache.clear_stores(root)
+        print(f"{count} stores deleted from {root}")
+        for folder in remaining:
+            print(f"{folder}: kept, since it contains other files")
         return 0
     stores = cache.list_stores(root)
     for name, count, num_bytes in stores:

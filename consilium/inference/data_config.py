@@ -43,7 +43,7 @@ def load_datamodule(paths: list[str]) -> ImageDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
     try:
-        data = parser.instantiate_classes(parser.parse_object({"data": settings})).data
+        data = parser.instantiate(parser.parse_object({"data": settings})).data
     except ArgumentError as error:
         raise ValueError(f"{paths[-1]}: {shorten_parser_error(str(error))}") from error
     if not isinstance(data, ImageDataModule):

@@ -2,10 +2,10 @@
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -81,8 +81,8 @@ def write_dataset(spec: PhantomSpec, root: Path) -> Path:
     folder = root / spec.folder
     if folder.is_dir():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{spec.folder}-", dir=root))
+    temporary = root / f".{spec.folder}-{uuid4().hex[:8]}"
+    temporary.mkdir(parents=True)  # not by tempfile: colleagues may read it if the umask allows it
     try:
         _write_images(spec, temporary)
         temporary.replace(folder)

@@ -1,6 +1,8 @@
 """The best epoch by any metric survives a resume in the same, a renamed or another folder."""
 
+import errno
 import shutil
+import tempfile
 
 import lightning as L
 import pytest
@@ -42,6 +44,26 @@ def fit(folder, epochs, resume=None, callbacks=None):
 
 def epoch_of(file):
     return torch.load(file, weights_only=True)["epoch"]
+
+
+def test_a_checkpoint_is_written_without_the_folder_of_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    fit(tmp_path / "run", 1)
+    assert epoch_of(tmp_path / "run/last.ckpt") == 0
+
+
+def test_an_error_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    fit(tmp_path, 1)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def save_half(checkpoint, stream):
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(OSError, match="No space left"):
+        fit(tmp_path, 2, str(tmp_path / "last.ckpt"))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("case", ["same folder", "relative path", "renamed", "another folder"])

@@ -142,8 +142,38 @@ def test_stores_are_listed_and_cleared(paths, root):
     cache.open_store(paths, SMALL, root)
     cache.open_store(paths, Preprocess(size=8), root)
     assert [(count, size) for _, count, size in cache.list_stores(root)]
-    assert cache.clear_stores(root) == 2
+    assert cache.clear_stores(root) == (2, [])
     assert list(root.iterdir()) == []
+
+
+def test_clearing_removes_only_files_of_the_cache(paths, root):
+    store = cache.open_store(paths, SMALL, root).folder
+    (store / "notes.txt").write_text("mine")
+    for name in ("website", "a" * 24, ".building-shed"):  # of somebody else
+        (root / name).mkdir()
+        (root / name / "pixels.txt").write_text("mine")
+    for name in ("website", "a" * 24):
+        (root / name / cache.INDEX).write_text('{"pages": 3}')
+    foreign = {file for file in root.rglob("*") if file.is_file() and store not in file.parents}
+    foreign.remove(root / cache.MEMO)
+    count, remaining = cache.clear_stores(root)
+    assert (count, set(remaining)) == (1, {store, root / ".building-shed"})
+    assert {file for file in root.rglob("*") if file.is_file()} == {*foreign, store / "notes.txt"}
+
+
+def test_a_damaged_memo_of_hashes_is_written_again(paths, root):
+    first = cache.open_store(paths, SMALL, root)
+    (root / cache.MEMO).write_text('{"0.png": ["12')
+    assert cache.open_store(paths, SMALL, root) == first
+    assert cache.clear_stores(root) == (1, [])
+    assert list(root.iterdir()) == []
+
+
+def test_colleagues_may_read_a_store_if_the_umask_allows_it(paths, root):
+    folder = cache.open_store(paths, SMALL, root).folder
+    reference = root / "reference"
+    reference.mkdir()
+    assert folder.stat().st_mode == reference.stat().st_mode
 
 
 def test_channel_statistics_are_those_of_all_pixels(paths, root):

@@ -231,13 +231,13 @@ def test_all_settings_can_be_in_a_config(root):
             "prefetch_factor": 4,
         },
     }
-    data = parser.instantiate_classes(parser.parse_object({"data": settings})).data
+    data = parser.instantiate(parser.parse_object({"data": settings})).data
     assert data.preprocess == Preprocess(size=64, mean=(0.5, 0.5, 0.5))
     assert data.balance == Balance([1.0, 2.0, 3.0])
     assert (data.cache_dir, data.pin_memory, data.prefetch_factor) == ("somewhere", True, 4)
     assert (data.augment.args["rotate"], data.fold.num_folds) == (5.0, 3)
     dumped = parser.dump(parser.parse_object({"data": settings}))
-    again = parser.instantiate_classes(parser.parse_string(dumped)).data
+    again = parser.instantiate(parser.parse_string(dumped)).data
     assert again.preprocess == data.preprocess
 
 

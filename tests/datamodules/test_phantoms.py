@@ -74,6 +74,12 @@ def test_a_dataset_is_written_once_and_completely(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
+def test_colleagues_may_read_a_dataset_if_the_umask_allows_it(tmp_path):
+    folder = write_dataset(SMALL, tmp_path)
+    (tmp_path / "reference").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "reference").stat().st_mode
+
+
 def test_no_single_statistic_of_an_image_predicts_the_class():
     rows = [
         (row["label"], pixels)
