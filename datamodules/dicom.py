@@ -55,16 +55,25 @@ def read_tags(file: Path) -> dict[str, str]:
 
 def _refuse_decompression_bomb(data: bytes, max_bytes: int) -> None:
     """Inflates a deflated file in small parts, because pydicom inflates it as a whole."""
-    start = data[132:144]
-    ends = 144 + int.from_bytes(start[8:], "little") if start[:4] == b"\2\0\0\0" else len(data)
-    if DEFLATED_TRANSFER_SYNTAX not in data[132 : min(ends, 132 + (1 << 16))]:
+    end = _end_of_meta(data)
+    if DEFLATED_TRANSFER_SYNTAX not in data[132:end]:
         return
-    unpacked, rest, inflate = 0, data[ends:], zlib.decompressobj(-zlib.MAX_WBITS)
+    unpacked, rest, inflate = 0, data[end:], zlib.decompressobj(-zlib.MAX_WBITS)
     while rest and not inflate.eof:
         unpacked += len(inflate.decompress(rest, 1 << 20))
         rest = inflate.unconsumed_tail
         if unpacked > max_bytes:
             raise ValueError(f"unpacks to more than {max_bytes} bytes")
+
+
+def _end_of_meta(data: bytes) -> int:
+    """Where the elements of group 2 end; their stated length may be missing or false."""
+    offset = 132
+    while data[offset : offset + 2] == b"\2\0":
+        is_long = data[offset + 4 : offset + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
+        start, size = (offset + 8, 4) if is_long else (offset + 6, 2)
+        offset = start + size + int.from_bytes(data[start : start + size], "little")
+    return offset
 
 
 def _check_header(dataset: "Dataset", frame: int | None, max_pixels: int) -> None:
@@ -83,28 +92,75 @@ def _check_header(dataset: "Dataset", frame: int | None, max_pixels: int) -> Non
 
 
 def _render(dataset: "Dataset", frame: int) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut, pixel_array
+    from pydicom.pixels import pixel_array
 
     raw = np.asarray(pixel_array(dataset, index=frame))
     if raw.ndim == 3:
         return _to_eight_bits(raw / (2.0 ** int(dataset.BitsStored) - 1))
-    values = np.asarray(apply_modality_lut(raw, dataset), dtype=np.float64)
-    brightness = _apply_window(values, dataset)
-    is_inverted = str(dataset.PhotometricInterpretation) == "MONOCHROME1"
-    return _to_eight_bits(1.0 - brightness if is_inverted else brightness)
+    if raw.dtype.kind == "f" or raw.dtype.itemsize > 2:
+        return _gray_levels(raw, np.ones(raw.shape, dtype=bool), dataset)
+    low, high = int(raw.min()), int(raw.max())
+    index = raw.astype(np.int32) - low  # of a table of all values: takes a tenth of the memory
+    occurs = np.zeros(high - low + 1, dtype=bool)
+    occurs[index] = True
+    table = _gray_levels(np.arange(low, high + 1, dtype=raw.dtype), occurs, dataset)
+    return np.asarray(table[index])
 
 
-def _apply_window(values: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """0 to 1 by the VOI table or first window of the file, else by the range of the values."""
+def _gray_levels(stored: np.ndarray, occurs: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """The gray level of each stored value; `occurs` tells which are in the image.
+
+    Padding is black. A slope or window without meaning is ignored, as the image would be black.
+    """
+    is_padding = _is_padding(stored, dataset)
+    slope, intercept = (_number(dataset, f"Rescale{name}") for name in ("Slope", "Intercept"))
+    has_units = "RescaleSlope" not in dataset or bool(slope and intercept is not None)
+    values = _modality_values(stored, dataset) if has_units else stored.astype(np.float64)
+    brightness = _apply_window(values, dataset) if has_units else None
+    if brightness is None:
+        used = values[occurs & ~is_padding]
+        low, high = (float(used.min()), float(used.max())) if used.size else (0.0, 1.0)
+        brightness = (values - low) / max(high - low, 1e-12)
+    if str(dataset.PhotometricInterpretation) == "MONOCHROME1":
+        brightness = 1.0 - brightness
+    return _to_eight_bits(np.where(is_padding, 0.0, brightness))
+
+
+def _modality_values(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut
+
+    return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+
+
+def _is_padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """Which stored values fill the area around the image."""
+    first = _number(dataset, "PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, dtype=bool)
+    last = _number(dataset, "PixelPaddingRangeLimit")
+    last = first if last is None else last
+    return np.asarray((stored >= min(first, last)) & (stored <= max(first, last)))
+
+
+def _number(dataset: "Dataset", name: str) -> float | None:
+    """The first number of an element, or None if it is missing, empty or not finite."""
+    try:
+        value = float(np.ravel(dataset.get(name))[0])
+    except (TypeError, ValueError, IndexError):
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _apply_window(values: np.ndarray, dataset: "Dataset") -> np.ndarray | None:
+    """0 to 1 by the VOI table or first window of the file; None if it has none."""
     if "VOILUTSequence" in dataset:
         from pydicom.pixels import apply_voi
 
         brightness = np.asarray(apply_voi(values.astype(np.int32), dataset), dtype=np.float64)
         return brightness / (2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
-        low, high = float(values.min()), float(values.max())
-        return (values - low) / max(high - low, 1e-12)
-    center, width = (float(np.ravel(v)[0]) for v in (dataset.WindowCenter, dataset.WindowWidth))
+    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    if center is None or width is None or width <= 0:
+        return None
     kind = str(dataset.get("VOILUTFunction") or "LINEAR")
     if kind == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp(-4.0 * (values - center) / width)))

@@ -169,7 +169,7 @@ def _to_eight_bits(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint16:
         raise ValueError(f"{image.dtype} pixels from {low} to {high}; floats must be from 0 to 1")
     top = next(2**bits - 1 for bits in _BIT_DEPTHS if high < 2**bits)
-    return np.asarray(np.rint(image * (255.0 / top)), dtype=np.uint8)
+    return np.asarray(cv2.convertScaleAbs(image, alpha=255.0 / top))  # no copy in floats
 
 
 def detect_format(data: bytes) -> str | None:

@@ -58,6 +58,38 @@ def test_a_voi_table_is_applied(tmp_path):
     assert np.array_equal(image, np.rint((65535 - 16.0 * RAMP) / 65535 * 255))
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": 2000, "WindowWidth": 0},
+        {"WindowCenter": "NaN", "WindowWidth": 400},
+        {"RescaleSlope": 0, "RescaleIntercept": 0, "WindowCenter": 40, "WindowWidth": 400},
+        {"RescaleSlope": "NaN", "RescaleIntercept": 0},
+        {"RescaleSlope": "", "RescaleIntercept": ""},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_a_window_or_slope_without_meaning_does_not_make_the_image_black(tmp_path, tags):
+    image = read_image(write_dicom(tmp_path / "a.dcm", **tags))
+    assert np.array_equal(image, np.rint(RAMP / RAMP.max() * 255))
+
+
+@pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_does_not_count_for_the_range(tmp_path, interpretation):
+    padded = np.full((6, 6), 63_536, np.uint16)
+    padded[1:5, 1:5] = RAMP
+    padded[0] = 63_000
+    tags = {"PixelPaddingValue": 63_536, "PixelPaddingRangeLimit": 63_000, "BitsStored": 16,
+            "HighBit": 15, "PhotometricInterpretation": interpretation}  # fmt: skip
+    image = read_image(write_dicom(tmp_path / "a.dcm", padded, **tags))
+    brightness = RAMP / RAMP.max()
+    shown = brightness if interpretation == "MONOCHROME2" else 1 - brightness
+    assert np.array_equal(image[1:5, 1:5], np.rint(shown * 255))
+    assert image.sum() == image[1:5, 1:5].sum()
+
+
 def test_a_preamble_of_another_format_is_ignored(tmp_path):
     file = write_dicom(tmp_path / "a.dcm")
     data = file.read_bytes()
@@ -99,6 +131,19 @@ def test_a_deflated_file_is_read_unless_it_unpacks_to_far_more_than_its_image(tm
     assert len(data) < 40_000
     with pytest.raises(ValueError, match="unpacks to more than 800000 bytes"):
         decode_bytes(data, max_pixels=100_000)
+
+
+def test_a_deflated_file_without_the_length_of_its_meta_group_is_bounded(tmp_path):
+    tags = {"syntax": pydicom.uid.DeflatedExplicitVRLittleEndian}
+    harmless = write_dicom(tmp_path / "a.dcm", **tags)
+    bomb = write_dicom(tmp_path / "b.dcm", EncapsulatedDocument=bytes(20_000_000), **tags)
+    harmless_data, bomb_data = (
+        np.frombuffer(data[:132] + data[144:], np.uint8)
+        for data in (harmless.read_bytes(), bomb.read_bytes())
+    )
+    assert np.array_equal(decode_bytes(harmless_data), read_image(harmless))
+    with pytest.raises(ValueError, match="unpacks to more than 800000 bytes"):
+        decode_bytes(bomb_data, max_pixels=100_000)
 
 
 def read_test_file(name):
