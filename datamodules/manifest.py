@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -88,6 +89,14 @@ def detect_delimiter(path: Path) -> str:
 def cell_text(column: pd.Series) -> pd.Series:
     """The cells of a column as text without white space around it; missing cells are empty."""
     return column.astype(object).where(column.notna(), "").astype(str).str.strip()
+
+
+def normal_text(column: pd.Series) -> pd.Series:
+    """The text of cells that are compared: one form (NFKC) of spaces and letters that look alike.
+
+    Otherwise a patient ID with a no-break space would be another patient. Case is kept.
+    """
+    return cell_text(column).map(lambda text: unicodedata.normalize("NFKC", text).strip())
 
 
 def _check_rows(table: pd.DataFrame, top: int) -> None:

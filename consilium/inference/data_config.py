@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from consilium import config_files
 from consilium.config_files import shorten_parser_error
 from datamodules.datamodule import ImageDataModule
-from datamodules.manifest import Manifest, cell_text, read_table
+from datamodules.manifest import Manifest, cell_text, normal_text, read_table
 from datamodules.sources import Folders, Table, has_split_folders
 from datamodules.sources.files import scan_folder
 from datamodules.splits import SplitFractions
@@ -171,7 +171,7 @@ def _class_names(table: pd.DataFrame, column: str | None) -> list[str]:
     """The labels of a column without white space around them, sorted; numbers by value."""
     if column is None:
         return []
-    names = sorted(set(cell_text(table[column])) - {""})
+    names = sorted(set(normal_text(table[column])) - {""})
     are_numbers = all(name.replace(".", "", 1).isdecimal() for name in names)
     return sorted(names, key=float) if are_numbers else names
 

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from datamodules.manifest import COLUMNS, SPLIT_ALIASES, SPLITS, Manifest, cell_text, read_table
+from datamodules.manifest import (
+    COLUMNS,
+    SPLIT_ALIASES,
+    SPLITS,
+    Manifest,
+    cell_text,
+    normal_text,
+    read_table,
+)
 from datamodules.phantoms.generate import PhantomSpec, write_dataset
 from datamodules.sources.files import complete_patients
 from datamodules.sources.folders import Source, check_class_names
@@ -65,7 +73,7 @@ class Table(Source):
         table["path"] = [str(self.root / path) for path in paths]
         table["label"] = self._labels(raw, class_names)
         table["patient"] = self._patients(raw)
-        table["study"] = cell_text(raw[self.study]) if self.study else ""
+        table["study"] = raw[self.study] if self.study else ""
         attributes = self._attributes(raw)
         table, patient_notes = complete_patients(table.join(attributes))
         if self.attributes is not None:
@@ -74,16 +82,19 @@ class Table(Source):
         return Manifest(table, class_names, (*notes, *patient_notes))
 
     def _strip(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-        """Text without white space around it in the columns used, and notes on what was changed."""
+        """The columns used as text in one form, and notes on what was changed."""
         notes = []
         patients = [("patient ID", column) for column in self.patient or []]
-        for role, column in (*self.columns.items(), *patients):
+        for role, column in (*self.columns.items(), *patients, ("study", self.study)):
             if column is None:
                 continue
             cells, present = raw[column], raw[column].notna()
-            raw = raw.assign(**{column: cell_text(cells)})
-            if count := int((raw[column] != cells.astype(str))[present].sum()):
-                notes.append(f"{count} {role}s have white space around them, which is removed")
+            text = cell_text(cells) if role == "path" else normal_text(cells)
+            raw = raw.assign(**{column: text})
+            if count := int((text != cells.astype(str))[present].sum()):
+                noun = "studies" if role == "study" else f"{role}s"
+                change = "have stray white space or variant characters, which are removed"
+                notes.append(f"{count} {noun} {change}")
         return raw, notes
 
     def _drop_incomplete(

@@ -245,7 +245,11 @@ def test_given_columns_are_used_for_the_table_of_a_folder(unusual, tmp_path):
         (["1", "2"], ["1", "2"], ""),
         (["10", "9"], ["9", "10"], ""),
         (["0", "3", ""], ["0", "3"], "4 images have no label and are left out"),
-        (["ill", "ill "], ["ill"], "6 labels have white space around them, which is removed"),
+        (
+            ["ill", "ill "],
+            ["ill"],
+            "6 labels have stray white space or variant characters, which are removed",
+        ),
         (["Ill", "ill"], ["Ill", "ill"], "differ only in case .*: 'Ill' and 'ill'"),
     ],
 )

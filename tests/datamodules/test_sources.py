@@ -115,8 +115,10 @@ def test_white_space_around_labels_is_removed_and_rows_without_label_are_left_ou
     assert manifest.table["label"].tolist() == [1, 0]
     assert manifest.table["patient"].tolist() == ["1", "2"]
     assert manifest.table["site"].tolist() == ["x", "y"]
-    assert manifest.notes == ("2 labels have white space around them, which is removed",
-                              "1 images have no label and are left out")  # fmt: skip
+    assert manifest.notes == (
+        "2 labels have stray white space or variant characters, which are removed",
+        "1 images have no label and are left out",
+    )
     rows.assign(grade=["", "0", "1"], fold=["predict", "train", "test"]).to_csv(
         tmp_path / "t.csv", index=False
     )
@@ -154,11 +156,18 @@ def test_white_space_around_paths_splits_and_patients_is_removed(tmp_path, rows)
     manifest = Table(*write_rows(tmp_path / "spaced.csv", spaced)).manifest(["none", "mild"])
     pd.testing.assert_frame_equal(manifest.table, expected.table)
     assert manifest.notes == (
-        "4 paths have white space around them, which is removed",
-        "4 splits have white space around them, which is removed",
-        "4 patient IDs have white space around them, which is removed",
+        "4 paths have stray white space or variant characters, which are removed",
+        "4 splits have stray white space or variant characters, which are removed",
+        "4 patient IDs have stray white space or variant characters, which are removed",
         "1 images have no path and are left out",
     )
+
+
+def test_one_patient_whose_id_is_written_in_several_ways_is_one_patient(tmp_path, rows):
+    spaced = rows.assign(person=["A 1", "A\u00a01 ", "\uff21\u30001"])  # no-break, full-width
+    manifest = Table(*write_rows(tmp_path / "t.csv", spaced)).manifest(["none", "mild"])
+    assert manifest.table["patient"].tolist() == ["A 1"] * 3
+    assert "2 patient IDs have stray white space or variant characters" in manifest.notes[0]
 
 
 def test_an_unknown_split_and_a_repeated_path_are_refused_with_a_remedy(tmp_path, rows):
