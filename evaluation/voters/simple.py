@@ -122,15 +122,9 @@ def pool_tables(
     voter: Voter, tables: Sequence[PredictionTable], temperature: Temperature = UNCALIBRATED
 ) -> PredictionTable:
     """The voter's table at a temperature, with the rows and classes of the first table."""
-    aligned = align(tables)
-    members = np.stack([table.probabilities for table in aligned])
-    pooled = voter(members, group_values(voter, aligned[0]))
-    return aligned[0].with_probabilities(temperature(pooled))
-
-
-def group_values(voter: Voter, table: PredictionTable) -> np.ndarray | None:
-    """The attribute that the voter needs, for each row; None if it needs none."""
-    return attribute_values(table, voter.attribute, voter.name) if voter.attribute else None
+    first = tables[0]
+    groups = attribute_values(first, voter.attribute, voter.name) if voter.attribute else None
+    return first.with_probabilities(temperature(voter(stacked_probabilities(tables), groups)))
 
 
 def attribute_values(table: PredictionTable, name: str, voter: str) -> np.ndarray:
