@@ -12,21 +12,9 @@ from evaluation.metrics.confusion import ratio
 from evaluation.metrics.ranking import ranking_estimates
 from evaluation.metrics.registry import METRICS, MetricSpec
 from evaluation.predictions import PredictionTable
+from evaluation.stats import estimate
 from evaluation.stats.auc import auc
-from evaluation.stats.bootstrap import (
-    BCA,
-    CENTERED,
-    DRAWS,
-    NO_SPREAD,
-    RARE,
-    WILSON,
-    Clusters,
-    Parts,
-    Replicates,
-    Sums,
-    bootstrap_both,
-    interval_with_wilson_bound,
-)
+from evaluation.stats.bootstrap import DRAWS, RARE, Clusters, Replicates, Sums, bootstrap_both
 from evaluation.stats.estimate import Estimate, Estimates, make_estimate, wilson_interval
 
 KINDS = ("confusion", "image_mean", "calibration", "classwise_calibration")  # of sums over images
@@ -162,33 +150,37 @@ def _sum_estimates(
     falls, rises = _wilson_bounds(columns, sums, table, clusters)
     sizes, estimates = _sizes(columns, table, clusters), {}
     for at, (name, spec) in enumerate(columns.names()):
-        value, size = float(stratified.value[at]), sizes[name]
-        reason = NO_SPREAD if np.isfinite(value) else ABSENT
+        size = sizes[name]
         if spec.interval == "proportion" and clusters.has_one_row_per_patient:
-            parts, method, reason = (value, np.nan, np.nan), "Wilson", "the denominator is 0"
-            if n := size[0]:
-                hits = round(value * n)
-                parts = (hits / n, *wilson_interval(hits, n))
+            estimates[name] = _proportion(float(stratified.value[at]), *size)
         elif spec.weights_images_equally:
-            parts, method = _interval_of_images(spec, plain, at, clusters.num_patients)
+            estimates[name] = _mean_over_images(spec, plain, at, size)
         else:
-            fall, rise = float(falls[at]), float(rises[at])
-            parts, method = interval_with_wilson_bound(stratified, at, fall, rise, spec.minimum)
-        estimates[name] = make_estimate(parts, method, *size, reason)
+            ends = float(falls[at]), float(rises[at]), spec.minimum
+            estimates[name] = estimate.replicate_estimate(stratified, at, size, ABSENT, *ends)
     return estimates
 
 
-def _interval_of_images(
-    spec: MetricSpec, replicates: Replicates, at: int, patients: int
-) -> tuple[Parts, str]:
-    """Value and interval of a metric that weights images equally, and the method."""
-    value = float(replicates.value[at])
+def _proportion(value: float, n: int, patients: int) -> Estimate:
+    """A proportion of `n` images, each of another patient, with Wilson's interval."""
+    if not n:
+        return Estimate(None, None, None, "Wilson", 0, patients, "the denominator is 0")
+    hits = round(value * n)
+    return Estimate(hits / n, *wilson_interval(hits, n), "Wilson", n, patients)
+
+
+def _mean_over_images(
+    spec: MetricSpec, replicates: Replicates, at: int, size: tuple[int, int]
+) -> Estimate:
+    """A metric that weights images equally."""
+    value, patients = float(replicates.value[at]), size[1]
+    (low, high), method = replicates.bca_interval(at), estimate.BCA
     if spec.interval == "centered bootstrap":
         low, high = replicates.percentile_interval(at, is_centered=True)
-        return (value, float(np.maximum(spec.minimum, low)), high), CENTERED
-    if spec.interval == "proportion" and value in (0.0, 1.0):
-        return (value, *wilson_interval(value * patients, patients)), WILSON
-    return (value, *replicates.bca_interval(at)), BCA
+        low, method = float(np.maximum(spec.minimum, low)), estimate.CENTERED
+    elif spec.interval == "proportion" and value in (0.0, 1.0):
+        (low, high), method = wilson_interval(value * patients, patients), estimate.WILSON
+    return make_estimate((value, low, high), method, *size, estimate.NO_SPREAD)
 
 
 def _wilson_bounds(
