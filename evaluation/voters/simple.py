@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import softmax
 
 from evaluation.metrics.calibration import Temperature
-from evaluation.predictions import PredictionTable, align, safe_log
+from evaluation.predictions import PredictionTable, align, cell_text, safe_log
 
 UNCALIBRATED = Temperature()
 
@@ -131,7 +131,7 @@ def attribute_values(table: PredictionTable, name: str, voter: str) -> np.ndarra
     """The attribute of each row as text; ValueError if it is absent or a value is empty."""
     if name not in table.attributes:
         raise ValueError(f"voter {voter!r} needs attribute {name!r}; has {table.attributes}")
-    values = table.rows[name].fillna("").astype(str).to_numpy(dtype=object)
+    values = cell_text(table.rows[name])
     if (is_empty := np.isin(values, ["", "nan"])).any():
         ids = table.rows["id"][is_empty]
         raise ValueError(f"{len(ids)} images lack {name!r}, first {ids.iloc[0]!r}")
