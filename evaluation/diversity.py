@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from evaluation.metrics import confusion
 from evaluation.predictions import PredictionTable, align, safe_log
-from evaluation.stats.bootstrap import DRAWS, Clusters, bootstrap
+from evaluation.stats.bootstrap import DRAWS, Clusters, bootstrap, one_hot
 from evaluation.stats.estimate import Estimate, mean_estimate, replicate_estimate
 
 NO_ERRORS = "a member is right on all images, or on none"
@@ -36,7 +36,7 @@ def pair_diversity(
     n, k = len(first), int(max(first.max(), second.max())) + 1
     a, b = first == labels, second == labels
     cells = csr_matrix(np.column_stack([a & b, ~a & ~b, a & ~b, b & ~a]).astype(float))
-    joint = csr_matrix((np.ones(n), (np.arange(n), first * k + second)), (n, k * k))
+    joint = one_hot(first * k + second, k * k)
     clusters = Clusters.from_patients(patients, np.zeros(n, dtype=np.int64))
     sums = clusters.sum_by_patient(hstack([cells, joint]).tocsr())
     replicates = bootstrap(sums, lambda s: _coefficients(s, k), clusters, draws, seed)

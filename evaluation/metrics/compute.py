@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 
 from evaluation.metrics import confusion
 from evaluation.metrics.calibration import NUM_BINS, equal_mass_bins
@@ -12,9 +12,9 @@ from evaluation.metrics.confusion import ratio
 from evaluation.metrics.ranking import ranking_estimates
 from evaluation.metrics.registry import METRICS, MetricSpec
 from evaluation.predictions import PredictionTable
-from evaluation.stats import estimate
+from evaluation.stats import bootstrap, estimate
 from evaluation.stats.auc import auc
-from evaluation.stats.bootstrap import DRAWS, RARE, Clusters, Replicates, Sums, bootstrap_both
+from evaluation.stats.bootstrap import DRAWS, Clusters, Replicates, Sums, one_hot
 from evaluation.stats.estimate import Estimate, Estimates, make_estimate, wilson_interval
 
 KINDS = ("confusion", "image_mean", "calibration", "classwise_calibration")  # of sums over images
@@ -100,25 +100,18 @@ class SumColumns:
 
     def of_table(self, table: PredictionTable) -> Sums:
         """Columns (n, d) of labeled rows, sparse: most cells and bins of a row are 0."""
-        n, k, p, labels = len(table), len(self.class_names), table.probabilities, table.labels
-        means = [spec.compute(table) for spec in self._means]
+        k, p, labels = len(self.class_names), table.probabilities, table.labels
         kinds = {spec.kind for spec in self.specs}
-        scores, outcomes = [], []  # of the predicted class, then of each class
+        outcomes = []  # scores and whether they came true: of the predicted class, of each class
         if kinds & {"calibration", "classwise_calibration"}:
-            scores, outcomes = [p.max(axis=1)], [table.predictions == labels]
+            outcomes = [(p.max(axis=1), table.predictions == labels)]
         if "classwise_calibration" in kinds:
-            scores += list(p.T)
-            outcomes += [labels == c for c in range(k)]
-        first_bin = k * k + len(means) + NUM_BINS * np.arange(len(scores))
-        cells = [labels * k + table.predictions]
-        cells += [np.full(n, k * k + at) for at in range(len(means))]
+            outcomes += [(p[:, c], labels == c) for c in range(k)]
+        cells = one_hot(labels * k + table.predictions, k * k)
+        means = [csr_matrix(spec.compute(table)[:, None]) for spec in self._means]
         # quantiles of the whole table, also when patients are resampled
-        cells += [equal_mass_bins(s) + at for s, at in zip(scores, first_bin, strict=True)]
-        gaps = [score - outcome for score, outcome in zip(scores, outcomes, strict=True)]
-        values = np.column_stack([np.ones(n), *means, *gaps])
-        starts = np.arange(0, values.size + 1, values.shape[1])
-        width = k * k + len(means) + NUM_BINS * len(scores)
-        return csr_matrix((values.ravel(), np.column_stack(cells).ravel(), starts), (n, width))
+        gaps = [one_hot(equal_mass_bins(s), NUM_BINS, s - is_true) for s, is_true in outcomes]
+        return hstack([cells, *means, *gaps]).tocsr()
 
     def metrics(self, sums: np.ndarray) -> np.ndarray:
         """Sums (r, d) -> metrics (r, m), in the order of `names`."""
@@ -146,7 +139,7 @@ def _sum_estimates(
     """Estimates by full name of labeled rows; all metrics share the resamples."""
     columns = SumColumns(specs, table.class_names)
     sums = clusters.sum_by_patient(columns.of_table(table))
-    stratified, plain = bootstrap_both(sums, columns.metrics, clusters, draws, seed)
+    stratified, plain = bootstrap.bootstrap_both(sums, columns.metrics, clusters, draws, seed)
     falls, rises = _wilson_bounds(columns, sums, table, clusters)
     sizes, estimates = _sizes(columns, table, clusters), {}
     for at, (name, spec) in enumerate(columns.names()):
@@ -208,7 +201,7 @@ def _matrices_at_wilson_bounds(matrix: np.ndarray, patients: np.ndarray) -> np.n
     matrices = [matrix.astype(float)]
     for c, n in enumerate(patients):
         total, hits = matrix[c].sum(), matrix[c, c]
-        if n and (n < RARE or hits in (0, total)):
+        if n and (n < bootstrap.RARE or hits in (0, total)):
             is_other = np.arange(len(matrix)) != c
             errors = np.where(is_other, matrix[c], 0)
             errors = errors if errors.sum() else is_other.astype(float)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.sparse import csr_matrix, hstack
+from scipy.sparse import hstack
 
 from evaluation.predictions import PredictionTable
 from evaluation.stats import bootstrap
@@ -140,9 +140,9 @@ def ranking_value(function: RankingFunction, scores: np.ndarray, positive: np.nd
 
 def _block_columns(scores: np.ndarray, positive: np.ndarray) -> Sums:
     """One-hot block of each row, (n, 2G) sparse: positives first, highest scores first."""
-    n, block = len(scores), np.unique(-scores, return_inverse=True)[1]
+    block = np.unique(-scores, return_inverse=True)[1]
     if block.max() >= _MAX_BLOCKS:
         edges = np.quantile(block, np.linspace(0, 1, _MAX_BLOCKS + 1)[1:-1])
         block = np.unique(np.searchsorted(edges, block), return_inverse=True)[1]
     size = int(block.max()) + 1
-    return csr_matrix((np.ones(n), (np.arange(n), block + size * ~positive)), (n, 2 * size))
+    return bootstrap.one_hot(block + size * ~positive, 2 * size)

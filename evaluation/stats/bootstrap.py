@@ -101,8 +101,13 @@ def _resample_counts(stratum: bytes, draws: int, seed: int) -> np.ndarray:
 
 def sum_by_group(rows: Sums, group: np.ndarray, num_groups: int) -> Sums:
     """Sums (groups, d) of the rows (n, d) of each group (n,)."""
-    n = len(group)
-    return csr_matrix((np.ones(n), (group, np.arange(n))), shape=(num_groups, n)) @ rows
+    return one_hot(group, num_groups).T.tocsr() @ rows
+
+
+def one_hot(columns: np.ndarray, width: int, values: np.ndarray | float = 1.0) -> Sums:
+    """Sparse matrix (n, width) with one of the values in each row, in its column (n,)."""
+    n = len(columns)
+    return csr_matrix((np.broadcast_to(values, n), columns, np.arange(n + 1)), (n, width))
 
 
 @dataclass(frozen=True)
