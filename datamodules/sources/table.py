@@ -64,7 +64,11 @@ class Table(Source):
         table = pd.DataFrame({"id": [Path(path).as_posix() for path in paths]})
         table["path"] = [str(self.root / path) for path in paths]
         table["label"] = self._labels(raw, class_names)
-        table["patient"] = self._patients(raw)
+        table["patient"] = ""
+        if self.patient is not None:
+            parts = raw[self.patient]
+            joined = parts.agg("/".join, axis=1)
+            table["patient"] = joined.where((parts != "").all(axis=1), "")
         table["study"] = cell_text(raw[self.study]) if self.study else ""
         attributes = self._attributes(raw)
         table, patient_notes = complete_patients(table.join(attributes))
@@ -104,13 +108,6 @@ class Table(Source):
             raw = raw[is_usable].reset_index(drop=True)
         return raw, notes
 
-    def _patients(self, raw: pd.DataFrame) -> pd.Series:
-        """The patient of each row; empty without one."""
-        if self.patient is None:
-            return pd.Series("", raw.index)
-        parts = raw[self.patient]
-        return parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
-
     def _labels(self, raw: pd.DataFrame, class_names: list[str]) -> list[int]:
         column = self.columns["label"]
         if column is None:
@@ -124,21 +121,21 @@ class Table(Source):
         return [class_names.index(value) if value else -1 for value in values]
 
     def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-        splits = self._given_splits(raw)
-        if splits is None and self.columns["label"] is None:
-            return ["predict"] * len(raw)
-        if self.fractions is not None:
-            return self.fractions.assign(table, splits)
-        if splits is None:
-            message = "no split column; give fractions to split by patient"
-            raise ValueError(f"{self.files[0]}: {message}")
-        return splits
-
-    def _given_splits(self, raw: pd.DataFrame) -> list[str] | None:
-        """The split of each row in the files; None without a column, or if it is empty."""
         column = self.columns["split"]
-        if column is None or (values := raw[column]).eq("").all():
-            return None
+        if column is not None and raw[column].ne("").any():
+            given = self._given_splits(raw, column)
+            return given if self.fractions is None else self.fractions.assign(table, given)
+        if self.columns["label"] is None:
+            return ["predict"] * len(raw)
+        if self.fractions is None:
+            raise ValueError(
+                f"{self.files[0]}: no split column; give fractions to split by patient"
+            )
+        return self.fractions.assign(table)
+
+    def _given_splits(self, raw: pd.DataFrame, column: str) -> list[str]:
+        """The split of each row in the files."""
+        values = raw[column]
         if empty := raw[self.path][values == ""].tolist():
             message = f"{len(empty)} rows have no {column!r}, such as {empty[:3]}"
             raise ValueError(f"{self.files[0]}: {message}; fill in or empty the whole column")
