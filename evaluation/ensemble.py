@@ -82,33 +82,26 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
     for table in val.values():
         refuse_test(table, "an ensemble")
     tables = align_members(val)
+    ensembles, not_fitted = dict[str, FittedEnsemble](), dict[str, str]()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         temperatures = {name: fit_temperature(table) for name, table in tables.items()}
-        voters, not_fitted = _create_voters(list(tables.values()), options)
-        ensembles = {n: _calibrate(voter, tables, temperatures) for n, voter in voters.items()}
+        for name, spec in VOTERS.items():
+            if spec.missing_options(options):
+                continue
+            try:
+                voter = spec.create(list(tables.values()), options)
+            except ValueError as error:
+                if "validation" not in spec.requirements:
+                    raise
+                not_fitted[name] = str(error)
+            else:
+                ensembles[name] = _calibrate(voter, tables, temperatures)
     best_member = min(
         tables, key=lambda n: calibration.nll(calibrate_table(tables[n], temperatures[n])).mean()
     )
     messages = sorted({str(warning.message) for warning in caught})
     return FittedVoters(ensembles, not_fitted, temperatures, best_member, messages)
-
-
-def _create_voters(
-    tables: Sequence[PredictionTable], options: VoterOptions
-) -> tuple[dict[str, Voter], dict[str, str]]:
-    """Every voter whose options are given, and why fitting failed for others."""
-    voters, not_fitted = {}, {}
-    for name, spec in VOTERS.items():
-        if spec.missing_options(options):
-            continue
-        try:
-            voters[name] = spec.create(tables, options)
-        except ValueError as error:
-            if "validation" not in spec.requirements:
-                raise
-            not_fitted[name] = str(error)
-    return voters, not_fitted
 
 
 def _calibrate(
@@ -247,10 +240,10 @@ def most_disputed(tables: Tables, count: int = 12) -> list[tuple[str, str]]:
     """Ids of the images that members differ on most, with lines of the label and predictions."""
     first, members = next(iter(tables.values())), stacked_probabilities(list(tables.values()))
     order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
-    names, images = [*first.class_names, "unknown"], []
+    names, images = first.class_names, []
     for row in order:
         predictions = zip(tables, members[:, row], strict=True)
-        lines = [f"label: {names[first.labels[row]]}"]  # -1 is the last
+        lines = [f"label: {first.label_names[row]}"]
         lines += [f"{name}: {names[p.argmax()]} {p.max():.2f}" for name, p in predictions]
         images.append((str(first.rows["id"].iloc[row]), "\n".join(lines)))
     return images

@@ -85,6 +85,17 @@ class PredictionTable:
         return self.rows["label"].to_numpy(np.int64)
 
     @property
+    def label_names(self) -> np.ndarray:
+        """Class name of each label (n,), "unknown" without a label."""
+        names = np.array([*self.class_names, "unknown"])  # -1 is the last
+        return np.asarray(names[self.labels])
+
+    @property
+    def one_hot_labels(self) -> np.ndarray:
+        """Whether each class is the label of each row, (n, K)."""
+        return np.asarray(self.labels[:, None] == np.arange(len(self.class_names)))
+
+    @property
     def patients(self) -> np.ndarray:
         """Patient of each row (n,); a row without a patient counts as a patient of its own."""
         names = cell_text(self.rows["patient"])

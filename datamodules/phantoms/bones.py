@@ -25,8 +25,11 @@ def limb(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImag
     """A normal body part (label 0), or one with a gap or a metal plate in a bone (label 1)."""
     part = PARTS[patient_rng.between(0, len(PARTS) - 1)]
     across, along = draw.random_pose(size, image_rng, (40, 40), 40)
-    shafts = lines, half, _ = _sample_shafts(part, patient_rng)
-    density = _limb_density(part, across, along, shafts, patient_rng)
+    lines, half, joint = _SHAFTS[part]
+    lines = tuple(line + patient_rng.between(-22, 22) for line in lines)
+    half = half * patient_rng.between(80, 120) // 100
+    joint = joint * patient_rng.between(80, 120) // 100
+    density = _limb_density(part, across, along, (lines, half, joint), patient_rng)
     middle = lines[image_rng.between(0, len(lines) - 1)]
     lesion = np.zeros(across.shape, dtype=bool)
     if label == 1:
@@ -64,14 +67,6 @@ def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> P
             density = np.where(draw.ellipse(across, along, center, (60, 34)) > 0, 180, density)
     lesion = (np.abs(across) < half) & (np.abs(along) < 60) & (label == 1)
     return draw.radiograph(density, lesion, image_rng, noise=10)
-
-
-def _sample_shafts(part: str, patient_rng: Rng) -> Shafts:
-    """The shafts of one patient, with random positions, thickness and joint size."""
-    lines, half, joint = _SHAFTS[part]
-    moved = tuple(line + patient_rng.between(-22, 22) for line in lines)
-    half_width = half * patient_rng.between(80, 120) // 100
-    return moved, half_width, joint * patient_rng.between(80, 120) // 100
 
 
 def _limb_density(

@@ -20,8 +20,7 @@ def nll(table: PredictionTable) -> np.ndarray:
 
 def brier(table: PredictionTable) -> np.ndarray:
     """Squared distance of the probabilities from the one-hot label, (n,), between 0 and 2."""
-    one_hot = np.eye(len(table.class_names))[table.labels]
-    return np.asarray(((table.probabilities - one_hot) ** 2).sum(axis=1))
+    return np.asarray(((table.probabilities - table.one_hot_labels) ** 2).sum(axis=1))
 
 
 def ece_of_gaps(gaps: np.ndarray) -> np.ndarray:

@@ -182,7 +182,7 @@ def _wilson_bounds(
     """How far each metric may fall and rise, (m,) each, for classes that resamples do not vary."""
     k = len(table.class_names)
     total = np.ones((1, clusters.num_patients)) @ sums
-    patients = clusters.patients_with(np.eye(k, dtype=bool)[table.labels])
+    patients = clusters.patients_with(table.one_hot_labels)
     matrices = _matrices_at_wilson_bounds(total[0, : k * k].reshape(k, k), patients)
     others = np.repeat(total[:, k * k :], len(matrices), axis=0)
     values = columns.metrics(np.hstack([matrices.reshape(-1, k * k), others]))
@@ -217,8 +217,8 @@ def _sizes(
     columns: SumColumns, table: PredictionTable, clusters: Clusters
 ) -> dict[str, tuple[int, int]]:
     """Images and patients that each metric is computed from."""
-    one_hot = np.eye(len(table.class_names), dtype=bool)
-    labels, predictions = one_hot[table.labels], one_hot[table.predictions]
+    labels = table.one_hot_labels
+    predictions = table.predictions[:, None] == np.arange(labels.shape[1])
     sizes = {name: (len(table), clusters.num_patients) for name, _ in columns.names()}
     for spec in columns.specs:
         if spec.counted_images is not None:

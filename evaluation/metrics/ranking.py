@@ -60,8 +60,7 @@ def ranking_estimates(
     functions: Mapping[str, tuple[RankingFunction, PerfectBound | None]], draws: int, seed: int,
 ) -> Estimates:  # fmt: skip
     """Each function for each class, named `name/<class>`, and its mean over classes, `name`."""
-    k, names = len(table.class_names), table.class_names
-    positive = table.labels[:, None] == np.arange(k)
+    k, names, positive = len(table.class_names), table.class_names, table.one_hot_labels
     of_class = list(zip(table.probabilities.T, positive.T, strict=True))
     blocks = [_block_columns(*pair) for pair in of_class]
     ends = np.cumsum([b.shape[1] for b in blocks])[:-1]

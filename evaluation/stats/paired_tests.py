@@ -186,8 +186,7 @@ def _select(
     within, without_strata = replicates
     if spec.weights_images_equally:
         return without_strata.select(at), ""
-    one_hot = table.labels[:, None] == np.arange(len(table.class_names))
-    patients = clusters.patients_with(one_hot)
+    patients = clusters.patients_with(table.one_hot_labels)
     reason, n = bootstrap.too_few_patients(table.class_names, patients), int(patients.min())
     if reason or n < 2:
         return within.select(at, np.nan), reason
@@ -209,7 +208,7 @@ def _auroc_differences(
 ) -> list[Difference]:
     """Macro AUROC of each table minus that of the baseline, by DeLong."""
     k, tables = len(base.class_names), (base, *others)
-    positive = np.tile(base.labels[:, None] == np.arange(k), len(tables))
+    positive = np.tile(base.one_hot_labels, len(tables))
     areas = delong(np.hstack([table.probabilities for table in tables]), positive, clusters)
     is_single = clusters.has_one_row_per_patient
     method = "paired DeLong" if is_single else "paired cluster-robust DeLong"
