@@ -39,10 +39,8 @@ class SplitFractions:
 
         Rows of one patient in the same file split get the same split.
         """
-        patients, given = (
-            connect_patients(table, self.copies),
-            file_splits or ["train"] * len(table),
-        )
+        patients = connect_patients(table, self.copies)
+        given = file_splits or ["train"] * len(table)
         val, test = 0.0 if "val" in given else self.val, 0.0 if "test" in given else self.test
         if set(DERIVED_SPLITS) <= set(given):
             message = f"the files already have the splits {sorted(set(given))}; remove them"

@@ -240,10 +240,10 @@ def most_disputed(tables: Tables, count: int = 12) -> list[tuple[str, str]]:
     """Ids of the images that members differ on most, with lines of the label and predictions."""
     first, members = next(iter(tables.values())), stacked_probabilities(list(tables.values()))
     order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
-    names, images = first.class_names, []
+    names, labels, images = first.class_names, first.label_names, []
     for row in order:
         predictions = zip(tables, members[:, row], strict=True)
-        lines = [f"label: {first.label_names[row]}"]
+        lines = [f"label: {labels[row]}"]
         lines += [f"{name}: {names[p.argmax()]} {p.max():.2f}" for name, p in predictions]
         images.append((str(first.rows["id"].iloc[row]), "\n".join(lines)))
     return images

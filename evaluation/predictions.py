@@ -153,11 +153,12 @@ class PredictionTable:
     def _check_shape(self) -> None:
         if missing := [c for c in COLUMNS if c not in self.rows.columns]:
             raise ValueError(f"prediction table has no column {missing[0]!r}; it needs {COLUMNS}")
-        n, k, pairs = max(len(self.rows), 1), len(self.class_names), self.pair_logits
+        n, k, pairs = len(self.rows), len(self.class_names), self.pair_logits
         if k < 2 or len(set(self.class_names)) != k:
             raise ValueError(f"class_names {self.class_names} must be two or more distinct names")
-        if self.logits.shape != (n, k):
-            raise ValueError(f"logits have shape {self.logits.shape}, the table needs {(n, k)}")
+        if n == 0 or self.logits.shape != (n, k):
+            shape = (max(n, 1), k)
+            raise ValueError(f"logits have shape {self.logits.shape}, the table needs {shape}")
         if pairs is not None and pairs.shape != (shape := (n, k * (k - 1) // 2)):
             raise ValueError(f"pair_logits have shape {pairs.shape}, not {shape}")
 

@@ -128,9 +128,8 @@ class Table(Source):
         if self.columns["label"] is None:
             return ["predict"] * len(raw)
         if self.fractions is None:
-            raise ValueError(
-                f"{self.files[0]}: no split column; give fractions to split by patient"
-            )
+            message = "no split column; give fractions to split by patient"
+            raise ValueError(f"{self.files[0]}: {message}")
         return self.fractions.assign(table)
 
     def _given_splits(self, raw: pd.DataFrame, column: str) -> list[str]:

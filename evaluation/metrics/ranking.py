@@ -98,9 +98,8 @@ def _reasons_without_interval(
     class_names: Sequence[str], patients: np.ndarray, values: np.ndarray
 ) -> list[str]:
     """Why the mean over classes and each class have no interval; "" where they have one."""
-    counted = np.where(
-        values == 1, bootstrap.MIN_PATIENTS, patients.T
-    )  # a perfect class has Wilson's bound
+    # a perfect class has Wilson's bound
+    counted = np.where(values == 1, bootstrap.MIN_PATIENTS, patients.T)
     of_class = [
         too_few_patients([name], [own]) or too_few_patients([f"not {name}"], [others])
         for name, own, others in zip(class_names, *counted, strict=True)

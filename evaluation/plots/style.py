@@ -77,7 +77,7 @@ def unit_axes(ax: Axes, x: str, y: str, diagonal: bool = False) -> None:
 def plot_estimate(
     ax: Axes, row: int, e: Estimate, linewidth: float, markersize: float, scale: float = 1.0
 ) -> None:
-    """Draws a value as a marker on the horizontal line of its interval; nothing without one."""
+    """Draws a value as a marker and its interval as a line, as far as they are known."""
     if e.low is not None and e.high is not None:
         ends = [scale * e.low, scale * e.high]
         ax.plot(ends, [row, row], color=COLORS[0], linewidth=linewidth)
