@@ -1,6 +1,5 @@
 """Diversity of members: pairwise disagreement, agreement of all, and its effect on the NLL."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -9,7 +8,7 @@ from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
 from evaluation.metrics import confusion
-from evaluation.predictions import PredictionTable, align, safe_log
+from evaluation.predictions import Tables, align, safe_log
 from evaluation.stats.bootstrap import DRAWS, Clusters, bootstrap, one_hot
 from evaluation.stats.estimate import Estimate, mean_estimate, replicate_estimate
 
@@ -62,7 +61,7 @@ def _coefficients(sums: np.ndarray, k: int) -> np.ndarray:
 
 
 def member_diversity(
-    tables: Mapping[str, PredictionTable], draws: int = DRAWS, seed: int = 0
+    tables: Tables, draws: int = DRAWS, seed: int = 0
 ) -> tuple[dict[str, PairDiversity], Estimate]:
     """Diversity on labeled rows of each two members, `first & second`, and `agreement` of all."""
     labeled = align([table.labeled for table in tables.values()])

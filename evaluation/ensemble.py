@@ -18,6 +18,7 @@ from evaluation.predictions import (
     Level,
     PredictionTable,
     Rule,
+    Tables,
     aggregate,
     align,
     align_members,
@@ -39,7 +40,6 @@ NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
 CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Temperature)  # in the file
-Tables = Mapping[str, PredictionTable]
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,9 @@ def _from_arrow(arrow: pa.Table) -> PredictionTable:
     return PredictionTable(rows, class_names=header["class_names"], meta=header["meta"], **logits)
 
 
+Tables = Mapping[str, PredictionTable]  # by name of the member
+
+
 def require_ids(table: PredictionTable, ids: Iterable[str]) -> None:
     """ValueError if the ids of the table are not exactly `ids`."""
     expected, actual = set(ids), set(table.rows["id"])
@@ -204,7 +207,7 @@ def refuse_test(table: PredictionTable, what: str) -> None:
         raise ValueError(f"{what} may not be fitted on split 'test'; use split 'val'")
 
 
-def align_members(tables: Mapping[str, PredictionTable]) -> dict[str, PredictionTable]:
+def align_members(tables: Tables) -> dict[str, PredictionTable]:
     """`align` of tables by name."""
     return dict(zip(tables, align(list(tables.values())), strict=True))
 

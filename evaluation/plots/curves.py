@@ -1,6 +1,6 @@
 """Plots of predictions and training: functions take tables or arrays and return a Figure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,10 @@ from evaluation.metrics.compute import confusion_matrix
 from evaluation.metrics.ranking import average_precision
 from evaluation.metrics.registry import matching_specs, metric_label
 from evaluation.plots import style
-from evaluation.predictions import PredictionTable, row_unit
+from evaluation.predictions import PredictionTable, Tables, row_unit
 from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, mean_estimate
 
-Tables = Mapping[str, PredictionTable]
 MacroCurve = Callable[[PredictionTable], tuple[np.ndarray, np.ndarray, float]]  # x, y, area
 LOSSES = {"train/loss": "Training loss", "val/training_loss": "Training loss", "val/loss": "NLL"}
 

@@ -9,7 +9,7 @@ from evaluation.ensemble import EvaluatedVoters
 from evaluation.metrics.calibration import COVERAGES, risk_coverage
 from evaluation.metrics.registry import headline_metrics, metric_label, metric_spec
 from evaluation.plots import style
-from evaluation.predictions import PredictionTable, row_unit
+from evaluation.predictions import Tables, row_unit
 from evaluation.stats.estimate import Estimates
 from evaluation.stats.paired_tests import Differences
 from evaluation.voters.registry import voter_spec
@@ -40,7 +40,7 @@ def gain_plot(gains: Mapping[str, Differences]) -> Figure:
     return fig
 
 
-def agreement_plot(members: Mapping[str, PredictionTable]) -> Figure:
+def agreement_plot(members: Tables) -> Figure:
     """Percentage of the images on which each two members predict the same class."""
     predictions = np.stack([table.predictions for table in members.values()])
     fraction = (predictions[:, None] == predictions[None, :]).mean(axis=2)
@@ -109,7 +109,7 @@ def member_weight_rows(
     }
 
 
-def risk_coverage_plot(tables: Mapping[str, PredictionTable]) -> Figure:
+def risk_coverage_plot(tables: Tables) -> Figure:
     """Error rate among the answered images against the fraction that is answered."""
     fig, [ax] = style.subplots(7.2, 3.6)
     style.show_grid(ax)

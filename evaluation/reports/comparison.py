@@ -12,7 +12,7 @@ from evaluation.metrics.compute import compute_metrics, metrics_by_attribute
 from evaluation.metrics.registry import headline_metrics, metric_label
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
-from evaluation.predictions import PredictionTable, align_members, row_unit
+from evaluation.predictions import Tables, align_members, row_unit
 from evaluation.reports import html
 from evaluation.reports.ensemble import diversity_table, paired_meta
 from evaluation.results import Results, collect_notes
@@ -21,7 +21,6 @@ from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.stats.paired_tests import Differences
 
-Tables = Mapping[str, PredictionTable]
 RAW_NOTE = (
     "Probabilities are those of the prediction tables: raw for a single model, calibrated for an "
     "ensemble with a fitted voter."

@@ -12,14 +12,13 @@ from evaluation.ensemble import EnsemblePredictions, EvaluatedVoters, FittedVote
 from evaluation.metrics.registry import headline_metrics, metric_label, summary_metrics
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import PredictionTable, Tables
 from evaluation.reports import html
 from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
 from evaluation.stats.estimate import Estimate, Estimates, decimals_of
 from evaluation.stats.paired_tests import Differences, gain_or_loss
 from evaluation.voters.registry import voter_spec
 
-Tables = Mapping[str, PredictionTable]
 CALIBRATED_NOTE = (
     f"{html.SMALL_PRINT} Calibrated: probabilities at a temperature fitted on validation, the same "
     "way for voters and members. Raw: probabilities as the network gives them."

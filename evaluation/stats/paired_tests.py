@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from evaluation.metrics.compute import KINDS, SumColumns
 from evaluation.metrics.registry import METRICS, MetricSpec, metric_spec
-from evaluation.predictions import PredictionTable, align
+from evaluation.predictions import PredictionTable, Tables, align
 from evaluation.stats import bootstrap
 from evaluation.stats.auc import delong
 from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, Replicates
@@ -44,7 +44,7 @@ def paired_differences(
 
 
 def differences_to_baseline(
-    tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int = DRAWS,
+    tables: Tables, baseline: PredictionTable, draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Differences]:  # fmt: skip
     """`paired_differences` of each table minus the baseline; all are resampled together."""
