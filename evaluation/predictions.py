@@ -144,7 +144,17 @@ class PredictionTable:
     def read(cls, path: Path | str) -> "PredictionTable":
         """Reads a file of `write`; anything else is a ValueError with the name of the file."""
         try:
-            return _from_arrow(pq.read_table(io.BytesIO(Path(path).read_bytes())))
+            arrow = pq.read_table(io.BytesIO(Path(path).read_bytes()))
+            header = json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
+            if (version := header.get("version")) != VERSION:
+                raise ValueError(f"prediction table of version {version}, not {VERSION}")
+            logits = {}
+            for name in {"logits", "pair_logits"} & set(arrow.column_names):
+                column = arrow[name].combine_chunks()
+                flat = column.flatten().to_numpy(zero_copy_only=False)
+                logits[name] = flat.reshape((len(column), -1) if len(column) else (0, 1))
+            rows = arrow.drop_columns(list(logits)).to_pandas()
+            return cls(rows, class_names=header["class_names"], meta=header["meta"], **logits)
         except pa.ArrowInvalid:
             raise ValueError(f"{path} is not a Parquet file, or it is cut short") from None
         except (ValueError, TypeError, KeyError) as error:
@@ -175,19 +185,6 @@ class PredictionTable:
         if count := (~is_finite).sum():
             first = ids.iloc[int(is_finite.argmin())]
             raise ValueError(f"logits of id {first!r} are not finite ({count} such rows)")
-
-
-def _from_arrow(arrow: pa.Table) -> PredictionTable:
-    header = json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
-    if header.get("version") != VERSION:
-        raise ValueError(f"prediction table of version {header.get('version')}, not {VERSION}")
-    logits = {}
-    for name in {"logits", "pair_logits"} & set(arrow.column_names):
-        column = arrow[name].combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        logits[name] = flat.reshape((len(column), -1) if len(column) else (0, 1))
-    rows = arrow.drop_columns(list(logits)).to_pandas()
-    return PredictionTable(rows, class_names=header["class_names"], meta=header["meta"], **logits)
 
 
 Tables = Mapping[str, PredictionTable]  # by name of the member

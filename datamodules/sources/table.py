@@ -56,7 +56,7 @@ class Table(Source):
         names = [*filter(None, required), *(self.attributes or [])]
         if missing := [name for name in names if name not in raw.columns]:
             raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
-        raw, notes = self._drop_incomplete(*self._strip(raw))
+        raw, notes = self._clean(raw)
         paths = raw[self.path]
         if repeated := paths[paths.duplicated()].tolist():
             message = f"{len(repeated)} rows repeat the path of another row, such as {repeated[:3]}"
@@ -77,34 +77,30 @@ class Table(Source):
         table = table.assign(split=self._splits(raw, table))
         return Manifest(table, class_names, (*notes, *patient_notes))
 
-    def _strip(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-        """Text without white space around it in the columns used, and notes on what was changed."""
-        notes = []
+    def _clean(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """Rows with a path and a label, without white space in the columns used, and notes.
+
+        Rows of the split predict need no label.
+        """
+        notes, columns = [], self.columns
         patients = [("patient ID", column) for column in self.patient or []]
-        for role, column in (*self.columns.items(), *patients):
+        for role, column in (*columns.items(), *patients):
             if column is None:
                 continue
             cells, present = raw[column], raw[column].notna()
             raw = raw.assign(**{column: cell_text(cells)})
             if count := int((raw[column] != cells.astype(str))[present].sum()):
                 notes.append(f"{count} {role}s have white space around them, which is removed")
-        return raw, notes
-
-    def _drop_incomplete(
-        self, raw: pd.DataFrame, notes: list[str]
-    ) -> tuple[pd.DataFrame, list[str]]:
-        """Rows with a path and a label, and notes; the split predict needs no label."""
         for role in ("path", "label"):
-            column, split = self.columns[role], self.columns["split"]
-            if column is None:
+            if (column := columns[role]) is None:
                 continue
             is_usable = raw[column] != ""
-            if role == "label" and split is not None:
-                is_usable |= raw[split] == "predict"
+            if role == "label" and columns["split"] is not None:
+                is_usable |= raw[columns["split"]] == "predict"
             if not is_usable.any():
                 raise ValueError(f"{self.files[0]}: no row has a {role} in the column {column!r}")
             if count := int((~is_usable).sum()):
-                notes = [*notes, f"{count} images have no {role} and are left out"]
+                notes.append(f"{count} images have no {role} and are left out")
             raw = raw[is_usable].reset_index(drop=True)
         return raw, notes
 

@@ -80,9 +80,16 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
         raise ValueError(f"{path.with_suffix('.safetensors')} does not belong to {path.name}")
     try:
         ensemble = _build(content, load_arrays(data))
-        _check_members(ensemble, list(members), list(class_names))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from None
+    fitted, required = ensemble.members, list(members)
+    if fitted != required:
+        unknown = [m for m in required if m not in fitted]
+        reason = f"member {unknown[0]!r} is not one of them" if unknown else f"not {required}"
+        raise ValueError(f"{path}: fitted for the members {fitted}; {reason}")
+    if ensemble.class_names != list(class_names):
+        classes = f"classes {ensemble.class_names}, not {list(class_names)}"
+        raise ValueError(f"{path}: fitted for {classes}")
     return ensemble
 
 
@@ -97,12 +104,3 @@ def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnse
         [Temperature(**values) for values in content["member_temperatures"]],
         content.get("precision", ""),
     )
-
-
-def _check_members(ensemble: FittedEnsemble, members: list[str], class_names: list[str]) -> None:
-    if (fitted := ensemble.members) != members:
-        unknown = [m for m in members if m not in fitted]
-        reason = f"member {unknown[0]!r} is not one of them" if unknown else f"not {members}"
-        raise ValueError(f"fitted for the members {fitted}; {reason}")
-    if ensemble.class_names != class_names:
-        raise ValueError(f"fitted for classes {ensemble.class_names}, not {class_names}")
