@@ -36,8 +36,23 @@ class Manifest:
         if self.table[list(COLUMNS)].isna().to_numpy().any():
             raise ValueError(f"the manifest has empty cells in one of {list(COLUMNS)}")
         dtypes = dict.fromkeys(COLUMNS, str) | {"label": "int64"}
-        object.__setattr__(self, "table", self.table.reset_index(drop=True).astype(dtypes))
-        _check_rows(self.table, len(names) - 1)
+        table = self.table.reset_index(drop=True).astype(dtypes)
+        object.__setattr__(self, "table", table)
+        if table.empty:
+            raise ValueError("the manifest is empty; it needs one row per sample")
+        if copies := table["id"][table["id"].duplicated()].tolist():
+            raise ValueError(
+                f"{len(copies)} ids occur more than once in the manifest: {copies[:3]}"
+            )
+        if unknown := sorted(set(table["split"]) - set(SPLITS)):
+            raise ValueError(f"the manifest has the splits {unknown}; allowed are {list(SPLITS)}")
+        if wrong := sorted(set(table["label"]) - set(range(-1, len(names)))):
+            allowed = f"0 to {len(names) - 1}, -1 if unknown"
+            raise ValueError(f"the manifest has the labels {wrong}; allowed are {allowed}")
+        is_unlabeled = (table["label"] == -1) & (table["split"] != "predict")
+        if unlabeled := table["id"][is_unlabeled].tolist():
+            reason = "only the split 'predict' may lack labels"
+            raise ValueError(f"no label for {unlabeled[:3]}; {reason}")
 
     @property
     def attributes(self) -> list[str]:
@@ -88,18 +103,3 @@ def detect_delimiter(path: Path) -> str:
 def cell_text(column: pd.Series) -> pd.Series:
     """The cells of a column as text without white space around it; missing cells are empty."""
     return column.astype(object).where(column.notna(), "").astype(str).str.strip()
-
-
-def _check_rows(table: pd.DataFrame, top: int) -> None:
-    if table.empty:
-        raise ValueError("the manifest is empty; it needs one row per sample")
-    if copies := table["id"][table["id"].duplicated()].tolist():
-        raise ValueError(f"{len(copies)} ids occur more than once in the manifest: {copies[:3]}")
-    if unknown := sorted(set(table["split"]) - set(SPLITS)):
-        raise ValueError(f"the manifest has the splits {unknown}; allowed are {list(SPLITS)}")
-    if wrong := sorted(set(table["label"]) - set(range(-1, top + 1))):
-        message = f"the manifest has the labels {wrong}; allowed are 0 to {top}, -1 if unknown"
-        raise ValueError(message)
-    unlabeled = table["id"][(table["label"] == -1) & (table["split"] != "predict")].tolist()
-    if unlabeled:
-        raise ValueError(f"no label for {unlabeled[:3]}; only the split 'predict' may lack labels")

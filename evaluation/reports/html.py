@@ -81,15 +81,12 @@ class Table(Section):
             attribute = ' class="strong"' if index in self.strong else ""
             cells = "".join(_cell(cell, self.digits) for cell in row)
             rows.append(f"<tr{attribute}>{cells}</tr>")
-        return _wide_table(rows) + _note(self.note) + self._reasons()
-
-    def _reasons(self) -> str:
-        """Why numbers or intervals are missing, unless a cell says it."""
-        cells = [cell for row in self.rows for cell in row]
-        estimates = [cell.estimate if isinstance(cell, SignedEstimate) else cell for cell in cells]
+        shown = [cell for row in self.rows for cell in row]
+        estimates = [cell.estimate if isinstance(cell, SignedEstimate) else cell for cell in shown]
         reasons = {e.reason: None for e in estimates if isinstance(e, Estimate) and e.reason}
-        unsaid = [reason for reason in reasons if reason not in cells]
-        return _note(f"Without interval or value: {'; '.join(unsaid)}." if unsaid else "")
+        unsaid = [reason for reason in reasons if reason not in shown]
+        missing = f"Without interval or value: {'; '.join(unsaid)}." if unsaid else ""
+        return _wide_table(rows) + _note(self.note) + _note(missing)
 
 
 @dataclass(frozen=True)
