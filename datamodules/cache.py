@@ -208,8 +208,8 @@ def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
-    index: dict[str, object] = {"bytes": size, "offsets": offsets, "failures": failures}
-    index["settings"] = preprocess.pixel_settings()
+    settings = preprocess.pixel_settings()
+    index = {"bytes": size, "offsets": offsets, "failures": failures, "settings": settings}
     (folder / INDEX).write_text(json.dumps(index))
 
 

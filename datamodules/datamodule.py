@@ -90,9 +90,10 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        preprocess, balance = as_settings(Preprocess, preprocess), as_settings(Balance, balance)
-        fold = as_settings(Fold, fold)
-        self.source, self.class_names, self.preprocess = source, class_names, preprocess
+        self.source, self.class_names = source, class_names
+        self.preprocess = preprocess = as_settings(Preprocess, preprocess)
+        self.balance, self.fold = as_settings(Balance, balance), as_settings(Fold, fold)
+        self.views = {"": preprocess}  # of evaluation batches
         crop = preprocess.size if preprocess.margin else None
         self.augment = Augment(augment, augment_args, crop)
         self.batch_size, self.seed, self.predict_split = batch_size, seed, predict_split
@@ -100,8 +101,7 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers if num_workers is not None else min(8, cores)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.prefetch_factor, self.cache_dir, self.corrupt = prefetch_factor, cache_dir, corrupt
-        self.exclude, self.allow_leaks, self.fold = exclude, allow_leaks, fold
-        self.balance, self.views = balance, {"": preprocess}  # views of evaluation batches
+        self.exclude, self.allow_leaks = exclude, allow_leaks
         self.class_weights: list[float] | None = None
         self._manifest: Manifest | None = None
         self._cached_paths: list[str] = []
@@ -129,18 +129,16 @@ class ImageDataModule(LightningDataModule):
         """
         manifest = self.fold.apply(self.source.manifest(self.class_names))
         if self.exclude is not None:
-            manifest = self._without_excluded(manifest, self.exclude)
+            excluded = pd.read_csv(self.exclude, dtype=str)
+            if "id" not in excluded:
+                columns = list(excluded)
+                raise ValueError(f"exclude: {self.exclude} has no column 'id'; it has {columns}")
+            if unknown := sorted(map(str, set(excluded["id"]) - set(manifest.table["id"]))):
+                message = f"{len(unknown)} ids that are not in the data: {unknown[:3]}"
+                raise ValueError(f"exclude: {self.exclude} has {message}")
+            reason = f"excluded by {Path(self.exclude).name}"
+            manifest = manifest.drop(set(excluded["id"]), reason)
         return self.balance.limit_manifest(manifest)
-
-    def _without_excluded(self, manifest: Manifest, file: str) -> Manifest:
-        """The manifest without the ids of a CSV."""
-        excluded = pd.read_csv(file, dtype=str)
-        if "id" not in excluded:
-            raise ValueError(f"exclude: {file} has no column 'id'; it has {list(excluded)}")
-        if unknown := sorted(map(str, set(excluded["id"]) - set(manifest.table["id"]))):
-            message = f"{len(unknown)} ids that are not in the data: {unknown[:3]}"
-            raise ValueError(f"exclude: {file} has {message}")
-        return manifest.drop(set(excluded["id"]), f"excluded by {Path(file).name}")
 
     def setup(self, stage: str) -> None:
         """Reads the manifest once, and checks it for this stage."""

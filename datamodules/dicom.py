@@ -82,13 +82,22 @@ def _check_header(dataset: "Dataset", frame: int | None, max_pixels: int) -> Non
         raise ValueError(f"{kind}, modality {dataset.get('Modality')}, has no image")
     if str(dataset.PhotometricInterpretation) == "PALETTE COLOR":  # its values are no brightness
         raise ValueError("PhotometricInterpretation is PALETTE COLOR; export the image as RGB")
-    frames = int(dataset.get("NumberOfFrames") or 1)
+    check_frame(frame, int(dataset.get("NumberOfFrames") or 1), "file.dcm")
+    check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)
+
+
+def check_frame(frame: int | None, frames: int, example: str) -> None:
+    """ValueError unless a frame is selected if there are several, and exists."""
     if frame is None and frames > 1:
-        raise ValueError(f"{frames} frames; select one by its number, as in 'file.dcm#0'")
+        raise ValueError(f"{frames} frames; select one by its number, as in '{example}#0'")
     if frame is not None and frame >= frames:
         raise ValueError(f"frame is {frame}; the file has the frames 0 to {frames - 1}")
-    if int(dataset.Rows) * int(dataset.Columns) > max_pixels:
-        raise ValueError(f"{dataset.Columns} x {dataset.Rows} pixels; allowed are {max_pixels}")
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """ValueError for an image of too many pixels."""
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels; allowed are {max_pixels}")
 
 
 def _render(dataset: "Dataset", frame: int) -> np.ndarray:

@@ -121,12 +121,8 @@ def decode_bytes(
     if kind == "dicom":
         return dicom.decode_dicom(data.tobytes(), frame, max_pixels)
     header = read_header(kind, data)
-    if header.width * header.height > max_pixels:
-        raise ValueError(f"{header.width} x {header.height} pixels; allowed are {max_pixels}")
-    if frame is None and header.pages > 1:
-        raise ValueError(f"{header.pages} frames; select one by its number, as in 'file.tif#0'")
-    if frame is not None and frame >= header.pages:
-        raise ValueError(f"frame is {frame}; the file has the frames 0 to {header.pages - 1}")
+    dicom.check_size(header.width, header.height, max_pixels)
+    dicom.check_frame(frame, header.pages, "file.tif")
     decode_pixels = _decode_with_pillow if header.is_for_pillow else _decode_with_opencv
     pixels = decode_pixels(_without_animation(data) if kind == "png" else data, header, frame)
     brightness = _to_eight_bits(pixels)

@@ -37,8 +37,23 @@ class Manifest:
         if self.table[list(COLUMNS)].isna().to_numpy().any():
             raise ValueError(f"the manifest has empty cells in one of {list(COLUMNS)}")
         dtypes = dict.fromkeys(COLUMNS, str) | {"label": "int64"}
-        object.__setattr__(self, "table", self.table.reset_index(drop=True).astype(dtypes))
-        _check_rows(self.table, len(names) - 1)
+        table = self.table.reset_index(drop=True).astype(dtypes)
+        object.__setattr__(self, "table", table)
+        if table.empty:
+            raise ValueError("the manifest is empty; it needs one row per sample")
+        if copies := table["id"][table["id"].duplicated()].tolist():
+            raise ValueError(
+                f"{len(copies)} ids occur more than once in the manifest: {copies[:3]}"
+            )
+        if unknown := sorted(set(table["split"]) - set(SPLITS)):
+            raise ValueError(f"the manifest has the splits {unknown}; allowed are {list(SPLITS)}")
+        if wrong := sorted(set(table["label"]) - set(range(-1, len(names)))):
+            allowed = f"0 to {len(names) - 1}, -1 if unknown"
+            raise ValueError(f"the manifest has the labels {wrong}; allowed are {allowed}")
+        is_unlabeled = (table["label"] == -1) & (table["split"] != "predict")
+        if unlabeled := table["id"][is_unlabeled].tolist():
+            reason = "only the split 'predict' may lack labels"
+            raise ValueError(f"no label for {unlabeled[:3]}; {reason}")
 
     @property
     def attributes(self) -> list[str]:
@@ -97,18 +112,3 @@ def normal_text(column: pd.Series) -> pd.Series:
     Otherwise a patient ID with a no-break space would be another patient. Case is kept.
     """
     return cell_text(column).map(lambda text: unicodedata.normalize("NFKC", text).strip())
-
-
-def _check_rows(table: pd.DataFrame, top: int) -> None:
-    if table.empty:
-        raise ValueError("the manifest is empty; it needs one row per sample")
-    if copies := table["id"][table["id"].duplicated()].tolist():
-        raise ValueError(f"{len(copies)} ids occur more than once in the manifest: {copies[:3]}")
-    if unknown := sorted(set(table["split"]) - set(SPLITS)):
-        raise ValueError(f"the manifest has the splits {unknown}; allowed are {list(SPLITS)}")
-    if wrong := sorted(set(table["label"]) - set(range(-1, top + 1))):
-        message = f"the manifest has the labels {wrong}; allowed are 0 to {top}, -1 if unknown"
-        raise ValueError(message)
-    unlabeled = table["id"][(table["label"] == -1) & (table["split"] != "predict")].tolist()
-    if unlabeled:
-        raise ValueError(f"no label for {unlabeled[:3]}; only the split 'predict' may lack labels")

@@ -52,26 +52,22 @@ class Balance:
         if self.class_weights == "none":
             return None
         counts = np.bincount(labels, minlength=len(names)).astype(float)
-        raw = self._unscaled_class_weights(counts, names)
+        if isinstance(self.class_weights, list):
+            raw = np.asarray(self.class_weights, float)
+            if len(raw) != len(names) or raw.min() < 0:
+                message = f"give one value of at least 0 for each of {names}"
+                raise ValueError(f"class_weights is {self.class_weights}; {message}")
+        elif not counts.all():
+            absent = [name for name, n in zip(names, counts, strict=True) if not n]
+            raise ValueError(f"class_weights is {self.class_weights!r}; train has none of {absent}")
+        elif self.class_weights == "effective":
+            raw = (1 - self.beta) / (1 - self.beta**counts)
+        else:
+            raw = 1 / counts if self.class_weights == "inverse" else 1 / np.sqrt(counts)
         total = (raw * counts).sum()
         if not total:
             raise ValueError(f"class_weights is {self.class_weights}; all samples have weight 0")
         return [float(weight) for weight in raw * counts.sum() / total]
-
-    def _unscaled_class_weights(self, counts: np.ndarray, names: list[str]) -> np.ndarray:
-        """One weight per class, whose ratios only matter, from the classes' counts."""
-        if isinstance(self.class_weights, list):
-            weights = self.class_weights
-            if len(weights) != len(names) or min(weights) < 0:
-                message = f"give one value of at least 0 for each of {names}"
-                raise ValueError(f"class_weights is {weights}; {message}")
-            return np.asarray(weights, float)
-        if not counts.all():
-            absent = [name for name, n in zip(names, counts, strict=True) if not n]
-            raise ValueError(f"class_weights is {self.class_weights!r}; train has none of {absent}")
-        if self.class_weights == "effective":
-            return (1 - self.beta) / (1 - self.beta**counts)
-        return 1 / counts if self.class_weights == "inverse" else 1 / np.sqrt(counts)
 
     def limit_manifest(self, manifest: Manifest) -> Manifest:
         """At most ``max_per_class`` samples per class of train, val and test together if asked."""

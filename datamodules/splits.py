@@ -39,19 +39,20 @@ class SplitFractions:
 
         Rows of one patient in the same file split get the same split.
         """
-        patients, labels = connect_patients(table, self.copies), table["label"].to_numpy()
-        given = file_splits or ["train"] * len(patients)
+        patients = connect_patients(table, self.copies)
+        given = file_splits or ["train"] * len(table)
         val, test = 0.0 if "val" in given else self.val, 0.0 if "test" in given else self.test
         if set(DERIVED_SPLITS) <= set(given):
             message = f"the files already have the splits {sorted(set(given))}; remove them"
             raise ValueError(f"fractions: {message}")
         in_train = np.asarray(given) == "train"
-        train, train_labels = patients[in_train], labels[in_train]
+        train = patients[in_train]
         if self.stratified:
-            assigned = self._split_stratified(train, train_labels, val, test)
+            labels = table["label"].to_numpy()[in_train]
+            assigned = self._split_stratified(train, labels, val, test)
         else:
             assigned = {name: assign_split(name, val, test, self.seed) for name in set(train)}
-        return [assigned[p] if t else s for p, t, s in zip(patients, in_train, given, strict=True)]
+        return [assigned[p] if s == "train" else s for p, s in zip(patients, given, strict=True)]
 
     def _split_stratified(
         self, patients: pd.Series, labels: np.ndarray, val: float, test: float
@@ -59,12 +60,11 @@ class SplitFractions:
         """Patients with rare classes first, each to the split that lacks most of its classes."""
         counts = pd.crosstab(patients.to_numpy(), labels)
         class_ratios = (counts / counts.sum()).to_numpy()
-        tie_breaks = [hash_to_unit_interval(str(name), self.seed) for name in counts.index]
+        tie_breaks = [hash_64(f"{self.seed}/{name}") / 2**64 for name in counts.index]
         fractions = np.array([1 - val - test, val, test])
         missing = np.repeat(fractions[:, None], class_ratios.shape[1], axis=1)
         splits = {}
-        order = sorted(range(len(counts)), key=lambda k: (-class_ratios[k].max(), tie_breaks[k]))
-        for k in order:
+        for k in np.lexsort([tie_breaks, -class_ratios.max(axis=1)]):
             need = np.where(fractions > 0, (missing * class_ratios[k]).sum(axis=1), -np.inf)
             best = int(need.argmax())
             missing[best] -= class_ratios[k]
@@ -105,9 +105,8 @@ class Fold:
         if not n:
             return manifest
         table, names = manifest.table, {self.index: "test", (self.index + 1) % n: "val"}
-        patients = connect_patients(table, self.copies)
-        folds = [fold_of_patient(patient, n, self.seed) for patient in patients]
-        splits = pd.Series([names.get(fold, "train") for fold in folds], table.index)
+        folds = connect_patients(table, self.copies).map(lambda p: fold_of_patient(p, n, self.seed))
+        splits = folds.map(lambda fold: names.get(fold, "train"))
         splits = splits.where(table["split"] != "predict", "predict")
         return replace(manifest, table=table.assign(split=splits))
 
@@ -133,21 +132,20 @@ def connect_patients(table: pd.DataFrame, copies: str | None) -> pd.Series:
 
 def fold_of_patient(patient: str, num_folds: int, seed: int = 0) -> int:
     """The fold of a patient, 0 to ``num_folds - 1``, by its name and the seed only."""
-    digest = hashlib.sha256(f"fold/{seed}/{patient}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") * num_folds >> 64
+    return hash_64(f"fold/{seed}/{patient}") * num_folds >> 64
 
 
 def assign_split(patient: str, val: float, test: float, seed: int = 0) -> str:
     """The split of a patient, by its name and the seed only, whatever other patients there are."""
     if val < 0 or test < 0 or val + test > 1:
         raise ValueError(f"val is {val} and test is {test}; both from 0, their sum at most 1")
-    u = hash_to_unit_interval(patient, seed)
+    u = hash_64(f"{seed}/{patient}") / 2**64
     return "test" if u < test else "val" if u < test + val else "train"
 
 
-def hash_to_unit_interval(text: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the text and the seed only."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:8], "big") / 2**64
+def hash_64(text: str) -> int:
+    """A number from 0 to 2**64 - 1 that depends on the text only."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 class Groups:
@@ -158,12 +156,9 @@ class Groups:
 
     def find(self, row: int) -> int:
         """The row that stands for the group of a row: the first one."""
-        root = row
-        while self._parents[root] != root:
-            root = int(self._parents[root])
-        while self._parents[row] != root:
-            self._parents[row], row = root, int(self._parents[row])
-        return root
+        while (parent := self._parents[row]) != row:
+            row = self._parents[row] = self._parents[parent]
+        return int(row)
 
     def connect(self, first: int, second: int) -> None:
         """Joins the groups of two rows."""
@@ -181,4 +176,4 @@ class Groups:
     def sizes(self) -> np.ndarray:
         """(n,) number of rows in the group of each row."""
         labels = self.labels()
-        return np.asarray(np.bincount(labels, minlength=len(labels))[labels])
+        return np.asarray(np.bincount(labels)[labels])

@@ -1,6 +1,5 @@
 """Diversity of members: pairwise disagreement, agreement of all, and its effect on the NLL."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -9,15 +8,9 @@ from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
 from evaluation.metrics import confusion
-from evaluation.predictions import PredictionTable, align, safe_log
-from evaluation.stats.bootstrap import (
-    DRAWS,
-    NO_SPREAD,
-    Clusters,
-    bootstrap,
-    interval_with_wilson_bound,
-)
-from evaluation.stats.estimate import Estimate, make_estimate, mean_estimate
+from evaluation.predictions import Tables, align, safe_log
+from evaluation.stats.bootstrap import DRAWS, Clusters, bootstrap, one_hot
+from evaluation.stats.estimate import Estimate, mean_estimate, replicate_estimate
 
 NO_ERRORS = "a member is right on all images, or on none"
 ONE_CLASS = "both members predict one class only"
@@ -42,33 +35,33 @@ def pair_diversity(
     n, k = len(first), int(max(first.max(), second.max())) + 1
     a, b = first == labels, second == labels
     cells = csr_matrix(np.column_stack([a & b, ~a & ~b, a & ~b, b & ~a]).astype(float))
-    joint = csr_matrix((np.ones(n), (np.arange(n), first * k + second)), (n, k * k))
+    joint = one_hot(first * k + second, k * k)
     clusters = Clusters.from_patients(patients, np.zeros(n, dtype=np.int64))
     sums = clusters.sum_by_patient(hstack([cells, joint]).tocsr())
     replicates = bootstrap(sums, lambda s: _coefficients(s, k), clusters, draws, seed)
-    estimates = [
-        mean_estimate(patients, x, draws=draws, seed=seed) for x in (first != second, ~a & ~b)
-    ]
-    for column, reason in enumerate((NO_ERRORS, ONE_CLASS, NO_ERRORS)):
-        parts, method = interval_with_wilson_bound(replicates, column, 0.0, 0.0, -1.0)
-        reason = NO_SPREAD if np.isfinite(parts[0]) else reason
-        estimates.append(make_estimate(parts, method, n, clusters.num_patients, reason))
-    return PairDiversity(*estimates)
+    size = (n, clusters.num_patients)
+    return PairDiversity(
+        *(mean_estimate(patients, x, draws=draws, seed=seed) for x in (first != second, ~a & ~b)),
+        *(
+            replicate_estimate(replicates, column, size, reason, minimum=-1.0)
+            for column, reason in enumerate((NO_ERRORS, ONE_CLASS, NO_ERRORS))
+        ),
+    )
 
 
 def _coefficients(sums: np.ndarray, k: int) -> np.ndarray:
     """Q, kappa and correlation (r, 3) of summed cells and joint predictions (r, 4 + k * k)."""
     both, neither, only_first, only_second = sums[:, :4].T
     determinant = both * neither - only_first * only_second
-    scale = np.sqrt((both + only_first) * (only_second + neither) * (both + only_second)
-                    * (only_first + neither))  # fmt: skip
+    variances = (both + only_first) * (only_second + neither)
+    variances *= (both + only_second) * (only_first + neither)
     q = confusion.ratio(determinant, both * neither + only_first * only_second)
     kappa = confusion.kappa(sums[:, 4:].reshape(-1, k, k))
-    return np.column_stack([q, kappa, confusion.ratio(determinant, scale)])
+    return np.column_stack([q, kappa, confusion.ratio(determinant, np.sqrt(variances))])
 
 
 def member_diversity(
-    tables: Mapping[str, PredictionTable], draws: int = DRAWS, seed: int = 0
+    tables: Tables, draws: int = DRAWS, seed: int = 0
 ) -> tuple[dict[str, PairDiversity], Estimate]:
     """Diversity on labeled rows of each two members, `first & second`, and `agreement` of all."""
     labeled = align([table.labeled for table in tables.values()])
@@ -78,15 +71,8 @@ def member_diversity(
         f"{a} & {b}": pair_diversity(first, second, labels, patients, draws, seed)
         for (a, first), (b, second) in combinations(zip(tables, predictions, strict=True), 2)
     }
-    return pairs, agreement(np.stack(predictions), patients, draws, seed)
-
-
-def agreement(
-    predictions: np.ndarray, patients: np.ndarray, draws: int = DRAWS, seed: int = 0
-) -> Estimate:
-    """Fraction of the images on which all predicted classes (members, n) are the same."""
-    is_unanimous = (predictions == predictions[0]).all(axis=0)
-    return mean_estimate(patients, is_unanimous, draws=draws, seed=seed)
+    is_unanimous = np.ptp(predictions, axis=0) == 0
+    return pairs, mean_estimate(patients, is_unanimous, draws=draws, seed=seed)
 
 
 @dataclass(frozen=True)

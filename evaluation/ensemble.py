@@ -18,20 +18,18 @@ from evaluation.predictions import (
     Level,
     PredictionTable,
     Rule,
+    Tables,
     aggregate,
     align,
+    align_members,
     in_class_order,
     refuse_test,
     row_unit,
 )
+from evaluation.stats import paired_tests
 from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates, mean_estimate
-from evaluation.stats.paired_tests import (
-    Difference,
-    Differences,
-    differences_to_baseline,
-    holm_corrected,
-)
+from evaluation.stats.paired_tests import Difference, Differences
 from evaluation.voters import store
 from evaluation.voters.registry import VOTERS, VoterOptions
 from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
@@ -42,7 +40,6 @@ NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
 CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Temperature)  # in the file
-Tables = Mapping[str, PredictionTable]
 
 
 @dataclass(frozen=True)
@@ -84,14 +81,22 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
     """Fits every voter whose options are given, then its temperature; refuses test tables."""
     for table in val.values():
         refuse_test(table, "an ensemble")
-    tables = dict(zip(val, align(list(val.values())), strict=True))
+    tables = align_members(val)
+    ensembles, not_fitted = dict[str, FittedEnsemble](), dict[str, str]()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         temperatures = {name: fit_temperature(table) for name, table in tables.items()}
-        voters, not_fitted = _create_voters(list(tables.values()), options)
-        ensembles = {
-            name: _calibrate(voter, tables, temperatures) for name, voter in voters.items()
-        }
+        for name, spec in VOTERS.items():
+            if spec.missing_options(options):
+                continue
+            try:
+                voter = spec.create(list(tables.values()), options)
+            except ValueError as error:
+                if "validation" not in spec.requirements:
+                    raise
+                not_fitted[name] = str(error)
+            else:
+                ensembles[name] = _calibrate(voter, tables, temperatures)
     best_member = min(
         tables, key=lambda n: calibration.nll(calibrate_table(tables[n], temperatures[n])).mean()
     )
@@ -99,52 +104,29 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
     return FittedVoters(ensembles, not_fitted, temperatures, best_member, messages)
 
 
-def _create_voters(
-    tables: Sequence[PredictionTable], options: VoterOptions
-) -> tuple[dict[str, Voter], dict[str, str]]:
-    """Every voter whose options are given, and why fitting failed for others."""
-    voters, not_fitted = {}, {}
-    for name, spec in VOTERS.items():
-        if spec.missing_options(options):
-            continue
-        try:
-            voters[name] = spec.create(tables, options)
-        except ValueError as error:
-            if "validation" not in spec.requirements:
-                raise
-            not_fitted[name] = str(error)
-    return voters, not_fitted
-
-
 def _calibrate(
     voter: Voter, tables: Tables, temperatures: Mapping[str, Temperature]
 ) -> FittedEnsemble:
     pooled = pool_tables(voter, list(tables.values()))
-    hashes = [member_hash(table, name) for name, table in tables.items()]
-    precision = common_precision(tables)
-    digest = str(pooled.meta.get("manifest_digest") or "")
-    own = [temperatures[name] for name in tables]
-    temperature = fit_temperature(pooled)
-    return FittedEnsemble(voter, hashes, pooled.class_names, temperature, digest, own, precision)
+    return FittedEnsemble(
+        voter,
+        [member_hash(table, name) for name, table in tables.items()],
+        pooled.class_names,
+        fit_temperature(pooled),
+        str(pooled.meta.get("manifest_digest") or ""),
+        [temperatures[name] for name in tables],
+        common_precision(tables),
+    )
 
 
 def common_precision(tables: Tables) -> str:
     """The precision of all members, "" if unknown; ValueError if they have different ones."""
-    precisions = {name: str(t.meta["precision"]) for name, t in tables.items()
-                  if t.meta.get("precision")}  # fmt: skip
-    if len(set(precisions.values())) > 1:
-        values = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
+    stated = {name: str(p) for name, t in tables.items() if (p := t.meta.get("precision"))}
+    if len(set(stated.values())) > 1:
+        values = ", ".join(f"{name} {precision}" for name, precision in stated.items())
         hint = "evaluate all of them with one trainer.precision"
         raise ValueError(f"members were evaluated in different precisions: {values}; {hint}")
-    return next(iter(precisions.values()), "")
-
-
-def _require_precision(fitted: FittedVoters, precision: str) -> None:
-    """ValueError if the voters were fitted on predictions of another precision."""
-    for voter, ensemble in fitted.ensembles.items():
-        if ensemble.precision and precision and ensemble.precision != precision:
-            fitted_in = f"the voter {voter} was fitted in precision {ensemble.precision}"
-            raise ValueError(f"{fitted_in}, the test predictions are in {precision}; use one")
+    return next(iter(stated.values()), "")
 
 
 def member_hash(table: PredictionTable, name: str) -> str:
@@ -190,25 +172,31 @@ def evaluate_voters(
     level: tuple[Level, Rule] = BY_IMAGE,
 ) -> EvaluatedVoters:  # fmt: skip
     """Metrics of members and voters on test, by `level`, and each voter minus the best member."""
-    tables = dict(zip(test, align(list(test.values())), strict=True))
-    _require_precision(fitted, common_precision(tables))
+    tables, voters = align_members(test), dict[str, PredictionTable]()
+    precision = common_precision(tables)
+    for voter, ensemble in fitted.ensembles.items():
+        if ensemble.precision and precision and ensemble.precision != precision:
+            fitted_in = f"the voter {voter} was fitted in precision {ensemble.precision}"
+            raise ValueError(f"{fitted_in}, the test predictions are in {precision}; use one")
+        voters[voter] = aggregate(combine_members(ensemble, list(tables.values())), *level)
     members = {name: aggregate(table, *level) for name, table in tables.items()}
-    voters = {
-        name: aggregate(combine_members(ensemble, list(tables.values())), *level)
-        for name, ensemble in fitted.ensembles.items()
-    }
     calibrated = {
         name: aggregate(calibrate_table(table, fitted.temperatures[name]), *level)
         for name, table in tables.items()
     }
     baseline = calibrated[fitted.best_member]
+    gains = paired_tests.differences_to_baseline(voters, baseline, draws, seed)
     labeled = [table.labeled for table in members.values()]
     pairs, agreement = diversity.member_diversity(members, draws, seed)
+    of_members, of_calibrated, of_voters = (
+        {name: compute_metrics(table, draws, seed) for name, table in models.items()}
+        for models in (members, calibrated, voters)
+    )
     return EvaluatedVoters(
-        {name: compute_metrics(table, draws, seed) for name, table in members.items()},
-        {name: compute_metrics(table, draws, seed) for name, table in calibrated.items()},
-        {name: compute_metrics(table, draws, seed) for name, table in voters.items()},
-        holm_corrected(differences_to_baseline(voters, baseline, draws, seed)),
+        of_members,
+        of_calibrated,
+        of_voters,
+        paired_tests.holm_corrected(gains),
         pairs,
         agreement,
         diversity.decompose_nll(stacked_probabilities(labeled), labeled[0].labels),
@@ -252,10 +240,10 @@ def most_disputed(tables: Tables, count: int = 12) -> list[tuple[str, str]]:
     """Ids of the images that members differ on most, with lines of the label and predictions."""
     first, members = next(iter(tables.values())), stacked_probabilities(list(tables.values()))
     order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
-    names, images = [*first.class_names, "unknown"], []
+    names, labels, images = first.class_names, first.label_names, []
     for row in order:
         predictions = zip(tables, members[:, row], strict=True)
-        lines = [f"label: {names[first.labels[row]]}"]  # -1 is the last
+        lines = [f"label: {labels[row]}"]
         lines += [f"{name}: {names[p.argmax()]} {p.max():.2f}" for name, p in predictions]
         images.append((str(first.rows["id"].iloc[row]), "\n".join(lines)))
     return images
@@ -272,8 +260,8 @@ def check_test_tables(val: Tables, test: Tables) -> None:
         if "val" in test[name].splits:
             raise ValueError(f"--test {name}: contains rows of split 'val'")
         if shared := set(val[name].rows["id"]) & set(test[name].rows["id"]):
-            raise ValueError(f"--test {name}: {len(shared)} of its ids are in --val as well, for "
-                             f"example {min(shared)!r}")  # fmt: skip
+            count = f"{len(shared)} of its ids are in --val as well"
+            raise ValueError(f"--test {name}: {count}, for example {min(shared)!r}")
 
 
 def save_voters(

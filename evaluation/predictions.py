@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -30,6 +30,11 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 def safe_log(probabilities: np.ndarray) -> np.ndarray:
     """Logarithm of probabilities, finite at 0."""
     return np.asarray(np.log(np.maximum(probabilities, MIN_PROBABILITY)))
+
+
+def cell_text(column: pd.Series) -> np.ndarray:
+    """The cells of a column as text (n,); missing ones are empty."""
+    return column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=object)
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,20 @@ class PredictionTable:
         return self.rows["label"].to_numpy(np.int64)
 
     @property
+    def label_names(self) -> np.ndarray:
+        """Class name of each label (n,), "unknown" without a label."""
+        names = np.array([*self.class_names, "unknown"])  # -1 is the last
+        return np.asarray(names[self.labels])
+
+    @property
+    def one_hot_labels(self) -> np.ndarray:
+        """Whether each class is the label of each row, (n, K)."""
+        return np.asarray(self.labels[:, None] == np.arange(len(self.class_names)))
+
+    @property
     def patients(self) -> np.ndarray:
         """Patient of each row (n,); a row without a patient counts as a patient of its own."""
-        names = self.rows["patient"].fillna("").astype(str).to_numpy(dtype=object)
+        names = cell_text(self.rows["patient"])
         return np.where(names == "", "id:" + self.rows["id"].to_numpy(dtype=object), names)
 
     @property
@@ -128,7 +144,17 @@ class PredictionTable:
     def read(cls, path: Path | str) -> "PredictionTable":
         """Reads a file of `write`; anything else is a ValueError with the name of the file."""
         try:
-            return _from_arrow(pq.read_table(io.BytesIO(Path(path).read_bytes())))
+            arrow = pq.read_table(io.BytesIO(Path(path).read_bytes()))
+            header = json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
+            if (version := header.get("version")) != VERSION:
+                raise ValueError(f"prediction table of version {version}, not {VERSION}")
+            logits = {}
+            for name in {"logits", "pair_logits"} & set(arrow.column_names):
+                column = arrow[name].combine_chunks()
+                flat = column.flatten().to_numpy(zero_copy_only=False)
+                logits[name] = flat.reshape((len(column), -1) if len(column) else (0, 1))
+            rows = arrow.drop_columns(list(logits)).to_pandas()
+            return cls(rows, class_names=header["class_names"], meta=header["meta"], **logits)
         except pa.ArrowInvalid:
             raise ValueError(f"{path} is not a Parquet file, or it is cut short") from None
         except (ValueError, TypeError, KeyError) as error:
@@ -137,14 +163,13 @@ class PredictionTable:
     def _check_shape(self) -> None:
         if missing := [c for c in COLUMNS if c not in self.rows.columns]:
             raise ValueError(f"prediction table has no column {missing[0]!r}; it needs {COLUMNS}")
-        n, k = len(self.rows), len(self.class_names)
+        n, k, pairs = len(self.rows), len(self.class_names), self.pair_logits
         if k < 2 or len(set(self.class_names)) != k:
             raise ValueError(f"class_names {self.class_names} must be two or more distinct names")
         if n == 0 or self.logits.shape != (n, k):
             shape = (max(n, 1), k)
             raise ValueError(f"logits have shape {self.logits.shape}, the table needs {shape}")
-        pairs, shape = self.pair_logits, (n, k * (k - 1) // 2)
-        if pairs is not None and pairs.shape != shape:
+        if pairs is not None and pairs.shape != (shape := (n, k * (k - 1) // 2)):
             raise ValueError(f"pair_logits have shape {pairs.shape}, not {shape}")
 
     def _check_values(self) -> None:
@@ -155,24 +180,14 @@ class PredictionTable:
         if len(invalid := labels[~labels.between(-1, last)]):
             row = f"label {invalid.iloc[0]} of id {ids[invalid.index[0]]!r}"
             raise ValueError(f"{row} is not in -1 (unknown) to {last}")
-        pairs = self.logits[:, :0] if self.pair_logits is None else self.pair_logits
-        is_finite = np.isfinite(np.hstack([self.logits, pairs])).all(axis=1)
+        values = [v for v in (self.logits, self.pair_logits) if v is not None]
+        is_finite = np.isfinite(np.hstack(values)).all(axis=1)
         if count := (~is_finite).sum():
             first = ids.iloc[int(is_finite.argmin())]
             raise ValueError(f"logits of id {first!r} are not finite ({count} such rows)")
 
 
-def _from_arrow(arrow: pa.Table) -> PredictionTable:
-    header = json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
-    if header.get("version") != VERSION:
-        raise ValueError(f"prediction table of version {header.get('version')}, not {VERSION}")
-    logits = {}
-    for name in {"logits", "pair_logits"} & set(arrow.column_names):
-        column = arrow[name].combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        logits[name] = flat.reshape((len(column), -1) if len(column) else (0, 1))
-    rows = arrow.drop_columns(list(logits)).to_pandas()
-    return PredictionTable(rows, class_names=header["class_names"], meta=header["meta"], **logits)
+Tables = Mapping[str, PredictionTable]  # by name of the member
 
 
 def require_ids(table: PredictionTable, ids: Iterable[str]) -> None:
@@ -187,6 +202,11 @@ def refuse_test(table: PredictionTable, what: str) -> None:
     """ValueError if the table has rows of the test split, on which `what` may not be fitted."""
     if "test" in table.splits:
         raise ValueError(f"{what} may not be fitted on split 'test'; use split 'val'")
+
+
+def align_members(tables: Tables) -> dict[str, PredictionTable]:
+    """`align` of tables by name."""
+    return dict(zip(tables, align(list(tables.values())), strict=True))
 
 
 def align(tables: Sequence[PredictionTable]) -> list[PredictionTable]:
@@ -225,23 +245,19 @@ def in_class_order(table: PredictionTable, names: list[str]) -> PredictionTable:
         return table
     if sorted(table.class_names) != sorted(names):
         raise ValueError(f"the table has classes {table.class_names}, not {names}")
-    order, pairs = [table.class_names.index(name) for name in names], table.pair_logits
+    order, pair_logits = [table.class_names.index(name) for name in names], table.pair_logits
     labels = np.append(np.argsort(order), -1)[table.labels]  # -1 remains -1
-    pairs = None if pairs is None else _permute_pairs(pairs, order)
+    if pair_logits is not None:
+        column, pairs = class_pairs(len(order)).index, list(combinations(order, 2))
+        signs = [1.0 if i < j else -1.0 for i, j in pairs]  # a reversed pair changes its sign
+        pair_logits = pair_logits[:, [column((min(p), max(p))) for p in pairs]] * signs
     rows, logits = table.rows.assign(label=labels), table.logits[:, order]
-    return replace(table, rows=rows, logits=logits, class_names=list(names), pair_logits=pairs)
+    return PredictionTable(rows, logits, list(names), table.meta, pair_logits)
 
 
 def class_pairs(num_classes: int) -> list[tuple[int, int]]:
     """The pairs of classes in the order of their logits: (0, 1), (0, 2), ..., (1, 2), ..."""
     return list(combinations(range(num_classes), 2))
-
-
-def _permute_pairs(pair_logits: np.ndarray, order: list[int]) -> np.ndarray:
-    """Pair logits for classes in a new order; those of a reversed pair change their sign."""
-    column, pairs = class_pairs(len(order)).index, list(combinations(order, 2))
-    signs = np.array([1.0 if i < j else -1.0 for i, j in pairs])
-    return np.asarray(pair_logits[:, [column((min(p), max(p))) for p in pairs]] * signs)
 
 
 def row_unit(table: PredictionTable) -> str:
@@ -271,25 +287,6 @@ def aggregate(table: PredictionTable, level: Level, rule: Rule = "mean") -> Pred
     if level == "image":
         return table
     names, group = np.unique(_group_names(table, level), return_inverse=True)
-    rows = _group_rows(table, names, group, level)
-    logits = safe_log(_pool(table.probabilities, group, len(names), rule))
-    return PredictionTable(rows, logits, table.class_names, {**table.meta, "level": level})
-
-
-def _group_names(table: PredictionTable, level: Level) -> np.ndarray:
-    """Study or patient of each row (n,)."""
-    if level == "patient":
-        return table.patients.astype(str)
-    names = table.rows[level].fillna("").astype(str)
-    if len(missing := table.rows["id"][names == ""]):
-        raise ValueError(f"id {missing.iloc[0]!r} has no {level} ({len(missing)} such rows)")
-    # two patients may both have a "study1"
-    return np.char.add(np.char.add(table.patients.astype(str), "/"), names.to_numpy(str))
-
-
-def _group_rows(
-    table: PredictionTable, names: np.ndarray, group: np.ndarray, level: Level
-) -> pd.DataFrame:
     grouped = table.rows.drop(columns="id").groupby(group)
     if (differs := grouped["label"].nunique() > 1).any():
         name = names[int(np.argmax(differs))]
@@ -298,7 +295,19 @@ def _group_rows(
     for name in table.attributes:
         rows[name] = rows[name].where(grouped[name].nunique(dropna=False) == 1)
     rows.insert(0, "id", names)
-    return rows.reset_index(drop=True)
+    logits = safe_log(_pool(table.probabilities, group, len(names), rule))
+    return PredictionTable(rows, logits, table.class_names, {**table.meta, "level": level})
+
+
+def _group_names(table: PredictionTable, level: Level) -> np.ndarray:
+    """Study or patient of each row (n,)."""
+    if level == "patient":
+        return table.patients.astype(str)
+    names = cell_text(table.rows[level])
+    if len(missing := table.rows["id"][names == ""]):
+        raise ValueError(f"id {missing.iloc[0]!r} has no {level} ({len(missing)} such rows)")
+    # two patients may both have a "study1"
+    return np.asarray(table.patients + "/" + names, dtype=str)
 
 
 def _pool(p: np.ndarray, group: np.ndarray, num_groups: int, rule: Rule) -> np.ndarray:

@@ -92,12 +92,14 @@ def read_tables(
     names = [member_name(path) for path in paths]
     if duplicates := [name for name in sorted(names) if names.count(name) > 1]:
         raise ValueError(f"{argument}: two paths belong to the member {duplicates[0]!r}")
-    files = [p if p.suffix == ".parquet" else p / "predictions" / f"{split}.parquet" for p in paths]
-    for path, file in zip(paths, files, strict=True):
+    tables = {}
+    for name, path in zip(names, paths, strict=True):
+        file = path if path.suffix == ".parquet" else path / "predictions" / f"{split}.parquet"
         if not file.is_file():
             missing = f"no prediction table {file}; run consilium test first"
             raise ValueError(f"{argument} {path}: {missing}")
-    return {name: PredictionTable.read(file) for name, file in zip(names, files, strict=True)}
+        tables[name] = PredictionTable.read(file)
+    return tables
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ def effective_macs(dense: int, layers: Iterable[tuple[int, int, int]]) -> int:
 def savings_sections(folder: Path, table: PredictionTable) -> list[html.Section]:
     """Sections of a run folder with sparsity.json or pruning.json, and of its changed decisions."""
     sections: list[html.Section] = []
-    for file, describe in ((SPARSITY_FILE, describe_sparsity), (PRUNING_FILE, describe_pruning)):
-        if not (folder / file).is_file():
-            continue
-        content, (name, other) = read_json(folder / file), MODEL_NAMES[file]
+    for file, content in read_savings_files(folder).items():
+        describe = describe_sparsity if file == SPARSITY_FILE else describe_pruning
+        name, other = MODEL_NAMES[file]
         sections += describe(content)
         if run := content.get(other):
             try:
@@ -40,6 +39,11 @@ def savings_sections(folder: Path, table: PredictionTable) -> list[html.Section]
                 reason = f"Not compared with {other} {run}: {error}"
                 sections.append(html.Text(reason, "Decisions"))
     return sections
+
+
+def read_savings_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The contents of sparsity.json and pruning.json in a run folder, as far as they exist."""
+    return {file: read_json(folder / file) for file in MODEL_NAMES if (folder / file).is_file()}
 
 
 def describe_sparsity(content: Mapping[str, Any]) -> list[html.Section]:
@@ -166,10 +170,10 @@ def changed_decisions(
     """One row an image with different predictions, with the probabilities of both."""
     sparse, control = align([sparse, control])
     after, before = sparse.predictions, control.predictions
-    rows, names = np.flatnonzero(after != before), np.array([*sparse.class_names, "unknown"])
+    rows, names = np.flatnonzero(after != before), np.array(sparse.class_names)
     return pd.DataFrame({
         "id": sparse.rows["id"].to_numpy()[rows],
-        "label": names[sparse.labels[rows]],  # -1 is the last
+        "label": sparse.label_names[rows],
         f"{other}_prediction": names[before[rows]],
         f"{name}_prediction": names[after[rows]],
         f"{other}_probability": control.probabilities[rows, before[rows]],

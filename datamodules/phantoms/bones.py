@@ -4,15 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from datamodules.phantoms.primitives import (
-    PhantomImage,
-    Rng,
-    ellipse,
-    grid,
-    radiograph,
-    random_pose,
-    rotate,
-)
+from datamodules.phantoms import primitives as draw
+from datamodules.phantoms.primitives import PhantomImage, Rng
 
 FRACTURES = ["none", "simple", "comminuted"]
 PARTS = ["elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist"]
@@ -31,35 +24,38 @@ _SHAFTS: dict[str, Shafts] = {
 def limb(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """A normal body part (label 0), or one with a gap or a metal plate in a bone (label 1)."""
     part = PARTS[patient_rng.between(0, len(PARTS) - 1)]
-    across, along = random_pose(size, image_rng, (40, 40), 40)
-    shafts = lines, half, _ = _sample_shafts(part, patient_rng)
-    density = _limb_density(part, across, along, shafts, patient_rng)
+    across, along = draw.random_pose(size, image_rng, (40, 40), 40)
+    lines, half, joint = _SHAFTS[part]
+    lines = tuple(line + patient_rng.between(-22, 22) for line in lines)
+    half = half * patient_rng.between(80, 120) // 100
+    joint = joint * patient_rng.between(80, 120) // 100
+    density = _limb_density(part, across, along, (lines, half, joint), patient_rng)
     middle = lines[image_rng.between(0, len(lines) - 1)]
     lesion = np.zeros(across.shape, dtype=bool)
     if label == 1:
         add_lesion = (_gap, _plate)[image_rng.between(0, 1)]
         lesion, level = add_lesion(across - middle, along, half, image_rng)
         density = np.where(lesion, level, density)
-    image = radiograph(density, lesion, image_rng, noise=10)
+    image = draw.radiograph(density, lesion, image_rng, noise=10)
     return replace(image, attributes={"body_part": part})
 
 
 def osteoporosis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """Thick cortex and dense marrow (label 0), or thin cortex and faint, coarse marrow (1)."""
     cortex, marrow = ((44, 60), (12, 20))[label], (145, 105)[label]
-    x, y = grid(size)
-    along, across = rotate(x, y, image_rng.between(0, 359))
+    x, y = draw.grid(size)
+    along, across = draw.rotate(x, y, image_rng.between(0, 359))
     half, rim = patient_rng.between(150, 230), patient_rng.between(*cortex)
     depth = half - np.abs(across - image_rng.between(-60, 60))
     coarse = ((along // 24) * 7 + (across // 24) * 11) % 5 * (3, 9)[label]
     density = np.where(depth > rim, marrow + coarse, np.where(depth > 0, 190, 40))
-    return radiograph(density, (depth > 0) & (label == 1), image_rng, noise=10)
+    return draw.radiograph(density, (depth > 0) & (label == 1), image_rng, noise=10)
 
 
 def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """A joint with a wide space between the bones (label 0), or a narrow one with spurs (1)."""
     space = patient_rng.between(*((62, 90), (12, 26))[label])
-    across, along = random_pose(size, image_rng, (40, 60), 40)
+    across, along = draw.random_pose(size, image_rng, (40, 60), 40)
     half = patient_rng.between(170, 210) + np.maximum(0, 200 - np.abs(along)) // 3
     bone = (np.abs(across) < half) & (np.abs(along) > space // 2)
     density = np.where(bone, 150, np.where(np.abs(across) < half + 120, 70, 12))
@@ -68,17 +64,9 @@ def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> P
     if label:
         for side in (-1, 1):
             center = (side * 265, side * image_rng.between(-60, 60))
-            density = np.where(ellipse(across, along, center, (60, 34)) > 0, 180, density)
+            density = np.where(draw.ellipse(across, along, center, (60, 34)) > 0, 180, density)
     lesion = (np.abs(across) < half) & (np.abs(along) < 60) & (label == 1)
-    return radiograph(density, lesion, image_rng, noise=10)
-
-
-def _sample_shafts(part: str, patient_rng: Rng) -> Shafts:
-    """The shafts of one patient, with random positions, thickness and joint size."""
-    lines, half, joint = _SHAFTS[part]
-    moved = tuple(line + patient_rng.between(-22, 22) for line in lines)
-    half_width = half * patient_rng.between(80, 120) // 100
-    return moved, half_width, joint * patient_rng.between(80, 120) // 100
+    return draw.radiograph(density, lesion, image_rng, noise=10)
 
 
 def _limb_density(
@@ -92,7 +80,7 @@ def _limb_density(
         density = np.where(depth > 0, 185, density)
         density = np.where(depth > patient_rng.between(18, 28), 140, density)
     if joint:
-        disc = ellipse(across, along, (patient_rng.between(-60, 60), -280), (joint, joint)) > 0
+        disc = draw.ellipse(across, along, (patient_rng.between(-60, 60), -280), (joint, joint)) > 0
         density = np.where(disc, 160, density)
     if part in ("finger", "hand"):
         period, start = patient_rng.between(280, 380), patient_rng.between(0, 300)
@@ -114,9 +102,9 @@ def fracture(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Phantom
     """A whole bone (label 0), a simple (1) or a comminuted fracture (2)."""
     half, cortex = patient_rng.between(100, 150), patient_rng.between(28, 44)
     flesh, flare = patient_rng.between(60, 220), patient_rng.between(0, 90)
-    x, y = grid(size)
+    x, y = draw.grid(size)
     x, y = x - image_rng.between(-90, 90), y - image_rng.between(-90, 90)
-    along, across = rotate(x, y, image_rng.between(0, 359))
+    along, across = draw.rotate(x, y, image_rng.between(0, 359))
     across, gap = _break_bone(label, along, across, image_rng)
     half = half + np.maximum(0, np.abs(along) - 250) * flare // 256
     depth = half - np.abs(across)
@@ -124,7 +112,7 @@ def fracture(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Phantom
     density = np.where(depth > 0, 190, density)
     density = np.where(depth > cortex, 140, density)
     gap = gap & (depth > 0)
-    return radiograph(np.where(gap, 74, density).astype(np.int32), gap, image_rng, noise=12)
+    return draw.radiograph(np.where(gap, 74, density).astype(np.int32), gap, image_rng, noise=12)
 
 
 def _break_bone(

@@ -83,8 +83,15 @@ def write_dataset(spec: PhantomSpec, root: Path) -> Path:
         return folder
     temporary = root / f".{spec.folder}-{uuid4().hex[:8]}"
     temporary.mkdir(parents=True)  # not by tempfile: colleagues may read it if the umask allows it
+    rows, total = [], spec.num_patients * spec.images_per_patient
+    images = track(generate_images(spec), f"generating {spec.kind} images", total=total)
     try:
-        _write_images(spec, temporary)
+        for row, pixels in images:
+            path = temporary / row["path"]
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), pixels if pixels.ndim == 2 else pixels[..., ::-1])
+            rows.append(row)
+        pd.DataFrame(rows).to_csv(temporary / "manifest.csv", index=False)
         temporary.replace(folder)
     except OSError:
         if not folder.is_dir():  # else another process was faster
@@ -107,14 +114,3 @@ def generate_images(spec: PhantomSpec) -> Iterator[tuple[dict[str, str], np.ndar
             row = {"path": f"{patient}/{study}-image{k}.png", "label": kind.classes[label]}
             row |= {"patient": patient, "study": study, "box": image.box}
             yield row | image.attributes, image.pixels
-
-
-def _write_images(spec: PhantomSpec, folder: Path) -> None:
-    rows = []
-    total = spec.num_patients * spec.images_per_patient
-    for row, pixels in track(generate_images(spec), f"generating {spec.kind} images", total=total):
-        path = folder / row["path"]
-        path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), pixels if pixels.ndim == 2 else pixels[..., ::-1])
-        rows.append(row)
-    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)

@@ -2,17 +2,8 @@
 
 import numpy as np
 
-from datamodules.phantoms.primitives import (
-    PhantomImage,
-    Rng,
-    add_bump,
-    bounding_box,
-    ellipse,
-    expose,
-    random_pose,
-    rotate,
-    smooth,
-)
+from datamodules.phantoms import primitives as draw
+from datamodules.phantoms.primitives import PhantomImage, Rng
 
 DISEASES = ["normal", "tuberculosis", "pneumonia", "covid"]
 GRADES = ["none", "mild", "moderate", "severe", "proliferative"]
@@ -41,22 +32,22 @@ def cardiomegaly(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Pha
 def _chest_image(
     patient_rng: Rng, image_rng: Rng, size: int, spots: Spots, heart: int, is_enlarged: bool = False
 ) -> PhantomImage:
-    x, y = random_pose(size, image_rng, (40, 40), 8)
+    x, y = draw.random_pose(size, image_rng, (40, 40), 8)
     density, lungs = _thorax(x, y, patient_rng)
-    in_heart = ellipse(x, y, (60, 170), (heart, 190)) > 0
+    in_heart = draw.ellipse(x, y, (60, 170), (heart, 190)) > 0
     density = np.where(in_heart, 150, density)
     lesions = in_heart & is_enlarged
     for center, radii, height in spots:
-        spot = ellipse(x, y, center, radii)
-        density = np.where(lungs, add_bump(density, spot, height), density)
+        spot = draw.ellipse(x, y, center, radii)
+        density = np.where(lungs, draw.add_bump(density, spot, height), density)
         lesions |= lungs & (spot > 200)
-    pixels = expose(smooth(smooth(density)), image_rng, noise=9)
-    return PhantomImage(pixels, bounding_box(lesions))
+    pixels = draw.expose(draw.smooth(draw.smooth(density)), image_rng, noise=9)
+    return PhantomImage(pixels, draw.bounding_box(lesions))
 
 
 def _thorax(x: np.ndarray, y: np.ndarray, patient_rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     width, height = patient_rng.between(165, 195), patient_rng.between(330, 380)
-    left, right = (ellipse(x, y, (side * 225, 0), (width, height)) > 0 for side in (-1, 1))
+    left, right = (draw.ellipse(x, y, (side * 225, 0), (width, height)) > 0 for side in (-1, 1))
     lungs = left | right
     density = np.where(lungs, 55, 150)
     ribs = (y + x.astype(np.int64) ** 2 // 700 + patient_rng.between(0, 90)) % 110 < 30
@@ -78,26 +69,26 @@ def _sample_spots(disease: str, rng: Rng) -> Spots:
 
 def retina(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """One eye; grades differ in red dots, yellow spots and, in the last grade, new vessels."""
-    x, y = random_pose(size, image_rng, (30, 30), 20)
+    x, y = draw.random_pose(size, image_rng, (30, 30), 20)
     tone, radius = patient_rng.between(-20, 20), image_rng.between(440, 490)
     pale = np.zeros(x.shape, dtype=np.int64)
-    pale = add_bump(pale, ellipse(x, y, (260 * patient_rng.sign(), 0), (80, 90)), 110)
+    pale = draw.add_bump(pale, draw.ellipse(x, y, (260 * patient_rng.sign(), 0), (80, 90)), 110)
     dark, lesions = _vessels(x, y, patient_rng), np.zeros(x.shape, dtype=bool)
     num_dots, num_spots = (image_rng.between(*n[label]) for n in (_RED_DOTS, _YELLOW_SPOTS))
     for _ in range(num_dots):
-        spot = ellipse(x, y, _random_point(image_rng), (image_rng.between(22, 34),) * 2)
-        dark, lesions = add_bump(dark, spot, 80), lesions | (spot > 0)
+        spot = draw.ellipse(x, y, _random_point(image_rng), (image_rng.between(22, 34),) * 2)
+        dark, lesions = draw.add_bump(dark, spot, 80), lesions | (spot > 0)
     for _ in range(num_spots):
         center, width = _random_point(image_rng), image_rng.between(30, 55)
-        spot = ellipse(x, y, center, (width, image_rng.between(30, 55)))
-        pale, lesions = add_bump(pale, spot, 90), lesions | (spot > 0)
+        spot = draw.ellipse(x, y, center, (width, image_rng.between(30, 55)))
+        pale, lesions = draw.add_bump(pale, spot, 90), lesions | (spot > 0)
     if label == 4:
         vessels = _new_vessels(x, y, image_rng)
         pale, lesions = pale + 100 * vessels, lesions | vessels
-    disc = ellipse(x, y, (0, 0), (radius, radius)) > 0
-    pixels = _to_rgb(smooth(pale), smooth(dark), disc, tone, image_rng)
+    disc = draw.ellipse(x, y, (0, 0), (radius, radius)) > 0
+    pixels = _to_rgb(draw.smooth(pale), draw.smooth(dark), disc, tone, image_rng)
     count = str(num_dots + num_spots + (label == 4))
-    return PhantomImage(pixels, bounding_box(lesions & disc), {"lesions": count})
+    return PhantomImage(pixels, draw.bounding_box(lesions & disc), {"lesions": count})
 
 
 def _random_point(rng: Rng) -> tuple[int, int]:
@@ -116,9 +107,9 @@ def _vessels(x: np.ndarray, y: np.ndarray, rng: Rng) -> np.ndarray:
 def _new_vessels(x: np.ndarray, y: np.ndarray, rng: Rng) -> np.ndarray:
     """A mask of fine crossing lines within a small disc."""
     center, radius = _random_point(rng), rng.between(110, 150)
-    u, v = rotate(x - center[0], y - center[1], rng.between(0, 179))
+    u, v = draw.rotate(x - center[0], y - center[1], rng.between(0, 179))
     lines = (u % 56 < 18) | (v % 56 < 18)
-    return np.asarray(lines & (ellipse(u, v, (0, 0), (radius, radius)) > 0))
+    return np.asarray(lines & (draw.ellipse(u, v, (0, 0), (radius, radius)) > 0))
 
 
 def _to_rgb(

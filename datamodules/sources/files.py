@@ -32,16 +32,13 @@ def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     visible = [path for path in paths if "/." not in f"/{path.as_posix()}"]
     files = [path for path in visible if file_format(root / path) is not None]
     suffixes = Counter(path.suffix.lower() for path in set(visible) - set(files))
-    counts = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in _sorted(suffixes))
+    ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in ordered)
     if not files:
         message = f"no image files ({' '.join(sorted(SUFFIXES))}) below it"
         raise ValueError(f"{root}: {message}{f'; skipped: {counts}' if counts else ''}")
     note = f"{suffixes.total()} files are no images and are skipped: {counts}"
     return files, (note,) * bool(suffixes)
-
-
-def _sorted(counts: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def file_format(file: Path) -> str | None:

@@ -8,12 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from datamodules.manifest import SPLIT_ALIASES, Manifest
-from datamodules.sources.files import (
-    complete_patients,
-    find_image_files,
-    has_split_folders,
-    scan_folder,
-)
+from datamodules.sources.files import complete_patients, has_split_folders, scan_folder
 from datamodules.splits import SplitFractions, assign_split
 
 _MURA_PATH = re.compile(
@@ -136,14 +131,12 @@ class Mura(Source):
         """One row per radiograph with ``body_part``; everything is read from the path."""
         if len(class_names) != 2:
             raise ValueError(f"class_names is {class_names}; MURA has two classes, negative first")
-        rows = [self._row(path) for path in self._paths()]
-        return Manifest(pd.DataFrame(rows), class_names)
-
-    def _paths(self) -> list[str]:
         if self.files is None:
-            return [path.as_posix() for path in find_image_files(self.root)]
-        lines = [line for file in self.files for line in Path(file).read_text().split()]
-        return [re.sub(r"^MURA-v[\d.]+/", "", line) for line in lines]
+            paths = [path.as_posix() for path in scan_folder(self.root)[0]]
+        else:
+            lines = [line for file in self.files for line in Path(file).read_text().split()]
+            paths = [re.sub(r"^MURA-v[\d.]+/", "", line) for line in lines]
+        return Manifest(pd.DataFrame(map(self._row, paths)), class_names)
 
     def _row(self, path: str) -> dict[str, str | int]:
         match = _MURA_PATH.fullmatch(path)

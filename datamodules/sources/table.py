@@ -64,7 +64,7 @@ class Table(Source):
         names = [*filter(None, required), *(self.attributes or [])]
         if missing := [name for name in names if name not in raw.columns]:
             raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
-        raw, notes = self._drop_incomplete(*self._strip(raw))
+        raw, notes = self._clean(raw)
         paths = raw[self.path]
         if repeated := paths[paths.duplicated()].tolist():
             message = f"{len(repeated)} rows repeat the path of another row, such as {repeated[:3]}"
@@ -72,7 +72,11 @@ class Table(Source):
         table = pd.DataFrame({"id": [Path(path).as_posix() for path in paths]})
         table["path"] = [str(self.root / path) for path in paths]
         table["label"] = self._labels(raw, class_names)
-        table["patient"] = self._patients(raw)
+        table["patient"] = ""
+        if self.patient is not None:
+            parts = raw[self.patient]
+            joined = parts.agg("/".join, axis=1)
+            table["patient"] = joined.where((parts != "").all(axis=1), "")
         table["study"] = raw[self.study] if self.study else ""
         attributes = self._attributes(raw)
         table, patient_notes = complete_patients(table.join(attributes))
@@ -81,11 +85,14 @@ class Table(Source):
         table = table.assign(split=self._splits(raw, table))
         return Manifest(table, class_names, (*notes, *patient_notes))
 
-    def _strip(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-        """The columns used as text in one form, and notes on what was changed."""
-        notes = []
+    def _clean(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """Rows with a path and a label, with the columns used as text in one form, and notes.
+
+        Rows of the split predict need no label.
+        """
+        notes, columns = [], self.columns
         patients = [("patient ID", column) for column in self.patient or []]
-        for role, column in (*self.columns.items(), *patients, ("study", self.study)):
+        for role, column in (*columns.items(), *patients, ("study", self.study)):
             if column is None:
                 continue
             cells, present = raw[column], raw[column].notna()
@@ -95,32 +102,18 @@ class Table(Source):
                 noun = "studies" if role == "study" else f"{role}s"
                 change = "have stray white space or variant characters, which are removed"
                 notes.append(f"{count} {noun} {change}")
-        return raw, notes
-
-    def _drop_incomplete(
-        self, raw: pd.DataFrame, notes: list[str]
-    ) -> tuple[pd.DataFrame, list[str]]:
-        """Rows with a path and a label, and notes; the split predict needs no label."""
         for role in ("path", "label"):
-            column, split = self.columns[role], self.columns["split"]
-            if column is None:
+            if (column := columns[role]) is None:
                 continue
             is_usable = raw[column] != ""
-            if role == "label" and split is not None:
-                is_usable |= raw[split] == "predict"
+            if role == "label" and columns["split"] is not None:
+                is_usable |= raw[columns["split"]] == "predict"
             if not is_usable.any():
                 raise ValueError(f"{self.files[0]}: no row has a {role} in the column {column!r}")
             if count := int((~is_usable).sum()):
-                notes = [*notes, f"{count} images have no {role} and are left out"]
+                notes.append(f"{count} images have no {role} and are left out")
             raw = raw[is_usable].reset_index(drop=True)
         return raw, notes
-
-    def _patients(self, raw: pd.DataFrame) -> pd.Series:
-        """The patient of each row; empty without one."""
-        if self.patient is None:
-            return pd.Series("", raw.index)
-        parts = raw[self.patient]
-        return parts.agg("/".join, axis=1).where((parts != "").all(axis=1), "")
 
     def _labels(self, raw: pd.DataFrame, class_names: list[str]) -> list[int]:
         column = self.columns["label"]
@@ -135,21 +128,20 @@ class Table(Source):
         return [class_names.index(value) if value else -1 for value in values]
 
     def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-        splits = self._given_splits(raw)
-        if splits is None and self.columns["label"] is None:
+        column = self.columns["split"]
+        if column is not None and raw[column].ne("").any():
+            given = self._given_splits(raw, column)
+            return given if self.fractions is None else self.fractions.assign(table, given)
+        if self.columns["label"] is None:
             return ["predict"] * len(raw)
-        if self.fractions is not None:
-            return self.fractions.assign(table, splits)
-        if splits is None:
+        if self.fractions is None:
             message = "no split column; give fractions to split by patient"
             raise ValueError(f"{self.files[0]}: {message}")
-        return splits
+        return self.fractions.assign(table)
 
-    def _given_splits(self, raw: pd.DataFrame) -> list[str] | None:
-        """The split of each row in the files; None without a column, or if it is empty."""
-        column = self.columns["split"]
-        if column is None or (values := raw[column]).eq("").all():
-            return None
+    def _given_splits(self, raw: pd.DataFrame, column: str) -> list[str]:
+        """The split of each row in the files."""
+        values = raw[column]
         if empty := raw[self.path][values == ""].tolist():
             message = f"{len(empty)} rows have no {column!r}, such as {empty[:3]}"
             raise ValueError(f"{self.files[0]}: {message}; fill in or empty the whole column")

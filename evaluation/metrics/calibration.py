@@ -20,8 +20,7 @@ def nll(table: PredictionTable) -> np.ndarray:
 
 def brier(table: PredictionTable) -> np.ndarray:
     """Squared distance of the probabilities from the one-hot label, (n,), between 0 and 2."""
-    one_hot = np.eye(len(table.class_names))[table.labels]
-    return np.asarray(((table.probabilities - one_hot) ** 2).sum(axis=1))
+    return np.asarray(((table.probabilities - table.one_hot_labels) ** 2).sum(axis=1))
 
 
 def ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
@@ -50,12 +49,10 @@ def equal_mass_bins(values: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     return np.searchsorted(np.unique(edges), values, side="right")
 
 
-def reliability_bins(
-    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
-) -> ReliabilityBins:
+def reliability_bins(probabilities: np.ndarray, labels: np.ndarray) -> ReliabilityBins:
     """Mean confidence and accuracy of probabilities (n, K) in equal-mass bins of confidence."""
     confidence, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bin_of = equal_mass_bins(confidence, num_bins)
+    bin_of = equal_mass_bins(confidence)
     count = np.bincount(bin_of)
     filled = count > 0
     mean = np.bincount(bin_of, confidence)[filled] / count[filled]

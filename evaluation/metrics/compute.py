@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 
 from evaluation.metrics import confusion
 from evaluation.metrics.calibration import NUM_BINS, equal_mass_bins
@@ -12,21 +12,9 @@ from evaluation.metrics.confusion import ratio
 from evaluation.metrics.ranking import ranking_estimates
 from evaluation.metrics.registry import METRICS, MetricSpec
 from evaluation.predictions import PredictionTable
+from evaluation.stats import bootstrap, estimate
 from evaluation.stats.auc import auc
-from evaluation.stats.bootstrap import (
-    BCA,
-    CENTERED,
-    DRAWS,
-    NO_SPREAD,
-    RARE,
-    WILSON,
-    Clusters,
-    Parts,
-    Replicates,
-    Sums,
-    bootstrap_both,
-    interval_with_wilson_bound,
-)
+from evaluation.stats.bootstrap import DRAWS, Clusters, Replicates, Sums, one_hot
 from evaluation.stats.estimate import Estimate, Estimates, make_estimate, wilson_interval
 
 KINDS = ("confusion", "image_mean", "calibration", "classwise_calibration")  # of sums over images
@@ -112,25 +100,18 @@ class SumColumns:
 
     def of_table(self, table: PredictionTable) -> Sums:
         """Columns (n, d) of labeled rows, sparse: most cells and bins of a row are 0."""
-        n, k, p, labels = len(table), len(self.class_names), table.probabilities, table.labels
-        means = [spec.compute(table) for spec in self._means]
+        k, p, labels = len(self.class_names), table.probabilities, table.labels
         kinds = {spec.kind for spec in self.specs}
-        scores, outcomes = [], []  # of the predicted class, then of each class
+        outcomes = []  # scores and whether they came true: of the predicted class, of each class
         if kinds & {"calibration", "classwise_calibration"}:
-            scores, outcomes = [p.max(axis=1)], [table.predictions == labels]
+            outcomes = [(p.max(axis=1), table.predictions == labels)]
         if "classwise_calibration" in kinds:
-            scores += list(p.T)
-            outcomes += [labels == c for c in range(k)]
-        first_bin = k * k + len(means) + NUM_BINS * np.arange(len(scores))
-        cells = [labels * k + table.predictions]
-        cells += [np.full(n, k * k + at) for at in range(len(means))]
+            outcomes += [(p[:, c], labels == c) for c in range(k)]
+        cells = one_hot(labels * k + table.predictions, k * k)
+        means = [csr_matrix(spec.compute(table)[:, None]) for spec in self._means]
         # quantiles of the whole table, also when patients are resampled
-        cells += [equal_mass_bins(s) + at for s, at in zip(scores, first_bin, strict=True)]
-        gaps = [score - outcome for score, outcome in zip(scores, outcomes, strict=True)]
-        values = np.column_stack([np.ones(n), *means, *gaps])
-        starts = np.arange(0, values.size + 1, values.shape[1])
-        width = k * k + len(means) + NUM_BINS * len(scores)
-        return csr_matrix((values.ravel(), np.column_stack(cells).ravel(), starts), (n, width))
+        gaps = [one_hot(equal_mass_bins(s), NUM_BINS, s - is_true) for s, is_true in outcomes]
+        return hstack([cells, *means, *gaps]).tocsr()
 
     def metrics(self, sums: np.ndarray) -> np.ndarray:
         """Sums (r, d) -> metrics (r, m), in the order of `names`."""
@@ -158,37 +139,41 @@ def _sum_estimates(
     """Estimates by full name of labeled rows; all metrics share the resamples."""
     columns = SumColumns(specs, table.class_names)
     sums = clusters.sum_by_patient(columns.of_table(table))
-    stratified, plain = bootstrap_both(sums, columns.metrics, clusters, draws, seed)
+    stratified, plain = bootstrap.bootstrap_both(sums, columns.metrics, clusters, draws, seed)
     falls, rises = _wilson_bounds(columns, sums, table, clusters)
     sizes, estimates = _sizes(columns, table, clusters), {}
     for at, (name, spec) in enumerate(columns.names()):
-        value, size = float(stratified.value[at]), sizes[name]
-        reason = NO_SPREAD if np.isfinite(value) else ABSENT
+        size = sizes[name]
         if spec.interval == "proportion" and clusters.has_one_row_per_patient:
-            parts, method, reason = (value, np.nan, np.nan), "Wilson", "the denominator is 0"
-            if n := size[0]:
-                hits = round(value * n)
-                parts = (hits / n, *wilson_interval(hits, n))
+            estimates[name] = _proportion(float(stratified.value[at]), *size)
         elif spec.weights_images_equally:
-            parts, method = _interval_of_images(spec, plain, at, clusters.num_patients)
+            estimates[name] = _mean_over_images(spec, plain, at, size)
         else:
-            fall, rise = float(falls[at]), float(rises[at])
-            parts, method = interval_with_wilson_bound(stratified, at, fall, rise, spec.minimum)
-        estimates[name] = make_estimate(parts, method, *size, reason)
+            ends = float(falls[at]), float(rises[at]), spec.minimum
+            estimates[name] = estimate.replicate_estimate(stratified, at, size, ABSENT, *ends)
     return estimates
 
 
-def _interval_of_images(
-    spec: MetricSpec, replicates: Replicates, at: int, patients: int
-) -> tuple[Parts, str]:
-    """Value and interval of a metric that weights images equally, and the method."""
-    value = float(replicates.value[at])
+def _proportion(value: float, n: int, patients: int) -> Estimate:
+    """A proportion of `n` images, each of another patient, with Wilson's interval."""
+    if not n:
+        return Estimate(None, None, None, "Wilson", 0, patients, "the denominator is 0")
+    hits = round(value * n)
+    return Estimate(hits / n, *wilson_interval(hits, n), "Wilson", n, patients)
+
+
+def _mean_over_images(
+    spec: MetricSpec, replicates: Replicates, at: int, size: tuple[int, int]
+) -> Estimate:
+    """A metric that weights images equally."""
+    value, patients = float(replicates.value[at]), size[1]
+    (low, high), method = replicates.bca_interval(at), estimate.BCA
     if spec.interval == "centered bootstrap":
         low, high = replicates.percentile_interval(at, is_centered=True)
-        return (value, float(np.maximum(spec.minimum, low)), high), CENTERED
-    if spec.interval == "proportion" and value in (0.0, 1.0):
-        return (value, *wilson_interval(value * patients, patients)), WILSON
-    return (value, *replicates.bca_interval(at)), BCA
+        low, method = float(np.maximum(spec.minimum, low)), estimate.CENTERED
+    elif spec.interval == "proportion" and value in (0.0, 1.0):
+        (low, high), method = wilson_interval(value * patients, patients), estimate.WILSON
+    return make_estimate((value, low, high), method, *size, estimate.NO_SPREAD)
 
 
 def _wilson_bounds(
@@ -197,7 +182,7 @@ def _wilson_bounds(
     """How far each metric may fall and rise, (m,) each, for classes that resamples do not vary."""
     k = len(table.class_names)
     total = np.ones((1, clusters.num_patients)) @ sums
-    patients = clusters.patients_with(np.eye(k, dtype=bool)[table.labels])
+    patients = clusters.patients_with(table.one_hot_labels)
     matrices = _matrices_at_wilson_bounds(total[0, : k * k].reshape(k, k), patients)
     others = np.repeat(total[:, k * k :], len(matrices), axis=0)
     values = columns.metrics(np.hstack([matrices.reshape(-1, k * k), others]))
@@ -216,7 +201,7 @@ def _matrices_at_wilson_bounds(matrix: np.ndarray, patients: np.ndarray) -> np.n
     matrices = [matrix.astype(float)]
     for c, n in enumerate(patients):
         total, hits = matrix[c].sum(), matrix[c, c]
-        if n and (n < RARE or hits in (0, total)):
+        if n and (n < bootstrap.RARE or hits in (0, total)):
             is_other = np.arange(len(matrix)) != c
             errors = np.where(is_other, matrix[c], 0)
             errors = errors if errors.sum() else is_other.astype(float)
@@ -232,8 +217,8 @@ def _sizes(
     columns: SumColumns, table: PredictionTable, clusters: Clusters
 ) -> dict[str, tuple[int, int]]:
     """Images and patients that each metric is computed from."""
-    one_hot = np.eye(len(table.class_names), dtype=bool)
-    labels, predictions = one_hot[table.labels], one_hot[table.predictions]
+    labels = table.one_hot_labels
+    predictions = table.predictions[:, None] == np.arange(labels.shape[1])
     sizes = {name: (len(table), clusters.num_patients) for name, _ in columns.names()}
     for spec in columns.specs:
         if spec.counted_images is not None:

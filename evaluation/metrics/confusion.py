@@ -5,14 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from evaluation.predictions import PredictionTable, class_pairs
-from evaluation.stats.bootstrap import (
-    BCA,
-    NO_SPREAD,
-    Clusters,
-    bootstrap,
-    interval_with_wilson_bound,
-)
-from evaluation.stats.estimate import Estimates, make_estimate, mean_estimate
+from evaluation.stats import estimate
+from evaluation.stats.bootstrap import Clusters, bootstrap
+from evaluation.stats.estimate import Estimates, mean_estimate, replicate_estimate
 
 Rate = Callable[[np.ndarray], np.ndarray]  # matrices (..., K, K) -> (...) or (..., K)
 
@@ -115,12 +110,11 @@ def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed:
         if e.value in (0, 1) and e.low is not None and e.high is not None
     ]
     fall, rise = np.linalg.norm(np.reshape(distances, (-1, 2)), axis=0) / at
-    reason = NO_SPREAD if np.isfinite(replicates.value[at]) else "a pair has no image"
-    size = (len(table), clusters.num_patients, reason)
-    parts, method = interval_with_wilson_bound(replicates, at, float(fall), float(rise))
+    size, absent = (len(table), clusters.num_patients), "a pair has no image"
     gap = (float(replicates.value[at + 1]), *replicates.bca_interval(at + 1))
-    estimates["pairs"] = make_estimate(parts, method, *size)
-    return {**estimates, "pairs_gap": make_estimate(gap, BCA, *size)}
+    reason = estimate.NO_SPREAD if np.isfinite(gap[0]) else absent
+    estimates["pairs"] = replicate_estimate(replicates, at, size, absent, float(fall), float(rise))
+    return {**estimates, "pairs_gap": estimate.make_estimate(gap, estimate.BCA, *size, reason)}
 
 
 def pair_accuracies(table: PredictionTable) -> dict[str, float]:

@@ -3,21 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.sparse import csr_matrix, hstack
+from scipy.sparse import hstack
 
 from evaluation.predictions import PredictionTable
+from evaluation.stats import bootstrap
 from evaluation.stats.auc import delong
-from evaluation.stats.bootstrap import (
-    MIN_PATIENTS,
-    NO_SPREAD,
-    TIE,
-    Clusters,
-    Sums,
-    bootstrap,
-    interval_with_wilson_bound,
-    too_few_patients,
-)
-from evaluation.stats.estimate import Estimates, make_estimate, wilson_interval
+from evaluation.stats.bootstrap import Clusters, Sums, too_few_patients
+from evaluation.stats.estimate import Estimates, make_estimate, replicate_estimate, wilson_interval
 
 ABSENT = "a class has no image, or all images"
 _MAX_BLOCKS = 1024  # above this number of distinct scores, resamples rank blocks of equal count
@@ -45,7 +37,7 @@ def average_precision_bound(
 ) -> np.ndarray:
     """Average precision of positives that are found at one threshold with these rates."""
     hits, false_alarms = prevalence * sensitivity, (1 - prevalence) * false_positive_rate
-    return np.asarray(sensitivity * hits / np.maximum(hits + false_alarms, TIE))
+    return np.asarray(sensitivity * hits / np.maximum(hits + false_alarms, bootstrap.TIE))
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -68,8 +60,7 @@ def ranking_estimates(
     functions: Mapping[str, tuple[RankingFunction, PerfectBound | None]], draws: int, seed: int,
 ) -> Estimates:  # fmt: skip
     """Each function for each class, named `name/<class>`, and its mean over classes, `name`."""
-    k, names = len(table.class_names), table.class_names
-    positive = table.labels[:, None] == np.arange(k)
+    k, names, positive = len(table.class_names), table.class_names, table.one_hot_labels
     of_class = list(zip(table.probabilities.T, positive.T, strict=True))
     blocks = [_block_columns(*pair) for pair in of_class]
     ends = np.cumsum([b.shape[1] for b in blocks])[:-1]
@@ -80,7 +71,7 @@ def ranking_estimates(
         return np.hstack([np.mean(values, axis=0), *values])
 
     sums = clusters.sum_by_patient(hstack(blocks).tocsr())
-    replicates = bootstrap(sums, means_and_values, clusters, draws, seed)
+    replicates = bootstrap.bootstrap(sums, means_and_values, clusters, draws, seed)
     patients = np.column_stack([clusters.patients_with(mask) for mask in (positive, ~positive)])
     estimates, size = {}, (len(table), clusters.num_patients)
     for first, (name, (function, bound)) in enumerate(functions.items()):
@@ -96,10 +87,10 @@ def ranking_estimates(
         )
         for full_name, at, value, fall, reason in rows:
             shift = value - float(replicates.value[at])  # not 0 if resamples rank blocks of scores
-            parts, method = interval_with_wilson_bound(replicates, at, fall, 0.0, shift=shift)
-            parts = (value, np.nan, np.nan) if reason else parts
-            reason = reason or (NO_SPREAD if np.isfinite(value) else ABSENT)
-            estimates[full_name] = make_estimate(parts, method, *size, reason)
+            estimate = replicate_estimate(replicates, at, size, ABSENT, fall, shift=shift)
+            if reason:
+                estimate = make_estimate((value, np.nan, np.nan), estimate.method, *size, reason)
+            estimates[full_name] = estimate
     return estimates
 
 
@@ -107,7 +98,8 @@ def _reasons_without_interval(
     class_names: Sequence[str], patients: np.ndarray, values: np.ndarray
 ) -> list[str]:
     """Why the mean over classes and each class have no interval; "" where they have one."""
-    counted = np.where(values == 1, MIN_PATIENTS, patients.T)  # a perfect class has Wilson's bound
+    # a perfect class has Wilson's bound
+    counted = np.where(values == 1, bootstrap.MIN_PATIENTS, patients.T)
     of_class = [
         too_few_patients([name], [own]) or too_few_patients([f"not {name}"], [others])
         for name, own, others in zip(class_names, *counted, strict=True)
@@ -146,9 +138,9 @@ def ranking_value(function: RankingFunction, scores: np.ndarray, positive: np.nd
 
 def _block_columns(scores: np.ndarray, positive: np.ndarray) -> Sums:
     """One-hot block of each row, (n, 2G) sparse: positives first, highest scores first."""
-    n, block = len(scores), np.unique(-scores, return_inverse=True)[1]
+    block = np.unique(-scores, return_inverse=True)[1]
     if block.max() >= _MAX_BLOCKS:
         edges = np.quantile(block, np.linspace(0, 1, _MAX_BLOCKS + 1)[1:-1])
         block = np.unique(np.searchsorted(edges, block), return_inverse=True)[1]
     size = int(block.max()) + 1
-    return csr_matrix((np.ones(n), (np.arange(n), block + size * ~positive)), (n, 2 * size))
+    return bootstrap.one_hot(block + size * ~positive, 2 * size)

@@ -1,6 +1,6 @@
 """Plots of predictions and training: functions take tables or arrays and return a Figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,11 @@ from evaluation.metrics.compute import confusion_matrix
 from evaluation.metrics.ranking import average_precision
 from evaluation.metrics.registry import matching_specs, metric_label
 from evaluation.plots import style
-from evaluation.predictions import PredictionTable, row_unit
+from evaluation.predictions import PredictionTable, Tables, row_unit
 from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, mean_estimate
 
-Tables = Mapping[str, PredictionTable]
+MacroCurve = Callable[[PredictionTable], tuple[np.ndarray, np.ndarray, float]]  # x, y, area
 LOSSES = {"train/loss": "Training loss", "val/training_loss": "Training loss", "val/loss": "NLL"}
 
 
@@ -47,7 +47,9 @@ def roc_plot(table: PredictionTable) -> Figure:
         positive = labeled.labels == c
         area = style.rounded(auc(scores[:, c], positive), len(labeled))
         label = f"{table.class_names[c]}  {area}"
-        _plot_line(axes, *roc_curve(scores[:, c], positive), label, c)
+        fpr, tpr = roc_curve(scores[:, c], positive)
+        for ax in axes:
+            ax.plot(fpr, tpr, label=label, **style.line_style(c))
     _format_roc(axes, "ROC, class and AUROC")
     return fig
 
@@ -55,25 +57,28 @@ def roc_plot(table: PredictionTable) -> Figure:
 def roc_comparison(tables: Tables) -> Figure:
     """ROC curves of several models, averaged over classes at each false positive rate."""
     fig, axes = style.subplots(8.4, 4.2, columns=2)
-    for index, (name, table) in enumerate(tables.items()):
-        fpr, tpr, area = macro_roc_curve(table.labeled)
-        label = f"{name}  {style.rounded(area, len(table.labeled))}"
-        _plot_line(axes, fpr, tpr, label, index)
+    _plot_models(axes, tables, macro_roc_curve)
     _format_roc(axes, "ROC, macro mean over classes")
     return fig
 
 
 def precision_recall_plot(tables: Tables) -> Figure:
     """Precision-recall curves of several models, averaged over classes at each recall."""
-    fig, axes = style.subplots(4.8, 4.2)
-    for index, (name, table) in enumerate(tables.items()):
-        recall, precision, area = macro_precision_recall_curve(table.labeled)
-        label = f"{name}  {style.rounded(area, len(table.labeled))}".strip()
-        _plot_line(axes, recall, precision, label, index)
-    style.unit_axes(axes[0], "recall", "precision")
-    style.legend(axes[0], "lower left")
-    style.panel_title(axes[0], "precision and recall, mean over classes")
+    fig, [ax] = style.subplots(4.8, 4.2)
+    _plot_models([ax], tables, macro_precision_recall_curve)
+    style.unit_axes(ax, "recall", "precision")
+    style.legend(ax, "lower left")
+    style.panel_title(ax, "precision and recall, mean over classes")
     return fig
+
+
+def _plot_models(axes: Sequence[Axes], tables: Tables, macro_curve: MacroCurve) -> None:
+    """Plots the curve of each table, with the area under it in the legend."""
+    for index, (name, table) in enumerate(tables.items()):
+        x, y, area = macro_curve(table.labeled)
+        label = f"{name}  {style.rounded(area, len(table.labeled))}".strip()
+        for ax in axes:
+            ax.plot(x, y, label=label, **style.line_style(index))
 
 
 def macro_precision_recall_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, float]:
@@ -113,15 +118,9 @@ def macro_roc_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, flo
     return rates, np.mean(curves, axis=0), float(np.mean(areas))
 
 
-def _plot_line(axes: Sequence[Axes], x: np.ndarray, y: np.ndarray, label: str, index: int) -> None:
-    for ax in axes:
-        ax.plot(x, y, label=label, **style.line_style(index))
-
-
 def _format_roc(axes: Sequence[Axes], title: str) -> None:
     """Formats the whole curve and the enlarged corner."""
-    style.unit_axes(axes[0], "false positive rate", "true positive rate")
-    axes[0].plot([0, 1], [0, 1], color=style.LIGHT, linewidth=0.8, linestyle=":")
+    style.unit_axes(axes[0], "false positive rate", "true positive rate", diagonal=True)
     style.legend(axes[0], "lower right")
     style.panel_title(axes[0], title)
     style.show_grid(axes[1])
@@ -133,28 +132,20 @@ def reliability_plot(tables: Tables) -> Figure:
     """Accuracy against confidence in equal-mass bins, one panel per table, with the ECE."""
     fig, axes = style.subplots(max(4.2, 3.7 * len(tables)), 4.0, columns=len(tables))
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
-        _plot_reliability(ax, table.labeled, name)
+        style.unit_axes(ax, "confidence", "", diagonal=True)
+        known = table.labeled
+        is_correct, patients = known.predictions == known.labels, known.patients
+        bins = reliability_bins(known.probabilities, known.labels)
+        bin_of = equal_mass_bins(known.probabilities.max(axis=1))
+        in_bins = [bin_of == number for number in np.unique(bin_of)]
+        intervals = [mean_estimate(patients[inside], is_correct[inside]) for inside in in_bins]
+        low, high = np.array([[e.low, e.high] for e in intervals], dtype=float).T
+        errors = np.clip([bins.accuracy - low, high - bins.accuracy], 0, None)
+        ax.errorbar(bins.confidence, bins.accuracy, errors, fmt="o-", markersize=4, linewidth=1.0,
+                    color=style.COLORS[0], ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
+        style.panel_title(ax, f"{name}   ECE {style.rounded(bins.ece, len(known))}".strip())
     axes[0].set_ylabel("accuracy")
     return fig
-
-
-def _plot_reliability(ax: Axes, table: PredictionTable, name: str) -> None:
-    style.unit_axes(ax, "confidence", "")
-    ax.plot([0, 1], [0, 1], color=style.LIGHT, linewidth=0.8, linestyle=":")
-    bins = reliability_bins(table.probabilities, table.labels)
-    low, high = _accuracy_intervals(table)
-    errors = np.clip([bins.accuracy - low, high - bins.accuracy], 0, None)
-    ax.errorbar(bins.confidence, bins.accuracy, errors, fmt="o-", markersize=4, linewidth=1.0,
-                color=style.COLORS[0], ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
-    style.panel_title(ax, f"{name}   ECE {style.rounded(bins.ece, len(table))}".strip())
-
-
-def _accuracy_intervals(table: PredictionTable) -> np.ndarray:
-    """Lower and upper ends (2, bins) of the interval of each bin's accuracy."""
-    correct = table.predictions == table.labels
-    bins, patients = equal_mass_bins(table.probabilities.max(axis=1)), table.patients
-    estimates = [mean_estimate(patients[bins == b], correct[bins == b]) for b in np.unique(bins)]
-    return np.array([[e.low, e.high] for e in estimates], dtype=float).T
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
@@ -168,21 +159,17 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     num_rows = -(-max(1, len(metrics)) // num_columns)
     fig, axes = style.subplots(3.6 * num_columns, 2.8 * num_rows, num_rows, num_columns)
     for ax, metric in zip(axes, metrics, strict=False):
-        _plot_history(ax, history, metric, columns)
+        style.show_grid(ax)
+        for index, column in enumerate(c for c in columns if _panel_title(c) == metric):
+            known, label = history[["epoch", column]].dropna(), column.split("/", 1)[0]
+            line = style.line_style(index)
+            ax.plot(known["epoch"], known[column], label=label, marker="o", markersize=2.5, **line)
+        ax.set(xlabel="epoch")
+        style.panel_title(ax, metric)
+        style.legend(ax)
     for unused in axes[len(metrics) :]:
         unused.set_visible(False)
     return fig
-
-
-def _plot_history(ax: Axes, history: pd.DataFrame, metric: str, columns: Sequence[str]) -> None:
-    style.show_grid(ax)
-    for index, column in enumerate(c for c in columns if _panel_title(c) == metric):
-        known, label = history[["epoch", column]].dropna(), column.split("/", 1)[0]
-        line = style.line_style(index)
-        ax.plot(known["epoch"], known[column], label=label, marker="o", markersize=2.5, **line)
-    ax.set(xlabel="epoch")
-    style.panel_title(ax, metric)
-    style.legend(ax)
 
 
 def _panel_title(column: str) -> str:
@@ -211,27 +198,21 @@ class SparsityCost:
 
 
 def sparsity_cost_plot(costs: Sequence[SparsityCost]) -> Figure:
-    """One row per sparse member: difference in percentage points with its interval."""
+    """One row per sparse member: difference in percentage points with its interval.
+
+    The overall difference is a large marker on its interval, the runs are small ones below.
+    """
     fig, [ax] = style.subplots(7.2, 1.0 + 0.5 * len(costs))
     style.show_grid(ax)
     ax.axvline(0, color=style.DARK, linewidth=0.8)
     for row, cost in enumerate(costs):
-        _plot_cost(ax, row, cost)
+        overall = cost.overall
+        if len(cost.differences) > 1 or overall is None:
+            points = [100 * value for value in cost.differences]
+            ax.plot(points, [row + 0.22] * len(points), "o", color=style.COLORS[5], markersize=3.5)
+        if overall is not None:
+            style.plot_estimate(ax, row, overall, scale=100, linewidth=1.6, markersize=7)
     ax.set_yticks(range(len(costs)), [cost.label for cost in costs])
     ax.set(ylim=(len(costs) - 0.4, -0.6), xlabel="accuracy, sparse minus control, points")
     ax.tick_params(axis="y", length=0)
     return fig
-
-
-def _plot_cost(ax: Axes, row: int, cost: SparsityCost) -> None:
-    """The overall difference as a large marker on its interval, the runs as small ones below."""
-    overall = cost.overall
-    if len(cost.differences) > 1 or overall is None:
-        points = [100 * value for value in cost.differences]
-        ax.plot(points, [row + 0.22] * len(points), "o", color=style.COLORS[5], markersize=3.5)
-    if overall is None or overall.value is None:
-        return
-    if overall.low is not None and overall.high is not None:
-        interval = [100 * overall.low, 100 * overall.high]
-        ax.plot(interval, [row, row], color=style.COLORS[0], linewidth=1.6)
-    ax.plot(100 * overall.value, row, "o", color=style.COLORS[0], markersize=7)

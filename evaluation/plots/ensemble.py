@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.ensemble import EvaluatedVoters
 from evaluation.metrics.calibration import COVERAGES, risk_coverage
 from evaluation.metrics.registry import headline_metrics, metric_label, metric_spec
 from evaluation.plots import style
-from evaluation.predictions import PredictionTable, row_unit
+from evaluation.predictions import Tables, row_unit
 from evaluation.stats.estimate import Estimates
 from evaluation.stats.paired_tests import Differences
 from evaluation.voters.registry import voter_spec
@@ -23,30 +22,25 @@ def gain_plot(gains: Mapping[str, Differences]) -> Figure:
     labels = [voter_spec(name).label for name in gains]
     fig, axes = style.subplots(8.4, 1.2 + 0.27 * len(gains), columns=len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
-        _plot_gains(ax, gains, metric)
+        ax.axvline(0, color=style.DARK, linewidth=0.8)
+        for row, differences in enumerate(gains.values()):
+            if (gain := differences[metric].estimate).low is not None:
+                style.plot_estimate(ax, row, gain, linewidth=1.4, markersize=4.5)
+        ax.invert_yaxis()
+        ax.tick_params(axis="y", length=0)
+        ax.tick_params(axis="x", labelsize=7.5)
+        ax.locator_params(axis="x", nbins=5)
+        style.show_grid(ax)
+        better = ""
+        if not metric_spec(metric).higher_is_better:
+            ax.invert_xaxis()
+            better = ", lower is better"
+        style.panel_title(ax, metric_label(metric) + better)
         ax.set_yticks(range(len(gains)), labels if ax is axes[0] else [""] * len(gains))
     return fig
 
 
-def _plot_gains(ax: Axes, gains: Mapping[str, Differences], metric: str) -> None:
-    ax.axvline(0, color=style.DARK, linewidth=0.8)
-    for row, differences in enumerate(gains.values()):
-        gain = differences[metric].estimate
-        if gain.value is not None and gain.low is not None and gain.high is not None:
-            ax.plot([gain.low, gain.high], [row, row], color=style.COLORS[0], linewidth=1.4)
-            ax.plot(gain.value, row, "o", color=style.COLORS[0], markersize=4.5)
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", labelsize=7.5)
-    ax.locator_params(axis="x", nbins=5)
-    style.show_grid(ax)
-    higher_is_better = metric_spec(metric).higher_is_better
-    if not higher_is_better:
-        ax.invert_xaxis()
-    style.panel_title(ax, metric_label(metric) + ("" if higher_is_better else ", lower is better"))
-
-
-def agreement_plot(members: Mapping[str, PredictionTable]) -> Figure:
+def agreement_plot(members: Tables) -> Figure:
     """Percentage of the images on which each two members predict the same class."""
     predictions = np.stack([table.predictions for table in members.values()])
     fraction = (predictions[:, None] == predictions[None, :]).mean(axis=2)
@@ -115,7 +109,7 @@ def member_weight_rows(
     }
 
 
-def risk_coverage_plot(tables: Mapping[str, PredictionTable]) -> Figure:
+def risk_coverage_plot(tables: Tables) -> Figure:
     """Error rate among the answered images against the fraction that is answered."""
     fig, [ax] = style.subplots(7.2, 3.6)
     style.show_grid(ax)

@@ -6,7 +6,6 @@ from textwrap import wrap
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.plots.style import subplots
@@ -56,25 +55,21 @@ def panel_grid(images: Sequence[np.ndarray], panels: Sequence[Panel]) -> Figure:
     height += 0.35 + 0.17 * max(len(_caption_lines(panel.caption)) for panel in panels)
     fig, axes = subplots(PANEL_INCHES * columns, height * rows, rows, columns)
     for ax, image, panel in zip(axes, images, panels, strict=False):
-        _draw_panel(ax, image, panel)
+        saliency_map = panel.saliency_map
+        blended = to_rgb(image) if saliency_map is None else overlay(image, saliency_map)
+        ax.imshow(blended, interpolation="nearest")
+        if saliency_map is not None and saliency_map.max() > 0:
+            # the line at half of the maximum is visible without any color
+            ax.contour(saliency_map, [0.5 * saliency_map.max()], colors="white", linewidths=0.9)
+        ax.set_anchor("W")  # text beside a narrow image then has the whole column's width
+        ax.set(xticks=[], yticks=[])
+        title = wrap(panel.title, 32, max_lines=2, placeholder=" …")
+        ax.set_title("\n".join(title), loc="left", fontsize=9, pad=5)
+        ax.set_xlabel("\n".join(_caption_lines(panel.caption)), loc="left", fontsize=8)
     for unused in axes[len(panels) :]:
         unused.set_axis_off()
     fig.supxlabel("White line: half of the map's maximum.", x=0.005, ha="left", fontsize=7)
     return fig
-
-
-def _draw_panel(ax: Axes, image: np.ndarray, panel: Panel) -> None:
-    saliency_map = panel.saliency_map
-    blended = to_rgb(image) if saliency_map is None else overlay(image, saliency_map)
-    ax.imshow(blended, interpolation="nearest")
-    if saliency_map is not None and saliency_map.max() > 0:
-        # the line at half of the maximum is visible without any color
-        ax.contour(saliency_map, [0.5 * saliency_map.max()], colors="white", linewidths=0.9)
-    ax.set_anchor("W")  # text beside a narrow image then has the whole column's width
-    ax.set(xticks=[], yticks=[])
-    title = wrap(panel.title, 32, max_lines=2, placeholder=" …")
-    ax.set_title("\n".join(title), loc="left", fontsize=9, pad=5)
-    ax.set_xlabel("\n".join(_caption_lines(panel.caption)), loc="left", fontsize=8)
 
 
 def _caption_lines(caption: str) -> list[str]:

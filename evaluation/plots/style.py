@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
-from evaluation.stats.estimate import decimals_of
+from evaluation.stats.estimate import Estimate, decimals_of
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 DASHES = ("-", "--", "-.", ":")
@@ -66,10 +66,23 @@ def legend_right(ax: Axes) -> None:
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
 
 
-def unit_axes(ax: Axes, x: str, y: str) -> None:
+def unit_axes(ax: Axes, x: str, y: str, diagonal: bool = False) -> None:
     """Sets both axes from 0 to 1 with equal scale, labels and a grid."""
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
     show_grid(ax)
+    if diagonal:
+        ax.plot([0, 1], [0, 1], color=LIGHT, linewidth=0.8, linestyle=":")
+
+
+def plot_estimate(
+    ax: Axes, row: int, e: Estimate, linewidth: float, markersize: float, scale: float = 1.0
+) -> None:
+    """Draws a value as a marker and its interval as a line, as far as they are known."""
+    if e.low is not None and e.high is not None:
+        ends = [scale * e.low, scale * e.high]
+        ax.plot(ends, [row, row], color=COLORS[0], linewidth=linewidth)
+    if e.value is not None:
+        ax.plot(scale * e.value, row, "o", color=COLORS[0], markersize=markersize)
 
 
 def panel_title(ax: Axes, text: str) -> None:

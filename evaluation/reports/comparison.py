@@ -12,20 +12,15 @@ from evaluation.metrics.compute import compute_metrics, metrics_by_attribute
 from evaluation.metrics.registry import headline_metrics, metric_label
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
-from evaluation.predictions import PredictionTable, align, row_unit
+from evaluation.predictions import Tables, align_members, row_unit
 from evaluation.reports import html
 from evaluation.reports.ensemble import diversity_table, paired_meta
 from evaluation.results import Results, collect_notes
+from evaluation.stats import paired_tests
 from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates
-from evaluation.stats.paired_tests import (
-    Differences,
-    gain_or_loss,
-    holm_corrected,
-    paired_differences,
-)
+from evaluation.stats.paired_tests import Differences
 
-Tables = Mapping[str, PredictionTable]
 RAW_NOTE = (
     "Probabilities are those of the prediction tables: raw for a single model, calibrated for an "
     "ensemble with a fitted voter."
@@ -48,9 +43,9 @@ def compare_models(
     tables: Tables, draws: int = DRAWS, seed: int = 0, attribute: str = ""
 ) -> Comparison:
     """Compares members, each two of them (p-values by Holm), and each value of `attribute`."""
-    aligned = dict(zip(tables, align(list(tables.values())), strict=True))
+    aligned = align_members(tables)
     differences = {
-        f"{a} & {b}": paired_differences(aligned[a], aligned[b], draws, seed)
+        f"{a} & {b}": paired_tests.paired_differences(aligned[a], aligned[b], draws, seed)
         for a, b in combinations(aligned, 2)
     }
     groups = {
@@ -60,7 +55,8 @@ def compare_models(
     metrics = {name: compute_metrics(table, draws, seed) for name, table in aligned.items()}
     pairs, agreement = member_diversity(aligned, draws, seed)
     rows = row_unit(next(iter(aligned.values())))
-    return Comparison(metrics, holm_corrected(differences), pairs, agreement, rows, groups)
+    corrected = paired_tests.holm_corrected(differences)
+    return Comparison(metrics, corrected, pairs, agreement, rows, groups)
 
 
 def summary_sentence(comparison: Comparison) -> str:
@@ -74,7 +70,7 @@ def summary_sentence(comparison: Comparison) -> str:
         return sentence
     pair = next(n for n in comparison.differences if set(n.split(" & ")) == {first, others[0]})
     difference = comparison.differences[pair]["accuracy"]
-    is_significant = gain_or_loss("accuracy", difference) != "no evidence of gain"
+    is_significant = paired_tests.gain_or_loss("accuracy", difference) != "no evidence of gain"
     result = "a significant difference" if is_significant else "no evidence of a difference"
     shown = html.format_estimate(difference.estimate, sign="+")
     return f"{sentence} {pair.replace(' & ', ' minus ')}: {shown}, {result}."

@@ -6,25 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from evaluation import ensemble as voting
 from evaluation.diversity import NllDecomposition, PairDiversity
-from evaluation.ensemble import (
-    EnsemblePredictions,
-    EvaluatedVoters,
-    FittedVoters,
-    SelectiveMetrics,
-    most_disputed,
-)
+from evaluation.ensemble import EnsemblePredictions, EvaluatedVoters, FittedVoters
 from evaluation.metrics.registry import headline_metrics, metric_label, summary_metrics
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import PredictionTable, Tables
 from evaluation.reports import html
 from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
 from evaluation.stats.estimate import Estimate, Estimates, decimals_of
 from evaluation.stats.paired_tests import Differences, gain_or_loss
 from evaluation.voters.registry import voter_spec
 
-Tables = Mapping[str, PredictionTable]
 CALIBRATED_NOTE = (
     f"{html.SMALL_PRINT} Calibrated: probabilities at a temperature fitted on validation, the same "
     "way for voters and members. Raw: probabilities as the network gives them."
@@ -36,11 +30,12 @@ def ensemble_sections(
     disputed: Sequence[html.Section] = (),
 ) -> list[html.Section]:  # fmt: skip
     """The report from top to bottom; `predictions` are those of the ensemble's own voter."""
-    voter = predictions.voter
+    voter, rows = predictions.voter, evaluated.rows
     not_fitted = [(voter_spec(name).label, reason) for name, reason in fitted.not_fitted.items()]
     columns = ("voter", "reason")
     notes = (*fitted.warnings, *collect_notes(predictions.members.values()))
     heading = f"All metrics of the ensemble ({voter_spec(voter).label})"
+    pairs, agreement = evaluated.diversity, evaluated.agreement
     return [
         html.Text(summary_sentence(fitted, evaluated, voter), lead=True),
         *[html.Text(f"Note: {note}.") for note in notes],
@@ -48,12 +43,8 @@ def ensemble_sections(
         gain_table(fitted, evaluated),
         *([html.Table(columns, not_fitted, "Voters that were not fitted")] if not_fitted else []),
         *_plot_sections(fitted, evaluated, predictions),
-        replace(
-            html.metrics_table(evaluated.voter_metrics[voter], heading, evaluated.rows), folded=True
-        ),
-        diversity_table(
-            evaluated.diversity, evaluated.agreement, evaluated.rows, evaluated.nll_decomposition
-        ),
+        replace(html.metrics_table(evaluated.voter_metrics[voter], heading, rows), folded=True),
+        diversity_table(pairs, agreement, rows, evaluated.nll_decomposition),
         *disputed,
     ]
 
@@ -74,24 +65,17 @@ def summary_sentence(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: st
 
 def voter_table(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) -> html.Table:
     """Summary metrics of every voter and member, calibrated and raw, and of the mean member."""
-    voters = {f"voter: {voter_spec(v).label}": m for v, m in evaluated.voter_metrics.items()}
-    calibrated = voters | _rows_of_members(fitted, evaluated.calibrated_metrics)
-    models = {f"{name}, calibrated": metrics for name, metrics in calibrated.items()}
-    raw = _rows_of_members(fitted, evaluated.member_metrics)
-    models |= {f"{name}, raw": metrics for name, metrics in raw.items()}
+    models: dict[str, Mapping[str, Estimate | None]] = {
+        f"voter: {voter_spec(v).label}, calibrated": m for v, m in evaluated.voter_metrics.items()
+    }
+    best = {fitted.best_member: " (best on val)"}
+    calibrated, raw = evaluated.calibrated_metrics, evaluated.member_metrics
+    for kind, members in (("calibrated", calibrated), ("raw", raw)):
+        models |= {f"member: {n}{best.get(n, '')}, {kind}": m for n, m in members.items()}
+        means = {metric: mean_of_members(members, metric) for metric in summary_metrics()}
+        models[f"mean member, {kind}"] = means
     strong = [list(evaluated.voter_metrics).index(voter)]
     return html.models_table(models, "Voters and members", CALIBRATED_NOTE, strong=strong)
-
-
-def _rows_of_members(
-    fitted: FittedVoters, members: Mapping[str, Estimates]
-) -> dict[str, Mapping[str, Estimate | None]]:
-    """Metrics by row: each member, then the mean member."""
-    best = {fitted.best_member: " (best on val)"}
-    rows: dict[str, Mapping[str, Estimate | None]] = {
-        f"member: {name}{best.get(name, '')}": metrics for name, metrics in members.items()
-    }
-    return {**rows, "mean member": {m: mean_of_members(members, m) for m in summary_metrics()}}
 
 
 def group_table(groups: Mapping[str, Estimates], voter: str, attribute: str) -> html.Table:
@@ -136,23 +120,19 @@ def _plot_sections(
     tables = {f"ensemble ({voter_spec(predictions.voter).label})": ensemble, **members}
     reliability = {"uncalibrated": predictions.uncalibrated, "calibrated": ensemble}
     temperature = fitted.ensembles[predictions.voter].temperature.value
-    bars = (
-        f"Temperature {temperature:.3f}, fitted on validation. Bars are 95 % confidence intervals "
-        "of a bin's accuracy."
-    )
+    bars = "Bars are 95 % confidence intervals of a bin's accuracy."
+    bars = f"Temperature {temperature:.3f}, fitted on validation. {bars}"
+    calibration = curves.reliability_plot(reliability)
     circled = "The best member of each class is circled; results.json has the intervals."
     recalls = plots.recall_plot(evaluated.member_metrics, ensemble.class_names)
+    confusion = curves.confusion_plot(ensemble)
     unit = f"% of the {evaluated.rows}."
     sections: list[html.Section] = [
         html.Plot(plots.gain_plot(evaluated.gains), "Right of the line is better.", "Gains"),
-        html.Plot(
-            curves.confusion_plot(ensemble), "Rows are the true classes.", "Confusion matrix"
-        ),
+        html.Plot(confusion, "Rows are the true classes.", "Confusion matrix"),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
         html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),
-        html.Plot(
-            curves.reliability_plot(reliability), bars, "Reliability before and after calibration"
-        ),
+        html.Plot(calibration, bars, "Reliability before and after calibration"),
         html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
         html.Plot(plots.agreement_plot(members), unit, "Agreement of members", folded=True),
         html.Plot(recalls, circled, "Recall of members by class", folded=True),
@@ -205,21 +185,20 @@ def disputed_section(
     if thumbnails:
         images, captions = zip(*thumbnails, strict=True)
         return [html.Thumbnails(images, captions, heading)]
-    rows = [(name, caption.replace("\n", "; ")) for name, caption in most_disputed(tables)]
+    rows = [(name, caption.replace("\n", "; ")) for name, caption in voting.most_disputed(tables)]
     return [html.Table(("image", "label and predictions"), rows, heading)]
 
 
 def selective_table(
-    rules: Sequence[SelectiveMetrics], aurc: float, test: PredictionTable
+    rules: Sequence[voting.SelectiveMetrics], aurc: float, test: PredictionTable
 ) -> html.Table:
     """Referral thresholds and conformal sets on test, see `evaluate_selective`."""
     rows = [(rule.label, rule.coverage, rule.error_rate, rule.set_size) for rule in rules]
+    images, patients = len(test.labeled), len(set(test.labeled.patients))
     note = (
-        f"On {html.format_count(len(test.labeled), 'images')} of "
-        f"{html.format_count(len(set(test.labeled.patients)), 'patients')}. "
+        f"On {html.format_count(images, 'images')} of {html.format_count(patients, 'patients')}. "
         f"{html.SMALL_PRINT} Area under the risk-coverage curve on test: "
-        f"{html.format_number(aurc, decimals_of(len(test.labeled)))}. Thresholds "
-        "were fitted on validation."
+        f"{html.format_number(aurc, decimals_of(images))}. Thresholds were fitted on validation."
     )
     columns = ("", "images answered", "error rate", "classes in a set")
     return html.Table(columns, rows, "Referral and conformal sets", note)

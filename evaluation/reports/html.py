@@ -76,19 +76,17 @@ class Table(Section):
         for column, name in enumerate(self.columns):
             is_number = all(not isinstance(row[column], str) for row in self.rows)
             head += f"<th{' class=number' if is_number else ''}>{html.escape(name)}</th>"
-        rows = f"<tr>{head}</tr>"
+        rows = [f"<tr>{head}</tr>"]
         for index, row in enumerate(self.rows):
             attribute = ' class="strong"' if index in self.strong else ""
-            rows += f"<tr{attribute}>{''.join(_cell(cell, self.digits) for cell in row)}</tr>"
-        return f"<div class=wide><table>{rows}</table></div>{_note(self.note)}{self._reasons()}"
-
-    def _reasons(self) -> str:
-        """Why numbers or intervals are missing, unless a cell says it."""
-        cells = [cell for row in self.rows for cell in row]
-        estimates = [cell.estimate if isinstance(cell, SignedEstimate) else cell for cell in cells]
+            cells = "".join(_cell(cell, self.digits) for cell in row)
+            rows.append(f"<tr{attribute}>{cells}</tr>")
+        shown = [cell for row in self.rows for cell in row]
+        estimates = [cell.estimate if isinstance(cell, SignedEstimate) else cell for cell in shown]
         reasons = {e.reason: None for e in estimates if isinstance(e, Estimate) and e.reason}
-        unsaid = [reason for reason in reasons if reason not in cells]
-        return _note(f"Without interval or value: {'; '.join(unsaid)}." if unsaid else "")
+        unsaid = [reason for reason in reasons if reason not in shown]
+        missing = f"Without interval or value: {'; '.join(unsaid)}." if unsaid else ""
+        return _wide_table(rows) + _note(self.note) + _note(missing)
 
 
 @dataclass(frozen=True)
@@ -149,12 +147,12 @@ class Gates(Section):
     heading: str = "Gates"
 
     def _content(self) -> str:
-        rows = "<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"
+        rows = ["<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"]
         for gate in self.gates:
             outcome = "pass" if gate.passed else "fail"
-            cells = "".join(_cell(text, 0) for text in (gate.name, gate.required, gate.measured))
-            rows += f'<tr>{cells}<td class="{outcome}">{outcome}</td></tr>'
-        return f"<div class=wide><table>{rows}</table></div>"
+            cells = "".join(_cell(text) for text in (gate.name, gate.required, gate.measured))
+            rows.append(f'<tr>{cells}<td class="{outcome}">{outcome}</td></tr>')
+        return _wide_table(rows)
 
 
 @dataclass(frozen=True)
@@ -166,11 +164,8 @@ class Details(Section):
     folded: bool = True
 
     def _content(self) -> str:
-        rows = [
-            f"<tr>{_cell(plain_name(name), 0)}{_cell(plain_value(value), 0)}</tr>"
-            for name, value in self.entries.items()
-        ]
-        return f'<div class=wide><table class="details">{"".join(rows)}</table></div>'
+        rows = [(_cell(plain_name(k)), _cell(plain_value(v))) for k, v in self.entries.items()]
+        return _wide_table([f"<tr>{k}{v}</tr>" for k, v in rows], ' class="details"')
 
 
 @dataclass(frozen=True)
@@ -191,33 +186,29 @@ def show(*sections: Section | Figure) -> NotebookSections:
 
 def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> None:
     """Writes one self-contained HTML file."""
+    headings = {f"section{at}": s.heading for at, s in enumerate(sections) if s.heading}
     anchors = [f"section{at}" if s.heading else "" for at, s in enumerate(sections)]
-    parts = [section_html(section, anchors[at]) for at, section in enumerate(sections)]
-    start = next((at for at, anchor in enumerate(anchors) if anchor), len(parts))
-    headings = {a: s.heading for a, s in zip(anchors, sections, strict=True) if a}
-    parts.insert(start, _contents(headings))  # after the summary, which has no heading
+    parts = [section_html(s, anchor) for s, anchor in zip(sections, anchors, strict=True)]
+    start = next((at for at, s in enumerate(sections) if s.heading), len(parts))
+    if len(headings) >= MIN_CONTENTS:
+        links = [f'<li><a href="#{a}">{html.escape(h)}</a></li>' for a, h in headings.items()]
+        contents = f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
+        parts.insert(start, contents)  # after the summary, which has no heading
     page = _template("page.html").format(
         title=html.escape(title), style=_template("style.css"), notice=NOTICE, body="\n".join(parts)
     )
     write_text(path, page)
 
 
-def _contents(headings: Mapping[str, str]) -> str:
-    """Links to the sections, by their anchors."""
-    if len(headings) < MIN_CONTENTS:
-        return ""
-    links = [f'<li><a href="#{a}">{html.escape(h)}</a></li>' for a, h in headings.items()]
-    return f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
-
-
 def section_html(section: Section, anchor: str = "", can_fold: bool = True) -> str:
     """One section as HTML; `anchor` is the target of links to it."""
     attribute = f' id="{anchor}"' if anchor else ""
     heading = f"<h2>{html.escape(section.heading)}</h2>" if section.heading else ""
-    content = heading + section._content()
+    content = section._content()
     if can_fold and section.folded and heading:
-        content = f"<details><summary>{heading}</summary>{section._content()}</details>"
-    return f"<section{attribute}>{content}</section>"
+        body = f"<details><summary>{heading}</summary>{content}</details>"
+        return f"<section{attribute}>{body}</section>"
+    return f"<section{attribute}>{heading}{content}</section>"
 
 
 def format_number(value: float, decimals: int, sign: str = "") -> str:
@@ -309,7 +300,11 @@ def models_table(
     return Table(columns, rows, heading, note, strong=strong)
 
 
-def _cell(cell: Cell, digits: int) -> str:
+def _wide_table(rows: Sequence[str], attribute: str = "") -> str:
+    return f"<div class=wide><table{attribute}>{''.join(rows)}</table></div>"
+
+
+def _cell(cell: Cell, digits: int = 3) -> str:
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
     if isinstance(cell, SignedEstimate):

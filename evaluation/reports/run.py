@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation import sparsity
-from evaluation.files import read_json, write_text
+from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
@@ -93,10 +93,10 @@ def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
     split = table.rows["split"].iloc[0]
     file = folder / (sparsity.CHANGED_FILE if split == "test" else f"changed.{split}.csv")
     file.unlink(missing_ok=True)
-    for source, (name, other) in sparsity.MODEL_NAMES.items():
-        run = read_json(folder / source).get(other) if (folder / source).is_file() else None
+    for source, content in sparsity.read_savings_files(folder).items():
+        name, other = sparsity.MODEL_NAMES[source]
         with suppress(OSError, ValueError):  # the report states the reason
-            if run is not None:
+            if run := content.get(other):
                 reference = sparsity.read_other_table(folder, run, table)
                 changed = sparsity.changed_decisions(table, reference, name, other)
                 write_text(file, changed.to_csv(index=False))
@@ -112,8 +112,8 @@ def describes_weights(folder: Path, num_parameters: int, zero_fraction: float) -
 
 def read_savings(folder: Path) -> dict[str, Any]:
     """pruning.json or sparsity.json of a run folder, empty if there is neither."""
-    files = [folder / name for name in (sparsity.PRUNING_FILE, sparsity.SPARSITY_FILE)]
-    return next((read_json(file) for file in files if file.is_file()), {})
+    savings = sparsity.read_savings_files(folder)
+    return savings.get(sparsity.PRUNING_FILE) or savings.get(sparsity.SPARSITY_FILE, {})
 
 
 def measured_ratios(folder: Path) -> dict[str, float | None]:
@@ -127,13 +127,12 @@ def predictions_frame(table: PredictionTable) -> pd.DataFrame:
 
     Patient, study and attributes are left out, but an id may still name its patient.
     """
-    names, probabilities = np.array([*table.class_names, "unknown"]), table.probabilities
-    predictions = probabilities.argmax(axis=1)
+    probabilities, predictions = table.probabilities, table.predictions
     correct = np.where(predictions == table.labels, "yes", "no")
     return pd.DataFrame({
         "id": table.rows["id"],
-        "true": names[table.labels],  # -1 is the last
-        "predicted": names[predictions],
+        "true": table.label_names,
+        "predicted": np.array(table.class_names)[predictions],
         "correct": np.where(table.labels < 0, "unknown", correct),
         "confidence": probabilities.max(axis=1),
         **{f"p({name})": p for name, p in zip(table.class_names, probabilities.T, strict=True)},

@@ -2,7 +2,7 @@
 
 Resamples show no spread where a class is always right, and too little where it has few patients:
 with 2, 3, 5 and 8 patients in one of two classes, their 95 % intervals of the balanced accuracy
-cover the true value in 40, 69, 83 and 92 % of simulations. `interval_with_wilson_bound` widens
+cover the true value in 40, 69, 83 and 92 % of simulations. `replicate_estimate` widens
 them by what Wilson's interval allows: 91, 96, 100 and 100 %.
 """
 
@@ -24,11 +24,6 @@ FLOAT32_TOLERANCE = 1e-6  # replicates whose relative spread is less are equal u
 MIN_PATIENTS = 5  # with fewer, intervals of the average precision cover it in 45 to 85 %
 _MAX_GROUPS = 1000  # of patients that the jackknife leaves out
 _CHUNK = 2_000_000  # numbers in memory at a time
-
-BCA, CENTERED = "bootstrap over patients, BCa", "bootstrap over patients, centered"
-WILSON = "Wilson, by patients"
-BCA_AND_WILSON = f"{BCA}; {WILSON}, for classes without spread"
-NO_SPREAD = "too few resamples have a value, or all have the same"
 
 Sums = Any  # an array or a scipy.sparse matrix; scipy has no types here
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -106,8 +101,13 @@ def _resample_counts(stratum: bytes, draws: int, seed: int) -> np.ndarray:
 
 def sum_by_group(rows: Sums, group: np.ndarray, num_groups: int) -> Sums:
     """Sums (groups, d) of the rows (n, d) of each group (n,)."""
-    n = len(group)
-    return csr_matrix((np.ones(n), (group, np.arange(n))), shape=(num_groups, n)) @ rows
+    return one_hot(group, num_groups).T.tocsr() @ rows
+
+
+def one_hot(columns: np.ndarray, width: int, values: np.ndarray | float = 1.0) -> Sums:
+    """Sparse matrix (n, width) with one of the values in each row, in its column (n,)."""
+    n = len(columns)
+    return csr_matrix((np.broadcast_to(values, n), columns, np.arange(n + 1)), (n, width))
 
 
 @dataclass(frozen=True)
@@ -206,23 +206,3 @@ def too_few_patients(class_names: Sequence[str], patients: Iterable[int]) -> str
         if 0 < count < MIN_PATIENTS:
             return f"class {name!r} has {count} patients; an interval needs {MIN_PATIENTS}"
     return ""
-
-
-def interval_with_wilson_bound(
-    replicates: Replicates, at: int, fall: float, rise: float,
-    minimum: float = 0.0, shift: float = 0.0,
-) -> tuple[Parts, str]:  # fmt: skip
-    """Value and interval of statistic `at` within `minimum` to 1, and the method.
-
-    `fall` and `rise` are how far Wilson's bounds allow the true value to be below and above; they
-    and the BCa interval are combined as independent errors. `shift` is added to all three numbers.
-    """
-    value, no_spread = float(replicates.value[at]), replicates.has_no_spread(at)
-    low, high = replicates.bca_interval(at)
-    if no_spread and fall + rise > 0:
-        low = high = value
-    low, high = value - np.hypot(value - low, fall), value + np.hypot(high - value, rise)
-    low, high = np.maximum(low + shift, minimum), np.minimum(high + shift, 1.0)
-    is_widened = fall + rise > 0 and np.isfinite(value)
-    method = WILSON if no_spread else BCA_AND_WILSON if is_widened else BCA
-    return (value + shift, float(low), float(high)), method

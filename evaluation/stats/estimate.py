@@ -6,17 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from evaluation.stats.bootstrap import (
-    BCA,
-    DRAWS,
-    LEVEL,
-    NO_SPREAD,
-    WILSON,
-    Clusters,
-    Parts,
-    bootstrap,
-)
+from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, Parts, Replicates, bootstrap
 
+BCA, CENTERED = "bootstrap over patients, BCa", "bootstrap over patients, centered"
+WILSON = "Wilson, by patients"
+BCA_AND_WILSON = f"{BCA}; {WILSON}, for classes without spread"
+NO_SPREAD = "too few resamples have a value, or all have the same"
 PAIRS = "median of pairs, bootstrap"
 
 
@@ -51,6 +46,27 @@ def make_estimate(parts: Parts, method: str, n: int, patients: int, reason: str)
     value, low, high = (float(x) if np.isfinite(x) else None for x in parts)
     reason = reason if None in (value, low, high) else ""
     return Estimate(value, low, high, method, n, patients, reason)
+
+
+def replicate_estimate(
+    replicates: Replicates, at: int, size: tuple[int, int], if_undefined: str,
+    fall: float = 0.0, rise: float = 0.0, minimum: float = 0.0, shift: float = 0.0,
+) -> Estimate:  # fmt: skip
+    """Statistic `at` of `size` (images, patients) with its interval within `minimum` to 1.
+
+    `fall` and `rise` are how far Wilson's bounds allow the true value to be below and above; they
+    and the BCa interval are combined as independent errors. `shift` is added to all three numbers.
+    """
+    value, no_spread = float(replicates.value[at]), replicates.has_no_spread(at)
+    low, high = replicates.bca_interval(at)
+    if no_spread and fall + rise > 0:
+        low = high = value
+    low, high = value - np.hypot(value - low, fall), value + np.hypot(high - value, rise)
+    low, high = np.maximum(low + shift, minimum), np.minimum(high + shift, 1.0)
+    is_widened = fall + rise > 0 and np.isfinite(value)
+    method = WILSON if no_spread else BCA_AND_WILSON if is_widened else BCA
+    reason = NO_SPREAD if np.isfinite(value) else if_undefined
+    return make_estimate((value + shift, low, high), method, *size, reason)
 
 
 def wilson_interval(hits: float, n: int) -> tuple[float, float]:

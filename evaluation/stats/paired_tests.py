@@ -10,17 +10,10 @@ from scipy.stats import binomtest
 
 from evaluation.metrics.compute import KINDS, SumColumns
 from evaluation.metrics.registry import METRICS, MetricSpec, metric_spec
-from evaluation.predictions import PredictionTable, align
+from evaluation.predictions import PredictionTable, Tables, align
+from evaluation.stats import bootstrap
 from evaluation.stats.auc import delong
-from evaluation.stats.bootstrap import (
-    DRAWS,
-    FLOAT32_TOLERANCE,
-    LEVEL,
-    Clusters,
-    Replicates,
-    bootstrap_both,
-    too_few_patients,
-)
+from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, Replicates
 from evaluation.stats.estimate import Estimate, make_estimate, wilson_interval
 
 SMALLEST_SHOWN = 5e-5  # smaller differences are printed as 0.0000 and are not called a gain
@@ -51,7 +44,7 @@ def paired_differences(
 
 
 def differences_to_baseline(
-    tables: Mapping[str, PredictionTable], baseline: PredictionTable, draws: int = DRAWS,
+    tables: Tables, baseline: PredictionTable, draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Differences]:  # fmt: skip
     """`paired_differences` of each table minus the baseline; all are resampled together."""
@@ -66,14 +59,12 @@ def differences_to_baseline(
     return differences
 
 
-def mean_paired_differences(
-    pairs: Sequence[Pair], draws: int = DRAWS, seed: int = 0
-) -> Differences:
+def mean_paired_differences(pairs: Sequence[Pair], draws: int = DRAWS) -> Differences:
     """Mean over pairs of first minus second; training runs are fixed, patients are resampled."""
     tables = [table.labeled for table in align([table for pair in pairs for table in pair])]
     clusters = Clusters.from_patients(tables[0].patients, tables[0].labels)
     contrast = [(at, at + 1) for at in range(0, len(tables), 2)]
-    return _differences_of_sums(tables, [contrast], clusters, draws, seed)[0]
+    return _differences_of_sums(tables, [contrast], clusters, draws, 0)[0]
 
 
 def gain_or_loss(name: str, difference: Difference) -> str:
@@ -149,7 +140,7 @@ def _differences_of_sums(
         ]
         return np.hstack([first - second for first, second in means])
 
-    replicates = bootstrap_both(hstack(parts).tocsr(), statistic, clusters, draws, seed)
+    replicates = bootstrap.bootstrap_both(hstack(parts).tocsr(), statistic, clusters, draws, seed)
     pairs_of = [[(tables[i], tables[j]) for i, j in contrast] for contrast in contrasts]
     return [
         {
@@ -195,9 +186,8 @@ def _select(
     within, without_strata = replicates
     if spec.weights_images_equally:
         return without_strata.select(at), ""
-    one_hot = table.labels[:, None] == np.arange(len(table.class_names))
-    patients = clusters.patients_with(one_hot)
-    reason, n = too_few_patients(table.class_names, patients), int(patients.min())
+    patients = clusters.patients_with(table.one_hot_labels)
+    reason, n = bootstrap.too_few_patients(table.class_names, patients), int(patients.min())
     if reason or n < 2:
         return within.select(at, np.nan), reason
     # else 1 in 8 differences of equal models is significant at 5 % if n is 8
@@ -207,8 +197,8 @@ def _select(
 
 def _has_equal_probabilities(first: PredictionTable, second: PredictionTable) -> bool:
     """Whether two tables are equal up to the rounding of float32 logits."""
-    close = np.isclose(first.probabilities, second.probabilities, rtol=0, atol=FLOAT32_TOLERANCE)
-    return bool(close.all())
+    gaps = np.abs(first.probabilities - second.probabilities)
+    return bool(gaps.max() <= bootstrap.FLOAT32_TOLERANCE)
 
 
 def _auroc_differences(
@@ -216,7 +206,7 @@ def _auroc_differences(
 ) -> list[Difference]:
     """Macro AUROC of each table minus that of the baseline, by DeLong."""
     k, tables = len(base.class_names), (base, *others)
-    positive = np.tile(base.labels[:, None] == np.arange(k), len(tables))
+    positive = np.tile(base.one_hot_labels, len(tables))
     areas = delong(np.hstack([table.probabilities for table in tables]), positive, clusters)
     is_single = clusters.has_one_row_per_patient
     method = "paired DeLong" if is_single else "paired cluster-robust DeLong"

@@ -28,11 +28,15 @@ class PerGroup(Voter):
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Pools each image by its weights."""
         check_member_count(members, len(self.common))
-        weights = self.image_weights(members, require_groups(self.attribute, groups))
-        return np.asarray(np.einsum("nm,mnk->nk", weights, members))
+        return np.asarray(np.einsum("nm,mnk->nk", self.image_weights(members, groups), members))
 
-    def image_weights(self, members: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Weights (n, members) of the group of each image."""
+    def image_weights(self, members: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """Weights (n, members) of the group of each image; ValueError if a group is missing."""
+        if groups is None:
+            raise ValueError(f"this voter needs the attribute {self.attribute!r} of each image")
+        is_empty = [group is None or str(group) in ("", "nan") for group in groups]
+        if empty := np.flatnonzero(is_empty).tolist():
+            raise ValueError(f"{len(empty)} images lack {self.attribute!r}, at rows {empty[:5]}")
         row = {value: i for i, value in enumerate(self.values)}
         table = np.vstack([self.weights, self.common])
         return np.asarray(table[[row.get(str(group), -1) for group in groups]])
@@ -41,7 +45,7 @@ class PerGroup(Voter):
         self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
     ) -> np.ndarray:
         """The weights of each image, the same for each class."""
-        return self.image_weights(members, require_groups(self.attribute, groups))
+        return self.image_weights(members, groups)
 
     def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
         """One row per value of the attribute."""
@@ -62,23 +66,13 @@ class GroupAttention(PerGroup):
     keys: np.ndarray
     name = "group_attention"
 
-    def image_weights(self, members: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    def image_weights(self, members: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """Weights (n, members) of each image."""
-        weights, names = super().image_weights(members, groups), groups.astype(str)
+        weights = super().image_weights(members, groups)
         for name, bias, keys in zip(self.attended, self.bias, self.keys, strict=True):
-            inside = names == name
+            inside = np.asarray(groups).astype(str) == name
             weights[inside] = attention_weights(bias, keys, attention_features(members[:, inside]))
         return weights
-
-
-def require_groups(attribute: str, groups: np.ndarray | None) -> np.ndarray:
-    """The groups unchanged; ValueError if they are absent or a value is empty."""
-    if groups is None:
-        raise ValueError(f"this voter needs the attribute {attribute!r} of each image")
-    empty = [row for row, group in enumerate(groups) if group is None or str(group) in ("", "nan")]
-    if empty:
-        raise ValueError(f"{len(empty)} images lack {attribute!r}, at rows {empty[:5]}")
-    return groups
 
 
 def attention_features(members: np.ndarray) -> np.ndarray:
@@ -112,8 +106,7 @@ def fit_group_attention(
 ) -> GroupAttention:
     """An attention layer for each attended value, initialized with the group's own weights."""
     base = fit_per_group(tables, attribute)
-    missing = [value for value in attended if value not in base.values]
-    if missing:
+    if missing := [value for value in attended if value not in base.values]:
         raise ValueError(f"{attribute} {missing[0]!r} has no validation image; has {base.values}")
     members, table = learned.fitting_data(tables, "an attention layer")
     groups = attribute_values(table, attribute, GroupAttention.name)

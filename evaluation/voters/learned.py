@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import OptimizeResult, minimize
+from scipy.optimize import minimize
 from scipy.special import softmax
 
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, align, refuse_test, safe_log
@@ -122,10 +122,9 @@ def fit_stacked(tables: Sequence[PredictionTable]) -> Stacked:
     """Weights of least penalized NLL; the penalty pulls towards the members' geometric mean."""
     members, table = fitting_data(tables, "stacking")
     k, count = len(table.class_names), len(members)
-    if len(table) < ROWS_PER_WEIGHT * count * k:
-        product = f"{ROWS_PER_WEIGHT} x {count} members x {k} classes"
-        required = f"{product} = {ROWS_PER_WEIGHT * count * k}"
-        raise ValueError(f"stacking needs {required} labeled rows, the tables have {len(table)}")
+    if len(table) < (required := ROWS_PER_WEIGHT * count * k):
+        product = f"{ROWS_PER_WEIGHT} x {count} members x {k} classes = {required}"
+        raise ValueError(f"stacking needs {product} labeled rows, the tables have {len(table)}")
     inputs = np.vstack([_side_by_side(members).T, np.ones(len(table))])
 
     def nll(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -179,20 +178,17 @@ def min_nll_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
     pool, count = MemberPool(members, labels), len(members)
     equal = np.full(count, 1 / count)
     single = [pool.loss(corner, 1.0)[0] for corner in np.eye(count)]
-    starts = [equal, 0.8 * np.eye(count)[int(np.argmin(single))] + 0.2 * equal]
-    solutions = [_minimize_from(pool, start) for start in starts]
+    sum_gradient, solutions = np.append(np.ones(count), 0.0), []
+    for start in (equal, 0.8 * np.eye(count)[int(np.argmin(single))] + 0.2 * equal):
+        b = refine_inverse_temperature(pool.log_probabilities(start), labels, 1.0, steps=6)
+        solutions.append(minimize(
+            lambda x: pool.loss(x[:-1], x[-1]), np.append(start, b), jac=True, method="SLSQP",
+            bounds=[(0, 1)] * count + [(0.05, 20)], options={"ftol": 1e-10, "maxiter": 200},
+            constraints={"type": "eq", "fun": lambda x: x[:-1].sum() - 1,
+                         "jac": lambda x: sum_gradient},
+        ))  # fmt: skip
     best = min(solutions, key=lambda solution: float(solution.fun)).x[:-1]
     return normalized_weights(np.where(best > 1e-9, best, 0.0))
-
-
-def _minimize_from(pool: "MemberPool", start: np.ndarray) -> OptimizeResult:
-    b = refine_inverse_temperature(pool.log_probabilities(start), pool.labels, 1.0, steps=6)
-    by_x = np.append(np.ones(len(start)), 0.0)
-    return minimize(
-        lambda x: pool.loss(x[:-1], x[-1]), np.append(start, b), jac=True, method="SLSQP",
-        bounds=[(0, 1)] * len(start) + [(0.05, 20)], options={"ftol": 1e-10, "maxiter": 200},
-        constraints={"type": "eq", "fun": lambda x: x[:-1].sum() - 1, "jac": lambda x: by_x},
-    )  # fmt: skip
 
 
 def _select_members(pool: "MemberPool") -> tuple[np.ndarray, float]:

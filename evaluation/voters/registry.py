@@ -6,18 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.predictions import PredictionTable
-from evaluation.voters.grouped import GroupAttention, PerGroup, fit_group_attention, fit_per_group
-from evaluation.voters.learned import (
-    Greedy,
-    Learned,
-    PerClass,
-    Stacked,
-    fit_greedy,
-    fit_learned,
-    fit_per_class,
-    fit_stacked,
-)
-from evaluation.voters.simple import Geometric, Majority, Soft, Voter, Weighted
+from evaluation.voters import grouped, learned, simple
+from evaluation.voters.simple import Voter
 
 
 @dataclass(frozen=True)
@@ -59,20 +49,24 @@ class VoterSpec:
 
 VAL = ("validation",)
 _SPECS = (
-    VoterSpec("soft", "Mean probability", Soft),
-    VoterSpec("geometric", "Geometric mean", Geometric),
-    VoterSpec("majority", "Majority", Majority),
-    VoterSpec("weighted", "Fixed weights", Weighted, ("weights",),
-              lambda tables, options: Weighted(np.asarray(options.weights, float))),
-    VoterSpec("learned", "Learned weights", Learned, VAL, lambda t, _: fit_learned(t)),
-    VoterSpec("greedy", "Greedy selection", Greedy, VAL, lambda t, _: fit_greedy(t)),
-    VoterSpec("per_class", "Weights per class", PerClass, VAL, lambda t, _: fit_per_class(t)),
-    VoterSpec("stacked", "Stacking", Stacked, VAL, lambda t, _: fit_stacked(t)),
-    VoterSpec("per_group", "Weights per group", PerGroup, (*VAL, "attribute"),
-              lambda t, options: fit_per_group(t, options.attribute)),
-    VoterSpec("group_attention", "Attention per group", GroupAttention,
+    VoterSpec("soft", "Mean probability", simple.Soft),
+    VoterSpec("geometric", "Geometric mean", simple.Geometric),
+    VoterSpec("majority", "Majority", simple.Majority),
+    VoterSpec("weighted", "Fixed weights", simple.Weighted, ("weights",),
+              lambda _, options: simple.Weighted(np.asarray(options.weights, float))),
+    VoterSpec("learned", "Learned weights", learned.Learned, VAL,
+              lambda t, _: learned.fit_learned(t)),
+    VoterSpec("greedy", "Greedy selection", learned.Greedy, VAL,
+              lambda t, _: learned.fit_greedy(t)),
+    VoterSpec("per_class", "Weights per class", learned.PerClass, VAL,
+              lambda t, _: learned.fit_per_class(t)),
+    VoterSpec("stacked", "Stacking", learned.Stacked, VAL,
+              lambda t, _: learned.fit_stacked(t)),
+    VoterSpec("per_group", "Weights per group", grouped.PerGroup, (*VAL, "attribute"),
+              lambda t, options: grouped.fit_per_group(t, options.attribute)),
+    VoterSpec("group_attention", "Attention per group", grouped.GroupAttention,
               (*VAL, "attribute", "attended_values"),
-              lambda t, options: fit_group_attention(
+              lambda t, options: grouped.fit_group_attention(
                   t, options.attended_values, options.attribute)),
 )  # fmt: skip
 VOTERS: dict[str, VoterSpec] = {spec.name: spec for spec in _SPECS}

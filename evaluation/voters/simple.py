@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import softmax
 
 from evaluation.metrics.calibration import Temperature
-from evaluation.predictions import PredictionTable, align, safe_log
+from evaluation.predictions import PredictionTable, align, cell_text, safe_log
 
 UNCALIBRATED = Temperature()
 
@@ -122,22 +122,16 @@ def pool_tables(
     voter: Voter, tables: Sequence[PredictionTable], temperature: Temperature = UNCALIBRATED
 ) -> PredictionTable:
     """The voter's table at a temperature, with the rows and classes of the first table."""
-    aligned = align(tables)
-    members = np.stack([table.probabilities for table in aligned])
-    pooled = voter(members, group_values(voter, aligned[0]))
-    return aligned[0].with_probabilities(temperature(pooled))
-
-
-def group_values(voter: Voter, table: PredictionTable) -> np.ndarray | None:
-    """The attribute that the voter needs, for each row; None if it needs none."""
-    return attribute_values(table, voter.attribute, voter.name) if voter.attribute else None
+    first = tables[0]
+    groups = attribute_values(first, voter.attribute, voter.name) if voter.attribute else None
+    return first.with_probabilities(temperature(voter(stacked_probabilities(tables), groups)))
 
 
 def attribute_values(table: PredictionTable, name: str, voter: str) -> np.ndarray:
     """The attribute of each row as text; ValueError if it is absent or a value is empty."""
     if name not in table.attributes:
         raise ValueError(f"voter {voter!r} needs attribute {name!r}; has {table.attributes}")
-    values = table.rows[name].fillna("").astype(str).to_numpy(dtype=object)
+    values = cell_text(table.rows[name])
     if (is_empty := np.isin(values, ["", "nan"])).any():
         ids = table.rows["id"][is_empty]
         raise ValueError(f"{len(ids)} images lack {name!r}, first {ids.iloc[0]!r}")

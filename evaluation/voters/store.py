@@ -49,10 +49,9 @@ class FittedEnsemble:
 
 def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
     """Writes `voter.json` and `voter.safetensors`; the first contains the hash of the second."""
-    plain = dict(vars(ensemble.voter))
-    arrays = {name: plain.pop(name) for name, v in vars(ensemble.voter).items()
-              if isinstance(v, np.ndarray)}  # fmt: skip
-    data = save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    settings = vars(ensemble.voter)
+    arrays = {k: np.ascontiguousarray(v) for k, v in settings.items() if isinstance(v, np.ndarray)}
+    plain, data = {k: v for k, v in settings.items() if k not in arrays}, save_arrays(arrays)
     content = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -63,7 +62,7 @@ def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
         "precision": ensemble.precision,
         "member_temperatures": list(map(asdict, ensemble.member_temperatures)),
         "voter": {"name": ensemble.voter.name, **plain},
-        "arrays": _sha256(data),
+        "arrays": hashlib.sha256(data).hexdigest(),
     }
     write_bytes(Path(folder) / "voter.safetensors", data)
     write_json(Path(folder) / FILE, content)
@@ -77,36 +76,31 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
     if version != (SCHEMA, VERSION):
         raise ValueError(f"{path}: schema and version {version}, not {(SCHEMA, VERSION)}")
     data = path.with_suffix(".safetensors").read_bytes()
-    if _sha256(data) != content.get("arrays"):
+    if hashlib.sha256(data).hexdigest() != content.get("arrays"):
         raise ValueError(f"{path.with_suffix('.safetensors')} does not belong to {path.name}")
     try:
         ensemble = _build(content, load_arrays(data))
-        _check_members(ensemble, list(members), list(class_names))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from None
+    fitted, required = ensemble.members, list(members)
+    if fitted != required:
+        unknown = [m for m in required if m not in fitted]
+        reason = f"member {unknown[0]!r} is not one of them" if unknown else f"not {required}"
+        raise ValueError(f"{path}: fitted for the members {fitted}; {reason}")
+    if ensemble.class_names != list(class_names):
+        classes = f"classes {ensemble.class_names}, not {list(class_names)}"
+        raise ValueError(f"{path}: fitted for {classes}")
     return ensemble
 
 
 def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
     settings = dict(content["voter"])
-    voter = voter_spec(settings.pop("name")).voter_class(**settings, **arrays)
-    temperature = Temperature(**content["temperature"])
-    members, class_names = content["members"], content["class_names"]
-    fitted_on, precision = content["fitted_on"], content.get("precision", "")
-    of_members = [Temperature(**values) for values in content["member_temperatures"]]
     return FittedEnsemble(
-        voter, members, class_names, temperature, fitted_on, of_members, precision
+        voter_spec(settings.pop("name")).voter_class(**settings, **arrays),
+        content["members"],
+        content["class_names"],
+        Temperature(**content["temperature"]),
+        content["fitted_on"],
+        [Temperature(**values) for values in content["member_temperatures"]],
+        content.get("precision", ""),
     )
-
-
-def _check_members(ensemble: FittedEnsemble, members: list[str], class_names: list[str]) -> None:
-    if (fitted := ensemble.members) != members:
-        unknown = [m for m in members if m not in fitted]
-        reason = f"member {unknown[0]!r} is not one of them" if unknown else f"not {members}"
-        raise ValueError(f"fitted for the members {fitted}; {reason}")
-    if ensemble.class_names != class_names:
-        raise ValueError(f"fitted for classes {ensemble.class_names}, not {class_names}")
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -88,5 +88,7 @@ def test_agreement_and_js_divergence_of_two_images() -> None:
     first = np.array([[1.0, 0.0], [1.0, 0.0]])
     second = np.array([[1.0, 0.0], [0.0, 1.0]])
     members = np.stack([first, second])
-    assert diversity.agreement(members.argmax(axis=2), _patients(2)).value == 0.5
+    table = make_table(2, 2)
+    tables = {name: replace(table, logits=p) for name, p in zip("ab", members, strict=True)}
+    assert diversity.member_diversity(tables, draws=20)[1].value == 0.5
     np.testing.assert_allclose(diversity.js_divergence(members), [0, np.log(2)])

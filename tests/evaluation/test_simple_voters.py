@@ -9,7 +9,6 @@ from evaluation.voters.simple import (
     Majority,
     Soft,
     Weighted,
-    group_values,
     pool_tables,
     stacked_probabilities,
 )
@@ -81,9 +80,9 @@ def test_an_image_without_its_group_is_named_in_the_error() -> None:
     table = make_table()
     rows = table.rows.assign(body_part=["wrist"] * 58 + ["", "wrist"])
     with pytest.raises(ValueError, match="1 images lack 'body_part', first 'image58'"):
-        group_values(voter, replace(table, rows=rows))
+        pool_tables(voter, [replace(table, rows=rows)] * 3)
     with pytest.raises(ValueError, match="needs attribute 'body_part'"):
-        group_values(voter, replace(table, rows=rows.drop(columns="body_part")))
+        pool_tables(voter, [replace(table, rows=rows.drop(columns="body_part"))] * 3)
     with pytest.raises(ValueError, match=r"1 images lack 'body_part', at rows \[1\]"):
         voter(_members()[:, :2], np.array(["wrist", ""]))
     with pytest.raises(ValueError, match="needs the attribute 'body_part' of each image"):
