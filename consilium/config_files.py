@@ -62,8 +62,12 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 # lines that list every type tried, or repeat the input
 NOISE = (
-    "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value",
-)  # fmt: skip
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+)
 MAX_LINE = 400  # characters
 UNKNOWN_KEY = re.compile(  # the groups of a match, joined by dots, are the key
     r"(?:Group '([\w.]+)'|Subcommand '\w+') does not accept option '([\w.+]+)'"
@@ -74,7 +78,7 @@ MISSING_FILE = re.compile(r"Expected a path but (\S+) either not accessible")
 WRONG_TYPE = re.compile(r"Expected (?:an? )?(<class '[\w.]+'>|typing\.[\w.]+\[.*?\]|[\w.]+\[.*?\])")
 GIVEN_VALUE = re.compile(r"(?:Got|Given) value: ([^\n]*)")
 CLASS_PATH = re.compile(r"Problem with given class_path '([\w.]+)'")
-PARSER_KEY = re.compile(r'Parser key "([\w.+]+)"')
+PARSER_KEY = re.compile(r'Parser key "([\w.+]+)":?')
 
 
 def explain_parser_error(
@@ -89,15 +93,21 @@ def explain_parser_error(
         return _unknown_key(match, files, list(keys), args)
     if match := UNKNOWN_CLASS.search(message):
         return _unknown_class(match[1], match[2], files)
-    path = PARSER_KEY.findall(message)
-    if path and (match := MISSING_FILE.search(message)):
-        file = source_file(files, path[-1], match[1])
+    matches = list(PARSER_KEY.finditer(message))
+    if not matches:
+        return _unreadable(files) or shorten_parser_error(message)
+    key, reason = matches[-1][1], message[matches[-1].end() :]
+    if match := MISSING_FILE.search(reason):
+        file = source_file(files, key, match[1])
         if not (Path(file).parent / match[1]).is_file():
-            return f"{file}: {path[-1]}: no such file: {match[1]}"
+            return f"{file}: {key}: no such file: {match[1]}"
         return _unreadable(files)
-    if path and WRONG_TYPE.search(message):
-        return _wrong_type(message, path[-1], files)
-    return _unreadable(files) or shorten_parser_error(message)
+    if expected := _expected_types(message):
+        value = GIVEN_VALUE.findall(message)[0]
+        return f"{source_file(files, key, value)}: {key}: expected {expected}, got {value!r}"
+    is_argument = any(arg.startswith("--") and f".{key}" in arg.partition("=")[0] for arg in args)
+    source = "command line" if is_argument else source_file(files, key)
+    return _unreadable(files) or f"{source}: {key}: {shorten_parser_error(reason)}"
 
 
 def shorten_parser_error(message: str) -> str:
@@ -187,13 +197,12 @@ def _unknown_class(module: str, name: str, files: Sequence[Path]) -> str:
     return f"{file}: no class {name!r} in {module}{suggestion(name, classes)}"
 
 
-def _wrong_type(message: str, key: str, files: Sequence[Path]) -> str:
+def _expected_types(message: str) -> str:
+    """`int or one of 'a', 'b'`; "" if the error is about something else than a type."""
     types = WRONG_TYPE.findall(message)  # <class 'int'>, typing.Literal['a', 'b']
     names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name) for name in types]
     names = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", name) for name in names]
-    expected = " or ".join(name for name in dict.fromkeys(names) if name != "NoneType")
-    value = GIVEN_VALUE.findall(message)[0]
-    return f"{source_file(files, key, value)}: {key}: expected {expected}, got {value!r}"
+    return " or ".join(name for name in dict.fromkeys(names) if name != "NoneType")
 
 
 def _unreadable(files: Sequence[Path]) -> str:

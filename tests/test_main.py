@@ -62,7 +62,7 @@ def test_unknown_command_lists_the_known_ones(capsys):
             {"class_path": "callbacks.BestAndLastCheckpoint", "init_args": {"monitor": "val/f1"}}]},
          "callbacks.BestAndLastCheckpoint: monitor 'val/f1': the metrics of val"),
         ({"trainer.callbacks": [{"class_path": "callbacks.ProgressBar"}]},
-         "configs/base.yaml; to add to them, write `callbacks+`"),
+         "configs/base.yaml first; to add to its callbacks, write `callbacks+`"),
         (
             {"data.init_args.source": {"class_path": "datamodules.Folders",
                                        "init_args": {"root": "no/where", "patient": None}}},
@@ -99,6 +99,8 @@ def test_invalid_settings_are_one_line_and_write_nothing(tiny, tmp_path, capsys,
          "are: resnet51q, resnet50, resnet18, resnet61q, resnet50t"),
         ({"data.init_args.batch_size": "many"}, "batch_size: expected int, got 'many'"),
         ({"trainer.max_epochs": "many"}, "trainer.max_epochs: expected int, got 'many'"),
+        ({"data.init_args.source": {"class_path": "torch.nn.Linear"}},
+         "source: Import path torch.nn.Linear does not correspond to a subclass of Source"),
         ({"data": "nowhere.yaml"}, "data: no such file: nowhere.yaml"),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from consilium.config_files import explain_parser_error
-from consilium.experiments.members import Layer, read_experiment, read_layers
+from consilium.experiments.members import layer_arguments, read_experiment
 from evaluation.metrics.registry import METRICS, MetricSpec, matching_specs
 from evaluation.predictions import Level
 from evaluation.saliency import SALIENCY_METHODS
@@ -20,7 +20,7 @@ from evaluation.voters.registry import VOTERS, VoterOptions
 ENSEMBLE, MEMBERS = "ensemble", "members"
 RESERVED = (ENSEMBLE, MEMBERS, "voters", "saliency")  # names of runs and of groups of runs
 # density of the last callback, which is the sparse training
-CONTROL_SETTINGS: Layer = {"trainer.callbacks.init_args.density": 1.0}
+CONTROL_ARGUMENTS = ["--trainer.callbacks.init_args.density", "1.0"]
 KEYS = {
     "title": "heading of the report (name of the file)",
     "base": "config that every run starts from (../base.yaml)",
@@ -95,14 +95,14 @@ class ExperimentConfig:
     """Members, their ensembles, and how both are evaluated; the fields are keys of the file.
 
     `name` is the stem of the file, `files` are the file and those that it extends. `members`
-    include the controls. `ensembles` map a run to its members, `controls` to sparse members.
+    include the controls; they and `ensemble` are arguments that name configs and settings.
+    `ensembles` map a run to its members, `controls` to sparse members.
     """
 
     name: str
     title: str
-    base: Path
-    members: dict[str, tuple[Layer, ...]]
-    ensemble: tuple[Layer, ...] = ()
+    members: dict[str, list[str]]
+    ensemble: list[str] = field(default_factory=list)
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     controls: dict[str, list[str]] = field(default_factory=dict)
     voter: str = "soft"
@@ -115,6 +115,11 @@ class ExperimentConfig:
     claims: dict[str, Claim] = field(default_factory=dict)
     saliency: SaliencyConfig | None = None
     files: tuple[Path, ...] = ()
+
+    @property
+    def voter_options(self) -> VoterOptions:
+        """What voters need beside predictions."""
+        return VoterOptions(self.attribute, list(map(str, self.attended_values)))
 
 
 # keys that are not parsed by type: names and layers of members
@@ -141,21 +146,21 @@ def _build(name: str, content: dict[str, Any]) -> ExperimentConfig:
     base, members = content["base"], content["members"]
     if not isinstance(base, str) or not Path(base).is_file():
         raise ValueError(f"base {base!r} is not a file")
-    layers = {member: read_layers(f"member {member}", v) for member, v in members.items()}
+    arguments = {m: layer_arguments(f"member {m}", [base, *v]) for m, v in members.items()}
     controls = content.get("controls") or {}
     if controls is True:
-        controls = {f"{member}_control": [member] for member in layers}
-    names = [*layers, *(controls if isinstance(controls, dict) else [])]
+        controls = {f"{member}_control": [member] for member in arguments}
+    names = [*arguments, *(controls if isinstance(controls, dict) else [])]
     ensembles = _expand_ensembles(content, names)
     parsed = _parse({"title": name, **content, "controls": controls, "ensembles": ensembles})
     for control, sparse in parsed["controls"].items():
-        if control in layers:
+        if control in arguments:
             raise ValueError(f"controls: {control!r} is already a member")
-        _require_members(f"controls: {control}", sparse, layers)
-        layers[control] = (*layers[sparse[0]], CONTROL_SETTINGS)
-    ensemble = read_layers(ENSEMBLE, content["ensemble"]) if ensembles else ()
-    parsed |= {"members": layers, "ensemble": ensemble, "files": content["files"]}
-    return ExperimentConfig(name, base=Path(base), **parsed)
+        _require_members(f"controls: {control}", sparse, arguments)
+        arguments[control] = [*arguments[sparse[0]], *CONTROL_ARGUMENTS]
+    ensemble = layer_arguments(ENSEMBLE, [base, *content["ensemble"]]) if ensembles else []
+    parsed |= {"members": arguments, "ensemble": ensemble, "files": content["files"]}
+    return ExperimentConfig(name, **parsed)
 
 
 def _expand_ensembles(content: dict[str, Any], members: list[str]) -> dict[str, Any]:
@@ -229,11 +234,10 @@ def _require_names(key: str, names: Collection[str]) -> None:
 
 def _check_voter(config: ExperimentConfig) -> None:
     """Refuses an unknown voter, and one that needs a value that is not given."""
-    options = VoterOptions(config.attribute, list(map(str, config.attended_values)))
     allowed = [name for name, spec in VOTERS.items() if "weights" not in spec.requirements]
     if config.voter not in allowed:
         raise ValueError(f"voter: {config.voter!r}; allowed: {', '.join(allowed)}")
-    for missing in VOTERS[config.voter].missing_options(options):
+    for missing in VOTERS[config.voter].missing_options(config.voter_options):
         raise ValueError(f"voter: {config.voter} requires `{missing}`")
 
 
@@ -263,7 +267,7 @@ def find_specs(config: ExperimentConfig, name: str) -> Sequence[MetricSpec | Mea
     source, _, rest = metric.partition("/")
     sources = ["val"]
     if who == ENSEMBLE or who in config.ensembles:
-        options = VoterOptions(config.attribute, list(map(str, config.attended_values)))
+        options = config.voter_options
         sources = [voter for voter, spec in VOTERS.items() if not spec.missing_options(options)]
     if source in sources:
         return matching_specs(rest, "image")

@@ -1,4 +1,7 @@
-"""Members of an experiment file: `extends`, `matrix` and `overrides` become config layers."""
+"""Members of an experiment file: `extends`, `matrix` and `overrides` become config layers.
+
+A layer is the path of a config file, or settings by dotted name.
+"""
 
 import json
 import os
@@ -9,7 +12,6 @@ from typing import Any
 
 from consilium.config_files import is_reference, read_yaml, suggestion
 
-Layer = Path | dict[str, Any]  # a config file, or settings by dotted name
 Value = dict[str, Any] | list[Any] | str | float | bool | None  # of a YAML file
 DEFAULT_BASE = "../base.yaml"
 MAPPINGS = ("members", "matrix", "ensembles", "gates", "claims", "saliency")
@@ -105,25 +107,19 @@ def _without_model(override: Value) -> Value:
     return {k: v for k, v in flatten_settings(override) if not k.startswith(MEMBERS_ONLY)}
 
 
-def read_layers(where: str, values: list[Value]) -> tuple[Layer, ...]:
-    """Layers of paths and settings; a missing file is refused."""
-    layers: list[Layer] = []
-    for value in values:
-        if isinstance(value, dict):
-            layers.append(dict(flatten_settings(value)))
-        elif isinstance(value, str) and Path(value).is_file():
-            layers.append(Path(value))
-        else:
-            raise ValueError(f"{where}: {value!r} is neither a config file nor settings")
-    return tuple(layers)
+def layer_arguments(where: str, layers: list[Value]) -> list[str]:
+    """Command-line arguments of layers: `--config FILE` or `--trainer.max_epochs 3`.
 
-
-def layer_arguments(layers: Iterable[Layer]) -> list[str]:
-    """Command-line arguments of layers: `--config FILE` or `--trainer.max_epochs 3`."""
+    A layer that is neither the path of a file nor settings is refused; the error names `where`.
+    """
     arguments: list[str] = []
     for layer in layers:
-        settings = {"config": str(layer)} if isinstance(layer, Path) else layer
-        for name, value in settings.items():
+        settings = [("config", layer)]
+        if isinstance(layer, dict):
+            settings = flatten_settings(layer)
+        elif not isinstance(layer, str) or not Path(layer).is_file():
+            raise ValueError(f"{where}: {layer!r} is neither a config file nor settings")
+        for name, value in settings:
             arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return arguments
 

@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 
 from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig, SaliencyConfig
-from consilium.experiments.members import layer_arguments
 from consilium.experiments.run import Run
 from evaluation import saliency
 from evaluation.results import voters_folder
@@ -126,9 +125,8 @@ def _runs(config: ExperimentConfig, folder: Path) -> list[Run]:
 
 def _member_run(config: ExperimentConfig, folder: Path, name: str, r: Round) -> Run:
     run = folder / MEMBERS / (name + r.suffix)
-    layers = layer_arguments((config.base, *config.members[name]))
     options = [*r.arguments, "--run", str(run), "--test", "true"]
-    return Run(run.name, run, ["fit", *layers, *options])
+    return Run(run.name, run, ["fit", *config.members[name], *options])
 
 
 def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) -> list[Run]:
@@ -144,8 +142,7 @@ def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) 
     fit += ["--attribute", config.attribute] if config.attribute else []
     attended = map(str, config.attended_values)
     fit += ["--attended_values", *attended] if config.attended_values else []
-    layers = layer_arguments((config.base, *config.ensemble))
-    test = ["test", *layers, *r.arguments, "--run", str(run)]
+    test = ["test", *config.ensemble, *r.arguments, "--run", str(run)]
     test += ["--model.init_args.voter", str(voters)]
     test += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
     return [

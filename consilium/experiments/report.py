@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
-from consilium.experiments.plan import run_names
+from consilium.experiments.config import ENSEMBLE, ExperimentConfig
 from consilium.experiments.results import ExperimentResults, load_results
 from consilium.experiments.sections import appendix, ensemble, seeds_folds, sparsity
 from evaluation.files import write_text
@@ -35,7 +34,11 @@ def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[boo
     """Writes all files; returns whether all gates passed, and the lines of the summary."""
     results = load_results(config, folder)
     html.write_report(folder / "report.html", config.title, sections(results))
-    write_tables(folder / "results", tables(results))
+    for name, table in tables(results).items():
+        file = folder / "results" / f"{name}.csv"
+        file.unlink(missing_ok=True)
+        if len(table):
+            write_text(file, table.to_csv(index=False))
     write_results(folder / "results.json", experiment_summary(results))
     return all(gate.passed for gate in results.gates), summary(results)
 
@@ -70,17 +73,14 @@ def summary(results: ExperimentResults) -> list[str]:
 
 def lead(results: ExperimentResults) -> str:
     """Accuracy of the ensembles and of the best member, in one or two sentences."""
-    runs, config = results.runs, results.config
-    accuracies = {name: run.metrics["accuracy"] for name, run in runs.items()}
-    named = {name: name for name in run_names(config, ENSEMBLE) if name in runs}
-    members = [name for name in run_names(config, MEMBERS) if name in runs]
+    accuracies = {name: metrics["accuracy"] for name, metrics in results.ensemble_metrics.items()}
+    members = {name: metrics["accuracy"] for name, metrics in results.member_metrics.items()}
     if members:
-        best = max(members, key=lambda name: accuracies[name].value or 0.0)
-        named[best] = f"{best}, the best of {len(members)} members on test"
+        best = max(members, key=lambda name: members[name].value or 0.0)
+        accuracies[f"{best}, the best of {len(members)} members on test"] = members[best]
     return " ".join(
-        f"{text}: accuracy {html.format_estimate(accuracies[name])} on "
-        f"{html.format_sample_size(accuracies[name])}."
-        for name, text in named.items()
+        f"{name}: accuracy {html.format_estimate(e)} on {html.format_sample_size(e)}."
+        for name, e in accuracies.items()
     )
 
 
@@ -123,10 +123,8 @@ def _claims_section(results: ExperimentResults) -> list[html.Section]:
     """A table of claimed, believable and measured values."""
     rows: list[tuple[html.Cell, ...]] = []
     for c in results.claims:
-        believable = "{:g} to {:g}".format(*c.claim.believable)
-        rows.append(
-            (c.metric, c.claim.claimed_text, believable, c.estimate, c.position, c.claim.why)
-        )
+        claimed, believable = c.claim.claimed_text, "{:g} to {:g}".format(*c.claim.believable)
+        rows.append((c.metric, claimed, believable, c.estimate, c.position, c.claim.why))
     columns = ("metric", "claimed", "believable", "measured", "", "why")
     return [html.Table(columns, rows, "Claims", CLAIMS_NOTE)] if rows else []
 
@@ -141,13 +139,11 @@ def _summary_table(results: ExperimentResults) -> html.Table:
 
 def summary_metrics_by_row(results: ExperimentResults) -> dict[str, Estimates]:
     """Metrics of ensembles, of their members at their own temperatures, and of raw members."""
-    ensembles = set(run_names(results.config, ENSEMBLE))
-    calibrated = {name: run.metrics for name, run in results.runs.items() if name in ensembles}
+    calibrated = results.ensemble_metrics
     for ensemble_results in results.ensembles:
         calibrated |= ensemble_results.evaluated.calibrated_metrics
     rows = {f"{name}, calibrated": metrics for name, metrics in calibrated.items()}
-    raw = {name: run.metrics for name, run in results.runs.items() if name not in ensembles}
-    return rows | {f"{name}, raw": metrics for name, metrics in raw.items()}
+    return rows | {f"{name}, raw": metrics for name, metrics in results.member_metrics.items()}
 
 
 def _level_table(results: ExperimentResults) -> list[html.Section]:
@@ -175,24 +171,13 @@ def _environment() -> dict[str, object]:
     }
 
 
-def write_tables(folder: Path, content: Mapping[str, pd.DataFrame]) -> None:
-    """One CSV file per table with rows; files of empty tables are removed."""
-    for name, table in content.items():
-        if len(table):
-            write_text(folder / f"{name}.csv", table.to_csv(index=False))
-        else:
-            (folder / f"{name}.csv").unlink(missing_ok=True)
-
-
 def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
     """Every table of results/ by name."""
-    config, runs = results.config, results.runs
-    ensembles = set(run_names(config, ENSEMBLE))
-    pooled = results.pooled if config.folds else {}
+    pooled = results.pooled if results.config.folds else {}
     folds = {f"{n} {seed}" if seed is not None else n: m for (n, seed), m in pooled.items()}
     return {
-        "members": _estimates({n: r.metrics for n, r in runs.items() if n not in ensembles}),
-        "ensembles": _estimates({n: r.metrics for n, r in runs.items() if n in ensembles}),
+        "members": _estimates(results.member_metrics),
+        "ensembles": _estimates(results.ensemble_metrics),
         "voters": _voters(results),
         "gates": pd.DataFrame([asdict(gate) for gate in results.gates]),
         "claims": _claims(results),

@@ -75,6 +75,18 @@ class ExperimentResults:
     costs: pd.DataFrame  # one row per member
     audits: dict[str, dict[str, Any]]  # of each dataset, by the members that use it
 
+    @property
+    def ensemble_metrics(self) -> dict[str, Estimates]:
+        """Metrics of the finished ensembles by run name."""
+        names = run_names(self.config, ENSEMBLE)
+        return {name: self.runs[name].metrics for name in names if name in self.runs}
+
+    @property
+    def member_metrics(self) -> dict[str, Estimates]:
+        """Metrics of the finished members by run name."""
+        names = run_names(self.config, MEMBERS)
+        return {name: self.runs[name].metrics for name in names if name in self.runs}
+
 
 def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
     """Reads every run folder once and computes everything that a report shows.

@@ -120,8 +120,8 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
     classes = _class_names(table, names["label"])
     fractions, notes = (ALL_TRAIN, [ONE_SPLIT]) if names["split"] is None else (None, [])
     if names["label"] is None:
-        no_column = [] if columns["label"] else [NO_LABEL_COLUMN.format(list(table))]
-        notes += [*no_column, NO_CLASSES]
+        notes += [] if columns["label"] else [NO_LABEL_COLUMN.format(list(table))]
+        notes.append(NO_CLASSES)
     manifest = Table(str(file), **names, fractions=fractions).manifest(classes or UNKNOWN_CLASS)
     return _with_notes(manifest, *notes, *_case_notes(classes))
 
@@ -136,9 +136,7 @@ def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
         role: columns.get(role) or next(filter(None, map(by_lower_case.get, aliases)), None)
         for role, aliases in COLUMN_ALIASES.items()
     }
-    for role, name in names.items():
-        if name == NO_COLUMN and name not in table:
-            names[role] = None
+    names |= {role: None for role, n in names.items() if n == NO_COLUMN and n not in table}
     if names["patient"] not in (None, *table) and "," in names["patient"]:
         names["patient"] = names["patient"].split(",")
     flat = [n for name in names.values() for n in (name if isinstance(name, list) else [name])]

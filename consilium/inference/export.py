@@ -14,7 +14,13 @@ from rich.progress import track
 
 from callbacks.model_card import describe
 from consilium.inference.export_formats import FORMATS, ExportNetwork, export_module, output_name
-from consilium.inference.predictor import Member, Predictor, load_predictor
+from consilium.inference.predictor import (
+    SINGLE,
+    Member,
+    Predictor,
+    load_predictor,
+    warn_of_other_precision,
+)
 from datamodules.phantoms.generate import PhantomSpec, generate_images
 from datamodules.preprocess import Preprocess
 from evaluation.files import read_json, unique_file_names, write_bytes, write_json
@@ -89,6 +95,7 @@ def load_export(folder: Path) -> Predictor:
     class_names = list(content["class_names"])
     members = [_load_member(folder, name, content) for name in content["members"]]
     ensemble = store.load(folder, [member.weights_hash for member in members], class_names)
+    warn_of_other_precision(folder, ensemble.precision, SINGLE)
     return Predictor(members, ensemble, torch.device("cpu"))
 
 

@@ -4,8 +4,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -145,28 +144,19 @@ def export_module(
     name: str, module: ImageClassifier, metadata: Metadata, block: checkpoints.Block | None = None
 ) -> bytes:
     """The file of a module in the named format; a failed export is a ValueError of one line."""
-    with frozen_for_inference(module.net), hidden_exporter_messages():
-        network = ExportNetwork(module, block).eval()
-        try:
-            return FORMATS[name].write(network, metadata)
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            what, reason = metadata["backbone"], " ".join(str(error).split())[:300]
-            raise ValueError(f"{what} cannot be exported to {name}: {reason}") from error
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # exporters print messages for their developers
+    try:
+        with frozen_for_inference(module.net), warnings.catch_warnings(action="ignore"):
+            return FORMATS[name].write(ExportNetwork(module, block).eval(), metadata)
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        what, reason = metadata["backbone"], " ".join(str(error).split())[:300]
+        raise ValueError(f"{what} cannot be exported to {name}: {reason}") from error
+    finally:
+        logging.disable(level)
 
 
 def example_input(metadata: Metadata) -> Tensor:
     """A batch of two images: for a batch of one, exporters would fix the batch size."""
     side = int(metadata["preprocess"]["size"])
     return torch.zeros(2, 3, side, side)
-
-
-@contextmanager
-def hidden_exporter_messages() -> Iterator[None]:
-    """Hides warnings and log messages that exporters print for their developers."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(level)

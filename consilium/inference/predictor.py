@@ -1,5 +1,6 @@
 """A checkpoint or an ensemble applied to images: probabilities and saliency maps."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ import torch
 from scipy.special import softmax
 
 from datamodules.preprocess import Preprocess
+from evaluation.results import read_results
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.cam import Explainer
 from lightning_modules.ensemble import EnsembleModule, find_ensemble_file, load_ensemble
 
+SINGLE = "32-true"
+#: What other values of `Trainer.precision` compute in; those not listed are not supported here.
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 Inputs = dict[str, torch.Tensor]  # of the members for one image, by the name of their Preprocess
 
 
@@ -85,6 +90,7 @@ class Predictor:
     members: list[Member]
     ensemble: FittedEnsemble
     device: torch.device
+    precision: str = SINGLE  # of predictions; saliency maps are computed in 32 bits
 
     @property
     def class_names(self) -> list[str]:
@@ -108,7 +114,9 @@ class Predictor:
     def predict_batch(self, inputs: Sequence[Inputs], groups: Sequence[str]) -> np.ndarray:
         """Probabilities (M + 1, n, K) of preprocessed images: members, then the ensemble."""
         views = {name: torch.stack([i[name] for i in inputs]).to(self.device) for name in inputs[0]}
-        members = np.stack([m.predict(views[m.preprocess.name]) for m in self.members])
+        dtype = AUTOCAST.get(self.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            members = np.stack([m.predict(views[m.preprocess.name]) for m in self.members])
         ensemble = self.ensemble(members, np.array(groups, dtype=object))
         return np.concatenate([members, ensemble[None]])
 
@@ -133,6 +141,8 @@ class Predictor:
             m.explain(inputs[m.preprocess.name].to(self.device), label) for m in self.members
         ]
         members = np.stack([probabilities for _, probabilities in explained])
+        if self.precision in AUTOCAST:
+            members = self.predict_batch([inputs], [group])[:-1, 0]
         ensemble = self.ensemble(members[:, None], np.array([group], dtype=object))[0]
         label = int(ensemble.argmax()) if label is None else label
         weights = self.member_weights(members[:, None], np.array([label]), [group])[0]
@@ -164,9 +174,14 @@ def run_folder_of(path: Path) -> Path:
 def load_predictor(
     path: Path, method: str = "GradCAM", device: torch.device | None = None
 ) -> Predictor:
-    """Loads a checkpoint, a run folder or an ensemble.json; `method` makes the saliency maps."""
-    if find_ensemble_file(path):
+    """Loads a checkpoint, a run folder or an ensemble.json; `method` makes the saliency maps.
+
+    An ensemble predicts in the precision in which it was evaluated.
+    """
+    precision = ""
+    if file := find_ensemble_file(path):
         ensemble = load_ensemble(path)
+        precision = ensemble.ensemble.precision or _recorded_precision(file.parent)
     else:
         file = path / "best.ckpt" if path.is_dir() else path
         ensemble = EnsembleModule(checkpoints.read(file)[0].class_names, [str(file)])
@@ -179,7 +194,22 @@ def load_predictor(
         view, classifier = Preprocess.from_dict(block.preprocess), require_image_classifier(module)
         explainer = Explainer(classifier, view.size, method)
         members.append(Member(name, block.weights, view, order, classifier, explainer, None, block))
-    return Predictor(members, ensemble.ensemble, device)
+    own_precision = precision if precision in AUTOCAST else SINGLE
+    warn_of_other_precision(path, precision, own_precision)
+    return Predictor(members, ensemble.ensemble, device, own_precision)
+
+
+def _recorded_precision(folder: Path) -> str:
+    """The precision in the results of a run folder, "" if unknown."""
+    results = folder / "results.json"
+    return str(read_results(results).meta.get("precision") or "") if results.is_file() else ""
+
+
+def warn_of_other_precision(path: Path, evaluated: str, own: str) -> None:
+    """Warns if an ensemble was evaluated in another precision than it is computed in."""
+    if evaluated not in ("", own):
+        message = f"{path} was evaluated in precision {evaluated}, predictions are in {own}"
+        warnings.warn(message, stacklevel=3)
 
 
 def require_image_classifier(module: torch.nn.Module) -> ImageClassifier:

@@ -12,7 +12,7 @@ from consilium import ROOT
 from consilium.inference.data_config import Columns, find_table, resolve_columns
 from datamodules.images import split_frame_number
 from datamodules.manifest import Manifest, read_table
-from datamodules.sources import Folders, Table, find_image_files, has_split_folders
+from datamodules.sources import Folders, Table
 from datamodules.splits import DERIVED_SPLITS, SplitFractions
 from evaluation.files import write_text
 
@@ -92,14 +92,16 @@ def write_configs(
 ) -> Path:
     """Writes data.yaml, the experiment and both tables; returns the experiment's file."""
     file, data_file = experiment_file(folder), folder / DATA_FILE
-    source_class, args, has_splits = _source(target, columns)
-    splits = set(manifest.table["split"]) if has_splits else {"train"}
+    source_class, args = _source(target, columns)
+    splits = set(manifest.table["split"])
     if missing := [name for name in DERIVED_SPLITS if name not in splits]:
         args["fractions"] = {name: 0.15 for name in missing} | {"stratified": True}
         if len(copies):
             write_text(folder / COPIES, copies.to_csv(index=False))
             args["fractions"]["copies"] = str((folder / COPIES).resolve())
-    _check_splits(target, _load_manifest(source_class, args, manifest, quarantine))
+    fractions = SplitFractions(**args["fractions"]) if missing else None
+    source = source_class(**{**args, "fractions": fractions})
+    _check_splits(target, source.manifest(manifest.class_names), set(quarantine["id"]))
     text = DATA.format(
         target=quote(str(target)), file=quote(str(data_file)), class_path=source_class.__name__,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
@@ -117,35 +119,20 @@ def write_configs(
     return file
 
 
-def _source(
-    target: Path, columns: Columns
-) -> tuple[type[Folders] | type[Table], dict[str, Any], bool]:
-    """Class and arguments of the source, and whether the files give splits."""
+def _source(target: Path, columns: Columns) -> tuple[type[Folders | Table], dict[str, Any]]:
+    """Class and arguments of the source."""
     table = find_table(target)
     if table is None:
-        args = {"root": str(target.resolve()), "patient": columns["patient"]}
-        return Folders, args, has_split_folders(find_image_files(target))
+        return Folders, {"root": str(target.resolve()), "patient": columns["patient"]}
     names = resolve_columns(read_table(table), columns)
-    return Table, {"files": str(table.resolve()), **names}, names["split"] is not None
+    return Table, {"files": str(table.resolve()), **names}
 
 
-def _load_manifest(
-    source_class: type[Folders] | type[Table],
-    args: dict[str, Any],
-    manifest: Manifest,
-    quarantine: pd.DataFrame,
-) -> Manifest:
-    """The samples of the source in its splits, without those in quarantine."""
-    fractions = SplitFractions(**args["fractions"]) if "fractions" in args else None
-    source = source_class(**{**args, "fractions": fractions})
-    excluded = set(quarantine["id"])
+def _check_splits(target: Path, manifest: Manifest, excluded: set[str]) -> None:
+    """Raises ValueError if a split has no images but excluded ones, or train lacks a class."""
     if excluded >= set(manifest.table["id"]):
         raise ValueError(f"the audit excludes all {len(excluded)} images; see its report")
-    return source.manifest(manifest.class_names).drop(excluded, "excluded")
-
-
-def _check_splits(target: Path, manifest: Manifest) -> None:
-    """Raises ValueError if a split has no images, or train lacks a class."""
+    manifest = manifest.drop(excluded, "excluded")
     num_patients, remedy = manifest.table["patient"].nunique(), "add images, or name their splits"
     for split in ("train", *DERIVED_SPLITS):
         if not len(manifest.rows(split)):

@@ -49,6 +49,8 @@ run:
   --ckpt_path FILE|best|last  {checkpoint}
   --seed_everything SEED      seed of all random numbers (0)
   --tta LIST                  test-time augmentations, such as [hflip]
+  --allow_other_preprocess true
+                              evaluate with another preprocess than the checkpoint's
   --print_config              print all settings and exit
 {options}
 data, model and trainer, the most used of their arguments:

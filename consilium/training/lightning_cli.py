@@ -44,6 +44,14 @@ CLASS_HELP = {  # what the help of an argument describes if no class is named
     "--data.help": "datamodules.ImageDataModule",
     "--model.help": "lightning_modules.ImageClassifier",
 }
+PARSER_OPTIONS: dict[str, Any] = {
+    name: {
+        "exit_on_error": False,
+        "usage": USAGE.format(command=name),
+        "description": f"{summary.capitalize()}.",
+    }
+    for name, summary in COMMANDS.items()
+} | {"exit_on_error": False}
 
 
 class ConsiliumCLI(LightningCLI):
@@ -60,7 +68,7 @@ class ConsiliumCLI(LightningCLI):
                 subclass_mode_data=True,
                 save_config_callback=SaveConfig,
                 seed_everything_default=0,
-                parser_kwargs=_parser_options(),
+                parser_kwargs=PARSER_OPTIONS,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,
@@ -135,7 +143,7 @@ class ConsiliumCLI(LightningCLI):
 
     def parse(self, args: list[str], files: Sequence[Path] = ()) -> Namespace:
         """The checked settings of a run by its arguments (subcommand first)."""
-        paths = [*files, *config_paths(args)]
+        paths = [*files, *map(Path, preflight.given_options(args).config)]
         try:
             config = self.parser.parse_args(args)
         except ArgumentError as error:
@@ -179,12 +187,9 @@ class ConsiliumCLI(LightningCLI):
         except MisconfigurationException as error:
             if not any(text in str(error) for text in NO_ACCELERATOR):
                 raise
-            accelerator = self._get(self.config, "trainer.accelerator")
-            remedy = "give --trainer.accelerator auto, or cpu"
-            message = (
-                f"--trainer.accelerator {accelerator}: not available on this machine; {remedy}"
-            )
-            raise ValueError(message) from error
+            argument = f"--trainer.accelerator {self._get(self.config, 'trainer.accelerator')}"
+            remedy = "not available on this machine; give --trainer.accelerator auto, or cpu"
+            raise ValueError(f"{argument}: {remedy}") from error
 
     def after_instantiate_classes(self) -> None:
         """Sets test-time augmentation and the loggers' run folder."""
@@ -248,21 +253,10 @@ def validate_config(args: list[str], files: Sequence[Path] = ()) -> Namespace:
     """Parses the arguments of a run (subcommand first) completely, without creating anything.
 
     An unknown key or a wrong value is a ValueError of one line: file, key, nearest allowed key.
-
-    Args:
-        args: as for `run_training`.
-        files: further files in which flags of `args` may be written, such as an experiment's.
+    `files` are further files in which flags of `args` may be written, such as an experiment's.
     """
     silence_lightning()
     return cast(Namespace, ConfigValidator(args, files).config)
-
-
-def config_paths(args: list[str]) -> list[Path]:
-    """The config files among the arguments of a run."""
-    pairs = zip(args, [*args[1:], ""], strict=True)
-    values = [value if arg in ("--config", "-c") else arg.partition("--config=")[2]
-              for arg, value in pairs]  # fmt: skip
-    return [Path(value) for value in values if value]
 
 
 def with_class_of_help(args: Sequence[str]) -> list[str]:
@@ -270,15 +264,6 @@ def with_class_of_help(args: Sequence[str]) -> list[str]:
     pairs = zip(args, [*args, "--"][1:], strict=True)
     return [f"{arg}={CLASS_HELP[arg]}" if arg in CLASS_HELP and after.startswith("-") else arg
             for arg, after in pairs]  # fmt: skip
-
-
-def _parser_options() -> dict[str, Any]:
-    commands = {
-        name: {"exit_on_error": False, "usage": USAGE.format(command=name),
-               "description": f"{summary.capitalize()}."}
-        for name, summary in COMMANDS.items()
-    }  # fmt: skip
-    return {"exit_on_error": False, **commands}
 
 
 def silence_lightning() -> None:

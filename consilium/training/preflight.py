@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from callbacks.checkpoint import BestAndLastCheckpoint
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
-from consilium.config_files import read_config, resolve_references, source_file
+from consilium.config_files import source_file
 from lightning_modules import backbones
 from lightning_modules.base import EPOCH_METRICS
 from lightning_modules.checkpoints import argument_types
@@ -33,8 +33,9 @@ class OutOfMemory(ValueError):
     """A batch that did not fit into memory; `flags` halve it at the same effective batch size."""
 
     def __init__(self, batch_size: int, accumulate: int, run: str) -> None:
-        self.flags = ["--data.init_args.batch_size", str(max(1, batch_size // 2)),
-                      "--trainer.accumulate_grad_batches", str(accumulate * 2)]  # fmt: skip
+        half, double = str(max(1, batch_size // 2)), str(accumulate * 2)
+        self.flags = ["--data.init_args.batch_size", half]
+        self.flags += ["--trainer.accumulate_grad_batches", double]
         self.batch_size, self.run = batch_size, Path(run)
         super().__init__(
             f"out of memory with batch_size {batch_size}; for the same effective batch size give "
@@ -46,27 +47,21 @@ class OutOfMemory(ValueError):
 
 def refuse_used_run_folder(folder: Path) -> None:
     """Raises ValueError if a fit would overwrite another run."""
+    remedy = "give another --run, or remove the folder"
     if any((folder / name).exists() for name in ("results.json", "results.val.json")):
-        content = "a finished run;"
-    elif (folder / "last.ckpt").exists():
-        content = f"an unfinished run; resume it with --ckpt_path {folder}/last.ckpt,"
-    else:
-        return
-    raise ValueError(f"--run {folder}: contains {content} give another --run, or remove the folder")
+        raise ValueError(f"--run {folder}: contains a finished run; {remedy}")
+    if (folder / "last.ckpt").exists():
+        resume = f"resume it with --ckpt_path {folder}/last.ckpt"
+        raise ValueError(f"--run {folder}: contains an unfinished run; {resume}, {remedy}")
 
 
 def require_result_callbacks(callbacks: Callbacks, files: Sequence[Path]) -> None:
     """Raises ValueError if no callback would write a checkpoint, a history or results."""
-    if _has_writer(item.class_path for item in _as_list(callbacks)):
+    if any(issubclass(resolve_name(item.class_path), WRITERS) for item in _as_list(callbacks)):
         return
-    lists = {str(file): paths for file in files if (paths := _callback_paths(file)) is not None}
-    replaced = [file for file, class_paths in lists.items() if _has_writer(class_paths)]
-    if not replaced:
-        reason = "none of them writes results; give --config configs/base.yaml first"
-        raise ValueError(f"trainer.callbacks: {reason}")
-    last = list(lists)[-1]
-    reason = f"replaces the callbacks of {replaced[-1]}; to add to them, write `callbacks+`"
-    raise ValueError(f"{'command line' if last in replaced else last}: trainer.callbacks {reason}")
+    remedy = "give --config configs/base.yaml first; to add to its callbacks, write `callbacks+`"
+    source = source_file(files, "callbacks")
+    raise ValueError(f"{source}: trainer.callbacks: none of them writes results; {remedy}")
 
 
 def check_fit_config(config: Namespace) -> None:
@@ -125,13 +120,19 @@ def limit_to_first_batches(trainer: Namespace) -> None:
     trainer.logger = trainer.fast_dev_run = False
 
 
+def given_options(args: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command that decide on its config files."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", "-c", action="append", default=[])
+    for name in ("--model", "--ckpt_path", "--run"):
+        parser.add_argument(name)
+    return parser.parse_known_args(args)[0]
+
+
 def default_config(args: Sequence[str]) -> list[str]:
     """`--config` and `--run` of the run whose checkpoint or folder is given without a config."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--config", "-c", "--model", "--ckpt_path", "--run"):
-        parser.add_argument(name)
-    given = parser.parse_known_args(args)[0]
-    if given.config or given.c or given.model or not (given.ckpt_path or given.run):
+    given = given_options(args)
+    if given.config or given.model or not (given.ckpt_path or given.run):
         return []
     is_path = given.ckpt_path not in (None, "best", "last")
     folder = Path(given.ckpt_path).parent if is_path else Path(given.run or ".")
@@ -186,20 +187,6 @@ def run_with_smaller_batches(run: Callable[[list[str]], object], args: list[str]
             print(f"out of memory with batch_size {error.batch_size}; retrying {error.flags[1]}")
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _has_writer(class_paths: Iterable[str]) -> bool:
-    return any(issubclass(resolve_name(path), WRITERS) for path in class_paths)
-
-
-def _callback_paths(file: Path) -> list[str] | None:
-    """Class paths of the callbacks that a config file sets; None if it does not set them."""
-    trainer = resolve_references(file.parent, read_config(file).get("trainer"))
-    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
-    if callbacks is None:
-        return None
-    items = callbacks if isinstance(callbacks, list) else [callbacks]
-    return [item["class_path"] for item in items]
 
 
 def _as_list(callbacks: Callbacks) -> list[Namespace]:

@@ -97,8 +97,9 @@ def run_pruning(run: PruningRun) -> str:
 def _prune(run: PruningRun) -> None:
     """Writes the pruned network and pruning.json into the output folder."""
     module, block = checkpoints.load(run.dense / "best.ckpt")
-    if not isinstance(module, ImageClassifier):
-        raise ValueError(f"RUN: {run.dense} contains a {block.module}, which cannot be pruned")
+    if not isinstance(module, ImageClassifier) or "backbone" not in block.init_args:
+        reason = "only an ImageClassifier with an argument `backbone` can be pruned"
+        raise ValueError(f"RUN: {run.dense} contains a {block.module}; {reason}")
     net, size = module.net, block.preprocess["size"]
     image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     data = data_config.load_datamodule([str(run.dense / "config.yaml")])

@@ -74,7 +74,8 @@ def test_an_experiment_that_extends_another_changes_what_it_names(write):
     }))  # fmt: skip
     config = load_experiment("synthetic/t.yaml")
     assert list(config.members) == ["1"]
-    assert config.members["1"] == (Path("a.yaml"), {"k": "1"}, {"only": 1}, {"o": "<1>"})
+    settings = ["--k", "1", "--only", "1", "--o", "<1>"]
+    assert config.members["1"] == ["--config", "base.yaml", "--config", "a.yaml", *settings]
     assert (config.gates, config.seeds, config.name) == ({}, [4], "t")
     with pytest.raises(ValueError, match="member '3': the extended experiment has 1, 2"):
         write({"extends": "s.yaml", "members": {"3": "a.yaml"}}, "wrong")
@@ -116,7 +117,8 @@ def test_rounds_are_seeds_times_folds(write):
 def test_a_control_is_its_first_member_at_density_one(write):
     content = {"base": "base.yaml", "members": {"s": "a.yaml", "t": "b.yaml"}}
     config = write({**content, "controls": {"c": ["t", "s"]}})
-    assert config.members["c"] == (Path("b.yaml"), {"trainer.callbacks.init_args.density": 1.0})
+    density = ["--trainer.callbacks.init_args.density", "1.0"]
+    assert config.members["c"] == ["--config", "base.yaml", "--config", "b.yaml", *density]
     assert write({**content, "controls": True}).controls == {
         "s_control": ["s"], "t_control": ["t"],
     }  # fmt: skip
@@ -144,7 +146,7 @@ def test_gates_may_name_classes_pairs_levels_and_patterns(write):
 
 
 def test_every_key_is_a_field_or_about_members_and_is_in_the_help(capsys):
-    structure = {"extends", "matrix", "member", "overrides"}
+    structure = {"base", "extends", "matrix", "member", "overrides"}
     assert KEYS.keys() - structure == {f.name for f in fields(ExperimentConfig)} - {"name", "files"}
     with pytest.raises(SystemExit):
         main(["experiment", "run", "--help"])

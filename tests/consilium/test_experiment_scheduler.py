@@ -2,7 +2,8 @@
 
 import os
 import signal
-import subprocess
+import time
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from consilium.experiments.executors import LocalExecutor
 from consilium.experiments.run import DONE, FAILED, Run
 from consilium.experiments.scheduler import Scheduler
 
-CONFIG = ExperimentConfig("s", "s", Path(), {})
+CONFIG = ExperimentConfig("s", "s", {})
 
 
 def short_run(folder: Path) -> Run:
@@ -27,7 +28,7 @@ def test_a_run_is_locked_until_its_end_is_recorded(tmp_path: Path) -> None:
     run, other = short_run(tmp_path / "m"), short_run(tmp_path / "m")
     assert run.start() == ["--help"]
     assert run.process is not None
-    run.process.wait()
+    run.process.join()
     (run.folder / FAILED).touch()
     assert other.start() is None
     assert (run.folder / FAILED).is_file()  # only the owner of the lock removes marks
@@ -88,7 +89,8 @@ class SleepingExecutor(LocalExecutor):
 
     def start(self, run: Run) -> list[str]:
         run.folder.mkdir()
-        run.process = subprocess.Popen(["sleep", "600"])
+        run.process = ForkProcess(target=time.sleep, args=(600,))
+        run.process.start()
         os.kill(os.getpid(), signal.SIGTERM)
         return run.arguments
 
@@ -98,5 +100,5 @@ def test_sigterm_ends_the_runs_of_the_scheduler(tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     assert Scheduler(CONFIG, tmp_path, SleepingExecutor(1)).run([run], [run]) == 130
     assert run.process is not None
-    assert run.process.poll() == -signal.SIGTERM
+    assert not run.process.is_alive()
     assert signal.getsignal(signal.SIGTERM) == handler

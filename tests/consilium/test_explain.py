@@ -139,6 +139,31 @@ def test_map_of_an_ensemble_is_the_weighted_mean_of_its_members(
     assert [member["weight"] for member in members] == [0.75, 0.25]
 
 
+def test_an_ensemble_predicts_in_the_precision_of_its_evaluation(resnet, larger, tmp_path):
+    folder = write_ensemble(tmp_path / "ensemble", best_checkpoints(resnet, larger), "weighted")
+    hashes = [read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
+    image = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    explanations = {}
+    for precision in ("", "32-true", "bf16-mixed"):
+        fitted = FittedEnsemble(Weighted(np.ones(2)), hashes, CLASSES, precision=precision)
+        save(folder, fitted)
+        predictor = load_predictor(folder)
+        explanations[precision] = predictor.explain(image, 1)
+        predicted = predictor.predict(image)
+        np.testing.assert_allclose(explanations[precision].probabilities, predicted[-1], atol=1e-6)
+        inputs = predictor.preprocess(image)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            members = [m.predict(inputs[m.preprocess.name][None])[0] for m in predictor.members]
+        np.testing.assert_array_equal(predicted[:-1], members)
+    full, mixed = explanations["32-true"], explanations["bf16-mixed"]
+    np.testing.assert_array_equal(explanations[""].probabilities, full.probabilities)
+    assert 0 < np.abs(full.probabilities - mixed.probabilities).max() < 0.05
+    np.testing.assert_array_equal(full.member_maps, mixed.member_maps)
+    save(folder, FittedEnsemble(Weighted(np.ones(2)), hashes, CLASSES, precision="16-true"))
+    with pytest.warns(UserWarning, match="evaluated in precision 16-true, predictions are in 32"):
+        load_predictor(folder)
+
+
 def test_ensemble_without_its_voter_or_with_other_members_is_refused(resnet, larger, tmp_path):
     checkpoints = best_checkpoints(resnet, larger)
     folder = write_ensemble(tmp_path / "ensemble", checkpoints, "learned")

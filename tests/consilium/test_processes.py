@@ -1,4 +1,4 @@
-"""Runs as forks of one process: kills of a fork, of that process, and of the program."""
+"""Runs as forks: their log and lock, kills of a fork, and kills of the program."""
 
 import os
 import signal
@@ -10,16 +10,9 @@ from typing import IO
 
 import pytest
 
-from consilium.experiments.processes import ForkedProcess, ForkServer
+from consilium.experiments.processes import Process
 from consilium.training.run_lock import acquire_lock, is_locked
 from tests.conftest import ROOT, Tiny
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -28,19 +21,24 @@ def endless(tiny: Tiny) -> list[str]:
     return ["fit", *tiny.configs("endless"), "--trainer.max_epochs", "100000"]
 
 
-def start(server: ForkServer, folder: Path, arguments: list[str]) -> ForkedProcess:
+def start(folder: Path, arguments: list[str]) -> Process:
     """A process that has the lock of a folder and writes its log into it."""
     lock = acquire_lock(folder / ".lock")
     assert lock is not None
     with lock, (folder / "log.txt").open("ab") as log:
-        process = server.start(arguments, log, lock)
-    assert isinstance(process, ForkedProcess)
+        process = Process(arguments, log, lock)
+        process.start()
     return process
 
 
-def wait_for(file: Path, process: ForkedProcess) -> None:
+def exit_code(process: Process) -> int | None:
+    process.join()
+    return process.exitcode
+
+
+def wait_for(file: Path, process: Process) -> None:
     while not file.is_file():
-        assert process.poll() is None, file.with_name("log.txt").read_text()
+        assert process.exitcode is None, file.with_name("log.txt").read_text()
         time.sleep(0.02)
 
 
@@ -51,60 +49,55 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_fork_has_a_log_a_lock_and_the_current_directory(server, tmp_path, monkeypatch):
+def test_a_fork_has_a_log_a_lock_and_the_current_directory(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
-    audit = start(server, tmp_path / "audit", ["audit", "images", "-o", "out"])
-    assert audit.wait() != 0
+    audit = start(tmp_path / "audit", ["audit", "images", "-o", "out"])
+    assert exit_code(audit) != 0
     assert "images" in (tmp_path / "audit/log.txt").read_text()
-    first = start(server, tmp_path / "first", ["--version"])
-    second = start(server, tmp_path / "second", ["inspect", "missing.ckpt"])
-    assert (first.wait(), second.wait()) == (0, 2)
+    first = start(tmp_path / "first", ["--version"])
+    second = start(tmp_path / "second", ["inspect", "missing.ckpt"])
+    assert (exit_code(first), exit_code(second)) == (0, 2)
     assert (tmp_path / "first/log.txt").read_text().startswith("consilium ")
     assert "missing.ckpt" in (tmp_path / "second/log.txt").read_text()
     assert not is_locked(tmp_path / "first/.lock")
     assert first.pid != second.pid
 
 
-def test_a_killed_fork_does_not_harm_another(server, endless, tmp_path):
+def test_an_isolated_process_is_another_interpreter(tmp_path):
+    lock = acquire_lock(tmp_path / ".lock")
+    assert lock is not None
+    with lock, (tmp_path / "log.txt").open("ab") as log:
+        process = Process(["--version"], log, lock, isolated=True)
+        process.start()
+    assert exit_code(process) == 0
+    assert (tmp_path / "log.txt").read_text().startswith("consilium ")
+
+
+def test_a_killed_fork_does_not_harm_another(endless, tmp_path):
     killed, other = (
-        start(server, tmp_path / name, [*endless, "--run", str(tmp_path / name)])
+        start(tmp_path / name, [*endless, "--run", str(tmp_path / name)])
         for name in ("killed", "other")
     )
     wait_for(tmp_path / "killed/last.ckpt", killed)
     assert is_locked(tmp_path / "killed/.lock")  # the fork inherited it
     killed.kill()
-    assert killed.wait() == -signal.SIGKILL
+    assert exit_code(killed) == -signal.SIGKILL
     assert not is_locked(tmp_path / "killed/.lock")
     wait_for(tmp_path / "other/last.ckpt", other)
     other.terminate()
-    assert other.wait() == 128 + signal.SIGTERM
+    assert exit_code(other) == 128 + signal.SIGTERM
     assert "stopped after epoch" in (tmp_path / "other/log.txt").read_text()
-
-
-@pytest.mark.exhaustive
-def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(
-    server, endless, tmp_path
-):
-    process = start(server, tmp_path, [*endless, "--run", str(tmp_path)])
-    parent = int(Path(f"/proc/{process.pid}/stat").read_text().split()[3])
-    os.kill(parent, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    while is_alive(process.pid):
-        time.sleep(0.02)
-    assert not is_locked(tmp_path / ".lock")
-    assert start(server, tmp_path, ["--version"]).wait() == 0
 
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from consilium.experiments.processes import ForkServer
 from tests.consilium.test_processes import start
 folder, arguments = Path(sys.argv[1]), sys.argv[2:]
-process = start(ForkServer(), folder, arguments)
+process = start(folder, arguments)
 print(process.pid, flush=True)
-process.wait()
+process.join()
 """
 
 

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from consilium.cli.main import main
-from consilium.experiments.processes import start_fork
+from consilium.experiments.processes import Process
 from consilium.inference.predictor import load_predictor
+from datamodules.preprocess import Preprocess
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
-from lightning_modules import EnsembleModule, checkpoints
+from lightning_modules import EnsembleModule, ImageClassifier, checkpoints
 from lightning_modules.pruning.structure import layer_costs
 from tests.conftest import ROOT
+from tests.consilium.untrained import CLASSES, save_checkpoint
 
 WITHOUT_TORCH_PRUNING = "import sys; sys.modules['torch_pruning'] = None\n"
 
@@ -96,12 +98,13 @@ def test_a_killed_fine_tuning_is_resumed(resnet, tmp_path, capsys):
     output = tmp_path / "pruned"
     arguments = ["prune", str(resnet), "--macs", "0.6", "--pairs", "1", "-o", str(output)]
     with (tmp_path / "log.txt").open("wb") as log, (tmp_path / "lock").open("w") as lock:
-        process = start_fork([*arguments, "--epochs", "3"], log, lock)
+        process = Process([*arguments, "--epochs", "3"], log, lock)
+        process.start()
     while not (output / "last.ckpt").exists():
         time.sleep(0.02)
-        assert process.poll() is None
+        assert process.exitcode is None
     process.kill()
-    process.wait()
+    process.join()
     assert not (output / "results.json").exists()
     content = (output / "pruning.json").read_text()
     assert main([*arguments, "--epochs", "4"]) == 2
@@ -162,6 +165,22 @@ def test_arguments_that_cannot_work_are_refused_in_one_line(
     assert main(["prune", str(resnet), *arguments, "-o", str(tmp_path / "x")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_model_without_an_argument_for_its_backbone_is_refused_in_one_line(tmp_path, capsys):
+    class FixedBackbone(ImageClassifier):
+        def __init__(self, class_names: list[str]) -> None:
+            super().__init__(class_names, backbone="test_resnet")
+
+    try:
+        save_checkpoint(FixedBackbone(CLASSES), Preprocess(size=32), tmp_path / "best.ckpt")
+        (tmp_path / "config.yaml").touch()
+        assert main(["prune", str(tmp_path), "--macs", "0.5", "-o", str(tmp_path / "x")]) == 2
+    finally:
+        del checkpoints.REGISTRY["FixedBackbone"]
+    reason = "only an ImageClassifier with an argument `backbone` can be pruned"
+    error = f"consilium prune: RUN: {tmp_path} contains a FixedBackbone; {reason}\n"
+    assert capsys.readouterr().err == error
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path, capsys):

@@ -24,6 +24,7 @@ from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.run import prediction_plots
 from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.voters.registry import voter_spec
 
 MAX_PLOTTED = 4  # members without an ensemble that get plots of their own
 
@@ -98,16 +99,28 @@ def ensemble_sections(
     page: list[html.Section] = []
     shown = [ensemble for ensemble in ensembles if ensemble.is_shown]
     for e in shown:
-        predictions = ensemble_predictions(e.fitted.ensembles[config.voter], e.tables)
-        disputed = ensemble_report.disputed_section(e.tables, e.disputed)
         lead = ensemble_report.summary_sentence(e.fitted, e.evaluated, config.voter)
         page.append(html.Text(lead, f"{e.run}: every voter of {', '.join(e.tables)}"))
-        _, *others = ensemble_report.ensemble_sections(e.fitted, e.evaluated, predictions, disputed)
-        of_voters = [s for s in others if s.heading.startswith(("Voters", "Difference"))]
-        page += others if e is shown[-1] else of_voters
+        page += _voter_sections(e, config.voter, with_plots=e is shown[-1])
         if e.groups:
             page.append(ensemble_report.group_table(e.groups, config.voter, config.attribute))
     return page
+
+
+def _voter_sections(e: EnsembleResults, voter: str, with_plots: bool) -> list[html.Section]:
+    """The tables of voters; with plots the whole report of the ensemble, without its lead."""
+    if not with_plots:
+        reasons = e.fitted.not_fitted
+        not_fitted = [(voter_spec(name).label, reason) for name, reason in reasons.items()]
+        columns, heading = ("voter", "reason"), "Voters that were not fitted"
+        return [
+            ensemble_report.voter_table(e.fitted, e.evaluated, voter),
+            ensemble_report.gain_table(e.fitted, e.evaluated),
+            *([html.Table(columns, not_fitted, heading)] if not_fitted else []),
+        ]
+    predictions = ensemble_predictions(e.fitted.ensembles[voter], e.tables)
+    disputed = ensemble_report.disputed_section(e.tables, e.disputed)
+    return ensemble_report.ensemble_sections(e.fitted, e.evaluated, predictions, disputed)[1:]
 
 
 def member_sections(compared: MemberComparison) -> list[html.Section]:
