@@ -20,7 +20,7 @@ from lightning_modules.cam import Explainer
 from lightning_modules.freezing import FineTuning, set_frozen_layers_to_eval
 from lightning_modules.heads import create_head
 from lightning_modules.losses import LossConfig
-from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig, configure_optimizers
+from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
 from lightning_modules.pruning import structure
 
 Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
@@ -198,9 +198,10 @@ class ImageClassifier(BaseModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and schedule of the config."""
-        return configure_optimizers(
-            self.net, self.trainer, self.optimizer, self.lr_scheduler, self.fine_tuning
-        )
+        lr, weight_decay = self.optimizer.lr, self.optimizer.weight_decay
+        optimizer = self.optimizer.create(self.fine_tuning.param_groups(self.net, lr, weight_decay))
+        scheduler = self.lr_scheduler.create(optimizer, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the block that describes the checkpoint, its constructor arguments included."""
