@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,6 @@ def plain_values(arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for name, value in arguments.items()
-        if name not in ("self", "__class__")
     }
 
 
@@ -172,21 +171,17 @@ def load(path: str | Path, mmap: bool = False) -> tuple[nn.Module, Block]:
 
 def build_module(block: Block) -> nn.Module:
     """An untrained module as the block describes it; nothing is downloaded or imported."""
-    cls: Any = REGISTRY[block.module]
-    arguments = dict(block.init_args)
+    cls, arguments = REGISTRY[block.module], dict(block.init_args)
     if "pretrained" in arguments:
         arguments["pretrained"] = False
     if arguments.get("loss", {}).get("name") not in LOSSES:
         arguments.pop("loss", None)  # a user's own loss, which only training needs
     types = argument_types(cls)
-    for name, value in arguments.items():
-        is_group = is_dataclass(types.get(name))
-        arguments[name] = types[name](**value) if is_group else value
-    built = cls(**arguments)
-    if block.structure:
-        built.apply_structure(block.structure)
-    module: nn.Module = built
-    return module
+    groups = {name: values for name, values in arguments.items() if is_dataclass(types.get(name))}
+    arguments |= {name: types[name](**values) for name, values in groups.items()}
+    module: Any = cls(**arguments)
+    module.apply_structure(block.structure)
+    return cast(nn.Module, module)
 
 
 def argument_types(cls: type) -> dict[str, Any]:
@@ -272,9 +267,8 @@ def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 def _training_settings(init_args: dict[str, Any]) -> dict[str, Any]:
     """The settings of `TRAINING_ARGUMENTS` by dotted name."""
-    groups = {name: init_args.get(name) for name in TRAINING_ARGUMENTS}
-    return {f"{name}.{key}": value for name, group in groups.items() if isinstance(group, dict)
-            for key, value in group.items()}  # fmt: skip
+    groups = {name: init_args.get(name) or {} for name in TRAINING_ARGUMENTS}
+    return {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
 
 
 def _relevant(argument: object) -> object:

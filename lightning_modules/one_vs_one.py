@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from evaluation.predictions import PredictionTable
 from lightning_modules import backbones, checkpoints
-from lightning_modules.base import Batch, Metadata
+from lightning_modules.base import Metadata
 from lightning_modules.classifier import ImageClassifier, single_view
+from lightning_modules.tta import Images
 
 
 class OneVsOneClassifier(ImageClassifier):
@@ -49,9 +50,9 @@ class OneVsOneClassifier(ImageClassifier):
         trunks = [backbones.build(backbone, 1, **options) for _ in range(self.head.num_outputs)]
         return ParallelTrunks(trunks)
 
-    def member_logits(self, batch: Batch) -> Tensor:
+    def member_logits(self, images: Images) -> Tensor:
         """Pair logits, as those of one member, (B, 1, P)."""
-        return torch.unsqueeze(self.net(single_view(batch)), 1)
+        return torch.unsqueeze(self.net(single_view(images)), 1)
 
     def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
         """The table of coupled logits (n, K), given pair logits (n, P), which it has as well."""

@@ -121,7 +121,7 @@ class LRSchedulerConfig:
             "step": lambda t: self.gamma ** math.floor(t / size),
             "cyclic": lambda t: lowest + (1 - lowest) * abs((t / size + 1) % 2 - 1),  # from lowest
         }
-        after_warmup = curves.get(self.name, lambda t: 1.0)
+        after_warmup: Curve = curves.get(self.name, lambda t: 1.0)
 
         def ratio(t: float) -> float:
             if t >= warmup:

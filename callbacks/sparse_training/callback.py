@@ -16,6 +16,7 @@ from callbacks.sparse_training.masked_weights import MaskedWeights, find_prunabl
 from callbacks.sparse_training.stages import DensitySchedule, Recovery
 from callbacks.weights import averages, load_weights, read_weights
 from datamodules.dataset import Batch
+from datamodules.preprocess import as_settings
 from evaluation.files import write_json
 from evaluation.sparsity import SPARSITY_FILE
 from lightning_modules.checkpoints import plain_values
@@ -67,7 +68,8 @@ class TwoStageSparseTraining(L.Callback):
         self.density, self.distribution, self.criterion = density, distribution, criterion
         self.dense_epochs, self.sparse_epochs = dense_epochs, sparse_epochs
         self.dense_checkpoint, self.exclude = dense_checkpoint, list(exclude or [])
-        self.density_schedule, self.recovery = density_schedule, recovery
+        self.density_schedule = as_settings(DensitySchedule, density_schedule)
+        self.recovery = as_settings(Recovery, recovery)
         self.control = control  # a resume may name another: it does not change the training
         self.masked: MaskedWeights | None = None
         self.is_sparse_stage, self.updates = False, 0
