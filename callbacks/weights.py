@@ -96,8 +96,8 @@ def read_weights(path: Path, trainer: L.Trainer) -> dict[str, Any]:
     datamodule, block = vars(trainer).get("datamodule"), content.get(checkpoints.KEY, {})
     if isinstance(datamodule, ImageDataModule):
         if block.get("manifest_digest") != datamodule.manifest.digest():
-            raise ValueError(f"{path}: was trained on another manifest; its training samples may "
-                             "be in val or test of this one")  # fmt: skip
+            reason = "its training samples may be in val or test of this one"
+            raise ValueError(f"{path}: was trained on another manifest; {reason}")
         names, expected = block.get("class_names"), list(datamodule.class_names)
         if names != expected:
             raise ValueError(f"{path}: has classes {names}, not {expected}")

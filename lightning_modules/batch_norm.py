@@ -25,7 +25,7 @@ class InPlaceSyncBatchNorm(LayerSync):
             if isinstance(layer, _BatchNorm):
                 self.classes[layer] = type(layer)
                 has_activation = isinstance(layer, BatchNormAct2d)
-                layer.process_group = None  # all processes
+                vars(layer)["process_group"] = None  # all processes
                 layer.__class__ = SyncBatchNormAct if has_activation else nn.SyncBatchNorm
         return model
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import pickle
 import re
 import zipfile
@@ -82,17 +83,14 @@ def constructor_arguments(module: nn.Module, frame: FrameType | None) -> dict[st
     return plain_values(arguments)
 
 
-def require_plain(module: str, value: object, name: str = "") -> None:
+def require_plain(module: str, arguments: dict[str, Any]) -> None:
     """ValueError if an argument could not be read from a checkpoint, which holds plain values."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            require_plain(module, item, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            require_plain(module, item, name)
-    elif not isinstance(value, bool | int | float | str | None):
-        reason = "is not a plain value, which checkpoints are limited to"
-        raise ValueError(f"{module}: its argument {name}, of type {type(value).__name__}, {reason}")
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            reason = f"is not a plain value, which checkpoints are limited to ({error})"
+            raise ValueError(f"{module}: its argument {name} {reason}") from None
 
 
 def plain_values(arguments: dict[str, Any]) -> dict[str, Any]:

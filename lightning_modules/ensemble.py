@@ -1,6 +1,7 @@
 """EnsembleModule: members from checkpoints, each with its own preprocessing, and a voter."""
 
 import glob
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.preprocess import Preprocess
-from evaluation.files import read_json
+from evaluation.files import read_json, write_json
+from evaluation.predictions import PredictionTable
 from evaluation.results import voters_folder
 from evaluation.voters import simple, store, unfitted_voters, voter_spec
 from evaluation.voters.store import FittedEnsemble
@@ -164,6 +166,16 @@ def read_ensemble_file(file: Path) -> dict[str, Any]:
     for member in content["members"].values():
         member["path"] = file.parent / member["path"]
     return content
+
+
+def write_ensemble_file(folder: Path, table: PredictionTable) -> None:
+    """Writes the ensemble.json of a run folder, given the table of the ensemble's predictions."""
+    members = {
+        name: {**member, "path": os.path.relpath(member["path"], folder)}
+        for name, member in table.meta["members"].items()
+    }
+    content = {"format": FORMAT, "class_names": table.class_names, "members": members}
+    write_json(folder / FILE, content | {"voter": table.meta["voter"]})
 
 
 def load_ensemble(path: str | Path) -> EnsembleModule:

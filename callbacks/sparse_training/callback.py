@@ -91,8 +91,8 @@ class TwoStageSparseTraining(L.Callback):
             raise ValueError(f"trainer.strategy: {kind} shards weights, which masks do not support")
         if not isinstance(pl_module, stages.ScheduledModule):
             kind = type(pl_module).__name__
-            raise ValueError(f"{kind} has no `optimizer` and `lr_scheduler` settings, which sparse "
-                             "training needs; use lightning_modules.ImageClassifier")  # fmt: skip
+            needed = "`optimizer` and `lr_scheduler` settings, which sparse training needs"
+            raise ValueError(f"{kind} has no {needed}; use lightning_modules.ImageClassifier")
         self._module, config = pl_module, pl_module.lr_scheduler
         self._sparse_schedule = stages.sparse_schedule(config, self.recovery, sparse)
         pl_module.lr_scheduler = stages.dense_schedule(config, dense)
@@ -134,15 +134,13 @@ class TwoStageSparseTraining(L.Callback):
         if self._regrows:
             self._regrows = False
             fraction = self.density_schedule.regrow(self.updates, self.num_steps)
-            regrown = masks.regrown_masks(self._masked.tensors, self._masked.masks, fraction)
-            if regrown is not None:
+            if (regrown := self._masked.regrown_masks(fraction)) is not None:
                 self._set_masks(trainer, regrown)
         self._masked.mask_gradients()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch,
-        batch_idx: int,
-    ) -> None:  # fmt: skip
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
         """Logs the epoch's sparsity; churn is the fraction of mask values that it changed."""
         if trainer.is_last_batch:
             metrics = {"stage": 1.0 + self.is_sparse_stage, **self._masked.metrics(pl_module)}
@@ -218,11 +216,11 @@ class TwoStageSparseTraining(L.Callback):
 
     def _update_masks(self, trainer: L.Trainer, updates: int) -> None:
         """Prunes to the density after so many updates; the first process decides."""
-        masked, pruned = self._masked, list[Tensor]()
+        pruned: list[Tensor] = []
         if trainer.is_global_zero:
             remaining = self.density_schedule.remaining(updates, self.num_steps)
-            pruned = masks.pruned_masks(masked.weights, masked.tensors, masked.masks, self.density,
-                                        self.distribution, self.criterion, remaining)  # fmt: skip
+            method = (self.density, self.distribution, self.criterion)
+            pruned = self._masked.pruned_masks(*method, remaining)
         self._set_masks(trainer, pruned)
         self.updates = updates
         self._regrows = self.density_schedule.regrow_fraction > 0 and not self.has_final_density
@@ -230,15 +228,9 @@ class TwoStageSparseTraining(L.Callback):
     def _set_masks(self, trainer: L.Trainer, new_masks: Sequence[Tensor]) -> None:
         """Applies the first process's masks on every process."""
         masked = self._masked
-        weights = masked.weights
         self._previous_masks = self._previous_masks or masked.masks
-        packed = [masks.pack_mask(mask) for mask in new_masks]
-        digest = masks.masks_digest(weights, packed) if packed else ""
-        packed, digest = trainer.strategy.broadcast((packed, digest))
-        is_equal = masks.masks_digest(weights, packed) == digest
-        if not trainer.strategy.reduce_boolean_decision(is_equal):
-            raise ValueError("masks: the processes have different ones")
-        masked.set_masks(map(masks.unpack_mask, packed, [weight.size for weight in weights]))
+        packed = trainer.strategy.broadcast([masks.pack_mask(mask) for mask in new_masks])
+        masked.set_masks(map(masks.unpack_mask, packed, masked.sizes))
         masked.mask_weights()
         for optimizer in trainer.optimizers:
             masked.mask_optimizer_state(optimizer)

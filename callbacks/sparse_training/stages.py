@@ -140,8 +140,8 @@ def save_dense_checkpoint(trainer: L.Trainer, dense_epochs: int) -> Path:
         best[0].replace(dense)
     trainer.strategy.barrier()
     if not dense.is_file():
-        raise ValueError(f"{dense}: does not exist; the dense stage needs a ModelCheckpoint that "
-                         "saves its best epoch")  # fmt: skip
+        needed = "the dense stage needs a ModelCheckpoint that saves its best epoch"
+        raise ValueError(f"{dense}: does not exist; {needed}")
     for checkpoint in checkpoints:
         checkpoint.best_k_models, checkpoint.kth_value = {}, _worst(checkpoint.mode)
         checkpoint.best_model_path = checkpoint.kth_best_model_path = ""
