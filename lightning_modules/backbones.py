@@ -118,20 +118,16 @@ def _create(
     except (OSError, RuntimeError) as error:
         if not download:
             raise
-        raise _download_error(name, error) from error
+        config = _pretrained_config(name)
+        source = config.hf_hub_id or config.url
+        if not source:
+            raise ValueError(f"pretrained: timm has no weights for {name!r}: {error}") from error
+        raise ValueError(
+            f"pretrained: the weights of {name!r} could not be downloaded ({type(error).__name__})."
+            f" On a machine with network run `hf download {source} model.safetensors --local-dir .`"
+            ", then set pretrained: path/to/model.safetensors"
+        ) from error
     return net
-
-
-def _download_error(name: str, error: Exception) -> ValueError:
-    config = _pretrained_config(name)
-    source = config.hf_hub_id or config.url
-    if not source:
-        return ValueError(f"pretrained: timm has no weights for {name!r}: {error}")
-    return ValueError(
-        f"pretrained: the weights of {name!r} could not be downloaded ({type(error).__name__}). "
-        f"On a machine with network run `hf download {source} model.safetensors --local-dir .`, "
-        f"then set pretrained: path/to/model.safetensors"
-    )
 
 
 def load_weights(net: nn.Module, path: str) -> None:
@@ -154,9 +150,8 @@ def load_weights(net: nn.Module, path: str) -> None:
         ("has other shapes for", [k for k in misshaped if k in used]),
     ):
         if names:
-            rest = len(names) - MAX_NAMES
-            shown = ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
-            raise ValueError(f"pretrained: {path!r} {problem} {shown}")
+            rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            raise ValueError(f"pretrained: {path!r} {problem} {', '.join(names[:MAX_NAMES])}{rest}")
     net.load_state_dict(used, strict=False)
 
 

@@ -265,7 +265,7 @@ def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 def _training_settings(init_args: dict[str, Any]) -> dict[str, Any]:
     """The settings of `TRAINING_ARGUMENTS` by dotted name."""
-    groups = {name: init_args.get(name) or {} for name in TRAINING_ARGUMENTS}
+    groups = {n: init_args[n] for n in TRAINING_ARGUMENTS if isinstance(init_args.get(n), dict)}
     return {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
 
 

@@ -82,9 +82,8 @@ class ImageClassifier(BaseModule):
         weights = {"pretrained": pretrained, "image_size": image_size}
         self.net = self.build_net(backbone, {**(backbone_args or {}), **weights})
         # validate_args would synchronize with the GPU at every step
-        self.train_accuracy = MulticlassAccuracy(
-            len(class_names), average="micro", validate_args=False
-        )
+        num_classes = len(class_names)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -249,11 +248,11 @@ class ImageClassifier(BaseModule):
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
         checkpoints.require_same_network(block, type(self).__name__, self.init_args)
-        digest = self.datamodule.manifest.digest() if self.datamodule else ""
-        if self.trainer.training and block.manifest_digest != digest:
-            reason = "was trained on another manifest; its splits may leak into these"
-            raise ValueError(f"checkpoint: {reason}")
         if self.trainer.training:
+            digest = self.datamodule.manifest.digest() if self.datamodule else ""
+            if block.manifest_digest != digest:
+                reason = "was trained on another manifest; its splits may leak into these"
+                raise ValueError(f"checkpoint: {reason}")
             checkpoints.require_same_training(block, self.init_args)
         self._check_preprocess(block)
         self.apply_structure(block.structure)

@@ -108,7 +108,8 @@ class LRSchedulerConfig:
 
     def curve(self, epochs: float) -> Curve:
         """Fraction of the peak rate at each moment of `epochs`; `plateau` is constant here."""
-        warmup, size, lowest = self._warmup(epochs), self._step_size(epochs), self.min_lr_ratio
+        warmup, lowest = self._warmup(epochs), self.min_lr_ratio
+        size = self.step_size or epochs * DEFAULT_STEP_SIZES.get(self.name, 1.0)
         is_onecycle = self.name == "onecycle"
         end = ONECYCLE_END if is_onecycle else lowest
 
@@ -139,10 +140,6 @@ class LRSchedulerConfig:
         is_too_long = 0 < epochs <= self.warmup_epochs
         return epochs * SHORTENED_WARMUP if is_too_long else self.warmup_epochs
 
-    def _step_size(self, epochs: float) -> float:
-        """Length of a stair or half cycle in a training of `epochs`."""
-        return self.step_size or epochs * DEFAULT_STEP_SIZES.get(self.name, 1.0)
-
     def step_plateau(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Gives the metrics of a validation to a plateau schedule, before checkpoints are written.
 
@@ -153,9 +150,8 @@ class LRSchedulerConfig:
         if self.monitor not in metrics:
             known = ", ".join(sorted(metrics))
             raise ValueError(f"lr_scheduler.monitor: no {self.monitor!r} among {known}")
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ClosedFormLR):
-                config.scheduler.step_plateau(metrics[self.monitor], self)
+        for scheduler in closed_form_schedulers(trainer):
+            scheduler.step_plateau(metrics[self.monitor], self)
 
     def create(self, optimizer: optim.Optimizer, trainer: Trainer) -> LRSchedulerConfigType:
         """The schedule of an optimizer, as Lightning's `configure_optimizers` returns it."""
@@ -208,6 +204,17 @@ class ClosedFormLR(LambdaLR):
         self._last_lr = [base * r for base, r in zip(self.base_lrs, ratios, strict=True)]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
+
+
+def closed_form_schedulers(trainer: Trainer) -> list[ClosedFormLR]:
+    """The trainer's schedulers; one whose rates are no function of the step is refused."""
+    schedulers = []
+    for config in trainer.lr_scheduler_configs:
+        if not isinstance(config.scheduler, ClosedFormLR):
+            kind = type(config.scheduler).__name__
+            raise ValueError(f"lr_scheduler: {kind} is not a function of the step")
+        schedulers.append(config.scheduler)
+    return schedulers
 
 
 def steps_per_epoch(trainer: Trainer) -> int:

@@ -21,10 +21,8 @@ from evaluation.files import write_json
 from evaluation.sparsity import SPARSITY_FILE
 from lightning_modules.checkpoints import plain_values
 from lightning_modules.freezing import require
-from lightning_modules.optim import steps_per_epoch
+from lightning_modules.optim import closed_form_schedulers, steps_per_epoch
 
-SETTINGS = ("density", "dense_epochs", "sparse_epochs", "distribution", "exclude", "criterion",
-            "density_schedule", "recovery")  # fmt: skip
 PROGRESS = ("is_sparse_stage", "updates", "is_selecting")
 
 
@@ -181,7 +179,9 @@ class TwoStageSparseTraining(L.Callback):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a resume must share, as plain data."""
-        return plain_values({name: getattr(self, name) for name in SETTINGS})
+        names = ["density", "dense_epochs", "sparse_epochs", "distribution", "exclude", "criterion"]
+        names += ["density_schedule", "recovery"]
+        return plain_values({name: getattr(self, name) for name in names})
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, prunable weights, packed masks with their digest, and progress."""
@@ -209,7 +209,7 @@ class TwoStageSparseTraining(L.Callback):
             load_weights(source, read_weights(source, trainer), trainer, module)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
-        for scheduler in stages.closed_form_schedulers(trainer):
+        for scheduler in closed_form_schedulers(trainer):
             scheduler.reset_plateau()  # discards the reductions of the dense stage
         self._module.lr_scheduler = self._sparse_schedule
         self.is_sparse_stage = True

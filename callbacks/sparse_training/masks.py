@@ -97,7 +97,8 @@ def top_k_global(scores: Sequence[Tensor], k: int, minimums: Sequence[int]) -> l
     largest = torch.iinfo(torch.int32).max
     pairs = zip(scores, minimums, strict=True)
     protected = [score.masked_fill(top_k(score, minimum), largest) for score, minimum in pairs]
-    return list(top_k(torch.cat(protected), k).split([score.numel() for score in scores]))
+    mask = top_k(torch.cat(protected), k)
+    return list(torch.split(mask, [score.numel() for score in scores]))
 
 
 def drop_and_grow(scores: Tensor, gradient_scores: Tensor, mask: Tensor, fraction: float) -> Tensor:

@@ -123,10 +123,8 @@ def find_groups(net: nn.Module, image: Tensor, costs: Costs) -> Iterator[list[La
                 parent = net.get_submodule(name.rpartition(".")[0])
                 can_be_pruned &= is_prunable(layer) and not _is_attention(parent)
                 is_output = is_depthwise(layer) or graph.is_out_channel_pruning_fn(item.dep.handler)
-                side, by_channel = "out" if is_output else "in", dict[int, list[int]]()
-                for index, channel in zip(item.idxs, item.root_idxs, strict=True):
-                    by_channel.setdefault(channel, []).append(index)
-                indices = [by_channel[channel] for channel in sorted(by_channel)]
+                side = "out" if is_output else "in"
+                indices = _indices_by_channel(item.idxs, item.root_idxs)
                 by_side[name, side] = LayerChannels(name, side, indices)
         has_one_size = len({len(channels.indices) for channels in by_side.values()}) == 1
         is_read = any(side == "in" for _, side in by_side)
@@ -160,6 +158,14 @@ def is_prunable(layer: nn.Module) -> bool:
 
 def _is_attention(layer: nn.Module) -> bool:
     return getattr(layer, "num_heads", None) is not None  # timm has one class for each family
+
+
+def _indices_by_channel(indices: Sequence[int], channels: Sequence[int]) -> list[list[int]]:
+    """The indices in a layer of each channel of a group, in the order of the channels."""
+    by_channel: dict[int, list[int]] = {}
+    for index, channel in zip(indices, channels, strict=True):
+        by_channel.setdefault(channel, []).append(index)
+    return [by_channel[channel] for channel in sorted(by_channel)]
 
 
 def _channels_attribute(layer: nn.Module, side: str) -> str:
