@@ -32,12 +32,10 @@ class EMA(EMAWeightAveraging):
         self._average_model = None
         super().setup(trainer, pl_module, stage)
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, *args: Any) -> None:
         """Restores the average of a resumed fit."""
         if self._average_model is not None:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            super().on_load_checkpoint(*args)
 
 
 class WarmStart(L.Callback):

@@ -198,11 +198,9 @@ class ProgressBar(RichProgressBar):
         if not Console().is_terminal:
             self.disable()
 
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
         """Losses and accuracy of the last epoch."""
-        metrics = super().get_metrics(trainer, pl_module)
+        metrics = super().get_metrics(*args)
         return {name: value for name, value in metrics.items() if name in SHOWN_METRICS}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

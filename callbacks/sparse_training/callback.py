@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
-from torch.optim import Optimizer
 
 from callbacks.sparse_training import masks, stages
 from callbacks.sparse_training.masked_weights import MaskedWeights, find_prunable
@@ -125,9 +124,7 @@ class TwoStageSparseTraining(L.Callback):
             if updates > self.updates:
                 self._update_masks(trainer, updates)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: object) -> None:
         """Exchanges values by the unmasked gradients if due; masks gradients before clipping."""
         if self._regrows:
             self._regrows = False
