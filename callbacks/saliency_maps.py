@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 
 from callbacks.wandb_logger import log_image
@@ -99,10 +100,8 @@ class SaliencyMaps(L.Callback):
 
 def balanced_positions(labels: np.ndarray, count: int) -> list[int]:
     """Positions of `count` samples: the first of each class, the second of each class, ..."""
-    by_class = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
-    longest = max(map(len, by_class), default=0)
-    in_turn = [rows[i] for i in range(longest) for rows in by_class if i < len(rows)]
-    return in_turn[:count]
+    rank_in_class = pd.Series(labels).groupby(labels).cumcount()
+    return [int(i) for i in np.lexsort((labels, rank_in_class))[:count]]
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:

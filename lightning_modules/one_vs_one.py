@@ -41,7 +41,9 @@ class OneVsOneClassifier(ImageClassifier):
             call = inspect.signature(ImageClassifier).bind(class_names, backbone, **kwargs)
             call.apply_defaults()
             del call.arguments["head"]
-            self.init_args = checkpoints.plain_values({**call.arguments, "trunks": trunks})
+            groups = {name: getattr(self, name) for name in checkpoints.TRAINING_ARGUMENTS}
+            arguments = {**call.arguments, **groups, "trunks": trunks}
+            self.init_args = checkpoints.plain_values(arguments)
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """A network with one output per pair, (B, P)."""

@@ -41,10 +41,11 @@ def test_python_example_of_the_readme_runs(tmp_path, monkeypatch):
 def test_groups_of_settings_may_be_dicts():
     groups = {"optimizer": {"name": "sgd", "lr": 0.1}, "loss": {"name": "focal"},
               "lr_scheduler": {"name": "cosine"}, "fine_tuning": {"layer_decay": 0.5}}  # fmt: skip
-    model = ImageClassifier(["a", "b"], "test_resnet", **groups)
-    assert model.optimizer == OptimizerConfig("sgd", lr=0.1)
-    assert model.init_args["optimizer"] == asdict(model.optimizer)
-    assert model.fine_tuning.layer_decay == 0.5
+    for model_class in (ImageClassifier, OneVsOneClassifier):
+        model = model_class(["a", "b"], "test_resnet", **groups)
+        assert model.optimizer == OptimizerConfig("sgd", lr=0.1)
+        assert model.init_args["optimizer"] == asdict(model.optimizer)
+        assert model.fine_tuning.layer_decay == 0.5
     with pytest.raises(ValueError, match=r"optimizer\.lr: -1 is not above 0"):
         ImageClassifier(["a", "b"], "test_resnet", optimizer={"lr": -1})
     sparse = TwoStageSparseTraining(recovery={"lr": 1e-3}, density_schedule={"num_updates": 3})
