@@ -198,7 +198,6 @@ def packed_checkpoint(block: Block, state: dict[str, Tensor]) -> bytes:
 
 def inference_checkpoint(block: Block, state: dict[str, Tensor]) -> dict[str, Any]:
     """The content of a checkpoint without training state, for Lightning's test and predict."""
-    block = replace(block, weights=weights_hash(state))
     loops = {"epoch": block.epoch, "global_step": 0}
     versions = {"pytorch-lightning_version": version("lightning")}
     return {KEY: asdict(block), "state_dict": state, **versions, **loops}

@@ -1,5 +1,6 @@
 """Which parameters train, from which epoch and at which learning rate."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ class FineTuning:
         for name in ("layer_decay", "head_lr_ratio"):
             require(f"fine_tuning.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
 
-    def frozen_parameters(self, net: nn.Module, epoch: int) -> set[str]:
-        """Names of the parameters that are frozen in an epoch."""
+    def frozen_parameters(self, net: nn.Module, epoch: float = math.inf) -> set[str]:
+        """Names of the parameters that are frozen in an epoch, or by default in all epochs."""
         if self.trainable_layers is not None:
             layers = [n for n, m in net.named_modules() if list(m.parameters(recurse=False))]
             last, names = layers[-self.trainable_layers :], dict(net.named_parameters())
@@ -59,10 +60,6 @@ class FineTuning:
         require("fine_tuning.frozen_stages", count, count <= most, allowed)
         return {name for name, stage in stages.items() if stage <= frozen}
 
-    def always_frozen_parameters(self, net: nn.Module) -> set[str]:
-        """Names of the parameters that are frozen in every epoch."""
-        return self.frozen_parameters(net, max([0, *self.unfreeze_epochs]))
-
     def prepare(self, net: nn.Module, ddp_kwargs: dict[str, object] | None) -> None:
         """Disables gradients of what never trains, before DDP wraps the network.
 
@@ -72,7 +69,7 @@ class FineTuning:
         if self.unfreeze_epochs and not finds_unused:
             setting = f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} on several processes"
             raise ValueError(f"{setting} needs --trainer.strategy ddp_find_unused_parameters_true")
-        frozen = self.always_frozen_parameters(net)
+        frozen = self.frozen_parameters(net)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name not in frozen)
 
@@ -91,7 +88,7 @@ class FineTuning:
         Not timm's `param_groups_layer_decay`: it omits parameters that are frozen now but train
         later, and its `lr_scale` has an effect with timm's own schedulers only.
         """
-        frozen, ratios = self.always_frozen_parameters(net), self._lr_ratios(net)
+        frozen, ratios = self.frozen_parameters(net), self._lr_ratios(net)
         without_decay: set[str] = getattr(net, "no_weight_decay", set)()
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in net.named_parameters():
