@@ -170,7 +170,7 @@ class ImageClassifier(BaseModule):
             self.class_weights = None if weights is None else torch.tensor(weights)
             strategy = self.trainer.strategy
             self.fine_tuning.prepare(self.net, getattr(strategy, "_ddp_kwargs", None))
-            if isinstance(getattr(strategy, "_layer_sync", None), TorchSyncBatchNorm):
+            if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
                 vars(strategy)["_layer_sync"] = InPlaceSyncBatchNorm()
 
     def on_fit_start(self) -> None:
