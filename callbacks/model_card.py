@@ -112,10 +112,11 @@ def readme(
     files = [f"- `{name}`: {text}" for name, text in FILES.items() if (folder / name).exists()]
     network = f"{model['backbone']} ({model['module']}, {model['head']} head)"
     names, preprocess = ", ".join(model["class_names"]), json.dumps(model["preprocess"])
+    pruned = "Channels were pruned: `structure` lists those that remain."
     parts = [
         f"# {folder.name}",
         f"{network} for the classes {names}. For research only; not a medical device.",
-        "Channels were pruned: `structure` lists those that remain." * bool(model["structure"]),
+        pruned if model["structure"] else "",
         _metrics(results) if results else "",
         "## Files\n\n" + "\n".join(files),
         f"## Preprocessing\n\n{preprocess_note}",

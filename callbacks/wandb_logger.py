@@ -42,9 +42,9 @@ class WandbLogger(LightningWandbLogger):
         self, project: str = "consilium", mode: Literal["offline", "online"] | None = None,
         group: str | None = None, checkpoints: bool = False, folder: str | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(project=project)
         # set before wandb is imported: no network access that the user did not ask for
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        super().__init__(project=project)
         self.project, self.group, self.checkpoints = project, group, checkpoints
         self.mode = mode if mode or os.environ.get("WANDB_MODE") else "offline"
         self.folder, self.has_own_folder = Path(folder or "."), bool(folder)
