@@ -31,8 +31,9 @@ class BestAndLastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, monitor: str = "val/loss", mode: Mode | None = None) -> None:
-        super().__init__(filename="best", monitor=monitor, mode=resolve_mode(monitor, mode),
-                         save_last=True, enable_version_counter=False)  # fmt: skip
+        mode = resolve_mode(monitor, mode)
+        options: dict[str, Any] = {"save_last": True, "enable_version_counter": False}
+        super().__init__(filename="best", monitor=monitor, mode=mode, **options)
         self.restores_best = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -56,8 +57,13 @@ class BestAndLastCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best epoch, which Lightning discards if the folder's path has changed."""
         if self.restores_best:
-            paths = {key: self._path_here(state_dict[key]) for key in PATH_KEYS}
-            best = {self._path_here(p): x for p, x in state_dict["best_k_models"].items()}
+            folder = Path(str(self.dirpath))
+
+            def moved(path: str) -> str:
+                return str(folder / Path(path).name) if path else path
+
+            paths = {key: moved(state_dict[key]) for key in PATH_KEYS}
+            best = {moved(path): x for path, x in state_dict["best_k_models"].items()}
             state_dict = {**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
 
@@ -66,10 +72,6 @@ class BestAndLastCheckpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def _path_here(self, path: str) -> str:
-        """The file of a path in the current run folder; an empty path stays empty."""
-        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
     def _copy_best(self, state: dict[str, Any], source: Path) -> bool:
         """Copies the best checkpoint from `source` if necessary; false if there is none to use."""
@@ -113,27 +115,23 @@ class ResumableEarlyStopping(EarlyStopping):
     """
 
     def __init__(
-        self, monitor: str = "val/loss", patience: int = 1_000_000, mode: Mode | None = None,
+        self,
+        monitor: str = "val/loss",
+        patience: int = 1_000_000,
+        mode: Mode | None = None,
         **kwargs: Any,
-    ) -> None:  # fmt: skip
-        mode = resolve_mode(monitor, mode)
-        super().__init__(monitor, patience=patience, mode=mode, **kwargs)
-        self.is_validated = False
+    ) -> None:
+        super().__init__(monitor, patience=patience, mode=resolve_mode(monitor, mode), **kwargs)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops before the first step if the fit had already stopped."""
-        self.is_validated = False
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Records that there are metrics of val."""
-        self.is_validated = not trainer.sanity_checking
-        super().on_validation_end(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Checks the metric, which a fit that ends before its first validation does not have."""
-        if self.is_validated or self.monitor in trainer.callback_metrics:
+        is_validated = any(name.startswith("val/") for name in trainer.callback_metrics)
+        if is_validated or self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
 
 
@@ -160,10 +158,10 @@ def resolve_mode(monitor: str, mode: Mode | None) -> Mode:
     try:
         known = monitor_mode(monitor)
     except ValueError as error:
-        if mode is None:
-            problem = f"unknown metric {monitor!r}; set mode: min or max"
-            raise ValueError(f"monitor: {problem}") from error
-        return mode
+        if mode is not None:
+            return mode
+        reason = f"unknown metric {monitor!r}; set mode: min or max"
+        raise ValueError(f"monitor: {reason}") from error
     if mode not in (None, known):
         better = "larger" if known == "max" else "smaller"
         raise ValueError(f"mode: {mode!r} is wrong for {monitor!r}: {better} values are better")

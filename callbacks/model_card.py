@@ -1,5 +1,6 @@
 """README.md of a run folder, and its weights as safetensors with a description as JSON."""
 
+import inspect
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +14,9 @@ from evaluation.files import write_bytes, write_json, write_text
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.reports.html import format_estimate, format_sample_size
 from evaluation.results import Results, read_results
+from lightning_modules import backbones
 from lightning_modules.classifier import ImageClassifier
 
-# arguments of lightning_modules.backbones.build that are not timm's
-OWN_ARGUMENTS = ("grad_checkpointing", "channels_last", "compile", "commercial_only", "pretrained",
-                 "image_size")  # fmt: skip
 FILES = {
     "best.ckpt": "weights of the best epoch, with everything needed to load them without pickle",
     "last.ckpt": "last epoch, with the state of the optimizer, to resume from",
@@ -75,9 +74,8 @@ class ModelCard(L.Callback):
         if data is None or not trainer.is_global_zero:
             return
         model = describe(pl_module, data.preprocess.to_dict())
-        state = {name: tensor.detach().cpu().contiguous().clone()
-                 for name, tensor in pl_module.net.state_dict().items()}  # fmt: skip
-        write_bytes(folder / "model.safetensors", to_safetensors(state))
+        weights = {k: v.cpu().contiguous().clone() for k, v in pl_module.net.state_dict().items()}
+        write_bytes(folder / "model.safetensors", to_safetensors(weights))
         write_json(folder / "model.json", model)
         file = folder / "results.json"
         results = read_results(file) if file.is_file() else None
@@ -88,7 +86,7 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
     """The content of model.json: plain values that are enough to rebuild the network with timm."""
     name, options, size = module.backbone, module.backbone_args, preprocess["size"]
     fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
-    cam_layer = None
+    own_options, cam_layer = inspect.signature(backbones.build).parameters, None
     with suppress(ValueError):  # a network without feature maps
         layer = module.explainer(size).layers[0]
         cam_layer = {"name": layer.name, "layout": layer.layout, "side": layer.height}
@@ -97,7 +95,7 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
         "module": type(module).__name__,
         "backbone": name,
         "outputs": getattr(module.net, "num_classes", None),
-        "arguments": fixed | {k: v for k, v in options.items() if k not in OWN_ARGUMENTS},
+        "arguments": fixed | {k: v for k, v in options.items() if k not in own_options},
         "timm": type(module.net).__module__.startswith("timm."),
         "class_names": list(module.class_names),
         "head": module.head_name.replace("_", "-"),
@@ -112,18 +110,20 @@ def readme(
 ) -> str:
     """The README: model, metrics, files, preprocessing, how to load it, saliency maps."""
     files = [f"- `{name}`: {text}" for name, text in FILES.items() if (folder / name).exists()]
-    is_pruned, has_checkpoint = bool(model["structure"]), (folder / "best.ckpt").exists()
+    network = f"{model['backbone']} ({model['module']}, {model['head']} head)"
+    names, preprocess = ", ".join(model["class_names"]), json.dumps(model["preprocess"])
+    pruned = "Channels were pruned: `structure` lists those that remain."
     parts = [
         f"# {folder.name}",
-        f"{model['backbone']} ({model['module']}, {model['head']} head) for the classes "
-        f"{', '.join(model['class_names'])}. For research only; not a medical device.",
-        "Channels were pruned: `structure` lists those that remain." if is_pruned else "",
+        f"{network} for the classes {names}. For research only; not a medical device.",
+        pruned if model["structure"] else "",
         _metrics(results) if results else "",
-        "## Files", "\n".join(files),
-        "## Preprocessing", preprocess_note, f"```json\n{json.dumps(model['preprocess'])}\n```",
-        *_examples(folder, model, has_checkpoint),
-        "## Saliency maps", *_saliency(model, has_checkpoint),
-    ]  # fmt: skip
+        "## Files\n\n" + "\n".join(files),
+        f"## Preprocessing\n\n{preprocess_note}",
+        f"```json\n{preprocess}\n```",
+        *_examples(folder, model),
+        *_saliency(folder, model),
+    ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -134,27 +134,29 @@ def _metrics(results: Results) -> str:
     return "\n".join(["## Metrics\n", f"| {count} | value (95 % interval) |", "|---|---|", *rows])
 
 
-def _examples(folder: Path, model: dict[str, Any], has_checkpoint: bool) -> list[str]:
+def _examples(folder: Path, model: dict[str, Any]) -> list[str]:
     """How to load the files that exist in the folder."""
     parts = []
-    if has_checkpoint:
-        parts += ["In this folder, with Consilium installed and the path of an image as argument:",
-                  f"```python\n{LOAD_EXAMPLE}```"]  # fmt: skip
+    if (folder / "best.ckpt").exists():
+        intro = "In this folder, with Consilium installed and the path of an image as argument:"
+        parts += [intro, f"```python\n{LOAD_EXAMPLE}```"]
     fits_timm = model["timm"] and model["outputs"] and not model["structure"]
     if fits_timm and (folder / "model.json").exists():
         single = "the output is the logit of the second class"
         outputs = single if model["head"] == "sigmoid" else "outputs are logits"
-        parts += [f"With timm alone; images must be preprocessed as above, and {outputs}:",
-                  f"```python\n{TIMM_EXAMPLE}```"]  # fmt: skip
+        intro = f"With timm alone; images must be preprocessed as above, and {outputs}:"
+        parts += [intro, f"```python\n{TIMM_EXAMPLE}```"]
     return ["## Usage", *parts] if parts else []
 
 
-def _saliency(model: dict[str, Any], has_checkpoint: bool) -> list[str]:
-    layer, size = model["cam_layer"], model["preprocess"]["size"]
+def _saliency(folder: Path, model: dict[str, Any]) -> list[str]:
+    layer, size, title = model["cam_layer"], model["preprocess"]["size"], "## Saliency maps"
     if layer is None:
-        return ["This network has no layer with feature maps."]
+        return [title, "This network has no layer with feature maps."]
+    has_checkpoint = (folder / "best.ckpt").exists()
     checkpoint = "." if has_checkpoint else "CHECKPOINT"
     parts = [
+        title,
         f"Recommended layer for class activation maps: `{layer['name']}` ({layer['layout']}, "
         f"{layer['side']} x {layer['side']} at {size} pixels), the deepest stage with a map of at "
         "least 7 x 7. Maps over the original images:",

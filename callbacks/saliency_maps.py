@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 
 from callbacks.wandb_logger import log_image
@@ -43,8 +44,10 @@ class SaliencyMaps(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Selects the images."""
         if not isinstance(pl_module, ImageClassifier) or pl_module.datamodule is None:
-            raise ValueError("callbacks.SaliencyMaps needs an ImageClassifier and an "
-                             f"ImageDataModule, not {type(pl_module).__name__}")  # fmt: skip
+            needed = "an ImageClassifier and an ImageDataModule"
+            raise ValueError(
+                f"callbacks.SaliencyMaps needs {needed}, not {type(pl_module).__name__}"
+            )
         if not trainer.is_global_zero:
             return
         datamodule = pl_module.datamodule
@@ -81,25 +84,24 @@ class SaliencyMaps(L.Callback):
         explainer = module.explainer(self.images.shape[-1], self.method)
         explained = explainer(self.images.to(next(module.parameters()).device), self.labels)
         probabilities = torch.from_numpy(explained.logits).softmax(dim=1).numpy()
-        names = module.class_names
-        parts = zip(self.labels, probabilities, explained.maps, strict=True)
-        return [Panel(names[label], f"predicted {names[p.argmax()]} {p.max():.2f}", saliency)
-                for label, p, saliency in parts]  # fmt: skip
+        names, panels = module.class_names, []
+        for label, p, saliency in zip(self.labels, probabilities, explained.maps, strict=True):
+            prediction = f"predicted {names[p.argmax()]} {p.max():.2f}"
+            panels.append(Panel(names[label], prediction, saliency))
+        return panels
 
     def plot(self, panels: Sequence[Panel], ids: Sequence[str]) -> bytes:
         """The images with their maps as PNG, with `ids` in the captions."""
         images = [to_rgb(image.numpy()) for image in self.images]
-        captioned = [replace(panel, caption=f"{panel.caption}\n{name}")
-                     for panel, name in zip(panels, ids, strict=True)]  # fmt: skip
+        pairs = zip(panels, ids, strict=True)
+        captioned = [replace(panel, caption=f"{panel.caption}\n{name}") for panel, name in pairs]
         return render_png(maps.panel_grid(images, captioned))
 
 
 def balanced_positions(labels: np.ndarray, count: int) -> list[int]:
     """Positions of `count` samples: the first of each class, the second of each class, ..."""
-    by_class = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
-    longest = max(map(len, by_class), default=0)
-    in_turn = [rows[i] for i in range(longest) for rows in by_class if i < len(rows)]
-    return in_turn[:count]
+    rank_in_class = pd.Series(labels).groupby(labels).cumcount()
+    return [int(i) for i in np.lexsort((labels, rank_in_class))[:count]]
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:

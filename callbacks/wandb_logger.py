@@ -2,7 +2,6 @@
 
 import io
 import os
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -25,11 +24,11 @@ MAX_TABLE_ROWS = 10_000  # W&B truncates longer tables
 WANDB_FOLDER, RUN_ID_FILE = "wandb", "wandb/run-id"
 
 
-class WandbLogger(Logger):
+class WandbLogger(LightningWandbLogger):
     """One W&B run per run folder, stored there and uploaded later by `wandb sync`, or at once.
 
     Patients, other attributes, ids and notes are not sent: tables have classes, probabilities and
-    a code for each id, which may name a patient.
+    a code for each id, which may name a patient. Its runs start offline, unlike Lightning's.
 
     Args:
         project: W&B project.
@@ -43,19 +42,13 @@ class WandbLogger(Logger):
         self, project: str = "consilium", mode: Literal["offline", "online"] | None = None,
         group: str | None = None, checkpoints: bool = False, folder: str | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         # set before wandb is imported: no network access that the user did not ask for
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        super().__init__(project=project)
         self.project, self.group, self.checkpoints = project, group, checkpoints
         self.mode = mode if mode or os.environ.get("WANDB_MODE") else "offline"
         self.folder, self.has_own_folder = Path(folder or "."), bool(folder)
         self.job_type = "member"
-        self._run: Run | None = None
-
-    @property
-    def name(self) -> str:
-        """The project."""
-        return self.project
 
     @property
     def version(self) -> str | None:
@@ -67,16 +60,10 @@ class WandbLogger(Logger):
     @rank_zero_experiment
     def experiment(self) -> "Run":
         """The W&B run, started on first access."""
-        if self._run is None:
-            self._run = self._start_run()
-            write_text(self.folder / RUN_ID_FILE, self._run.id)
-        return self._run
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Sets the config of the run."""
-        config = params if isinstance(params, dict) else vars(params)
-        self.experiment.config.update(config, allow_val_change=True)
+        if self._experiment is None:
+            self._experiment = self._start_run()
+            write_text(self.folder / RUN_ID_FILE, self._experiment.id)
+        return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -88,22 +75,6 @@ class WandbLogger(Logger):
             self.experiment.log({**metrics, **steps}, step=int(metrics["epoch"]))
 
     @rank_zero_only
-    def log_image(self, key: str, images: list[Image.Image], step: int | None = None) -> None:
-        """Logs images under one name."""
-        import wandb
-
-        self.log_metrics({key: [wandb.Image(image) for image in images]}, step)
-
-    @rank_zero_only
-    def log_table(self, key: str, dataframe: pd.DataFrame) -> None:
-        """Logs a table, split into several if it is longer than W&B allows."""
-        import wandb
-
-        for i, start in enumerate(range(0, len(dataframe), MAX_TABLE_ROWS)):
-            part = wandb.Table(dataframe=dataframe.iloc[start : start + MAX_TABLE_ROWS])
-            self.log_metrics({f"{key}/{i + 1}" if i else key: part})
-
-    @rank_zero_only
     def log_summary(self, key: str, values: Mapping[str, Any]) -> None:
         """Sets values of the whole run: metrics with intervals, hashes."""
         self.experiment.summary.update({key: dict(values)})
@@ -111,18 +82,18 @@ class WandbLogger(Logger):
     @rank_zero_only
     def close(self, failed: bool = False) -> None:
         """Adds the checkpoint, finishes the run and prints how to upload it."""
-        if self._run is None:
+        run, best = self._experiment, self.folder / "best.ckpt"
+        if run is None:
             return
-        best = self.folder / "best.ckpt"
         if self.checkpoints and best.is_file():
             import wandb
 
-            artifact = wandb.Artifact(f"{self._run.id}-best", type="model")
+            artifact = wandb.Artifact(f"{run.id}-best", type="model")
             artifact.add_file(str(best), policy="immutable")  # without a copy
-            self._run.log_artifact(artifact)
-        folder, is_offline = Path(self._run.dir).parent, self._run.offline
-        self._run.finish(exit_code=int(failed))
-        self._run = None
+            run.log_artifact(artifact)
+        folder, is_offline = Path(run.dir).parent, run.offline
+        run.finish(exit_code=int(failed))
+        self._experiment = None
         if is_offline:
             print(f"W&B: upload this run with `wandb sync {os.path.relpath(folder)}`")
 
@@ -132,11 +103,12 @@ class WandbLogger(Logger):
         # not in the home directory
         os.environ["WANDB_DATA_DIR"] = str((self.folder / WANDB_FOLDER).absolute())
         group, name = group_and_name(self.folder)
+        options: dict[str, Any] = {"project": self.project, "group": self.group or group}
+        options |= {"name": name, "job_type": self.job_type, "mode": self.mode}
+        options |= {"id": self.version, "resume": "allow"} if self.version else {}
+        settings = wandb.Settings(console="off", silent=True)
         try:
-            return wandb.init(project=self.project, mode=self.mode, group=self.group or group,
-                              job_type=self.job_type, name=name, dir=self.folder, id=self.version,
-                              resume="allow" if self.version else None,
-                              settings=wandb.Settings(console="off", silent=True))  # fmt: skip
+            return wandb.init(dir=self.folder, settings=settings, **options)
         except wandb.Error as error:
             mode = self.mode or os.environ["WANDB_MODE"]
             raise ValueError(f"W&B, mode {mode}: {error}; offline needs no account") from error
@@ -175,7 +147,7 @@ def close_loggers(loggers: Iterable[object]) -> Iterator[None]:
 def log_image(loggers: Iterable[object], key: str, png: bytes) -> None:
     """Logs an image to every logger of W&B and TensorBoard."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger | LightningWandbLogger):
+        if isinstance(logger, LightningWandbLogger):
             logger.log_image(key, [Image.open(io.BytesIO(png))])
         elif isinstance(logger, TensorBoardLogger):
             pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
@@ -183,7 +155,9 @@ def log_image(loggers: Iterable[object], key: str, png: bytes) -> None:
 
 
 def log_table(loggers: Iterable[object], key: str, table: pd.DataFrame) -> None:
-    """Logs a table to every logger of W&B."""
+    """Logs a table to every logger of W&B, in parts of the length that W&B allows."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger | LightningWandbLogger):
-            logger.log_table(key, dataframe=table)
+        if isinstance(logger, LightningWandbLogger):
+            for i, start in enumerate(range(0, len(table), MAX_TABLE_ROWS)):
+                part = table.iloc[start : start + MAX_TABLE_ROWS]
+                logger.log_table(f"{key}/{i + 1}" if i else key, dataframe=part)

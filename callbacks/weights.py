@@ -32,12 +32,10 @@ class EMA(EMAWeightAveraging):
         self._average_model = None
         super().setup(trainer, pl_module, stage)
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, *args: Any) -> None:
         """Restores the average of a resumed fit."""
         if self._average_model is not None:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            super().on_load_checkpoint(*args)
 
 
 class WarmStart(L.Callback):
@@ -96,8 +94,8 @@ def read_weights(path: Path, trainer: L.Trainer) -> dict[str, Any]:
     datamodule, block = vars(trainer).get("datamodule"), content.get(checkpoints.KEY, {})
     if isinstance(datamodule, ImageDataModule):
         if block.get("manifest_digest") != datamodule.manifest.digest():
-            raise ValueError(f"{path}: was trained on another manifest; its training samples may "
-                             "be in val or test of this one")  # fmt: skip
+            reason = "its training samples may be in val or test of this one"
+            raise ValueError(f"{path}: was trained on another manifest; {reason}")
         names, expected = block.get("class_names"), list(datamodule.class_names)
         if names != expected:
             raise ValueError(f"{path}: has classes {names}, not {expected}")

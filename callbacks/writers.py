@@ -1,6 +1,5 @@
 """What a run writes: config, history, predictions, results and report; lines in the terminal."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from rich.table import Table
 from callbacks.wandb_logger import WandbLogger, log_image, log_table
 from evaluation import sparsity
 from evaluation.ensemble import calibrate_table
-from evaluation.files import write_json, write_text
+from evaluation.files import write_text
 from evaluation.metrics.calibration import Temperature
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import metric_label, summary_metrics
@@ -29,6 +28,7 @@ from evaluation.reports.html import Plot, Section, format_estimate, format_numbe
 from evaluation.reports.run import anonymized_predictions
 from evaluation.results import CALIBRATED_MEMBER, Results, write_results
 from lightning_modules.base import BaseModule
+from lightning_modules.ensemble import write_ensemble_file
 from lightning_modules.model_info import count_parameters, zero_fraction
 
 HISTORY_FILE = "history.csv"
@@ -83,8 +83,9 @@ class HistoryWriter(L.Callback):
         rates = [group["lr"] for optim in trainer.optimizers for group in optim.param_groups]
         epoch, step = trainer.current_epoch, trainer.global_step
         timing = {"lr": max(rates), "seconds": round(time.monotonic() - self.epoch_start, 3)}
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()
-                   if self.is_validated or not name.startswith("val/")}  # fmt: skip
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not self.is_validated:
+            metrics = {k: value for k, value in metrics.items() if not k.startswith("val/")}
         self.rows.append({"epoch": epoch, "step": step, **timing, **metrics})
         for logger in trainer.loggers:  # Lightning logs the metrics itself
             logger.log_metrics({"epoch": epoch, **timing}, step=step)
@@ -137,20 +138,17 @@ class ResultsWriter(L.Callback):
             return
         table, size = tables[""], count_parameters(module)
         metrics = {member: compute_metrics(predictions) for member, predictions in tables.items()}
-        metrics |= {
-            f"{CALIBRATED_MEMBER}{name}": compute_metrics(calibrate_table(member, temperature))
-            for name, member in tables.items()
-            if (temperature := Temperature(member.meta.get("temperature", 1.0))).value != 1.0
-        }
+        for member, predictions in tables.items():
+            temperature = Temperature(predictions.meta.get("temperature", 1.0))
+            if temperature.value != 1.0:
+                calibrated = calibrate_table(predictions, temperature)
+                metrics[f"{CALIBRATED_MEMBER}{member}"] = compute_metrics(calibrated)
         is_saving = size > 0 and run.describes_weights(folder, size, zero_fraction(module))
-        results = Results(folder.name, split, table.class_names, metrics.pop(""), metrics,
-                          measures=run.measured_ratios(folder) if is_saving else {},
-                          meta=table.meta)  # fmt: skip
+        measures = run.measured_ratios(folder) if is_saving else {}
+        own = (folder.name, split, table.class_names, metrics.pop(""))
+        results = Results(*own, metrics, measures=measures, meta=table.meta)
         if table.meta.get("members"):
-            members = {name: {**member, "path": os.path.relpath(member["path"], folder)}
-                       for name, member in table.meta["members"].items()}  # fmt: skip
-            manifest = {"format": 1, "class_names": table.class_names, "members": members}
-            write_json(folder / "ensemble.json", manifest | {"voter": table.meta["voter"]})
+            write_ensemble_file(folder, table)
         savings = sparsity.savings_sections(folder, table) if is_saving else []
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
@@ -200,11 +198,9 @@ class ProgressBar(RichProgressBar):
         if not Console().is_terminal:
             self.disable()
 
-    def get_metrics(
-        self, trainer: L.Trainer, pl_module: L.LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
         """Losses and accuracy of the last epoch."""
-        metrics = super().get_metrics(trainer, pl_module)
+        metrics = super().get_metrics(*args)
         return {name: value for name, value in metrics.items() if name in SHOWN_METRICS}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -3,7 +3,6 @@
 import difflib
 import sys
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import safetensors
@@ -11,9 +10,9 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_modules import residual_attention
+from lightning_modules.batch_norm import update_statistics_once
 
 Weights = dict[str, Tensor]
 OWN_BACKBONES = [residual_attention.ResidualAttention]  # importing a module registers it in timm
@@ -119,20 +118,16 @@ def _create(
     except (OSError, RuntimeError) as error:
         if not download:
             raise
-        raise _download_error(name, error) from error
+        config = _pretrained_config(name)
+        source = config.hf_hub_id or config.url
+        if not source:
+            raise ValueError(f"pretrained: timm has no weights for {name!r}: {error}") from error
+        raise ValueError(
+            f"pretrained: the weights of {name!r} could not be downloaded ({type(error).__name__})."
+            f" On a machine with network run `hf download {source} model.safetensors --local-dir .`"
+            ", then set pretrained: path/to/model.safetensors"
+        ) from error
     return net
-
-
-def _download_error(name: str, error: Exception) -> ValueError:
-    config = _pretrained_config(name)
-    source = config.hf_hub_id or config.url
-    if not source:
-        return ValueError(f"pretrained: timm has no weights for {name!r}: {error}")
-    return ValueError(
-        f"pretrained: the weights of {name!r} could not be downloaded ({type(error).__name__}). "
-        f"On a machine with network run `hf download {source} model.safetensors --local-dir .`, "
-        f"then set pretrained: path/to/model.safetensors"
-    )
 
 
 def load_weights(net: nn.Module, path: str) -> None:
@@ -155,43 +150,9 @@ def load_weights(net: nn.Module, path: str) -> None:
         ("has other shapes for", [k for k in misshaped if k in used]),
     ):
         if names:
-            rest = len(names) - MAX_NAMES
-            shown = ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
-            raise ValueError(f"pretrained: {path!r} {problem} {shown}")
+            rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            raise ValueError(f"pretrained: {path!r} {problem} {', '.join(names[:MAX_NAMES])}{rest}")
     net.load_state_dict(used, strict=False)
-
-
-def update_statistics_once(net: nn.Module) -> None:
-    """Makes batch norms keep their running statistics where gradient checkpointing runs them again.
-
-    Otherwise they would update twice per step, once in the forward and once in the backward pass.
-    """
-    for layer in net.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.register_forward_pre_hook(_stop_updates)
-            restore = partial(_restore_updates, layer.momentum)
-            # always: a recomputation ends by an exception inside the last layer that it needs
-            layer.register_forward_hook(restore, always_call=True)
-
-
-def _is_recomputed(layer: nn.Module) -> bool:
-    """Whether a forward pass for training takes place inside a backward pass."""
-    is_eager = not torch.compiler.is_compiling()  # compiled graphs do not repeat updates
-    return layer.training and is_eager and torch._C._current_graph_task_id() != -1
-
-
-def _stop_updates(layer: _BatchNorm, inputs: object) -> None:
-    if _is_recomputed(layer):
-        layer.momentum = 0.0
-
-
-def _restore_updates(
-    momentum: float | None, layer: _BatchNorm, inputs: object, output: object
-) -> None:
-    if _is_recomputed(layer):
-        layer.momentum = momentum
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.sub_(1)
 
 
 def zero_head(net: nn.Module) -> None:

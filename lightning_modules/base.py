@@ -64,8 +64,8 @@ class BaseModule(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         return datamodule if isinstance(datamodule, ImageDataModule) else None
 
-    def member_logits(self, batch: Batch) -> Tensor:
-        """Logits of every member, (B, M, K)."""
+    def member_logits(self, images: Images) -> Tensor:
+        """Logits of every member, (B, M, K), of a batch's images or views."""
         raise NotImplementedError
 
     def combine_tables(self, members: Tables, meta: Metadata) -> Tables:
@@ -106,12 +106,8 @@ class BaseModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects the logits of one batch."""
-
-        def predict(images: Images) -> Tensor:
-            return self.member_logits({**batch, "image": images})
-
-        logits = mean_logits(predict, batch["image"], self._tta_names()).detach().float()
-        outputs = (batch["index"], batch["label"], logits)
+        logits = mean_logits(self.member_logits, batch["image"], self._tta_names())
+        outputs = (batch["index"], batch["label"], logits.detach().float())
         self._outputs.append(tuple(output.cpu() for output in outputs))
 
     test_step = predict_step = validation_step
@@ -121,10 +117,8 @@ class BaseModule(L.LightningModule):
         self._outputs.clear()  # an interrupted loop may have left some
         self.measured_weights = weights_hash(self.all_weights())
         if self.checkpoint_weights and self.measured_weights != self.checkpoint_weights:
-            raise ValueError(
-                "the weights in use are not those of the checkpoint: a callback changed them; "
-                "average weights with callbacks.EMA"
-            )
+            reason = "a callback changed them; average weights with callbacks.EMA"
+            raise ValueError(f"the weights in use are not those of the checkpoint: {reason}")
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
 
@@ -155,7 +149,8 @@ class BaseModule(L.LightningModule):
             table = self.tables[split][""]
             metrics["loss"] = float(nll(table).mean())  # of the softmax, whatever loss was trained
             metrics |= epoch_metrics(table.probabilities, table.labels)
-            metrics |= self.training_metrics(table) if self.trainer.state.fn == "fit" else {}
+            if self.trainer.state.fn == "fit":
+                metrics |= self.training_metrics(table)
         self.metrics[split] = self.trainer.strategy.broadcast(metrics)
         logged = {f"{split}/{name}": value for name, value in self.metrics[split].items()}
         # after a fit, validate evaluates its best epoch, which loggers must not take for the last
@@ -164,8 +159,7 @@ class BaseModule(L.LightningModule):
 
     def _gather(self, split: str, limit: float) -> None:
         """Makes the tables of a split, and checks its ids if the loop had no limit of batches."""
-        parts = zip(*self._all_processes(), strict=True)
-        index, label, logits = (np.concatenate(part) for part in parts)
+        index, label, logits = map(np.concatenate, zip(*self._all_processes(), strict=True))
         order = np.argsort(index, kind="stable")
         order = order[index[order] >= 0]  # -1: placeholder of a process that has no sample
         data, meta = self.datamodule, self._table_metadata()
@@ -178,8 +172,8 @@ class BaseModule(L.LightningModule):
         else:
             columns = {"id": index[order].astype(str), "label": label[order], "split": split}
             rows = pd.DataFrame({**columns, "patient": "", "study": ""})
-        members = {name: self.make_table(rows, logits[order, m], meta)
-                   for m, name in enumerate(self.member_names)}  # fmt: skip
+        by_member = zip(self.member_names, logits[order].swapaxes(0, 1), strict=True)
+        members = {name: self.make_table(rows, values, meta) for name, values in by_member}
         is_whole = isinstance(limit, float) and limit == 1.0  # the integer 1 is one batch
         if is_whole and data is not None:
             require_ids(members[self.member_names[0]], self.split_ids(split))
@@ -197,7 +191,10 @@ class BaseModule(L.LightningModule):
 
     def _table_metadata(self) -> Metadata:
         manifest, tta = self.datamodule.manifest if self.datamodule else None, self._tta_names()
-        notes = [*(manifest.notes if manifest else ()), *tta_notes(tta), *self.notes()]
-        digest = manifest.digest() if manifest else ""
-        data = {"manifest_digest": digest, "notes": notes}
-        return {**self.metadata(), **data, "tta": tta, "precision": self.trainer.precision}
+        return {
+            **self.metadata(),
+            "manifest_digest": manifest.digest() if manifest else "",
+            "notes": [*(manifest.notes if manifest else ()), *tta_notes(tta), *self.notes()],
+            "tta": tta,
+            "precision": self.trainer.precision,
+        }

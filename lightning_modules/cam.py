@@ -116,13 +116,12 @@ def log_odds(logits: Tensor) -> Tensor:
 
 def cam_layers(net: nn.Module, size: int) -> list[CamLayer]:
     """The recommended layer for images of `size` pixels; of parallel trunks one each."""
-    trunks = {f"trunks.{i}.": trunk for i, trunk in enumerate(getattr(net, "trunks", []))}
-    trunks = trunks or {"": net}
-    layer = cam_layer(next(iter(trunks.values())), (3, size, size))
+    trunks = list(getattr(net, "trunks", []))
+    layer = cam_layer(trunks[0] if trunks else net, (3, size, size))
     if layer is None:
         name = type(net).__name__
         raise ValueError(f"{name} has no layer with feature maps, so it has no saliency maps")
-    return [replace(layer, name=prefix + layer.name) for prefix in trunks]
+    return [replace(layer, name=f"trunks.{i}.{layer.name}") for i in range(len(trunks))] or [layer]
 
 
 @contextmanager
@@ -131,17 +130,16 @@ def frozen_for_inference(net: nn.Module) -> Iterator[None]:
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     layers: list[Any] = list(net.modules())
     checkpointed = [m for m in layers if getattr(m, "grad_checkpointing", False) is True]
-    with eval_mode(net):
-        net.requires_grad_(False)
-        for layer in checkpointed:
-            layer.grad_checkpointing = False
-        try:
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+    try:
+        with eval_mode(net.requires_grad_(False)):
             for layer in checkpointed:
-                layer.grad_checkpointing = True
+                layer.grad_checkpointing = False
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for layer in checkpointed:
+            layer.grad_checkpointing = True
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import pickle
 import re
 import zipfile
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -82,17 +83,14 @@ def constructor_arguments(module: nn.Module, frame: FrameType | None) -> dict[st
     return plain_values(arguments)
 
 
-def require_plain(module: str, value: object, name: str = "") -> None:
+def require_plain(module: str, arguments: dict[str, Any]) -> None:
     """ValueError if an argument could not be read from a checkpoint, which holds plain values."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            require_plain(module, item, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            require_plain(module, item, name)
-    elif not isinstance(value, bool | int | float | str | None):
-        reason = "is not a plain value, which checkpoints are limited to"
-        raise ValueError(f"{module}: its argument {name}, of type {type(value).__name__}, {reason}")
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            reason = f"is not a plain value, which checkpoints are limited to ({error})"
+            raise ValueError(f"{module}: its argument {name} {reason}") from None
 
 
 def plain_values(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +98,6 @@ def plain_values(arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         for name, value in arguments.items()
-        if name not in ("self", "__class__")
     }
 
 
@@ -172,21 +169,17 @@ def load(path: str | Path, mmap: bool = False) -> tuple[nn.Module, Block]:
 
 def build_module(block: Block) -> nn.Module:
     """An untrained module as the block describes it; nothing is downloaded or imported."""
-    cls: Any = REGISTRY[block.module]
-    arguments = dict(block.init_args)
+    cls, arguments = REGISTRY[block.module], dict(block.init_args)
     if "pretrained" in arguments:
         arguments["pretrained"] = False
     if arguments.get("loss", {}).get("name") not in LOSSES:
         arguments.pop("loss", None)  # a user's own loss, which only training needs
     types = argument_types(cls)
-    for name, value in arguments.items():
-        is_group = is_dataclass(types.get(name))
-        arguments[name] = types[name](**value) if is_group else value
-    built = cls(**arguments)
-    if block.structure:
-        built.apply_structure(block.structure)
-    module: nn.Module = built
-    return module
+    groups = {name: values for name, values in arguments.items() if is_dataclass(types.get(name))}
+    arguments |= {name: types[name](**values) for name, values in groups.items()}
+    module: Any = cls(**arguments)
+    module.apply_structure(block.structure)
+    return cast(nn.Module, module)
 
 
 def argument_types(cls: type) -> dict[str, Any]:
@@ -205,7 +198,6 @@ def packed_checkpoint(block: Block, state: dict[str, Tensor]) -> bytes:
 
 def inference_checkpoint(block: Block, state: dict[str, Tensor]) -> dict[str, Any]:
     """The content of a checkpoint without training state, for Lightning's test and predict."""
-    block = replace(block, weights=weights_hash(state))
     loops = {"epoch": block.epoch, "global_step": 0}
     versions = {"pytorch-lightning_version": version("lightning")}
     return {KEY: asdict(block), "state_dict": state, **versions, **loops}
@@ -272,9 +264,8 @@ def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 def _training_settings(init_args: dict[str, Any]) -> dict[str, Any]:
     """The settings of `TRAINING_ARGUMENTS` by dotted name."""
-    groups = {name: init_args.get(name) for name in TRAINING_ARGUMENTS}
-    return {f"{name}.{key}": value for name, group in groups.items() if isinstance(group, dict)
-            for key, value in group.items()}  # fmt: skip
+    groups = {n: init_args[n] for n in TRAINING_ARGUMENTS if isinstance(init_args.get(n), dict)}
+    return {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
 
 
 def _relevant(argument: object) -> object:

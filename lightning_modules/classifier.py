@@ -5,23 +5,26 @@ from typing import Any, Self
 
 import torch
 from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from datamodules.preprocess import Preprocess
+from datamodules.preprocess import Preprocess, as_settings
 from evaluation.metrics.compute import recall_and_precision
 from evaluation.metrics.confusion import pair_accuracies
 from evaluation.predictions import PredictionTable
 from lightning_modules import backbones, checkpoints
 from lightning_modules.base import BaseModule, Batch
+from lightning_modules.batch_norm import InPlaceSyncBatchNorm
 from lightning_modules.cam import Explainer
 from lightning_modules.freezing import FineTuning, set_frozen_layers_to_eval
 from lightning_modules.heads import create_head
 from lightning_modules.losses import LossConfig
-from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig, configure_optimizers
+from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
 from lightning_modules.pruning import structure
+from lightning_modules.tta import Images
 
 Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 
@@ -31,6 +34,8 @@ class ImageClassifier(BaseModule):
 
     Checkpoints of a subclass can be loaded once the subclass is imported. They record the arguments
     of its constructor, which must be plain values or dataclasses of such.
+
+    From Python, `loss`, `optimizer`, `lr_scheduler` and `fine_tuning` may also be dicts.
 
     Args:
         class_names: the classes in the order of the logits; taken from the data.
@@ -60,6 +65,9 @@ class ImageClassifier(BaseModule):
         lr_scheduler: LRSchedulerConfig = LRSchedulerConfig(),
         fine_tuning: FineTuning = FineTuning(),
     ) -> None:
+        loss, optimizer = as_settings(LossConfig, loss), as_settings(OptimizerConfig, optimizer)
+        lr_scheduler = as_settings(LRSchedulerConfig, lr_scheduler)
+        fine_tuning = as_settings(FineTuning, fine_tuning)
         init_args = checkpoints.constructor_arguments(self, inspect.currentframe())
         super().__init__()
         self.init_args, self.class_names = init_args, class_names
@@ -74,9 +82,8 @@ class ImageClassifier(BaseModule):
         weights = {"pretrained": pretrained, "image_size": image_size}
         self.net = self.build_net(backbone, {**(backbone_args or {}), **weights})
         # validate_args would synchronize with the GPU at every step
-        self.train_accuracy = MulticlassAccuracy(
-            len(class_names), average="micro", validate_args=False
-        )
+        num_classes = len(class_names)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -126,9 +133,14 @@ class ImageClassifier(BaseModule):
 
     def notes(self) -> list[str]:
         """Warnings about preprocessing unlike that of the checkpoint or of pretrained weights."""
-        data = self.datamodule
-        note = normalization_note(self.init_args, data.preprocess) if data else ""
-        return [*super().notes(), *([note] if note else [])]
+        notes, name = super().notes(), self.init_args.get("backbone")
+        if self.datamodule and name and self.init_args.get("pretrained"):
+            both = Preprocess.from_backbone(name), self.datamodule.preprocess
+            expected, ours = (f"mean {list(p.mean)} and std {list(p.std)}" for p in both)
+            if expected != ours:
+                reason = f"expect {expected}; preprocess has {ours}"
+                notes.append(f"Pretrained weights of {name} {reason}.")
+        return notes
 
     def training_metrics(self, table: PredictionTable) -> dict[str, float]:
         """The loss that is trained, with class weights and label smoothing, on a labeled table."""
@@ -140,9 +152,9 @@ class ImageClassifier(BaseModule):
         target = torch.from_numpy(table.labels[known]).to(self.device)
         return {"training_loss": float(self.compute_loss(outputs, target, self.class_weights))}
 
-    def member_logits(self, batch: Batch) -> Tensor:
+    def member_logits(self, images: Images) -> Tensor:
         """Its own logits, as those of one member, (B, 1, K)."""
-        return torch.unsqueeze(self(single_view(batch)), 1)
+        return torch.unsqueeze(self(single_view(images)), 1)
 
     def explainer(self, size: int, method: str = "GradCAM") -> Explainer:
         """Computes saliency maps for images of `size` pixels."""
@@ -156,7 +168,10 @@ class ImageClassifier(BaseModule):
                 rank_zero_warn(note)
             weights = self.datamodule.class_weights if self.datamodule else None
             self.class_weights = None if weights is None else torch.tensor(weights)
-            self.fine_tuning.prepare(self.net, getattr(self.trainer.strategy, "_ddp_kwargs", None))
+            strategy = self.trainer.strategy
+            self.fine_tuning.prepare(self.net, getattr(strategy, "_ddp_kwargs", None))
+            if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+                vars(strategy)["_layer_sync"] = InPlaceSyncBatchNorm()
 
     def on_fit_start(self) -> None:
         """Moves tensors of the loss and the class weights to the device."""
@@ -167,10 +182,11 @@ class ImageClassifier(BaseModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
-        image, target = self.loss.mix(single_view(batch), batch["label"], len(self.class_names))
+        image, label = single_view(batch["image"]), batch["label"]
+        image, target = self.loss.mix(image, label, len(self.class_names))
         outputs: Tensor = self.net(image)
         loss = self.compute_loss(outputs, target, self.class_weights)
-        self.train_accuracy(self.logits(outputs.detach()), batch["label"])
+        self.train_accuracy(self.logits(outputs.detach()), label)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
@@ -198,9 +214,10 @@ class ImageClassifier(BaseModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and schedule of the config."""
-        return configure_optimizers(
-            self.net, self.trainer, self.optimizer, self.lr_scheduler, self.fine_tuning
-        )
+        lr, weight_decay = self.optimizer.lr, self.optimizer.weight_decay
+        optimizer = self.optimizer.create(self.fine_tuning.param_groups(self.net, lr, weight_decay))
+        scheduler = self.lr_scheduler.create(optimizer, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the block that describes the checkpoint, its constructor arguments included."""
@@ -231,11 +248,11 @@ class ImageClassifier(BaseModule):
         if block.class_names != list(self.class_names):
             raise ValueError(f"checkpoint has classes {block.class_names}, not {self.class_names}")
         checkpoints.require_same_network(block, type(self).__name__, self.init_args)
-        digest = self.datamodule.manifest.digest() if self.datamodule else ""
-        if self.trainer.training and block.manifest_digest != digest:
-            reason = "was trained on another manifest; its splits may leak into these"
-            raise ValueError(f"checkpoint: {reason}")
         if self.trainer.training:
+            digest = self.datamodule.manifest.digest() if self.datamodule else ""
+            if block.manifest_digest != digest:
+                reason = "was trained on another manifest; its splits may leak into these"
+                raise ValueError(f"checkpoint: {reason}")
             checkpoints.require_same_training(block, self.init_args)
         self._check_preprocess(block)
         self.apply_structure(block.structure)
@@ -259,22 +276,8 @@ class ImageClassifier(BaseModule):
 checkpoints.register(ImageClassifier)
 
 
-def normalization_note(init_args: dict[str, Any], preprocess: Preprocess) -> str:
-    """A warning if pretrained weights expect another normalization than the data's, else ""."""
-    name = init_args.get("backbone")
-    if not isinstance(name, str) or init_args.get("pretrained", False) is False:
-        return ""
-    published = Preprocess.from_backbone(name)
-    expected, own = ([list(p.mean), list(p.std)] for p in (published, preprocess))
-    if expected == own:
-        return ""
-    given = f"preprocess has mean {own[0]} and std {own[1]}"
-    return f"Pretrained weights of {name} expect mean {expected[0]} and std {expected[1]}; {given}."
-
-
-def single_view(batch: Batch) -> Tensor:
+def single_view(images: Images) -> Tensor:
     """The images of a batch for a single model, (B, C, H, W)."""
-    image = batch["image"]
-    if isinstance(image, dict):
-        raise ValueError(f"a single model takes one view, the batch has {sorted(image)}")
-    return image
+    if isinstance(images, dict):
+        raise ValueError(f"a single model takes one view, the batch has {sorted(images)}")
+    return images

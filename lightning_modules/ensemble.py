@@ -1,6 +1,7 @@
 """EnsembleModule: members from checkpoints, each with its own preprocessing, and a voter."""
 
 import glob
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.preprocess import Preprocess
-from evaluation.files import read_json
+from evaluation.files import read_json, write_json
+from evaluation.predictions import PredictionTable
 from evaluation.results import voters_folder
 from evaluation.voters import simple, store, unfitted_voters, voter_spec
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
-from lightning_modules.base import BaseModule, Batch, Metadata, Tables
+from lightning_modules.base import BaseModule, Metadata, Tables
+from lightning_modules.tta import Images
 
 FILE, FORMAT = "ensemble.json", 1
 
@@ -70,27 +73,30 @@ class EnsembleModule(BaseModule):
             for name, block in zip(self.member_names, self.blocks, strict=True):
                 checkpoints.refuse_trained_samples(block, ids, split, f"member {name!r}")
 
-    def member_logits(self, batch: Batch) -> Tensor:
+    def member_logits(self, images: Images) -> Tensor:
         """Logits of every member in the ensemble's class order, (B, M, K)."""
-        images = batch["image"]
         if not isinstance(images, dict):
             raise ValueError("an ensemble needs a batch of views; its data module gave one image")
-        members = zip(self.offloaded or self.members, self.views, self.class_orders, strict=True)
-        logits = [self._logits(member, images[view])[:, order] for member, view, order in members]
+        members, logits = self.offloaded or self.members, []
+        for member, view, order in zip(members, self.views, self.class_orders, strict=True):
+            if self.offloaded:
+                member.to(images[view].device)
+            logits.append(member(images[view])[:, order].float())
+            if self.offloaded:
+                member.to("cpu")
         return torch.stack(logits, dim=1)
 
     def combine_tables(self, members: Tables, meta: Metadata) -> Tables:
         """The members' tables, with hashes of their own weights, and under "" the ensemble's."""
         voter, temperature = self.ensemble.voter, self.ensemble.temperature
         pooled = simple.pool_tables(voter, list(members.values()), temperature)
-        tables, shared = {"": replace(pooled, meta=meta)}, dict(meta)
-        del shared["members"], shared["voter"]
+        tables = {"": replace(pooled, meta=meta)}
+        shared = {key: value for key, value in meta.items() if key not in ("members", "voter")}
         for (name, table), block in zip(members.items(), self.blocks, strict=True):
             own = {"module": block.module, "weights": block.weights}
             tables[name] = replace(table, meta={**shared, **own})
-        temperatures = self.ensemble.member_temperatures
-        for name, of_member in zip(members if temperatures else [], temperatures, strict=True):
-            tables[name].meta["temperature"] = of_member.value
+        for name, fitted in zip(members, self.ensemble.member_temperatures, strict=False):
+            tables[name].meta["temperature"] = fitted.value
         return tables
 
     def all_weights(self) -> dict[str, Tensor]:
@@ -101,21 +107,10 @@ class EnsembleModule(BaseModule):
 
     def metadata(self) -> Metadata:
         """Metadata of the ensemble's table: its voter and the weights of its members."""
-        members = {
-            name: {"path": str(path), "weights": block.weights}
-            for name, path, block in zip(self.member_names, self.paths, self.blocks, strict=True)
-        }
+        files = zip(self.member_names, self.paths, self.blocks, strict=True)
+        members = {name: {"path": str(p), "weights": block.weights} for name, p, block in files}
         voter = {"name": self.ensemble.voter.name, "fitted_on": self.ensemble.fitted_on}
         return {**super().metadata(), "voter": voter, "members": members}
-
-    def _logits(self, member: nn.Module, image: Tensor) -> Tensor:
-        """Logits (B, K) of a member, which is on the device for this call only if offloaded."""
-        if self.offloaded:
-            member.to(image.device)
-        logits: Tensor = member(image)
-        if self.offloaded:
-            member.to("cpu")
-        return logits.float()
 
     def _load_voter(self, voter: str) -> FittedEnsemble:
         hashes = [block.weights for block in self.blocks]
@@ -171,6 +166,16 @@ def read_ensemble_file(file: Path) -> dict[str, Any]:
     for member in content["members"].values():
         member["path"] = file.parent / member["path"]
     return content
+
+
+def write_ensemble_file(folder: Path, table: PredictionTable) -> None:
+    """Writes the ensemble.json of a run folder, given the table of the ensemble's predictions."""
+    members = {
+        name: {**member, "path": os.path.relpath(member["path"], folder)}
+        for name, member in table.meta["members"].items()
+    }
+    content = {"format": FORMAT, "class_names": table.class_names, "members": members}
+    write_json(folder / FILE, content | {"voter": table.meta["voter"]})
 
 
 def load_ensemble(path: str | Path) -> EnsembleModule:

@@ -1,5 +1,6 @@
 """Which parameters train, from which epoch and at which learning rate."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,11 +43,10 @@ class FineTuning:
             problem = f"{self.unfreeze_epochs} has more entries than frozen_stages ({stages})"
             raise ValueError(f"fine_tuning.unfreeze_epochs: {problem}")
         for name in ("layer_decay", "head_lr_ratio"):
-            value = getattr(self, name)
-            require(f"fine_tuning.{name}", value, value > 0, "above 0")
+            require(f"fine_tuning.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
 
-    def frozen_parameters(self, net: nn.Module, epoch: int) -> set[str]:
-        """Names of the parameters that are frozen in an epoch."""
+    def frozen_parameters(self, net: nn.Module, epoch: float = math.inf) -> set[str]:
+        """Names of the parameters that are frozen in an epoch, or by default in all epochs."""
         if self.trainable_layers is not None:
             layers = [n for n, m in net.named_modules() if list(m.parameters(recurse=False))]
             last, names = layers[-self.trainable_layers :], dict(net.named_parameters())
@@ -54,12 +54,11 @@ class FineTuning:
         frozen = self.frozen_stages - sum(start <= epoch for start in self.unfreeze_epochs)
         if frozen == 0:
             return set()
-        stages = parameter_stages(net, self.frozen_stages)
+        stages = parameter_stages(net)
+        count, most = self.frozen_stages, max(stages.values()) - 1
+        allowed = f"in 0..{most}, the stages of {type(net).__name__} before its head"
+        require("fine_tuning.frozen_stages", count, count <= most, allowed)
         return {name for name, stage in stages.items() if stage <= frozen}
-
-    def always_frozen_parameters(self, net: nn.Module) -> set[str]:
-        """Names of the parameters that are frozen in every epoch."""
-        return self.frozen_parameters(net, max([0, *self.unfreeze_epochs]))
 
     def prepare(self, net: nn.Module, ddp_kwargs: dict[str, object] | None) -> None:
         """Disables gradients of what never trains, before DDP wraps the network.
@@ -70,7 +69,7 @@ class FineTuning:
         if self.unfreeze_epochs and not finds_unused:
             setting = f"fine_tuning.unfreeze_epochs: {self.unfreeze_epochs} on several processes"
             raise ValueError(f"{setting} needs --trainer.strategy ddp_find_unused_parameters_true")
-        frozen = self.always_frozen_parameters(net)
+        frozen = self.frozen_parameters(net)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name not in frozen)
 
@@ -89,7 +88,7 @@ class FineTuning:
         Not timm's `param_groups_layer_decay`: it omits parameters that are frozen now but train
         later, and its `lr_scale` has an effect with timm's own schedulers only.
         """
-        frozen, ratios = self.always_frozen_parameters(net), self._lr_ratios(net)
+        frozen, ratios = self.frozen_parameters(net), self._lr_ratios(net)
         without_decay: set[str] = getattr(net, "no_weight_decay", set)()
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in net.named_parameters():
@@ -116,13 +115,13 @@ class FineTuning:
     def _lr_ratios(self, net: nn.Module) -> dict[str, float]:
         """Learning rate of each parameter divided by the base rate."""
         heads = tuple(f"{name}." for name in backbones.head_names(net))
-        names = dict(net.named_parameters())
-        depths = dict.fromkeys(names, 0) if self.layer_decay == 1 else _layer_groups(net, False)
-        last, head_ratio = max(depths.values()), self.head_lr_ratio
-        return {
-            name: head_ratio ** name.startswith(heads) * self.layer_decay ** (last - depth)
-            for name, depth in depths.items()
-        }
+        if self.layer_decay == 1:
+            depths = {name: 0 for name, _ in net.named_parameters()}
+        else:
+            depths = parameter_stages(net, coarse=False)
+        last = max(depths.values())
+        ratios = {name: self.layer_decay ** (last - depth) for name, depth in depths.items()}
+        return {n: r * self.head_lr_ratio if n.startswith(heads) else r for n, r in ratios.items()}
 
 
 def require(name: str, value: object, is_valid: bool, allowed: str) -> None:
@@ -151,16 +150,8 @@ def set_frozen_layers_to_eval(net: nn.Module) -> None:
             layer.eval()
 
 
-def parameter_stages(net: nn.Module, at_least: int = 0) -> dict[str, int]:
-    """Stage of each parameter: 0 is the stem, then 1, 2, ..., and the last is the head."""
-    stages = _layer_groups(net, True)
-    most = max(stages.values()) - 1
-    allowed = f"in 0..{most}, the stages of {type(net).__name__} before its head"
-    require("fine_tuning.frozen_stages", at_least, at_least <= most, allowed)
-    return stages
-
-
-def _layer_groups(net: nn.Module, coarse: bool) -> dict[str, int]:
+def parameter_stages(net: nn.Module, coarse: bool = True) -> dict[str, int]:
+    """Stage (or with `coarse` False block) of each parameter: 0 is the stem, the last the head."""
     matcher = getattr(net, "group_matcher", None)
     if matcher is None:
         raise ValueError(f"fine_tuning: {type(net).__name__} does not define group_matcher")

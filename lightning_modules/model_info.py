@@ -1,6 +1,5 @@
 """Size, compute, license and CAM layer of a backbone, without creating its weights."""
 
-import fnmatch
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -100,9 +99,8 @@ def find_backbones(pattern: str | None = None, commercial_only: bool = False) ->
     """
     names = list(SHIPPED_BACKBONES)
     if pattern is not None:
-        known = timm.list_pretrained() if "." in pattern else timm.list_models()
-        wildcard = pattern if "*" in pattern or "?" in pattern else f"*{pattern}*"
-        names = fnmatch.filter(known, wildcard)
+        list_names = timm.list_pretrained if "." in pattern else timm.list_models
+        names = list_names(pattern if "*" in pattern or "?" in pattern else f"*{pattern}*")
     if commercial_only:
         names = [name for name in names if backbones.license(name) in backbones.COMMERCIAL_LICENSES]
     if not names:
@@ -193,12 +191,14 @@ def _stage_shapes(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     info = getattr(net, "feature_info", None) or []
     stages = [str(stage["module"]) for stage in (info if isinstance(info, list) else info.info)]
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+    def record(name: str, stage: nn.Module, inputs: object, output: Tensor) -> None:
+        shapes[name] = tuple(output.shape)
+
     with ExitStack() as hooks, eval_mode(net), torch.no_grad():
         for name in stages:
-            hook = net.get_submodule(name).register_forward_hook(
-                lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
-            )
-            hooks.enter_context(hook)
+            stage = net.get_submodule(name)
+            hooks.enter_context(stage.register_forward_hook(partial(record, name)))
         image = torch.zeros(1, *image_shape, device="meta")
         functional_call(net, {k: v.to("meta") for k, v in state.items()}, (image,))
     return shapes

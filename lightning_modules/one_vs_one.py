@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from evaluation.predictions import PredictionTable
 from lightning_modules import backbones, checkpoints
-from lightning_modules.base import Batch, Metadata
+from lightning_modules.base import Metadata
 from lightning_modules.classifier import ImageClassifier, single_view
+from lightning_modules.tta import Images
 
 
 class OneVsOneClassifier(ImageClassifier):
@@ -40,7 +41,9 @@ class OneVsOneClassifier(ImageClassifier):
             call = inspect.signature(ImageClassifier).bind(class_names, backbone, **kwargs)
             call.apply_defaults()
             del call.arguments["head"]
-            self.init_args = checkpoints.plain_values({**call.arguments, "trunks": trunks})
+            groups = {name: getattr(self, name) for name in checkpoints.TRAINING_ARGUMENTS}
+            arguments = {**call.arguments, **groups, "trunks": trunks}
+            self.init_args = checkpoints.plain_values(arguments)
 
     def build_net(self, backbone: str, options: dict[str, Any]) -> nn.Module:
         """A network with one output per pair, (B, P)."""
@@ -49,9 +52,9 @@ class OneVsOneClassifier(ImageClassifier):
         trunks = [backbones.build(backbone, 1, **options) for _ in range(self.head.num_outputs)]
         return ParallelTrunks(trunks)
 
-    def member_logits(self, batch: Batch) -> Tensor:
+    def member_logits(self, images: Images) -> Tensor:
         """Pair logits, as those of one member, (B, 1, P)."""
-        return torch.unsqueeze(self.net(single_view(batch)), 1)
+        return torch.unsqueeze(self.net(single_view(images)), 1)
 
     def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
         """The table of coupled logits (n, K), given pair logits (n, P), which it has as well."""

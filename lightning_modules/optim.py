@@ -8,13 +8,13 @@ from typing import Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from timm.optim import create_optimizer_v2, list_optimizers
-from torch import nn, optim
+from torch import optim
 from torch.optim.lr_scheduler import LambdaLR
 
 from evaluation.metrics.registry import monitor_mode
-from lightning_modules.freezing import FineTuning, ParamGroup, require
+from lightning_modules.freezing import ParamGroup, require
 from lightning_modules.losses import Option
 
 Curve = Callable[[float], float]  # epochs since the start -> fraction of the learning rate
@@ -108,31 +108,30 @@ class LRSchedulerConfig:
 
     def curve(self, epochs: float) -> Curve:
         """Fraction of the peak rate at each moment of `epochs`; `plateau` is constant here."""
-        warmup, size, lowest = self._warmup(epochs), self._step_size(epochs), self.min_lr_ratio
+        warmup, lowest = self._warmup(epochs), self.min_lr_ratio
+        size = self.step_size or epochs * DEFAULT_STEP_SIZES.get(self.name, 1.0)
+        is_onecycle = self.name == "onecycle"
+        end = ONECYCLE_END if is_onecycle else lowest
 
-        def falling(t: float, end: float) -> float:
+        def cosine(t: float) -> float:
             return _half_cosine(1.0, end, (t - warmup) / (epochs - warmup))
 
-        def onecycle(t: float) -> float:
-            if t < warmup:
-                return _half_cosine(ONECYCLE_START, 1.0, t / warmup)
-            return falling(t, ONECYCLE_END)
-
-        def cyclic(t: float) -> float:
-            wave = abs((t / size + 1) % 2 - 1)  # 0 at first, 1 after `size` epochs
-            return lowest + (1 - lowest) * wave
-
-        if self.name == "onecycle":
-            return onecycle
         curves: dict[str, Curve] = {
-            "none": lambda t: 1.0,
-            "plateau": lambda t: 1.0,
-            "cosine": lambda t: falling(t, lowest),
+            "cosine": cosine,
+            "onecycle": cosine,
             "step": lambda t: self.gamma ** math.floor(t / size),
-            "cyclic": cyclic,
+            "cyclic": lambda t: lowest + (1 - lowest) * abs((t / size + 1) % 2 - 1),  # from lowest
         }
-        curve = curves[self.name]
-        return lambda t: (min(1.0, t / warmup) if warmup else 1.0) * curve(t)
+        after_warmup: Curve = curves.get(self.name, lambda t: 1.0)
+
+        def ratio(t: float) -> float:
+            if t >= warmup:
+                return after_warmup(t)
+            if is_onecycle:
+                return _half_cosine(ONECYCLE_START, 1.0, t / warmup)
+            return t / warmup * after_warmup(t)
+
+        return ratio
 
     def _warmup(self, epochs: float) -> float:
         """Length of the rise in a training of `epochs`."""
@@ -140,10 +139,6 @@ class LRSchedulerConfig:
             return DEFAULT_RISE * epochs if self.name == "onecycle" else 0.0
         is_too_long = 0 < epochs <= self.warmup_epochs
         return epochs * SHORTENED_WARMUP if is_too_long else self.warmup_epochs
-
-    def _step_size(self, epochs: float) -> float:
-        """Length of a stair or half cycle in a training of `epochs`."""
-        return self.step_size or epochs * DEFAULT_STEP_SIZES.get(self.name, 1.0)
 
     def step_plateau(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Gives the metrics of a validation to a plateau schedule, before checkpoints are written.
@@ -155,9 +150,14 @@ class LRSchedulerConfig:
         if self.monitor not in metrics:
             known = ", ".join(sorted(metrics))
             raise ValueError(f"lr_scheduler.monitor: no {self.monitor!r} among {known}")
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ClosedFormLR):
-                config.scheduler.step_plateau(metrics[self.monitor], self)
+        for scheduler in closed_form_schedulers(trainer):
+            scheduler.step_plateau(metrics[self.monitor], self)
+
+    def create(self, optimizer: optim.Optimizer, trainer: Trainer) -> LRSchedulerConfigType:
+        """The schedule of an optimizer, as Lightning's `configure_optimizers` returns it."""
+        curve = self.curve(self.total_epochs(trainer))
+        scheduler = ClosedFormLR(optimizer, curve, steps_per_epoch(trainer))
+        return {"scheduler": scheduler, "interval": "step", "name": "lr"}
 
     def total_epochs(self, trainer: Trainer) -> float:
         """Length of the schedule in epochs; infinite for schedules without an end."""
@@ -206,17 +206,15 @@ class ClosedFormLR(LambdaLR):
             group["lr"] = lr
 
 
-def configure_optimizers(
-    net: nn.Module, trainer: Trainer, optimizer: OptimizerConfig,
-    lr_scheduler: LRSchedulerConfig, fine_tuning: FineTuning,
-) -> OptimizerLRSchedulerConfig:  # fmt: skip
-    """The return value of Lightning's `configure_optimizers` for `net`."""
-    groups = fine_tuning.param_groups(net, optimizer.lr, optimizer.weight_decay)
-    created = optimizer.create(groups)
-    curve = lr_scheduler.curve(lr_scheduler.total_epochs(trainer))
-    rates = ClosedFormLR(created, curve, steps_per_epoch(trainer))
-    scheduler: LRSchedulerConfigType = {"scheduler": rates, "interval": "step", "name": "lr"}
-    return {"optimizer": created, "lr_scheduler": scheduler}
+def closed_form_schedulers(trainer: Trainer) -> list[ClosedFormLR]:
+    """The trainer's schedulers; one whose rates are no function of the step is refused."""
+    schedulers = []
+    for config in trainer.lr_scheduler_configs:
+        if not isinstance(config.scheduler, ClosedFormLR):
+            kind = type(config.scheduler).__name__
+            raise ValueError(f"lr_scheduler: {kind} is not a function of the step")
+        schedulers.append(config.scheduler)
+    return schedulers
 
 
 def steps_per_epoch(trainer: Trainer) -> int:

@@ -64,23 +64,19 @@ def pack(state: Weights) -> tuple[Weights, list[Entry]]:
 def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
     """The packed state in the dtypes of the network; bit for bit that of `to_stored_precision`."""
     bitmaps = np.frombuffer(zlib.decompress(packed["bitmaps"].numpy().tobytes()), np.uint8)
-    starts: dict[str, int] = {}  # position of the next unread value of each dtype
-    state, bytes_read = {}, 0
+    unread = dict(packed)  # by dtype, the values of the weights that are still to be unpacked
+    state = {}
     for name, dtype, shape, stored_dtype, layout in entries:
-        size = int(np.prod(shape))
+        size, values = int(np.prod(shape)), unread[stored_dtype]
         length = -(-size // 8) if layout == BITMAP else 0
-        is_missing = not length and size > len(packed[stored_dtype])
-        if bytes_read + length > len(bitmaps) or is_missing:  # before memory is allocated
+        if length > len(bitmaps) or (not length and size > len(values)):  # before allocation
             raise ValueError(f"{name} has {size} values, the file has fewer")
         nonzero = np.ones(size, bool)
         if layout == BITMAP:
-            bits = bitmaps[bytes_read : bytes_read + length]
-            nonzero = np.unpackbits(bits, count=size).astype(bool)
-            bytes_read += length
-        start, count = starts.get(stored_dtype, 0), int(nonzero.sum())
+            nonzero = np.unpackbits(bitmaps[:length], count=size).astype(bool)
+        bitmaps, count = bitmaps[length:], int(nonzero.sum())
         flat = torch.zeros(size, dtype=getattr(torch, stored_dtype))
-        flat[torch.from_numpy(nonzero)] = packed[stored_dtype][start : start + count]
-        starts[stored_dtype] = start + count
+        flat[torch.from_numpy(nonzero)], unread[stored_dtype] = values[:count], values[count:]
         state[name] = flat.reshape(shape).to(getattr(torch, dtype))
     return state
 

@@ -38,15 +38,13 @@ def affine(images: Tensor, angle: float, scale: float) -> Tensor:
 
 def mean_logits(predict: Callable[[Images], Tensor], images: Images, names: list[str]) -> Tensor:
     """Mean of `predict` over the images and one augmented copy per name; shape as `predict`."""
-    if not names:
-        return predict(images)
-    copies = [images]
+    logits = [predict(images)]
     for augment in map(augmentation, names):
         if isinstance(images, dict):
-            copies.append({view: augment(tensor) for view, tensor in images.items()})
+            logits.append(predict({view: augment(tensor) for view, tensor in images.items()}))
         else:
-            copies.append(augment(images))
-    return torch.stack([predict(copy) for copy in copies]).mean(dim=0)
+            logits.append(predict(augment(images)))
+    return torch.stack(logits).mean(dim=0)
 
 
 def tta_notes(names: list[str]) -> list[str]:

@@ -1,14 +1,17 @@
 """Models and data modules from Python, without config files and without callbacks of ours."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
 import pytest
 
+from callbacks import TwoStageSparseTraining
 from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier, OneVsOneClassifier
+from lightning_modules.optim import OptimizerConfig
 
 README = Path(__file__).parents[1] / "README.md"
 CLASSES = ["none", "simple", "comminuted"]
@@ -33,3 +36,17 @@ def test_python_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
     exec(code, {})
+
+
+def test_groups_of_settings_may_be_dicts():
+    groups = {"optimizer": {"name": "sgd", "lr": 0.1}, "loss": {"name": "focal"},
+              "lr_scheduler": {"name": "cosine"}, "fine_tuning": {"layer_decay": 0.5}}  # fmt: skip
+    for model_class in (ImageClassifier, OneVsOneClassifier):
+        model = model_class(["a", "b"], "test_resnet", **groups)
+        assert model.optimizer == OptimizerConfig("sgd", lr=0.1)
+        assert model.init_args["optimizer"] == asdict(model.optimizer)
+        assert model.fine_tuning.layer_decay == 0.5
+    with pytest.raises(ValueError, match=r"optimizer\.lr: -1 is not above 0"):
+        ImageClassifier(["a", "b"], "test_resnet", optimizer={"lr": -1})
+    sparse = TwoStageSparseTraining(recovery={"lr": 1e-3}, density_schedule={"num_updates": 3})
+    assert (sparse.recovery.lr, sparse.density_schedule.num_updates) == (1e-3, 3)

@@ -9,21 +9,19 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
-from torch.optim import Optimizer
 
 from callbacks.sparse_training import masks, stages
 from callbacks.sparse_training.masked_weights import MaskedWeights, find_prunable
 from callbacks.sparse_training.stages import DensitySchedule, Recovery
 from callbacks.weights import averages, load_weights, read_weights
 from datamodules.dataset import Batch
+from datamodules.preprocess import as_settings
 from evaluation.files import write_json
 from evaluation.sparsity import SPARSITY_FILE
 from lightning_modules.checkpoints import plain_values
 from lightning_modules.freezing import require
-from lightning_modules.optim import steps_per_epoch
+from lightning_modules.optim import closed_form_schedulers, steps_per_epoch
 
-SETTINGS = ("density", "dense_epochs", "sparse_epochs", "distribution", "exclude", "criterion",
-            "density_schedule", "recovery")  # fmt: skip
 PROGRESS = ("is_sparse_stage", "updates", "is_selecting")
 
 
@@ -67,7 +65,8 @@ class TwoStageSparseTraining(L.Callback):
         self.density, self.distribution, self.criterion = density, distribution, criterion
         self.dense_epochs, self.sparse_epochs = dense_epochs, sparse_epochs
         self.dense_checkpoint, self.exclude = dense_checkpoint, list(exclude or [])
-        self.density_schedule, self.recovery = density_schedule, recovery
+        self.density_schedule = as_settings(DensitySchedule, density_schedule)
+        self.recovery = as_settings(Recovery, recovery)
         self.control = control  # a resume may name another: it does not change the training
         self.masked: MaskedWeights | None = None
         self.is_sparse_stage, self.updates = False, 0
@@ -89,8 +88,8 @@ class TwoStageSparseTraining(L.Callback):
             raise ValueError(f"trainer.strategy: {kind} shards weights, which masks do not support")
         if not isinstance(pl_module, stages.ScheduledModule):
             kind = type(pl_module).__name__
-            raise ValueError(f"{kind} has no `optimizer` and `lr_scheduler` settings, which sparse "
-                             "training needs; use lightning_modules.ImageClassifier")  # fmt: skip
+            needed = "`optimizer` and `lr_scheduler` settings, which sparse training needs"
+            raise ValueError(f"{kind} has no {needed}; use lightning_modules.ImageClassifier")
         self._module, config = pl_module, pl_module.lr_scheduler
         self._sparse_schedule = stages.sparse_schedule(config, self.recovery, sparse)
         pl_module.lr_scheduler = stages.dense_schedule(config, dense)
@@ -125,22 +124,18 @@ class TwoStageSparseTraining(L.Callback):
             if updates > self.updates:
                 self._update_masks(trainer, updates)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, *args: object) -> None:
         """Exchanges values by the unmasked gradients if due; masks gradients before clipping."""
         if self._regrows:
             self._regrows = False
             fraction = self.density_schedule.regrow(self.updates, self.num_steps)
-            regrown = masks.regrown_masks(self._masked.tensors, self._masked.masks, fraction)
-            if regrown is not None:
+            if (regrown := self._masked.regrown_masks(fraction)) is not None:
                 self._set_masks(trainer, regrown)
         self._masked.mask_gradients()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch,
-        batch_idx: int,
-    ) -> None:  # fmt: skip
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
+    ) -> None:
         """Logs the epoch's sparsity; churn is the fraction of mask values that it changed."""
         if trainer.is_last_batch:
             metrics = {"stage": 1.0 + self.is_sparse_stage, **self._masked.metrics(pl_module)}
@@ -181,7 +176,9 @@ class TwoStageSparseTraining(L.Callback):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a resume must share, as plain data."""
-        return plain_values({name: getattr(self, name) for name in SETTINGS})
+        names = ["density", "dense_epochs", "sparse_epochs", "distribution", "exclude", "criterion"]
+        names += ["density_schedule", "recovery"]
+        return plain_values({name: getattr(self, name) for name in names})
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, prunable weights, packed masks with their digest, and progress."""
@@ -209,18 +206,18 @@ class TwoStageSparseTraining(L.Callback):
             load_weights(source, read_weights(source, trainer), trainer, module)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
-        for scheduler in stages.closed_form_schedulers(trainer):
+        for scheduler in closed_form_schedulers(trainer):
             scheduler.reset_plateau()  # discards the reductions of the dense stage
         self._module.lr_scheduler = self._sparse_schedule
         self.is_sparse_stage = True
 
     def _update_masks(self, trainer: L.Trainer, updates: int) -> None:
         """Prunes to the density after so many updates; the first process decides."""
-        masked, pruned = self._masked, list[Tensor]()
+        pruned: list[Tensor] = []
         if trainer.is_global_zero:
             remaining = self.density_schedule.remaining(updates, self.num_steps)
-            pruned = masks.pruned_masks(masked.weights, masked.tensors, masked.masks, self.density,
-                                        self.distribution, self.criterion, remaining)  # fmt: skip
+            method = (self.density, self.distribution, self.criterion)
+            pruned = self._masked.pruned_masks(*method, remaining)
         self._set_masks(trainer, pruned)
         self.updates = updates
         self._regrows = self.density_schedule.regrow_fraction > 0 and not self.has_final_density
@@ -228,15 +225,9 @@ class TwoStageSparseTraining(L.Callback):
     def _set_masks(self, trainer: L.Trainer, new_masks: Sequence[Tensor]) -> None:
         """Applies the first process's masks on every process."""
         masked = self._masked
-        weights = masked.weights
         self._previous_masks = self._previous_masks or masked.masks
-        packed = [masks.pack_mask(mask) for mask in new_masks]
-        digest = masks.masks_digest(weights, packed) if packed else ""
-        packed, digest = trainer.strategy.broadcast((packed, digest))
-        is_equal = masks.masks_digest(weights, packed) == digest
-        if not trainer.strategy.reduce_boolean_decision(is_equal):
-            raise ValueError("masks: the processes have different ones")
-        masked.set_masks(map(masks.unpack_mask, packed, [weight.size for weight in weights]))
+        packed = trainer.strategy.broadcast([masks.pack_mask(mask) for mask in new_masks])
+        masked.set_masks(map(masks.unpack_mask, packed, masked.sizes))
         masked.mask_weights()
         for optimizer in trainer.optimizers:
             masked.mask_optimizer_state(optimizer)

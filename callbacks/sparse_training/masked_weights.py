@@ -1,5 +1,6 @@
 """Which weights of a module can be pruned, their masks, and what must stay 0 with them."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from callbacks.sparse_training.masks import PrunableWeight, masks_digest, pack_mask, unpack_mask
+from callbacks.sparse_training import masks
+from callbacks.sparse_training.masks import PrunableWeight
 from evaluation.sparsity import effective_macs
 from lightning_modules.model_info import layer_macs, zero_fraction
 
@@ -40,41 +42,71 @@ class MaskedWeights:
             if tensor is None or tuple(tensor.shape) != weight.shape:
                 shape = "absent" if tensor is None else tuple(tensor.shape)
                 raise ValueError(f"masks: {weight.name} is {shape}, its mask is {weight.shape}")
-            require_dense(weight.name, tensor)
         self.prunable, self.weights = prunable, prunable.weights
+        self.sizes = [weight.size for weight in self.weights]
         self.tensors = [parameters[weight.name] for weight in self.weights]
-        self.masks = [torch.ones(tensor.numel(), dtype=torch.bool, device=tensor.device)
-                      for tensor in self.tensors]  # fmt: skip
+        self.masks = [torch.ones_like(t, dtype=torch.bool).reshape(-1) for t in self.tensors]
         self._bits: dict[int, Tensor] = {}  # of the weights with pruned values, by position
 
     @classmethod
     def from_state(cls, state: dict[str, Any], module: nn.Module) -> Self:
         """The masks of `state_dict`, on a module; a wrong digest is an error."""
         weights = [PrunableWeight(name, tuple(shape), n) for name, shape, n in state["layers"]]
-        if masks_digest(weights, state["masks"]) != state["digest"]:
+        if masks.masks_digest(weights, state["masks"]) != state["digest"]:
             raise ValueError("masks: those of the checkpoint do not have the digest it states")
         masked = cls(module, PrunableWeights(weights, state["excluded"], state["macs"]))
-        masked.set_masks(map(unpack_mask, state["masks"], [weight.size for weight in weights]))
+        masked.set_masks(map(masks.unpack_mask, state["masks"], masked.sizes))
         return masked
 
     def state_dict(self) -> dict[str, Any]:
         """Prunable weights and packed masks with their digest, as plain data."""
         packed = self.packed_masks()
-        layers = [[weight.name, list(weight.shape), weight.positions] for weight in self.weights]
-        return {"layers": layers, "macs": self.prunable.macs, "excluded": self.prunable.excluded,
-                "masks": packed, "digest": masks_digest(self.weights, packed)}  # fmt: skip
+        return {
+            "layers": [[w.name, list(w.shape), w.positions] for w in self.weights],
+            "macs": self.prunable.macs,
+            "excluded": self.prunable.excluded,
+            "masks": packed,
+            "digest": masks.masks_digest(self.weights, packed),
+        }
 
-    def set_masks(self, masks: Iterable[Tensor]) -> None:
+    def set_masks(self, new_masks: Iterable[Tensor]) -> None:
         """Sets flat masks, one per weight; a weight without pruned values is not touched."""
-        self.masks = [m.to(t.device) for m, t in zip(masks, self.tensors, strict=True)]
-        self._bits = {i: _mask_bits(mask, self.tensors[i])
-                      for i, mask in enumerate(self.masks) if not bool(mask.all())}  # fmt: skip
+        self.masks = [m.to(t.device) for m, t in zip(new_masks, self.tensors, strict=True)]
+        pruned = [i for i, mask in enumerate(self.masks) if not bool(mask.all())]
+        self._bits = {i: _mask_bits(self.masks[i], self.tensors[i]) for i in pruned}
+
+    def pruned_masks(
+        self, density: float, distribution: str, criterion: str, remaining: float
+    ) -> list[Tensor]:
+        """Masks of a ramp to `density`, with the fraction `remaining` of the pruning to be done."""
+        if criterion == "magnitude":
+            scores = list(map(masks.magnitude_scores, self.tensors, self.masks))
+        else:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 100_003
+            random = [masks.random_scores(size, seed + i) for i, size in enumerate(self.sizes)]
+            scores = [s.to(m.device) * m for s, m in zip(random, self.masks, strict=True)]
+        final = masks.nonzeros_per_weight(self.weights, density, distribution)
+        if distribution != "global":
+            counts = masks.interpolate_nonzeros(final, self.sizes, remaining)
+            return list(map(masks.top_k, scores, counts))
+        total = sum(self.sizes)
+        [k] = masks.interpolate_nonzeros([round(density * total)], [total], remaining)
+        minimums = [min(n, int(mask.sum())) for n, mask in zip(final, self.masks, strict=True)]
+        return masks.top_k_global(scores, k, minimums)
+
+    def regrown_masks(self, fraction: float) -> list[Tensor] | None:
+        """Masks with a `fraction` of the values exchanged; None without finite gradients."""
+        gradients = [t.grad for t in self.tensors if t.grad is not None]
+        if len(gradients) < len(self.tensors) or not all(g.isfinite().all() for g in gradients):
+            return None
+        scores, by_gradient = (map(masks.magnitude_scores, t) for t in (self.tensors, gradients))
+        parts = zip(scores, by_gradient, self.masks, strict=True)
+        return [masks.drop_and_grow(s, g, mask, fraction) for s, g, mask in parts]
 
     def changed_fraction(self, before: list[Tensor] | None) -> float:
         """Fraction of the mask values unlike those of `before`; 0 if that is None."""
         pairs = zip(before, self.masks, strict=True) if before else ()
-        changed = sum(int((old != new).sum()) for old, new in pairs)
-        return changed / sum(weight.size for weight in self.weights)
+        return sum(int((old != new).sum()) for old, new in pairs) / sum(self.sizes)
 
     def mask_gradients(self) -> None:
         """Zeroes the gradients of pruned values."""
@@ -116,7 +148,7 @@ class MaskedWeights:
 
     def packed_masks(self) -> list[Tensor]:
         """The masks as packed bits."""
-        return [pack_mask(mask) for mask in self.masks]
+        return list(map(masks.pack_mask, self.masks))
 
     def metrics(self, module: nn.Module) -> dict[str, float]:
         """Density of the prunable weights, zero fraction of all parameters, and MACs."""
@@ -124,7 +156,7 @@ class MaskedWeights:
         layers = [(w.size, k, w.positions) for w, k in zip(self.weights, nonzeros, strict=True)]
         macs = effective_macs(self.prunable.macs, layers)
         return {
-            "density": sum(nonzeros) / sum(weight.size for weight in self.weights),
+            "density": sum(nonzeros) / sum(self.sizes),
             "weights_zero_fraction": zero_fraction(module),
             "macs_theoretical": float(macs),
             "macs_theoretical_ratio": macs / self.prunable.macs,
@@ -132,16 +164,21 @@ class MaskedWeights:
 
     def report(self, module: nn.Module) -> dict[str, Any]:
         """The content of sparsity.json; what is not measured is null."""
-        layers = [
-            {"name": weight.name, "shape": list(weight.shape), "size": weight.size,
-             "nonzeros": int(mask.sum()), "macs": weight.macs,
-             "macs_theoretical": int(mask.sum()) * weight.positions}
-            for weight, mask in zip(self.weights, self.masks, strict=True)
-        ]  # fmt: skip
-        digest = masks_digest(self.weights, self.packed_masks())
-        return {**self.metrics(module), "macs_dense": self.prunable.macs,
-                "latency_ratio_measured": None, "energy_ratio_measured": None,
-                "masks": digest, "layers": layers, "excluded": self.prunable.excluded}  # fmt: skip
+        layers = []
+        for weight, mask in zip(self.weights, self.masks, strict=True):
+            nonzeros = int(mask.sum())
+            layer = {"name": weight.name, "shape": list(weight.shape), "size": weight.size}
+            costs = {"macs": weight.macs, "macs_theoretical": nonzeros * weight.positions}
+            layers.append({**layer, "nonzeros": nonzeros, **costs})
+        return {
+            **self.metrics(module),
+            "macs_dense": self.prunable.macs,
+            "latency_ratio_measured": None,
+            "energy_ratio_measured": None,
+            "masks": masks.masks_digest(self.weights, self.packed_masks()),
+            "layers": layers,
+            "excluded": self.prunable.excluded,
+        }
 
 
 def state_tensors(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
@@ -172,9 +209,6 @@ def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ())
     and kernels of 1 x 1 (squeeze-excite), tensors of less than 4,096 values, and names that match
     `exclude`. A weight that is used twice counts once, and is excluded if one of its uses is.
     """
-    for name, layer in module.named_modules():
-        if "quantized" in type(layer).__module__:
-            raise ValueError(f"{name}: quantized weights cannot be pruned; prune before")
     names, tensors = dict[int, str](), dict[str, Tensor]()  # a shared weight has its first name
     positions, reasons, uses = Counter[str](), dict[str, str](), list[str]()
     for use in layer_macs(module, image):
@@ -189,8 +223,8 @@ def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ())
     for name, tensor in tensors.items():
         if reason := _exclusion_reason(name, tensor, positions[name], exclude):
             reasons.setdefault(name, reason)
-    weights = [PrunableWeight(name, tuple(tensor.shape), positions[name])
-               for name, tensor in tensors.items() if name not in reasons]  # fmt: skip
+    shapes = {name: tuple(t.shape) for name, t in tensors.items() if name not in reasons}
+    weights = [PrunableWeight(name, shape, positions[name]) for name, shape in shapes.items()]
     if not weights:
         text = "; ".join(sorted(set(reasons.values()))) or "no layer is used"
         raise ValueError(f"no weight can be pruned: {text}")

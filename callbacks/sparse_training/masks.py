@@ -1,8 +1,6 @@
 """Which weights are pruned, and how many: pure functions of shapes, scores and counts."""
 
 import hashlib
-import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,38 +63,6 @@ def interpolate_nonzeros(final: Sequence[int], sizes: Sequence[int], remaining: 
     return [end + int(np.ceil((size - end) * remaining)) for end, size in ends]
 
 
-def pruned_masks(
-    weights: Sequence[PrunableWeight], tensors: Sequence[Tensor], masks: Sequence[Tensor],
-    density: float, distribution: str, criterion: str, remaining: float,
-) -> list[Tensor]:  # fmt: skip
-    """Masks of a ramp to `density`, within `masks`, with the fraction `remaining` to be pruned."""
-    if criterion == "magnitude":
-        scores = list(map(magnitude_scores, tensors, masks))
-    else:
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) * 100_003
-        scores = [random_scores(mask.numel(), seed + i).to(mask.device) * mask
-                  for i, mask in enumerate(masks)]  # fmt: skip
-    sizes = [weight.size for weight in weights]
-    final = nonzeros_per_weight(weights, density, distribution)
-    if distribution != "global":
-        return list(map(top_k, scores, interpolate_nonzeros(final, sizes, remaining)))
-    [k] = interpolate_nonzeros([round(density * sum(sizes))], [sum(sizes)], remaining)
-    minimums = [min(count, int(mask.sum())) for count, mask in zip(final, masks, strict=True)]
-    return top_k_global(scores, k, minimums)
-
-
-def regrown_masks(
-    tensors: Sequence[Tensor], masks: Sequence[Tensor], fraction: float
-) -> list[Tensor] | None:
-    """Masks with a `fraction` of the values exchanged; None without finite gradients."""
-    gradients = [t.grad for t in tensors if t.grad is not None and bool(t.grad.isfinite().all())]
-    if len(gradients) < len(tensors):
-        return None
-    scores, by_gradient = map(magnitude_scores, tensors), map(magnitude_scores, gradients)
-    return [drop_and_grow(*parts, fraction)
-            for parts in zip(scores, by_gradient, masks, strict=True)]  # fmt: skip
-
-
 def magnitude_scores(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scores for `top_k` (flat int32) in the order of absolute values; 0 outside of `mask`.
 
@@ -129,11 +95,10 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 def top_k_global(scores: Sequence[Tensor], k: int, minimums: Sequence[int]) -> list[Tensor]:
     """Masks of the `k` largest scores of all weights, at least the minimum in each weight."""
     largest = torch.iinfo(torch.int32).max
-    protected = [score.masked_fill(top_k(score, minimum), largest)
-                 for score, minimum in zip(scores, minimums, strict=True)]  # fmt: skip
-    ends = list(itertools.accumulate((score.numel() for score in scores), initial=0))
+    pairs = zip(scores, minimums, strict=True)
+    protected = [score.masked_fill(top_k(score, minimum), largest) for score, minimum in pairs]
     mask = top_k(torch.cat(protected), k)
-    return [mask[start:end] for start, end in itertools.pairwise(ends)]
+    return list(torch.split(mask, [score.numel() for score in scores]))
 
 
 def drop_and_grow(scores: Tensor, gradient_scores: Tensor, mask: Tensor, fraction: float) -> Tensor:

@@ -112,20 +112,9 @@ def join_schedules(trainer: L.Trainer, start: int, config: LRSchedulerConfig, ra
 
         return lambda step: before(step) if step < start else after(step)
 
-    for scheduler in closed_form_schedulers(trainer):
+    for scheduler in optim.closed_form_schedulers(trainer):
         scheduler.lr_lambdas = [join(scheduler, before) for before in scheduler.lr_lambdas]
         scheduler.update_rates()
-
-
-def closed_form_schedulers(trainer: L.Trainer) -> list[ClosedFormLR]:
-    """The trainer's schedulers; one whose rates are no function of the step is refused."""
-    schedulers = []
-    for config in trainer.lr_scheduler_configs:
-        if not isinstance(config.scheduler, ClosedFormLR):
-            kind = type(config.scheduler).__name__
-            raise ValueError(f"lr_scheduler: {kind} is not a function of the step")
-        schedulers.append(config.scheduler)
-    return schedulers
 
 
 def save_dense_checkpoint(trainer: L.Trainer, dense_epochs: int) -> Path:
@@ -140,8 +129,8 @@ def save_dense_checkpoint(trainer: L.Trainer, dense_epochs: int) -> Path:
         best[0].replace(dense)
     trainer.strategy.barrier()
     if not dense.is_file():
-        raise ValueError(f"{dense}: does not exist; the dense stage needs a ModelCheckpoint that "
-                         "saves its best epoch")  # fmt: skip
+        needed = "the dense stage needs a ModelCheckpoint that saves its best epoch"
+        raise ValueError(f"{dense}: does not exist; {needed}")
     for checkpoint in checkpoints:
         checkpoint.best_k_models, checkpoint.kth_value = {}, _worst(checkpoint.mode)
         checkpoint.best_model_path = checkpoint.kth_best_model_path = ""

@@ -151,7 +151,8 @@ def save_pruned(file: Path, block: checkpoints.Block, net: nn.Module, structure:
     """Writes a checkpoint of a pruned network; `block` is that of the network before pruning."""
     state = {f"net.{name}": tensor.cpu() for name, tensor in net.state_dict().items()}
     structure = compose_structures(block.structure, structure)
-    block = replace(block, structure=structure, metrics={}, measured_weights="")
+    weights = checkpoints.weights_hash(state)
+    block = replace(block, structure=structure, metrics={}, measured_weights="", weights=weights)
     stream = io.BytesIO()
     torch.save(checkpoints.inference_checkpoint(block, state), stream)
     write_bytes(file, stream.getvalue())

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from evaluation.stats.estimate import Estimate, ratio_estimate, unmeasured_ratio
 
 POWERCAP = Path("/sys/class/powercap")
+ENERGY_PAIRS = 4
 WINDOW_SECONDS = 30.0  # a shorter window also counts the heat of what ran before it
 CPU = torch.device("cpu")
 
+Work = Callable[[], object]
 Subject = TypeVar("Subject")
 Measurement = TypeVar("Measurement")
 
@@ -88,12 +91,11 @@ def measure_in_turns(
 
 
 def time_in_turns(
-    first: Callable[[], object], second: Callable[[], object], pairs: int,
-    device: torch.device = CPU,
-) -> list[tuple[float, float]]:  # fmt: skip
+    first: Work, second: Work, pairs: int, device: torch.device = CPU
+) -> list[tuple[float, float]]:
     """Seconds of both in turns, after one call of each that is not measured."""
 
-    def seconds(work: Callable[[], object]) -> float:
+    def seconds(work: Work) -> float:
         _synchronize(device)
         start = time.perf_counter()
         work()
@@ -114,46 +116,37 @@ def latency_ratio(
     return ratio_estimate(seconds)
 
 
-def joules_per_image(
-    work: Callable[[], int], meter: EnergyMeter, seconds: float,
-    clock: Callable[[], float] = time.monotonic,
-) -> float:  # fmt: skip
-    """Joules per image of `work`, which returns its number of images, repeated for `seconds`."""
-    before, start, images = meter.read(), clock(), 0
-    while clock() - start < seconds:
-        images += work()
-    return meter.joules(before, meter.read()) / images
+def joules_per_image(net: nn.Module, image: Tensor, meter: EnergyMeter) -> float:
+    """Joules per image of a network that runs on the same batch for `WINDOW_SECONDS`."""
+    before, start, num_images = meter.read(), time.monotonic(), 0
+    while time.monotonic() - start < WINDOW_SECONDS:
+        net(image)
+        _synchronize(image.device)
+        num_images += len(image)
+    return meter.joules(before, meter.read()) / num_images
 
 
 def energy_ratio(
-    first: nn.Module, second: nn.Module, image: Tensor,
-    pairs: int = 4, window: float = WINDOW_SECONDS, powercap: Path = POWERCAP,
-) -> tuple[Estimate, list[tuple[float, float]]]:  # fmt: skip
+    first: nn.Module, second: nn.Module, image: Tensor
+) -> tuple[Estimate, list[tuple[float, float]]]:
     """Ratio of energies per image, null without a readable counter, and the joules of each pair."""
     try:
         is_gpu = image.device.type == "cuda"
-        meter = nvml_meter(image.device.index or 0) if is_gpu else rapl_meter(powercap)
+        meter = nvml_meter(image.device.index or 0) if is_gpu else rapl_meter(POWERCAP)
     except EnergyUnavailableError as error:
         return unmeasured_ratio(str(error)), []
 
-    def joules(net: nn.Module) -> float:
-        def count_images() -> int:
-            net(image)
-            _synchronize(image.device)
-            return len(image)
-
-        return joules_per_image(count_images, meter, window)
-
+    measure = partial(joules_per_image, image=image, meter=meter)
     with torch.inference_mode():
-        measured = measure_in_turns(first, second, joules, pairs)
+        measured = measure_in_turns(first, second, measure, ENERGY_PAIRS)
     estimate = ratio_estimate(measured)
     return replace(estimate, method=f"{estimate.method}; {meter.name}"), measured
 
 
 def describe_device(device: torch.device) -> str:
     """The machine of a measurement: GPU or number of CPU threads, and the version of torch."""
-    is_gpu, threads = device.type == "cuda", f"{torch.get_num_threads()} CPU threads"
-    name = torch.cuda.get_device_name(device) if is_gpu else threads
+    threads = f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     return f"{name}, torch {torch.__version__}"
 
 

@@ -77,9 +77,9 @@ def choose_structure(
     groups = score_groups(net, channels, costs, losses, target.cost_power, write_cost)
     candidates = find_candidates(groups, costs, target.round_to)
     if not candidates:
-        raise ValueError(f"{name}: no channels can be pruned: each is tied to a norm over "
-                         "channels, attention next to convolutions, or a grouped or split layer, "
-                         f"or the layers are narrower than round_to {target.round_to}")  # fmt: skip
+        tied = "a norm over channels, attention next to convolutions, or a grouped or split layer"
+        reason = f"each is tied to {tied}, or in a layer narrower than round_to {target.round_to}"
+        raise ValueError(f"{name}: no channels can be pruned: {reason}")
 
     def latency_of(candidate: Candidate) -> float:
         pruned = pruned_copy(net, candidate.structure)
@@ -97,8 +97,8 @@ def choose_structure(
         smaller = [c for c in candidates if c.macs_ratio <= best.macs_ratio]
         best = largest_within(smaller, target.latency, latency_of, error)
     if not outputs_match(net, best.structure, image):
-        raise ValueError(f"{name}: channels cannot be pruned: the outputs without them differ from "
-                         "the outputs with these channels set to 0")  # fmt: skip
+        reason = "the outputs without them differ from the outputs with these channels set to 0"
+        raise ValueError(f"{name}: channels cannot be pruned: {reason}")
     return best.structure
 
 
@@ -148,8 +148,8 @@ def score_groups(
         sums = [p.transpose(0, 1).flatten(1).sum(1).double().cpu() for p in products]
         by_input = dict(zip(names, sums, strict=True))
         for score, group in zip(scores, groups, strict=True):
-            gates = [by_input[c.layer][torch.tensor(c.indices)].sum(1)
-                     for c in group if c.side == "in"]  # fmt: skip
+            readers = [channels for channels in group if channels.side == "in"]
+            gates = [by_input[c.layer][torch.tensor(c.indices)].sum(1) for c in readers]
             score += torch.stack(gates).sum(0).square()
     divisors = [channel_cost(group, costs, write_cost) ** cost_power for group in groups]
     parts = zip(groups, scores, divisors, strict=True)
@@ -187,9 +187,10 @@ def select_channels(groups: Sequence[ChannelGroup], fraction: float, round_to: i
     masks = []
     for group in groups:
         width, full_width = int((group.scores >= threshold).sum()), len(group.scores)
-        smallest = max(round_to, MIN_WIDTH * full_width)
-        allowed = [k for k in range(round_to, full_width, round_to) if k >= smallest] + [full_width]
-        width = min(allowed, key=lambda k: (abs(k - width), -k))
+        multiples = [
+            k for k in range(round_to, full_width, round_to) if k >= MIN_WIDTH * full_width
+        ]
+        width = min([*multiples, full_width], key=lambda k: (abs(k - width), -k))
         mask = torch.zeros(full_width, dtype=torch.bool)
         mask[group.scores.argsort(descending=True, stable=True)[:width]] = True
         masks.append(mask)
@@ -198,22 +199,22 @@ def select_channels(groups: Sequence[ChannelGroup], fraction: float, round_to: i
 
 def to_structure(groups: Sequence[ChannelGroup], masks: list[Tensor], costs: Costs) -> Structure:
     """The structure that keeps the channels of `masks`; sides that lose no channel are left out."""
-    pruned: dict[tuple[str, str], set[int]] = {}
+    structure: Structure = {}
     for group, mask in zip(groups, masks, strict=True):
         removed = (~mask).nonzero().flatten().tolist()
         for channels in group.layers if removed else []:
-            indices = pruned.setdefault((channels.layer, channels.side), set())
-            indices.update(index for i in removed for index in channels.indices[i])
-    structure: Structure = {}
-    for (layer, side), indices in pruned.items():
-        remaining = [i for i in range(costs[layer].channels[side]) if i not in indices]
-        structure.setdefault(layer, {})[side] = remaining
+            layer, side = channels.layer, channels.side
+            pruned = {index for i in removed for index in channels.indices[i]}
+            sides = structure.setdefault(layer, {})
+            remaining = sides.get(side, range(costs[layer].channels[side]))
+            sides[side] = [i for i in remaining if i not in pruned]
     return structure
 
 
 def remaining_macs(structure: Structure, costs: Costs) -> int:
     """MACs for one image of the network that has the channels of `structure` only."""
-    ratios = {layer: prod(len(channels) / costs[layer].channels[side]
-                          for side, channels in sides.items())
-              for layer, sides in structure.items()}  # fmt: skip
+    ratios = {}
+    for layer, sides in structure.items():
+        widths = costs[layer].channels
+        ratios[layer] = prod(len(channels) / widths[side] for side, channels in sides.items())
     return round(sum(cost.macs * ratios.get(layer, 1) for layer, cost in costs.items()))

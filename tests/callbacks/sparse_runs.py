@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import BestAndLastCheckpoint, HistoryWriter, StepSeeding, TwoStageSparseTraining
 from lightning_modules.freezing import FineTuning
-from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig, configure_optimizers
+from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
 
 NUM_BATCHES, BATCH_SIZE = 5, 8
 
@@ -56,9 +56,10 @@ class Net(L.LightningModule):
         self.log("val/loss", loss, sync_dist=True)
 
     def configure_optimizers(self):
-        return configure_optimizers(
-            self, self.trainer, self.optimizer, self.lr_scheduler, FineTuning()
-        )
+        lr, weight_decay = self.optimizer.lr, self.optimizer.weight_decay
+        optimizer = self.optimizer.create(FineTuning().param_groups(self, lr, weight_decay))
+        scheduler = self.lr_scheduler.create(optimizer, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 class Recorder(L.Callback):

@@ -1,4 +1,3 @@
-import inspect
 import json
 import re
 import sys
@@ -9,13 +8,12 @@ from safetensors.torch import load_file
 
 from callbacks.model_card import (
     LOAD_EXAMPLE,
-    OWN_ARGUMENTS,
     SALIENCY_EXAMPLE,
     TIMM_EXAMPLE,
     readme,
 )
 from evaluation.predictions import PredictionTable
-from lightning_modules import backbones, checkpoints
+from lightning_modules import checkpoints
 
 FILES = ("best.ckpt", "model.safetensors", "model.json", "config.yaml", "results.json",
          "history.csv")  # fmt: skip
@@ -83,12 +81,6 @@ def test_model_json_describes_the_network(resnet):
     preprocess = model.pop("preprocess")
     assert model == MODEL
     assert preprocess == checkpoints.read(resnet / "best.ckpt")[0].preprocess
-
-
-def test_all_arguments_of_build_that_are_not_timms_are_left_out():
-    parameters = inspect.signature(backbones.build).parameters.values()
-    keywords = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
-    assert set(OWN_ARGUMENTS) == keywords
 
 
 @pytest.mark.parametrize(("files", "examples"), [

@@ -30,7 +30,7 @@ def predict(ensemble):
     sizes = dict(zip(ensemble.views, (32, 48), strict=True))
     images = {view: torch.randn(3, 3, size, size) for view, size in sizes.items()}
     with torch.inference_mode():
-        return ensemble.eval().member_logits({"image": images, "label": None, "index": None})
+        return ensemble.eval().member_logits(images)
 
 
 def test_member_logits_are_in_the_order_of_the_ensembles_classes(runs):

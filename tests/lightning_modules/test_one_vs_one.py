@@ -91,7 +91,7 @@ def test_tables_have_the_pair_logits_and_agree_with_forward() -> None:
     module = build().eval()
     batch = {"image": torch.rand(5, 3, 32, 32), "label": torch.arange(5) % 4, "index": None}
     with torch.no_grad():
-        pair_logits = module.member_logits(batch)[:, 0].numpy()
+        pair_logits = module.member_logits(batch["image"])[:, 0].numpy()
         logits = module(batch["image"]).numpy()
     rows = pd.DataFrame({"id": list("abcde"), "label": [0, 1, 2, 3, 0]})
     rows = rows.assign(split="test", patient="", study="")

@@ -27,7 +27,6 @@ from lightning_modules.optim import (
     ClosedFormLR,
     LRSchedulerConfig,
     OptimizerConfig,
-    configure_optimizers,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
@@ -202,9 +201,10 @@ class Learner(lightning.LightningModule):
         return self
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return configure_optimizers(
-            self.net, self.trainer, self.optimizer, self.config, self.fine_tuning
-        )
+        lr, weight_decay = self.optimizer.lr, self.optimizer.weight_decay
+        optimizer = self.optimizer.create(self.fine_tuning.param_groups(self.net, lr, weight_decay))
+        scheduler = self.config.create(optimizer, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 class StopAfter(Callback):

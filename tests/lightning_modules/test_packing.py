@@ -108,6 +108,17 @@ def test_a_packed_run_has_the_metrics_of_its_checkpoint(resnet, tmp_path):
     assert results.meta["weights"] == checkpoints.read(file)[0].weights
 
 
+def test_a_changed_packed_weight_is_refused_by_test(resnet, tmp_path, capsys):
+    assert main(["export", str(resnet), "--format", "packed", "-o", str(tmp_path)]) == 0
+    file = next(tmp_path.glob("*.packed.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    config = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(file)]
+    assert main(["test", *config, "--run", str(tmp_path / "run")]) == 2
+    assert "are not those of the checkpoint" in capsys.readouterr().err
+
+
 def test_training_cannot_resume_from_packed_weights(resnet, packed, tmp_path, capsys):
     config = ["--config", str(resnet / "config.yaml"), "--run", str(tmp_path / "run")]
     assert main(["fit", *config, "--ckpt_path", str(packed)]) == 2

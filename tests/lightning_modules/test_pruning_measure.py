@@ -70,19 +70,15 @@ class SimulatedMeter:
     def joules(self, before, after):
         return float(after[0] - before[0])
 
-    def work(self, images, joules_per_image, seconds):
-        def run():
-            self.count += joules_per_image * images
-            self.seconds += seconds
-            return images
-
-        return run
+    def net(self, images):
+        self.count += 3 * len(images)
+        self.seconds += 7.0
 
 
-def test_a_window_lasts_for_its_seconds():
+def test_a_window_lasts_for_its_seconds(monkeypatch):
     meter = SimulatedMeter()
-    work = meter.work(8, 3, 7.0)
-    assert measure.joules_per_image(work, meter, 30.0, clock=lambda: meter.seconds) == 3.0
+    monkeypatch.setattr(measure.time, "monotonic", lambda: meter.seconds)
+    assert measure.joules_per_image(meter.net, torch.zeros(8, 1), meter) == 3.0
     assert meter.seconds == 35.0
 
 
@@ -98,9 +94,10 @@ def test_measurements_take_turns_in_going_first():
     assert order == ["first", "second", "second", "first", "first", "second"]
 
 
-def test_without_a_counter_the_energy_is_null_with_the_reason(tmp_path):
+def test_without_a_counter_the_energy_is_null_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "POWERCAP", tmp_path)
     net = torch.nn.Linear(2, 2)
-    estimate, joules = measure.energy_ratio(net, net, torch.zeros(1, 2), powercap=tmp_path)
+    estimate, joules = measure.energy_ratio(net, net, torch.zeros(1, 2))
     assert (estimate.value, joules) == (None, [])
     assert "has no RAPL packages" in estimate.reason
 
@@ -116,10 +113,12 @@ class SpendingNet(torch.nn.Module):
         self.file.write_text(str(int(self.file.read_text()) + 1_000_000 * len(images)))
 
 
-def test_the_method_of_an_energy_ratio_names_the_counter(tmp_path):
+def test_the_method_of_an_energy_ratio_names_the_counter(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "POWERCAP", tmp_path)
+    monkeypatch.setattr(measure, "WINDOW_SECONDS", 0.05)
     net, image = SpendingNet(add_package(tmp_path, "intel-rapl:0", 0)), torch.zeros(2, 1)
-    estimate, joules = measure.energy_ratio(net, net, image, 2, 0.05, tmp_path)
-    assert (estimate.value, joules) == (1, [(1, 1)] * 2)
+    estimate, joules = measure.energy_ratio(net, net, image)
+    assert (estimate.value, joules) == (1, [(1, 1)] * 4)
     assert estimate.method == "median of pairs, bootstrap; RAPL (whole processor packages)"
 
 

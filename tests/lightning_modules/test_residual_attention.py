@@ -29,9 +29,9 @@ def test_any_input_size(net: ResidualAttention, shape: tuple[int, int]) -> None:
 
 def test_attention_weights_are_between_0_and_1(net: ResidualAttention) -> None:
     features = net.stages(net.stem(torch.rand(2, 3, 64, 64)))
-    weights = net.attention.attention_map(features)
-    assert weights.shape == (2, 1, 8, 8)
-    assert ((weights > 0) & (weights < 1)).all()
+    weighted = net.attention(features)
+    assert weighted.shape == features.shape == (2, 24, 8, 8)
+    assert ((weighted >= 0) & (weighted <= features)).all()
 
 
 def test_attention_multiplies_each_position() -> None:
@@ -54,11 +54,6 @@ def test_dropout_is_active_in_training_only(net: ResidualAttention) -> None:
     assert not torch.equal(net(image), net(image))
     net.eval()
     assert torch.equal(net(image), net(image))
-
-
-def test_without_classes_it_returns_the_pooled_features(net: ResidualAttention) -> None:
-    net.reset_classifier(0)
-    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 24)
 
 
 def test_it_learns_to_detect_a_bright_square() -> None:
