@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+from consilium.experiments.processes import start_fork, start_interpreter
 from consilium.experiments.run import Run
 
 
@@ -16,11 +17,11 @@ class LocalExecutor:
     def __init__(self, slots: int, isolated: bool = False) -> None:
         if slots < 1:
             raise ValueError(f"--jobs {slots}: at least 1")
-        self.slots, self.isolated = slots, isolated
+        self.slots, self.launch = slots, start_interpreter if isolated else start_fork
 
     def start(self, run: Run) -> list[str] | None:
         """Starts a process and returns its arguments; None if the folder is locked by another."""
-        return run.start(self.isolated)
+        return run.start(self.launch)
 
     def has_ended(self, run: Run) -> bool:
         """Whether the process has ended, successfully or not."""
@@ -95,6 +96,6 @@ def _execute(run: Run, threads: str | None) -> None:
     os.environ.pop("OMP_NUM_THREADS", None)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = threads
-    while run.start(isolated=True) is None:
+    while run.start(start_interpreter) is None:
         time.sleep(0.5)
     run.wait()

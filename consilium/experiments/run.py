@@ -2,10 +2,9 @@
 
 import fcntl
 import shutil
-import time
+import subprocess
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +12,7 @@ import pandas as pd
 import yaml
 
 from consilium.experiments import provenance
-from consilium.experiments.processes import Process
+from consilium.experiments.processes import Launcher, Process, start_fork
 from consilium.training.run_lock import LOCK_FILE, acquire_lock, is_locked
 from evaluation.files import write_text
 
@@ -31,8 +30,8 @@ class RunState:
     """State of a run, read from its folder."""
 
     status: str  # waiting, running, stopped, failed, done, or changed: made with other settings
-    epoch: int  # completed epochs
-    max_epochs: int  # 0 if unknown
+    epoch: int = 0  # completed epochs
+    max_epochs: int = 0  # 0 if unknown
     metrics: dict[str, float] | None = None  # of the last epoch
     best: float | None = None  # lowest val/loss
 
@@ -53,21 +52,17 @@ class Run:
     # `arguments` inside the experiment's folder, which can be moved: the recorded provenance
     portable_arguments: list[str] = field(default_factory=list)
     inputs: tuple["Run", ...] = ()
-    process: ForkProcess | None = None
+    process: Process | None = None
     lock: IO[str] | None = None
+    returncode: int | None = None
 
     def state(self) -> RunState:
         """The state, from the folder alone."""
-        status, max_epochs = self._status(), 0
-        config, file = self.folder / "config.yaml", self.folder / "history.csv"
-        if self.arguments[0] == "fit" and config.is_file():
-            max_epochs = _read_max_epochs(config, config.stat().st_mtime_ns)
-        if not file.is_file():
-            return RunState(status, 0, max_epochs)
-        history = pd.read_csv(file)
-        metrics = {str(name): float(value) for name, value in history.iloc[-1].items()}
-        best = float(history[MONITOR].min()) if MONITOR in history else None
-        return RunState(status, int(metrics["epoch"]) + 1, max_epochs, metrics, best)
+        epoch, metrics, best = read_progress(self.folder)
+        config = self.folder / "config.yaml"
+        has_epochs = self.arguments[0] == "fit" and config.is_file()
+        max_epochs = _read_max_epochs(config, config.stat().st_mtime_ns) if has_epochs else 0
+        return RunState(self._status(), epoch, max_epochs, metrics, best)
 
     def is_done(self) -> bool:
         """Whether all files are written, with the settings that the experiment has now.
@@ -115,7 +110,7 @@ class Run:
         digests = {run.name: provenance.file_digest(run.folder / run.result) for run in self.inputs}
         return provenance.Provenance(self.settings, digests)
 
-    def start(self, isolated: bool = False) -> list[str] | None:
+    def start(self, launch: Launcher = start_fork) -> list[str] | None:
         """Starts the process, from last.ckpt if there is one; returns its arguments.
 
         None if another process has the folder's lock. A run that is done is not started.
@@ -123,7 +118,7 @@ class Run:
         self.lock = acquire_lock(self.folder / LOCK_FILE)
         if self.lock is None:
             return None
-        vars(self).pop("settings", None)  # config files may have changed since the plan
+        self.settings = provenance.read_settings(self.portable_arguments or self.arguments)
         if self.is_done():
             self._release_lock()
             return self.arguments
@@ -131,8 +126,7 @@ class Run:
         last = self.folder / LAST
         arguments = self.arguments + (["--ckpt_path", str(last)] if last.is_file() else [])
         with (self.folder / LOG).open("ab") as log:
-            self.process = Process(arguments, log, self.lock, isolated)
-            self.process.start()
+            self.process = launch(arguments, log, self.lock)
         return arguments
 
     def prepare_folder(self) -> None:
@@ -147,9 +141,10 @@ class Run:
 
     def poll(self) -> bool:
         """Whether the process has ended; records how."""
-        if self.process is None or self.process.exitcode is None:
+        if self.process is None or self.process.poll() is None:
             return False
-        if self.process.exitcode:
+        self.returncode = self.process.returncode
+        if self.returncode:
             write_text(self.folder / FAILED, self.error_message())
         else:
             (self.folder / DONE).touch()
@@ -159,7 +154,7 @@ class Run:
     def wait(self) -> None:
         """Waits until the process has ended."""
         if self.process is not None:
-            self.process.join()
+            self.process.wait()
             self.poll()
 
     def fail(self, reason: str) -> None:
@@ -171,20 +166,19 @@ class Run:
 
     def stop(self) -> None:
         """Ends the process; the next start continues from last.ckpt."""
-        if self.process is not None and self.process.exitcode is None:
+        if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            deadline = time.monotonic() + TERMINATE_SECONDS
-            while self.process.exitcode is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            self.process.kill()
-            self.process.join()
+            try:
+                self.process.wait(timeout=TERMINATE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         self._release_lock()
 
     def error_message(self) -> str:
         """The last line of the log."""
         lines = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
-        code = self.process.exitcode if self.process else None
-        return lines[-1] if lines else f"ended with exit code {code} and an empty log"
+        return lines[-1] if lines else f"ended with exit code {self.returncode} and an empty log"
 
     def _release_lock(self) -> None:
         if self.lock is not None:
@@ -202,6 +196,17 @@ class Run:
         if (self.folder / FAILED).is_file():
             return "failed"
         return "stopped" if (self.folder / LOG).is_file() else "waiting"
+
+
+def read_progress(folder: Path) -> tuple[int, dict[str, float] | None, float | None]:
+    """Completed epochs, metrics of the last epoch, and the lowest val/loss of a run folder."""
+    path = folder / "history.csv"
+    if not path.is_file():
+        return 0, None, None
+    history = pd.read_csv(path)
+    last = history.iloc[-1].to_dict()
+    best = float(history[MONITOR].min()) if MONITOR in history else None
+    return int(last["epoch"]) + 1, {str(k): float(v) for k, v in last.items()}, best
 
 
 @cache

@@ -33,13 +33,13 @@ class Scheduler:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with _sigterm_as_keyboard_interrupt():
-                self._execute(selected)
+                self._execute(selected, {run.name: run for run in runs})
         except KeyboardInterrupt:
             print("stopped; the same command continues from here")
             return EXIT_INTERRUPTED
         return self._report(runs)
 
-    def _execute(self, selected: list[Run]) -> None:
+    def _execute(self, selected: list[Run], runs: dict[str, Run]) -> None:
         """Runs as many at a time as the executor takes; a failure only stops what needs it."""
         waiting, active = [run for run in selected if not run.is_done()], list[Run]()
         for run in waiting:
@@ -48,18 +48,13 @@ class Scheduler:
         try:
             while waiting or active:
                 waiting = [run for run in waiting if not self._has_failed_input(run)]
-                ready = [run for run in waiting if all(needed.is_done() for needed in run.inputs)]
+                ready = [r for r in waiting if all(runs[n].is_done() for n in r.needs)]
                 if waiting and not active and not ready:
                     break  # the missing inputs were not selected
                 for run in ready:  # a run that is locked elsewhere waits until it is done
-                    if len(active) == self.executor.slots:
-                        break
-                    active.append(run)  # before the start, so that it is always stopped
-                    if arguments := self.executor.start(run):
-                        waiting.remove(run)
-                        self._log(f"{run.name}: {command_line(arguments)}")
-                    else:
-                        active.remove(run)
+                    if len(active) < self.executor.slots:
+                        active.append(run)  # before the start, so that it is always stopped
+                        (waiting if self._start(run) else active).remove(run)
                 display.update()
                 time.sleep(POLL_SECONDS)
                 active = [run for run in active if not self._has_ended(run)]
@@ -68,11 +63,17 @@ class Scheduler:
             display.close()
 
     def _has_failed_input(self, run: Run) -> bool:
-        failed = [needed.name for needed in run.inputs if needed.name in self.failures]
+        failed = [name for name in run.needs if name in self.failures]
         if failed:
             self.failures[run.name] = f"requires {', '.join(failed)}"
             self._log(f"{run.name}: not started: {self.failures[run.name]}")
         return bool(failed)
+
+    def _start(self, run: Run) -> bool:
+        arguments = self.executor.start(run)
+        if arguments is not None:
+            self._log(f"{run.name}: {command_line(arguments)}")
+        return arguments is not None
 
     def _has_ended(self, run: Run) -> bool:
         if not self.executor.has_ended(run):

@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from multiprocessing.context import ForkProcess
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from consilium.experiments.executors import LocalExecutor
 from consilium.experiments.run import DONE, FAILED, Run
 from consilium.experiments.scheduler import Scheduler
 
-CONFIG = ExperimentConfig("s", "s", {})
+CONFIG = ExperimentConfig("s", "s", Path(), {})
 
 
 def short_run(folder: Path) -> Run:
@@ -28,7 +27,7 @@ def test_a_run_is_locked_until_its_end_is_recorded(tmp_path: Path) -> None:
     run, other = short_run(tmp_path / "m"), short_run(tmp_path / "m")
     assert run.start() == ["--help"]
     assert run.process is not None
-    run.process.join()
+    run.process.wait()
     (run.folder / FAILED).touch()
     assert other.start() is None
     assert (run.folder / FAILED).is_file()  # only the owner of the lock removes marks
@@ -89,8 +88,7 @@ class SleepingExecutor(LocalExecutor):
 
     def start(self, run: Run) -> list[str]:
         run.folder.mkdir()
-        run.process = ForkProcess(target=time.sleep, args=(600,))
-        run.process.start()
+        run.process = subprocess.Popen(["sleep", "600"])
         os.kill(os.getpid(), signal.SIGTERM)
         return run.arguments
 
@@ -100,5 +98,5 @@ def test_sigterm_ends_the_runs_of_the_scheduler(tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     assert Scheduler(CONFIG, tmp_path, SleepingExecutor(1)).run([run], [run]) == 130
     assert run.process is not None
-    assert not run.process.is_alive()
+    assert run.process.poll() == -signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == handler

@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from consilium.experiments.processes import Process
+from consilium.experiments.processes import ForkedProcess, start_fork
 from consilium.training.run_lock import acquire_lock, is_locked
 from tests.conftest import ROOT, Tiny
 
@@ -21,24 +21,19 @@ def endless(tiny: Tiny) -> list[str]:
     return ["fit", *tiny.configs("endless"), "--trainer.max_epochs", "100000"]
 
 
-def start(folder: Path, arguments: list[str]) -> Process:
+def start(folder: Path, arguments: list[str]) -> ForkedProcess:
     """A process that has the lock of a folder and writes its log into it."""
     lock = acquire_lock(folder / ".lock")
     assert lock is not None
     with lock, (folder / "log.txt").open("ab") as log:
-        process = Process(arguments, log, lock)
-        process.start()
+        process = start_fork(arguments, log, lock)
+    assert isinstance(process, ForkedProcess)
     return process
 
 
-def exit_code(process: Process) -> int | None:
-    process.join()
-    return process.exitcode
-
-
-def wait_for(file: Path, process: Process) -> None:
+def wait_for(file: Path, process: ForkedProcess) -> None:
     while not file.is_file():
-        assert process.exitcode is None, file.with_name("log.txt").read_text()
+        assert process.poll() is None, file.with_name("log.txt").read_text()
         time.sleep(0.02)
 
 
@@ -53,25 +48,15 @@ def test_a_fork_has_a_log_a_lock_and_the_current_directory(tmp_path, monkeypatch
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
     audit = start(tmp_path / "audit", ["audit", "images", "-o", "out"])
-    assert exit_code(audit) != 0
+    assert audit.wait() != 0
     assert "images" in (tmp_path / "audit/log.txt").read_text()
     first = start(tmp_path / "first", ["--version"])
     second = start(tmp_path / "second", ["inspect", "missing.ckpt"])
-    assert (exit_code(first), exit_code(second)) == (0, 2)
+    assert (first.wait(), second.wait()) == (0, 2)
     assert (tmp_path / "first/log.txt").read_text().startswith("consilium ")
     assert "missing.ckpt" in (tmp_path / "second/log.txt").read_text()
     assert not is_locked(tmp_path / "first/.lock")
     assert first.pid != second.pid
-
-
-def test_an_isolated_process_is_another_interpreter(tmp_path):
-    lock = acquire_lock(tmp_path / ".lock")
-    assert lock is not None
-    with lock, (tmp_path / "log.txt").open("ab") as log:
-        process = Process(["--version"], log, lock, isolated=True)
-        process.start()
-    assert exit_code(process) == 0
-    assert (tmp_path / "log.txt").read_text().startswith("consilium ")
 
 
 def test_a_killed_fork_does_not_harm_another(endless, tmp_path):
@@ -82,11 +67,11 @@ def test_a_killed_fork_does_not_harm_another(endless, tmp_path):
     wait_for(tmp_path / "killed/last.ckpt", killed)
     assert is_locked(tmp_path / "killed/.lock")  # the fork inherited it
     killed.kill()
-    assert exit_code(killed) == -signal.SIGKILL
+    assert killed.wait() == -signal.SIGKILL
     assert not is_locked(tmp_path / "killed/.lock")
     wait_for(tmp_path / "other/last.ckpt", other)
     other.terminate()
-    assert exit_code(other) == 128 + signal.SIGTERM
+    assert other.wait() == 128 + signal.SIGTERM
     assert "stopped after epoch" in (tmp_path / "other/log.txt").read_text()
 
 
@@ -97,7 +82,7 @@ from tests.consilium.test_processes import start
 folder, arguments = Path(sys.argv[1]), sys.argv[2:]
 process = start(folder, arguments)
 print(process.pid, flush=True)
-process.join()
+process.wait()
 """
 
 

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,10 @@ from tests.conftest import ROOT, Tiny
 ENDLESS = ["--trainer.max_epochs", "100000"]
 
 
-def wait_for_first_epoch(run: Path) -> None:
+def wait_for_first_epoch(process: subprocess.Popen[bytes], run: Path) -> None:
     while not (run / "last.ckpt").is_file():
-        time.sleep(0.05)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
 
 
 def reset_sigint() -> None:
@@ -39,7 +39,7 @@ def test_ctrl_c_ends_a_fit_with_one_line_and_its_folder_is_locked_until_then(
         [sys.executable, "-m", "consilium", *fit], cwd=ROOT, stderr=subprocess.PIPE,
         preexec_fn=reset_sigint,
     )  # fmt: skip
-    wait_for_first_epoch(run)
+    wait_for_first_epoch(process, run)
     assert main(fit) == 2
     error = capsys.readouterr().err
     assert f"--run {run}: run folder is locked by another process\n" in error
@@ -58,9 +58,9 @@ def test_terminated_run_of_an_experiment_is_stopped_and_resumes(tiny: Tiny, tmp_
     run = Run("run", tmp_path / "run", fit)
     assert run.start() == fit
     assert run.process is not None
-    wait_for_first_epoch(run.folder)
+    wait_for_first_epoch(run.process, run.folder)
     run.stop()
-    assert run.process.exitcode == 143
+    assert run.process.returncode == 143
     assert run.error_message().startswith("consilium fit: stopped after epoch ")
     assert run.state().status == "stopped"
     assert not (run.folder / FAILED).exists()
