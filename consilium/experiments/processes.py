@@ -1,20 +1,24 @@
-"""Processes of runs: forks of this process after it has imported torch, or fresh interpreters."""
+"""Processes of runs: forks of one process that has imported everything, or fresh interpreters."""
 
 import ctypes
 import gc
 import importlib
 import os
+import random
 import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from functools import cache
-from multiprocessing.context import ForkProcess
-from typing import IO
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
+from typing import IO, Protocol
 
 from consilium import ROOT
 
+POLL_SECONDS = 0.02
 #: What most commands import; importing them starts no thread of Python.
 PRELOADED = (
     "callbacks",
@@ -26,80 +30,31 @@ PRELOADED = (
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
-class ForkedProcess(ForkProcess):
-    """`consilium ARGUMENTS` as a fork of this process, with the interface of subprocess.Popen.
+class Process(Protocol):
+    """What a scheduler needs of a process; `subprocess.Popen` is one."""
 
-    Imports take several seconds per interpreter, a fork takes milliseconds.
-    """
-
-    def __init__(self, arguments: list[str], log: IO[bytes], lock: IO[str]) -> None:
-        super().__init__(daemon=True)  # this program ends it at its own end
-        self._arguments, self._log, self._lock = arguments, log, lock
-
-    def run(self) -> None:
-        """Turns the fork into `python -m consilium ARGUMENTS`; ends with SystemExit."""
-        import torch
-
-        self.daemon = False  # a daemon could not start loader workers
-        _end_with_parent()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for stream in (1, 2):
-            os.dup2(self._log.fileno(), stream)
-        sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, encoding="utf-8")
-        self._log.close()
-        os.set_inheritable(self._lock.fileno(), True)
-        os.environ.update(run_environment())
-        torch.seed()
-        sys.argv = ["consilium", *self._arguments]
-        runpy.run_module("consilium", run_name="__main__", alter_sys=True)
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit code, None while the process runs."""
-        return self.exitcode
+    returncode: int | None
 
     def poll(self) -> int | None:
         """The exit code, None while the process runs."""
-        return self.exitcode
 
-    def wait(self, timeout: float | None = None) -> int | None:
+    def wait(self, timeout: float | None = None) -> int:
         """Waits for the end and returns the exit code."""
-        self.join(timeout)
-        if self.exitcode is None and timeout is not None:
-            raise subprocess.TimeoutExpired(self.name, timeout)
-        return self.exitcode
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
 
 
-Process = ForkedProcess | subprocess.Popen[bytes]
 #: Starts `consilium ARGUMENTS` with a log that its output is appended to and a lock to inherit.
 Launcher = Callable[[list[str], IO[bytes], IO[str]], Process]
 
 
-def start_fork(arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
-    """Starts a command as a fork of this process, which ends with it.
-
-    Only on Linux: system libraries of macOS do not survive a fork.
-    """
-    if sys.platform != "linux":
-        return start_interpreter(arguments, log, lock)
-    _preload()
-    process = ForkedProcess(arguments, log, lock)
-    process.start()
-    return process
-
-
 def start_interpreter(arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
     """Starts a command in an interpreter of its own, which ends with this process."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "consilium", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=run_environment(),
-        pass_fds=[lock.fileno()],
-        preexec_fn=_end_with_parent,
-    )
+    return _start_python(["-m", "consilium", *arguments], log, lock.fileno())
 
 
 def run_environment() -> dict[str, str]:
@@ -108,12 +63,181 @@ def run_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
 
 
-@cache
-def _preload() -> None:
+def start_fork(arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
+    """Starts a command as a fork of the process that all forks of this program share.
+
+    Only on Linux: system libraries of macOS do not survive a fork.
+    """
+    launch = _SHARED_SERVER.start if sys.platform == "linux" else start_interpreter
+    return launch(arguments, log, lock)
+
+
+class ForkServer:
+    """Starts commands as forks of one process that imports torch and Lightning only once.
+
+    Imports take several seconds per interpreter, a fork takes milliseconds. The forking process
+    starts with the first command, runs no thread, and ends with this process; so do the forks
+    (those of multiprocessing's forkserver outlive a killed program and keep its locks).
+    """
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+        self._running: dict[int, ForkedProcess] = {}
+
+    def start(self, arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
+        """Starts a command; it is a `Launcher`."""
+        self.collect()
+        if self._server is None or self._connection is None:
+            self._server, self._connection = _start_server(log)
+        try:
+            self._connection.send((arguments, run_environment(), Path.cwd()))
+            for file in (log, lock):
+                send_handle(self._connection, file.fileno(), self._server.pid)
+            while not isinstance(pid := self._connection.recv(), int):
+                self._record_end(*pid)
+        except (EOFError, OSError):  # its imports failed; the log has the error
+            self._mark_all_killed()
+            return ForkedProcess(self, 0, 1)
+        self._running[pid] = ForkedProcess(self, pid)
+        return self._running[pid]
+
+    def collect(self) -> None:
+        """Records the processes that have ended; all were killed if the server was."""
+        try:
+            while self._connection is not None and self._connection.poll():
+                self._record_end(*self._connection.recv())
+        except (EOFError, OSError):
+            self._mark_all_killed()
+
+    def close(self) -> None:
+        """Ends the server and all processes that still run."""
+        if self._server is not None:
+            self._server.kill()
+            self._mark_all_killed()
+
+    def _record_end(self, pid: int, code: int) -> None:
+        self._running.pop(pid).returncode = code
+
+    def _mark_all_killed(self) -> None:
+        if self._server is not None and self._connection is not None:
+            self._connection.close()
+            self._server.wait()
+        self._server = self._connection = None
+        for pid in list(self._running):
+            self._record_end(pid, -signal.SIGKILL)
+
+
+class ForkedProcess:
+    """A process that the server forked."""
+
+    def __init__(self, server: ForkServer, pid: int, returncode: int | None = None) -> None:
+        self.server, self.pid, self.returncode = server, pid, returncode
+
+    def poll(self) -> int | None:
+        """The exit code, None while the process runs."""
+        self.server.collect()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end and returns the exit code."""
+        start = time.monotonic()
+        while (code := self.poll()) is None:
+            if timeout is not None and time.monotonic() - start > timeout:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(POLL_SECONDS)
+        return code
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+        self._send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+        self._send_signal(signal.SIGKILL)
+
+    def _send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+_SHARED_SERVER = ForkServer()
+
+
+def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = Pipe()
+    code = f"from {__name__} import serve; serve({theirs.fileno()})"
+    server = _start_python(["-c", code], log, theirs.fileno())
+    theirs.close()
+    return server, ours
+
+
+def serve(descriptor: int) -> None:
+    """Imports everything, then forks a process per request until the other side is gone."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
     for module in PRELOADED:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a fork neither scans nor copies what was imported
+    connection = Connection(descriptor)
+    children = set[int]()
+    while True:
+        try:
+            if connection.poll(POLL_SECONDS if children else None):
+                arguments, environment, directory = connection.recv()
+                files = [recv_handle(connection) for _ in range(2)]
+                pid = os.fork()
+                if pid == 0:
+                    break
+                children.add(pid)
+                connection.send(pid)
+                for file in files:
+                    os.close(file)
+            while children and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                children.remove(ended[0])
+                connection.send((ended[0], os.waitstatus_to_exitcode(ended[1])))
+        except (EOFError, OSError):
+            return
+    connection.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    os.chdir(directory)
+    _become_command(arguments, environment, *files)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # also sent to the whole process group; for the runs
+
+
+def _become_command(arguments: list[str], environment: dict[str, str], log: int, lock: int) -> None:
+    """Turns a fork into `python -m consilium ARGUMENTS`; ends with SystemExit."""
+    import torch
+
+    _end_with_parent()
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    os.set_inheritable(lock, True)
+    os.environ.clear()
+    os.environ.update(environment)
+    if threads := environment.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+    random.seed()
+    torch.seed()
+    sys.argv = ["consilium", *arguments]
+    runpy.run_module("consilium", run_name="__main__", alter_sys=True)
+
+
+def _start_python(arguments: list[str], log: IO[bytes], descriptor: int) -> subprocess.Popen[bytes]:
+    """An interpreter that inherits a file descriptor and ends with this process."""
+    return subprocess.Popen(
+        [sys.executable, "-P", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=run_environment(),
+        pass_fds=[descriptor],
+        preexec_fn=_end_with_parent,
+    )
 
 
 def _end_with_parent() -> None:

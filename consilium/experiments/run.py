@@ -1,6 +1,5 @@
 """One run of an experiment as a process: its state, its start, its end."""
 
-import fcntl
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -120,7 +119,7 @@ class Run:
             return None
         self.settings = provenance.read_settings(self.portable_arguments or self.arguments)
         if self.is_done():
-            self._release_lock()
+            self.lock.close()
             return self.arguments
         self.prepare_folder()
         last = self.folder / LAST
@@ -182,9 +181,7 @@ class Run:
 
     def _release_lock(self) -> None:
         if self.lock is not None:
-            fcntl.flock(self.lock, fcntl.LOCK_UN)  # forks of other runs inherited the open file
             self.lock.close()
-            self.lock = None
 
     def _status(self) -> str:
         if self.is_done():

@@ -1,4 +1,4 @@
-"""Runs as forks: their log and lock, kills of a fork, and kills of the program."""
+"""Runs as forks of one process: kills of a fork, of that process, and of the program."""
 
 import os
 import signal
@@ -10,9 +10,16 @@ from typing import IO
 
 import pytest
 
-from consilium.experiments.processes import ForkedProcess, start_fork
+from consilium.experiments.processes import ForkedProcess, ForkServer
 from consilium.training.run_lock import acquire_lock, is_locked
 from tests.conftest import ROOT, Tiny
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture
@@ -21,12 +28,12 @@ def endless(tiny: Tiny) -> list[str]:
     return ["fit", *tiny.configs("endless"), "--trainer.max_epochs", "100000"]
 
 
-def start(folder: Path, arguments: list[str]) -> ForkedProcess:
+def start(server: ForkServer, folder: Path, arguments: list[str]) -> ForkedProcess:
     """A process that has the lock of a folder and writes its log into it."""
     lock = acquire_lock(folder / ".lock")
     assert lock is not None
     with lock, (folder / "log.txt").open("ab") as log:
-        process = start_fork(arguments, log, lock)
+        process = server.start(arguments, log, lock)
     assert isinstance(process, ForkedProcess)
     return process
 
@@ -44,14 +51,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_fork_has_a_log_a_lock_and_the_current_directory(tmp_path, monkeypatch):
+def test_a_fork_has_a_log_a_lock_and_the_current_directory(server, tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
-    audit = start(tmp_path / "audit", ["audit", "images", "-o", "out"])
+    audit = start(server, tmp_path / "audit", ["audit", "images", "-o", "out"])
     assert audit.wait() != 0
     assert "images" in (tmp_path / "audit/log.txt").read_text()
-    first = start(tmp_path / "first", ["--version"])
-    second = start(tmp_path / "second", ["inspect", "missing.ckpt"])
+    first = start(server, tmp_path / "first", ["--version"])
+    second = start(server, tmp_path / "second", ["inspect", "missing.ckpt"])
     assert (first.wait(), second.wait()) == (0, 2)
     assert (tmp_path / "first/log.txt").read_text().startswith("consilium ")
     assert "missing.ckpt" in (tmp_path / "second/log.txt").read_text()
@@ -59,9 +66,9 @@ def test_a_fork_has_a_log_a_lock_and_the_current_directory(tmp_path, monkeypatch
     assert first.pid != second.pid
 
 
-def test_a_killed_fork_does_not_harm_another(endless, tmp_path):
+def test_a_killed_fork_does_not_harm_another(server, endless, tmp_path):
     killed, other = (
-        start(tmp_path / name, [*endless, "--run", str(tmp_path / name)])
+        start(server, tmp_path / name, [*endless, "--run", str(tmp_path / name)])
         for name in ("killed", "other")
     )
     wait_for(tmp_path / "killed/last.ckpt", killed)
@@ -75,12 +82,27 @@ def test_a_killed_fork_does_not_harm_another(endless, tmp_path):
     assert "stopped after epoch" in (tmp_path / "other/log.txt").read_text()
 
 
+@pytest.mark.exhaustive
+def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(
+    server, endless, tmp_path
+):
+    process = start(server, tmp_path, [*endless, "--run", str(tmp_path)])
+    parent = int(Path(f"/proc/{process.pid}/stat").read_text().split()[3])
+    os.kill(parent, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    while is_alive(process.pid):
+        time.sleep(0.02)
+    assert not is_locked(tmp_path / ".lock")
+    assert start(server, tmp_path, ["--version"]).wait() == 0
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
+from consilium.experiments.processes import ForkServer
 from tests.consilium.test_processes import start
 folder, arguments = Path(sys.argv[1]), sys.argv[2:]
-process = start(folder, arguments)
+process = start(ForkServer(), folder, arguments)
 print(process.pid, flush=True)
 process.wait()
 """
