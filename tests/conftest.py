@@ -6,20 +6,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # also in subprocesses: results are bitwise equal only for equal numbers of threads
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import gc
 import socket
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from consilium.cli.main import main
+from evaluation.reports import html
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
+BLANK_PNG = cv2.imencode(".png", np.full((1, 1), 255, np.uint8))[1].tobytes()
+render_png = html.render_png
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Exempts what was imported from garbage collection, which would scan it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +47,29 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_plots() -> Iterator[None]:
+    """Leaves plots of reports blank: drawing them takes more time than a short fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "render_png", lambda fig: BLANK_PNG)
+        yield
+
+
+@contextmanager
+def drawing_plots() -> Iterator[None]:
+    """Draws the plots of reports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "render_png", render_png)
+        yield
+
+
+@pytest.fixture
+def drawn_plots() -> Iterator[None]:
+    """Draws the plots of reports; the fixtures `resnet` and `experiment` do so as well."""
+    with drawing_plots():
+        yield
 
 
 def exhaustive_except(fast: Container[object], values: Iterable[object]) -> list[object]:
@@ -105,7 +141,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def resnet(tiny: Tiny) -> Path:
     """Run folder of a trained test_resnet at 32 px."""
-    return tiny.fit("resnet", tiny.root / "runs" / "resnet")
+    with drawing_plots():
+        return tiny.fit("resnet", tiny.root / "runs" / "resnet")
 
 
 @pytest.fixture(scope="session")
