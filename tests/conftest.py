@@ -1,4 +1,7 @@
-"""Fixtures of all tests: no network, one thread, and tiny trained members."""
+"""Fixtures of all tests: no network, one thread, and tiny trained members.
+
+Torch is imported in functions: the process that only distributes the tests does without it.
+"""
 
 import os
 
@@ -6,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # also in subprocesses: results are bitwise equal only for equal numbers of threads
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import base64
 import gc
 import socket
 from collections.abc import Container, Iterable, Iterator
@@ -13,24 +17,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 import pytest
-import torch
 import yaml
-
-from consilium.cli.main import main
-from evaluation.reports import html
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
-BLANK_PNG = cv2.imencode(".png", np.full((1, 1), 255, np.uint8))[1].tobytes()
-render_png = html.render_png
-torch.set_num_threads(1)
+BLANK_PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
 
 
 def pytest_collection_finish() -> None:
-    """Exempts what was imported from garbage collection, which would scan it again and again."""
+    """One thread, and no garbage collection of what was imported, which takes long each time."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -49,11 +50,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+_is_drawing = False
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _blank_plots() -> Iterator[None]:
     """Leaves plots of reports blank: drawing them takes more time than a short fit."""
+    from evaluation.reports import html
+
+    render_png = html.render_png
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(html, "render_png", lambda fig: BLANK_PNG)
+        patch.setattr(html, "render_png", lambda f: render_png(f) if _is_drawing else BLANK_PNG)
         yield
 
 
@@ -61,7 +68,7 @@ def _blank_plots() -> Iterator[None]:
 def drawing_plots() -> Iterator[None]:
     """Draws the plots of reports."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(html, "render_png", render_png)
+        patch.setattr(f"{__name__}._is_drawing", True)
         yield
 
 
@@ -98,6 +105,8 @@ class Tiny(NamedTuple):
 
     def fit(self, name: str, run: Path, *arguments: str, **changes: object) -> Path:
         """Fits and tests a member in this process and returns its run folder."""
+        from consilium.cli.main import main
+
         configs = self.configs(name, **changes)
         assert main(["fit", *configs, "--run", str(run), "--test", "true", *arguments]) == 0
         return run
