@@ -11,17 +11,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import base64
 import gc
+import shutil
 import socket
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
+REQUIRED = "CONSILIUM_BROWSER"
 BLANK_PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
@@ -77,6 +79,21 @@ def drawn_plots() -> Iterator[None]:
     """Draws the plots of reports; the fixtures `resnet` and `experiment` do so as well."""
     with drawing_plots():
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; without it the tests of pages are skipped, or fail if `REQUIRED` is set."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not program and not os.environ.get(REQUIRED):
+        pytest.skip(f"no browser: apt-get install chromium ({REQUIRED}=1 makes this a failure)")
+    assert program, f"{REQUIRED} is set, and there is no browser: apt-get install chromium"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 def exhaustive_except(fast: Container[object], values: Iterable[object]) -> list[object]:

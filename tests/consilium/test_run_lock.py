@@ -14,6 +14,7 @@ from consilium.training.run_lock import acquire_lock, is_locked, lock_run_folder
 from evaluation.results import read_results
 from lightning_modules import checkpoints
 from tests.conftest import ROOT, Tiny
+from tests.consilium.test_processes import reset_sigint
 
 ENDLESS = ["--trainer.max_epochs", "100000"]
 
@@ -22,11 +23,6 @@ def wait_for_first_epoch(process: subprocess.Popen[bytes], run: Path) -> None:
     while not (run / "last.ckpt").is_file():
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.1)
-
-
-def reset_sigint() -> None:
-    """Lets Ctrl-C reach the process even if the tests run in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.exhaustive
