@@ -15,10 +15,13 @@ import torch
 import yaml
 
 from consilium.cli.main import main
+from consilium.experiments import provenance
+from consilium.experiments.run import FAILED, Run
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from lightning_modules import checkpoints
 from tests.conftest import ROOT
+from tests.consilium.test_run_lock import ENDLESS, wait_for_first_epoch
 
 
 def test_the_folder_is_complete(experiment):
@@ -119,6 +122,26 @@ def test_a_failed_member_is_named_and_does_not_stop_the_others(tiny, tmp_path, c
     assert (tmp_path / "members" / "quick" / "results.json").is_file()
     assert main(["experiment", "status", str(file), "--output", str(tmp_path)]) == 0
     assert "broken           failed" in capsys.readouterr().out
+
+
+def test_terminated_run_of_an_experiment_is_stopped_and_resumes(tiny, tmp_path):
+    arguments = [*tiny.configs("endless"), "--run", str(tmp_path / "run"), "--test", "true"]
+    fit = ["fit", *arguments, *ENDLESS]
+    run = Run("run", tmp_path / "run", fit)
+    assert run.start() == fit
+    assert run.process is not None
+    wait_for_first_epoch(run.process, run.folder)
+    run.stop()
+    assert run.process.returncode == 143
+    assert run.error_message().startswith("consilium fit: stopped after epoch ")
+    assert run.state().status == "stopped"
+    assert not (run.folder / FAILED).exists()
+    run.arguments[-1] = str(run.state().epoch)  # max_epochs, which changes the settings
+    (run.folder / provenance.FILE).unlink()
+    assert run.start() == [*fit, "--ckpt_path", str(run.folder / "last.ckpt")]
+    run.wait()
+    assert run.state().status == "done", run.error_message()
+    assert read_results(run.folder / "results.json").split == "test"
 
 
 def test_an_unknown_backbone_of_a_later_member_is_refused_before_anything_trains(
