@@ -1,4 +1,7 @@
-"""Fixtures of all tests: no network, one thread, and tiny trained members."""
+"""Fixtures of all tests: no network, one thread, and tiny trained members.
+
+Torch is imported in functions: the process that only distributes the tests does without it.
+"""
 
 import os
 
@@ -6,20 +9,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # also in subprocesses: results are bitwise equal only for equal numbers of threads
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import base64
+import gc
+import shutil
 import socket
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-import torch
 import yaml
-
-from consilium.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
-torch.set_num_threads(1)
+REQUIRED = "CONSILIUM_BROWSER"
+BLANK_PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
+
+
+def pytest_collection_finish() -> None:
+    """One thread, and no garbage collection of what was imported, which takes long each time."""
+    import torch
+
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +50,50 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+_is_drawing = False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_plots() -> Iterator[None]:
+    """Leaves plots of reports blank: drawing them takes more time than a short fit."""
+    from evaluation.reports import html
+
+    render_png = html.render_png
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "render_png", lambda f: render_png(f) if _is_drawing else BLANK_PNG)
+        yield
+
+
+@contextmanager
+def drawing_plots() -> Iterator[None]:
+    """Draws the plots of reports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}._is_drawing", True)
+        yield
+
+
+@pytest.fixture
+def drawn_plots() -> Iterator[None]:
+    """Draws the plots of reports; the fixtures `resnet` and `experiment` do so as well."""
+    with drawing_plots():
+        yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; without it the tests of pages are skipped, or fail if `REQUIRED` is set."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not program and not os.environ.get(REQUIRED):
+        pytest.skip(f"no browser: apt-get install chromium ({REQUIRED}=1 makes this a failure)")
+    assert program, f"{REQUIRED} is set, and there is no browser: apt-get install chromium"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 def exhaustive_except(fast: Container[object], values: Iterable[object]) -> list[object]:
@@ -62,6 +122,8 @@ class Tiny(NamedTuple):
 
     def fit(self, name: str, run: Path, *arguments: str, **changes: object) -> Path:
         """Fits and tests a member in this process and returns its run folder."""
+        from consilium.cli.main import main
+
         configs = self.configs(name, **changes)
         assert main(["fit", *configs, "--run", str(run), "--test", "true", *arguments]) == 0
         return run
@@ -105,7 +167,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def resnet(tiny: Tiny) -> Path:
     """Run folder of a trained test_resnet at 32 px."""
-    return tiny.fit("resnet", tiny.root / "runs" / "resnet")
+    with drawing_plots():
+        return tiny.fit("resnet", tiny.root / "runs" / "resnet")
 
 
 @pytest.fixture(scope="session")

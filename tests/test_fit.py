@@ -218,10 +218,10 @@ def test_resuming_with_other_splits_is_refused(tiny, resnet, tmp_path, capsys):
 
 @pytest.mark.parametrize(("setting", "message"), [
     ("optimizer.lr=0.5", "with optimizer.lr 0.002, the config has 0.5"),
-    ("optimizer.weight_decay=0.3", "the config has 0.3"),
     ("lr_scheduler.name=step", "with lr_scheduler.name 'cosine', the config has 'step'"),
-    ("fine_tuning.layer_decay=0.5", "the config has 0.5"),
-    ("loss.label_smoothing=0.2", "the config has 0.2"),
+    *(pytest.param(setting, f"the config has {setting[-3:]}", marks=pytest.mark.exhaustive)
+      for setting in ("optimizer.weight_decay=0.3", "fine_tuning.layer_decay=0.5",
+                      "loss.label_smoothing=0.2")),
 ])  # fmt: skip
 def test_resuming_with_other_training_settings_is_refused(
     tiny, resnet, tmp_path, capsys, setting, message

@@ -5,23 +5,34 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
-import nbformat
 import pytest
-from jupyter_client.manager import start_new_kernel
 
 from consilium.cli.main import main
 from consilium.experiments.config import MEMBERS, load_experiment
 from consilium.experiments.plan import plan
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("make", ROOT / "notebooks/make.py")
-make = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make)
-SOURCES = make.sources()
+SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 LEARNABLE = {"data.init_args.source.init_args.num_patients": 60, "trainer.max_epochs": 5,
           "model.init_args.optimizer": {"lr": 0.004},
           "model.init_args.lr_scheduler": {"name": "cosine"}}  # fmt: skip
 STAGES = {"dense_epochs": 2, "sparse_epochs": 2, "recovery": {"lr": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def make():
+    """The module that converts notebooks; it imports Jupyter, which takes seconds."""
+    spec = importlib.util.spec_from_file_location("make", ROOT / "notebooks/make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_cells(notebook):
+    """The cells of a notebook."""
+    import nbformat
+
+    return nbformat.read(notebook, 4).cells
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +75,8 @@ def kernel(tmp_path_factory):
     variables = ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
     for name in variables:
         os.environ[name] = str(home / name.lower())
+    from jupyter_client.manager import start_new_kernel
+
     manager, client = start_new_kernel(kernel_name="python3", cwd=str(ROOT / "notebooks"))
     yield client
     client.stop_channels()
@@ -86,21 +99,22 @@ def execute(client, code):
     return results[0].get("text/html", results[0]["text/plain"]) if results else ""
 
 
-def test_there_are_six_notebooks():
+def test_there_are_six_notebooks(make):
+    assert make.sources() == SOURCES
     assert [file.stem[:2] for file in SOURCES] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem)
-def test_notebook_is_up_to_date_with_its_source(source):
+def test_notebook_is_up_to_date_with_its_source(make, source):
     assert make.to_notebook(source) == make.without_outputs(source.with_suffix(".ipynb"))
-    cells = nbformat.read(source.with_suffix(".ipynb"), 4).cells
+    cells = read_cells(source.with_suffix(".ipynb"))
     assert cells[1].metadata.get("tags") == ["parameters"]
 
 
 @pytest.mark.parametrize("source", SOURCES[:5], ids=lambda file: file.stem)
 def test_notebooks_of_the_demo_have_small_outputs_that_repository_pages_show(source):
     file = source.with_suffix(".ipynb")
-    cells = [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
+    cells = [cell for cell in read_cells(file) if cell.cell_type == "code"]
     outputs = [output["data"] for cell in cells for output in cell.outputs]
     assert all(cell.outputs for cell in cells[2:])  # after parameters and imports
     assert any(data.keys() & {"image/png", "image/jpeg"} for data in outputs)
@@ -118,7 +132,7 @@ def test_the_extra_of_the_notebooks_has_a_jupyter_that_opens_them():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem)
 def test_default_parameters_name_a_shipped_experiment(source):
     parameters = {}
-    exec(nbformat.read(source.with_suffix(".ipynb"), 4).cells[1].source, parameters)
+    exec(read_cells(source.with_suffix(".ipynb"))[1].source, parameters)
     folder = Path(parameters["EXPERIMENT"])
     experiment = load_experiment(ROOT / "configs/experiments" / f"{folder.name}.yaml")
     runs = {run.folder for run in plan(experiment, folder)}
@@ -128,7 +142,7 @@ def test_default_parameters_name_a_shipped_experiment(source):
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem)
 def test_every_output_answers_a_question_and_notebooks_only_call_libraries(source):
-    cells = nbformat.read(source.with_suffix(".ipynb"), 4).cells
+    cells = read_cells(source.with_suffix(".ipynb"))
     for before, cell in pairwise(cells):
         if cell.cell_type == "code" and before.cell_type == "markdown":
             assert "?" in before.source, before.source
@@ -141,7 +155,7 @@ def run(source, kernel, experiment):
     """Runs a notebook on an experiment's folder and checks that each of its cells has a result."""
     execute(kernel, "%reset -f")  # removes the variables of the previous notebook
     results = []
-    for cell in nbformat.read(source.with_suffix(".ipynb"), 4).cells:
+    for cell in read_cells(source.with_suffix(".ipynb")):
         if cell.cell_type == "code":
             results.append(execute(kernel, cell.source))
         if cell.metadata.get("tags") == ["parameters"]:

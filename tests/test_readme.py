@@ -8,7 +8,7 @@ import pytest
 
 from consilium.cli.main import command_parser, main
 from consilium.inference import data_config
-from tests.consilium.test_serve_page import REQUIRED
+from tests.conftest import REQUIRED
 
 ROOT = Path(__file__).parents[1]
 SHORT_FIT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]

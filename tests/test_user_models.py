@@ -1,7 +1,5 @@
 """Models of a user, named by class path in a config: trained, loaded and refused."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 from torch import nn
 
 from consilium.cli.main import main
+from consilium.experiments.processes import start_fork
 from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints
 from tests.user_classes import ScaledClassifier
 
@@ -52,20 +51,24 @@ def test_model_of_the_working_directory_is_trained_and_tested(adapter, capsys):
     assert main(["test", "--config", str(adapter / "config.yaml"), "--run", str(adapter)]) == 0
 
 
+def inspect_in_another_process(*arguments):
+    """Exit code and output of `consilium inspect`."""
+    with Path("log.txt").open("wb") as log, Path("lock").open("w") as lock:
+        code = start_fork(["inspect", *arguments], log, lock).wait()
+    return code, Path("log.txt").read_text()
+
+
 @pytest.mark.exhaustive
 def test_checkpoint_of_an_own_model_loads_after_import_and_never_imports_it_itself(adapter):
     """In a process of its own, as nothing can be unimported."""
-    command = [sys.executable, "-P", "-m", "consilium", "inspect", str(adapter / "best.ckpt")]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    options = {"capture_output": True, "text": True, "cwd": adapter.parent,
-               "env": {**os.environ, "PYTHONPATH": path}}  # fmt: skip
-    refused = subprocess.run(command, **options)
-    assert refused.returncode == 2
-    assert "module 'Adapter' is not one of" in refused.stderr
-    assert "consilium --import MODULE" in refused.stderr
-    loaded = subprocess.run([*command, "--import", "own_adapter"], **options)
-    assert loaded.returncode == 0, loaded.stderr
-    assert "Adapter with backbone test_resnet" in loaded.stdout
+    checkpoint = str(adapter / "best.ckpt")
+    code, output = inspect_in_another_process(checkpoint)
+    assert code == 2
+    assert "module 'Adapter' is not one of" in output
+    assert "consilium --import MODULE" in output
+    code, output = inspect_in_another_process(checkpoint, "--import", "own_adapter")
+    assert code == 0, output
+    assert "Adapter with backbone test_resnet" in output
 
 
 def test_import_of_an_unknown_module_is_one_line(capsys):

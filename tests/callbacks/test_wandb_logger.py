@@ -15,6 +15,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports.run import anonymized_predictions, hashed_id
 from evaluation.results import read_results
 from lightning_modules import checkpoints
+from tests.conftest import drawing_plots
 
 FOLDER = Path(__file__).parent
 CONFIGS = FOLDER.parents[1] / "configs"
@@ -36,7 +37,8 @@ def member(tiny):
     """Run folder of an experiment's member with W&B, its checkpoint and saliency maps."""
     folder = tiny.root / "logged" / "members" / "resnet"
     checkpoints = ["--trainer.logger.init_args.checkpoints", "true"]
-    return tiny.fit("resnet", folder, *LOGGER, *checkpoints, *SALIENCY_MAPS)
+    with drawing_plots():
+        return tiny.fit("resnet", folder, *LOGGER, *checkpoints, *SALIENCY_MAPS)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from consilium.cli.main import main
 from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
-from tests.conftest import ROOT, Tiny
+from tests.conftest import ROOT, Tiny, drawing_plots
 from tests.consilium.untrained import CLASSES, save_checkpoint, write_ensemble
 
 
@@ -33,7 +33,8 @@ def experiment_file(tiny: Tiny) -> Path:
 def experiment(experiment_file: Path, tiny: Tiny) -> Path:
     """Folder of the experiment after a run; one of its gates failed."""
     folder = tiny.root / "experiment"
-    assert main(["experiment", "run", str(experiment_file), "--output", str(folder)]) == 1
+    with drawing_plots():
+        assert main(["experiment", "run", str(experiment_file), "--output", str(folder)]) == 1
     return folder
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ import torch
 import yaml
 
 from consilium.cli.main import main
+from consilium.experiments import provenance
+from consilium.experiments.run import FAILED, Run
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from lightning_modules import checkpoints
 from tests.conftest import ROOT
+from tests.consilium.test_run_lock import ENDLESS, wait_for_first_epoch
 
 
 def test_the_folder_is_complete(experiment):
@@ -106,32 +110,6 @@ def test_an_ensemble_in_another_precision_than_its_members_is_refused_before_any
 
 
 @pytest.mark.exhaustive
-def test_a_killed_member_is_resumed_and_ends_with_the_same_weights(
-    experiment, experiment_file, tmp_path
-):
-    args = ["experiment", "run", str(experiment_file), "--output", str(tmp_path), "--only", "small"]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "consilium", *args], cwd=ROOT, start_new_session=True,
-        stdout=subprocess.DEVNULL, env=dict(os.environ),
-    )  # fmt: skip
-    member = tmp_path / "members" / "small"
-    while not (member / "last.ckpt").exists():
-        time.sleep(0.02)
-        assert run.poll() is None
-    os.killpg(run.pid, signal.SIGKILL)
-    assert not (member / "results.json").exists()
-    assert main(args) == 0
-    complete, resumed = (
-        checkpoints.read(folder / "last.ckpt")[1]
-        for folder in (experiment / "members/small", member)
-    )
-    assert all(torch.equal(complete[name], resumed[name]) for name in complete)
-    assert "--ckpt_path" in (tmp_path / "experiment.log").read_text()
-    history = pd.read_csv(member / "history.csv")
-    assert history["epoch"].tolist() == [0, 1, 2]
-
-
-@pytest.mark.exhaustive
 def test_a_failed_member_is_named_and_does_not_stop_the_others(tiny, tmp_path, capsys):
     tiny.member("broken", **{"data.init_args.augment": "frature"})
     tiny.member("quick", **{"trainer.max_epochs": 1})
@@ -144,6 +122,26 @@ def test_a_failed_member_is_named_and_does_not_stop_the_others(tiny, tmp_path, c
     assert (tmp_path / "members" / "quick" / "results.json").is_file()
     assert main(["experiment", "status", str(file), "--output", str(tmp_path)]) == 0
     assert "broken           failed" in capsys.readouterr().out
+
+
+def test_terminated_run_of_an_experiment_is_stopped_and_resumes(tiny, tmp_path):
+    arguments = [*tiny.configs("endless"), "--run", str(tmp_path / "run"), "--test", "true"]
+    fit = ["fit", *arguments, *ENDLESS]
+    run = Run("run", tmp_path / "run", fit)
+    assert run.start() == fit
+    assert run.process is not None
+    wait_for_first_epoch(run.process, run.folder)
+    run.stop()
+    assert run.process.returncode == 143
+    assert run.error_message().startswith("consilium fit: stopped after epoch ")
+    assert run.state().status == "stopped"
+    assert not (run.folder / FAILED).exists()
+    run.arguments[-1] = str(run.state().epoch)  # max_epochs, which changes the settings
+    (run.folder / provenance.FILE).unlink()
+    assert run.start() == [*fit, "--ckpt_path", str(run.folder / "last.ckpt")]
+    run.wait()
+    assert run.state().status == "done", run.error_message()
+    assert read_results(run.folder / "results.json").split == "test"
 
 
 def test_an_unknown_backbone_of_a_later_member_is_refused_before_anything_trains(
@@ -194,26 +192,35 @@ def progress(folder):
 
 
 @pytest.mark.exhaustive
-def test_killed_five_times_the_experiment_ends_as_if_nothing_had_happened(
+def test_killed_three_times_the_experiment_ends_as_if_nothing_had_happened(
     experiment, experiment_file, tmp_path
 ):
-    """Scheduler and runs are killed at random moments between no files and the last ones."""
-    rng = np.random.default_rng(2)
-    moments = sorted(rng.choice(progress(experiment) - 10, 5, replace=False) + 1)
+    """Scheduler and runs are killed in a fit and at two random moments until the last files."""
     args = ["experiment", "run", str(experiment_file), "--output", str(tmp_path), "--jobs", "2"]
-    for moment in moments:
-        run = subprocess.Popen([sys.executable, "-m", "consilium", *args], cwd=ROOT,
-                               start_new_session=True, stdout=subprocess.DEVNULL)  # fmt: skip
-        while progress(tmp_path) < moment:
-            time.sleep(0.01)
-            assert run.poll() is None
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+    member, rng = tmp_path / "members/small", np.random.default_rng(2)
+    later = sorted(rng.choice(np.arange(60, progress(experiment) - 10), 2, replace=False))
+    kill_when(lambda: (member / "last.ckpt").exists(), args)
+    assert not (member / "results.json").exists()
+    for moment in later:
+        kill_when(lambda moment=moment: progress(tmp_path) >= moment, args)
     assert main(args) == 1  # one of its gates fails
-    for name in ("small", "large"):
-        expected, weights = (checkpoints.read(folder / "members" / name / "best.ckpt")[1]
+    for name, checkpoint in product(("small", "large"), ("best.ckpt", "last.ckpt")):
+        expected, weights = (checkpoints.read(folder / "members" / name / checkpoint)[1]
                              for folder in (experiment, tmp_path))  # fmt: skip
         assert all(torch.equal(expected[key], weights[key]) for key in expected)
     assert files(tmp_path) >= files(experiment)
     results, expected = (read_results(folder / "results.json") for folder in (tmp_path, experiment))
     assert results == expected
+    assert "--ckpt_path" in (tmp_path / "experiment.log").read_text()
+    assert pd.read_csv(member / "history.csv")["epoch"].tolist() == [0, 1, 2]
+
+
+def kill_when(is_moment, args):
+    """Runs a command in an interpreter of its own and kills it with all its processes."""
+    run = subprocess.Popen([sys.executable, "-m", "consilium", *args], cwd=ROOT,
+                           start_new_session=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    while not is_moment():
+        time.sleep(0.01)
+        assert run.poll() is None
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()

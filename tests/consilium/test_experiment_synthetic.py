@@ -35,6 +35,7 @@ def test_each_of_the_five_systems_has_a_synthetic_experiment_with_its_members():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("drawn_plots")
 @pytest.mark.parametrize("file", SYNTHETIC, ids=lambda file: file.stem)
 def test_a_synthetic_experiment_passes_every_gate(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -157,13 +157,15 @@ def run_init(shape: Shape, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, capsys.readouterr().err
 
 
-FAST = ["blanks", "other_splits", "odd_column_names", "class_folders", "copies_with_two_labels"]
+FAST = ["blanks", "odd_column_names", "copies_with_two_labels"]
 
 
 @pytest.mark.parametrize("name", exhaustive_except(FAST, SHAPES))
 def test_init_reads_a_dataset_of_any_shape(name, folder, capsys):
     run_init(SHAPES[name], capsys)
+    assert main(["experiment", "run", "mine/mine.yaml", "--dry-run"]) == 0
     data = load_datamodule(["mine/data.yaml"])
+    data.num_workers = 0
     for stage in ("fit", "test"):
         data.setup(stage)
     table = data.manifest.table
@@ -171,6 +173,11 @@ def test_init_reads_a_dataset_of_any_shape(name, folder, capsys):
     assert len(table) == NUM_IMAGES - num_dropped
     assert data.class_names == (["9.0", "10.0"] if name == "numbers_as_labels" else ["ill", "well"])
     assert table.groupby("patient")["split"].nunique().max() == 1
+    data.num_workers = 0
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        batch = next(iter(loader))
+        assert batch["image"].shape[1:] == (3, 32, 32)
+        assert set(batch["label"].tolist()) <= {0, 1}
 
 
 def shrink(file: Path) -> None:
@@ -188,7 +195,7 @@ def shrink(file: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ["class_folders", "copies_with_two_labels", "numbers_as_labels"])
 def test_a_dataset_of_any_shape_ends_in_a_report(name, folder, capsys):
     run_init(SHAPES[name], capsys)
     shrink(folder / "mine/mine.yaml")

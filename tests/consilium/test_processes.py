@@ -96,6 +96,11 @@ def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(
     assert start(server, tmp_path, ["--version"]).wait() == 0
 
 
+def reset_sigint() -> None:
+    """Lets Ctrl-C reach a process even if the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -112,7 +117,8 @@ process.wait()
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_forks_end_with_the_program(number, endless, tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), *endless, "--run", str(tmp_path)]
-    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=reset_sigint)  # fmt: skip
     stream: IO[bytes] | None = program.stdout
     assert stream is not None
     pid = int(stream.readline())

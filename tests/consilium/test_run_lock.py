@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from consilium.cli.main import main
-from consilium.experiments import provenance
-from consilium.experiments.run import FAILED, Run
 from consilium.training.run_lock import acquire_lock, is_locked, lock_run_folder, owns_lock
-from evaluation.results import read_results
 from lightning_modules import checkpoints
 from tests.conftest import ROOT, Tiny
+from tests.consilium.test_processes import reset_sigint
 
 ENDLESS = ["--trainer.max_epochs", "100000"]
 
@@ -22,11 +20,6 @@ def wait_for_first_epoch(process: subprocess.Popen[bytes], run: Path) -> None:
     while not (run / "last.ckpt").is_file():
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.1)
-
-
-def reset_sigint() -> None:
-    """Lets Ctrl-C reach the process even if the tests run in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.exhaustive
@@ -50,26 +43,6 @@ def test_ctrl_c_ends_a_fit_with_one_line_and_its_folder_is_locked_until_then(
     hint = f"to resume, add --ckpt_path {run}/last.ckpt to the command"
     assert last_line == f"consilium fit: stopped after epoch {epoch}; {hint}"
     assert not is_locked(run / ".lock")
-
-
-def test_terminated_run_of_an_experiment_is_stopped_and_resumes(tiny: Tiny, tmp_path: Path) -> None:
-    arguments = [*tiny.configs("endless"), "--run", str(tmp_path / "run"), "--test", "true"]
-    fit = ["fit", *arguments, *ENDLESS]
-    run = Run("run", tmp_path / "run", fit)
-    assert run.start() == fit
-    assert run.process is not None
-    wait_for_first_epoch(run.process, run.folder)
-    run.stop()
-    assert run.process.returncode == 143
-    assert run.error_message().startswith("consilium fit: stopped after epoch ")
-    assert run.state().status == "stopped"
-    assert not (run.folder / FAILED).exists()
-    run.arguments[-1] = str(run.state().epoch)  # max_epochs, which changes the settings
-    (run.folder / provenance.FILE).unlink()
-    assert run.start() == [*fit, "--ckpt_path", str(run.folder / "last.ckpt")]
-    run.wait()
-    assert run.state().status == "done", run.error_message()
-    assert read_results(run.folder / "results.json").split == "test"
 
 
 def test_folder_without_files_is_removed_after_the_lock(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """The web page in a browser: an image is dropped, and class, members and saliency map appear."""
 
 import contextlib
-import os
-import shutil
 import threading
 from dataclasses import replace
 
@@ -10,7 +8,6 @@ import cv2
 import pytest
 import torch
 import uvicorn
-from playwright.sync_api import sync_playwright
 
 from consilium.inference.export import generated_images
 from consilium.inference.predictor import load_predictor
@@ -37,7 +34,6 @@ PASTE = """(bytes) => {
     document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
 }"""
 
-REQUIRED = "CONSILIUM_BROWSER"
 pytestmark = pytest.mark.exhaustive
 
 
@@ -77,18 +73,6 @@ def running_server(predictor, **settings):
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         web_server.should_exit = True
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not program and not os.environ.get(REQUIRED):
-        pytest.skip(f"no browser: apt-get install chromium ({REQUIRED}=1 makes this a failure)")
-    assert program, f"{REQUIRED} is set, and there is no browser: apt-get install chromium"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -34,7 +34,9 @@ class Recorder(L.LightningModule):
 def main(world_size: int, num_workers: int, root: str, out: Path) -> None:
     """Writes the records of each process to `out`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    source = Phantoms(num_patients=24, images_per_patient=2, root=root, val=0.2, test=0.2)
+    source = Phantoms(
+        num_patients=24, images_per_patient=2, image_size=64, root=root, val=0.2, test=0.2
+    )
     data = ImageDataModule(
         source, ["none", "simple", "comminuted"], Preprocess(size=32), "fracture", batch_size=4,
         num_workers=num_workers,

@@ -27,7 +27,7 @@ from tests.datamodules.planted_leaks import NAMES, augment, clean_manifest, make
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return clean_manifest(tmp_path_factory.mktemp("phantoms"), num_patients=60)
+    return clean_manifest(tmp_path_factory.mktemp("phantoms"), num_patients=36)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def reference(tmp_path_factory):
     return train(1, 2, folder / "phantoms", folder)[0], folder
 
 
-@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 8), (2, 2)])
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 4), (2, 2)])
 def test_workers_and_processes_do_not_change_the_training_images(
     world_size, num_workers, reference, tmp_path
 ):

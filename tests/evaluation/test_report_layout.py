@@ -1,10 +1,7 @@
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
@@ -12,25 +9,12 @@ from evaluation.reports import html
 from evaluation.stats.estimate import Estimate
 from tests.evaluation.tables import make_table
 
-REQUIRED = "CONSILIUM_BROWSER"
 MEASURE = """() => [...document.querySelectorAll("table")].map(table => {
   const name = table.rows[2].cells[0];
   const lines = document.createRange();
   lines.selectNodeContents(name);
   return [table.offsetWidth, table.parentElement.clientWidth, lines.getClientRects().length];
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not program and not os.environ.get(REQUIRED):
-        pytest.skip(f"no browser: apt-get install chromium ({REQUIRED}=1 makes this a failure)")
-    assert program, f"{REQUIRED} is set, and there is no browser: apt-get install chromium"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from lightning_modules import ImageClassifier, OneVsOneClassifier, checkpoints
 from lightning_modules.losses import LossConfig
-from tests.conftest import Tiny
+from tests.conftest import Tiny, exhaustive_except
 
 EMA = {"class_path": "callbacks.EMA", "init_args": {"decay": 0.9}}
 OVO = {"model.class_path": "lightning_modules.OneVsOneClassifier"}
@@ -42,7 +42,10 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+FAST = ["ovo_pair", "sigmoid", "ema", "unfreezing"]
+
+
+@pytest.fixture(scope="module", params=exhaustive_except(FAST, VARIANTS))
 def variant(request: pytest.FixtureRequest, tiny: Tiny) -> tuple[str, Path]:
     name = str(request.param)
     return name, tiny.fit(name, tiny.root / "runs" / name, **VARIANTS[name])

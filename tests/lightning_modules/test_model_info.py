@@ -129,7 +129,7 @@ def test_each_backbone_trains_and_is_restored_from_its_checkpoint(
     module = ImageClassifier(["a", "b"], name, image_size=64)
     image, label = torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
     optimizer, losses = torch.optim.Adam(module.parameters(), 5e-5), []
-    for _ in range(5):
+    for _ in range(3):
         loss = module.compute_loss(module.net(image), label, None)
         optimizer.zero_grad()
         loss.backward()

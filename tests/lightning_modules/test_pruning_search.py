@@ -157,8 +157,10 @@ def test_networks_whose_outputs_would_change_are_refused():
             choose_structure(net, image, name, PruningTarget(macs=0.6), mean_square(net, image))
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit", "densenet121",
-                                  "residual_attention"])  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "test_efficientnet", "test_convnext", "test_vit", "residual_attention",
+    pytest.param("densenet121", marks=pytest.mark.exhaustive),
+])  # fmt: skip
 def test_pruned_backbones_compute_the_same_as_with_zeroed_channels(name):
     """Norms over channels, attention heads and groups are not pruned."""
     torch.manual_seed(0)
