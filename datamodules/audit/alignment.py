@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import fft
 
 SIDE = 64  # of the images that are aligned, in pixels
@@ -20,6 +19,9 @@ _MIN_OVERLAP = 0.4  # of the disc in which images are compared
 _HANN = np.outer(np.hanning(SIDE), np.hanning(SIDE)).astype(np.float32)
 _RING_WEIGHTS = np.sqrt(np.arange(1, RINGS // 2 + 1), dtype=np.float32)[:, None]
 _WITHOUT_MEAN = (np.arange(33) > 0).astype(np.float32)
+
+
+Number: TypeAlias = float | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +73,12 @@ def local_structure(image: np.ndarray, scale: float = 4.0) -> np.ndarray:
 
 
 def pose_matrix(
-    degrees: ArrayLike, mirrored: ArrayLike, zoom: ArrayLike, side: int = SIDE
+    degrees: Number, mirrored: bool | np.ndarray, zoom: Number, side: int = SIDE
 ) -> np.ndarray:
     """(..., 2, 3) matrices that mirror upside down, rotate and zoom around the center."""
     angle, flip = np.deg2rad(degrees), np.where(mirrored, -1.0, 1.0)
-    x, y, center = zoom * np.cos(angle), zoom * np.sin(angle), (side - 1) / 2
-    linear = np.stack([x, -y * flip, y, x * flip], axis=-1).reshape(*np.shape(x), 2, 2)
+    x, y, center = np.asarray(zoom * np.cos(angle)), zoom * np.sin(angle), (side - 1) / 2
+    linear = np.stack([x, -y * flip, y, x * flip], axis=-1).reshape(*x.shape, 2, 2)
     return np.concatenate([linear, center * (1 - linear.sum(axis=-1, keepdims=True))], axis=-1)
 
 
@@ -126,8 +128,9 @@ def coarse_poses(
 
 def refine_pose(features: Features, fixed: int, moving: int) -> Pose:
     """The best of a few poses with any zoom after each was refined to a fraction of a pixel."""
-    rows, zooms = np.array([[fixed], [moving]]), np.arange(len(ZOOMS))[None]
-    scores, matrices = (values[0] for values in coarse_poses(features, *rows, zooms, 2))
+    zooms = np.arange(len(ZOOMS))[None]
+    poses = coarse_poses(features, np.array([fixed]), np.array([moving]), zooms, 2)
+    scores, matrices = (values[0] for values in poses)
     first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
     refined: list[Pose] = []
     order = np.argsort(-np.abs(scores), kind="stable")
@@ -260,7 +263,7 @@ def _correlations(first: np.ndarray, second: np.ndarray, matrices: np.ndarray) -
     masks = np.stack([_overlap(matrix, len(first)) for matrix in matrices])
     moved = np.stack([_move(second, matrix) for matrix in matrices])
     is_enough = masks.sum(axis=(1, 2)) >= _MIN_OVERLAP * _disc(len(first)).sum()
-    return _masked_correlations(first, moved, masks) * is_enough
+    return np.where(is_enough, _masked_correlations(first, moved, masks), 0.0)
 
 
 def _masked_correlations(first: np.ndarray, second: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from copies that are simulated. Neither depends on how many duplicates there are
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -51,6 +51,7 @@ class NearDuplicate(NamedTuple):
     second: int  # position of the other
     similarity: float  # mean correlation of aligned details on three scales, at most 1
     pose: Pose  # how the one is moved onto the other
+    is_exposure: bool = False  # of the same patient, and not as similar as most copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +70,16 @@ class Thumbnails:
         """The center square (0) or the whole image squashed (1) of the k-th file."""
         return np.asarray(self.images[self.rows[k], 0 if self.is_square[k] else which])
 
-    def subset(self, positions: np.ndarray) -> "Thumbnails":
-        """The thumbnails of some of these files."""
-        sides, is_square = self.shorter_sides[positions], self.is_square[positions]
-        return Thumbnails(self.images, self.rows[positions], sides, is_square)
+    @staticmethod
+    def of_images(images: list[np.ndarray]) -> "Thumbnails":
+        """The thumbnails of images in memory."""
+        pixels = np.zeros((len(images), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
+        for k, image in enumerate(images):
+            views = make_thumbnails(image)
+            pixels[k, : len(views)] = views
+        size = np.array([image.shape[:2] for image in images], float)
+        rows = np.arange(len(images))
+        return Thumbnails(pixels, rows, size.min(axis=1), size[:, 0] == size[:, 1])
 
 
 def make_thumbnails(image: np.ndarray) -> np.ndarray:
@@ -89,7 +96,7 @@ def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[N
     """Pairs that show the same; every duplicate is connected to its original by such pairs.
 
     Images of the same patient (m,), unless it is negative, must be more similar than others, since
-    two exposures of a patient are no copies.
+    two exposures of a patient are no copies; the less similar pairs are marked as exposures.
     """
     if len(thumbnails) < 2:
         return []
@@ -99,7 +106,7 @@ def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[N
         for which in views:
             for pair in _search(_Comparison(thumbnails, which, patients, pool)):
                 known = pairs.get(pair[:2], pair)
-                pairs[pair[:2]] = max(pair, known, key=lambda pair: pair.similarity)
+                pairs[pair[:2]] = max(pair, known, key=lambda p: (not p.is_exposure, p.similarity))
     return [pairs[key] for key in sorted(pairs)]
 
 
@@ -220,7 +227,7 @@ class _Comparison:
     def _align(self, pairs: list[Pair]) -> np.ndarray:
         fixed, moving, zooms = self._order(pairs)
         scores, _ = coarse_poses(self.features, fixed, moving, zooms[:, None], 1)
-        return np.abs(scores).max(axis=1)
+        return np.asarray(np.abs(scores).max(axis=1))
 
     def _order(self, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The images that show less, the images that show more, and the zooms of the latter."""
@@ -246,14 +253,12 @@ def _search(comparison: _Comparison) -> list[NearDuplicate]:
     lowest_score = max(0.95 * float(np.quantile(comparison.scores(copies), 0.02)), _LOWEST_SCORE)
     of_copies = _fisher_z(comparison.compare(copies))
     low, high = np.quantile(of_copies, [0.05, 0.75]).tolist()
-    groups, similar = _connect(comparison, lowest_score, lambda pair: low)
+    groups, similar = _connect(comparison, lowest_score, low, low)
     of_sample, of_all = _highest_of_random_pairs(comparison, groups)
     between = of_sample + max(0.9 * (low - of_sample), _MARGIN)  # if copies are not much more alike
     limit = max(min(of_all, between), _LOWEST_LIMIT)
     limit = _raise_limit(limit, of_all, _fisher_z(similar), of_copies)
-    by_patient = {False: limit, True: max(limit, high)}  # two exposures are not as similar
-    is_same_patient = comparison.is_same_patient
-    return _connect(comparison, lowest_score, lambda pair: by_patient[is_same_patient(pair)])[1]
+    return _connect(comparison, lowest_score, limit, max(limit, high))[1]
 
 
 def _raise_limit(limit: float, highest: float, found: np.ndarray, copies: np.ndarray) -> float:
@@ -262,11 +267,11 @@ def _raise_limit(limit: float, highest: float, found: np.ndarray, copies: np.nda
     Where different images can be as similar as copies, many of them lie just above the limit.
     """
     median = float(np.median(copies))
-    for value in np.arange(limit, min(highest, median), 0.01).tolist():
+    for value in np.arange(limit, min(highest, median), 0.01):
         count, share = (found >= value).sum(), (copies >= value).mean()
         expected = (found >= median).sum() * share / (copies >= median).mean()
         if count - expected <= max(1.0, 0.02 * count):
-            return value
+            return float(value)
     return max(limit, min(highest, median))
 
 
@@ -290,11 +295,12 @@ def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> tuple[f
 
 
 def _connect(
-    comparison: _Comparison, lowest_score: float, limit: Callable[[Pair], float]
+    comparison: _Comparison, lowest_score: float, limit: float, of_patient: float
 ) -> tuple[Groups, list[NearDuplicate]]:
-    """Groups of images that show the same, and the pairs that connect them.
+    """Groups of images that show the same, and the pairs that connect them; also exposures.
 
-    Images are compared with more neighbors if some of them are duplicates.
+    Pairs of one patient that reach the limit, but not that of patients, are exposures. Images are
+    compared with more neighbors if some of them are duplicates.
     """
     groups, duplicates = Groups(comparison.count), list[NearDuplicate]()
     pairs, searched = comparison.nearest, np.full(comparison.count, _NUM_NEIGHBORS)
@@ -304,9 +310,11 @@ def _connect(
         order = [k for k in np.argsort(-scores, kind="stable") if scores[k] >= lowest_score]
         for part in _batches([unknown[k] for k in order], 64):
             for pair in comparison.compare([p for p in part if not groups.is_connected(*p)]):
-                if _fisher_z([pair])[0] >= limit(pair[:2]):
+                z = np.arctanh(pair.similarity)
+                is_exposure = z < of_patient and comparison.is_same_patient(pair[:2])
+                if z >= limit and not is_exposure:
                     groups.connect(*pair[:2])
-                    duplicates.append(pair)
+                duplicates += [pair._replace(is_exposure=is_exposure)] * bool(z >= limit)
         wanted = np.minimum(_NUM_NEIGHBORS + groups.sizes() - 1, _MOST_NEIGHBORS)
         pairs = comparison.neighbors(np.where(wanted > searched, wanted, 0))
         searched = np.maximum(wanted, searched)
