@@ -26,11 +26,11 @@ Number: TypeAlias = float | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the alignment needs to know of each of n images."""
+    """What the alignment needs to know of each of n images, as float16."""
 
     structure: np.ndarray  # (n, SIDE, SIDE) the image without local brightness and contrast
-    rings: np.ndarray  # (n, RINGS / 2, 33) spectra of the rings around the center
-    fourier: np.ndarray  # (n, zooms, radii, 33) of the Fourier amplitudes, which ignore shifts
+    rings: np.ndarray  # (n, RINGS / 2, 66) spectra of the rings around the center
+    fourier: np.ndarray  # (n, zooms, radii, 66) of the Fourier amplitudes, which ignore shifts
 
 
 class Pose(NamedTuple):
@@ -96,7 +96,8 @@ def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarra
     weights = np.sqrt(np.arange(1, RINGS + 1))[:, None]
     by_rings = np.sqrt(np.abs(rings[:, :FREQUENCIES]) * weights).ravel()
     by_fourier = np.sqrt(np.abs(fourier[..., :FREQUENCIES])).reshape(len(ZOOMS), -1)
-    return (structure, rings[::2, :33], fourier), (by_rings, by_fourier)
+    features = structure, _to_real(rings[::2, :33]), _to_real(fourier)
+    return tuple(part.astype(np.float16) for part in features), (by_rings, by_fourier)
 
 
 def coarse_poses(
@@ -184,10 +185,16 @@ def _fourier_spectra(structure: np.ndarray) -> np.ndarray:
     return np.asarray(fft.rfft(polar[: _ANGLES // 2, _RADII].T, axis=1))
 
 
+def _to_real(spectra: np.ndarray) -> np.ndarray:
+    """Real and imaginary parts one after another, twice as many along the last axis."""
+    return np.ascontiguousarray(spectra, np.complex64).view(np.float32)
+
+
 def _best_angles(
     first: np.ndarray, second: np.ndarray, period: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rotations (b,) in degrees and whether to mirror (b,), from spectra (b, rings, 33)."""
+    """Rotations (b,) in degrees and whether to mirror (b,), from spectra (b, rings, 66)."""
+    first, second = (part.astype(np.float32).view(np.complex64) for part in (first, second))
     first = first * (_RING_WEIGHTS if period == 360 else _WITHOUT_MEAN)
     products = np.stack([first * np.conj(second), first * second], axis=1).sum(axis=2)
     match = fft.irfft(products, _NUM_ANGLES).reshape(len(first), -1)

@@ -37,10 +37,9 @@ _NUM_COPIES, _NUM_RANDOM_PAIRS, _NUM_COMPARED = 100, 2_000, 80  # of the samples
 _LOWEST_SCORE = 0.6  # of the coarse alignment of a pair whose details are compared
 _FALSE_PAIRS = 0.2  # expected number in the whole dataset
 _LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
-_BLOCK, _ALIGNED = 512, 32  # images whose neighbors are searched, pairs aligned together
+_BLOCK, _ALIGNED = 256, 32  # images whose neighbors are searched, pairs aligned together
 
 Pair = tuple[int, int]
-_DTYPES = {"f": np.float16, "c": np.complex64}
 _RELATIVE_ZOOMS = [(k, 0) for k in range(len(ZOOMS))] + [(0, k) for k in range(1, len(ZOOMS))]
 
 
@@ -199,8 +198,7 @@ class _Comparison:
     def _describe(self) -> tuple[Features, np.ndarray, np.ndarray]:
         total = self.count + len(self.copies)
         features, descriptors = describe(self._image(0))
-        arrays = [np.empty((total, *a.shape), _DTYPES[a.dtype.kind]) for a in features]
-        arrays += [np.empty((total, *a.shape), np.float32) for a in descriptors]
+        arrays = [np.empty((total, *a.shape), a.dtype) for a in (*features, *descriptors)]
 
         def fill(k: int) -> None:
             features, descriptors = describe(self._image(k))
