@@ -18,12 +18,7 @@ import numpy as np
 
 from benchmarks.resources import Stopwatch, peak_memory
 from datamodules.audit.audit import audit_manifest
-from datamodules.audit.near_duplicates import (
-    THUMBNAIL_SIZE,
-    Thumbnails,
-    find_near_duplicates,
-    make_thumbnails,
-)
+from datamodules.audit.near_duplicates import Thumbnails, find_near_duplicates
 from datamodules.phantoms.generate import KINDS, PhantomSpec, generate_images, write_dataset
 from datamodules.sources import Table
 from datamodules.splits import SplitFractions
@@ -108,24 +103,13 @@ def count_detected_copies(kind: str, size: int, count: int) -> Counter[str]:
         name = list(CHANGES)[number % len(CHANGES)]
         copies[original, len(images)] = name
         images.append(CHANGES[name](images[original]))
-    candidates = find_near_duplicates(stack_thumbnails(images), np.full(len(images), -1))
+    candidates = find_near_duplicates(Thumbnails.of_images(images), np.full(len(images), -1))
     detected = {(pair.first, pair.second) for pair in candidates}
     counts = Counter(copies=len(copies), detected=len(detected & set(copies)))
     counts["false alarms"] = len(detected - set(copies))
     for pair, name in copies.items():
         counts.update({f"copies {name}": 1, f"detected {name}": int(pair in detected)})
     return counts
-
-
-def stack_thumbnails(images: list[np.ndarray]) -> Thumbnails:
-    """Thumbnails of all images as the search expects them."""
-    pixels = np.zeros((len(images), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
-    for index, image in enumerate(images):
-        thumbnails = make_thumbnails(image)
-        pixels[index, : len(thumbnails)] = thumbnails
-    sides = np.array([min(image.shape[:2]) for image in images])
-    is_square = np.array([image.shape[0] == image.shape[1] for image in images])
-    return Thumbnails(pixels, np.arange(len(images)), sides, is_square)
 
 
 def measure_audit_in_process(count: int) -> None:

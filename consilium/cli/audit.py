@@ -15,6 +15,7 @@ from consilium.cli.options import add_dataset_arguments
 
 if TYPE_CHECKING:
     from datamodules.audit.audit import Audit
+    from datamodules.datamodule import ImageDataModule
     from datamodules.manifest import Manifest
 
 EXAMPLES = """\
@@ -27,20 +28,21 @@ examples:
 
 def run(options: argparse.Namespace) -> int:
     """Audits a dataset; returns 1 if it has a leak, else 0."""
-    from consilium.inference import audit_report, data_config
+    from consilium.inference import audit_report
     from datamodules.audit.audit import audit_manifest
     from evaluation.files import write_bytes
 
-    manifest, name = _load(options)
+    manifest, name, data = _load(options)
+    excluded = data.exclude if data is not None else None
     folder = options.output or Path("runs") / f"audit-{name}"
     if options.augmentations:
-        data = data_config.load_datamodule(options.config) if options.config else None
         write_bytes(folder / "augmentations.png", audit_report.augmentation_sheet(manifest, data))
         print(f"augmentations: {folder / 'augmentations.png'}")
         return 0
     audit = audit_manifest(manifest)
-    commands = audit_report.next_commands(audit, folder, name, _dataset_arguments(options))
-    audit_report.write_audit_report(audit, folder, name, commands)
+    dataset = _dataset_arguments(options)
+    commands = audit_report.next_commands(audit, folder, name, dataset, excluded)
+    audit_report.write_audit_report(audit, folder, name, commands, excluded)
     _print_issues(audit)
     for command in commands:
         print(f"next: {command}")
@@ -58,20 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--augmentations", action="store_true", help="only write a sheet of augmented images")
 
 
-def _load(options: argparse.Namespace) -> "tuple[Manifest, str]":
+def _load(options: argparse.Namespace) -> "tuple[Manifest, str, ImageDataModule | None]":
     from consilium.inference import data_config
 
     if (options.target is None) == (not options.config):
         raise ValueError("give either a FOLDER or TABLE, or --config FILE")
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     if not options.config:
-        return data_config.load_target(options.target, columns)
+        return *data_config.load_target(options.target, columns), None
     given = [f"--{role}" for role, column in columns.items() if column]
     if given:
         raise ValueError(f"{' '.join(given)}: only for a FOLDER or TABLE; a config has it inside")
     data = data_config.load_datamodule(options.config)
     data.source.prepare()
-    return data.load_manifest(), data_config.name_of_file(Path(options.config[-1]))
+    return data.load_manifest(), data_config.name_of_file(Path(options.config[-1])), data
 
 
 def _dataset_arguments(options: argparse.Namespace) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from consilium.config_files import read_config
 from consilium.inference.data_config import find_table
@@ -37,9 +38,17 @@ CONFOUNDS_NOTE = (
 NOT_MEASURED = f"confounds are not measured: fewer than two classes have {MIN_PATIENTS} patients"
 
 
-def write_audit_report(audit: Audit, folder: Path, name: str, commands: Sequence[str] = ()) -> None:
-    """Writes audit.json, both tables and audit.html; ``commands`` are what to do next."""
-    write_text(folder / QUARANTINE, audit.quarantine().to_csv(index=False))
+def write_audit_report(
+    audit: Audit, folder: Path, name: str, commands: Sequence[str] = (), excluded: str | None = None
+) -> None:
+    """Writes audit.json, both tables and audit.html; ``commands`` are what to do next.
+
+    The quarantine begins with the samples in the table ``excluded``, which the dataset leaves out
+    already: it takes the place of that table.
+    """
+    earlier = [pd.read_csv(excluded, dtype=str)] if excluded else []
+    quarantine = pd.concat([*earlier, audit.quarantine()])
+    write_text(folder / QUARANTINE, quarantine.to_csv(index=False))
     write_text(folder / COPIES, audit.copy_groups().to_csv(index=False))
     steps = [Text("\n\n".join(commands), "What to do next")] * bool(commands)
     write_report(folder / PAGE, f"Audit of {name}", [*audit_sections(audit), *steps])
@@ -131,21 +140,26 @@ def _confounds_table(confounds: Sequence[Confound]) -> Table:
     return Table(columns, rows, "Confounds", CONFOUNDS_NOTE)
 
 
-def next_commands(audit: Audit, folder: Path, name: str, dataset: Sequence[str]) -> list[str]:
+def next_commands(
+    audit: Audit, folder: Path, name: str, dataset: Sequence[str], excluded: str | None = None
+) -> list[str]:
     """What to do after an audit; ``dataset`` are the arguments that gave it the dataset."""
-    target, count, commands = shlex.join(dataset), len(audit.quarantine()), []
+    target, count = shlex.join(dataset), len(audit.quarantine())
+    without = f"without {count} image{'s' * (count != 1)}"
     if dataset[0] == "--config":
         quarantine = shlex.quote(str(folder / QUARANTINE))
         command = f"consilium fit {target} --data.init_args.exclude {quarantine}"
         if "class_path" in read_config(Path(dataset[-1])):  # of the data alone
-            command = f"edit {dataset[-1]}, init_args: add exclude: {quarantine}"
-        return [f"{command}  # without {count} images"] * bool(count)
+            command = f"edit {dataset[-1]}, init_args: set exclude: {quarantine}"
+        others = f" and without those of {excluded}, which it repeats" if excluded else ""
+        return [f"{command}  # {without}{others}"] * bool(count)
+    commands = []
     if UNKNOWN_PATIENTS in audit.manifest.notes:
         value = "REGEX" if find_table(Path(dataset[0])) is None else "COLUMN"
         commands.append(f"consilium audit {target} --patient {value}  # if patients are known")
     if (audit.manifest.table["label"] >= 0).any():
         arguments = shlex.join(["--audit", str(folder), "-o", f"{name}-experiment"])
-        commands.append(f"consilium init {target} {arguments}  # configs without {count} images")
+        commands.append(f"consilium init {target} {arguments}  # configs {without}")
     return commands
 
 
@@ -174,7 +188,8 @@ def _pair_thumbnails(issue: Issue, paths: dict[str, str]) -> Thumbnails:
     gap = np.full((HEIGHT, 4, 3), 255, np.uint8)
     pairs = [(_read_scaled(paths[m.first]), gap, _read_scaled(paths[m.second])) for m in matches]
     images = [encode_png(np.hstack(pair)) for pair in pairs]
-    note = f"{len(matches)} of {len(issue.matches)} pairs. {issue.message}"
+    is_part = len(matches) < len(issue.matches)
+    note = f"{len(matches)} of {len(issue.matches)} pairs. " * is_part + issue.message
     title = f"Leak: {issue.kind}" if issue.is_leak else issue.kind.capitalize()
     return Thumbnails(images, captions, title, note)
 

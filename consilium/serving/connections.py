@@ -1,6 +1,6 @@
 """Connections of the server: those without a request are closed before they crowd out others."""
 
-import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -17,15 +17,10 @@ class TimedProtocol(H11Protocol):
     client is served at once.
     """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the time limit, and makes room for the connection."""
-        super().connection_made(transport)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._start_waiting()
-        waiting = [c for c in self.connections if isinstance(c, TimedProtocol) and c.is_waiting]
-        same_address = [c for c in waiting if c.address == self.address]
-        for group, limit in ((same_address, MAX_WAITING_PER_ADDRESS), (waiting, MAX_WAITING)):
-            if len(group) > limit:
-                min(group, key=lambda connection: connection.since).transport.abort()
+        self.loop.call_later(0, self._make_room)  # once it is connected
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the time limit."""
@@ -55,4 +50,12 @@ class TimedProtocol(H11Protocol):
 
     def _start_waiting(self) -> None:
         self.since = self.loop.time()
-        self.head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        self.head_timer = self.loop.call_later(HEAD_SECONDS, lambda: self.transport.abort())
+
+    def _make_room(self) -> None:
+        """Closes the oldest of the waiting connections if they are too many."""
+        waiting = [c for c in self.connections if isinstance(c, TimedProtocol) and c.is_waiting]
+        same_address = [c for c in waiting if c.address == self.address]
+        for group, limit in ((same_address, MAX_WAITING_PER_ADDRESS), (waiting, MAX_WAITING)):
+            if len(group) > limit:
+                min(group, key=lambda connection: connection.since).transport.abort()

@@ -1,9 +1,8 @@
 """Aligns an image to another by rotation, mirroring, zoom and shift, and compares details."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ ZOOMS = (1.0, 1.07, 1.14)  # of an original, to find what was cropped from it
 RINGS, FREQUENCIES = 28, 9  # of the descriptors
 _ANGLES, _NUM_ANGLES = 128, 256  # of a ring, and of the alignment
 _RADII = slice(6, 24)  # of the Fourier transform; the first ones are the same in all images
-_MAX_SHIFT = 12  # in pixels
+_SHIFTS = np.arange(-12, 13)  # in pixels
 _NUM_POSES = 3  # that are refined
 _MIN_OVERLAP = 0.4  # of the disc in which images are compared
 _HANN = np.outer(np.hanning(SIDE), np.hanning(SIDE)).astype(np.float32)
@@ -22,13 +21,16 @@ _RING_WEIGHTS = np.sqrt(np.arange(1, RINGS // 2 + 1), dtype=np.float32)[:, None]
 _WITHOUT_MEAN = (np.arange(33) > 0).astype(np.float32)
 
 
+Number: TypeAlias = float | np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the alignment needs to know of each of n images."""
+    """What the alignment needs to know of each of n images, as float16."""
 
     structure: np.ndarray  # (n, SIDE, SIDE) the image without local brightness and contrast
-    rings: np.ndarray  # (n, RINGS / 2, 33) spectra of the rings around the center
-    fourier: np.ndarray  # (n, zooms, radii, 33) of the Fourier amplitudes, which ignore shifts
+    rings: np.ndarray  # (n, RINGS / 2, 66) spectra of the rings around the center
+    fourier: np.ndarray  # (n, zooms, radii, 66) of the Fourier amplitudes, which ignore shifts
 
 
 class Pose(NamedTuple):
@@ -70,12 +72,14 @@ def local_structure(image: np.ndarray, scale: float = 4.0) -> np.ndarray:
     return np.asarray(values / np.sqrt(variance + 1.0))
 
 
-def pose_matrix(degrees: float, mirrored: bool, zoom: float, side: int = SIDE) -> np.ndarray:
-    """(2, 3) matrix that mirrors upside down, rotates and zooms around the center."""
-    angle, center = np.deg2rad(degrees), np.full(2, (side - 1) / 2)
-    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = linear @ np.diag([1, -1]) if mirrored else linear
-    return np.column_stack([linear, center - linear @ center])
+def pose_matrix(
+    degrees: Number, mirrored: bool | np.ndarray, zoom: Number, side: int = SIDE
+) -> np.ndarray:
+    """(..., 2, 3) matrices that mirror upside down, rotate and zoom around the center."""
+    angle, flip = np.deg2rad(degrees), np.where(mirrored, -1.0, 1.0)
+    x, y, center = np.asarray(zoom * np.cos(angle)), zoom * np.sin(angle), (side - 1) / 2
+    linear = np.stack([x, -y * flip, y, x * flip], axis=-1).reshape(*x.shape, 2, 2)
+    return np.concatenate([linear, center * (1 - linear.sum(axis=-1, keepdims=True))], axis=-1)
 
 
 def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, np.ndarray]]:
@@ -92,26 +96,51 @@ def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarra
     weights = np.sqrt(np.arange(1, RINGS + 1))[:, None]
     by_rings = np.sqrt(np.abs(rings[:, :FREQUENCIES]) * weights).ravel()
     by_fourier = np.sqrt(np.abs(fourier[..., :FREQUENCIES])).reshape(len(ZOOMS), -1)
-    return (structure, rings[::2, :33], fourier), (by_rings, by_fourier)
+    features = structure, _to_real(rings[::2, :33]), _to_real(fourier)
+    return tuple(part.astype(np.float16) for part in features), (by_rings, by_fourier)
 
 
-def best_pose(features: Features, fixed: int, moving: int, zoom: int) -> Pose:
-    """The pose with the highest correlation, from the zoom that suits the descriptors best."""
-    return max(_poses(features, fixed, moving, (zoom,), 1), key=_strength)
+def coarse_poses(
+    features: Features, fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, num_shifts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations (b, p) and matrices (b, p, 2, 3) of poses of b pairs.
+
+    Poses have the best angle without zoom and for each of ``zooms`` (b, k), and the
+    ``num_shifts`` shifts with the highest correlation.
+    """
+    first, second = (features.structure[rows].astype(np.float32) for rows in (fixed, moving))
+    linear = [pose_matrix(*_best_angles(features.rings[fixed], features.rings[moving], 360), 1.0)]
+    for zoom in zooms.T:
+        spectra = features.fourier[fixed, 0], features.fourier[moving, zoom]
+        degrees, mirrored = _best_angles(*spectra, 180)
+        scale = np.take(ZOOMS, zoom)
+        linear += [pose_matrix(degrees + turn, mirrored, scale) for turn in (0, 180)]
+    matrices = np.stack(linear, axis=1)
+    pairs = zip(second, matrices, strict=True)
+    moved = np.stack([[_move(image, matrix) for matrix in part] for image, part in pairs])
+    product = fft.rfft2(first * _disc(SIDE))[:, None] * np.conj(fft.rfft2(moved))
+    maps = fft.irfft2(product, s=(SIDE, SIDE))[..., _SHIFTS[:, None], _SHIFTS]
+    matrices = matrices[:, :, None].repeat(num_shifts, axis=2)
+    matrices[..., 2] += _highest(np.abs(maps), num_shifts)
+    matrices = matrices.reshape(len(fixed), -1, 2, 3)
+    parts = zip(first, second, matrices, strict=True)
+    return np.stack([_correlations(*part) for part in parts]), matrices
 
 
 def refine_pose(features: Features, fixed: int, moving: int) -> Pose:
     """The best of a few poses with any zoom after each was refined to a fraction of a pixel."""
-    poses = _poses(features, fixed, moving, range(len(ZOOMS)), 2)
+    zooms = np.arange(len(ZOOMS))[None]
+    poses = coarse_poses(features, np.array([fixed]), np.array([moving]), zooms, 2)
+    scores, matrices = (values[0] for values in poses)
     first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
     refined: list[Pose] = []
-    for pose in _most_different(sorted(poses, key=_strength, reverse=True)):
-        sign = float(np.sign(pose.score))
-        matrix = _refine(first, sign * second, pose.matrix, 20)
-        refined.append(Pose(_correlation_after(first, second, matrix), matrix))
-        if _strength(refined[-1]) > 0.98:
+    order = np.argsort(-np.abs(scores), kind="stable")
+    for k in _most_different(matrices, order):
+        matrix = _refine(first, np.sign(scores[k]) * second, matrices[k], 20)
+        refined.append(Pose(float(_correlations(first, second, matrix[None])[0]), matrix))
+        if abs(refined[-1].score) > 0.98:
             break
-    return max(refined, key=_strength)
+    return max(refined, key=lambda pose: abs(pose.score))
 
 
 def detail_similarity(first: np.ndarray, second: np.ndarray, pose: Pose) -> float:
@@ -128,7 +157,7 @@ def detail_similarity(first: np.ndarray, second: np.ndarray, pose: Pose) -> floa
     for scale in (1.0, 2.0, 4.0):
         blurred = (cv2.GaussianBlur(image, (0, 0), scale / 3) for image in (fixed, moved))
         first, second = (local_structure(image, scale) for image in blurred)
-        scores.append(_correlation(first, second, mask))
+        scores.append(_masked_correlations(first, second[None], mask[None])[0])
     return float(np.tanh(np.arctanh(np.clip(scores, -0.99, 0.999)).mean()))
 
 
@@ -156,65 +185,51 @@ def _fourier_spectra(structure: np.ndarray) -> np.ndarray:
     return np.asarray(fft.rfft(polar[: _ANGLES // 2, _RADII].T, axis=1))
 
 
-def _poses(
-    features: Features, fixed: int, moving: int, zooms: Sequence[int], num_shifts: int
-) -> list[Pose]:
-    """Poses with the best angle for each zoom and the shifts with the highest correlation."""
-    first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
-    linear = [pose_matrix(*_best_angle(features.rings[fixed], features.rings[moving], 360), 1.0)]
-    for zoom in zooms:
-        spectra = features.fourier[fixed, 0], features.fourier[moving, zoom]
-        degrees, mirrored = _best_angle(*spectra, 180)
-        linear += [pose_matrix(degrees + turn, mirrored, ZOOMS[zoom]) for turn in (0, 180)]
-    moved = np.stack([_move(second, matrix) for matrix in linear])
-    product = fft.rfft2(first * _disc(SIDE)) * np.conj(fft.rfft2(moved))
-    maps = np.roll(fft.irfft2(product, s=(SIDE, SIDE)), (_MAX_SHIFT, _MAX_SHIFT), (1, 2))
-    matrices = [
-        matrix + np.array([[0, 0, x], [0, 0, y]])
-        for matrix, shifts in zip(linear, np.abs(maps), strict=True)
-        for x, y in _highest(shifts[: 2 * _MAX_SHIFT + 1, : 2 * _MAX_SHIFT + 1], num_shifts)
-    ]
-    return [Pose(_correlation_after(first, second, matrix), matrix) for matrix in matrices]
+def _to_real(spectra: np.ndarray) -> np.ndarray:
+    """Real and imaginary parts one after another, twice as many along the last axis."""
+    return np.ascontiguousarray(spectra, np.complex64).view(np.float32)
 
 
-def _best_angle(first: np.ndarray, second: np.ndarray, period: int) -> tuple[float, bool]:
-    """The rotation in degrees and whether to mirror, from spectra over the angle."""
-    weights = _RING_WEIGHTS if period == 360 else _WITHOUT_MEAN
-    best = (-np.inf, 0.0, False)
-    for mirrored in (False, True):
-        match = fft.irfft((first * (second if mirrored else np.conj(second)) * weights).sum(0),
-                          _NUM_ANGLES)  # fmt: skip
-        match = np.abs(match) if period == 360 else match  # negative if one image is inverted
-        best = max(best, (match.max(), match.argmax() * period / _NUM_ANGLES, mirrored))
-    return float(best[1]), best[2]
+def _best_angles(
+    first: np.ndarray, second: np.ndarray, period: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations (b,) in degrees and whether to mirror (b,), from spectra (b, rings, 66)."""
+    first, second = (part.astype(np.float32).view(np.complex64) for part in (first, second))
+    first = first * (_RING_WEIGHTS if period == 360 else _WITHOUT_MEAN)
+    products = np.stack([first * np.conj(second), first * second], axis=1).sum(axis=2)
+    match = fft.irfft(products, _NUM_ANGLES).reshape(len(first), -1)
+    match = np.abs(match) if period == 360 else match  # negative if one image is inverted
+    mirrored, angle = np.divmod(match.argmax(axis=1), _NUM_ANGLES)
+    return angle * period / _NUM_ANGLES, mirrored > 0
 
 
-def _highest(values: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """Shifts (x, y) at the highest peaks of a square around no shift."""
-    values, peaks = values.copy(), []
+def _highest(maps: np.ndarray, count: int) -> np.ndarray:
+    """Shifts (..., count, 2) as x and y at the highest peaks of maps (..., shifts, shifts)."""
+    flat, peaks = maps.reshape(*maps.shape[:-2], -1).copy(), []
+    y, x = np.divmod(np.arange(flat.shape[-1]), len(_SHIFTS))
     for _ in range(count):
-        y, x = divmod(int(values.argmax()), len(values))
-        values[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = -1.0
-        peaks.append((x - _MAX_SHIFT, y - _MAX_SHIFT))
-    return peaks
+        peak = flat.argmax(axis=-1)
+        peaks.append(np.stack([_SHIFTS[x[peak]], _SHIFTS[y[peak]]], axis=-1))
+        is_near = np.maximum(abs(y - y[peak][..., None]), abs(x - x[peak][..., None])) <= 3
+        flat[is_near] = -1.0
+    return np.stack(peaks, axis=-2)
 
 
-def _most_different(poses: list[Pose]) -> list[Pose]:
+def _most_different(matrices: np.ndarray, order: np.ndarray) -> list[int]:
     """The first few poses, without those that refinement would make equal to an earlier one."""
-    chosen: list[Pose] = []
-    for pose in poses:
-        changes = [np.abs(pose.matrix - other.matrix) for other in chosen]
-        if all(c[:, :2].max() > 0.04 or c[:, 2].max() > 2 for c in changes):
-            chosen.append(pose)
-    return chosen[:_NUM_POSES]
-
-
-def _strength(pose: Pose) -> float:
-    return abs(pose.score)
+    chosen: list[int] = []
+    for k in order.tolist():
+        changes = np.abs(matrices[k] - matrices[chosen])
+        is_close = (changes[..., :2] <= 0.04).all(axis=(1, 2)) & (changes[..., 2] <= 2).all(axis=1)
+        if not is_close.any():
+            chosen.append(k)
+        if len(chosen) == _NUM_POSES:
+            break
+    return chosen
 
 
 def _move(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return np.asarray(cv2.warpAffine(image, matrix, image.shape[::-1]))
+    return np.asarray(cv2.warpAffine(image, matrix, image.shape[1::-1]))
 
 
 def _overlap(matrix: np.ndarray, side: int) -> np.ndarray:
@@ -250,17 +265,22 @@ def _refine(
     return np.asarray(cv2.invertAffineTransform(affine), dtype=float) if is_small else matrix
 
 
-def _correlation_after(first: np.ndarray, second: np.ndarray, matrix: np.ndarray) -> float:
-    """Correlation where both images overlap; 0 if they hardly do."""
-    mask = _overlap(matrix, len(first))
-    if mask.sum() < _MIN_OVERLAP * _disc(len(first)).sum():
-        return 0.0
-    return _correlation(first, _move(second, matrix), mask)
+def _correlations(first: np.ndarray, second: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """(p,) correlations where both images overlap after each motion; 0 if they hardly do."""
+    masks = np.stack([_overlap(matrix, len(first)) for matrix in matrices])
+    moved = np.stack([_move(second, matrix) for matrix in matrices])
+    is_enough = masks.sum(axis=(1, 2)) >= _MIN_OVERLAP * _disc(len(first)).sum()
+    return np.where(is_enough, _masked_correlations(first, moved, masks), 0.0)
 
 
-def _correlation(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
-    a, b = first[mask] - first[mask].mean(), second[mask] - second[mask].mean()
-    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum() + 1e-9))
+def _masked_correlations(first: np.ndarray, second: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """(p,) correlations of an image (s, s) with others (p, s, s) within masks (p, s, s)."""
+    weights = masks.reshape(len(masks), -1).astype(np.float32)
+    a, b = first.ravel(), second.reshape(weights.shape) * weights
+    count, sum_a, sum_b = np.maximum(weights.sum(axis=1), 1), weights @ a, b.sum(axis=1)
+    variance_a = weights @ np.square(a) - sum_a * sum_a / count
+    variance_b = np.square(b).sum(axis=1) - sum_b * sum_b / count
+    return np.asarray((b @ a - sum_a * sum_b / count) / np.sqrt(variance_a * variance_b + 1e-9))
 
 
 @cache

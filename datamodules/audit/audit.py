@@ -23,6 +23,7 @@ from datamodules.audit.issues import (
     SAME,
     Issue,
     Match,
+    count_pairs,
     file_issues,
     first_few,
     ids_of,
@@ -171,8 +172,9 @@ def _all_issues(
     manifest: Manifest, table: pd.DataFrame, stats: pd.DataFrame, near: list[Match]
 ) -> list[Issue]:
     """Every issue, leaks first."""
-    issues = patient_issues(table) + _name_issues(table)
-    issues += _copy_issues(table, _identical_matches(table), near)
+    copies, exposures = ([m for m in near if m.is_copy == is_copy] for is_copy in (True, False))
+    issues = patient_issues(table, exposures) + _name_issues(table)
+    issues += _copy_issues(table, _identical_matches(table), copies)
     issues += _conflict_issues(manifest, table, issues) + shared_id_issues(table, issues)
     issues += file_issues(table["id"], stats)
     return sorted(issues, key=lambda issue: not issue.is_leak)
@@ -221,7 +223,8 @@ def _near_matches(
         k, other = rows[pair.first], rows[pair.second]
         change = _describe_change(stats.iloc[k], stats.iloc[other], pair)
         first, second = table["id"].iloc[[k, other]]
-        matches.append(Match(first, second, change, round(pair.similarity, 3)))
+        similarity = round(pair.similarity, 3)
+        matches.append(Match(first, second, change, similarity, not pair.is_exposure))
     return matches
 
 
@@ -237,7 +240,7 @@ def _conflict_issues(manifest: Manifest, table: pd.DataFrame, issues: list[Issue
         if label[m.first] != label[m.second] and min(label[m.first], label[m.second]) >= 0
     ]
     ids = ids_of(conflicts)
-    message = f"{len(conflicts)} pairs of duplicates have different labels: {first_few(ids)}"
+    message = f"{count_pairs(conflicts)} of {CONFLICT}: {first_few(ids)}"
     parts = [table[table["label"] >= 0].reindex(rows).dropna() for rows in _rows_by_digest(table)]
     groups = tuple(tuple(part["id"]) for part in parts if part["label"].nunique() > 1)
     issue = Issue(CONFLICT, False, message, ids, tuple(conflicts), groups)
@@ -257,7 +260,7 @@ def _copy_issues(table: pd.DataFrame, same: list[Match], near: list[Match]) -> l
             chosen = tuple(m for m in matches if (split[m.first] != split[m.second]) == is_leak)
             related = dict.fromkeys(groups.find(row[m.first]) for m in chosen)
             names = ids_of(chosen)
-            message = f"{len(chosen)} pairs of {kind} {_WHERE[is_leak]}: {first_few(names)}"
+            message = f"{count_pairs(chosen)} of {kind} {_WHERE[is_leak]}: {first_few(names)}"
             issue = Issue(kind, is_leak, message, names, chosen, tuple(members[k] for k in related))
             issues += [issue] * bool(chosen)
     return issues

@@ -1,6 +1,6 @@
 """What an audit reports: kinds of issues, and those that concern patients and single files."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -22,6 +22,7 @@ class Match:
     second: str  # the id of the other
     reason: str  # why they belong together, such as "same patient" or "mirrored"
     similarity: float = 1.0  # 1 for identical files, else the correlation of aligned details
+    is_copy: bool = True  # else another exposure of the same patient
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Issue:
     reasons: tuple[str, ...] = ()  # why each of ``ids`` cannot be read
 
 
-def patient_issues(table: pd.DataFrame) -> list[Issue]:
+def patient_issues(table: pd.DataFrame, exposures: Iterable[Match] = ()) -> list[Issue]:
     """Patients with images in several splits, and patients with images of several classes."""
-    return _split_issues(table) + _class_issues(table)
+    return _split_issues(table) + _class_issues(table, exposures)
 
 
 def _split_issues(table: pd.DataFrame) -> list[Issue]:
@@ -50,14 +51,25 @@ def _split_issues(table: pd.DataFrame) -> list[Issue]:
     return [issue] * bool(parts)
 
 
-def _class_issues(table: pd.DataFrame) -> list[Issue]:
-    """Correct for labels of images, but wrong if the label is that of the patient."""
+def _class_issues(table: pd.DataFrame, exposures: Iterable[Match]) -> list[Issue]:
+    """Correct for labels of images, but wrong if the label is that of the patient.
+
+    Its pairs are exposures with different labels, which hardly differ otherwise.
+    """
     known = table[(table["patient"] != table["id"]) & (table["label"] >= 0)]
     rows = known[known.groupby("patient")["label"].transform("nunique") > 1]
     patients = rows["patient"].drop_duplicates().tolist()
     count = f"{len(patients)} of {known['patient'].nunique()} patients"
     message = f"{count} have images of more than one class: {first_few(patients)}"
-    return [Issue(SEVERAL_CLASSES, False, message, rows["id"].tolist())] * bool(patients)
+    label = dict(zip(rows["id"], rows["label"], strict=True))
+    labels = [(m, {label.get(m.first), label.get(m.second)} - {None}) for m in exposures]
+    pairs = [m for m, different in labels if len(different) > 1]
+    if pairs:
+        few = first_few([f"{m.first} = {m.second}" for m in pairs])
+        message += f"; {count_pairs(pairs)} of nearly equal images with different labels: {few}"
+    return [Issue(SEVERAL_CLASSES, False, message, rows["id"].tolist(), tuple(pairs))] * bool(
+        patients
+    )
 
 
 def shared_id_issues(table: pd.DataFrame, issues: list[Issue]) -> list[Issue]:
@@ -68,8 +80,7 @@ def shared_id_issues(table: pd.DataFrame, issues: list[Issue]) -> list[Issue]:
     shared = [m for m in copies if m.first in patient and m.second in patient]
     shared = [m for m in shared if patient[m.first] != patient[m.second]]
     few = [f"{m.first} ({patient[m.first]}) = {m.second} ({patient[m.second]})" for m in shared]
-    pairs = "1 pair" if len(shared) == 1 else f"{len(shared)} pairs"
-    message = f"{pairs} of copies with different patient IDs: {first_few(few)}"
+    message = f"{count_pairs(shared)} of copies with different patient IDs: {first_few(few)}"
     return [Issue(SEVERAL_PATIENTS, False, message, ids_of(shared))] * bool(shared)
 
 
@@ -112,6 +123,11 @@ def issue_of_groups(
 def ids_of(matches: Iterable[Match]) -> list[str]:
     """The samples of matches, each once."""
     return list(dict.fromkeys(name for m in matches for name in (m.first, m.second)))
+
+
+def count_pairs(matches: Sequence[Match]) -> str:
+    """Such as "1 pair" or "2 pairs"."""
+    return f"{len(matches)} pair{'s' * (len(matches) != 1)}"
 
 
 def first_few(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from copies that are simulated. Neither depends on how many duplicates there are
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from datamodules.audit.alignment import (
     ZOOMS,
     Features,
     Pose,
-    best_pose,
+    coarse_poses,
     describe,
     detail_similarity,
     pose_matrix,
@@ -37,10 +37,9 @@ _NUM_COPIES, _NUM_RANDOM_PAIRS, _NUM_COMPARED = 100, 2_000, 80  # of the samples
 _LOWEST_SCORE = 0.6  # of the coarse alignment of a pair whose details are compared
 _FALSE_PAIRS = 0.2  # expected number in the whole dataset
 _LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
-_BLOCK = 512
+_BLOCK, _ALIGNED = 256, 32  # images whose neighbors are searched, pairs aligned together
 
 Pair = tuple[int, int]
-_DTYPES = {"f": np.float16, "c": np.complex64}
 _RELATIVE_ZOOMS = [(k, 0) for k in range(len(ZOOMS))] + [(0, k) for k in range(1, len(ZOOMS))]
 
 
@@ -51,6 +50,7 @@ class NearDuplicate(NamedTuple):
     second: int  # position of the other
     similarity: float  # mean correlation of aligned details on three scales, at most 1
     pose: Pose  # how the one is moved onto the other
+    is_exposure: bool = False  # of the same patient, and not as similar as most copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +69,16 @@ class Thumbnails:
         """The center square (0) or the whole image squashed (1) of the k-th file."""
         return np.asarray(self.images[self.rows[k], 0 if self.is_square[k] else which])
 
-    def subset(self, positions: np.ndarray) -> "Thumbnails":
-        """The thumbnails of some of these files."""
-        sides, is_square = self.shorter_sides[positions], self.is_square[positions]
-        return Thumbnails(self.images, self.rows[positions], sides, is_square)
+    @staticmethod
+    def of_images(images: list[np.ndarray]) -> "Thumbnails":
+        """The thumbnails of images in memory."""
+        pixels = np.zeros((len(images), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
+        for k, image in enumerate(images):
+            views = make_thumbnails(image)
+            pixels[k, : len(views)] = views
+        size = np.array([image.shape[:2] for image in images], float)
+        rows = np.arange(len(images))
+        return Thumbnails(pixels, rows, size.min(axis=1), size[:, 0] == size[:, 1])
 
 
 def make_thumbnails(image: np.ndarray) -> np.ndarray:
@@ -89,7 +95,7 @@ def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[N
     """Pairs that show the same; every duplicate is connected to its original by such pairs.
 
     Images of the same patient (m,), unless it is negative, must be more similar than others, since
-    two exposures of a patient are no copies.
+    two exposures of a patient are no copies; the less similar pairs are marked as exposures.
     """
     if len(thumbnails) < 2:
         return []
@@ -99,7 +105,7 @@ def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[N
         for which in views:
             for pair in _search(_Comparison(thumbnails, which, patients, pool)):
                 known = pairs.get(pair[:2], pair)
-                pairs[pair[:2]] = max(pair, known, key=lambda pair: pair.similarity)
+                pairs[pair[:2]] = max(pair, known, key=lambda p: (not p.is_exposure, p.similarity))
     return [pairs[key] for key in sorted(pairs)]
 
 
@@ -142,15 +148,17 @@ class _Comparison:
         self.features, by_rings, by_fourier = self._describe()
         self.rings = _project(by_rings[:, None], self.originals, self.count, ~is_cropped)[:, 0]
         self.fourier = _project(by_fourier, self.originals, self.count, is_cropped >= 0)
-        self.poses: dict[Pair, Pose] = {}
+        self.nearest = self.neighbors(np.full(self.count, _NUM_NEIGHBORS))
+        self.known_scores: dict[Pair, float] = {}
         self.results: dict[Pair, NearDuplicate] = {}
 
     def scores(self, pairs: list[Pair]) -> np.ndarray:
         """Correlation of the structure of each pair after a coarse alignment."""
-        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self.poses]
-        for part in _batches(missing, 4096):  # limits the open futures
-            self.poses |= dict(zip(part, self.pool.map(self._align, part), strict=True))
-        return np.array([abs(self.poses[pair].score) for pair in pairs])
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self.known_scores]
+        parts = list(_batches(missing, _ALIGNED))
+        for part, scores in zip(parts, self.pool.map(self._align, parts), strict=True):
+            self.known_scores |= dict(zip(part, scores.tolist(), strict=True))
+        return np.array([self.known_scores[pair] for pair in pairs])
 
     def compare(self, pairs: Iterable[Pair]) -> list[NearDuplicate]:
         """The similarity of each pair."""
@@ -167,7 +175,7 @@ class _Comparison:
         """Pairs of each image with its nearest neighbors, as many as ``counts`` says."""
         pairs: set[Pair] = set()
         rows = np.flatnonzero(counts)
-        for block in np.array_split(rows, len(rows) // _BLOCK + 1):
+        for block in (rows[k : k + _BLOCK] for k in range(0, len(rows), _BLOCK)):
             for distances in self._distances(block):
                 distances[np.arange(len(block)), block] = np.inf
                 largest = min(int(counts[block].max()), self.count - 1)
@@ -190,12 +198,14 @@ class _Comparison:
     def _describe(self) -> tuple[Features, np.ndarray, np.ndarray]:
         total = self.count + len(self.copies)
         features, descriptors = describe(self._image(0))
-        arrays = [np.empty((total, *a.shape), _DTYPES[a.dtype.kind]) for a in features]
-        arrays += [np.empty((total, *a.shape), np.float32) for a in descriptors]
-        for k in track(range(total), "describing every image"):
+        arrays = [np.empty((total, *a.shape), a.dtype) for a in (*features, *descriptors)]
+
+        def fill(k: int) -> None:
             features, descriptors = describe(self._image(k))
             for array, values in zip(arrays, (*features, *descriptors), strict=True):
                 array[k] = values
+
+        list(track(self.pool.map(fill, range(total)), "describing every image", total=total))
         return Features(*arrays[:3]), arrays[3], arrays[4]
 
     def _image(self, k: int) -> np.ndarray:
@@ -212,22 +222,22 @@ class _Comparison:
             np.minimum(best, distances, out=best)
         yield best
 
-    def _align(self, pair: Pair) -> Pose:
-        fixed, moving, zoom = self._order(pair)
-        return best_pose(self.features, fixed, moving, zoom)
+    def _align(self, pairs: list[Pair]) -> np.ndarray:
+        fixed, moving, zooms = self._order(pairs)
+        scores, _ = coarse_poses(self.features, fixed, moving, zooms[:, None], 1)
+        return np.asarray(np.abs(scores).max(axis=1))
 
-    def _order(self, pair: Pair) -> tuple[int, int, int]:
-        """The image that shows less, the image that shows more, and the zoom of the latter."""
-        i, j = pair
-        distances = [
-            float(np.square(self.fourier[i, first] - self.fourier[j, second]).sum())
-            for first, second in _RELATIVE_ZOOMS
-        ]
-        first, second = _RELATIVE_ZOOMS[int(np.argmin(distances))]
-        return (j, i, first) if first else (i, j, second)
+    def _order(self, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The images that show less, the images that show more, and the zooms of the latter."""
+        (i, j), (first, second) = np.transpose(pairs), np.transpose(_RELATIVE_ZOOMS)
+        changes = self.fourier[i][:, first] - self.fourier[j][:, second]
+        best = np.square(changes).sum(axis=2).argmin(axis=1)
+        shows_more = first[best] > 0
+        fixed, moving = np.where(shows_more, (j, i), (i, j))
+        return fixed, moving, np.maximum(first, second)[best]
 
     def _compare(self, pair: Pair) -> NearDuplicate:
-        fixed, moving, _ = self._order(pair)
+        fixed, moving = (int(rows[0]) for rows in self._order([pair])[:2])
         pose = refine_pose(self.features, fixed, moving)
         rows = [k if k < self.count else self.originals[k - self.count] for k in pair]
         side = int(np.clip(self.thumbnails.shorter_sides[rows].min(), 48, THUMBNAIL_SIZE))
@@ -241,13 +251,26 @@ def _search(comparison: _Comparison) -> list[NearDuplicate]:
     lowest_score = max(0.95 * float(np.quantile(comparison.scores(copies), 0.02)), _LOWEST_SCORE)
     of_copies = _fisher_z(comparison.compare(copies))
     low, high = np.quantile(of_copies, [0.05, 0.75]).tolist()
-    groups, _ = _connect(comparison, lowest_score, lambda pair: low)
+    groups, similar = _connect(comparison, lowest_score, low, low)
     of_sample, of_all = _highest_of_random_pairs(comparison, groups)
     between = of_sample + max(0.9 * (low - of_sample), _MARGIN)  # if copies are not much more alike
     limit = max(min(of_all, between), _LOWEST_LIMIT)
-    by_patient = {False: limit, True: max(limit, high)}  # two exposures are not as similar
-    is_same_patient = comparison.is_same_patient
-    return _connect(comparison, lowest_score, lambda pair: by_patient[is_same_patient(pair)])[1]
+    limit = _raise_limit(limit, of_all, _fisher_z(similar), of_copies)
+    return _connect(comparison, lowest_score, limit, max(limit, high))[1]
+
+
+def _raise_limit(limit: float, highest: float, similar: np.ndarray, copies: np.ndarray) -> float:
+    """Lowest limit, up to the highest, above which pairs are distributed as copies are.
+
+    Where different images can be as similar as copies, many of them lie just above the limit.
+    """
+    median = float(np.median(copies))
+    for value in np.arange(limit, min(highest, median), 0.01):
+        count, share = (similar >= value).sum(), (copies >= value).mean()
+        expected = (similar >= median).sum() * share / (copies >= median).mean()
+        if count - expected <= max(1.0, 0.02 * count):
+            return float(value)
+    return max(limit, min(highest, median))
 
 
 def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> tuple[float, float]:
@@ -270,26 +293,29 @@ def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> tuple[f
 
 
 def _connect(
-    comparison: _Comparison, lowest_score: float, limit: Callable[[Pair], float]
+    comparison: _Comparison, lowest_score: float, limit: float, of_patient: float
 ) -> tuple[Groups, list[NearDuplicate]]:
-    """Groups of images that show the same, and the pairs that connect them.
+    """Groups of images that show the same, and the pairs that connect them; also exposures.
 
-    Images are compared with more neighbors if some of them are duplicates.
+    Pairs of one patient that reach the limit, but not that of patients, are exposures. Images are
+    compared with more neighbors if some of them are duplicates.
     """
     groups, duplicates = Groups(comparison.count), list[NearDuplicate]()
-    wanted, searched = np.full(comparison.count, _NUM_NEIGHBORS), np.zeros(comparison.count, int)
-    while (wanted > searched).any():
-        pairs = comparison.neighbors(np.where(wanted > searched, wanted, 0))
-        searched = np.maximum(wanted, searched)
+    pairs, searched = comparison.nearest, np.full(comparison.count, _NUM_NEIGHBORS)
+    while pairs:
         unknown = sorted(pair for pair in pairs if not groups.is_connected(*pair))
         scores = comparison.scores(unknown)
         order = [k for k in np.argsort(-scores, kind="stable") if scores[k] >= lowest_score]
         for part in _batches([unknown[k] for k in order], 64):
             for pair in comparison.compare([p for p in part if not groups.is_connected(*p)]):
-                if _fisher_z([pair])[0] >= limit(pair[:2]):
+                z = np.arctanh(pair.similarity)
+                is_exposure = z < of_patient and comparison.is_same_patient(pair[:2])
+                if z >= limit and not is_exposure:
                     groups.connect(*pair[:2])
-                    duplicates.append(pair)
+                duplicates += [pair._replace(is_exposure=is_exposure)] * bool(z >= limit)
         wanted = np.minimum(_NUM_NEIGHBORS + groups.sizes() - 1, _MOST_NEIGHBORS)
+        pairs = comparison.neighbors(np.where(wanted > searched, wanted, 0))
+        searched = np.maximum(wanted, searched)
     return groups, duplicates
 
 

@@ -46,10 +46,11 @@ def test_a_leak_gives_exit_code_1_and_a_page_with_the_pair(folders, tmp_path, ca
     assert set(content["counts"]) == {"train", "test"}
     page = (output / "audit.html").read_text()
     assert "Leak: near duplicates" in page
+    assert "1 of 1 pairs" not in page
     assert page.count("data:image/png") == 1
     quarantine = pd.read_csv(output / "quarantine.csv")
     assert quarantine["split"].tolist() == ["train"]
-    assert "LEAK: 1 pairs of near duplicates in different splits" in printed
+    assert "LEAK: 1 pair of near duplicates in different splits" in printed
     # the report begins with the number of test images that occur in training
     count = len(list((folders / "test").glob("*/*.png")))
     first = f"1 of {count} test images also occurs in training"
@@ -97,13 +98,34 @@ def test_a_leak_of_a_config_is_answered_with_the_setting_that_excludes_it(
     (tmp_path / "member.yaml").write_text("data: data.yaml\nmodel: {class_path: x}\n")
     quarantine = f"{tmp_path}/out/quarantine.csv"
     for name, answer in (
-        ("data", f"edit {tmp_path}/data.yaml, init_args: add exclude: {quarantine}"),
+        ("data", f"edit {tmp_path}/data.yaml, init_args: set exclude: {quarantine}"),
         ("member", f"consilium fit --config {tmp_path}/member.yaml "
                    f"--data.init_args.exclude {quarantine}"),
     ):  # fmt: skip
         file = str(tmp_path / f"{name}.yaml")
         assert run(["audit", "--config", file, "-o", str(tmp_path / "out")]) == 1
-        assert f"next: {answer}  # without 1 images" in capsys.readouterr().out
+        assert f"next: {answer}  # without 1 image" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+def test_what_the_config_excludes_already_is_repeated_in_the_quarantine(folders, tmp_path, capsys):
+    classes = sorted(path.name for path in (folders / "train").iterdir())
+    first = str(next((folders / "test/none").glob("p0*.png")).relative_to(folders))
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out/quarantine.csv"
+    file.write_text(f"id,reason\n{first},blurred\n")
+    source = {"class_path": "datamodules.Folders", "init_args": {"root": str(folders)}}
+    source["init_args"]["patient"] = "(p[0-9]+)_"
+    init_args = {"source": source, "class_names": classes, "exclude": str(file)}
+    data = {"class_path": "datamodules.ImageDataModule", "init_args": init_args}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
+    arguments = ["audit", "--config", str(tmp_path / "data.yaml"), "-o", str(tmp_path / "out")]
+    assert run(arguments) == 1
+    assert f"without those of {file}, which it repeats" in capsys.readouterr().out
+    quarantine = pd.read_csv(file)
+    assert quarantine["reason"].tolist() == ["blurred", "near duplicates"]
+    assert run(arguments) == 0
+    assert pd.read_csv(file)["reason"].tolist() == ["blurred", "near duplicates"]
 
 
 def test_every_unreadable_file_is_on_the_page_and_in_the_quarantine(tmp_path):

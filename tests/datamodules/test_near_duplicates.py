@@ -3,11 +3,9 @@ import numpy as np
 import pytest
 
 from datamodules.audit.near_duplicates import (
-    THUMBNAIL_SIZE,
     NearDuplicate,
     Thumbnails,
     find_near_duplicates,
-    make_thumbnails,
 )
 from datamodules.phantoms.generate import PhantomSpec, generate_images
 from datamodules.splits import Groups
@@ -21,15 +19,8 @@ def generate(kind: str, count: int, size: int) -> list[np.ndarray]:
 
 
 def search(images: list[np.ndarray], patients: np.ndarray) -> list[NearDuplicate]:
-    pixels = np.zeros((len(images), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
-    for k, image in enumerate(images):
-        views = make_thumbnails(image)
-        pixels[k, : len(views)] = views
-    sides = np.array([min(image.shape[:2]) for image in images], float)
-    is_square = np.array([image.shape[0] == image.shape[1] for image in images])
-    return find_near_duplicates(
-        Thumbnails(pixels, np.arange(len(images)), sides, is_square), patients
-    )
+    pairs = find_near_duplicates(Thumbnails.of_images(images), patients)
+    return [pair for pair in pairs if not pair.is_exposure]
 
 
 def recall_and_precision(
@@ -113,6 +104,8 @@ def test_two_exposures_of_a_patient_are_no_copies_but_an_exact_copy_is_one():
     patients[40:] = 3, 5
     pairs = {(pair.first, pair.second) for pair in search(images, patients)}
     assert pairs == {(5, 41)}
+    all_pairs = find_near_duplicates(Thumbnails.of_images(images), patients)
+    assert {pair[:2] for pair in all_pairs if pair.is_exposure} == {(3, 40)}
     patients[40] = 40  # of another patient, this similarity is suspicious
     pairs = {(pair.first, pair.second) for pair in search(images, patients)}
     assert pairs == {(3, 40), (5, 41)}
