@@ -40,7 +40,7 @@ class ResidualAttention(nn.Module):
         widths: tuple[int, ...] = (64, 128, 256), depths: tuple[int, ...] = (2, 2, 2),
     ) -> None:  # fmt: skip
         super().__init__()
-        self.num_classes, self.drop_rate = num_classes, drop_rate
+        self.num_classes, self.drop_rate, self.num_features = num_classes, drop_rate, widths[-1]
         self.grad_checkpointing = False
         conv = nn.Conv2d(in_chans, widths[0], 3, 2, 1, bias=False)
         self.stem = nn.Sequential(conv, nn.BatchNorm2d(widths[0]), nn.ReLU())
@@ -49,7 +49,7 @@ class ResidualAttention(nn.Module):
         self.stages = nn.Sequential(*(_stage(*size, drop_rate) for size in sizes))
         self.attention = SpatialAttention()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(widths[-1], num_classes)
+        self.head: nn.Module = nn.Linear(widths[-1], num_classes)
         self.feature_info = [
             {"module": f"stages.{i}", "num_chs": width, "reduction": 2 ** (i + 1)}
             for i, width in enumerate(widths)
@@ -57,11 +57,20 @@ class ResidualAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last stage's features, weighted by the attention map, (B, C, H / 8, W / 8)."""
         x = self.stem(x)
         is_checkpointed = self.grad_checkpointing and self.training
         x = timm.models.checkpoint_seq(self.stages, x) if is_checkpointed else self.stages(x)
-        logits: Tensor = self.head(self.pool(self.attention(x)).flatten(1))
-        return logits
+        weighted: Tensor = self.attention(x)
+        return weighted
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, K) of features, or with `pre_logits` the pooled features, (B, C)."""
+        pooled: Tensor = self.pool(x).flatten(1)
+        return pooled if pre_logits else self.head(pooled)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Regular expressions of the stem and the stages (or blocks); the head matches none."""
@@ -74,6 +83,11 @@ class ResidualAttention(nn.Module):
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the head; with 0 classes the network returns the pooled features."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
 
 def _stage(in_chans: int, width: int, depth: int, stride: int, drop_rate: float) -> nn.Sequential:

@@ -20,7 +20,7 @@ class TimedProtocol(H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._start_waiting()
-        self.loop.call_later(0, self._make_room)  # once it is connected
+        self.loop.call_later(0, self._close_oldest)  # once it is connected
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the time limit."""
@@ -52,7 +52,7 @@ class TimedProtocol(H11Protocol):
         self.since = self.loop.time()
         self.head_timer = self.loop.call_later(HEAD_SECONDS, lambda: self.transport.abort())
 
-    def _make_room(self) -> None:
+    def _close_oldest(self) -> None:
         """Closes the oldest of the waiting connections if they are too many."""
         waiting = [c for c in self.connections if isinstance(c, TimedProtocol) and c.is_waiting]
         same_address = [c for c in waiting if c.address == self.address]

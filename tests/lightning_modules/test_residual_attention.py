@@ -56,6 +56,13 @@ def test_dropout_is_active_in_training_only(net: ResidualAttention) -> None:
     assert torch.equal(net(image), net(image))
 
 
+def test_without_classes_it_returns_the_pooled_features(net: ResidualAttention) -> None:
+    net.reset_classifier(0)
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.equal(net(image), net.forward_head(net.forward_features(image), pre_logits=True))
+    assert net(image).shape == (2, 24)
+
+
 def test_it_learns_to_detect_a_bright_square() -> None:
     torch.manual_seed(0)
     net = backbones.build("residual_attention", 2, widths=(8, 16, 24), drop_rate=0.0)
