@@ -1,6 +1,7 @@
 """The samples of one split as a torch dataset, and a DataLoader for it."""
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,7 +75,7 @@ class LazyDataLoader(DataLoader[Batch]):
     """
 
     def __init__(self, *args: Any, transform: Callable[[Batch], Batch], **kwargs: Any) -> None:
-        options: dict[str, Any] = {"collate_fn": identity, "worker_init_fn": use_one_thread}
+        options: dict[str, Any] = {"collate_fn": identity, "worker_init_fn": prepare_worker}
         super().__init__(*args, **options | kwargs)
         self.transform = transform
 
@@ -97,9 +98,13 @@ def identity(batch: Batch) -> Batch:
     return batch
 
 
-def use_one_thread(worker_id: int) -> None:
-    """Stops OpenCV in a worker from starting threads that compete with the other workers."""
+def prepare_worker(worker_id: int) -> None:
+    """Leaves threads to the other workers, and SIGTERM to the main process.
+
+    Schedulers send SIGTERM to all processes; the main one then ends the epoch and its workers.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _stack(arrays: list[np.ndarray]) -> torch.Tensor:

@@ -66,7 +66,7 @@ def test_unknown_command_lists_the_known_ones(capsys):
         (
             {"data.init_args.source": {"class_path": "datamodules.Folders",
                                        "init_args": {"root": "no/where", "patient": None}}},
-            "no/where: no such folder",
+            "no/where: no such file or folder",
         ),
     ],
 )  # fmt: skip

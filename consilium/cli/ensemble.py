@@ -21,7 +21,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as report
 from evaluation.reports import html
 from evaluation.results import read_tables, write_results
-from evaluation.stats.paired_tests import gain_or_loss
+from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import store
 from evaluation.voters.registry import VOTERS, VoterOptions
 
@@ -121,7 +121,7 @@ def summary_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> Table:
         gain = evaluated.gains[voter]["accuracy"]
         cells = [html.format_estimate(metrics[name]).split(" ")[0] for name in names]
         difference = html.format_estimate(gain.estimate, sign="+")
-        table.add_row(voter, *cells, difference, gain_or_loss("accuracy", gain))
+        table.add_row(voter, *cells, difference, better_or_worse("accuracy", gain))
     for member, metrics in evaluated.calibrated_metrics.items():
         cells = [html.format_estimate(metrics[name]).split(" ")[0] for name in names]
         table.add_row(member, *cells, "", "")

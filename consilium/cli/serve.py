@@ -8,10 +8,16 @@ nothing is loaded from the internet. Research use only; not a medical device.
 
 import argparse
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from consilium.cli.options import device, fraction, positive_int
 from consilium.serving import TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from consilium.inference.predictor import Predictor
+    from consilium.serving.service import ServerSettings
 
 LIMITS = (
     ("queue-size", 64, "N", "images that may wait; further requests get status 503"),
@@ -26,13 +32,23 @@ LIMITS = (
 def run(args: argparse.Namespace) -> int:
     """Serves until it is stopped."""
     from consilium.inference.export import load_with_backend
+    from consilium.serving import server
+
+    with server.open_listener(args.host, args.port) as listener:  # before the models are loaded
+        print(f"loading {args.model}", file=sys.stderr)
+        predictor = load_with_backend(args.model, args.backend, args.device)
+        server.serve(predictor, server_settings(args, predictor), listener)
+    return 0
+
+
+def server_settings(args: argparse.Namespace, predictor: "Predictor") -> "ServerSettings":
+    """The settings that the arguments and the model's folder give."""
     from consilium.serving import server, service, upload
 
-    predictor = load_with_backend(args.model, args.backend, args.device)
     if args.refer_risk is not None:
         args.refer_below = server.referral_threshold(args.model, predictor, args.refer_risk)
     max_files = min(args.max_files, args.queue_size)  # more would never be admitted
-    settings = service.ServerSettings(
+    return service.ServerSettings(
         title=args.title or server.default_title(args.model),
         refer_below=args.refer_below,
         limits=upload.UploadLimits(args.max_mb << 20, max_files, args.max_pixels, args.timeout),
@@ -43,9 +59,6 @@ def run(args: argparse.Namespace) -> int:
         examples=server.find_examples(args.examples, args.model),
         pointing=server.pointing_scores(args.model),
     )
-    with server.open_listener(args.host, args.port) as listener:
-        server.serve(predictor, settings, listener)
-    return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,10 +31,10 @@ NOTE = (
     "5 % of the long side. Energy in box: fraction of the map's sum in that box. Deletion: area "
     "under the class's probability as the pixels with the largest values are blurred (lower is "
     "better). Insertion: the same as they are restored in the blurred image (higher is better). "
-    "Sanity check: with randomized weights the pointing game should drop. Brackets: 95 % "
+    "Sanity check: with randomized weights the pointing game should drop. In brackets: 95 % "
     "confidence intervals, resampled by patient."
 )
-EXAMPLE_CAPTION = "The first correctly classified image of a class, by the first method."
+EXAMPLE_CAPTION = "The first correctly classified image of each class, by the first method."
 
 
 class SaliencyResult(NamedTuple):

@@ -26,7 +26,7 @@ init_args:
     init_args: {source}
   class_names: {names}
   preprocess: {{size: {size}}}  # more pixels show more detail and take longer
-  augment: gradcam  # mild; to see all policies: consilium audit {target} --augmentations
+  augment: gradcam  # mild; to see it: consilium audit --config {file} --augmentations
   balance: {{class_weights: sqrt}}
 """
 EXCLUDE = "  exclude: {file}  # leaking and unreadable samples, by the audit\n"

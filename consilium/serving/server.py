@@ -216,7 +216,8 @@ def open_listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--host {host} --port {port}: {error.args[-1]}") from error
+        reason = f"--host {host} --port {port}: {error.args[-1]}"
+        raise ValueError(f"{reason}; --port 0 chooses a free port") from error
 
 
 def serve(predictor: Predictor, settings: ServerSettings, listener: socket.socket) -> None:

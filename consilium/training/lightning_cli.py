@@ -47,11 +47,12 @@ CLASS_HELP = {  # what the help of an argument describes if no class is named
 PARSER_OPTIONS: dict[str, Any] = {
     name: {
         "exit_on_error": False,
+        "allow_abbrev": False,
         "usage": USAGE.format(command=name),
         "description": f"{summary.capitalize()}.",
     }
     for name, summary in COMMANDS.items()
-} | {"exit_on_error": False}
+} | {"exit_on_error": False, "allow_abbrev": False}
 
 
 class ConsiliumCLI(LightningCLI):

@@ -26,7 +26,7 @@ def find_image_files(root: Path) -> list[Path]:
 def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The image files below a folder, and a note on those that are no images, by suffix."""
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
+        raise ValueError(f"{root}: no such file or folder")
     files_below = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     paths = sorted(path.relative_to(root) for path in files_below)
     visible = [path for path in paths if "/." not in f"/{path.as_posix()}"]

@@ -18,7 +18,11 @@ from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, mean_estimate
 
 MacroCurve = Callable[[PredictionTable], tuple[np.ndarray, np.ndarray, float]]  # x, y, area
-LOSSES = {"train/loss": "Training loss", "val/training_loss": "Training loss", "val/loss": "NLL"}
+LOSSES = {
+    "train/loss": "Loss as trained",
+    "val/training_loss": "Loss as trained",
+    "val/loss": "NLL",
+}
 
 
 def confusion_plot(table: PredictionTable) -> Figure:

@@ -70,8 +70,7 @@ def summary_sentence(comparison: Comparison) -> str:
         return sentence
     pair = next(n for n in comparison.differences if set(n.split(" & ")) == {first, others[0]})
     difference = comparison.differences[pair]["accuracy"]
-    is_significant = paired_tests.gain_or_loss("accuracy", difference) != "no evidence of gain"
-    result = "a significant difference" if is_significant else "no evidence of a difference"
+    result = paired_tests.better_or_worse("accuracy", difference)
     shown = html.format_estimate(difference.estimate, sign="+")
     return f"{sentence} {pair.replace(' & ', ' minus ')}: {shown}, {result}."
 

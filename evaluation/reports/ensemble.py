@@ -16,7 +16,7 @@ from evaluation.predictions import PredictionTable, Tables
 from evaluation.reports import html
 from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
 from evaluation.stats.estimate import Estimate, Estimates, decimals_of
-from evaluation.stats.paired_tests import Differences, gain_or_loss
+from evaluation.stats.paired_tests import Differences, better_or_worse
 from evaluation.voters.registry import voter_spec
 
 CALIBRATED_NOTE = (
@@ -50,10 +50,9 @@ def ensemble_sections(
 
 
 def summary_sentence(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) -> str:
-    """Accuracy of the ensemble, its difference to the best member, and whether it is a gain."""
+    """Accuracy of the ensemble, its difference to the best member, and whether it is better."""
     accuracy, gain = evaluated.voter_metrics[voter]["accuracy"], evaluated.gains[voter]["accuracy"]
-    outcome = gain_or_loss("accuracy", gain)
-    outcome = {"gain": "a gain", "loss": "a loss"}.get(outcome, outcome)
+    outcome = better_or_worse("accuracy", gain)
     sample = html.format_sample_size(accuracy, evaluated.rows)
     return (
         f"The ensemble ({voter_spec(voter).label}) reaches accuracy "
@@ -99,7 +98,9 @@ def gain_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> html.Table:
     names, rows = headline_metrics(), list[tuple[html.Cell, ...]]()
     for voter, gains in evaluated.gains.items():
         cells = [html.SignedEstimate(gains[name].estimate) for name in names]
-        outcomes = [f"{metric_label(n)}: {gain_or_loss(n, gains[n])}" for n in ("accuracy", "nll")]
+        outcomes = [
+            f"{metric_label(n)}: {better_or_worse(n, gains[n])}" for n in ("accuracy", "nll")
+        ]
         p_value = f"{gains['accuracy'].p_value:.3g}"
         rows.append((voter_spec(voter).label, *cells, p_value, "; ".join(outcomes)))
     test = next(iter(evaluated.gains.values()))["accuracy"].test
@@ -222,7 +223,7 @@ def ensemble_results(
         "not_fitted": fitted.not_fitted,
         "notes": [*fitted.warnings, *collect_notes(tables.values())],
         **paired_meta(evaluated.gains, evaluated.diversity, evaluated.agreement, evaluated.rows),
-        "gain_or_loss": gain_or_loss("accuracy", evaluated.gains[voter]["accuracy"]),
+        "better_or_worse": better_or_worse("accuracy", evaluated.gains[voter]["accuracy"]),
         "manifest_digest": first.meta.get("manifest_digest"),
         "precision": first.meta.get("precision"),
     }

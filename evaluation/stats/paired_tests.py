@@ -67,13 +67,13 @@ def mean_paired_differences(pairs: Sequence[Pair], draws: int = DRAWS) -> Differ
     return _differences_of_sums(tables, [contrast], clusters, draws, 0)[0]
 
 
-def gain_or_loss(name: str, difference: Difference) -> str:
-    """`gain`, `loss` or `no evidence of gain`: interval and corrected p-value must agree."""
+def better_or_worse(name: str, difference: Difference) -> str:
+    """`better`, `worse` or `no clear difference`: interval and corrected p-value must agree."""
     low, high = difference.estimate.low, difference.estimate.high
     has_sign = low is not None and high is not None and max(low, -high) > SMALLEST_SHOWN
     if low is None or not has_sign or difference.p_value >= 0.05:
-        return "no evidence of gain"
-    return "gain" if metric_spec(name).is_improvement(low) else "loss"
+        return "no clear difference"
+    return "better" if metric_spec(name).is_improvement(low) else "worse"
 
 
 def holm_corrected(comparisons: Mapping[str, Differences]) -> dict[str, Differences]:

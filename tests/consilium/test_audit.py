@@ -343,7 +343,7 @@ def test_a_config_is_audited_and_its_augmentations_are_written(config, tmp_path)
 def test_wrong_input_is_an_error_with_its_name(tmp_path):
     with pytest.raises(ValueError, match="either a FOLDER or TABLE, or --config"):
         run(["audit"])
-    with pytest.raises(ValueError, match="nowhere: no such folder"):
+    with pytest.raises(ValueError, match="nowhere: no such file or folder"):
         run(["audit", str(tmp_path / "nowhere")])
     with pytest.raises(ValueError, match=r"gone\.yaml: no such config"):
         run(["audit", "--config", str(tmp_path / "gone.yaml")])

@@ -59,7 +59,7 @@ def test_class_names_that_differ_from_the_files_are_an_error_with_both(split_fol
         ValueError, match=r"in the files are \['no', 'yes'\], not \['no', 'maybe'\]"
     ):
         Folders(str(split_folders), None).manifest(["no", "maybe"])
-    with pytest.raises(ValueError, match="nowhere: no such folder"):
+    with pytest.raises(ValueError, match="nowhere: no such file or folder"):
         Folders(str(split_folders / "nowhere"), None).manifest(["no"])
 
 

@@ -67,7 +67,7 @@ def test_learning_curves_compare_the_trained_loss_only_with_itself() -> None:
     axes = {ax.get_title(loc="left"): _lines(ax) for ax in curves.learning_curves(history).axes
             if ax.get_visible()}  # fmt: skip
     assert axes == {
-        "Training loss": {"train": [[0, 0.2], [1, 0.1]], "val": [[0, 0.3], [1, 0.2]]},
+        "Loss as trained": {"train": [[0, 0.2], [1, 0.1]], "val": [[0, 0.3], [1, 0.2]]},
         "NLL": {"val": [[0, 1.0], [1, 0.9]]},
     }
 

@@ -15,7 +15,7 @@ from evaluation.metrics.calibration import nll
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import aggregate
 from evaluation.reports.ensemble import mean_of_members
-from evaluation.stats.paired_tests import gain_or_loss
+from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import VoterOptions
 from tests.evaluation.tables import make_table, named_copies, named_experts
 
@@ -26,7 +26,7 @@ def test_an_ensemble_of_experts_is_a_gain_over_the_best_member() -> None:
     evaluated = evaluate_voters(fitted, test, draws=300)
     assert fitted.best_member in ("first", "second")
     assert fitted.not_fitted == {}
-    assert gain_or_loss("accuracy", evaluated.gains["per_group"]["accuracy"]) == "gain"
+    assert better_or_worse("accuracy", evaluated.gains["per_group"]["accuracy"]) == "better"
     assert evaluated.member_metrics["first"] == compute_metrics(test["first"], draws=300)
 
 
@@ -50,10 +50,10 @@ def test_five_copies_are_no_gain_and_have_no_diversity() -> None:
     evaluated = evaluate_voters(fit_voters(named_copies("val")), named_copies("test"), draws=300)
     for voter, gains in evaluated.gains.items():
         if voter != "stacked":  # it calibrates each class
-            assert gain_or_loss("accuracy", gains["accuracy"]) == "no evidence of gain", voter
+            assert better_or_worse("accuracy", gains["accuracy"]) == "no clear difference", voter
             assert gains["accuracy"].estimate.value == 0, voter
     for voter in ("soft", "geometric", "learned", "greedy", "per_class"):
-        assert gain_or_loss("nll", evaluated.gains[voter]["nll"]) == "no evidence of gain", voter
+        assert better_or_worse("nll", evaluated.gains[voter]["nll"]) == "no clear difference", voter
     assert evaluated.agreement.value == 1.0
     assert all(pair.disagreement.value == 0 for pair in evaluated.diversity.values())
 

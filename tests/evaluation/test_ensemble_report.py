@@ -32,7 +32,7 @@ from evaluation.reports.ensemble import (
 from evaluation.reports.html import Plot, Table, Text, section_html, write_report
 from evaluation.results import read_results, write_results
 from evaluation.stats.estimate import Estimate
-from evaluation.stats.paired_tests import gain_or_loss
+from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import VOTERS, VoterOptions, VoterSpec
 from evaluation.voters.simple import Weighted, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble, load, save
@@ -93,7 +93,7 @@ def test_the_summary_states_a_gain_or_its_absence() -> None:
     assert summary_sentence(fitted, evaluated, "per_group").endswith("), a gain.")
     copies = fit_voters(named_copies("val"))
     equal = evaluate_voters(copies, named_copies("test"), draws=100)
-    assert summary_sentence(copies, equal, "soft").endswith(", no evidence of gain.")
+    assert summary_sentence(copies, equal, "soft").endswith(", no clear difference.")
 
 
 def test_calibrated_and_raw_numbers_are_labeled() -> None:
@@ -138,7 +138,7 @@ def test_report_and_results_have_every_voter(tmp_path: Path) -> None:
         assert loaded.others[f"voter/{name}"]["nll"] == evaluated.voter_metrics[name]["nll"]
     assert set(summary_metrics()) <= set(loaded.metrics)
     accuracy = evaluated.gains["soft"]["accuracy"]
-    assert loaded.meta["gain_or_loss"] == gain_or_loss("accuracy", accuracy)
+    assert loaded.meta["better_or_worse"] == better_or_worse("accuracy", accuracy)
     assert Estimate(**loaded.meta["agreement"]) == evaluated.agreement
     disagreement = loaded.meta["diversity"]["first & third"]["disagreement"]
     assert disagreement["low"] < disagreement["value"] < disagreement["high"]

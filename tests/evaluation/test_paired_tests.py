@@ -8,8 +8,8 @@ from scipy import stats
 from evaluation.metrics import compute
 from evaluation.predictions import PredictionTable
 from evaluation.stats.paired_tests import (
+    better_or_worse,
     differences_to_baseline,
-    gain_or_loss,
     holm,
     holm_corrected,
     mcnemar,
@@ -58,10 +58,10 @@ def test_differences_are_those_of_the_metrics(images: int) -> None:
         estimate = difference.estimate
         assert estimate.value == pytest.approx(a[name].value - b[name].value), name
         assert estimate.low < estimate.value < estimate.high
-    assert gain_or_loss("accuracy", differences["accuracy"]) == "gain"
-    assert gain_or_loss("nll", differences["nll"]) == "gain"
+    assert better_or_worse("accuracy", differences["accuracy"]) == "better"
+    assert better_or_worse("nll", differences["nll"]) == "better"
     reverse = paired_differences(other, one, draws=400)
-    assert gain_or_loss("accuracy", reverse["accuracy"]) == "loss"
+    assert better_or_worse("accuracy", reverse["accuracy"]) == "worse"
 
 
 def test_mean_of_three_equal_pairs_is_the_difference_of_one() -> None:
@@ -119,7 +119,7 @@ def test_ensemble_of_five_copies_is_no_gain() -> None:
     )
     for name, difference in compared["a"].items():
         assert difference.estimate.value == pytest.approx(0, abs=1e-6), name
-        assert gain_or_loss(name, difference) == "no evidence of gain", name
+        assert better_or_worse(name, difference) == "no clear difference", name
 
 
 def test_equal_predictions_of_different_models_have_an_interval() -> None:
@@ -135,11 +135,11 @@ def test_gain_needs_a_small_corrected_p_value_and_a_visible_difference() -> None
     one, other = make_table(80, seed=1, gain=1.9), make_table(80, seed=2)
     difference = paired_differences(one, other, draws=300)["accuracy"]
     gain = replace(difference, p_value=0.03, estimate=replace(difference.estimate, low=0.01))
-    assert gain_or_loss("accuracy", gain) == "gain"
+    assert better_or_worse("accuracy", gain) == "better"
     tiny = replace(gain.estimate, value=3e-5, low=2e-5, high=4e-5)
-    assert gain_or_loss("accuracy", replace(gain, estimate=tiny)) == "no evidence of gain"
+    assert better_or_worse("accuracy", replace(gain, estimate=tiny)) == "no clear difference"
     [corrected, *_] = holm([0.03, 0.5, 0.5, 0.5])
-    assert gain_or_loss("accuracy", replace(gain, p_value=corrected)) == "no evidence of gain"
+    assert better_or_worse("accuracy", replace(gain, p_value=corrected)) == "no clear difference"
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -151,7 +151,7 @@ def test_accuracy_is_compared_by_an_exact_test_over_patients(rare: int, images: 
     assert difference.test == test
     # with strata the interval would be above this value
     assert difference.estimate.low < 0.025 < difference.estimate.high
-    assert gain_or_loss("accuracy", difference) == "no evidence of gain"
+    assert better_or_worse("accuracy", difference) == "no clear difference"
 
 
 @pytest.mark.parametrize("rare", [1, 2, 4])
@@ -184,8 +184,8 @@ def test_equal_models_of_a_rare_class_are_seldom_called_different(rare: int) -> 
         pair = [replace(table, logits=3 * np.eye(2)[p]) for p in predictions]
         differences = paired_differences(*pair, draws=200)
         names = ("accuracy", "balanced_accuracy")
-        outcomes.append([gain_or_loss(name, differences[name]) for name in names])
-    assert ((np.array(outcomes) != "no evidence of gain").mean(axis=0) <= 0.1).all()
+        outcomes.append([better_or_worse(name, differences[name]) for name in names])
+    assert ((np.array(outcomes) != "no clear difference").mean(axis=0) <= 0.1).all()
 
 
 @pytest.mark.parametrize("n", [10, 40])

@@ -16,7 +16,7 @@ from evaluation.metrics.registry import (
 )
 from evaluation.predictions import PredictionTable
 from evaluation.results import Results, read_results, write_results
-from evaluation.stats.paired_tests import gain_or_loss, paired_differences
+from evaluation.stats.paired_tests import better_or_worse, paired_differences
 from tests.evaluation.tables import make_table
 
 
@@ -53,7 +53,7 @@ def test_one_entry_adds_a_metric_to_metrics_differences_and_results_json(
     assert "distance" in summary_metrics()
     assert matching_specs("distance")
     difference = paired_differences(make_table(90, gain=0.1), table, draws=50)["distance"]
-    assert gain_or_loss("distance", difference) == "loss"  # higher, and lower is better
+    assert better_or_worse("distance", difference) == "worse"  # higher, and lower is better
     path = tmp_path / "results.json"
     write_results(path, Results("model", "test", table.class_names, metrics))
     assert json.loads(path.read_text())["metrics"]["distance"]["n"] == 90

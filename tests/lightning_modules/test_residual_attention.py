@@ -57,7 +57,7 @@ def test_dropout_is_active_in_training_only(net: ResidualAttention) -> None:
 
 
 def test_without_classes_it_returns_the_pooled_features(net: ResidualAttention) -> None:
-    net.reset_classifier(0)
+    net.eval().reset_classifier(0)
     image = torch.rand(2, 3, 32, 32)
     assert torch.equal(net(image), net.forward_head(net.forward_features(image), pre_logits=True))
     assert net(image).shape == (2, 24)
