@@ -157,8 +157,9 @@ class Groups:
     def find(self, row: int) -> int:
         """The row that stands for the group of a row: the first one."""
         while (parent := self._parents[row]) != row:
-            row = self._parents[row] = self._parents[parent]
-        return int(row)
+            self._parents[row] = self._parents[parent]  # so that the next search is shorter
+            row = int(parent)
+        return row
 
     def connect(self, first: int, second: int) -> None:
         """Joins the groups of two rows."""

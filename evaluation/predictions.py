@@ -58,8 +58,7 @@ class PredictionTable:
             if (values := getattr(self, name)) is not None:
                 rounded = np.asarray(values, np.float32).astype(np.float64)
                 object.__setattr__(self, name, rounded)
-        self._check_shape()
-        self._check_values()
+        self._check()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,7 +159,7 @@ class PredictionTable:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def _check_shape(self) -> None:
+    def _check(self) -> None:
         if missing := [c for c in COLUMNS if c not in self.rows.columns]:
             raise ValueError(f"prediction table has no column {missing[0]!r}; it needs {COLUMNS}")
         n, k, pairs = len(self.rows), len(self.class_names), self.pair_logits
@@ -171,16 +170,14 @@ class PredictionTable:
             raise ValueError(f"logits have shape {self.logits.shape}, the table needs {shape}")
         if pairs is not None and pairs.shape != (shape := (n, k * (k - 1) // 2)):
             raise ValueError(f"pair_logits have shape {pairs.shape}, not {shape}")
-
-    def _check_values(self) -> None:
-        ids, labels, last = self.rows["id"], self.rows["label"], len(self.class_names) - 1
+        ids, labels, last = self.rows["id"], self.rows["label"], k - 1
         if len(repeated := ids[ids.duplicated()]):
             count = f"{len(repeated)} duplicate ids"
             raise ValueError(f"id {repeated.iloc[0]!r} occurs twice ({count})")
         if len(invalid := labels[~labels.between(-1, last)]):
             row = f"label {invalid.iloc[0]} of id {ids[invalid.index[0]]!r}"
             raise ValueError(f"{row} is not in -1 (unknown) to {last}")
-        values = [v for v in (self.logits, self.pair_logits) if v is not None]
+        values = [self.logits] if pairs is None else [self.logits, pairs]
         is_finite = np.isfinite(np.hstack(values)).all(axis=1)
         if count := (~is_finite).sum():
             first = ids.iloc[int(is_finite.argmin())]

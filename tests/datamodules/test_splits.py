@@ -1,9 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from datamodules.manifest import Manifest
-from datamodules.splits import Fold, SplitFractions, assign_split, fold_of_patient
+from datamodules.splits import Fold, Groups, SplitFractions, assign_split, fold_of_patient
 
 
 @pytest.fixture
@@ -166,3 +168,15 @@ def test_without_folds_the_manifest_stays(manifest):
 def test_a_wrong_fold_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Fold(*settings)
+
+
+def test_groups_are_the_connected_components_named_by_their_first_row():
+    pairs = np.random.default_rng(0).integers(0, 300, (280, 2))
+    groups = Groups(300)
+    for first, second in pairs:
+        groups.connect(int(first), int(second))
+    graph = csr_matrix((np.ones(len(pairs)), pairs.T), (300, 300))
+    components = connected_components(graph, directed=False)[1]
+    first_rows = np.unique(components, return_index=True)[1]
+    assert groups.labels().tolist() == first_rows[components].tolist()
+    assert groups.sizes().tolist() == np.bincount(components)[components].tolist()
