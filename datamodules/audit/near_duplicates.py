@@ -130,7 +130,7 @@ def simulate_copy(
     scale = float(np.clip(original_side / THUMBNAIL_SIZE - 1, 0, 1))
     quality = int(rng.uniform(40 + 45 * scale, 90 + 9 * scale))
     data = cv2.imencode(".jpg", copy, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return resize(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), THUMBNAIL_SIZE)
+    return resize(np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)), THUMBNAIL_SIZE)
 
 
 class _Comparison:
