@@ -112,15 +112,17 @@ def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[N
 def simulate_copy(
     image: np.ndarray, rng: np.random.Generator, crop: bool, original_side: float
 ) -> np.ndarray:
-    """An image as offline augmentation changes it; about half of the changes are made.
+    """A thumbnail as offline augmentation changes it; about half of the changes are made.
 
-    Compression of the original changes its thumbnail less if the original is larger.
+    Compression of the original changes its thumbnail less if the original is larger, and more if
+    it is smaller, for it is changed before it is magnified.
     """
-    side, zoom = len(image), rng.uniform(1.0, 1.17) if crop else 1.0
+    side = int(np.clip(original_side, 48, THUMBNAIL_SIZE))
+    zoom = rng.uniform(1.0, 1.17) if crop else 1.0
     degrees = 90.0 * rng.integers(4) + rng.choice([0.0, rng.uniform(-20, 20)])
     matrix = pose_matrix(degrees, bool(rng.integers(2)), zoom, side)
     matrix[:, 2] += rng.uniform(-0.5, 0.5, 2) * (zoom - 1) * side
-    copy = cv2.warpAffine(image, matrix, (side, side))
+    copy = cv2.warpAffine(resize(image, side), matrix, (side, side))
     if rng.integers(2):
         copy = cv2.convertScaleAbs(copy, alpha=rng.uniform(0.8, 1.25), beta=rng.uniform(-20, 20))
     if rng.integers(2):
@@ -128,7 +130,7 @@ def simulate_copy(
     scale = float(np.clip(original_side / THUMBNAIL_SIZE - 1, 0, 1))
     quality = int(rng.uniform(40 + 45 * scale, 90 + 9 * scale))
     data = cv2.imencode(".jpg", copy, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
+    return resize(np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)), THUMBNAIL_SIZE)
 
 
 class _Comparison:
