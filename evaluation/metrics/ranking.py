@@ -47,12 +47,17 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def auroc_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
     """AUROC of each class against the others and its mean over classes, with DeLong's intervals."""
-    method = "DeLong" if clusters.has_one_row_per_patient else "cluster-robust DeLong"
+    delongs = "DeLong" if clusters.has_one_row_per_patient else "cluster-robust DeLong"
     classes, size = np.arange(len(table.class_names)), (len(table), clusters.num_patients, ABSENT)
     areas = delong(table.probabilities, table.labels[:, None] == classes, clusters)
-    parts = {"auroc": areas.mean(classes)}
-    parts |= {f"auroc/{name}": areas.mean(classes[[c]]) for c, name in enumerate(table.class_names)}
-    return {name: make_estimate(of_name, method, *size) for name, of_name in parts.items()}
+    parts = {"auroc": classes}
+    parts |= {f"auroc/{name}": classes[[c]] for c, name in enumerate(table.class_names)}
+    estimates = {}
+    for name, at in parts.items():
+        constant = areas.is_constant(at)
+        methods = [delongs] * (not constant.all()) + ["Newcombe"] * bool(constant.any())
+        estimates[name] = make_estimate(areas.mean(at), " and ".join(methods), *size)
+    return estimates
 
 
 def ranking_estimates(

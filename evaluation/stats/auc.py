@@ -25,14 +25,25 @@ class Areas:
     negatives: np.ndarray
 
     def mean(self, at: np.ndarray) -> tuple[float, float, float]:
-        """Mean of the areas at positions `at` with its interval, within (0, 1]."""
+        """Mean of the areas at positions `at` with its interval, within [0, 1].
+
+        An area without variance, such as 1, widens it as its own interval by Newcombe would.
+        """
         weights = np.zeros(len(self.value))
         weights[at] = 1 / len(at)
         value, error = float(self.value[at].mean()), self._standard_error(weights)
+        low = high = value
         if error > 0 and 0 < value < 1:  # symmetric in the logit
             half = self._quantile(at) * error / (value * (1 - value))
-            return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
-        return value, *self._newcombe_mean(self.value, at)
+            low, high = float(expit(logit(value) - half)), float(expit(logit(value) + half))
+        if (constant := at[self.is_constant(at)]).size:
+            ends = np.array(self._newcombe_mean(self.value, constant))
+            low, high = (ends - self.value[constant].mean()) * constant.size / at.size + (low, high)
+        return value, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+
+    def is_constant(self, at: np.ndarray) -> np.ndarray:
+        """Which areas at positions `at` have no variance."""
+        return np.asarray(np.diag(self.covariance)[at] <= TIE**2)
 
     def difference(
         self, first: np.ndarray, second: np.ndarray

@@ -60,6 +60,21 @@ def test_perfect_area_has_newcombes_interval() -> None:
     assert newcombe_interval(1.0, 20, 20)[0] == pytest.approx(low)
 
 
+def test_a_perfect_class_widens_the_interval_of_the_mean() -> None:
+    """The mean with one perfect class of two is as uncertain as the two classes are."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    scores = np.stack([labels + rng.normal(0, 0.7, 60), labels + 0.0], axis=1)
+    areas = delong(scores, np.stack([labels == 1] * 2, axis=1), one_image_each(60))
+    assert areas.is_constant(np.arange(2)).tolist() == [False, True]
+    (first, low_first, _), (_, low_perfect, _) = (areas.mean(np.array([k])) for k in (0, 1))
+    value, low, high = areas.mean(np.arange(2))
+    assert value == (first + 1) / 2
+    assert low < (first + low_perfect) / 2
+    assert low > (low_first + low_perfect) / 2 - 0.02
+    assert value < high <= 1
+
+
 def test_interval_of_an_area_is_below_one() -> None:
     rng = np.random.default_rng(0)
     positive = np.arange(60) < 30
