@@ -153,12 +153,13 @@ class ResultsWriter(L.Callback):
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
         page = run.run_sections(results, table, epochs, savings)
-        run.write_run_report(folder, results, page)
+        report = run.write_run_report(folder, results, page)
         if is_saving:
             run.write_changed_decisions(folder, table)
         write_results(folder / name, results)
         log_results(trainer.loggers, results, table, page)
         Console().print(summary_table(results))
+        print(f"Report: {report}")
 
 
 def log_results(

@@ -20,6 +20,7 @@ from evaluation.files import read_json, write_bytes, write_json
 from evaluation.reports import html
 from evaluation.saliency import SaliencyScores, saliency_estimates
 from evaluation.stats.estimate import Estimate
+from evaluation.voters.registry import voter_spec
 
 VERSION = 2  # of saliency.json
 EXAMPLES = "examples"
@@ -63,7 +64,8 @@ def evaluate_maps(
 ) -> list[SaliencyResult]:
     """Estimates of the maps of each member and, if there are several, of the ensemble."""
     names = [member.name for member in predictor.members]
-    names += [f"ensemble ({predictor.ensemble.voter.name})"] if len(names) > 1 else []
+    if len(names) > 1:
+        names.append(f"ensemble ({voter_spec(predictor.ensemble.voter.name).label})")
     scores: dict[str, list[SaliencyScores]] = {name: [] for name in names}
     groups = predictor.groups_of(rows)
     columns = zip(rows["path"], rows["label"], rows["patient"], _boxes(rows), groups, strict=True)

@@ -26,10 +26,11 @@ RATIOS = ("weights_zero_fraction", "macs_theoretical_ratio", "latency_ratio_meas
           "energy_ratio_measured")  # fmt: skip
 
 
-def write_run_report(folder: Path, results: Results, sections: Sequence[html.Section]) -> None:
-    """Writes report.html for the test split, report.<split>.html for another."""
+def write_run_report(folder: Path, results: Results, sections: Sequence[html.Section]) -> Path:
+    """Writes report.html for the test split, report.<split>.html for another; returns the file."""
     name = FILE if results.split == "test" else f"report.{results.split}.html"
     html.write_report(folder / name, f"{results.name}: {results.split} split", sections)
+    return folder / name
 
 
 def run_sections(

@@ -245,7 +245,7 @@ def test_pointing_scores_are_those_measured_in_the_experiment(tmp_path):
     estimates = saliency.saliency_estimates(scores)
     results = [
         saliency_evaluation.SaliencyResult(name, method, estimates)
-        for name in ("a", "ensemble (soft)")
+        for name in ("a", "ensemble (Mean probability)")
         for method in ("GradCAM", "LayerCAM")
     ]
     saliency_evaluation.write_results(tmp_path / "saliency" / "ensemble", results)

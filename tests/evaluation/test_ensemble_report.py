@@ -86,11 +86,11 @@ def test_a_voter_registered_in_one_place_is_fitted_evaluated_stored_and_shown(
     assert isinstance(loaded.voter, MostAccurate)
 
 
-def test_the_summary_states_a_gain_or_its_absence() -> None:
+def test_the_summary_states_whether_the_ensemble_is_better() -> None:
     val, test = named_experts("val", 0), named_experts("test", 1)
     fitted = fit_voters(val, VoterOptions("body_part"))
     evaluated = evaluate_voters(fitted, test, draws=300)
-    assert summary_sentence(fitted, evaluated, "per_group").endswith("), a gain.")
+    assert summary_sentence(fitted, evaluated, "per_group").endswith("), better.")
     copies = fit_voters(named_copies("val"))
     equal = evaluate_voters(copies, named_copies("test"), draws=100)
     assert summary_sentence(copies, equal, "soft").endswith(", no clear difference.")
