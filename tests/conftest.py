@@ -60,9 +60,9 @@ def _blank_plots() -> Iterator[None]:
     """Leaves plots of reports blank: drawing them takes more time than a short fit."""
     from evaluation.reports import html
 
-    render_png = html.render_png
+    png = html.Plot.png
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(html, "render_png", lambda f: render_png(f) if _is_drawing else BLANK_PNG)
+        patch.setattr(html.Plot, "png", lambda plot: png(plot) if _is_drawing else BLANK_PNG)
         yield
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -33,6 +34,9 @@ def test_model_is_fitted_and_tested_by_a_plain_trainer(tmp_path, model_class):
 
 @pytest.mark.exhaustive
 def test_python_example_of_the_readme_runs(tmp_path, monkeypatch):
+    """With two batches of each split."""
+    limits = {f"limit_{split}_batches": 2 for split in ("train", "val", "test")}
+    monkeypatch.setattr(L, "Trainer", partial(L.Trainer, **limits))
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
     exec(code, {})
