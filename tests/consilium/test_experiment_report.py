@@ -177,7 +177,7 @@ def test_folds_are_pooled_over_images_and_ranking_metrics_are_averaged(write):
 
 
 def test_a_metric_of_zero_counts_over_seeds_and_a_missing_one_does_not():
-    config = ExperimentConfig("s", "s", Path(), {"a": ()}, seeds=[1, 2])
+    config = ExperimentConfig("s", "s", {"a": []}, seeds=[1, 2])
     known = {name: Estimate(1.0, 1.0, 1.0, "known", 9, 9) for name in summary_metrics()}
     other = {
         "accuracy": Estimate(0.0, 0.0, 0.0, "known", 9, 9),

@@ -76,8 +76,7 @@ def _cost_row(
     run: Path, history: pd.DataFrame, counted: dict[str, tuple[int, int]]
 ) -> tuple[object, ...]:
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    model = config["model"]  # a class of a user may choose its backbone by itself
-    backbone = model["init_args"].get("backbone", model["class_path"])
+    backbone = config["model"]["init_args"].get("backbone", "")  # own classes may not have one
     pixels = config["data"]["init_args"]["preprocess"]["size"]
     zeros = read_savings(run).get("weights_zero_fraction")
     costs = _checkpoint_cost(run / "best.ckpt", counted)
