@@ -29,7 +29,7 @@ class ImageExplanation:
 
     saliency_map: np.ndarray  # (H, W) float32, 0 to 1; mean of the members' maps by their weights
     member_maps: np.ndarray  # (M, H, W) float32, 0 to 1
-    member_probabilities: np.ndarray  # (M, K)
+    member_probabilities: np.ndarray  # (M, K), calibrated if the ensemble's members are
     member_weights: np.ndarray  # (M,) weight of each member in the score of the class
     probabilities: np.ndarray  # (K,) of the ensemble
     class_index: int  # the class that the maps explain
@@ -149,7 +149,8 @@ class Predictor:
         pairs = zip(self.members, explained, strict=True)
         maps = np.stack([m.preprocess.project_to_image(small, image) for m, (small, _) in pairs])
         mean_map = np.einsum("m,mhw->hw", weights, maps).astype(np.float32)
-        return ImageExplanation(mean_map, maps, members, weights, ensemble, label)
+        calibrated = self.ensemble.calibrate_members(members[:, None])[:, 0]
+        return ImageExplanation(mean_map, maps, calibrated, weights, ensemble, label)
 
     def refuse_trained_samples(self, ids: Iterable[str], split: str) -> None:
         """Raises if a member was trained on one of these samples, or was selected by it."""

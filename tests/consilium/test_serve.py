@@ -265,6 +265,10 @@ def test_members_are_calibrated_by_their_own_temperatures(predictor):
         calibrated = list(member["probabilities"].values())
         assert calibrated == pytest.approx(temperature(raw).tolist())
         assert member["probability"] == max(calibrated)
+    pixels = decode_gray(image_file()[1])
+    explained = replace(predictor, ensemble=fitted).explain(pixels)
+    served = [list(member["probabilities"].values()) for member in prediction["members"]]
+    assert np.allclose(explained.member_probabilities, served, atol=1e-5)
     with open_client(predictor) as client:
         assert client.get("/v1/model").json()["members_calibrated"] is False
         prediction = post_images(client, [image_file()]).json()["predictions"][0]
