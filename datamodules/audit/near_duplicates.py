@@ -35,7 +35,7 @@ _DIMENSIONS = 32
 _NUM_NEIGHBORS, _MOST_NEIGHBORS = 6, 100  # of each image, without and with its duplicates
 _NUM_COPIES, _NUM_RANDOM_PAIRS, _NUM_COMPARED = 100, 2_000, 80  # of the samples
 _LOWEST_SCORE = 0.6  # of the coarse alignment of a pair whose details are compared
-_FALSE_PAIRS = 0.2  # expected number in the whole dataset
+_FALSE_PAIRS = 0.05  # expected number in the whole dataset
 _LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
 _BLOCK, _ALIGNED = 256, 32  # images whose neighbors are searched, pairs aligned together
 
@@ -270,7 +270,7 @@ def _raise_limit(limit: float, highest: float, similar: np.ndarray, copies: np.n
     for value in np.arange(limit, min(highest, median), 0.01):
         count, share = (similar >= value).sum(), (copies >= value).mean()
         expected = (similar >= median).sum() * share / (copies >= median).mean()
-        if count - expected <= max(1.0, 0.02 * count):
+        if count - expected <= max(0.5, 0.02 * count):
             return float(value)
     return max(limit, min(highest, median))
 
