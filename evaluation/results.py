@@ -91,7 +91,8 @@ def read_tables(
     """Prediction tables by member, of a run folder that of `split`; errors name `argument`."""
     names = [member_name(path) for path in paths]
     if duplicates := [name for name in sorted(names) if names.count(name) > 1]:
-        raise ValueError(f"{argument}: two paths belong to the member {duplicates[0]!r}")
+        same = f"two paths belong to the member {duplicates[0]!r}"
+        raise ValueError(f"{argument}: {same}; copy one of them to a folder of another name")
     tables = {}
     for name, path in zip(names, paths, strict=True):
         file = path if path.suffix == ".parquet" else path / "predictions" / f"{split}.parquet"

@@ -57,7 +57,7 @@ def test_compared_models_have_their_names_and_scikit_learns_macro_auroc() -> Non
 def test_learning_curves_skip_missing_values() -> None:
     history = pd.DataFrame({"epoch": [0, 1], "train/x": [2, 1], "val/x": [2.0, np.nan]})
     [ax] = curves.learning_curves(history).axes
-    assert _lines(ax) == {"train": [[0, 2], [1, 1]], "val": [[0, 2]]}
+    assert _lines(ax) == {"train": [[1, 2], [2, 1]], "val": [[1, 2]]}
 
 
 def test_learning_curves_compare_the_trained_loss_only_with_itself() -> None:
@@ -67,8 +67,8 @@ def test_learning_curves_compare_the_trained_loss_only_with_itself() -> None:
     axes = {ax.get_title(loc="left"): _lines(ax) for ax in curves.learning_curves(history).axes
             if ax.get_visible()}  # fmt: skip
     assert axes == {
-        "Loss as trained": {"train": [[0, 0.2], [1, 0.1]], "val": [[0, 0.3], [1, 0.2]]},
-        "NLL": {"val": [[0, 1.0], [1, 0.9]]},
+        "Loss as trained": {"train": [[1, 0.2], [2, 0.1]], "val": [[1, 0.3], [2, 0.2]]},
+        "NLL": {"val": [[1, 1.0], [2, 0.9]]},
     }
 
 
