@@ -55,7 +55,10 @@ def energy_inside(saliency_map: np.ndarray, mask: np.ndarray) -> float:
 
 
 def top_pixels(saliency_map: np.ndarray) -> np.ndarray:
-    """Masks (fractions, H, W) of the pixels with the largest values, ties row by row."""
+    """For each of `FRACTIONS`, a mask of that fraction of the pixels, with the largest values.
+
+    Of shape (fractions, H, W); of equal values, pixels further up or left come first.
+    """
     rank = np.argsort(-saliency_map.ravel(), kind="stable").argsort()
     counts = np.rint(np.asarray(FRACTIONS) * saliency_map.size)
     return np.asarray(rank.reshape(saliency_map.shape)[None] < counts[:, None, None])

@@ -163,7 +163,7 @@ class _Comparison:
         return np.array([self.known_scores[pair] for pair in pairs])
 
     def compare(self, pairs: Iterable[Pair]) -> list[NearDuplicate]:
-        """The similarity of each pair."""
+        """Each pair with its similarity in detail, in the given order; computed once."""
         missing = [pair for pair in pairs if pair not in self.results]
         self.results |= dict(zip(missing, self.pool.map(self._compare, missing), strict=True))
         return [self.results[pair] for pair in pairs]

@@ -161,7 +161,11 @@ def _is_attention(layer: nn.Module) -> bool:
 
 
 def _indices_by_channel(indices: Sequence[int], channels: Sequence[int]) -> list[list[int]]:
-    """The indices in a layer of each channel of a group, in the order of the channels."""
+    """For each channel of a group, its positions in one layer (of which `indices` are a list).
+
+    `channels` names the channel of each position; a channel has several positions in a layer that
+    follows a flattening or a concatenation.
+    """
     by_channel: dict[int, list[int]] = {}
     for index, channel in zip(indices, channels, strict=True):
         by_channel.setdefault(channel, []).append(index)
