@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from consilium.inference.predictor import ImageExplanation, Predictor
-from datamodules.images import ImageError, read_image
+from datamodules.images import ImageError, read_image, split_frame_number
 from datamodules.manifest import Manifest
 from evaluation.files import unique_file_names, write_bytes, write_json
 from evaluation.plots import maps
@@ -32,10 +32,12 @@ def explain_images(
 ) -> tuple[int, list[str]]:
     """Writes maps, panels and explain.json of images; returns their number and reading errors.
 
-    `images` are name, path and group of each, `model` is the path in explain.json.
+    `images` are name, path and group of each, `model` is the path in explain.json. Names of files
+    differ in the part before the first dot, so that no file replaces another.
     """
     entries, errors = [], []
     names = unique_file_names([name for name, _, _ in images])
+    _refuse_to_overwrite(folder, names, [path for _, path, _ in images])
     pairs = list(zip(images, names, strict=True))
     for (_, path, group), name in track(pairs, "explaining", disable=len(images) < 2):
         try:
@@ -50,12 +52,20 @@ def explain_images(
         if len(predictor.members) > 1:
             write_bytes(folder / f"{name}.members.npy", _npy(explanation.member_maps))
         panel = plot_panel(name, pixels, explanation, predictor)
-        write_bytes(folder / f"{name}-panel.png", render_png(panel))
+        write_bytes(folder / f"{name}.panel.png", render_png(panel))
         entries.append({"path": path, "name": name, **_entry(pixels, explanation, predictor)})
     if entries:
         content = {"version": VERSION, "model": str(model), **_describe(predictor)}
         write_json(folder / "explain.json", content | {"images": entries})
     return len(entries), errors
+
+
+def _refuse_to_overwrite(folder: Path, names: list[str], paths: list[str]) -> None:
+    """Raises if a file to be written is one of the images."""
+    images = {split_frame_number(path)[0].resolve() for path in paths}
+    written = (folder / f"{name}{end}" for name in names for end in (".png", ".panel.png"))
+    if overwritten := next((file for file in written if file.resolve() in images), None):
+        raise ValueError(f"--output {folder}: {overwritten} is one of the images; name another")
 
 
 def plot_panel(

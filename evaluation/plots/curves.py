@@ -167,7 +167,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         for index, column in enumerate(c for c in columns if _panel_title(c) == metric):
             known, label = history[["epoch", column]].dropna(), column.split("/", 1)[0]
             line = style.line_style(index)
-            ax.plot(known["epoch"] + 1, known[column], label=label, marker="o", markersize=2.5, **line)
+            ax.plot(
+                known["epoch"] + 1, known[column], label=label, marker="o", markersize=2.5, **line
+            )
         ax.set(xlabel="epoch")
         style.panel_title(ax, metric)
         style.legend(ax)

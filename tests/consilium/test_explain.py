@@ -87,12 +87,31 @@ def test_maps_and_panels_of_one_checkpoint(resnet, image_paths, tmp_path, capsys
         assert saliency_map.shape == image.shape == (row["height"], row["width"])
         assert saliency_map.dtype == np.float32
         assert cv2.imread(str(tmp_path / f"{row['name']}.png")).shape[:2] == image.shape
-        assert (tmp_path / f"{row['name']}-panel.png").stat().st_size > 5000
+        assert (tmp_path / f"{row['name']}.panel.png").stat().st_size > 5000
         most_probable = CLASSES[int(np.argmax(row["probabilities"]))]
         assert row["explained_class"] == row["class"] == most_probable
         assert sum(row["probabilities"]) == pytest.approx(1)
         assert row["probability"] == max(row["probabilities"])
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".npy", ".json"}
+
+
+def test_no_file_replaces_an_image_or_another_file(resnet, image_paths, tmp_path, capsys):
+    own = tmp_path / "own"
+    own.mkdir()
+    images = [own / "q.png", own / "q-panel.png", own / "q.panel.png"]
+    for path, image in zip(image_paths, images, strict=True):
+        image.write_bytes(Path(path).read_bytes())
+    before = {image: image.read_bytes() for image in images}
+    command = ["explain", str(resnet), *map(str, images)]
+    assert main([*command, "-o", str(own)]) == 2
+    assert "q.png is one of the images; name another" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in own.iterdir()} == before
+    assert main([*command, "-o", str(tmp_path / "maps")]) == 0
+    stems = [row["name"] for row in explain_json(tmp_path / "maps")["images"]]
+    expected = {f"{s}.{end}" for s in stems for end in ("png", "npy", "panel.png")}
+    files = {file.name for file in (tmp_path / "maps").iterdir()}
+    assert files == {"explain.json", *expected}
+    assert len(expected) == 9
 
 
 def test_probabilities_of_a_split_are_those_of_its_prediction_table(resnet, tmp_path):
