@@ -78,7 +78,7 @@ def test_printed_commands_can_be_pasted_into_a_shell(table, capsys):
     assert command == ["consilium", "experiment", "run", str(experiment)]
     assert shlex.split(experiment.read_text().splitlines()[0])[1:] == command
     assert shlex.split(data.read_text().splitlines()[0])[-2:] == ["--config", str(data)]
-    assert f"audit {shlex.quote('the images.csv')} --augmentations" in data.read_text()
+    assert f"audit --config {shlex.quote(str(data))} --augmentations" in data.read_text()
     assert len(load_experiment(experiment).members) == 3
 
 

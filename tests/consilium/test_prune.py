@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from consilium.cli.main import main
-from consilium.experiments.processes import Process
+from consilium.experiments.processes import start_fork
 from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
 from evaluation.predictions import PredictionTable
@@ -98,13 +98,12 @@ def test_a_killed_fine_tuning_is_resumed(resnet, tmp_path, capsys):
     output = tmp_path / "pruned"
     arguments = ["prune", str(resnet), "--macs", "0.6", "--pairs", "1", "-o", str(output)]
     with (tmp_path / "log.txt").open("wb") as log, (tmp_path / "lock").open("w") as lock:
-        process = Process([*arguments, "--epochs", "3"], log, lock)
-        process.start()
+        process = start_fork([*arguments, "--epochs", "3"], log, lock)
     while not (output / "last.ckpt").exists():
         time.sleep(0.02)
-        assert process.exitcode is None
+        assert process.poll() is None
     process.kill()
-    process.join()
+    process.wait()
     assert not (output / "results.json").exists()
     content = (output / "pruning.json").read_text()
     assert main([*arguments, "--epochs", "4"]) == 2
