@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
     from consilium.inference.predictor import Predictor
 
+EXAMPLES = """\
+examples:
+  consilium explain runs/demo/ensemble film.png scan.dcm -o runs/maps
+  consilium explain runs/resnet --split test --limit 20
+  consilium explain runs/resnet --split test --measure GradCAM LayerCAM -o runs/saliency
+"""
 MAX_ERRORS = 5  # unreadable images that an error names
 
 
@@ -72,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     from evaluation.saliency import SALIENCY_METHODS
 
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("images", nargs="*", metavar="IMAGE", help="image files, DICOM included")

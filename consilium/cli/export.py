@@ -20,6 +20,11 @@ NUM_IMAGES = 8
 FORMAT_HELP = """onnx: for onnxruntime and other runtimes, without torch; torch_export: archive of
 torch.export, without timm; safetensors: weights only, with timm's names; packed: checkpoint with
 float16 weights and a bitmap of zeros (onnx)"""
+EXAMPLES = """\
+examples:
+  consilium export runs/demo/ensemble --format onnx -o runs/onnx
+  consilium serve runs/onnx
+"""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--format {args.format!r} is not one of {', '.join(FORMATS)}")
     predictor = load_predictor(args.model)
     images = [read_image(path) for path in args.images] or generated_images(NUM_IMAGES)
+    print(f"exporting {len(predictor.members)} members, verified on {len(images)} images")
     differences = export_ensemble(predictor, args.format, args.output, images)
     console = Console(soft_wrap=True)
     console.print(difference_table(differences))
@@ -43,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
     add("--format", default="onnx", metavar="NAME", help=FORMAT_HELP)

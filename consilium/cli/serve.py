@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from consilium.inference.predictor import Predictor
     from consilium.serving.service import ServerSettings
 
+EXAMPLES = """\
+examples:
+  consilium serve runs/demo/ensemble --examples data/phantoms --refer-below 0.9
+  consilium serve runs/onnx --host 0.0.0.0 --token SECRET
+"""
 LIMITS = (
     ("queue-size", 64, "N", "images that may wait; further requests get status 503"),
     ("batch-size", 8, "N", "waiting images that are predicted together; more on a GPU"),
@@ -63,6 +68,7 @@ def server_settings(args: argparse.Namespace, predictor: "Predictor") -> "Server
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     help_ = "checkpoint, run folder, ensemble.json or a folder of `consilium export`"
     add("model", type=Path, metavar="CKPT|ENSEMBLE", help=help_)

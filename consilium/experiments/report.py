@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ CLAIMS_NOTE = (
     "A value above the believable range is more likely to come from a data leak than from a "
     "better model: run consilium audit."
 )
-LIBRARIES = ("torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
+LIBRARIES = ("consilium", "torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
 
 
 def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
@@ -164,6 +165,7 @@ def _environment() -> dict[str, object]:
     versions = {name: version(name) for name in LIBRARIES}
     gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
     return {
+        "date": date.today().isoformat(),
         "python": platform.python_version(),
         "libraries": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",

@@ -18,7 +18,7 @@ from datamodules.audit.issues import BROKEN, Issue, Match
 from datamodules.augment import AUGMENTATIONS, Augment
 from datamodules.datamodule import ImageDataModule
 from datamodules.images import ImageError, read_image
-from datamodules.manifest import Manifest
+from datamodules.manifest import SPLITS, Manifest
 from datamodules.preprocess import Preprocess
 from datamodules.sources.files import UNKNOWN_PATIENTS
 from evaluation.files import write_json, write_text
@@ -159,7 +159,8 @@ def next_commands(
         commands.append(f"consilium audit {target} --patient {value}  # if patients are known")
     if (audit.manifest.table["label"] >= 0).any():
         arguments = shlex.join(["--audit", str(folder), "-o", f"{name}-experiment"])
-        commands.append(f"consilium init {target} {arguments}  # configs {without}")
+        comment = f"  # configs {without}" if count else ""
+        commands.append(f"consilium init {target} {arguments}{comment}")
     return commands
 
 
@@ -172,10 +173,13 @@ def counts_table(manifest: Manifest) -> Table:
 
 def _split_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
     counts = {}
-    for split, part in manifest.table.groupby("split"):
+    for split in SPLITS:
+        part = manifest.table.iloc[manifest.rows(split)]
+        if part.empty:
+            continue
         by_label = part["label"].value_counts()
         by_class = {n: int(by_label.get(k, 0)) for k, n in enumerate(manifest.class_names)}
-        counts[str(split)] = by_class | {"patients": int(part["patient"].nunique())}
+        counts[split] = by_class | {"patients": int(part["patient"].nunique())}
     return counts
 
 

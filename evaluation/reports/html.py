@@ -19,7 +19,7 @@ SMALL_PRINT = "Small print: 95 % confidence intervals."
 PIXELS_PER_INCH = 104  # the same in each plot, so that text has one size down the page
 MIN_CONTENTS = 4  # headings; a shorter page has no list of contents
 PLAIN_NAMES = {  # in place of names in results.json
-    "manifest_digest": "hash of the manifest", "module": "class of the model",
+    "manifest_digest": "hash of the table of samples", "module": "class of the model",
     "tta": "test-time augmentation", "weights": "hash of the weights",
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Interrupted fits, and run folders that two processes want, in processes of their own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -23,22 +24,30 @@ def wait_for_first_epoch(process: subprocess.Popen[bytes], run: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_ctrl_c_ends_a_fit_with_one_line_and_its_folder_is_locked_until_then(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("number", "num_workers", "code"),
+    [(signal.SIGINT, 0, 130), (signal.SIGTERM, 1, 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_ends_a_fit_with_one_line_and_its_folder_is_locked_until_then(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, num_workers: int,
+    code: int,
+) -> None:  # fmt: skip
+    """Schedulers send SIGTERM to all processes, loader workers included."""
     run = tmp_path / "run"
-    fit = ["fit", *tiny.configs("endless"), *ENDLESS, "--run", str(run)]
+    workers = ["--data.init_args.num_workers", str(num_workers)]
+    fit = ["fit", *tiny.configs("endless"), *ENDLESS, *workers, "--run", str(run)]
     process = subprocess.Popen(
         [sys.executable, "-m", "consilium", *fit], cwd=ROOT, stderr=subprocess.PIPE,
-        preexec_fn=reset_sigint,
+        preexec_fn=reset_sigint, start_new_session=True,
     )  # fmt: skip
     wait_for_first_epoch(process, run)
     assert main(fit) == 2
     error = capsys.readouterr().err
     assert f"--run {run}: run folder is locked by another process\n" in error
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     last_line = process.communicate()[1].decode().splitlines()[-1]
-    assert process.returncode == 130
+    assert process.returncode == code
     epoch = checkpoints.read(run / "last.ckpt")[0].epoch
     hint = f"to resume, add --ckpt_path {run}/last.ckpt to the command"
     assert last_line == f"consilium fit: stopped after epoch {epoch}; {hint}"

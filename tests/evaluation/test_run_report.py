@@ -106,7 +106,7 @@ def test_details_of_a_run_have_no_names_of_code():
         html.Details(readable_details(Results("e", "test", [], {}, meta=meta)))
     )
     assert "Mean probability, fitted on validation" in page
-    assert "hash of the manifest" in page
+    assert "hash of the table of samples" in page
     for raw in ("[]", "{", "soft", "manifest_digest", "tta"):
         assert raw not in page
 
