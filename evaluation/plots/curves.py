@@ -18,6 +18,7 @@ from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, mean_estimate
 
 MacroCurve = Callable[[PredictionTable], tuple[np.ndarray, np.ndarray, float]]  # x, y, area
+MIN_IN_LINE = 5  # images in each bin of a reliability plot whose points are joined by a line
 LOSSES = {
     "train/loss": "Loss as trained",
     "val/training_loss": "Loss as trained",
@@ -145,7 +146,8 @@ def reliability_plot(tables: Tables) -> Figure:
         intervals = [mean_estimate(patients[inside], is_correct[inside]) for inside in in_bins]
         low, high = np.array([[e.low, e.high] for e in intervals], dtype=float).T
         errors = np.clip([bins.accuracy - low, high - bins.accuracy], 0, None)
-        ax.errorbar(bins.confidence, bins.accuracy, errors, fmt="o-", markersize=4, linewidth=1.0,
+        shape = "o-" if bins.count.min() >= MIN_IN_LINE else "o"
+        ax.errorbar(bins.confidence, bins.accuracy, errors, fmt=shape, markersize=4, linewidth=1.0,
                     color=style.COLORS[0], ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
         style.panel_title(ax, f"{name}   ECE {style.rounded(bins.ece, len(known))}".strip())
     axes[0].set_ylabel("accuracy")
