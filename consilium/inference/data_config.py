@@ -114,10 +114,10 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
     if table.empty:
         raise ValueError(f"{file}: the table has no rows")
     if names["path"] is None:
-        raise ValueError(f"{file}: --path must name the column of the paths, one of {list(table)}")
+        raise ValueError(f"{file}: --path must name the column of paths, one of {list(table)}")
     if names["split"] is not None and names["label"] is None:
         raise ValueError(
-            f"{file}: --label must name the column of the classes, one of {list(table)}"
+            f"{file}: --label must name the column of classes, one of {list(table)}"
         )
     classes = _class_names(table, names["label"])
     fractions, notes = (ALL_TRAIN, [ONE_SPLIT]) if names["split"] is None else (None, [])

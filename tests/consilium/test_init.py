@@ -189,7 +189,7 @@ def test_a_dataset_without_labels_or_with_wrong_columns_is_refused(table, tmp_pa
     message = "no columns ['person']; the table has ['filename'"
     assert message in error("--patient", "site,person")
     pd.read_csv(table).drop(columns="diagnosis").to_csv(table, index=False)
-    assert "--label must name the column of the classes, one of ['filename'" in error(*PATIENT)
+    assert "--label must name the column of classes, one of ['filename'" in error(*PATIENT)
     pd.read_csv(table).drop(columns="set").to_csv(table, index=False)
     assert "--label names their column" in error(*PATIENT)
     assert not (tmp_path / "mine").exists()
