@@ -116,9 +116,7 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
     if names["path"] is None:
         raise ValueError(f"{file}: --path must name the column of paths, one of {list(table)}")
     if names["split"] is not None and names["label"] is None:
-        raise ValueError(
-            f"{file}: --label must name the column of classes, one of {list(table)}"
-        )
+        raise ValueError(f"{file}: --label must name the column of classes, one of {list(table)}")
     classes = _class_names(table, names["label"])
     fractions, notes = (ALL_TRAIN, [ONE_SPLIT]) if names["split"] is None else (None, [])
     if names["label"] is None:
