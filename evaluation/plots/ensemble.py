@@ -53,7 +53,7 @@ def agreement_plot(members: Tables) -> Figure:
 
 
 def recall_plot(members: Mapping[str, Estimates], class_names: Sequence[str]) -> Figure:
-    """Recall of each member on each class; the best member of a class is circled."""
+    """Recall of each member on each class; the best members of a class are circled."""
     fig, [ax] = style.subplots(max(5.0, 1.3 * len(class_names) + 1.8), 3.4)
     recalls = [[of[f"recall/{c}"].value for c in class_names] for of in members.values()]
     values = np.array(recalls, dtype=float)  # None becomes NaN
@@ -63,11 +63,9 @@ def recall_plot(members: Mapping[str, Estimates], class_names: Sequence[str]) ->
     for index, name in enumerate(members):
         x = columns + offsets[index]
         ax.plot(x, values[index], label=name, markersize=6, **style.point_style(index))
-    for column in np.flatnonzero(np.isfinite(values).any(axis=0)):
-        best = int(np.nanargmax(values[:, column]))
-        ax.plot(column + offsets[best], values[best, column], "o", markersize=11,
-                markerfacecolor="none", markeredgecolor=style.DARK,
-                markeredgewidth=0.9)  # fmt: skip
+    best, column = np.nonzero(values == np.fmax.reduce(values, axis=0))
+    ax.plot(columns[column] + offsets[best], values[best, column], "o", markersize=11,
+            markerfacecolor="none", markeredgecolor=style.DARK, markeredgewidth=0.9)  # fmt: skip
     ax.set_xticks(columns, [style.wrapped_label(c) for c in class_names])
     ax.set_ylabel("recall")
     style.legend_right(ax)

@@ -96,8 +96,8 @@ def rounded(value: float, n: int) -> str:
 
 
 def wrapped_label(name: str, width: int = 14) -> str:
-    """A tick label of at most two lines; … marks that it was cut."""
-    lines = wrap(name, width)
+    """A tick label of at most two lines, broken at spaces or _; … marks that it was cut."""
+    lines = [line.replace("_ ", "_") for line in wrap(name.replace("_", "_ "), width)]
     return "\n".join(lines[:2]) + ("…" if len(lines) > 2 else "")
 
 

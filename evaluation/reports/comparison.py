@@ -88,7 +88,7 @@ def comparison_sections(
         member_table(comparison),
         *group_tables(comparison),
         recall_table(comparison.metrics, class_names),
-        html.Plot(recalls, "The best member of each class is circled.", "Recall", folded=True),
+        html.Plot(recalls, "The best members of each class are circled.", "Recall", folded=True),
         *pair_sections(comparison, tables),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
         html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),

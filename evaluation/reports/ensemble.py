@@ -124,7 +124,7 @@ def _plot_sections(
     bars = "Bars are 95 % confidence intervals of a bin's accuracy."
     bars = f"Temperature {temperature:.3f}, fitted on validation. {bars}"
     calibration = curves.reliability_plot(reliability)
-    circled = "The best member of each class is circled; results.json has the intervals."
+    circled = "The best members of each class are circled; results.json has the intervals."
     recalls = plots.recall_plot(evaluated.member_metrics, ensemble.class_names)
     confusion = curves.confusion_plot(ensemble)
     unit = f"% of the {evaluated.rows}."

@@ -12,8 +12,7 @@ import yaml
 from consilium.experiments.config import MEMBERS
 from consilium.experiments.run import Run
 from consilium.experiments.sections import Runs
-from consilium.inference import data_config, saliency_evaluation
-from consilium.inference.audit_report import write_audit_report
+from consilium.inference import audit_report, data_config, saliency_evaluation
 from consilium.inference.saliency_evaluation import SaliencyResult
 from datamodules.audit.audit import audit_manifest
 from evaluation import saliency
@@ -31,7 +30,7 @@ COST_NOTE = (
     "file. Seconds: training and validation of all epochs. Zeros: fraction of all weights; a dash "
     "for a dense member. The cost of an ensemble is the sum of its members'."
 )
-AUDIT_NOTE = f"All numbers and pairs of images are in {AUDIT}/ next to this report."
+AUDIT_NOTE = "All numbers and pairs of images are on the page named last, next to this report."
 SaliencyResults = dict[Path, list[SaliencyResult]]  # by the folder of one run's evaluation
 
 
@@ -114,11 +113,13 @@ def audit_data(runs: Runs, folder: Path) -> dict[str, dict[str, Any]]:
     audits = {}
     for digest, (first, *others) in members.items():
         output = folder / AUDIT / digest
-        if not (output / "audit.json").is_file():
+        if not (output / audit_report.JSON).is_file():
             data = data_config.load_datamodule([str(folder / MEMBERS / first / "config.yaml")])
-            write_audit_report(audit_manifest(data.load_manifest()), output, f"the data of {first}")
+            audit = audit_manifest(data.load_manifest())
+            audit_report.write_audit_report(audit, output, f"the data of {first}")
         label = f"{first} and {len(others)} more" if others else first
-        audits[label] = read_json(output / "audit.json")
+        page = f"{AUDIT}/{digest}/{audit_report.PAGE}"
+        audits[label] = {**read_json(output / audit_report.JSON), "page": page}
     return audits
 
 
@@ -130,6 +131,6 @@ def audit_sections(audits: Mapping[str, Mapping[str, Any]]) -> list[html.Section
         issues = [issue["message"] for issue in content["issues"]] + content["notes"]
         issues += [f"predicts the class by itself: {', '.join(suspects)}"] if suspects else []
         counts = (content["files"], content["patients"], content["leaks"])
-        rows.append((members, *counts, "; ".join(issues) or "none"))
-    columns = ("data of", "files", "patients", "kinds of leak", "issues")
+        rows.append((members, *counts, "; ".join(issues) or "none", content["page"]))
+    columns = ("data of", "files", "patients", "kinds of leak", "issues", "page")
     return [html.Table(columns, rows, "Audit", AUDIT_NOTE)] if rows else []
