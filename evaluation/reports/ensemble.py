@@ -19,6 +19,7 @@ from evaluation.stats.estimate import Estimate, Estimates, decimals_of
 from evaluation.stats.paired_tests import Differences, better_or_worse
 from evaluation.voters.registry import voter_spec
 
+SAME = 1e-6  # difference of two metrics up to the rounding of a fitted temperature
 CALIBRATED_NOTE = (
     f"{html.SMALL_PRINT} Calibrated: probabilities at a temperature fitted on validation, the same "
     "way for voters and members. Raw: probabilities as the network gives them."
@@ -94,13 +95,15 @@ def mean_of_members(members: Mapping[str, Estimates], metric: str) -> Estimate |
 
 
 def gain_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> html.Table:
-    """Each voter minus the best single member, and whether it is a gain or a loss."""
+    """Each voter minus the best single member, and whether it is better or worse."""
     names, rows = headline_metrics(), list[tuple[html.Cell, ...]]()
     for voter, gains in evaluated.gains.items():
         cells = [html.SignedEstimate(gains[name].estimate) for name in names]
-        outcomes = [
-            f"{metric_label(n)}: {better_or_worse(n, gains[n])}" for n in ("accuracy", "nll")
-        ]
+        compared = ("accuracy", "nll")
+        outcomes = [f"{metric_label(n)}: {better_or_worse(n, gains[n])}" for n in compared]
+        values = [gains[name].estimate.value for name in compared]
+        if all(value is not None and abs(value) < SAME for value in values):
+            outcomes = [f"the same predictions as {fitted.best_member}"]
         p_value = f"{gains['accuracy'].p_value:.3g}"
         rows.append((voter_spec(voter).label, *cells, p_value, "; ".join(outcomes)))
     test = next(iter(evaluated.gains.values()))["accuracy"].test

@@ -94,6 +94,8 @@ def test_the_summary_states_whether_the_ensemble_is_better() -> None:
     copies = fit_voters(named_copies("val"))
     equal = evaluate_voters(copies, named_copies("test"), draws=100)
     assert summary_sentence(copies, equal, "soft").endswith(", no clear difference.")
+    outcomes = {row[0]: row[-1] for row in gain_table(copies, equal).rows}
+    assert outcomes["Learned weights"] == f"the same predictions as {copies.best_member}"
 
 
 def test_calibrated_and_raw_numbers_are_labeled() -> None:
