@@ -35,8 +35,8 @@ class TimedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Starts the time limit of the connection's next request."""
-        super().on_response_complete()
         self._start_waiting()
+        super().on_response_complete()  # may begin a request that has arrived already
 
     @property
     def is_waiting(self) -> bool:

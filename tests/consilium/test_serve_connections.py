@@ -101,6 +101,24 @@ def test_a_slow_second_request_of_a_connection_is_closed(predictor, monkeypatch)
         assert is_closed(client)
 
 
+def test_a_second_request_that_arrived_with_the_first_is_not_cut_off(predictor, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    predict_images = schemas.predict_images
+
+    def predict_slowly(*arguments):
+        time.sleep(0.6)
+        return predict_images(*arguments)
+
+    monkeypatch.setattr(schemas, "predict_images", predict_slowly)
+    body = form_body()
+    request = FORM + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with running_server(predictor) as port, connect(port, request + request) as client:
+        answers = b""
+        while answers.count(b" 200 OK") < 2:
+            answers += (part := client.recv(65536))
+            assert part
+
+
 def test_the_oldest_silent_connections_make_room_for_new_clients(predictor, monkeypatch):
     monkeypatch.setattr(connections, "MAX_WAITING_PER_ADDRESS", 20)
     with running_server(predictor) as port:
