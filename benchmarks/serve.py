@@ -1,14 +1,19 @@
 """The server under load: latencies, and throughput beside that of the models without a server.
 
 Run: python -m benchmarks.serve [CKPT|ENSEMBLE] [--clients 16] [--seconds 60] [--queue-size 64]
+     python -m benchmarks.serve [CKPT|ENSEMBLE] --attack [--seconds 60]
 Without a model, an ensemble of two untrained backbones is served. Clients are threads of this
 process with one connection each and one image per request; the server is a process of its own. A
 third process measures the models alone, before and after, on preprocessed images. On a shared
 machine the fraction of time in which the models computed is more reliable than the ratio of
-throughputs: its difference from 1 is the cost of the server.
+throughputs: its difference from 1 is the cost of the server. With `--attack`, one client sends
+request after request alone, and then beside 64 clients that send a body byte by byte or hang up
+after their request (every fifth), and 1,000 connections that never complete the head of a request;
+each of them connects again when it was closed.
 """
 
 import argparse
+import asyncio
 import http.client
 import json
 import os
@@ -20,7 +25,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -35,7 +44,9 @@ CLASSES = ["none", "simple", "comminuted"]
 MEMBERS = {"resnet18": 224, "efficientnet_b0": 192}
 ROOT = Path(__file__).parents[1]
 BATCH_SIZES = (8, 16)
-FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+FORM_TYPE = "multipart/form-data; boundary=b"
+FORM = {"Content-Type": FORM_TYPE}
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Responses = list[tuple[int, float]]  # status and seconds
 
 
@@ -46,6 +57,9 @@ def main() -> None:
         model = args.model or write_ensemble(Path(folder))
         if args.models_only:
             print(json.dumps(time_models(model)))
+            return
+        if args.attack:
+            measure_attack(model, args.seconds)
             return
         before = time_models_in_process(model)
         responses, seconds, busy = measure_server(model, args)
@@ -61,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--queue-size", type=int, default=64, help="of the server (64)")
+    parser.add_argument("--attack", action="store_true", help="slow and half-open connections")
     parser.add_argument("--models-only", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -111,24 +126,106 @@ def time_models(path: Path) -> dict[str, float]:
 
 def measure_server(model: Path, args: argparse.Namespace) -> tuple[Responses, float, float]:
     """Responses, total seconds, and the fraction of them in which the models computed."""
-    command = [sys.executable, "-m", "consilium", "serve", str(model), "--port", "0",
-               "--queue-size", str(args.queue_size)]  # fmt: skip
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
-    assert server.stdout is not None
-    port = re.search(r":(\d+)  ", server.stdout.readline())
-    assert port, "the server did not start"
-    clients = Clients(int(port[1]), args.clients)
-    try:
+    with running_server(model, "--queue-size", str(args.queue_size)) as (port, _):
+        clients = Clients(port, args.clients)
         clients.run(5)  # warm-up
         clients.responses.clear()
         start = clients.model_seconds()
         seconds = clients.run(args.seconds)
         busy = clients.model_seconds() - start
+    return clients.responses, seconds, busy / seconds
+
+
+@contextmanager
+def running_server(model: Path, *options: str) -> Iterator[tuple[int, int]]:
+    """Port and process ID of a server of a model."""
+    command = [sys.executable, "-m", "consilium", "serve", str(model), "--port", "0", *options]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert server.stdout is not None
+    port = re.search(r":(\d+)  ", server.stdout.readline())
+    assert port, "the server did not start"
+    try:
+        yield int(port[1]), server.pid
     finally:
         server.terminate()
         server.wait()
-    return clients.responses, seconds, busy / seconds
+
+
+def measure_attack(model: Path, seconds: float) -> None:
+    """Prints the latency of one client and the server's memory, alone and under attack."""
+    with running_server(model) as (port, pid):
+        client = Clients(port, 1)
+        client.run(5)
+        memory = {}
+        for name, count in (("alone", 0), ("under attack", 1)):
+            attackers = [Attackers(port, client.bodies[0]) for _ in range(count)]
+            memory[name] = memory_mb(pid)
+            client.responses.clear()
+            client.run(seconds)
+            latencies = sorted(latency for status, latency in client.responses if status == 200)
+            p50, p99 = (1000 * latencies[int(q * (len(latencies) - 1))] for q in (0.5, 0.99))
+            statuses = dict(Counter(status for status, _ in client.responses))
+            print(f"{name}: p50 {p50:.0f} ms, p99 {p99:.0f} ms, statuses {statuses}, "
+                  f"{memory_mb(pid) - memory[name]:+.0f} MB")  # fmt: skip
+            for attacker in attackers:
+                print(f"connections of the attackers: {attacker.stop()}")
+
+
+def memory_mb(pid: int) -> float:
+    """Resident memory of a process in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1000
+
+
+class Attackers:
+    """Clients in a thread of their own that keep as many connections as they can."""
+
+    def __init__(self, port: int, body: bytes, slow: int = 64, half_open: int = 1000) -> None:
+        self.port, self.body, self.connections = port, body, Counter[str]()
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\n"
+        self.head = f"{head}Content-Length: {len(body)}\r\n\r\n".encode()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        kinds = [self._hang_up if k % 5 == 0 else self._send_slowly for k in range(slow)]
+        self.tasks = [
+            asyncio.run_coroutine_threadsafe(self._repeat(kind), self.loop)
+            for kind in [*kinds, *[self._stay_silent] * half_open]
+        ]
+
+    def stop(self) -> dict[str, int]:
+        """Ends all connections; the number of those that were made, by kind."""
+        for task in self.tasks:
+            task.cancel()
+        wait(self.tasks)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        return dict(self.connections)
+
+    async def _repeat(self, attack: Callable[..., Coroutine[Any, Any, None]]) -> None:
+        while True:
+            with suppress(OSError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                self.connections[attack.__name__.strip("_")] += 1
+                await attack(reader, writer)
+                writer.close()
+            await asyncio.sleep(1)
+
+    async def _stay_silent(self, reader: Reader, writer: Writer) -> None:
+        writer.write(self.head[:40])
+        await reader.read()
+
+    async def _send_slowly(self, reader: Reader, writer: Writer) -> None:
+        writer.write(self.head)
+        for byte in self.body:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.2)
+
+    async def _hang_up(self, reader: Reader, writer: Writer) -> None:
+        writer.write(self.head + self.body)
+        await writer.drain()
 
 
 class Clients:

@@ -5,16 +5,18 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0  # within which the head of a request must arrive
-MAX_WAITING = 512  # connections without a request; more than the loop accepts at once (BACKLOG)
-MAX_WAITING_PER_ADDRESS = 448  # a proxy has one address
-BACKLOG = 256
+MAX_WAITING = 384  # connections without a whole request
+MAX_WAITING_PER_ADDRESS = 320  # a proxy has one address
+# Connections that the loop accepts at once. Three times as many may be open until the oldest are
+# closed: together fewer than the 1,024 files that a process may usually have open.
+BACKLOG = 192
 
 
 class TimedProtocol(H11Protocol):
     """HTTP/1.1 with a time limit for the head of a request, which uvicorn lacks.
 
-    If too many connections wait for a request, those that wait longest are closed, so that a new
-    client is served at once.
+    If too many connections wait for the rest of a request, those that wait longest are closed, so
+    that a new client is served at once.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -30,7 +32,7 @@ class TimedProtocol(H11Protocol):
     def handle_events(self) -> None:
         """Ends the time limit once a request has begun."""
         super().handle_events()
-        if not self.is_waiting:
+        if self.cycle is not None and not self.cycle.response_complete:
             self.head_timer.cancel()
 
     def on_response_complete(self) -> None:
@@ -40,8 +42,10 @@ class TimedProtocol(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request is in progress."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether the connection is open and no request has arrived as a whole."""
+        if self.transport.is_closing():
+            return False
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     @property
     def address(self) -> str | None:

@@ -20,6 +20,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consilium.inference import data_config, saliency_evaluation
@@ -49,6 +50,7 @@ Classifies uploaded images. {NOTICE}
 `curl -F files=@image.png {{url}}v1/predict` predicts one image. An error has the
 body `{{{{"detail": reason}}}}`. If the server has a token, send `Authorization: Bearer TOKEN`.
 """
+CLIENT_GONE = 499  # status in the metrics; nobody receives it
 DENY_ALL = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
     "Content-Security-Policy": DENY_ALL,
@@ -91,6 +93,10 @@ def create_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
     @app.exception_handler(ServerBusy)
     async def busy(request: Request, error: ServerBusy) -> Response:
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(error.retry_after)})
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)
 
     token_check = [Depends(require_token(settings.token))] if settings.token else []
     add_api(app, service, token_check)
@@ -225,6 +231,7 @@ def serve(predictor: Predictor, settings: ServerSettings, listener: socket.socke
     config = uvicorn.Config(
         create_app(predictor, settings),
         http=TimedProtocol,
+        backlog=BACKLOG,
         log_level="warning",
         limit_concurrency=1024,
         timeout_graceful_shutdown=int(2 * settings.limits.timeout),

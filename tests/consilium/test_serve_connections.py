@@ -22,11 +22,12 @@ SECONDS = 60  # for what happens at once, on a busy machine
 
 
 @contextmanager
-def running_server(predictor, **settings):
-    """The port of a server in a thread."""
+def running_server(predictor, early=lambda port: None, **settings):
+    """The port of a server in a thread; `early` connects to it before it accepts connections."""
     with open_listener("127.0.0.1", 0) as listener:
+        early(listener.getsockname()[1])
         app = create_app(predictor, ServerSettings(**settings))
-        config = uvicorn.Config(app, http=TimedProtocol, log_level="error")
+        config = uvicorn.Config(app, http=TimedProtocol, log_config=None)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -131,6 +132,22 @@ def test_the_oldest_silent_connections_make_room_for_new_clients(predictor, monk
             client.close()
 
 
+@pytest.mark.parametrize("start", [b"", CHUNKED], ids=["silent", "no body"])
+def test_connections_that_arrive_at_once_are_limited_as_well(predictor, monkeypatch, start):
+    monkeypatch.setattr(connections, "MAX_WAITING_PER_ADDRESS", 20)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * SECONDS)
+    silent = []
+
+    def connect_all(port):
+        silent.extend(connect(port, start) for _ in range(60))
+
+    with running_server(predictor, connect_all) as port:
+        assert get(port).status == 200
+        assert all(is_closed(client) for client in silent[:40])
+        for client in silent:
+            client.close()
+
+
 def test_uploads_that_send_nothing_take_no_place(predictor):
     with running_server(predictor, queue_size=4) as port:
         silent = [connect(port, CHUNKED) for _ in range(12)]
@@ -147,7 +164,7 @@ def test_an_upload_that_is_too_slow_is_ended(predictor, monkeypatch):
     assert b"less than 1024 bytes a second" in body
 
 
-def test_images_of_a_client_that_hung_up_are_not_predicted(predictor, monkeypatch):
+def test_images_of_a_client_that_hung_up_are_not_predicted(predictor, monkeypatch, caplog):
     started, proceed, predicted = threading.Event(), threading.Event(), []
     predict_images = schemas.predict_images
 
@@ -171,6 +188,7 @@ def test_images_of_a_client_that_hung_up_are_not_predicted(predictor, monkeypatc
             assert b"200 OK" in first.recv(4096)
         assert post(port, body).status == 200
     assert len(predicted) == 2
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def in_progress(port):
