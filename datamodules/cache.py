@@ -1,13 +1,14 @@
-"""Cache of preprocessed pixels: one memory-mapped store per dataset and settings.
+"""Caches in memory-mapped files: preprocessed pixels of datasets, and features of networks.
 
-The key of a store is a hash of the bytes of all files, of the settings that the pixels depend on
-and of the code that computes them, so a changed file, setting or version uses another store.
+The key of a store of pixels is a hash of the bytes of all files, of the settings that the pixels
+depend on and of the code that computes them, so a changed file, setting or version uses another.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ HASHED_FILES = ("images.py", "dicom.py", "preprocess.py")  # the code that compu
 _CHUNK = 256  # files in memory at the same time, as the disk may be slow
 PIXELS, INDEX, MEMO = "pixels.u8", "index.json", "hashes.json"
 STORE_GLOB, UNFINISHED = "[0-9a-f]" * 24, ".building-"  # names of folders
+FEATURES = "features-"  # and a hash: the folder of the features of a network
+FEATURE_FILE = "[0-9a-f]" * 32 + ".*"
 INDEX_KEYS = {"bytes", "offsets", "failures", "settings"}
 
 
@@ -101,10 +104,57 @@ def open_store(paths: list[str], preprocess: Preprocess, root: Path) -> PixelSto
     return store
 
 
+class FeatureStore:
+    """Features by key: float16 arrays in files of a folder, which are memory-mapped.
+
+    Without a folder they are in memory only. Several processes may add the same features; a file
+    that was not completed is not read.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._features: dict[str, np.ndarray] = {}
+        for file in folder.glob("*.npy") if folder else ():
+            with suppress(OSError, ValueError):
+                self._read_file(file, json.loads(file.with_suffix(".json").read_text()))
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """The positions of keys without features; of equal keys the first."""
+        first = {key: k for k, key in reversed(list(enumerate(keys))) if key not in self._features}
+        return sorted(first.values())
+
+    def add(self, keys: Sequence[str], features: np.ndarray) -> None:
+        """Adds the features (n, D) of n keys."""
+        features = features.astype(np.float16)
+        if self.folder is None:
+            self._features |= dict(zip(keys, features, strict=True))
+            return
+        file = self.folder / f"{uuid4().hex}.npy"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with file.open("xb") as stream:
+            np.save(stream, features)
+        file.with_suffix(".json").write_text(json.dumps(list(keys)))  # last: it completes the file
+        self._read_file(file, keys)
+
+    def read(self, keys: Sequence[str]) -> np.ndarray:
+        """The features (n, D) of n keys, in single precision."""
+        return np.stack([self._features[key] for key in keys]).astype(np.float32)
+
+    def _read_file(self, file: Path, keys: Sequence[str]) -> None:
+        self._features |= dict(zip(keys, np.load(file, mmap_mode="r"), strict=True))
+
+
 def list_stores(root: Path) -> list[tuple[str, int, int]]:
     """(name, number of images, bytes) of every store in ``root``."""
     indices = {folder: _read_index(folder) for folder in sorted(root.glob(STORE_GLOB))}
-    return [(f.name, len(i["offsets"]), i["bytes"]) for f, i in indices.items() if i]
+    stores = [(f.name, len(i["offsets"]), i["bytes"]) for f, i in indices.items() if i]
+    for folder in sorted(root.glob(FEATURES + STORE_GLOB)):
+        size = sum(file.stat().st_size for file in folder.glob("*.npy"))
+        stores.append((folder.name, len(FeatureStore(folder)), size))
+    return stores
 
 
 def clear_stores(root: Path) -> tuple[int, list[Path]]:
@@ -114,16 +164,19 @@ def clear_stores(root: Path) -> tuple[int, list[Path]]:
     """
     stores = [folder for folder in root.glob(STORE_GLOB) if _read_index(folder)]
     remaining = []
-    for folder in [*stores, *root.glob(f"{UNFINISHED}*")]:
+    features = list(root.glob(FEATURES + STORE_GLOB))
+    for folder in [*stores, *features, *root.glob(f"{UNFINISHED}*")]:
         for name in (PIXELS, INDEX):
             (folder / name).unlink(missing_ok=True)
+        for file in folder.glob(FEATURE_FILE) if folder in features else ():
+            file.unlink()
         try:
             folder.rmdir()
         except OSError:
             remaining.append(folder)
     if _read_memo(root / MEMO):
         (root / MEMO).unlink()
-    return len(stores), remaining
+    return len(stores) + len(features), remaining
 
 
 def file_hashes(paths: list[str], root: Path) -> dict[str, str]:

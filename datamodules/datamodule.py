@@ -193,6 +193,14 @@ class ImageDataModule(LightningDataModule):
         """Every sample of ``predict_split`` once."""
         return self._evaluation_loader(self.predict_split)
 
+    def ordered_dataloader(self, rows: np.ndarray, epoch: int | None = None) -> LazyDataLoader:
+        """Rows of the manifest in their order, or as they are augmented in a training epoch."""
+        views = {"": self.preprocess}
+        augment = None if epoch is None else self.augment
+        stores = self._open_stores(views)
+        dataset = ImageDataset(self.manifest, rows, views, stores, augment, self.seed)
+        return self._loader(dataset, FixedSampler((epoch or 0, k) for k in range(len(rows))))
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalizes uint8 images on the device of the batch."""
         normalized = normalize_batch(batch, {"": self.preprocess, **self.views})

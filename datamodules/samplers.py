@@ -2,13 +2,13 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler, Sampler, SequentialSampler, TensorDataset
+from torch.utils.data import DistributedSampler, SequentialSampler, TensorDataset
 
 from datamodules.manifest import Manifest
 
@@ -121,13 +121,14 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
 
 
 class FixedSampler(SequentialSampler):
-    """The first epoch of another sampler, repeated: ``overfit_batches`` needs equal epochs.
+    """The same ``(epoch, position)`` in every epoch, such as those of another sampler's first.
 
-    Lightning leaves a ``SequentialSampler`` in its place, and replaces any other.
+    ``overfit_batches`` needs equal epochs; Lightning leaves a ``SequentialSampler`` in its place,
+    and replaces any other.
     """
 
-    def __init__(self, sampler: Sampler[tuple[int, int]]) -> None:
-        self.keys = list(sampler)
+    def __init__(self, keys: Iterable[tuple[int, int]]) -> None:
+        self.keys = list(keys)
         super().__init__(self.keys)
 
     def __iter__(self) -> Iterator[Any]:

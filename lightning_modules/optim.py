@@ -35,7 +35,7 @@ class OptimizerConfig:
 
     Args:
         name: adam, adamw, sgd, rmsprop or any other optimizer of timm (lion, lamb, ...).
-        lr: peak learning rate.
+        lr: peak learning rate; 0 leaves the weights as they are.
         weight_decay: decoupled from the gradient in `adamw`, an L2 penalty in `adam`, `sgd` and
             `rmsprop`.
         momentum: of `sgd`.
@@ -53,7 +53,7 @@ class OptimizerConfig:
             nearest = ", ".join(difflib.get_close_matches(self.name, list_optimizers(), 3, 0))
             raise ValueError(f"optimizer.name: unknown {self.name!r}; the nearest are: {nearest}")
         decay, momentum = self.weight_decay, self.momentum
-        require("optimizer.lr", self.lr, self.lr > 0, "above 0")
+        require("optimizer.lr", self.lr, self.lr >= 0, "at least 0")
         require("optimizer.weight_decay", decay, decay >= 0, "at least 0")
         require("optimizer.momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
 

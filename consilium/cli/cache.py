@@ -1,7 +1,8 @@
-"""List, build or delete caches of preprocessed images.
+"""List, build or delete caches of preprocessed images and of features of networks.
 
-A cache has one store for each dataset and preprocessing. `fit` builds it by itself if the data has
-`cache_dir`; building it in advance shows unreadable files, and mean and std of the training images.
+A cache has one store for each dataset and preprocessing, and one for each network whose features a
+linear probe uses. `fit` builds them by itself, that of a dataset if the data has `cache_dir`;
+building it in advance shows unreadable files, and mean and std of the training images.
 """
 
 import argparse

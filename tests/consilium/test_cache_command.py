@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
 from consilium.cli.main import run
+from datamodules.cache import FEATURES, FeatureStore
 
 
 @pytest.fixture
@@ -34,3 +36,14 @@ def test_a_store_is_built_listed_and_deleted(config, tmp_path, capsys):
 def test_a_missing_folder_is_an_error_with_its_name(tmp_path):
     with pytest.raises(ValueError, match=r"--root .*nowhere: no such folder"):
         run(["cache", "info", "--root", str(tmp_path / "nowhere")])
+
+
+def test_stores_of_features_are_listed_and_deleted_without_foreign_files(tmp_path, capsys):
+    folder = tmp_path / f"{FEATURES}{'0a' * 12}"
+    FeatureStore(folder).add(["first", "second"], np.ones((2, 5)))
+    (folder / "notes.txt").write_text("mine")
+    assert run(["cache", "info", "--root", str(tmp_path)]) == 0
+    assert f"{folder.name}         2 images" in capsys.readouterr().out
+    assert run(["cache", "clear", "--root", str(tmp_path)]) == 0
+    assert f"{folder}: kept, since it contains other files" in capsys.readouterr().out
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]

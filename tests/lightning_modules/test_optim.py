@@ -335,7 +335,7 @@ def test_scheduler_values_out_of_range_are_named(name: str, value: float) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("lr", 0.0), ("weight_decay", -1.0), ("momentum", 1.0)]
+    ("name", "value"), [("lr", -0.1), ("weight_decay", -1.0), ("momentum", 1.0)]
 )
 def test_optimizer_values_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"optimizer\.{name}: {value} is not"):
