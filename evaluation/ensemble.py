@@ -31,11 +31,11 @@ from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates, mean_estimate
 from evaluation.stats.paired_tests import Difference, Differences
 from evaluation.voters import store
-from evaluation.voters.registry import VOTERS, VoterOptions
+from evaluation.voters.registry import AUTO, AUTO_PATIENTS, VOTERS, VoterOptions
 from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble
 
-FILE, VERSION = "evaluation.json", 3
+FILE, VERSION = "evaluation.json", 4
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
@@ -50,7 +50,24 @@ class FittedVoters:
     not_fitted: dict[str, str]  # the reason, by name of the voter
     temperatures: dict[str, Temperature]  # of each member alone
     best_member: str  # that of least validation NLL at its own temperature
+    num_patients: int  # with labels in val
     warnings: list[str] = field(default_factory=list)
+
+    def select(self, voter: str) -> str:
+        """The voter of a name; `auto` is the learned weights if val is large enough for them."""
+        if voter != AUTO:
+            return voter
+        is_large = self.num_patients >= AUTO_PATIENTS * len(self.temperatures)
+        return "learned" if is_large and "learned" in self.ensembles else "soft"
+
+    def reason(self, voter: str) -> str:
+        """How `select` came to its choice; empty if there was none."""
+        if voter != AUTO:
+            return ""
+        count, members = self.num_patients, len(self.temperatures)
+        relation = "at least" if count >= AUTO_PATIENTS * members else "fewer than"
+        needed = f"{AUTO_PATIENTS} for each of {members} members"
+        return f"Voter chosen by the size of val: {count:,} patients, {relation} {needed}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,8 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
         tables, key=lambda n: calibration.nll(calibrate_table(tables[n], temperatures[n])).mean()
     )
     messages = sorted({str(warning.message) for warning in caught})
-    return FittedVoters(ensembles, not_fitted, temperatures, best_member, messages)
+    patients = len(np.unique(next(iter(tables.values())).labeled.patients.astype(str)))
+    return FittedVoters(ensembles, not_fitted, temperatures, best_member, patients, messages)
 
 
 def _calibrate(

@@ -23,7 +23,7 @@ from evaluation.reports import html
 from evaluation.results import read_tables, write_results
 from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import store
-from evaluation.voters.registry import VOTERS, VoterOptions
+from evaluation.voters.registry import AUTO, VOTERS, VoterOptions
 
 Tables = Mapping[str, PredictionTable]
 EXAMPLES = """\
@@ -36,13 +36,17 @@ examples:
 def run(args: argparse.Namespace) -> int:
     """Fits and evaluates the voters, writes the output folder and prints a summary."""
     options = VoterOptions(args.attribute, args.attended_values, args.weights)
-    if missing := VOTERS[args.voter].missing_options(options):
+    missing = [] if args.voter == AUTO else VOTERS[args.voter].missing_options(options)
+    if missing:
         raise ValueError(f"--voter {args.voter}: needs --{missing[0]}")
     val, test = read_tables(args.val, "--val", "val"), read_tables(args.test, "--test", "test")
     voting.check_test_tables(val, test)
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(f"fitting voters on {len(next(iter(val.values()))):,} validation images")
     fitted = voting.fit_voters(val, options)
+    reason, args.voter = fitted.reason(args.voter), fitted.select(args.voter)
+    if reason:
+        console.print(f"{reason}: {VOTERS[args.voter].label}")
     if args.voter not in fitted.ensembles:
         raise ValueError(f"--voter {args.voter}: {fitted.not_fitted[args.voter]}")
     console.print(f"evaluating {len(fitted.ensembles)} voters and {len(test)} members on test")
@@ -64,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder = Path("runs/ensemble")
     add("-o", "--output", type=Path, default=folder, metavar="DIR", help=f"({folder})")
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL_HELP)
-    add("--voter", default="soft", choices=list(VOTERS), help="voter of the ensemble (soft)")
+    help_ = "voter of the ensemble; auto: learned weights, or the mean if val is small (auto)"
+    add("--voter", default=AUTO, choices=[AUTO, *VOTERS], help=help_)
     add("--attribute", default="", help="attribute with weights per value, such as body_part")
     help_ = "values of the attribute with weights from attention"
     add("--attended_values", nargs="+", default=[], metavar="VALUE", help=help_)

@@ -15,7 +15,7 @@ from consilium.experiments.members import layer_arguments, read_experiment
 from evaluation.metrics.registry import METRICS, MetricSpec, matching_specs
 from evaluation.predictions import Level
 from evaluation.saliency import SALIENCY_METHODS
-from evaluation.voters.registry import VOTERS, VoterOptions
+from evaluation.voters.registry import AUTO, VOTERS, VoterOptions
 
 ENSEMBLE, MEMBERS = "ensemble", "members"
 RESERVED = (ENSEMBLE, MEMBERS, "voters", "saliency")  # names of runs and of groups of runs
@@ -32,7 +32,7 @@ KEYS = {
     "controls": "NAME: [MEMBER, ...]; trained like the first MEMBER at density 1; `true`: for each",
     "ensemble": "config of the ensembles; without it members are only compared",
     "ensembles": "NAME: [MEMBER, ...] or `all`; several ensembles in place of one of all members",
-    "voter": "rule that combines the members (soft)",
+    "voter": "rule that combines members; auto: learned weights, or soft if val is small (auto)",
     "attribute": "column of the data for voters with weights by group, such as body_part",
     "attended_values": "values of `attribute` that get an attention layer (voter group_attention)",
     "level": "study or patient: metrics by imaging exam or by patient as well (image)",
@@ -105,7 +105,7 @@ class ExperimentConfig:
     ensemble: list[str] = field(default_factory=list)
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     controls: dict[str, list[str]] = field(default_factory=dict)
-    voter: str = "soft"
+    voter: str = AUTO
     attribute: str = ""
     attended_values: list[str | int] = field(default_factory=list)
     level: Level = "image"
@@ -235,9 +235,12 @@ def _require_names(key: str, names: Collection[str]) -> None:
 def _check_voter(config: ExperimentConfig) -> None:
     """Refuses an unknown voter, and one that needs a value that is not given."""
     allowed = [name for name, spec in VOTERS.items() if "weights" not in spec.requirements]
+    options = config.voter_options
+    if config.voter == AUTO:
+        return
     if config.voter not in allowed:
-        raise ValueError(f"voter: {config.voter!r}; allowed: {', '.join(allowed)}")
-    for missing in VOTERS[config.voter].missing_options(config.voter_options):
+        raise ValueError(f"voter: {config.voter!r}; allowed: {', '.join([AUTO, *allowed])}")
+    for missing in VOTERS[config.voter].missing_options(options):
         raise ValueError(f"voter: {config.voter} requires `{missing}`")
 
 

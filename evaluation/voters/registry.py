@@ -70,6 +70,8 @@ _SPECS = (
                   t, options.attended_values, options.attribute)),
 )  # fmt: skip
 VOTERS: dict[str, VoterSpec] = {spec.name: spec for spec in _SPECS}
+#: selects `learned` weights, or `soft` if val has fewer patients than this for each member
+AUTO, AUTO_PATIENTS = "auto", 50
 
 
 def voter_spec(name: str) -> VoterSpec:

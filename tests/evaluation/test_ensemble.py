@@ -30,6 +30,20 @@ def test_an_ensemble_of_experts_is_a_gain_over_the_best_member() -> None:
     assert evaluated.member_metrics["first"] == compute_metrics(test["first"], draws=300)
 
 
+def test_a_weak_member_is_left_out_unless_val_is_small() -> None:
+    val = named_experts("val", 0)
+    members = {"good": val["first"], "weak": val["third"]}
+    fitted = fit_voters(members)
+    assert fitted.select("auto") == "learned"
+    assert "900 patients, at least 50 for each of 2 members" in fitted.reason("auto")
+    [weights] = fitted.ensembles["learned"].voter.weight_rows(["a"]).values()
+    assert weights[0] > 0.9
+    few = {name: table.take(np.arange(90)) for name, table in members.items()}
+    assert fit_voters(few).select("auto") == "soft"
+    assert fit_voters(few).select("greedy") == "greedy"
+    assert fit_voters(few).reason("greedy") == ""
+
+
 def in_precision(tables, **precisions):
     return {name: replace(table, meta={**table.meta, "precision": precisions.get(name, "32-true")})
             for name, table in tables.items()}  # fmt: skip

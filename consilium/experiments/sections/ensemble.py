@@ -99,11 +99,13 @@ def ensemble_sections(
     page: list[html.Section] = []
     shown = [ensemble for ensemble in ensembles if ensemble.is_shown]
     for e in shown:
-        lead = ensemble_report.summary_sentence(e.fitted, e.evaluated, config.voter)
+        voter, reason = e.fitted.select(config.voter), e.fitted.reason(config.voter)
+        lead = ensemble_report.summary_sentence(e.fitted, e.evaluated, voter)
+        lead = f"{lead} {reason}." if reason else lead
         page.append(html.Text(lead, f"{e.run}: every voter of {', '.join(e.tables)}"))
-        page += _voter_sections(e, config.voter, with_plots=e is shown[-1])
+        page += _voter_sections(e, voter, with_plots=e is shown[-1])
         if e.groups:
-            page.append(ensemble_report.group_table(e.groups, config.voter, config.attribute))
+            page.append(ensemble_report.group_table(e.groups, voter, config.attribute))
     return page
 
 
