@@ -17,7 +17,7 @@ from rich.table import Table
 
 from callbacks.wandb_logger import WandbLogger, log_image, log_table
 from evaluation import sparsity
-from evaluation.ensemble import calibrate_table
+from evaluation.ensemble import calibrate_table, evaluate_thresholds
 from evaluation.files import write_text
 from evaluation.metrics.calibration import Temperature
 from evaluation.metrics.compute import compute_metrics
@@ -149,10 +149,14 @@ class ResultsWriter(L.Callback):
         results = Results(*own, metrics, measures=measures, meta=table.meta)
         if table.meta.get("members"):
             write_ensemble_file(folder, table)
-        savings = sparsity.savings_sections(folder, table) if is_saving else []
+        further = sparsity.savings_sections(folder, table) if is_saving else []
+        val_file = folder / "predictions" / "val.parquet"
+        if split == "test" and val_file.is_file():
+            decisions = evaluate_thresholds(PredictionTable.read(val_file), table)
+            further += [run.threshold_table(decisions, table.class_names)] if decisions else []
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
-        page = run.run_sections(results, table, epochs, savings)
+        page = run.run_sections(results, table, epochs, further)
         report = run.write_run_report(folder, results, page)
         if is_saving:
             run.write_changed_decisions(folder, table)

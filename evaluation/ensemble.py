@@ -39,6 +39,7 @@ FILE, VERSION = "evaluation.json", 4
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
+SENSITIVITY = 0.95  # of a decision threshold
 CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Temperature)  # in the file
 
 
@@ -254,6 +255,26 @@ def evaluate_selective(
     return rules, calibration.risk_coverage(probabilities, test.labels).aurc
 
 
+def evaluate_thresholds(
+    val: PredictionTable, test: PredictionTable, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Estimates]:
+    """Metrics on test of decisions for the second of two classes, by rule; {} for more classes.
+
+    Thresholds are fitted on val: where classes are not as frequent as there, or errors not equally
+    serious, 0.5 need not be the best one.
+    """
+    if len(test.class_names) != 2 or len(set(val.labeled.labels)) < 2:
+        return {}
+    best, sensitive = (calibration.fit_threshold(val, s) for s in (None, SENSITIVITY))
+    thresholds = {
+        "0.5, the larger probability": 0.5,
+        f"{best:.3f}, best balanced accuracy on val": best,
+        f"{sensitive:.3f}, sensitivity {SENSITIVITY:g} on val": sensitive,
+    }
+    tables = {rule: test.at_threshold(threshold) for rule, threshold in thresholds.items()}
+    return {rule: compute_metrics(table, draws, seed) for rule, table in tables.items()}
+
+
 def most_disputed(tables: Tables, count: int = 12) -> list[tuple[str, str]]:
     """Ids of the images that members differ on most, with lines of the label and predictions."""
     first, members = next(iter(tables.values())), stacked_probabilities(list(tables.values()))
@@ -283,23 +304,29 @@ def check_test_tables(val: Tables, test: Tables) -> None:
 
 
 def save_voters(
-    folder: Path, fitted: FittedVoters, evaluated: EvaluatedVoters, groups: Mapping[str, Estimates]
-) -> None:
-    """Writes `voters/<name>/` of each voter, then evaluation.json; `groups` may be empty."""
+    folder: Path, fitted: FittedVoters, evaluated: EvaluatedVoters,
+    groups: Mapping[str, Estimates], decisions: Mapping[str, Estimates],
+) -> None:  # fmt: skip
+    """Writes `voters/<name>/` of each voter, then evaluation.json; the last two may be empty."""
     for name, ensemble in fitted.ensembles.items():
         store.save(folder / "voters" / name, ensemble)
     content = {
         "version": VERSION,
         "fitted": {**asdict(replace(fitted, ensembles={})), "ensembles": list(fitted.ensembles)},
         "evaluated": asdict(evaluated),
-        "groups": {v: {m: asdict(e) for m, e in metrics.items()} for v, metrics in groups.items()},
+        "groups": _plain_estimates(groups),
+        "decisions": _plain_estimates(decisions),
     }
     write_json(folder / FILE, content)
 
 
+def _plain_estimates(by_name: Mapping[str, Estimates]) -> dict[str, dict[str, Any]]:
+    return {name: {m: asdict(e) for m, e in of.items()} for name, of in by_name.items()}
+
+
 def load_voters(
     folder: Path, tables: Tables
-) -> tuple[FittedVoters, EvaluatedVoters, dict[str, Estimates]]:
+) -> tuple[FittedVoters, EvaluatedVoters, dict[str, Estimates], dict[str, Estimates]]:
     """What `save_voters` wrote; refused unless fitted for the members and classes of `tables`."""
     content = read_json(folder / FILE)
     if content.get("version") != VERSION:
@@ -310,7 +337,8 @@ def load_voters(
     names = content["fitted"].pop("ensembles")
     ensembles = {n: store.load(folder / "voters" / n, members, class_names) for n in names}
     fitted = FittedVoters(ensembles, **content["fitted"])
-    return fitted, EvaluatedVoters(**content["evaluated"]), content["groups"]
+    evaluated = EvaluatedVoters(**content["evaluated"])
+    return fitted, evaluated, content["groups"], content["decisions"]
 
 
 def _restore_classes(plain: dict[str, Any]) -> None:

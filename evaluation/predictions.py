@@ -125,6 +125,11 @@ class PredictionTable:
         """The same samples with other probabilities (n, K); 0 becomes 1e-30, for finite logits."""
         return replace(self, logits=safe_log(probabilities), pair_logits=None)
 
+    def at_threshold(self, threshold: float) -> "PredictionTable":
+        """Shifted so that the second of two classes is predicted from this probability on."""
+        t = min(max(threshold, MIN_PROBABILITY), 1 - 1e-16)
+        return replace(self, logits=self.logits + np.array([0.0, np.log1p(-t) - np.log(t)]))
+
     def write(self, path: Path | str) -> None:
         """Writes Parquet, with class names and `meta` in the metadata of the file."""
         arrow = pa.Table.from_pandas(self.rows, preserve_index=False)

@@ -20,6 +20,7 @@ from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as report
 from evaluation.reports import html
+from evaluation.reports.run import threshold_table
 from evaluation.results import read_tables, write_results
 from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import store
@@ -92,13 +93,16 @@ def write_files(
     on_test.write(folder / "predictions" / "test.parquet")
     by = (args.attribute, args.draws, args.seed)
     groups = metrics_by_attribute(on_test, *by) if args.attribute else {}
-    voting.save_voters(folder, fitted, evaluated, groups)
+    decisions = voting.evaluate_thresholds(on_val, on_test, args.draws, args.seed)
+    voting.save_voters(folder, fitted, evaluated, groups, decisions)
     results = report.ensemble_results(folder.name, fitted, evaluated, test, args.voter)
     write_results(folder / "results.json", results)
     disputed = report.disputed_section(test, thumbnails(args.images, test))
     predictions = voting.ensemble_predictions(ensemble, test, args.level)
     page = report.ensemble_sections(fitted, evaluated, predictions, disputed)
     page = [*page, report.selective_table(*voting.evaluate_selective(on_val, on_test), on_test)]
+    if decisions:
+        page.insert(3, threshold_table(decisions, on_test.class_names))
     if groups:
         page.insert(3, report.group_table(groups, args.voter, args.attribute))
     html.write_report(folder / "report.html", args.title, page)

@@ -141,6 +141,30 @@ def fit_referral(table: PredictionTable, risk: float) -> float:
     return float(np.unique(labeled.probabilities.max(axis=1))[::-1][allowed[-1]])
 
 
+def fit_threshold(table: PredictionTable, sensitivity: float | None = None) -> float:
+    """Least probability at which the second of two classes is decided; refuses test.
+
+    On val it has the greatest balanced accuracy, or it is the greatest one with a sensitivity
+    (recall of the second class) of at least `sensitivity`.
+    """
+    refuse_test(table, "a decision threshold")
+    labeled = table.labeled
+    order = np.argsort(labeled.probabilities[:, 1])
+    scores, is_positive = labeled.probabilities[order, 1], labeled.labels[order] == 1
+    if is_positive.all() or not is_positive.any():
+        raise ValueError("a decision threshold needs images of both classes on val")
+    between = np.flatnonzero(np.diff(scores) > 0) + 1  # images below each possible threshold
+    below = np.concatenate([[0], between, [len(scores)]])
+    thresholds = np.concatenate([[0.0], (scores[between - 1] + scores[between]) / 2, [1.0]])
+    missed = np.concatenate([[0], is_positive.cumsum()])[below]
+    recall = 1 - missed / is_positive.sum()
+    if sensitivity is not None:
+        return float(thresholds[recall >= sensitivity].max())
+    balanced = recall + (below - missed) / (~is_positive).sum()
+    best = np.flatnonzero(np.isclose(balanced, balanced.max()))
+    return float(thresholds[best[len(best) // 2]])
+
+
 def fit_conformal(table: PredictionTable, alpha: float) -> float:
     """Split-conformal threshold of 1 - p for sets that contain the label at a rate of 1 - alpha.
 

@@ -1,7 +1,7 @@
 """The report of one run, its changed decisions, and its predictions as a table for people."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,9 +35,9 @@ def write_run_report(folder: Path, results: Results, sections: Sequence[html.Sec
 
 def run_sections(
     results: Results, table: PredictionTable, history: pd.DataFrame | None = None,
-    savings: Sequence[html.Section] = (),
+    further: Sequence[html.Section] = (),
 ) -> list[html.Section]:  # fmt: skip
-    """The report of a run; `savings` are the sections of `sparsity.savings_sections`."""
+    """The report of a run, with `further` sections after its summary."""
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
     page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
@@ -45,12 +45,23 @@ def run_sections(
         models = labeled_models(results)
         page.append(html.models_table(models, "Ensemble and members", strong=[0]))
     summary = {name: metrics[name] for name in summary_metrics() if name in metrics}
-    page += [html.metrics_table(summary), *savings, *prediction_plots(table)]
+    page += [html.metrics_table(summary), *further, *prediction_plots(table)]
     if history is not None:
         plot = curves.learning_curves(history)
         page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))
     all_metrics = replace(html.metrics_table(metrics, "All metrics"), folded=True)
     return [*page, all_metrics, html.Details(readable_details(results))]
+
+
+def threshold_table(decisions: Mapping[str, Estimates], class_names: Sequence[str]) -> html.Table:
+    """Decisions for the second of two classes by threshold, see `evaluate_thresholds`."""
+    name = class_names[1]
+    rates = (f"{rate}/{name}" for rate in ("recall", "specificity", "precision"))
+    names = ("accuracy", "balanced_accuracy", *rates)
+    heading = f"Decision thresholds for {name}"
+    note = f"{name} is decided from this probability on; thresholds were fitted on val."
+    note = f"{note} {html.SMALL_PRINT}"
+    return html.models_table(decisions, heading, note, names=names, corner="threshold")
 
 
 def labeled_models(results: Results) -> dict[str, Estimates]:

@@ -70,3 +70,12 @@ def named_copies(split: str) -> dict[str, PredictionTable]:
     """Five equal tables with different hashes of weights."""
     table = make_table(900, images_per_patient=3, split=split, seed=1)
     return {f"copy{i}": replace(table, meta={"weights": f"hash{i}"}) for i in range(5)}
+
+
+def two_class_table(split: str, seed: int = 0, n: int = 400) -> PredictionTable:
+    """Scores of a good model that is biased towards the second class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    z = rng.normal(size=n) + 2.0 * labels + 1.0
+    rows = make_table(n, 2, split=split).rows.assign(label=labels)
+    return PredictionTable(rows, np.stack([np.zeros(n), z], axis=1), ["no", "yes"])

@@ -21,7 +21,7 @@ from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html
 from evaluation.reports import ensemble as ensemble_report
-from evaluation.reports.run import prediction_plots
+from evaluation.reports.run import prediction_plots, threshold_table
 from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.voters.registry import voter_spec
@@ -38,6 +38,7 @@ class EnsembleResults:
     fitted: FittedVoters
     evaluated: EvaluatedVoters
     groups: dict[str, Estimates]  # metrics by value of the experiment's attribute
+    decisions: dict[str, Estimates]  # metrics by decision threshold; empty unless two classes
     tables: dict[str, PredictionTable]  # test predictions of the members
     disputed: list[tuple[bytes, str]]  # thumbnails and captions of images
 
@@ -103,6 +104,8 @@ def ensemble_sections(
         lead = ensemble_report.summary_sentence(e.fitted, e.evaluated, voter)
         lead = f"{lead} {reason}." if reason else lead
         page.append(html.Text(lead, f"{e.run}: every voter of {', '.join(e.tables)}"))
+        if e.decisions:
+            page.append(threshold_table(e.decisions, e.fitted.ensembles[voter].class_names))
         page += _voter_sections(e, voter, with_plots=e is shown[-1])
         if e.groups:
             page.append(ensemble_report.group_table(e.groups, voter, config.attribute))
