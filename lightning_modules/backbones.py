@@ -1,9 +1,11 @@
 """Backbones by name: networks of timm and of this project, at an input size, with weights."""
 
 import difflib
+import inspect
 import sys
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 
 import safetensors
 import timm
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_modules import residual_attention
 from lightning_modules.batch_norm import update_statistics_once
+from lightning_modules.weight_formats import read_pickled, to_timm_names
 
 Weights = dict[str, Tensor]
 OWN_BACKBONES = [residual_attention.ResidualAttention]  # importing a module registers it in timm
@@ -133,10 +136,11 @@ def _create(
 def load_weights(net: nn.Module, path: str) -> None:
     """Loads the weights of a file into `net`; the head stays new unless its shape matches.
 
+    The file may be of timm, torchvision or one of `weight_formats.WEIGHT_FORMATS`.
     No code in the file (.safetensors, .pth or .bin) is run. Weights are resized to the network's
     input size if timm can do so. A missing, unknown or misshaped weight is a ValueError.
     """
-    weights = _adapt_first_layer(net, _convert(net, _read_weights(path)))
+    weights = _adapt_first_layer(net, _convert(net, to_timm_names(_read_weights(path))))
     own = net.state_dict()
     heads = tuple(f"{name}." for name in head_names(net))
     misshaped = [k for k in weights if k in own and own[k].shape != weights[k].shape]
@@ -185,16 +189,19 @@ def _read_weights(path: str) -> Weights:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        state = timm.models.load_state_dict(path, weights_only=True)
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        return read_pickled(path)
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, OSError,
+            UnpicklingError) as error:  # fmt: skip
         raise ValueError(f"pretrained: {path!r} is not a readable weight file: {error}") from error
 
 
 def _convert(net: nn.Module, weights: Weights) -> Weights:
     module = vars(sys.modules[type(net).__module__])
     convert = next((module[name] for name in CONVERTERS if name in module), None)
-    return dict(convert(weights, net)) if convert else weights
+    if convert is None:
+        return weights
+    arguments = (weights, net)[: len(inspect.signature(convert).parameters)]  # one or both
+    return dict(convert(*arguments))
 
 
 def _adapt_first_layer(net: nn.Module, weights: Weights) -> Weights:
@@ -202,5 +209,8 @@ def _adapt_first_layer(net: nn.Module, weights: Weights) -> Weights:
     for name in _recorded_names(net, "first_conv"):
         key, own = f"{name}.weight", net.state_dict().get(f"{name}.weight")
         if key in weights and own is not None and own.shape != weights[key].shape:
-            weights[key] = timm.models.adapt_input_conv(own.shape[1], weights[key])
+            if weights[key].shape[1] == 1:  # of gray images: the same for three equal channels
+                weights[key] = weights[key].expand(-1, own.shape[1], -1, -1) / own.shape[1]
+            else:
+                weights[key] = timm.models.adapt_input_conv(own.shape[1], weights[key])
     return weights
