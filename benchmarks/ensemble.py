@@ -5,7 +5,7 @@ Run: python -W ignore -m benchmarks.ensemble [--images N] [--rounds N] [--device
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import lightning as L
@@ -99,10 +99,12 @@ def make_trainer(device: str, max_steps: int = -1) -> L.Trainer:
     )
 
 
-def write_members(make_data: MakeData, folder: Path) -> list[Path]:
+def write_members(
+    make_data: MakeData, folder: Path, members: Mapping[str, Preprocess] = MEMBERS
+) -> list[Path]:
     """Checkpoints of all members after one training step."""
     files = []
-    for name, preprocess in MEMBERS.items():
+    for name, preprocess in members.items():
         trainer, file = make_trainer("cpu", max_steps=1), folder / f"{name}.ckpt"
         module = ImageClassifier(CLASS_NAMES, name, image_size=preprocess.size)
         trainer.fit(module, make_data(preprocess))

@@ -81,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     parser.add_argument("--channels_last", action="store_true", help="memory format of weights")
+    parser.add_argument("--compile", action="store_true", help="compile the network of Lightning")
     return parser.parse_args()
 
 
@@ -105,15 +106,20 @@ def make_loader(args: argparse.Namespace) -> Loader:
 
 
 def lightning_fit(args: argparse.Namespace, loader: Loader) -> Train:
-    """One epoch by Lightning's Trainer with our module."""
+    """One epoch by Lightning's Trainer with our module; each call trains the module further."""
     torch.manual_seed(0)
     module = ClassifierWithoutData(
         CLASS_NAMES,
         args.backbone,
-        backbone_args={"channels_last": args.channels_last},
+        backbone_args={"channels_last": args.channels_last, "compile": args.compile},
         optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.05),
     )
-    trainer = lightning.Trainer(
+    return lambda: make_trainer(args).fit(module, loader)
+
+
+def make_trainer(args: argparse.Namespace) -> lightning.Trainer:
+    """A trainer of one epoch without files and progress bar."""
+    return lightning.Trainer(
         max_epochs=1,
         accelerator="gpu" if args.device == "cuda" else "cpu",
         devices=1,
@@ -124,7 +130,6 @@ def lightning_fit(args: argparse.Namespace, loader: Loader) -> Train:
         enable_progress_bar=False,
         callbacks=[StepSeeding()],
     )
-    return lambda: trainer.fit(module, loader)
 
 
 def baseline(args: argparse.Namespace, loader: Loader) -> Train:
