@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from evaluation.files import atomic_file
 from evaluation.metrics.registry import monitor_mode
+from lightning_modules.checkpoints import read_content
 
 Mode = Literal["min", "max"]
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
@@ -87,7 +90,7 @@ class BestAndLastCheckpoint(ModelCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it.
+    """Writes a checkpoint beside its target and renames it; keeps the last.ckpt before.
 
     Lightning writes into the folder of temporary files; if that is on another file system, a kill
     or a full disk leaves half a checkpoint.
@@ -101,6 +104,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())
+            if Path(path).name == LAST and Path(path).exists():
+                Path(path).replace(Path(path).with_name(PREVIOUS))
 
 
 class ResumableEarlyStopping(EarlyStopping):
@@ -151,6 +156,41 @@ class StepSeeding(L.Callback):
         step_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         for set_seed in (torch.manual_seed, np.random.seed, random.seed):
             set_seed(step_seed)
+
+
+def resumable_checkpoint(folder: Path) -> tuple[Path | None, str]:
+    """The latest checkpoint that a fit can resume from, and what is wrong with later ones."""
+    problems: list[str] = []
+    for file in (folder / LAST, folder / PREVIOUS):
+        problem = _resume_problem(file) if file.is_file() else None
+        if problem == "":
+            return file, "; ".join(problems)
+        problems += [problem] if problem else []
+    return None, "; ".join(problems)
+
+
+def _resume_problem(file: Path) -> str:
+    """Why a fit cannot resume from a checkpoint, or would miss its best epoch; else ""."""
+    try:
+        states: dict[str, dict[str, Any]] = _read_intact(file).get("callbacks", {})
+        own = [s for name, s in states.items() if name.startswith(BestAndLastCheckpoint.__name__)]
+        is_dense_stage = any(s.get("is_sparse_stage") is False for s in states.values())
+        if is_dense_stage and file.with_name("dense.ckpt").is_file():
+            return ""  # the sparse stage had renamed best.ckpt
+        for path in filter(None, (state["best_model_path"] for state in own)):
+            _read_intact(file.with_name(Path(path).name))
+    except (ValueError, zipfile.BadZipFile) as error:
+        return str(error)
+    return ""
+
+
+def _read_intact(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint; an error if any of its bytes changed after it was written."""
+    content = read_content(file, mmap=True)
+    with zipfile.ZipFile(file) as archive:
+        if name := archive.testzip():
+            raise ValueError(f"{file}: damaged ({name} does not have its checksum)")
+    return content
 
 
 def resolve_mode(monitor: str, mode: Mode | None) -> Mode:

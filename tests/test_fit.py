@@ -216,6 +216,27 @@ def test_resuming_with_other_splits_is_refused(tiny, resnet, tmp_path, capsys):
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
+def test_a_fit_whose_last_checkpoint_is_damaged_starts_anew_unless_it_was_finished(
+    tiny, resnet, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(resnet, run)
+    (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:1000])
+    fit = ["fit", *tiny.configs("resnet"), "--run", str(run), "--ckpt_path", "last"]
+    assert main(fit) == 2
+    problem = f"{run}/last.ckpt: truncated, or not a checkpoint (no zip archive of torch)"
+    finished = f"--run {run}: contains a finished run; give another --run, or remove the folder"
+    assert capsys.readouterr().err == f"consilium fit: {problem}; {finished}\n"
+    for name in ("results.json", "results.val.json"):
+        (run / name).unlink()
+    assert main(fit) == 0
+    assert f"{problem}; training starts anew\n" in capsys.readouterr().out
+    assert not (run / "previous.ckpt").exists()
+    for name in ("best.ckpt", "last.ckpt"):
+        expected, weights = (checkpoints.read(r / name)[1] for r in (resnet, run))
+        assert all(torch.equal(expected[key], weights[key]) for key in expected)
+
+
 @pytest.mark.parametrize(("setting", "message"), [
     ("optimizer.lr=0.5", "with optimizer.lr 0.002, the config has 0.5"),
     ("lr_scheduler.name=step", "with lr_scheduler.name 'cosine', the config has 'step'"),

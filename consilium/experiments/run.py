@@ -18,7 +18,8 @@ from evaluation.files import write_text
 LOG = "log.txt"
 FAILED = ".failed"
 DONE = ".done"
-LAST = "last.ckpt"
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # to resume from
+BEST = "best.ckpt"
 MONITOR = "val/loss"  # best.ckpt is chosen by it
 PER_MEMBER = ("predictions", "voters")  # folders of an ensemble with one file per member
 TERMINATE_SECONDS = 10  # between SIGTERM and SIGKILL
@@ -82,7 +83,7 @@ class Run:
 
         Files without recorded provenance are trusted.
         """
-        if not any((self.folder / name).is_file() for name in (self.result, LAST)):
+        if not any((self.folder / name).is_file() for name in (self.result, *CHECKPOINTS)):
             return ""
         for run in self.inputs:
             if not (run.folder / run.result).is_file() or run.change():
@@ -110,7 +111,7 @@ class Run:
         return provenance.Provenance(self.settings, digests)
 
     def start(self, launch: Launcher = start_fork) -> list[str] | None:
-        """Starts the process, from last.ckpt if there is one; returns its arguments.
+        """Starts the process, from the last epoch that was saved; returns its arguments.
 
         None if another process has the folder's lock. A run that is done is not started.
         """
@@ -122,8 +123,7 @@ class Run:
             self.lock.close()
             return self.arguments
         self.prepare_folder()
-        last = self.folder / LAST
-        arguments = self.arguments + (["--ckpt_path", str(last)] if last.is_file() else [])
+        arguments = [*self.arguments, *self._resume_arguments()]
         with (self.folder / LOG).open("ab") as log:
             self.process = launch(arguments, log, self.lock)
         return arguments
@@ -131,19 +131,32 @@ class Run:
     def prepare_folder(self) -> None:
         """Removes marks and files of other settings, and records the provenance."""
         self.refuse_change()
-        for mark in (FAILED, DONE):
-            (self.folder / mark).unlink(missing_ok=True)
+        results = ("results.json", "results.val.json") if self.arguments[0] == "fit" else ()
+        for name in (FAILED, DONE, *results):
+            (self.folder / name).unlink(missing_ok=True)
         if self.change():
             for name in PER_MEMBER:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
         self._provenance().write(self.folder)
+
+    def _resume_arguments(self) -> list[str]:
+        if not any((self.folder / name).is_file() for name in CHECKPOINTS):
+            return []
+        from consilium.training.preflight import checkpoint_to_resume  # imports torch
+
+        checkpoint = checkpoint_to_resume(self.folder)
+        return ["--ckpt_path", str(checkpoint)] if checkpoint else []
 
     def poll(self) -> bool:
         """Whether the process has ended; records how."""
         if self.process is None or self.process.poll() is None:
             return False
         self.returncode = self.process.returncode
-        if self.returncode:
+        if not (self.folder / LOG).is_file():
+            for name in CHECKPOINTS:  # the history lacks the epochs before
+                (self.folder / name).unlink(missing_ok=True)
+            self.fail(f"{self.folder} was removed while the run wrote to it; run it again")
+        elif self.returncode:
             write_text(self.folder / FAILED, self.error_message())
         else:
             (self.folder / DONE).touch()
@@ -155,6 +168,12 @@ class Run:
         if self.process is not None:
             self.process.wait()
             self.poll()
+
+    def require_checkpoint(self) -> None:
+        """Makes a finished fit that has no best.ckpt, which another run needs, unfinished."""
+        if self.arguments[0] == "fit" and self.is_done() and not (self.folder / BEST).is_file():
+            (self.folder / DONE).unlink(missing_ok=True)
+            self.fail(f"{self.folder / BEST} is missing")
 
     def fail(self, reason: str) -> None:
         """Marks the run as failed and appends the reason to its log."""

@@ -41,16 +41,22 @@ class Scheduler:
 
     def _execute(self, selected: list[Run], runs: dict[str, Run]) -> None:
         """Runs as many at a time as the executor takes; a failure only stops what needs it."""
+        for run in selected:
+            if not run.is_done():
+                run.mark_outdated()
+                for needed in run.inputs:
+                    needed.require_checkpoint()
         waiting, active = [run for run in selected if not run.is_done()], list[Run]()
-        for run in waiting:
-            run.mark_outdated()
         display = ProgressDisplay(selected)
         try:
             while waiting or active:
                 waiting = [run for run in waiting if not self._has_failed_input(run)]
                 ready = [r for r in waiting if all(runs[n].is_done() for n in r.needs)]
                 if waiting and not active and not ready:
-                    break  # the missing inputs were not selected
+                    removed = self._removed_inputs(waiting, selected)
+                    if not removed:
+                        break  # the missing inputs were not selected
+                    waiting = removed + waiting
                 for run in ready:  # a run that is locked elsewhere waits until it is done
                     if len(active) < self.executor.slots:
                         active.append(run)  # before the start, so that it is always stopped
@@ -61,6 +67,11 @@ class Scheduler:
         finally:
             self.executor.stop(active)
             display.close()
+
+    def _removed_inputs(self, waiting: list[Run], selected: list[Run]) -> list[Run]:
+        """Inputs that were done and whose folders have been removed since."""
+        needed = {name for run in waiting for name in run.needs} - self.failures.keys()
+        return [r for r in selected if r.name in needed and r not in waiting and not r.is_done()]
 
     def _has_failed_input(self, run: Run) -> bool:
         failed = [name for name in run.needs if name in self.failures]

@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpoint import ResumableEarlyStopping
+from callbacks.checkpoint import LAST, PREVIOUS, ResumableEarlyStopping
 from callbacks.wandb_logger import close_loggers, set_run_folder
 from callbacks.writers import SaveConfig
 from consilium.config_files import explain_parser_error, shorten_parser_error
@@ -129,10 +129,13 @@ class ConsiliumCLI(LightningCLI):
         if not name and (command == "fit" or is_ensemble):
             return
         if name in (None, "best", "last"):
-            file = preflight.default_checkpoint(run, config["config"] or [], name or "best")
-            print_once(f"checkpoint: {file}")
-            name = str(file)
-        config["ckpt_path"] = self._unpacked(Path(name))
+            name = preflight.default_checkpoint(run, config["config"] or [], name or "best")
+            print_once(f"checkpoint: {name}")
+        file: Path | None = Path(name)
+        last = run / LAST
+        if command == "fit" and last.is_file() and last.resolve() == Path(name).resolve():
+            file = preflight.checkpoint_to_resume(run)
+        config["ckpt_path"] = file and self._unpacked(file)
 
     def _redirect_to_dev_run(self, config: Namespace, folder: Path) -> None:
         """Limits a run to a few batches, and its files to a folder that is removed at the end."""
@@ -220,6 +223,8 @@ class ConsiliumCLI(LightningCLI):
                 raise SIGTERMException
             if len(self.datamodule.rows(split)):
                 evaluate(**options, verbose=False)
+        if is_first_process():
+            best.with_name(PREVIOUS).unlink(missing_ok=True)  # of a fit that can be interrupted
 
 
 class ConfigValidator(ConsiliumCLI):

@@ -13,9 +13,10 @@ from typing import cast, get_type_hints
 import torch
 from jsonargparse import Namespace
 
-from callbacks.checkpoint import BestAndLastCheckpoint
+from callbacks.checkpoint import LAST, PREVIOUS, BestAndLastCheckpoint, resumable_checkpoint
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
 from consilium.config_files import source_file
+from consilium.training.run_lock import print_once
 from lightning_modules import backbones
 from lightning_modules.base import EPOCH_METRICS
 from lightning_modules.checkpoints import argument_types
@@ -25,6 +26,8 @@ from lightning_modules.ensemble import EnsembleModule
 Callbacks = list[Namespace] | Namespace | None
 WRITERS = (BestAndLastCheckpoint, HistoryWriter, PredictionWriter, ResultsWriter)
 RUN_CONFIG = "config.yaml"  # in a run folder
+RESULTS = ("results.json", "results.val.json")
+REMEDY = "give another --run, or remove the folder"
 AUTO_BATCH = "--auto_batch"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -47,12 +50,33 @@ class OutOfMemory(ValueError):
 
 def refuse_used_run_folder(folder: Path) -> None:
     """Raises ValueError if a fit would overwrite another run."""
-    remedy = "give another --run, or remove the folder"
-    if any((folder / name).exists() for name in ("results.json", "results.val.json")):
-        raise ValueError(f"--run {folder}: contains a finished run; {remedy}")
-    if (folder / "last.ckpt").exists():
-        resume = f"resume it with --ckpt_path {folder}/last.ckpt"
-        raise ValueError(f"--run {folder}: contains an unfinished run; {resume}, {remedy}")
+    refuse_finished_run(folder)
+    for file in (folder / LAST, folder / PREVIOUS):
+        if file.exists():
+            resume = f"resume it with --ckpt_path {file}"
+            raise ValueError(f"--run {folder}: contains an unfinished run; {resume}, {REMEDY}")
+
+
+def refuse_finished_run(folder: Path, problem: str = "") -> None:
+    """Raises ValueError, which begins with the problem, if a fit would overwrite results."""
+    if any((folder / name).exists() for name in RESULTS):
+        message = f"--run {folder}: contains a finished run; {REMEDY}"
+        raise ValueError(f"{problem}; {message}" if problem else message)
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The checkpoint from which a fit in a run folder continues; None if all are unusable.
+
+    Those are removed, because the fit has to start anew, unless it would overwrite a finished run.
+    """
+    file, problem = resumable_checkpoint(folder)
+    if file is None:
+        refuse_finished_run(folder, problem)
+        for name in (LAST, PREVIOUS):
+            (folder / name).unlink(missing_ok=True)
+    if problem:
+        print_once(f"{problem}; {f'resuming from {file}' if file else 'training starts anew'}")
+    return file
 
 
 def require_result_callbacks(callbacks: Callbacks, files: Sequence[Path]) -> None:

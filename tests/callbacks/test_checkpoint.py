@@ -3,6 +3,7 @@
 import errno
 import shutil
 import tempfile
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from callbacks import BestAndLastCheckpoint
-from callbacks.checkpoint import ResumableEarlyStopping
+from callbacks.checkpoint import ResumableEarlyStopping, resumable_checkpoint
 
 VALUES = [0.1, 0.5, 0.9]
 
@@ -64,6 +65,43 @@ def test_an_error_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, 
     with pytest.raises(OSError, match="No space left"):
         fit(tmp_path, 2, str(tmp_path / "last.ckpt"))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def zero_bytes(file):
+    content = bytearray(file.read_bytes())
+    start = len(content) // 3
+    content[start : start + 40] = bytes(40)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, zero_bytes, Path.unlink])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
+    fit(tmp_path, 3)
+    expected = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert resumable_checkpoint(tmp_path) == (tmp_path / "last.ckpt", "")
+    damage(tmp_path / "last.ckpt")
+    file, problem = resumable_checkpoint(tmp_path)
+    assert (file, epoch_of(file)) == (tmp_path / "previous.ckpt", 1)
+    assert "\n" not in problem
+    assert (f"{tmp_path}/last.ckpt: " in problem) == (damage is not Path.unlink)
+    fit(tmp_path, 3, str(file))
+    resumed = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert resumed["epoch"] == expected["epoch"]
+    assert str(resumed["state_dict"]) == str(expected["state_dict"])
+
+
+@pytest.mark.parametrize("damage", [truncate, zero_bytes, Path.unlink])
+def test_a_fit_is_not_resumed_without_its_best_epoch(tmp_path, damage):
+    """No later epoch is better, so that best.ckpt would never be written."""
+    fit(tmp_path, 2)
+    damage(tmp_path / "best.ckpt")
+    file, problem = resumable_checkpoint(tmp_path)
+    assert file is None
+    assert problem.startswith(f"{tmp_path}/best.ckpt: ")
 
 
 @pytest.mark.parametrize("case", ["same folder", "relative path", "renamed", "another folder"])

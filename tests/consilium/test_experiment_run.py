@@ -1,6 +1,7 @@
 """A trained experiment: its files, a killed and resumed run, a failed member."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,46 @@ def progress(folder):
     """Progress of an experiment, independent of the machine's speed: files, and ten per epoch."""
     epochs = [len(file.read_text().splitlines()) - 1 for file in folder.rglob("history.csv")]
     return len(files(folder)) + 10 * sum(epochs)
+
+
+def copy_experiment(experiment, tmp_path):
+    """A copy whose ensemble has to be evaluated again."""
+    folder = tmp_path / "copy"
+    shutil.copytree(experiment, folder)
+    (folder / "ensemble/results.json").unlink()
+    return folder
+
+
+def same_weights(one, other):
+    states = [checkpoints.read(file)[1] for file in (one, other)]
+    return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def remove_best(member):
+    (member / "best.ckpt").unlink()
+
+
+def truncate_last(member):
+    """The state after a kill during the tests."""
+    (member / "last.ckpt").write_bytes((member / "last.ckpt").read_bytes()[:1000])
+    (member / ".done").unlink()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("damage", [remove_best, truncate_last])
+def test_a_member_with_a_damaged_checkpoint_is_trained_anew(
+    experiment, experiment_file, tmp_path, capfd, damage
+):
+    folder = copy_experiment(experiment, tmp_path)
+    member = folder / "members/small"
+    damage(member)
+    assert main(["experiment", "run", str(experiment_file), "--output", str(folder)]) == 1
+    output = capfd.readouterr().out
+    (line,) = [line for line in output.splitlines() if line.endswith("; training starts anew")]
+    assert line.startswith(f"{member}/")
+    assert (folder / "ensemble/results.json").is_file(), output
+    for name in ("best.ckpt", "last.ckpt"):
+        assert same_weights(member / name, experiment / "members/small" / name)
 
 
 @pytest.mark.exhaustive

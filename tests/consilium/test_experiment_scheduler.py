@@ -1,6 +1,7 @@
 """Several schedulers of one experiment: who fills a folder, and who waits."""
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -47,6 +48,48 @@ def test_a_stopped_run_may_be_started_by_another_scheduler(tmp_path: Path) -> No
     assert other.start() == ["--help"]
     other.wait()
     assert other.state().status == "done"
+
+
+def test_a_run_whose_folder_was_removed_fails_and_starts_again(tmp_path: Path) -> None:
+    run = short_run(tmp_path / "m")
+    run.start()
+    shutil.rmtree(run.folder)
+    run.wait()
+    assert run.state().status == "failed"
+    assert run.error_message().startswith(f"{run.folder} was removed while the run wrote to it")
+    assert run.start() == ["--help"]
+    (run.folder / "results.json").touch()
+    run.wait()
+    assert run.state().status == "done"
+
+
+class RemovingExecutor(LocalExecutor):
+    """Starting run `b` for the first time removes the finished run `a`."""
+
+    def start(self, run: Run) -> list[str] | None:
+        run.folder.mkdir()
+        (run.folder / "results.json").touch()
+        if run.name == "b":
+            shutil.rmtree(run.folder.with_name("a"))
+        return run.arguments
+
+    def has_ended(self, run: Run) -> bool:
+        return True
+
+    def stop(self, runs: list[Run]) -> None:
+        assert not runs
+
+
+def test_a_member_that_was_removed_after_its_end_is_run_again(tmp_path: Path) -> None:
+    a, b = (Run(name, tmp_path / name, ["fit"]) for name in "ab")
+    (tmp_path / "a").mkdir()
+    for name in ("results.json", "best.ckpt"):
+        (tmp_path / "a" / name).touch()
+    ensemble = Run("ensemble", tmp_path / "ensemble", ["test"], ("a", "b"), inputs=(a, b))
+    runs = [a, b, ensemble]
+    other = Run("other", tmp_path / "other", ["fit"])  # is not done: no report
+    Scheduler(CONFIG, tmp_path, RemovingExecutor(1)).run(runs, [*runs, other])
+    assert all(run.is_done() for run in runs)
 
 
 class BusyExecutor(LocalExecutor):
