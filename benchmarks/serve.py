@@ -89,7 +89,7 @@ def write_ensemble(folder: Path) -> Path:
         checkpoints.write_block(
             content, module="ImageClassifier", init_args=module.init_args, class_names=CLASSES,
             preprocess=Preprocess(size=size).to_dict(), manifest_digest="", metrics={}, epoch=0,
-            train_ids=checkpoints.id_hashes([]), measured_weights="",
+            train_ids=torch.empty(0, dtype=torch.int64), measured_weights="",
         )  # fmt: skip
         torch.save(content, folder / f"{name}.ckpt")
         weights = checkpoints.read(folder / f"{name}.ckpt")[0].weights

@@ -178,7 +178,7 @@ def packed(args: argparse.Namespace) -> None:
     mask(module.net, torch.zeros(1, 3, args.size, args.size))
     block = checkpoints.Block(
         "ImageClassifier", module.init_args, CLASS_NAMES, {"size": args.size}, "",
-        checkpoints.id_hashes([]), {}, "", "", 0, checkpoints.package_versions(),
+        torch.empty(0, dtype=torch.int64), {}, "", "", 0, checkpoints.package_versions(),
     )  # fmt: skip
     state = module.state_dict()
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from datamodules import cache
 from datamodules.audit.audit import find_leaks_without_decoding, find_recorded_leaks
 from datamodules.augment import Augment
 from datamodules.dataset import Batch, ImageDataset, LazyDataLoader, identity, normalize_batch
-from datamodules.images import find_unreadable
+from datamodules.images import content_hashes, find_unreadable
 from datamodules.manifest import Manifest
 from datamodules.preprocess import Preprocess, as_settings
 from datamodules.samplers import Balance, ExactSampler, FixedSampler
@@ -104,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         self.exclude, self.allow_leaks = exclude, allow_leaks
         self.class_weights: list[float] | None = None
         self._manifest: Manifest | None = None
+        self._used_images: tuple[np.ndarray, np.ndarray] | None = None
         self._cached_paths: list[str] = []
 
     @property
@@ -169,6 +170,22 @@ class ImageDataModule(LightningDataModule):
             return rows
         ids = self.manifest.table["id"].iloc[rows].tolist()
         return self.balance.limit_rows(rows, self._labels(rows), ids)
+
+    def paths(self, split: str) -> list[str]:
+        """The files of a split, in the order of ``rows``."""
+        return list(self.manifest.table["path"].iloc[self.rows(split)])
+
+    def used_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Content hashes of the images of train and of val, each image once.
+
+        Those that ``allow_leaks`` lets a later split have as well are left out.
+        """
+        if self._used_images is None:
+            splits = ("train", "val", "test") if self.allow_leaks else ("train", "val")
+            train, val, *test = (content_hashes(self.paths(split)) for split in splits)
+            later = np.concatenate([val, *test])
+            self._used_images = np.setdiff1d(train, later), np.setdiff1d(val, test)
+        return self._used_images
 
     def train_dataloader(self) -> LazyDataLoader:
         """Shuffled and augmented, as a function of seed, epoch and row number only."""

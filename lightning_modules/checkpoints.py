@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any, cast, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from datamodules.images import content_hashes
 from lightning_modules import packing
 from lightning_modules.losses import LOSSES
 
-FORMAT = 2
+FORMAT = 3
 KEY = "consilium"
 RECORDED_PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
 REGISTRY: dict[str, type[nn.Module]] = {}  # classes that can be loaded, by name
@@ -43,7 +44,7 @@ class Block:
     class_names: list[str]  # in the order of the logits
     preprocess: dict[str, Any]  # empty if trained without an ImageDataModule
     manifest_digest: str  # of the manifest it was trained on
-    train_ids: Tensor  # 64-bit hashes of the training ids
+    train_ids: Tensor  # 64-bit hashes of the contents of the training images
     metrics: dict[str, float]  # of val
     measured_weights: str  # hash of the weights that `metrics` were measured on
     weights: str  # hash of the weights in this file
@@ -51,7 +52,7 @@ class Block:
     versions: dict[str, str]  # of packages, at the time of writing
     # channels that remain after pruning (`pruning.structure.Structure`); empty: all
     structure: dict[str, Any] = field(default_factory=dict)
-    # 64-bit hashes of the ids that the epoch was selected on
+    # those of the images that the epoch was selected on
     val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     format: int = FORMAT
 
@@ -109,13 +110,6 @@ def weights_hash(state: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def id_hashes(ids: Iterable[str]) -> Tensor:
-    """Sorted 64-bit hashes of sample ids."""
-    digests = (hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
-    hashes = sorted(int.from_bytes(digest, "big", signed=True) for digest in digests)
-    return torch.tensor(hashes, dtype=torch.int64)
 
 
 def package_versions() -> dict[str, str]:
@@ -203,15 +197,21 @@ def inference_checkpoint(block: Block, state: dict[str, Tensor]) -> dict[str, An
     return {KEY: asdict(block), "state_dict": state, **versions, **loops}
 
 
-def refuse_trained_samples(block: Block, ids: Iterable[str], split: str, source: str) -> None:
-    """CheckpointError, which names `source`, if ids were trained on or test ids chose the epoch."""
-    hashes = id_hashes(ids)
-    used = {"training": block.train_ids} | ({"val": block.val_ids} if split == "test" else {})
+def refuse_trained_samples(block: Block, paths: Sequence[str], split: str, source: str) -> None:
+    """CheckpointError, which names `source`, if images were trained on, or test chose the epoch.
+
+    Images are compared by the contents of their files, so that names do not matter.
+    """
+    hashes = torch.from_numpy(content_hashes(list(paths)))
+    used = {"training": block.train_ids}
+    used |= {"val": block.val_ids} if split == "test" else {}
     for kind, used_hashes in used.items():
-        count = int(torch.isin(hashes, used_hashes).sum())
-        if count:
+        is_used = torch.isin(hashes, used_hashes)
+        if count := int(is_used.sum()):
+            first = paths[int(is_used.nonzero()[0])]
             reason = f"{count} of the samples to be tested are {kind} samples of this checkpoint"
-            raise CheckpointError(f"{source}: {reason}")
+            remedy = f"leave such files out, as {first}, by a CSV of ids: data.init_args.exclude"
+            raise CheckpointError(f"{source}: {reason}; {remedy}")
 
 
 def require_same_network(block: Block, module: str, init_args: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, Self
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.plugins import TorchSyncBatchNorm
@@ -226,7 +227,8 @@ class ImageClassifier(BaseModule):
         if "val" in self.tables:
             table = self.tables["val"][""]
             by_class = recall_and_precision(table) | pair_accuracies(table)
-        train_ids = (checkpoints.id_hashes(self.split_ids("train")), self.initial_train_ids)
+        used = data.used_images() if data else (np.empty(0, np.int64),) * 2
+        train_ids, val_ids = map(torch.from_numpy, used)
         checkpoints.write_block(
             checkpoint,
             module=type(self).__name__,
@@ -234,8 +236,8 @@ class ImageClassifier(BaseModule):
             class_names=list(self.class_names),
             preprocess=data.preprocess.to_dict() if data else {},
             manifest_digest=data.manifest.digest() if data else "",
-            train_ids=torch.unique(torch.cat(train_ids)),
-            val_ids=checkpoints.id_hashes(self.split_ids("val")),
+            train_ids=torch.unique(torch.cat([train_ids, self.initial_train_ids])),
+            val_ids=val_ids,
             metrics=self.metrics.get("val", {}) | by_class,
             measured_weights=self.measured_weights,
             epoch=self.current_epoch + 1,
@@ -259,8 +261,8 @@ class ImageClassifier(BaseModule):
         self.checkpoint_weights = "" if self.trainer.training else block.weights
         self.initial_train_ids = block.train_ids
         if split := self.evaluation_split(self.trainer.state.fn or ""):
-            ids = self.split_ids(split)
-            checkpoints.refuse_trained_samples(block, ids, split, f"split {split!r}")
+            paths = self.datamodule.paths(split) if self.datamodule else []
+            checkpoints.refuse_trained_samples(block, paths, split, f"split {split!r}")
 
     def _check_preprocess(self, block: checkpoints.Block) -> None:
         """Refuses another Preprocess than the checkpoint's, or notes one that is allowed."""

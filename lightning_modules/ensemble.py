@@ -69,9 +69,9 @@ class EnsembleModule(BaseModule):
             reason = f"its voter was fitted on predictions of its members in {fitted}"
             raise ValueError(f"trainer.precision: {own}, but {reason}; use that precision")
         if split := self.evaluation_split(stage):
-            ids = self.split_ids(split)
+            paths = self.datamodule.paths(split) if self.datamodule else []
             for name, block in zip(self.member_names, self.blocks, strict=True):
-                checkpoints.refuse_trained_samples(block, ids, split, f"member {name!r}")
+                checkpoints.refuse_trained_samples(block, paths, split, f"member {name!r}")
 
     def member_logits(self, images: Images) -> Tensor:
         """Logits of every member in the ensemble's class order, (B, M, K)."""

@@ -4,18 +4,24 @@ from pathlib import Path
 from typing import ClassVar
 
 import lightning as L
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from consilium.cli.main import main
+from consilium.inference.data_config import load_datamodule
+from datamodules.images import read_image
 from evaluation.predictions import PredictionTable
 from evaluation.results import read_results
 from lightning_modules import ImageClassifier, checkpoints
 from lightning_modules.base import EPOCH_METRICS
 from tests.user_classes import BatchCounter
 
+CLASSES = ["none", "simple", "comminuted"]
 RECIPES = Path(__file__).parents[1] / "configs/recipe"
 
 
@@ -167,6 +173,49 @@ def test_training_images_are_refused_in_the_test_split(tiny, resnet, tmp_path, c
     assert main([command, *other_splits(tiny), *checkpoint]) != 0
     assert "training samples of this checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "predictions").exists()
+
+
+def write_test_data(tmp_path, resnet, shift, prefix=""):
+    """A test set of the training images by the same names, with the prefix, their colors shifted.
+
+    Returns the arguments of a test, and the number of images.
+    """
+    manifest = load_datamodule([str(resnet / "config.yaml")]).load_manifest()
+    table = manifest.table.query("split == 'train'")
+    rows = table.assign(split="test", path=prefix + table["id"])
+    for old, new in zip(table["path"], rows["path"], strict=True):
+        file = tmp_path / new
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(old, file)
+        if shift:
+            Image.fromarray(read_image(old) + np.uint8(shift)).save(file)
+    rows[["path", "label", "split"]].to_csv(tmp_path / "other.csv", index=False)
+    source = {
+        "class_path": "datamodules.Table",
+        "init_args": {"files": str(tmp_path / "other.csv")},
+    }
+    settings = {"source": source, "class_names": CLASSES, "preprocess": {"size": 32}}
+    content = {"class_path": "datamodules.ImageDataModule", "init_args": settings}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(content))
+    data = ["--data", str(tmp_path / "other.yaml"), "--data.num_workers", "0"]
+    run = ["--ckpt_path", str(resnet / "best.ckpt"), "--run", str(tmp_path / "run")]
+    arguments = ["test", "--config", str(resnet / "config.yaml"), *data, *run]
+    return arguments, len(rows)
+
+
+def test_other_images_with_the_names_of_training_images_are_tested(resnet, tmp_path):
+    arguments, count = write_test_data(tmp_path, resnet, shift=1)
+    assert main(arguments) == 0
+    assert len(PredictionTable.read(tmp_path / "run/predictions/test.parquet").rows) == count
+
+
+def test_training_images_by_other_names_are_refused(resnet, tmp_path, capsys):
+    arguments, count = write_test_data(tmp_path, resnet, shift=0, prefix="renamed-")
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{count} of the samples to be tested are training samples of this checkpoint" in line
+    assert f"leave such files out, as {tmp_path}/renamed-" in line
+    assert "data.init_args.exclude" in line
 
 
 def test_val_images_of_the_training_are_refused_in_the_test_split(tiny, resnet, tmp_path, capsys):

@@ -3,9 +3,11 @@
 import lightning as L
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader, Dataset
 
 from consilium.cli.main import main
+from consilium.training.lightning_cli import validate_config
 from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
 from evaluation.results import read_results
@@ -70,6 +72,24 @@ def test_error_of_one_line_says_what_to_type(tiny, tmp_path, capsys, arguments, 
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not run.exists()
+
+
+def test_data_given_as_an_argument_replaces_that_of_config_files(tiny, tmp_path):
+    """A run's own split column and fractions would leave out images of another table."""
+    table = {"class_path": "datamodules.Table"}
+    own = {"files": "own.csv", "split": "fold", "fractions": {"val": 0.2, "test": 0.3}}
+    configs = tiny.configs("table", **{"data.init_args.source": table | {"init_args": own}})
+    other = {"source": table | {"init_args": {"files": "other.csv"}}, "class_names": ["a", "b"]}
+    file = tmp_path / "other.yaml"
+    file.write_text(yaml.safe_dump({"class_path": "datamodules.ImageDataModule",
+                                    "init_args": other}))  # fmt: skip
+    args = [*configs, "--data", str(file), "--data.init_args.batch_size", "3"]
+    data = validate_config(["test", *args])["test"].data.init_args
+    source = data.source.init_args
+    assert (source.files, source.split, source.fractions) == ("other.csv", "split", None)
+    assert (data.class_names, data.batch_size, data.preprocess.size) == (["a", "b"], 3, 224)
+    merged = validate_config(["test", *configs, "--data.init_args.batch_size", "3"])
+    assert merged["test"].data.init_args.source.init_args.split == "fold"
 
 
 def test_own_file_with_callbacks_names_the_key_that_adds_to_those_of_the_base(

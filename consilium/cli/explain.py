@@ -61,7 +61,7 @@ def evaluate(args: argparse.Namespace) -> int:
     methods = args.measure or [args.method]
     predictor = load_predictor(args.model, methods[0], args.device)
     table = split_of(args, predictor)
-    predictor.refuse_trained_samples(table["id"], args.split)
+    predictor.refuse_trained_samples(table["path"].tolist(), args.split)
     rows = saliency_evaluation.select_correct(predictor, table)
     saliency_evaluation.write_examples(predictor, rows, args.output)
     results = saliency_evaluation.evaluate_saliency(args.model, methods, rows, args.device)

@@ -1,7 +1,7 @@
 """A checkpoint or an ensemble applied to images: probabilities and saliency maps."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,13 +152,12 @@ class Predictor:
         calibrated = self.ensemble.calibrate_members(members[:, None])[:, 0]
         return ImageExplanation(mean_map, maps, calibrated, weights, ensemble, label)
 
-    def refuse_trained_samples(self, ids: Iterable[str], split: str) -> None:
-        """Raises if a member was trained on one of these samples, or was selected by it."""
-        ids = list(ids)
+    def refuse_trained_samples(self, paths: Sequence[str], split: str) -> None:
+        """Raises if a member was trained on one of these images, or was selected by it."""
         for member in self.members:
             if member.block is not None:
                 source = f"split {split!r}: member {member.name!r}"
-                checkpoints.refuse_trained_samples(member.block, ids, split, source)
+                checkpoints.refuse_trained_samples(member.block, paths, split, source)
 
     def groups_of(self, rows: pd.DataFrame, default: str = "") -> list[str]:
         """The value of the voter's attribute for each row, `default` if there is no such column."""

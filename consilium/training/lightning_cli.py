@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -106,6 +107,7 @@ class ConsiliumCLI(LightningCLI):
             test_help = "also evaluate the best epoch on the test split"
             parser.add_argument("--test", type=bool, default=False, help=test_help)
         parser._option_string_actions["--ckpt_path"].help = help_text  # Lightning's names URLs
+        parser._option_string_actions["--data"].__class__ = ReplaceValue
         parser.add_argument("--trainer.help", action="help", help="show all arguments and exit")
         return parser
 
@@ -225,6 +227,21 @@ class ConsiliumCLI(LightningCLI):
                 evaluate(**options, verbose=False)
         if is_first_process():
             best.with_name(PREVIOUS).unlink(missing_ok=True)  # of a fit that can be interrupted
+
+
+class ReplaceValue(ActionTypeHint):
+    """`--data VALUE` replaces settings of earlier config files; jsonargparse merges them.
+
+    Otherwise a test on other data would keep, for instance, the splits of the run's own source.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Parses a value; `args` are parser, settings, value and option."""
+        _, settings, _, option = args
+        if option == "--data":
+            settings.pop("data", None)
+        parse: Callable[..., None] = super().__call__
+        parse(*args, **kwargs)
 
 
 class ConfigValidator(ConsiliumCLI):

@@ -145,7 +145,7 @@ def test_command_evaluates_members_and_methods(resnet, always_simple, tmp_path, 
 def test_training_samples_of_another_split_are_not_evaluated(resnet, tmp_path, capsys):
     config = yaml.safe_load((resnet / "config.yaml").read_text())
     source = config["data"]["init_args"]["source"]["init_args"]
-    source |= {"seed": 5, "root": str(tmp_path / "images")}  # same ids, split differently
+    source |= {"val": 0.1, "test": 0.8}  # the same images, split differently
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(config))
     arguments = ["--split", "test", "--measure", "--config", str(tmp_path / "other.yaml")]
     assert main(["explain", str(resnet), *arguments, "-o", str(tmp_path / "no")]) == 2

@@ -22,7 +22,7 @@ def save_checkpoint(module, preprocess: Preprocess, path):
         class_names=list(module.class_names),
         preprocess=preprocess.to_dict(),
         manifest_digest="d",
-        train_ids=checkpoints.id_hashes([]),
+        train_ids=torch.empty(0, dtype=torch.int64),
         metrics={},
         measured_weights="",
         epoch=1,

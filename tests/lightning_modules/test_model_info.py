@@ -152,7 +152,7 @@ def save(module: ImageClassifier, path: Path) -> Path:
         class_names=module.class_names,
         preprocess={},
         manifest_digest="",
-        train_ids=checkpoints.id_hashes([]),
+        train_ids=torch.empty(0, dtype=torch.int64),
         metrics={},
         measured_weights="",
         epoch=1,
