@@ -2,4 +2,7 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]  # of a source tree, or site-packages
+PACKAGED_CONFIGS = Path(__file__).resolve().with_name("configs")
+IS_INSTALLED = PACKAGED_CONFIGS.is_dir()
+CONFIGS = PACKAGED_CONFIGS if IS_INSTALLED else ROOT / "configs"

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from consilium import CONFIGS
+
 
 def read_yaml(file: Path) -> object:
     """The content of a YAML file; None if it is empty. Errors name file, line and column."""
@@ -49,6 +51,14 @@ def resolve_references(folder: Path, value: object) -> object:
 def is_reference(value: object) -> bool:
     """Whether a setting is the path of a YAML file."""
     return isinstance(value, str) and value.endswith((".yaml", ".yml"))
+
+
+def find_packaged(argument: str) -> str:
+    """The argument with `configs/...`, if there is no such file, as the path of our file."""
+    option, equals, value = argument.rpartition("=")
+    file = CONFIGS.parent / value
+    is_ours = is_reference(value) and value.startswith(f"{CONFIGS.name}/") and file.is_file()
+    return f"{option}{equals}{file}" if is_ours and not Path(value).exists() else argument
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

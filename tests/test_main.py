@@ -1,5 +1,7 @@
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 from consilium.cli.main import COMMANDS, main
 from consilium.config_files import shorten_parser_error
 from consilium.training.lightning_cli import validate_config
+from tests.conftest import ROOT
 
 
 class CodeOnLoad:
@@ -37,6 +40,46 @@ def test_help_lists_every_command(capsys):
     for command, summary in COMMANDS.items():
         assert f"  {command} " in text
         assert summary in text
+
+
+@pytest.mark.parametrize("name", ["callbacks.py", "evaluation/__init__.py"])
+def test_a_package_that_hides_one_of_ours_is_named(tmp_path, name):
+    other = tmp_path / name
+    other.parent.mkdir(exist_ok=True)
+    other.touch()
+    place = other.parent if other.name == "__init__.py" else other
+    done = run_in(tmp_path, "backbones", "--help")
+    message = f"{place.stem}: {place} hides the package of that name of Consilium; remove it from"
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"consilium: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_of_files_by_the_name_of_a_package_is_not_in_the_way(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    done = run_in(tmp_path, "backbones", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_in(folder, *arguments):
+    """A command in an interpreter whose first place to look for packages is the folder."""
+    command = [sys.executable, "-m", "consilium", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, capsys):
+    """A file of that name in the working directory comes first."""
+    monkeypatch.chdir(tmp_path)
+    run = ["experiment", "run", "configs/experiments/demo.yaml", "--dry-run"]
+    assert main(run) == 0
+    assert (
+        f"--config {ROOT}/configs/demo/resnet10t.yaml --run runs/demo/" in capsys.readouterr().out
+    )
+    Path("configs/experiments").mkdir(parents=True)
+    Path("configs/experiments/demo.yaml").write_text("members: {}")
+    assert main(run) == 2
+    assert "configs/experiments/demo.yaml: " in capsys.readouterr().err
 
 
 def test_unknown_command_lists_the_known_ones(capsys):

@@ -8,16 +8,19 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from yaml import YAMLError
 
-from consilium.config_files import suggestion, worker_error
+from consilium import ROOT
+from consilium.config_files import find_packaged, suggestion, worker_error
 from consilium.training import COMMANDS as TRAINING
 from consilium.training.command_help import help_text
 from consilium.training.run_lock import EXIT_INTERRUPTED, RunStopped
 
+LIBRARIES = ("callbacks", "datamodules", "evaluation", "lightning_modules")
 USAGE_ERROR = 2  # exit code of invalid input, as argparse has it
 EXTRAS = {  # optional module -> the extra of this package that installs it
     **dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), "serve"),
@@ -145,11 +148,28 @@ def set_openmp_wait_policy() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
+def find_hiding_package() -> str:
+    """A message if Python finds another package by the name of one of ours, else ""."""
+    for name in LIBRARIES:
+        spec = find_spec(name)
+        folders = (spec.submodule_search_locations if spec else None) or []
+        place = next(iter(folders), str(spec and spec.origin))
+        if Path(place).resolve() != ROOT / name:
+            remedy = "remove it from PYTHONPATH or the working directory, or reinstall Consilium"
+            return f"{name}: {place} hides the package of that name of Consilium; {remedy}"
+    return ""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command (default: sys.argv); an error is one line, with --debug also a traceback."""
     set_openmp_wait_policy()
-    if str(Path.cwd()) not in sys.path:  # the last place, so that no file there hides a library
-        sys.path.append(str(Path.cwd()))
+    for folder in (str(ROOT), str(Path.cwd())):  # last, so that no file there hides a library
+        if folder not in sys.path:
+            sys.path.append(folder)
+    argv = list(map(find_packaged, sys.argv[1:] if argv is None else argv))
+    if other := find_hiding_package():
+        print(f"consilium: {other}", file=sys.stderr)
+        return USAGE_ERROR
     options, args = _general_parser().parse_known_args(argv)
     if not args or args[0] in ("-h", "--help", "help"):
         lines = [f"  {command:<10}  {summary}" for command, summary in COMMANDS.items()]

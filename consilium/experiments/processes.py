@@ -16,7 +16,7 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import IO, Protocol
 
-from consilium import ROOT
+from consilium import IS_INSTALLED, ROOT
 
 POLL_SECONDS = 0.02
 #: What most commands import; importing them starts no thread of Python.
@@ -59,7 +59,8 @@ def start_interpreter(arguments: list[str], log: IO[bytes], lock: IO[str]) -> Pr
 
 def run_environment() -> dict[str, str]:
     """The environment with this source tree first, so that runs use the code that started them."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    tree = "" if IS_INSTALLED else str(ROOT)
+    path = os.pathsep.join(filter(None, [tree, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
 
 

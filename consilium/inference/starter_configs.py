@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from consilium import ROOT
+from consilium import CONFIGS, IS_INSTALLED, ROOT
 from consilium.inference.data_config import Columns, find_table, resolve_columns
 from datamodules.images import split_frame_number
 from datamodules.manifest import Manifest, read_table
@@ -30,8 +30,8 @@ init_args:
   balance: {{class_weights: sqrt}}
 """
 EXCLUDE = "  exclude: {file}  # leaking and unreadable samples, by the audit\n"
-CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
-           "model/ensemble", "logger/wandb")  # fmt: skip
+USED_CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
+                "model/ensemble", "logger/wandb")  # fmt: skip
 EXPERIMENT = """\
 # consilium experiment run {file}
 title: {title}
@@ -110,10 +110,10 @@ def write_configs(
         write_text(folder / QUARANTINE, quarantine.to_csv(index=False))
         text += EXCLUDE.format(file=_to_yaml(str((folder / QUARANTINE).resolve())))
     write_text(data_file, text)
-    absolute, prefix = folder.resolve(), str(ROOT / "configs")
-    if absolute.is_relative_to(ROOT):
+    absolute, prefix = folder.resolve(), str(CONFIGS)
+    if absolute.is_relative_to(ROOT) and not IS_INSTALLED:
         prefix = os.path.relpath(prefix, absolute)
-    paths = {name: _to_yaml([f"{prefix}/{name}.yaml"])[1:-1] for name in CONFIGS}
+    paths = {name: _to_yaml([f"{prefix}/{name}.yaml"])[1:-1] for name in USED_CONFIGS}
     title = _to_yaml(absolute.name)
     write_text(file, EXPERIMENT.format(file=quote(str(file)), title=title, paths=paths))
     return file

@@ -1,5 +1,10 @@
 """Small tables and folders of different shapes, from `init` over `experiment run` to a report."""
 
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -205,3 +210,43 @@ def test_a_dataset_of_any_shape_ends_in_a_report(name, folder, capsys):
     assert (folder / "runs/mine/report.html").is_file()
     results = read_results(folder / "runs/mine/results.json")
     assert set(results.others) == {"first", "second", "ensemble"}
+
+
+@pytest.mark.exhaustive
+def test_an_installed_wheel_writes_and_runs_an_experiment_from_any_folder(folder):
+    """Wheel and bare environment, which finds the dependencies of this one, without network."""
+    class_folders(write_images())
+    packages = ("callbacks", "consilium", "datamodules", "evaluation", "lightning_modules")
+    for name in (*packages, "configs"):
+        shutil.copytree(ROOT / name, folder / "source" / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input"]
+    options = ["--no-index", "--no-deps"]
+    run([*pip, "wheel", *options, "--no-build-isolation", "-w", "wheels", "./source"])
+    run([sys.executable, "-m", "venv", "--without-pip", "bare"])
+    (wheel,) = map(str, Path("wheels").iterdir())
+    run([*pip, "--python", "bare/bin/python", "install", *options, wheel])
+    shutil.rmtree("source")
+    (site_packages,) = Path("bare/lib").glob("*/site-packages")
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    consilium = "bare/bin/consilium"
+    run([consilium, "init", FOLDER, "--size", "32", "-o", "mine"])
+    experiment = yaml.safe_load(Path("mine/mine.yaml").read_text())
+    member = experiment["members"]["mobilenetv3_small"]
+    for file in (experiment["base"], member["model"]):
+        assert (Path("mine") / file).resolve().is_relative_to(site_packages.resolve())
+    member["trainer"] |= {"accelerator": "cpu", "max_epochs": 1}
+    content = experiment | {"members": {"a": member}, "ensemble": None}
+    Path("mine/mine.yaml").write_text(yaml.safe_dump(content))
+    run([consilium, "experiment", "run", "mine/mine.yaml"])
+    assert read_results(Path("runs/mine/members/a/results.json")).split == "test"
+    fit = ["--config", "configs/base.yaml", "--config", "configs/demo/resnet10t.yaml"]
+    run([consilium, "fit", *fit, "--config", "configs/recipe/debug.yaml", "--run", "runs/debug"])
+
+
+def run(command: list[str]) -> None:
+    """Runs a command without the packages of this source tree."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or done.stdout
