@@ -29,7 +29,7 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     """Exports, and prints one line per member."""
-    from consilium.inference.export import export_ensemble, generated_images
+    from consilium.inference.export import export_ensemble, foreign_files, generated_images
     from consilium.inference.export_formats import FORMATS
     from consilium.inference.predictor import load_predictor
     from datamodules.images import read_image
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(difference_table(differences))
     console.print(f"{len(differences)} files, each verified against PyTorch on {len(images)} "
                   f"images, in batches of 1 and {len(images)}: {args.output}")  # fmt: skip
+    for name in foreign_files(args.output):
+        console.print(f"{args.output / name}: kept, since no export wrote it", markup=False)
     return 0
 
 

@@ -30,6 +30,7 @@ from lightning_modules.checkpoints import REGISTRY, package_versions
 from lightning_modules.heads import coupled_logits
 
 FILE, VERSION = "export.json", 2
+OWN_FILES = ".files.json"  # SHA-256 of each file that an export wrote to a folder, by name
 BACKENDS = tuple(dict.fromkeys(spec.backend for spec in reversed(FORMATS.values())))
 
 
@@ -48,7 +49,7 @@ def export_ensemble(
 ) -> dict[str, ExportDifference]:
     """Exports and verifies all members, or changes nothing; returns differences from PyTorch."""
     folder = folder.resolve()  # "." has neither a name nor a parent
-    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
+    if (others := foreign_files(folder)) and not own_files(folder):
         raise ValueError(f"--output {folder}: contains files of other kinds; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -56,9 +57,45 @@ def export_ensemble(
         files = write_export(new, format_name, predictor)
         differences = compare_with_checkpoints(predictor, load_export(new), images, files)
         require_agreement(format_name, differences)
-        shutil.rmtree(folder, ignore_errors=True)
-        new.replace(folder)
+        if taken := sorted({file.name for file in new.iterdir()} & set(others)):
+            reason = "is no unchanged file of an export and would be overwritten; move it"
+            raise ValueError(f"--output {folder}: {taken[0]} {reason}")
+        replace_files(new, folder)
     return differences
+
+
+def replace_files(new: Path, folder: Path) -> None:
+    """Moves the files of an export to a folder, in place of those of an export there.
+
+    An interruption leaves no FILE, but a list of the files that the next export replaces.
+    """
+    files = sorted(new.iterdir(), key=lambda file: file.name == FILE)
+    for name in sorted(own_files(folder), key=lambda name: name != FILE):
+        (folder / name).unlink()
+    write_json(folder / OWN_FILES, {file.name: file_sha256(file) for file in files})
+    for file in files:
+        shutil.move(file, folder / file.name)
+
+
+def own_files(folder: Path) -> set[str]:
+    """Names of the files that an export wrote to a folder and nobody has changed since."""
+    if not (folder / OWN_FILES).is_file():
+        return set()
+    hashes = read_json(folder / OWN_FILES)
+    files = {name: folder / name for name in hashes if Path(name).name == name}
+    return {n for n, f in files.items() if f.is_file() and file_sha256(f) == hashes[n]}
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names of everything else in a folder."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return sorted(names - own_files(folder) - {OWN_FILES})
 
 
 def write_export(folder: Path, format_name: str, predictor: Predictor) -> list[Path]:

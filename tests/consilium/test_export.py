@@ -1,5 +1,6 @@
 """Exported members predict like their checkpoints, and describe themselves."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -146,17 +147,50 @@ def test_export_replaces_an_export_but_no_other_folder(ensemble, tmp_path, capsy
     assert "contains files of other kinds; name another folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     (tmp_path / "thesis.txt").rename(tmp_path / "export.json")
-    assert main(command) == 0
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert main(command) == 2
+    assert (tmp_path / "export.json").read_text() == "text"
+
+
+def test_export_replaces_only_unchanged_files_of_an_export(ensemble, tmp_path, capsys):
+    folder = tmp_path / "out"
+    command = ["export", str(ensemble), "-o", str(folder)]
+    assert main([*command, "--format", "packed"]) == 0
+    before = {file.name for file in folder.iterdir()}
+    assert "plain.packed.safetensors" in before
+    (folder / "thesis").mkdir()
+    (folder / "thesis/text.txt").write_text("text")
+    (folder / "pairs.packed.safetensors").write_text("changed")
+    listed = json.loads((folder / ".files.json").read_text())
+    (tmp_path / "outside").write_text("text")
+    outside = hashlib.sha256(b"text").hexdigest()
+    (folder / ".files.json").write_text(json.dumps(listed | {"../outside": outside}))
+    capsys.readouterr()
+    assert main([*command, "--format", "safetensors"]) == 0
     output = capsys.readouterr().out
-    assert "2 files, each verified against PyTorch on 8 images" in output
+    for kept in ("pairs.packed.safetensors", "thesis"):
+        assert f"{folder}/{kept}: kept, since no export wrote it\n" in output
+    assert (folder / "thesis/text.txt").read_text() == (tmp_path / "outside").read_text() == "text"
+    assert (folder / "pairs.packed.safetensors").read_text() == "changed"
+    assert not (folder / "plain.packed.safetensors").exists()
+    assert load_export(folder).class_names == CLASSES
+
+
+def test_export_overwrites_no_file_that_was_changed(ensemble, tmp_path, capsys):
+    command = ["export", str(ensemble), "--format", "safetensors", "-o", str(tmp_path)]
+    assert main(command) == 0
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    (tmp_path / "plain.safetensors").write_text("changed")
+    assert main(command) == 2
+    assert f"--output {tmp_path}: plain.safetensors is no unchanged" in capsys.readouterr().err
+    changed = before | {tmp_path / "plain.safetensors": b"changed"}
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == changed
 
 
 def test_export_into_the_current_folder_replaces_it(ensemble, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "export.json").write_text("an older one")
     monkeypatch.chdir(tmp_path / "out")
-    assert main(["export", str(ensemble), "--format", "safetensors", "-o", "."]) == 0
+    for _ in range(2):
+        assert main(["export", str(ensemble), "--format", "safetensors", "-o", "."]) == 0
     assert load_export(tmp_path / "out").class_names == CLASSES
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
