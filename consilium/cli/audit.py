@@ -4,7 +4,8 @@ The dataset is a folder of images (one folder per class, with or without train, 
 folders), a CSV or Parquet table, or the data of a config. Writes audit.html with the pairs of
 images side by side, audit.json, and quarantine.csv: the samples to exclude so that no leak remains.
 What to do next is printed as commands.
-The exit code is 1 if there is a leak (a patient or an image in more than one split), else 0.
+The exit code is 1 if there is a leak (a patient or an image in more than one split) or no file can
+be read, else 0.
 """
 
 import argparse
@@ -27,7 +28,7 @@ examples:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Audits a dataset; returns 1 if it has a leak, else 0."""
+    """Audits a dataset; returns 1 if it has a leak or no file that can be read, else 0."""
     from consilium.inference import audit_report
     from datamodules.audit.audit import audit_manifest
     from evaluation.files import write_bytes
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     for command in commands:
         print(f"next: {command}")
     print(f"report: {folder / audit_report.PAGE}")
-    return 1 if audit.leaks else 0
+    return 1 if audit.leaks or audit.is_unreadable else 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from consilium.inference.data_config import find_table
 from consilium.inference.panels import encode_png, read_thumbnail
 from datamodules.audit.audit import Audit
 from datamodules.audit.confounds import MIN_PATIENTS, Confound
-from datamodules.audit.issues import BROKEN, Issue, Match
+from datamodules.audit.issues import Issue, Match
 from datamodules.augment import AUGMENTATIONS, Augment
 from datamodules.datamodule import ImageDataModule
 from datamodules.images import ImageError, read_image
@@ -80,9 +80,9 @@ def audit_sections(audit: Audit) -> list[Section]:
     paths = dict(zip(audit.manifest.table["id"], audit.manifest.table["path"], strict=True))
     pairs = [_pair_thumbnails(issue, paths) for issue in audit.issues if issue.matches]
     text = [Text(lead, lead=True), Text("\n\n".join(lines)), counts_table(audit.manifest)]
-    reasons = [(reason,) for issue in audit.issues for reason in issue.reasons]
-    unreadable = [Table((f"{len(reasons)} files",), reasons, BROKEN.capitalize())] * bool(reasons)
-    return [*text, *unreadable, *pairs, _confounds_table(audit.confounds)]
+    files = [Table((f"{len(issue.ids)} files",), [(r,) for r in issue.reasons],
+                   issue.kind.capitalize()) for issue in audit.issues if issue.reasons]  # fmt: skip
+    return [*text, *files, *pairs, _confounds_table(audit.confounds)]
 
 
 def overlap_sentences(audit: Audit) -> list[str]:
@@ -101,8 +101,9 @@ def overlap_sentences(audit: Audit) -> list[str]:
 
 def count_leaks(audit: Audit) -> str:
     """Such as "1,200 files, 1 kind of leak"."""
-    count = len(audit.leaks)
-    return f"{len(audit.manifest.table):,} files, {count} kind{'s' * (count != 1)} of leak"
+    count, unreadable = len(audit.leaks), "; none of them can be read" * audit.is_unreadable
+    files = f"{len(audit.manifest.table):,} files"
+    return f"{files}, {count} kind{'s' * (count != 1)} of leak{unreadable}"
 
 
 def describe_confound(confound: Confound) -> str:

@@ -67,6 +67,12 @@ class Audit:
         return [issue for issue in self.issues if issue.is_leak]
 
     @property
+    def is_unreadable(self) -> bool:
+        """Whether no file can be read, so that nothing else was found out."""
+        unreadable = (name for i in self.issues if i.kind == BROKEN for name in i.ids)
+        return len(set(unreadable)) == len(self.manifest.table)
+
+    @property
     def suspects(self) -> list[Confound]:
         """What predicts the class so well that a network may learn it instead."""
         return [confound for confound in self.confounds if confound.is_suspect]

@@ -1,6 +1,9 @@
 """Statistics of every image file, and a thumbnail of each."""
 
 import os
+import re
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +15,13 @@ from datamodules.audit.near_duplicates import THUMBNAIL_SIZE, make_thumbnails
 from datamodules.images import ImageError, content_digest, decode, detect_format, read_file_bytes
 
 _CHUNK = 512
+_SEPARATOR = "\n# next file\n"
+_DECODE = f"""
+import os, sys, cv2
+for path in sys.stdin.buffer.read().decode().split(chr(0)):
+    os.write(2, {_SEPARATOR.encode()!r})
+    cv2.imread(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+"""
 NUMBERS = (
     "bytes", "bytes_per_pixel", "width", "height", "aspect", "mean", "std", "black_ratio",
     "white_ratio", "corner_mean", "sharpness",
@@ -22,8 +32,9 @@ CATEGORIES = ("format", "color")
 def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
     """Reads and decodes every file once, on all cores; returns a table and thumbnails by file.
 
-    Columns are ``digest``, ``format``, ``color``, ``error`` (empty for a readable file) and the
-    ``NUMBERS``, missing if there is an error. The thumbnails (n, 2, side, side) are on disk.
+    Columns are ``digest``, ``format``, ``color``, ``error`` (empty for a readable file),
+    ``warning`` (of a damaged one) and the ``NUMBERS``, missing if there is an error. The
+    thumbnails (n, 2, side, side) are on disk.
     """
     with tempfile.TemporaryFile() as file:  # exists as long as it is mapped
         shape = (max(1, len(paths)), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
@@ -35,7 +46,27 @@ def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
                 if views is not None:
                     thumbnails[len(rows), : len(views)] = views
                 rows.append(row)
-    return pd.DataFrame(rows), thumbnails[: len(paths)]
+        stats = pd.DataFrame(rows)
+        is_jpeg = (stats["format"] == "jpeg") & (stats["error"] == "")
+        jpegs = [path for path, chosen in zip(paths, is_jpeg, strict=True) if chosen]
+        chunks = [jpegs[k : k + _CHUNK] for k in range(0, len(jpegs), _CHUNK)]
+        warnings = [text for texts in pool.map(jpeg_warnings, chunks) for text in texts]
+    stats["warning"] = ""
+    stats.loc[is_jpeg, "warning"] = warnings
+    return stats, thumbnails[: len(paths)]
+
+
+def jpeg_warnings(paths: list[str]) -> list[str]:
+    """What is damaged in each JPEG file that can be decoded, "" if nothing is.
+
+    OpenCV fills what is missing with gray, and only prints what libjpeg found: hence a process.
+    """
+    command = [sys.executable, "-P", "-c", _DECODE]
+    done = subprocess.run(command, input="\0".join(paths).encode(), stderr=subprocess.PIPE)
+    printed = done.stderr.decode(errors="replace").split(_SEPARATOR)[1:]
+    found = (re.search(r"(Corrupt JPEG data|Premature end of JPEG).*", text) for text in printed)
+    texts = [match[0] if match else "" for match in found]
+    return [f"{path}: {text}" if text else "" for path, text in zip(paths, texts, strict=True)]
 
 
 def _file_stats(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:

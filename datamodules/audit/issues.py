@@ -8,6 +8,7 @@ import pandas as pd
 PATIENT, SAME, NEAR = "patients in several splits", "identical files", "near duplicates"
 NAMES, CONFLICT = "derived file names", "duplicates with different labels"
 BROKEN, CONSTANT, HUGE = "unreadable files", "constant images", "very large files"
+DAMAGED = "damaged JPEG files"
 SEVERAL_CLASSES = "patients with several classes"
 SEVERAL_PATIENTS = "copies with different patient IDs"
 MIN_STD = 1.0  # of the gray values; below it an image counts as constant
@@ -35,7 +36,7 @@ class Issue:
     ids: list[str]  # the samples concerned
     matches: tuple[Match, ...] = ()  # pairs that demonstrate the problem
     groups: tuple[tuple[str, ...], ...] = ()  # samples that belong together
-    reasons: tuple[str, ...] = ()  # why each of ``ids`` cannot be read
+    reasons: tuple[str, ...] = ()  # what is wrong with the file of each of ``ids``
 
 
 def patient_issues(table: pd.DataFrame, exposures: Iterable[Match] = ()) -> list[Issue]:
@@ -88,7 +89,8 @@ def file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
     """Files that cannot be read, are constant, or are far larger than a network can use."""
     is_huge = (stats["width"] * stats["height"] > _HUGE_PIXELS) | (stats["bytes"] > _HUGE_BYTES)
     checks = {CONSTANT: stats["std"] < MIN_STD, HUGE: is_huge}
-    issues = _unreadable_issues(ids, stats["error"])
+    issues = _reason_issues(BROKEN, ids, stats["error"])
+    issues += _reason_issues(DAMAGED, ids, stats["warning"])
     for kind, rows in checks.items():
         names = ids[rows].tolist()
         message = f"{len(names)} {kind}: {first_few(names)}"
@@ -96,14 +98,14 @@ def file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
     return issues
 
 
-def _unreadable_issues(ids: pd.Series, errors: pd.Series) -> list[Issue]:
-    """The unreadable files with all reasons, each of which is counted in the message."""
-    errors = errors[errors != ""]
-    kinds = errors.map(lambda error: str(error).partition(": ")[2]).value_counts()
+def _reason_issues(kind: str, ids: pd.Series, reasons: pd.Series) -> list[Issue]:
+    """The files that have a reason, with all reasons, each of which is counted in the message."""
+    reasons = reasons[reasons != ""]
+    kinds = reasons.map(lambda reason: str(reason).partition(": ")[2]).value_counts()
     counted = [f"{reason} ({n})" for reason, n in kinds.items()]
-    message = f"{len(errors)} {BROKEN}: {first_few(counted)}"
-    names = ids[errors.index].tolist()
-    return [Issue(BROKEN, False, message, names, reasons=tuple(errors))] * bool(len(errors))
+    message = f"{len(reasons)} {kind}: {first_few(counted)}"
+    names = ids[reasons.index].tolist()
+    return [Issue(kind, False, message, names, reasons=tuple(reasons))] * bool(len(reasons))
 
 
 def issue_of_groups(

@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from datamodules.manifest import SPLIT_ALIASES
 
 DICOM_SUFFIXES = frozenset([".dcm", ".dicom", ".ima"])
 SUFFIXES = DICOM_SUFFIXES | {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+UNSUPPORTED = frozenset([".avif", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpx", ".jxl",
+                         ".mha", ".nii", ".nrrd", ".pgm", ".pnm", ".ppm", ".svs"])  # fmt: skip
 UNKNOWN_PATIENTS = "patients are unknown: images of one patient may be in more than one split"
 _NO_SUFFIX = re.compile(r"(\.\d*)?")  # or a number, as at the end of DICOM's UIDs
 
@@ -24,21 +27,33 @@ def find_image_files(root: Path) -> list[Path]:
 
 
 def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The image files below a folder, and a note on those that are no images, by suffix."""
+    """The image files below a folder, links followed, and notes on skipped files, by suffix."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder")
-    files_below = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
-    paths = sorted(path.relative_to(root) for path in files_below)
+    paths = sorted(path.relative_to(root) for path in _files_below(root))
     visible = [path for path in paths if "/." not in f"/{path.as_posix()}"]
     files = [path for path in visible if file_format(root / path) is not None]
     suffixes = Counter(path.suffix.lower() for path in set(visible) - set(files))
-    ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
-    counts = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in ordered)
     if not files:
         message = f"no image files ({' '.join(sorted(SUFFIXES))}) below it"
-        raise ValueError(f"{root}: {message}{f'; skipped: {counts}' if counts else ''}")
-    note = f"{suffixes.total()} files are no images and are skipped: {counts}"
-    return files, (note,) * bool(suffixes)
+        raise ValueError(f"{root}: {message}{f'; skipped: {_counts(suffixes)}' * bool(suffixes)}")
+    others = Counter({s: n for s, n in suffixes.items() if s in UNSUPPORTED})
+    notes = {"are images in formats that are not supported, and are skipped": others,
+             "are no images and are skipped": suffixes - others}  # fmt: skip
+    return files, tuple(f"{n.total()} files {why}: {_counts(n)}" for why, n in notes.items() if n)
+
+
+def _counts(suffixes: Counter[str]) -> str:
+    ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in ordered)
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """All files, those of linked folders too, except links to a folder that contains the link."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        yield from (Path(folder, name) for name in names)
+        real = Path(folder).resolve()
+        folders[:] = [n for n in folders if not real.is_relative_to(Path(folder, n).resolve())]
 
 
 def file_format(file: Path) -> str | None:

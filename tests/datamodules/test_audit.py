@@ -11,6 +11,7 @@ from datamodules.audit.issues import (
     BROKEN,
     CONFLICT,
     CONSTANT,
+    DAMAGED,
     NEAR,
     PATIENT,
     SAME,
@@ -236,6 +237,35 @@ def test_unreadable_and_constant_files_are_reported(tmp_path):
     assert broken.ids == ["train/a/bad.png", "train/a/empty.png"]
     assert issues_of(audit, CONSTANT, is_leak=False)[0].ids == ["train/b/black.png"]
     assert set(audit.quarantine()["reason"]) == {BROKEN, CONSTANT}
+
+
+def jpeg_damages(data):
+    """Damaged contents of a JPEG file by the kind of damage, all of which OpenCV decodes."""
+    middle, size = len(data) // 2, data.index(b"\xff\xc0") + 5  # of the image: height and width
+    return {
+        "cut": data[:middle] + b"\xff\xd9",
+        "zeroed": data[:middle] + bytes(300) + data[middle + 300 :],
+        "taller": data[:size] + (512).to_bytes(2, "big") + data[size + 2 :],
+        "lower": data[:size] + (64).to_bytes(2, "big") + data[size + 2 :],
+    }
+
+
+def test_damaged_jpeg_files_are_reported(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        pixels = cv2.resize(rng.uniform(0, 255, (20, 20)), (256, 256)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f"whole {k}.jpg"), pixels)
+    data = (tmp_path / "whole 0.jpg").read_bytes()
+    for name, content in jpeg_damages(data).items():
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    ids = sorted(path.name for path in tmp_path.iterdir())
+    table = pd.DataFrame({"id": ids, "path": [str(tmp_path / name) for name in ids], "label": 0})
+    audit = audit_manifest(Manifest(table.assign(split="train", patient=ids, study=ids), ["a"]))
+    (damaged,) = issues_of(audit, DAMAGED, is_leak=False)
+    assert damaged.ids == sorted(f"{name}.jpg" for name in jpeg_damages(data))
+    assert damaged.message.startswith("4 damaged JPEG files: ")
+    assert f"{tmp_path}/cut.jpg: Corrupt JPEG data: premature end" in damaged.reasons[0]
+    assert not issues_of(audit, BROKEN, is_leak=False)
 
 
 def test_every_reason_of_unreadable_files_is_in_the_issue_and_in_the_quarantine(tmp_path):

@@ -210,6 +210,23 @@ def test_files_without_suffix_are_recognized_by_content_and_skipped_ones_are_cou
     assert note in manifest.notes
 
 
+def test_linked_folders_are_read_and_other_image_formats_are_counted(
+    split_folders, tmp_path_factory
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "yes"
+    (split_folders / "train/yes").rename(elsewhere)
+    (split_folders / "train/yes").symlink_to(elsewhere)
+    (split_folders / "train/no/above").symlink_to(split_folders)
+    for name in ("a.gif", "b.gif", "c.jp2", "d.txt"):
+        (split_folders / "train/no" / name).write_text("content")
+    manifest = Folders(str(split_folders), None).manifest(["no", "yes"])
+    assert len(manifest.table) == 4
+    assert manifest.table["id"].str.startswith("train/yes/").any()
+    formats = "images in formats that are not supported, and are skipped"
+    assert f"3 files are {formats}: 2 .gif, 1 .jp2" in manifest.notes
+    assert "1 files are no images and are skipped: 1 .txt" in manifest.notes
+
+
 def test_a_folder_without_images_says_which_files_it_has(tmp_path):
     (tmp_path / "a.nii").touch()
     with pytest.raises(ValueError, match=r"no image files .*; skipped: 1 .nii"):
