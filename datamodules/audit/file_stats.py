@@ -64,8 +64,8 @@ def jpeg_warnings(paths: list[str]) -> list[str]:
     command = [sys.executable, "-P", "-c", _DECODE]
     done = subprocess.run(command, input="\0".join(paths).encode(), stderr=subprocess.PIPE)
     printed = done.stderr.decode(errors="replace").split(_SEPARATOR)[1:]
-    found = (re.search(r"(Corrupt JPEG data|Premature end of JPEG).*", text) for text in printed)
-    texts = [match[0] if match else "" for match in found]
+    matches = (re.search(r"(Corrupt JPEG data|Premature end of JPEG).*", text) for text in printed)
+    texts = [match[0] if match else "" for match in matches]
     return [f"{path}: {text}" if text else "" for path, text in zip(paths, texts, strict=True)]
 
 
