@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +26,17 @@ SIZES = range(32, 513, 32)  # tried to list the sizes that a backbone accepts
 # Names under which timm's model files define the function that converts weights of other sources
 # or sizes; a network without one takes weights of its own names only.
 CONVERTERS = ("checkpoint_filter_fn", "_filter_torchvision_pretrained", "_filter_fn")
+# beginnings of the names of timm's arguments that say where weights come from
+SOURCES = (
+    "cache_dir",
+    "checkpoint",
+    "file",
+    "hf_hub",
+    "pretrained",
+    "state_dict",
+    "url",
+    "weights",
+)
 MAX_NAMES = 5  # in a message
 
 
@@ -42,6 +55,7 @@ def build(
     The new head of a pretrained network starts at zero; without `pretrained`, timm's is kept.
     """
     _pretrained_config(name)  # an error for an unknown name
+    refuse_sources(options)
     if commercial_only and pretrained is not False and license(name) not in COMMERCIAL_LICENSES:
         raise ValueError(f"commercial_only: the weights of {name} are under {license(name)!r}")
     if image_size is not None and (reason := _size_error(name, image_size, options)):
@@ -63,6 +77,17 @@ def build(
     if compile:
         net.compile()
     return net.to(memory_format=torch.channels_last) if channels_last else net
+
+
+def refuse_sources(options: Mapping[str, object], path: str = "backbone_args") -> None:
+    """ValueError if an argument names a file or a URL, from which timm might load code."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            refuse_sources(value, f"{path}.{name}")
+        is_location = isinstance(value, str | Path) and re.search(r"[/\\:]", str(value))
+        if is_location or name.startswith(SOURCES):
+            reason = "may not name a file, a URL or weights; give the path of weights as pretrained"
+            raise ValueError(f"{path}: {name}: {value!r}: {reason}")
 
 
 def nearest(name: str) -> list[str]:

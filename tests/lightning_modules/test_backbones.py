@@ -1,6 +1,7 @@
 """Backbones: names, sizes, options and weight files that are accepted or refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from consilium.cli.main import main
-from lightning_modules import backbones, checkpoints
+from datamodules.preprocess import Preprocess
+from lightning_modules import ImageClassifier, backbones, checkpoints
 from tests.conftest import Tiny
+from tests.consilium.untrained import save_checkpoint
 
 
 def predict(net: nn.Module, size: int) -> torch.Tensor:
@@ -255,3 +258,33 @@ def test_weight_file_padding_and_normalization_reach_the_checkpoint(
     assert (list(block.preprocess["mean"]), list(block.preprocess["std"])) == (half, half)
     assert type(module.net.get_submodule("conv_stem")).__name__ == "Conv2dSame"
     assert torch.equal(module.net.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
+
+
+SOURCES: dict[str, Any] = {
+    "checkpoint_path": "weights.pth",
+    "cache_dir": "cache",
+    "pretrained_cfg": {"file": "weights.pth"},
+    "pretrained_cfg_overlay": {"hf_hub_id": "someone/weights"},
+    "pretrained_strict": False,
+    "act_layer": "hf-hub:someone",
+    "block_args": {"name": "https://host/weights"},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_backbone_args_that_name_a_file_or_url_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^backbone_args\S*: \w+: .* may not name a file, a URL"):
+        ImageClassifier(["a", "b"], "test_resnet", backbone_args={name: SOURCES[name]})
+
+
+def test_a_checkpoint_that_names_a_file_is_refused_by_inspect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = ImageClassifier(["a", "b"], "test_resnet", image_size=32)
+    file = save_checkpoint(module, Preprocess(size=32), tmp_path / "model.ckpt")
+    content = torch.load(file, weights_only=True)
+    content["consilium"]["init_args"]["backbone_args"] = {"checkpoint_path": str(tmp_path / "x")}
+    torch.save(content, file)
+    assert main(["inspect", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "backbone_args: checkpoint_path: " in line
