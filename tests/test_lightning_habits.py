@@ -61,6 +61,7 @@ def test_short_run_of_a_config_with_a_longer_warmup(tiny, tmp_path, capsys, argu
         (["--max_epochs", "4"], "command line: unknown key 'max_epochs'; did you mean "
          "'trainer.max_epochs'?"),
         (["--ckpt_path", "last"], "has no last.ckpt"),
+        (["--run", ""], "--run '': must be the path of a folder"),
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -157,6 +157,8 @@ class ConsiliumCLI(LightningCLI):
             typed = () if files else args  # flags of an experiment are written in its file
             raise ValueError(explain_parser_error(str(error), paths, keys, typed)) from error
         command = config["subcommand"]
+        if not config[command]["run"].strip():
+            raise ValueError(f"--run {config[command]['run']!r}: must be the path of a folder")
         preflight.require_result_callbacks(config[command]["trainer"]["callbacks"], paths)
         preflight.check_settings(config[command], paths)
         if command == "fit":
