@@ -112,8 +112,8 @@ def describe_confound(confound: Confound) -> str:
     measure = f"{confound.measure} {_value_with_interval(confound)}, {confound.n:,} images"
     if confound.determines_class:
         reason = "another name of it, or a complete confound"
-        return f"{confound.name} alone determines the {target}: {reason} ({measure})"
-    return f"{confound.name} alone predicts the {target} ({measure})"
+        return f"{confound.label} alone determines the {target}: {reason} ({measure})"
+    return f"{confound.label} alone predicts the {target} ({measure})"
 
 
 def audit_notes(audit: Audit) -> list[str]:
@@ -134,7 +134,7 @@ def _lacks_patients(audit: Audit) -> bool:
 
 def _confounds_table(confounds: Sequence[Confound]) -> Table:
     rows = [
-        (c.name, c.measure, _value_with_interval(c), c.n, c.class_name, "suspect" * c.is_suspect)
+        (c.label, c.measure, _value_with_interval(c), c.n, c.class_name, "suspect" * c.is_suspect)
         for c in confounds
     ]
     columns = ("statistic or column", "measure", "value", "images", "class", "")

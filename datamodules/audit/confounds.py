@@ -29,11 +29,21 @@ class Confound:
     determines_class: bool = False  # a column: another name of the class, or a complete confound
 
     @property
+    def label(self) -> str:
+        """The name for readers of a report."""
+        return statistic_label(self.name)
+
+    @property
     def is_suspect(self) -> bool:
         """Whether it predicts the class so well that a network may learn it instead."""
         if self.low is not None and self.low <= 0.5:
             return False
         return self.value >= (SUSPECT_AUC if self.measure == "AUC" else SUSPECT_V)
+
+
+def statistic_label(name: str) -> str:
+    """The label of a statistic of the files; a column of the table has its own name."""
+    return {**NUMBERS, **CATEGORIES}.get(name, name)
 
 
 def measure_confounds(stats: pd.DataFrame, manifest: Manifest) -> list[Confound]:

@@ -22,11 +22,20 @@ for path in sys.stdin.buffer.read().decode().split(chr(0)):
     os.write(2, {_SEPARATOR.encode()!r})
     cv2.imread(path, cv2.IMREAD_REDUCED_GRAYSCALE_8)
 """
-NUMBERS = (
-    "bytes", "bytes_per_pixel", "width", "height", "aspect", "mean", "std", "black_ratio",
-    "white_ratio", "corner_mean", "sharpness",
-)  # fmt: skip
-CATEGORIES = ("format", "color")
+NUMBERS = {  # column -> label in reports
+    "bytes": "file size",
+    "bytes_per_pixel": "file size per pixel",
+    "width": "image width",
+    "height": "image height",
+    "aspect": "aspect ratio",
+    "mean": "mean brightness",
+    "std": "contrast (standard deviation)",
+    "black_ratio": "share of black pixels",
+    "white_ratio": "share of white pixels",
+    "corner_mean": "brightness of the corners",
+    "sharpness": "sharpness",
+}
+CATEGORIES = {"format": "file format", "color": "color or grayscale"}
 
 
 def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:

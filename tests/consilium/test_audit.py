@@ -12,6 +12,7 @@ import yaml
 
 from consilium.cli.main import run
 from consilium.inference.data_config import load_datamodule
+from datamodules.audit.file_stats import NUMBERS
 from datamodules.phantoms.generate import PhantomSpec, write_dataset
 
 
@@ -151,10 +152,13 @@ def test_suspects_are_printed_with_interval_and_count(tmp_path, capsys):
     table.to_csv(tmp_path / "list.csv", index=False)
     assert run(["audit", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "note: width alone predicts the class (AUC 1.000 (0.9" in out
+    assert "note: image width alone predicts the class (AUC 1.000 (0.9" in out
     assert ", 60 images)" in out
     assert "note: bytes (column) alone determines the class" in out
-    assert out.index("note: width") < out.index("note: bytes (column)")
+    assert out.index("note: image width") < out.index("note: bytes (column)")
+    page = (tmp_path / "out/audit.html").read_text()
+    assert all(f"<td>{label}</td>" in page for label in NUMBERS.values())
+    assert "<td>std</td>" not in page
     table[:4].to_csv(tmp_path / "list.csv", index=False)
     assert run(["audit", str(tmp_path / "list.csv"), "-o", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out

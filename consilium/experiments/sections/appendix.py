@@ -15,6 +15,7 @@ from consilium.experiments.sections import Runs
 from consilium.inference import audit_report, data_config, saliency_evaluation
 from consilium.inference.saliency_evaluation import SaliencyResult
 from datamodules.audit.audit import audit_manifest
+from datamodules.audit.confounds import statistic_label
 from evaluation import saliency
 from evaluation.files import read_json
 from evaluation.reports import html
@@ -127,7 +128,7 @@ def audit_sections(audits: Mapping[str, Mapping[str, Any]]) -> list[html.Section
     """One row per dataset: its size and its issues."""
     rows: list[tuple[html.Cell, ...]] = []
     for members, content in audits.items():
-        suspects = [confound["name"] for confound in content["confounds"] if confound["is_suspect"]]
+        suspects = [statistic_label(c["name"]) for c in content["confounds"] if c["is_suspect"]]
         issues = [issue["message"] for issue in content["issues"]] + content["notes"]
         issues += [f"predicts the class by itself: {', '.join(suspects)}"] if suspects else []
         counts = (content["files"], content["patients"], content["leaks"])
