@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from evaluation.predictions import PredictionTable, refuse_test, safe_log
 
-NUM_BINS = 15
+NUM_BINS = 15  # of the calibration error
 COVERAGES = (0.8, 0.9, 0.95)
 TEMPERATURE_RANGE = (0.05, 20.0)
 
@@ -49,10 +49,17 @@ def equal_mass_bins(values: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     return np.searchsorted(np.unique(edges), values, side="right")
 
 
-def reliability_bins(probabilities: np.ndarray, labels: np.ndarray) -> ReliabilityBins:
+def num_plotted_bins(n: int) -> int:
+    """Bins of a reliability plot of n images: ten images in each, but from 5 to `NUM_BINS` bins."""
+    return min(max(n // 10, 5), NUM_BINS)
+
+
+def reliability_bins(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
+) -> ReliabilityBins:
     """Mean confidence and accuracy of probabilities (n, K) in equal-mass bins of confidence."""
     confidence, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bin_of = equal_mass_bins(confidence)
+    bin_of = equal_mass_bins(confidence, num_bins)
     count = np.bincount(bin_of)
     filled = count > 0
     mean = np.bincount(bin_of, confidence)[filled] / count[filled]

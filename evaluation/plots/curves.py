@@ -1,6 +1,6 @@
 """Plots of predictions and training: functions take tables or arrays and return a Figure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.metrics.calibration import equal_mass_bins, reliability_bins
+from evaluation.metrics.calibration import (
+    NUM_BINS,
+    equal_mass_bins,
+    num_plotted_bins,
+    reliability_bins,
+)
 from evaluation.metrics.compute import confusion_matrix
 from evaluation.metrics.ranking import average_precision
 from evaluation.metrics.registry import matching_specs, metric_label
@@ -18,6 +23,8 @@ from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, mean_estimate
 
 MacroCurve = Callable[[PredictionTable], tuple[np.ndarray, np.ndarray, float]]  # x, y, area
+Line = tuple[str, np.ndarray, np.ndarray]  # label, x, y
+CORNER = (0.2, 0.8)  # largest false and least true positive rate in the enlarged corner
 MIN_IN_LINE = 5  # images in each bin of a reliability plot whose points are joined by a line
 LOSSES = {
     "train/loss": "Loss as trained",
@@ -44,44 +51,42 @@ def confusion_plot(table: PredictionTable) -> Figure:
 
 def roc_plot(table: PredictionTable) -> Figure:
     """ROC curve of each class against the others, and its upper left corner."""
-    labeled = table.labeled
-    fig, axes = style.subplots(8.4, 4.2, columns=2)
+    labeled, lines = table.labeled, dict[int, Line]()
     scores = labeled.probabilities
     # of two classes, the curve of the first mirrors that of the second
     for c in range(len(table.class_names)) if len(table.class_names) > 2 else [1]:
         positive = labeled.labels == c
         area = style.rounded(auc(scores[:, c], positive), len(labeled))
-        label = f"{table.class_names[c]}  {area}"
-        fpr, tpr = roc_curve(scores[:, c], positive)
-        for ax in axes:
-            ax.plot(fpr, tpr, label=label, **style.line_style(c))
-    _format_roc(axes, "ROC, class and AUROC")
-    return fig
+        lines[c] = (f"{table.class_names[c]}  {area}", *roc_curve(scores[:, c], positive))
+    return _plot_roc(lines, "ROC, class and AUROC")
 
 
 def roc_comparison(tables: Tables) -> Figure:
     """ROC curves of several models, averaged over classes at each false positive rate."""
-    fig, axes = style.subplots(8.4, 4.2, columns=2)
-    _plot_models(axes, tables, macro_roc_curve)
-    _format_roc(axes, "ROC, macro mean over classes")
-    return fig
+    return _plot_roc(_macro_lines(tables, macro_roc_curve), "ROC, macro mean over classes")
 
 
 def precision_recall_plot(tables: Tables) -> Figure:
     """Precision-recall curves of several models, averaged over classes at each recall."""
     fig, [ax] = style.subplots(4.8, 4.2)
-    _plot_models([ax], tables, macro_precision_recall_curve)
+    _plot_lines([ax], _macro_lines(tables, macro_precision_recall_curve))
     style.unit_axes(ax, "recall", "precision")
     style.legend(ax, "lower left")
     style.panel_title(ax, "precision and recall, mean over classes")
     return fig
 
 
-def _plot_models(axes: Sequence[Axes], tables: Tables, macro_curve: MacroCurve) -> None:
-    """Plots the curve of each table, with the area under it in the legend."""
+def _macro_lines(tables: Tables, macro_curve: MacroCurve) -> dict[int, Line]:
+    """The curve of each table, with the area under it in its label."""
+    lines = {}
     for index, (name, table) in enumerate(tables.items()):
         x, y, area = macro_curve(table.labeled)
-        label = f"{name}  {style.rounded(area, len(table.labeled))}".strip()
+        lines[index] = (f"{name}  {style.rounded(area, len(table.labeled))}".strip(), x, y)
+    return lines
+
+
+def _plot_lines(axes: Sequence[Axes], lines: Mapping[int, Line]) -> None:
+    for index, (label, x, y) in lines.items():
         for ax in axes:
             ax.plot(x, y, label=label, **style.line_style(index))
 
@@ -123,14 +128,29 @@ def macro_roc_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, flo
     return rates, np.mean(curves, axis=0), float(np.mean(areas))
 
 
-def _format_roc(axes: Sequence[Axes], title: str) -> None:
-    """Formats the whole curve and the enlarged corner."""
+def _plot_roc(lines: Mapping[int, Line], title: str) -> Figure:
+    """The whole curves, and their upper left corner enlarged if one of them is in it."""
+    has_corner = any(np.interp(CORNER[0], fpr, tpr) > CORNER[1] for _, fpr, tpr in lines.values())
+    fig, axes = style.subplots(8.4 if has_corner else 4.8, 4.2, columns=1 + has_corner)
+    _plot_lines(axes, lines)
     style.unit_axes(axes[0], "false positive rate", "true positive rate", diagonal=True)
     style.legend(axes[0], "lower right")
     style.panel_title(axes[0], title)
-    style.show_grid(axes[1])
-    axes[1].set(xlim=(-0.002, 0.2), ylim=(0.8, 1.004), xlabel="false positive rate")
-    style.panel_title(axes[1], "upper left corner")
+    for ax in axes[1:]:
+        style.show_grid(ax)
+        limits = {"xlim": (-0.002, CORNER[0]), "ylim": (CORNER[1], 1.004)}
+        ax.set(**limits, xlabel="false positive rate")
+        style.panel_title(ax, "upper left corner")
+    return fig
+
+
+def reliability_caption(tables: Iterable[PredictionTable]) -> str:
+    """What the points and bars of `reliability_plot` are."""
+    bins = sorted({num_plotted_bins(len(table.labeled)) for table in tables})
+    return (
+        f"{' or '.join(map(str, bins))} bins of equally many images. Bars are 95 % confidence "
+        f"intervals of a bin's accuracy. The ECE has {NUM_BINS} bins."
+    )
 
 
 def reliability_plot(tables: Tables) -> Figure:
@@ -140,8 +160,9 @@ def reliability_plot(tables: Tables) -> Figure:
         style.unit_axes(ax, "confidence", "", diagonal=True)
         known = table.labeled
         is_correct, patients = known.predictions == known.labels, known.patients
-        bins = reliability_bins(known.probabilities, known.labels)
-        bin_of = equal_mass_bins(known.probabilities.max(axis=1))
+        num_bins = num_plotted_bins(len(known))
+        bins = reliability_bins(known.probabilities, known.labels, num_bins)
+        bin_of = equal_mass_bins(known.probabilities.max(axis=1), num_bins)
         in_bins = [bin_of == number for number in np.unique(bin_of)]
         intervals = [mean_estimate(patients[inside], is_correct[inside]) for inside in in_bins]
         low, high = np.array([[e.low, e.high] for e in intervals], dtype=float).T
@@ -149,7 +170,8 @@ def reliability_plot(tables: Tables) -> Figure:
         shape = "o-" if bins.count.min() >= MIN_IN_LINE else "o"
         ax.errorbar(bins.confidence, bins.accuracy, errors, fmt=shape, markersize=4, linewidth=1.0,
                     color=style.COLORS[0], ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
-        style.panel_title(ax, f"{name}   ECE {style.rounded(bins.ece, len(known))}".strip())
+        ece = reliability_bins(known.probabilities, known.labels).ece
+        style.panel_title(ax, f"{name}   ECE {style.rounded(ece, len(known))}".strip())
     axes[0].set_ylabel("accuracy")
     return fig
 

@@ -80,7 +80,7 @@ def comparison_sections(
 ) -> list[html.Section]:
     """The report from top to bottom."""
     class_names = next(iter(tables.values())).class_names
-    bars = "Bars are 95 % confidence intervals."
+    bars = curves.reliability_caption(tables.values())
     recalls = plots.recall_plot(comparison.metrics, class_names)
     return [
         html.Text(summary_sentence(comparison), lead=True),

@@ -124,7 +124,7 @@ def _plot_sections(
     tables = {f"ensemble ({voter_spec(predictions.voter).label})": ensemble, **members}
     reliability = {"uncalibrated": predictions.uncalibrated, "calibrated": ensemble}
     temperature = fitted.ensembles[predictions.voter].temperature.value
-    bars = "Bars are 95 % confidence intervals of a bin's accuracy."
+    bars = curves.reliability_caption(reliability.values())
     bars = f"Temperature {temperature:.3f}, fitted on validation. {bars}"
     calibration = curves.reliability_plot(reliability)
     circled = "The best members of each class are circled; results.json has the intervals."

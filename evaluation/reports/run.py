@@ -78,7 +78,7 @@ def labeled_models(results: Results) -> dict[str, Estimates]:
 
 def prediction_plots(table: PredictionTable) -> list[html.Plot]:
     """Confusion matrix, ROC curves and reliability of one table."""
-    bars = "Bars are 95 % confidence intervals of a bin's accuracy."
+    bars = curves.reliability_caption([table])
     return [
         html.Plot(curves.confusion_plot(table), "Rows are the true classes.", "Confusion matrix"),
         html.Plot(curves.roc_plot(table), "Each class against the others.", "ROC"),

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.metrics.calibration import reliability_bins
 from evaluation.metrics.compute import confusion_matrix
-from evaluation.plots import curves, ensemble
+from evaluation.plots import curves, ensemble, style
 from evaluation.predictions import PredictionTable
 from evaluation.reports.html import render_png
 from evaluation.stats.auc import auc
@@ -52,6 +52,27 @@ def test_compared_models_have_their_names_and_scikit_learns_macro_auroc() -> Non
     assert list(lines) == [f"a  {areas[0]:.4f}", f"b  {areas[1]:.4f}"]
     axes = curves.reliability_plot(tables).axes
     assert [ax.get_title(loc="left").split()[0] for ax in axes] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("gain", "panels"), [(0.0, 1), (4.0, 2)])
+def test_the_upper_left_corner_is_shown_only_if_a_curve_passes_through_it(
+    gain: float, panels: int
+) -> None:
+    table = make_table(400, gain=gain)
+    for fig in (curves.roc_plot(table), curves.roc_comparison({"a": table})):
+        assert len(fig.axes) == panels
+    mixed = curves.roc_comparison({"weak": make_table(400, gain=0.0), "a": table})
+    assert len(mixed.axes) == panels
+
+
+@pytest.mark.parametrize(("n", "bins"), [(12, 5), (80, 8), (400, 15)])
+def test_a_reliability_plot_of_few_images_has_fewer_bins_than_the_ece(n: int, bins: int) -> None:
+    table = make_table(n)
+    assert len(_error_bars(table)) == bins
+    assert curves.reliability_caption([table]).startswith(f"{bins} bins of equally many images")
+    ece = reliability_bins(table.probabilities, table.labels, 15).ece
+    title = curves.reliability_plot({"": table}).axes[0].get_title(loc="left")
+    assert title == f"ECE {style.rounded(ece, n)}"
 
 
 def test_learning_curves_skip_missing_values() -> None:
