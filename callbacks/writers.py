@@ -28,6 +28,7 @@ from evaluation.reports.html import Plot, Section, format_estimate, format_numbe
 from evaluation.reports.run import anonymized_predictions
 from evaluation.results import CALIBRATED_MEMBER, Results, write_results
 from lightning_modules.base import BaseModule
+from lightning_modules.checkpoints import environment
 from lightning_modules.ensemble import write_ensemble_file
 from lightning_modules.model_info import count_parameters, zero_fraction
 
@@ -156,7 +157,7 @@ class ResultsWriter(L.Callback):
             further += [run.threshold_table(decisions, table.class_names)] if decisions else []
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
-        page = run.run_sections(results, table, epochs, further)
+        page = run.run_sections(results, table, epochs, further, environment())
         report = run.write_run_report(folder, results, page)
         if is_saving:
             run.write_changed_decisions(folder, table)

@@ -4,10 +4,12 @@ import hashlib
 import inspect
 import json
 import pickle
+import platform
 import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -22,7 +24,9 @@ from lightning_modules.losses import LOSSES
 
 FORMAT = 3
 KEY = "consilium"
-RECORDED_PACKAGES = ("consilium", "torch", "lightning", "timm", "numpy")
+RECORDED_PACKAGES = (
+    "consilium", "torch", "torchvision", "lightning", "timm", "albumentations", "numpy",
+)  # fmt: skip
 REGISTRY: dict[str, type[nn.Module]] = {}  # classes that can be loaded, by name
 IMPORT_HINT = "import the module of a class of your own first: consilium --import MODULE ..."
 NETWORK_ARGUMENTS = ("backbone", "backbone_args", "head", "trunks")
@@ -115,6 +119,18 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 def package_versions() -> dict[str, str]:
     """Versions of the packages that affect the predictions of a checkpoint."""
     return {name: version(name) for name in RECORDED_PACKAGES}
+
+
+def environment() -> dict[str, object]:
+    """Date, versions and hardware of this process, for a report."""
+    gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
+    return {
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "libraries": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "GPUs": ", ".join(gpus) or "none",
+    }
 
 
 def write_block(checkpoint: dict[str, Any], **values: Any) -> None:

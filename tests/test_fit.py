@@ -1,5 +1,7 @@
 import re
 import shutil
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
@@ -117,6 +119,13 @@ def test_another_preprocessing_that_is_allowed_stands_in_every_report(resnet, tm
         assert note in (tmp_path / file).read_text(), file
     assert note in str(PredictionTable.read(tmp_path / "predictions/test.parquet").meta["notes"])
     assert note not in (resnet / "report.html").read_text()
+
+
+def test_a_report_has_the_date_and_the_versions_that_made_it(resnet):
+    page = (resnet / "report.html").read_text()
+    for text in (f"timm {version('timm')}", f"torchvision {version('torchvision')}"):
+        assert text in page
+    assert f"<td>date</td><td>{date.today().isoformat()}</td>" in page
 
 
 def test_report_of_val_does_not_overwrite_the_report_of_test(resnet, tmp_path):

@@ -1,16 +1,12 @@
 """Files of an experiment's results: report.html, results.json, results/*.csv, and the summary."""
 
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from consilium.experiments.config import ENSEMBLE, ExperimentConfig
 from consilium.experiments.results import ExperimentResults, load_results
@@ -23,12 +19,12 @@ from evaluation.reports.ensemble import CALIBRATED_NOTE
 from evaluation.reports.run import readable_details
 from evaluation.results import Results, write_results
 from evaluation.stats.estimate import Estimate, Estimates
+from lightning_modules.checkpoints import environment
 
 CLAIMS_NOTE = (
     "A value above the believable range is more likely to come from a data leak than from a "
     "better model: run consilium audit."
 )
-LIBRARIES = ("consilium", "torch", "torchvision", "lightning", "timm", "albumentations", "numpy")
 
 
 def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
@@ -107,7 +103,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
         ),
         *appendix.cost_sections(results.costs),
         *appendix.audit_sections(results.audits),
-        html.Details({**readable_details(first), **_environment()}),
+        html.Details({**readable_details(first), **environment()}),
     ]
 
 
@@ -158,19 +154,6 @@ def _level_table(results: ExperimentResults) -> list[html.Section]:
     metrics = {name: run.metrics for name, run in results.runs.items()}
     note = f"The probabilities of the images of a {level} are averaged. {html.SMALL_PRINT}"
     return [html.models_table(metrics, f"By {level}", note, names=names, count="n")]
-
-
-def _environment() -> dict[str, object]:
-    """Versions and hardware of the process that writes the report."""
-    versions = {name: version(name) for name in LIBRARIES}
-    gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
-    return {
-        "date": date.today().isoformat(),
-        "python": platform.python_version(),
-        "libraries": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "GPUs": ", ".join(gpus) or "none",
-    }
 
 
 def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:

@@ -17,6 +17,7 @@ from evaluation.files import unique_file_names, write_bytes, write_json
 from evaluation.plots import maps
 from evaluation.plots.maps import Panel
 from evaluation.reports.html import render_png
+from evaluation.voters.registry import voter_spec
 from lightning_modules.cam import CLASS_INDEPENDENT
 
 VERSION = 1  # of explain.json
@@ -88,7 +89,8 @@ def plot_panel(
         counts = np.bincount(explanation.member_probabilities.argmax(axis=1), minlength=len(names))
         count_text = ", ".join(f"{names[k]} {counts[k]}" for k in np.flatnonzero(counts))
         lines = [_prediction_text(explanation.probabilities, names), f"map of {names[index]}"]
-        caption, title = "\n".join(lines), f"Ensemble ({predictor.ensemble.voter.name})"
+        caption, voter = "\n".join(lines), voter_spec(predictor.ensemble.voter.name).label
+        title = f"Ensemble ({voter})"
         cells.append(Panel(title, f"{caption}\nmembers: {count_text}", explanation.saliency_map))
     return maps.panel_grid([image] * len(cells), cells)
 

@@ -22,7 +22,8 @@ from evaluation.voters.registry import voter_spec
 SAME = 1e-6  # difference of two metrics up to the rounding of a fitted temperature
 CALIBRATED_NOTE = (
     f"{html.SMALL_PRINT} Calibrated: probabilities at a temperature fitted on validation, the same "
-    "way for voters and members. Raw: probabilities as the network gives them."
+    "way for voters and members. Raw: probabilities as the network gives them; a voter or "
+    "an ensemble has no raw row: its temperature is a part of it."
 )
 
 

@@ -35,9 +35,9 @@ def write_run_report(folder: Path, results: Results, sections: Sequence[html.Sec
 
 def run_sections(
     results: Results, table: PredictionTable, history: pd.DataFrame | None = None,
-    further: Sequence[html.Section] = (),
+    further: Sequence[html.Section] = (), environment: Mapping[str, object] = {},
 ) -> list[html.Section]:  # fmt: skip
-    """The report of a run, with `further` sections after its summary."""
+    """The report of a run made in `environment`, with `further` sections after its summary."""
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
     page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
@@ -50,7 +50,7 @@ def run_sections(
         plot = curves.learning_curves(history)
         page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))
     all_metrics = replace(html.metrics_table(metrics, "All metrics"), folded=True)
-    return [*page, all_metrics, html.Details(readable_details(results))]
+    return [*page, all_metrics, html.Details({**readable_details(results), **environment})]
 
 
 def threshold_table(decisions: Mapping[str, Estimates], class_names: Sequence[str]) -> html.Table:

@@ -16,9 +16,10 @@ import yaml
 from consilium.cli.main import main
 from consilium.experiments.config import ExperimentConfig, load_experiment
 from consilium.experiments.plan import plan, run_names
-from consilium.experiments.report import summary_metrics_by_row
+from consilium.experiments.report import sections, summary_metrics_by_row
 from consilium.experiments.results import evaluate_gates, find_estimates, load_results
-from consilium.experiments.sections import seeds_folds
+from consilium.experiments.run import Run
+from consilium.experiments.sections import appendix, seeds_folds
 from consilium.inference import saliency_evaluation
 from datamodules.preprocess import Preprocess
 from evaluation import ensemble, saliency
@@ -496,6 +497,21 @@ def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write
     assert rows["b, calibrated"] == stored["calibrated_member/b"]
     assert rows["b, raw"] == results.runs["b"].metrics
     assert rows["b, raw"]["nll"] != rows["b, calibrated"]["nll"]
+    (table,) = (s for s in sections(results) if s.heading == "Ensembles and members")
+    assert "an ensemble has no raw row: its temperature is a part of it" in table.note
+
+
+def test_maps_of_an_ensemble_are_named_after_its_run(tmp_path):
+    """Of the run `ensemble-two`: its own maps and those of its member `a`."""
+    estimates = saliency.saliency_estimates([saliency.SaliencyScores("p1", True, 0.4, 0.1, 0.8)])
+    folder = tmp_path / "ensemble-two"
+    names = ("a", "ensemble (Mean probability)")
+    results = [saliency_evaluation.SaliencyResult(name, "GradCAM", estimates) for name in names]
+    saliency_evaluation.write_results(folder, results)
+    run = Run("saliency-ensemble-two", folder, [], result=saliency.FILE)
+    [shown] = appendix.read_saliency({"saliency-ensemble-two": run}).values()
+    expected = ["ensemble-two: a", "ensemble-two (Mean probability)"]
+    assert [result.member for result in shown] == expected
 
 
 def test_members_without_an_ensemble_are_labeled_as_raw(write):

@@ -57,7 +57,7 @@ def test_a_synthetic_experiment_passes_every_gate(
     assert set(members["run"]) == set(config.members)
     if config.saliency is not None:
         saliency = pd.read_csv(folder / "results/saliency.csv")
-        ensemble = [name for name in saliency["member"] if name.startswith("ensemble: ensemble")]
+        ensemble = [name for name in saliency["member"] if name.startswith("ensemble (")]
         assert len(saliency) == len(ensemble) * (len(config.members) + 1)
         assert "Saliency maps of ensemble" in page
     cost = pd.read_csv(folder / "results/cost.csv")

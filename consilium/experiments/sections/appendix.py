@@ -36,14 +36,21 @@ SaliencyResults = dict[Path, list[SaliencyResult]]  # by the folder of one run's
 
 
 def read_saliency(finished: dict[str, Run]) -> SaliencyResults:
-    """Evaluated saliency maps; members of an ensemble have its name in theirs."""
-    evaluated: SaliencyResults = {}
-    for folder in [run.folder for run in finished.values() if run.result == saliency.FILE]:
-        evaluated[folder] = [
-            r if r.member == folder.name else r._replace(member=f"{folder.name}: {r.member}")
-            for r in saliency_evaluation.read_results(folder)
+    """Evaluated saliency maps; those of an ensemble and its members have its name in theirs."""
+    folders = [run.folder for run in finished.values() if run.result == saliency.FILE]
+    return {
+        folder: [
+            result._replace(member=_full_name(result.member, folder.name))
+            for result in saliency_evaluation.read_results(folder)
         ]
-    return evaluated
+        for folder in folders
+    }
+
+
+def _full_name(member: str, run: str) -> str:
+    if member.startswith("ensemble ("):  # with its voter
+        return member.replace("ensemble", run, 1)
+    return member if member == run else f"{run}: {member}"
 
 
 def saliency_sections(evaluated: SaliencyResults) -> list[html.Section]:
