@@ -9,6 +9,8 @@ of `consilium audit` is reused if no image has changed since.
 """
 
 import argparse
+import errno
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,9 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _is_current(folder: Path, manifest: "Manifest") -> bool:
-    """Whether the folder has an audit of these samples that is newer than all image files."""
+    """Whether the folder has an audit of these samples that is newer than all image files.
+
+    Files that it found missing must be missing still, and no others.
+    """
     from consilium.inference import audit_report
     from datamodules.images import split_frame_number
+    from datamodules.manifest import read_table
     from evaluation.files import read_json
 
     file = folder / audit_report.JSON
@@ -77,6 +83,10 @@ def _is_current(folder: Path, manifest: "Manifest") -> bool:
         return False
     if read_json(file).get("manifest_digest") != manifest.digest():
         return False
+    excluded, audited = read_table(tables[0]), file.stat().st_mtime
+    is_missing = excluded["detail"].str.endswith(os.strerror(errno.ENOENT))
+    missing = {split_frame_number(path)[0] for path in excluded["path"][is_missing]}
     images = {split_frame_number(path)[0] for path in manifest.table["path"]}
-    audited = file.stat().st_mtime
-    return all(image.is_file() and image.stat().st_mtime < audited for image in images)
+    present = {image for image in images if image.is_file()}
+    is_same = present == images - missing
+    return is_same and all(image.stat().st_mtime < audited for image in present)

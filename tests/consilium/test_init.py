@@ -165,6 +165,24 @@ def test_a_current_audit_is_reused_and_one_of_changed_images_is_not(table, tmp_p
     assert page.read_text() != "unchanged"
 
 
+def test_an_audit_is_reused_as_long_as_the_same_files_are_missing(table, tmp_path):
+    raw = pd.read_csv(table, dtype=str)
+    first, gone = raw["filename"][0], tmp_path / "gone.png"
+    raw.assign(filename=[str(gone), *raw["filename"][1:]]).to_csv(table, index=False)
+    assert main(["init", str(table), *PATIENT, "-o", "mine"]) == 0
+    page = next(Path("runs").glob("audit-*/audit.html"))
+    page.write_text("unchanged")
+    assert main(["init", str(table), *PATIENT, "-o", "yours"]) == 0
+    assert page.read_text() == "unchanged"
+    shutil.copy2(first, gone)  # with its date, which is before the audit
+    assert main(["init", str(table), *PATIENT, "-o", "theirs"]) == 0
+    assert page.read_text() != "unchanged"
+    page.write_text("unchanged")
+    gone.unlink()
+    assert main(["init", str(table), *PATIENT, "-o", "ours"]) == 0
+    assert page.read_text() != "unchanged"
+
+
 @pytest.mark.parametrize("splits", [[""], ["train/", "test/"]])
 def test_a_folder_of_class_folders_can_be_used(tmp_path, splits, monkeypatch):
     monkeypatch.chdir(tmp_path)
