@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from consilium.cli.main import COMMANDS, main
+from consilium.cli.main import COMMANDS, TRAINING, main, parse_arguments
 from consilium.config_files import shorten_parser_error
 from consilium.training.lightning_cli import validate_config
 from tests.conftest import ROOT
@@ -80,6 +81,22 @@ def test_a_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, capsys
     Path("configs/experiments/demo.yaml").write_text("members: {}")
     assert main(run) == 2
     assert "configs/experiments/demo.yaml: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [*sorted(COMMANDS.keys() - TRAINING.keys()), "experiment run"])
+def test_help_shows_dashes_in_flags(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert re.findall(r"--[a-z]+_[a-z_]+", capsys.readouterr().out) == []
+
+
+def test_flags_can_be_written_with_underscores():
+    spellings = ("a --round-to 8 --cost-power=0", "a --round_to 8 --cost_power=0")
+    first, second = (parse_arguments("prune", args.split()) for args in spellings)
+    assert first == second
+    assert (first.round_to, first.cost_power) == (8, 0)
+    run = parse_arguments("experiment", ["run", "my_file.yaml", "--dry_run", "--only=a_b"])
+    assert (run.dry_run, run.only, run.file.name) == (True, ["a_b"], "my_file.yaml")
 
 
 def test_unknown_command_lists_the_known_ones(capsys):

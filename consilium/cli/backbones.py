@@ -14,7 +14,7 @@ examples:
   consilium backbones                 the backbones of the shipped configs
   consilium backbones swin            every timm architecture with "swin" in its name
   consilium backbones 'resnet50.*'    the pretrained weights of one architecture
-  consilium backbones 'convnextv2_*.*' --commercial_only
+  consilium backbones 'convnextv2_*.*' --commercial-only
 """
 
 
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     add = parser.add_argument
     add("pattern", nargs="?", help="timm name, with * and ?; with a dot it matches weight tags")
-    add("--commercial_only", action="store_true", help="only weights licensed for commercial use")
-    add("--image_size", type=int, help="side in pixels (default: that of the pretrained weights)")
+    add("--commercial-only", action="store_true", help="only weights licensed for commercial use")
+    add("--image-size", type=int, help="side in pixels (default: that of the pretrained weights)")
 
 
 def backbone_table(rows: "list[BackboneInfo]") -> Table:

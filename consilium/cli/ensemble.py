@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     options = VoterOptions(args.attribute, args.attended_values, args.weights)
     missing = [] if args.voter == AUTO else VOTERS[args.voter].missing_options(options)
     if missing:
-        raise ValueError(f"--voter {args.voter}: needs --{missing[0]}")
+        raise ValueError(f"--voter {args.voter}: needs --{missing[0].replace('_', '-')}")
     val, test = read_tables(args.val, "--val", "val"), read_tables(args.test, "--test", "test")
     voting.check_test_tables(val, test)
     console = Console(soft_wrap=True, width=max(110, Console().width))
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--voter", default=AUTO, choices=[AUTO, *VOTERS], help=help_)
     add("--attribute", default="", help="attribute with weights per value, such as body_part")
     help_ = "values of the attribute with weights from attention"
-    add("--attended_values", nargs="+", default=[], metavar="VALUE", help=help_)
+    add("--attended-values", nargs="+", default=[], metavar="VALUE", help=help_)
     add("--weights", nargs="+", type=float, metavar="W", help="fixed weights, one per member")
     add("--images", type=Path, metavar="DIR", help="folder of the images, to show disputed ones")
     add("--title", default="Ensemble", help="title of the report")

@@ -91,8 +91,21 @@ def run(args: list[str], modules: Sequence[str] = ()) -> int:
         return 0
     if command in TRAINING:
         return int(importlib.import_module("consilium.training.lightning_cli").run_training(args))
-    options = command_parser(command).parse_args(args[1:])
+    options = parse_arguments(command, args[1:])
     return int(importlib.import_module(f"consilium.cli.{command}").run(options))
+
+
+def parse_arguments(command: str, args: Sequence[str]) -> argparse.Namespace:
+    """The values of a command's arguments.
+
+    A flag such as `--image-size` can also be written `--image_size`, as Lightning's flags are.
+    """
+
+    def with_dashes(arg: str) -> str:
+        name, *value = arg.partition("=")
+        return "".join([name.replace("_", "-"), *value]) if arg.startswith("--") else arg
+
+    return command_parser(command).parse_args([with_dashes(arg) for arg in args])
 
 
 def command_parser(command: str) -> ArgumentParser:

@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("dense", type=Path, metavar="RUN", help="run folder of a fit (best.ckpt, config.yaml)")
     add("--macs", type=float, help="fraction of the multiply-accumulates that may remain")
     add("--latency", type=float, help="fraction of one image's latency that may remain, measured")
-    add("--round_to", type=int, default=16, help="widths are multiples of it; 8 for GPUs (16)")
+    add("--round-to", type=int, default=16, help="widths are multiples of it; 8 for GPUs (16)")
     help_ = "weight of a channel's cost against its importance: 0 ignores the cost (0.5)"
-    add("--cost_power", type=float, default=0.5, help=help_)
+    add("--cost-power", type=float, default=0.5, help=help_)
     add("--images", type=int, default=640, help="training images that decide on importance (640)")
     add("--epochs", type=int, default=10, help="epochs of fine-tuning (10)")
     add("--lr", type=float, help="peak learning rate, cosine after one epoch of warmup (as in RUN)")

@@ -141,7 +141,7 @@ def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) 
     fit += ["-o", str(voters), "--voter", config.voter]
     fit += ["--attribute", config.attribute] if config.attribute else []
     attended = map(str, config.attended_values)
-    fit += ["--attended_values", *attended] if config.attended_values else []
+    fit += ["--attended-values", *attended] if config.attended_values else []
     test = ["test", *config.ensemble, *r.arguments, "--run", str(run)]
     test += ["--model.init_args.voter", str(voters)]
     test += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]

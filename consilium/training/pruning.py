@@ -65,9 +65,10 @@ class PruningRun(PruningTarget):
                 raise ValueError(f"--{name}: {value} is not between 0 and 1")
         for name in ("round_to", "pairs", "images", "epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: {getattr(self, name)} is not at least 1")
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag}: {getattr(self, name)} is not at least 1")
         if self.cost_power < 0:
-            raise ValueError(f"--cost_power: {self.cost_power} is not at least 0")
+            raise ValueError(f"--cost-power: {self.cost_power} is not at least 0")
         if self.lr is not None and self.lr <= 0:
             raise ValueError(f"--lr: {self.lr} is not above 0")
         for file in ("best.ckpt", "config.yaml"):

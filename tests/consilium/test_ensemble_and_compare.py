@@ -40,7 +40,7 @@ def _arguments(runs: Path, *arguments: str) -> list[str]:
 def test_ensemble_is_fitted_evaluated_saved_and_reported(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--attribute", "body_part", "--attended_values", "elbow", "--voter", "per_group"]
+    options = ["--attribute", "body_part", "--attended-values", "elbow", "--voter", "per_group"]
     assert main(_arguments(runs, *options)) == 0
     output = capsys.readouterr().out
     assert "The ensemble (Weights per group) reaches accuracy" in output

@@ -142,7 +142,7 @@ def test_the_readme_names_the_pruned_channels_and_has_no_example_with_timm(resne
 @pytest.mark.exhaustive
 def test_a_pruned_model_can_be_pruned_again(pruned, tmp_path):
     output = tmp_path / "twice"
-    arguments = ["--macs", "0.8", "--epochs", "1", "--pairs", "2", "--round_to", "4"]
+    arguments = ["--macs", "0.8", "--epochs", "1", "--pairs", "2", "--round-to", "4"]
     assert main(["prune", str(pruned), *arguments, "-o", str(output)]) == 0
     first, second = (checkpoints.load(run / "best.ckpt")[0] for run in (pruned, output))
     assert macs_of(second.net, 32) <= 0.8 * macs_of(first.net, 32)
@@ -153,8 +153,8 @@ def test_a_pruned_model_can_be_pruned_again(pruned, tmp_path):
     (["--macs", "1.2"], "--macs: 1.2 is not between 0 and 1"),
     (["--latency", "0"], "--latency: 0.0 is not between 0 and 1"),
     (["--macs", "0.5", "--lr", "0"], "--lr: 0.0 is not above 0"),
-    (["--macs", "0.5", "--round_to", "0"], "--round_to: 0 is not at least 1"),
-    (["--macs", "0.5", "--cost_power", "-1"], "--cost_power: -1.0 is not at least 0"),
+    (["--macs", "0.5", "--round-to", "0"], "--round-to: 0 is not at least 1"),
+    (["--macs", "0.5", "--cost-power", "-1"], "--cost-power: -1.0 is not at least 0"),
     (["--macs", "0.01"], "macs: 0.01 cannot be reached"),
     (["--latency", "0.0001", "--pairs", "1"], "latency: 0.0001 cannot be reached"),
 ])  # fmt: skip
