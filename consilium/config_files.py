@@ -85,6 +85,15 @@ UNKNOWN_KEY = re.compile(  # the groups of a match, joined by dots, are the key
 )
 UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 MISSING_FILE = re.compile(r"Expected a path but (\S+) either not accessible")
+NO_CLASS = re.compile(
+    r"Not a valid subclass of \w+\. Got value: ([^\n]*)|Expected a dot import path string: ([^\n]*)"
+)
+CLASSES = {  # key -> an example of the classes that it can be set to
+    "callbacks": "callbacks.EMA",
+    "data": "datamodules.ImageDataModule",
+    "model": "lightning_modules.ImageClassifier",
+    "source": "datamodules.Folders",
+}
 WRONG_TYPE = re.compile(r"Expected (?:an? )?(<class '[\w.]+'>|typing\.[\w.]+\[.*?\]|[\w.]+\[.*?\])")
 GIVEN_VALUE = re.compile(r"(?:Got|Given) value: ([^\n]*)")
 CLASS_PATH = re.compile(r"Problem with given class_path '([\w.]+)'")
@@ -107,6 +116,8 @@ def explain_parser_error(
     if not matches:
         return _unreadable(files) or shorten_parser_error(message)
     key, reason = matches[-1][1], message[matches[-1].end() :]
+    if (match := NO_CLASS.search(reason)) and not is_reference(value := match[1] or match[2]):
+        return f"{source_file(files, key, value)}: {key}: {_class_needed(key, value)}"
     if match := MISSING_FILE.search(reason):
         file = source_file(files, key, match[1])
         if not (Path(file).parent / match[1]).is_file():
@@ -205,6 +216,12 @@ def _unknown_class(module: str, name: str, files: Sequence[Path]) -> str:
     classes = [item for item, value in members.items() if isinstance(value, type)]
     file = source_file(files, "class_path", f"{module}.{name}")
     return f"{file}: no class {name!r} in {module}{suggestion(name, classes)}"
+
+
+def _class_needed(key: str, value: str) -> str:
+    example = CLASSES.get(key.split(".")[-1])
+    class_path = f"class_path, such as {example}," if example else "class_path"
+    return f"{value} is no class: give {class_path} and init_args, or a YAML file of both"
 
 
 def _expected_types(message: str) -> str:

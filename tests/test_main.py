@@ -109,6 +109,8 @@ def test_unknown_command_lists_the_known_ones(capsys):
         ({"model.init_args.backbone": "resnet51"}, "'resnet51'; the nearest are: resnet51q"),
         ({"data.init_args.class_names": ["a", "b"]},
          "classes in the files are ['comminuted', 'none', 'simple'], not ['a', 'b']"),
+        ({"data.init_args.source": 5},
+         "wrong.yaml: source: 5 is no class: give class_path, such as datamodules.Folders"),
         ({"data.init_args.augment": "frature"}, "augment is 'frature'; allowed are"),
         ({"model.init_args.loss": {"gamma": -1}}, "gamma"),
         ({"data.init_args.batch_size": 0}, "batch_size is 0; it must be at least 1"),
@@ -174,6 +176,13 @@ def test_invalid_key_names_file_key_and_the_nearest_allowed_key(tiny, changes, m
     with pytest.raises(ValueError, match="wrong_key") as caught:
         validate_config(["fit", *configs])
     assert str(caught.value) == f"{tiny.root}/wrong_key.yaml: {message}"
+
+
+@pytest.mark.parametrize("key", ["data", "data.init_args.source", "trainer.callbacks"])
+def test_a_number_in_place_of_a_class_is_no_missing_file(tiny, key):
+    message = f"command line: {key.split('init_args.')[-1]}: 5 is no class: give class_path, such"
+    with pytest.raises(ValueError, match=message):
+        validate_config(["fit", *tiny.configs("right"), f"--{key}", "5"])
 
 
 def test_invalid_key_in_a_referenced_file_names_that_file(tiny):
