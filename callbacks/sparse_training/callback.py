@@ -20,7 +20,7 @@ from evaluation.files import write_json
 from evaluation.sparsity import SPARSITY_FILE
 from lightning_modules.checkpoints import plain_values
 from lightning_modules.freezing import require
-from lightning_modules.optim import closed_form_schedulers, steps_per_epoch
+from lightning_modules.optim import LRSchedulerConfig, closed_form_schedulers, steps_per_epoch
 
 PROGRESS = ("is_sparse_stage", "updates", "is_selecting")
 
@@ -68,11 +68,17 @@ class TwoStageSparseTraining(L.Callback):
         self.density_schedule = as_settings(DensitySchedule, density_schedule)
         self.recovery = as_settings(Recovery, recovery)
         self.control = control  # a resume may name another: it does not change the training
+        self._pause = stages.SelectionPause()
+        self._own_schedule: LRSchedulerConfig | None = None  # the module's, during a fit
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forgets the progress of an earlier fit."""
         self.masked: MaskedWeights | None = None
         self.is_sparse_stage, self.updates = False, 0
         self._previous_masks: list[Tensor] | None = None  # at the start of an epoch that sets some
         self.is_selecting = False  # whether the best epoch is chosen at the final density
-        self._regrows, self._pause = False, stages.SelectionPause()
+        self._regrows = False
         self._loaded_state: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -90,10 +96,21 @@ class TwoStageSparseTraining(L.Callback):
             kind = type(pl_module).__name__
             needed = "`optimizer` and `lr_scheduler` settings, which sparse training needs"
             raise ValueError(f"{kind} has no {needed}; use lightning_modules.ImageClassifier")
+        self._reset()
         self._module, config = pl_module, pl_module.lr_scheduler
         self._sparse_schedule = stages.sparse_schedule(config, self.recovery, sparse)
-        pl_module.lr_scheduler = stages.dense_schedule(config, dense)
         self._lr_ratio = self.recovery.lr / pl_module.optimizer.lr
+        self._own_schedule = config
+        pl_module.lr_scheduler = stages.dense_schedule(config, dense)
+
+    def teardown(self, *args: object, stage: str = "fit") -> None:
+        """Gives the module its own schedule back, for another fit of it."""
+        if self._own_schedule is not None:
+            self._module.lr_scheduler, self._own_schedule = self._own_schedule, None
+
+    def on_exception(self, *args: object) -> None:
+        """The same after a fit that failed, which has no teardown."""
+        self.teardown()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses a `dense_checkpoint` that cannot be used; a resumed fit does not need it."""

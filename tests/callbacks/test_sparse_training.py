@@ -46,6 +46,34 @@ def test_pruned_values_are_zero_at_every_step(optimizer, distribution, tmp_path)
     assert sorted(recorder.densities, reverse=True) == recorder.densities
 
 
+class Failure(runs.L.Callback):
+    """Stops a fit with an error."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        raise ValueError("stopped")
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_second_fit_of_the_same_objects_repeats_the_first(tmp_path, is_stopped):
+    callback, net = sparse(), runs.Net(lr_scheduler=LRSchedulerConfig("cosine"))
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    if is_stopped:
+        with pytest.raises(ValueError, match="stopped"):
+            runs.run(tmp_path / "stopped", callback, Failure(), net=net)
+    recorders, ends = [], []
+    for name in ("first", "second"):
+        net.load_state_dict(start)
+        recorders.append(runs.Recorder(callback))
+        runs.run(tmp_path / name, callback, recorders[-1], net=net)
+        assert net.lr_scheduler == LRSchedulerConfig("cosine")
+        ends.append({name: value.clone() for name, value in net.state_dict().items()})
+    first, second = recorders
+    assert first.rates == second.rates
+    assert first.densities == second.densities
+    assert first.densities[0] == 1.0 > first.densities[-1]
+    assert runs.is_equal(*ends)
+
+
 def test_the_macs_distribution_keeps_a_quarter_of_the_macs(tmp_path):
     """In two layers so different that a quarter of the values would be another fraction."""
     net, callback = runs.Net(), sparse(distribution="macs")
