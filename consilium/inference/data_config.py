@@ -13,8 +13,7 @@ from consilium import config_files
 from consilium.config_files import shorten_parser_error
 from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest, cell_text, normal_text, read_table
-from datamodules.sources import Folders, Table, has_split_folders
-from datamodules.sources.files import scan_folder
+from datamodules.sources import Folders, Table, has_split_folders, scan_folder
 from datamodules.splits import SplitFractions
 
 COLUMN_ALIASES = {  # usual names of columns, in lower case

@@ -21,13 +21,11 @@ UNKNOWN_PATIENTS = "patients are unknown: images of one patient may be in more t
 _NO_SUFFIX = re.compile(r"(\.\d*)?")  # or a number, as at the end of DICOM's UIDs
 
 
-def find_image_files(root: Path) -> list[Path]:
-    """Relative paths of all images below a folder, hidden ones excluded; ValueError if none."""
-    return scan_folder(root)[0]
-
-
 def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The image files below a folder, links followed, and notes on skipped files, by suffix."""
+    """Relative paths of all images below a folder, and a note on other files, by suffix.
+
+    Links are followed, hidden files left out; a folder without images is a ValueError.
+    """
     if not root.is_dir():
         raise ValueError(f"{root}: no such file or folder")
     paths = sorted(path.relative_to(root) for path in _files_below(root))
