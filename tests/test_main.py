@@ -304,6 +304,28 @@ def test_finished_run_is_not_overwritten(tiny, resnet, capsys):
     assert "contains a finished run" in error
 
 
+def test_used_run_folder_is_refused_without_importing_torch(tmp_path):
+    """Importing it takes seconds. A resume and `fast_dev_run` are decided later."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last.ckpt").touch()
+    dev_run = tmp_path / "dev.yaml"
+    dev_run.write_text("trainer: {fast_dev_run: true}")
+    code = f"""
+import sys
+from consilium.cli.main import main
+from consilium.training.run_lock import refuse_used_run
+configs = ["--config", "configs/base.yaml", "--config", "configs/demo/resnet10t.yaml"]
+args = ["fit", *configs, "--run={tmp_path}/run"]
+assert main(args) == 2
+assert not {{"torch", "lightning"}} & set(sys.modules)
+for others in (["--ckpt_path", "last"], ["--config", "{dev_run}"], ["--trainer.fast_dev_run=1"]):
+    refuse_used_run([*args[1:], *others])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert "contains an unfinished run; resume it with --ckpt_path" in result.stderr
+
+
 def test_corrupt_image_in_a_worker_is_one_line(tiny, tmp_path, capsys):
     configs = tiny.configs("broken", **{
         "data.init_args.source": {"class_path": "datamodules.Table", "init_args": {

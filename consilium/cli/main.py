@@ -18,7 +18,7 @@ from consilium import ROOT
 from consilium.config_files import find_packaged, suggestion, worker_error
 from consilium.training import COMMANDS as TRAINING
 from consilium.training.command_help import help_text
-from consilium.training.run_lock import EXIT_INTERRUPTED, RunStopped
+from consilium.training.run_lock import EXIT_INTERRUPTED, RunStopped, refuse_used_run
 
 LIBRARIES = ("callbacks", "datamodules", "evaluation", "lightning_modules")
 USAGE_ERROR = 2  # exit code of invalid input, as argparse has it
@@ -89,6 +89,8 @@ def run(args: list[str], modules: Sequence[str] = ()) -> int:
     if command in TRAINING and args[1:] in (["-h"], ["--help"]):
         print(help_text(command))
         return 0
+    if command == "fit":
+        refuse_used_run(args[1:])
     if command in TRAINING:
         return int(importlib.import_module("consilium.training.lightning_cli").run_training(args))
     options = parse_arguments(command, args[1:])

@@ -27,10 +27,12 @@ from consilium.config_files import explain_parser_error, shorten_parser_error
 from consilium.training import COMMANDS, preflight
 from consilium.training.command_help import USAGE
 from consilium.training.run_lock import (
+    given_options,
     is_first_process,
     lock_run_folder,
     print_once,
     raise_run_stopped,
+    refuse_used_run_folder,
 )
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
@@ -122,7 +124,7 @@ class ConsiliumCLI(LightningCLI):
         if self.is_dev_run:
             self._redirect_to_dev_run(config, run / DEV_RUN_FOLDER)
         elif command == "fit" and not config["ckpt_path"]:
-            preflight.refuse_used_run_folder(run)
+            refuse_used_run_folder(run)
 
     def _choose_checkpoint(self, command: str, config: Namespace, run: Path) -> None:
         """Sets the path of the checkpoint: the default one, `best`, `last`, or the given file."""
@@ -149,7 +151,7 @@ class ConsiliumCLI(LightningCLI):
 
     def parse(self, args: list[str], files: Sequence[Path] = ()) -> Namespace:
         """The checked settings of a run by its arguments (subcommand first)."""
-        paths = [*files, *map(Path, preflight.given_options(args).config)]
+        paths = [*files, *map(Path, given_options(args).config)]
         try:
             config = self.parser.parse_args(args)
         except ArgumentError as error:

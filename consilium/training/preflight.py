@@ -1,6 +1,5 @@
 """Checks before a run starts, its default checkpoint, and smaller batches when memory is full."""
 
-import argparse
 import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from jsonargparse import Namespace
 from callbacks.checkpoint import LAST, PREVIOUS, BestAndLastCheckpoint, resumable_checkpoint
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
 from consilium.config_files import source_file
-from consilium.training.run_lock import print_once
+from consilium.training.run_lock import given_options, print_once, refuse_finished_run
 from lightning_modules import backbones
 from lightning_modules.base import EPOCH_METRICS
 from lightning_modules.checkpoints import argument_types
@@ -26,8 +25,6 @@ from lightning_modules.ensemble import EnsembleModule
 Callbacks = list[Namespace] | Namespace | None
 WRITERS = (BestAndLastCheckpoint, HistoryWriter, PredictionWriter, ResultsWriter)
 RUN_CONFIG = "config.yaml"  # in a run folder
-RESULTS = ("results.json", "results.val.json")
-REMEDY = "give another --run, or remove the folder"
 AUTO_BATCH = "--auto_batch"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -46,22 +43,6 @@ class OutOfMemory(ValueError):
             "except for batch norms: they normalize by the smaller batch; "
             "backbone_args {grad_checkpointing: true} also saves memory and changes no result"
         )
-
-
-def refuse_used_run_folder(folder: Path) -> None:
-    """Raises ValueError if a fit would overwrite another run."""
-    refuse_finished_run(folder)
-    for file in (folder / LAST, folder / PREVIOUS):
-        if file.exists():
-            resume = f"resume it with --ckpt_path {file}"
-            raise ValueError(f"--run {folder}: contains an unfinished run; {resume}, {REMEDY}")
-
-
-def refuse_finished_run(folder: Path, problem: str = "") -> None:
-    """Raises ValueError, which begins with the problem, if a fit would overwrite results."""
-    if any((folder / name).exists() for name in RESULTS):
-        message = f"--run {folder}: contains a finished run; {REMEDY}"
-        raise ValueError(f"{problem}; {message}" if problem else message)
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
@@ -142,15 +123,6 @@ def limit_to_first_batches(trainer: Namespace) -> None:
     trainer.max_steps = math.ceil(count / trainer.accumulate_grad_batches)
     trainer.val_check_interval, trainer.check_val_every_n_epoch = 1.0, 1
     trainer.logger = trainer.fast_dev_run = False
-
-
-def given_options(args: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command that decide on its config files."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", "-c", action="append", default=[])
-    for name in ("--model", "--ckpt_path", "--run"):
-        parser.add_argument(name)
-    return parser.parse_known_args(args)[0]
 
 
 def default_config(args: Sequence[str]) -> list[str]:

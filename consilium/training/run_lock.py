@@ -1,16 +1,22 @@
-"""The lock on a run folder, and the exception of a run that was stopped by a signal.
+"""Which run folder a run may use, the lock on it, and the exception of a run that was stopped.
 
-Importing this module does not import torch: the command line needs the exception before that.
+Importing this module does not import torch: the command line needs it before that.
 """
 
+import argparse
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from consilium.config_files import read_config, resolve_references
+
 LOCK_FILE = ".lock"  # in the run folder
+RESULTS = ("results.json", "results.val.json")
+UNFINISHED = ("last.ckpt", "previous.ckpt")  # of `callbacks.checkpoint`, which imports torch
+REMEDY = "give another --run, or remove the folder"
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # 128 plus the number of SIGINT, of SIGTERM
 
 
@@ -74,6 +80,46 @@ def owns_lock(path: Path) -> bool:
             if is_same_file and _try_flock(number, fcntl.LOCK_EX):
                 return True
     return False
+
+
+def given_options(args: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command that decide on its config files."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", "-c", action="append", default=[])
+    for name in ("--model", "--ckpt_path", "--run"):
+        parser.add_argument(name)
+    return parser.parse_known_args(args)[0]
+
+
+def refuse_used_run_folder(folder: Path) -> None:
+    """Raises ValueError if a fit would overwrite another run."""
+    refuse_finished_run(folder)
+    for file in (folder / name for name in UNFINISHED):
+        if file.exists():
+            resume = f"resume it with --ckpt_path {file}"
+            raise ValueError(f"--run {folder}: contains an unfinished run; {resume}, {REMEDY}")
+
+
+def refuse_finished_run(folder: Path, problem: str = "") -> None:
+    """Raises ValueError, which begins with the problem, if a fit would overwrite results."""
+    if any((folder / name).exists() for name in RESULTS):
+        message = f"--run {folder}: contains a finished run; {REMEDY}"
+        raise ValueError(f"{problem}; {message}" if problem else message)
+
+
+def refuse_used_run(args: Sequence[str]) -> None:
+    """`refuse_used_run_folder` for the arguments of a fit, before seconds of imports.
+
+    Nothing is refused here if the arguments or their files may ask for a resume or a trial.
+    """
+    given = given_options(args)
+    files = [Path(file) for file in given.config]
+    if not given.run or not all(file.is_file() for file in files):
+        return
+    settings = [resolve_references(file.parent, read_config(file)) for file in files]
+    text, others = repr((args, settings)), ("ckpt_path", "fast_dev_run", "help", "print_config")
+    if not any(name in text for name in others) and not is_locked(Path(given.run) / LOCK_FILE):
+        refuse_used_run_folder(Path(given.run))
 
 
 @contextmanager
