@@ -131,7 +131,7 @@ def macro_roc_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, flo
 def _plot_roc(lines: Mapping[int, Line], title: str) -> Figure:
     """The whole curves, and their upper left corner enlarged if one of them is in it."""
     has_corner = any(np.interp(CORNER[0], fpr, tpr) > CORNER[1] for _, fpr, tpr in lines.values())
-    fig, axes = style.subplots(8.4 if has_corner else 4.8, 4.2, columns=1 + has_corner)
+    fig, axes = style.subplots(4.2 * (1 + has_corner), 4.2, columns=1 + has_corner)
     _plot_lines(axes, lines)
     style.unit_axes(axes[0], "false positive rate", "true positive rate", diagonal=True)
     style.legend(axes[0], "lower right")
