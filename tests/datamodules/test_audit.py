@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules.audit import audit as audit_module
 from datamodules.audit.audit import audit_manifest, find_leaks_without_decoding
 from datamodules.audit.issues import (
     BROKEN,
@@ -148,6 +149,25 @@ def test_nothing_is_found_in_what_the_quarantine_of_many_copies_leaves(tmp_path)
     assert planted & excluded <= set(groups["id"])
     of_first = groups.loc[groups["id"].str.startswith("0-"), "group"]
     assert of_first.nunique() == 1
+
+
+def test_copies_are_searched_again_in_what_the_quarantine_leaves(tmp_path, monkeypatch):
+    """Until there are none, also if one search misses some: here it finds one pair."""
+    source = clean_manifest(tmp_path / "phantoms", num_patients=12)
+    table = source.table.drop_duplicates("patient").assign(split="train").reset_index(drop=True)
+    image, copies = read_image(table["path"].iloc[0]), []
+    table.loc[0, "split"] = "test"
+    for name in ("one.jpg", "second.jpg"):
+        cv2.imwrite(str(tmp_path / name), image, [cv2.IMWRITE_JPEG_QUALITY, 95 - len(name)])
+        copies.append({"id": name, "path": str(tmp_path / name), "patient": name, "label": 0})
+    copies = pd.DataFrame(copies).assign(split="train", study=[row["id"] for row in copies])
+    manifest = Manifest(pd.concat([table[copies.columns], copies], ignore_index=True), NAMES)
+    search = audit_module.find_near_duplicates
+    monkeypatch.setattr(
+        audit_module, "find_near_duplicates",
+        lambda *args: [p for p in search(*args) if p.first == 0 and p.second >= len(table)][:1],
+    )  # fmt: skip
+    assert audit_manifest(manifest).quarantine()["id"].tolist() == copies["id"].tolist()
 
 
 def test_of_identical_files_with_different_labels_none_stays_and_of_near_ones_all(tmp_path):

@@ -1,3 +1,6 @@
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -5,6 +8,7 @@ from datamodules.dicom import read_tags
 from datamodules.images import ImageError, decode_bytes, read_image
 
 pydicom = pytest.importorskip("pydicom")
+ROOT = Path(__file__).parents[2]
 RAMP = np.arange(0, 4096, 273, dtype=np.uint16).reshape(4, 4)
 
 
@@ -148,6 +152,12 @@ def test_a_deflated_file_without_the_length_of_its_meta_group_is_bounded(tmp_pat
 
 def read_test_file(name):
     return read_image(pydicom.data.get_testdata_file(name, download=False))
+
+
+def test_the_dicom_extra_has_a_decoder_of_every_compression():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {name.split(">")[0] for name in extras["optional-dependencies"]["dicom"]}
+    assert {"pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg"} <= names
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from evaluation.ensemble import (
 from evaluation.metrics.calibration import nll
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import aggregate
-from evaluation.reports.ensemble import mean_of_members
+from evaluation.reports.ensemble import ensemble_results, mean_of_members
 from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import VoterOptions
 from tests.evaluation.tables import make_table, named_copies, named_experts, two_class_table
@@ -56,6 +56,9 @@ def test_members_voters_and_temperatures_have_one_precision() -> None:
         fit_voters(in_precision(val, second="bf16-mixed"))
     fitted = fit_voters(in_precision(val))
     assert {ensemble.precision for ensemble in fitted.ensembles.values()} == {"32-true"}
+    evaluated = evaluate_voters(fitted, in_precision(test), draws=20)
+    results = ensemble_results("ensemble", fitted, evaluated, in_precision(test), "soft")
+    assert results.meta["precision"] == "32-true"
     half = in_precision(test, **dict.fromkeys(test, "bf16-mixed"))
     with pytest.raises(ValueError, match=r"fitted in precision 32-true, the test .* bf16-mixed"):
         evaluate_voters(fitted, half, draws=100)
