@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from consilium.cli.main import main
 from consilium.experiments.processes import start_fork
@@ -103,6 +105,22 @@ def test_argument_that_a_checkpoint_cannot_hold_is_refused_before_training(value
     with pytest.raises(ValueError, match=r"^Own: its argument net.*is not a plain value"):
         checkpoints.require_plain("Own", {"width": 3, "net": value})
     checkpoints.require_plain("Own", {"a": [1, (2.0, None)], "b": {"c": "d", "e": True}})
+
+
+def test_fit_of_a_model_with_such_an_argument_trains_no_step(tmp_path):
+    class Own(ImageClassifier):
+        def __init__(self, class_names: list[str], extra: nn.Module) -> None:
+            super().__init__(class_names, backbone="test_resnet")
+
+    batch = {"image": torch.zeros(2, 3, 32, 32), "label": torch.zeros(2).long()}
+    try:
+        model, loader = Own(CLASSES, nn.Identity()), DataLoader([batch], batch_size=None)
+        trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, max_epochs=1)
+        with pytest.raises(ValueError, match=r"^Own: its argument extra is not a plain value"):
+            trainer.fit(model, loader)
+        assert trainer.global_step == 0
+    finally:
+        del checkpoints.REGISTRY["Own"]
 
 
 def test_model_without_checkpoints_is_refused_before_training(tiny, tmp_path, capsys):

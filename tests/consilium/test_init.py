@@ -101,6 +101,7 @@ def test_samples_in_quarantine_are_excluded(table, tmp_path, capsys):
     assert main(["init", str(table), *PATIENT, "-o", folder]) == 0
     assert "; excluded samples: 1" in capsys.readouterr().out
     data = data_config.load_datamodule([f"{folder}/data.yaml"])
+    assert data.exclude == str(Path(folder, "quarantine.csv").resolve())
     assert train["filename"] not in data.load_manifest().table["id"].tolist()
     data.setup("fit")
     quarantine = Path(folder, "quarantine.csv").read_text()
