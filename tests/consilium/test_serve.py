@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from consilium.cli.main import main
+from consilium.cli.main import main, parse_arguments
+from consilium.cli.serve import server_settings
 from consilium.inference import saliency_evaluation
 from consilium.inference.export import load_with_backend
 from consilium.inference.predictor import load_predictor
@@ -238,7 +239,7 @@ def test_examples_of_the_models_own_data_are_test_images(resnet, tiny):
     assert {splits[path.resolve()] for path in examples} == {"test"}
 
 
-def test_pointing_scores_are_those_measured_in_the_experiment(tmp_path):
+def test_pointing_scores_are_those_measured_in_the_experiment(predictor, tmp_path):
     assert server.pointing_scores(tmp_path / "ensemble") == {}
     scores = [saliency.SaliencyScores("p1", True, 0.4, 0.1, 0.8),
               saliency.SaliencyScores("p2", False, 0.2, 0.3, 0.7)]  # fmt: skip
@@ -252,6 +253,8 @@ def test_pointing_scores_are_those_measured_in_the_experiment(tmp_path):
     (tmp_path / "ensemble").mkdir()
     measured = server.pointing_scores(tmp_path / "ensemble")
     assert measured == {name: estimates["pointing"] for name in ("a", "ensemble")}
+    arguments = parse_arguments("serve", [str(tmp_path / "ensemble")])
+    assert server_settings(arguments, predictor).pointing == measured
 
 
 def test_members_are_calibrated_by_their_own_temperatures(predictor):

@@ -267,7 +267,9 @@ def test_an_export_without_maps_says_so_before_an_image_is_chosen(browser, predi
         page_of_export = browser.new_page()
         page_of_export.goto(url)
         page_of_export.locator("#upload").wait_for()
-        assert "gives no saliency maps" in page_of_export.locator("#no-maps").inner_text()
+        note = page_of_export.locator("#no-maps")
+        assert note.is_visible()
+        assert "gives no saliency maps" in note.inner_text()
         page_of_export.close()
 
 
