@@ -288,6 +288,13 @@ def test_claims_cost_and_audit_are_in_report_and_csv(write):
     assert names == {"members", "claims", "cost"}
 
 
+def test_suspect_statistics_of_the_data_have_words_as_names():
+    confounds = [{"name": name, "is_suspect": name != "mean"} for name in ("std", "mean", "age")]
+    audit = {"files": 9, "patients": 9, "leaks": 0, "issues": [], "notes": [], "page": "p.html"}
+    [table] = appendix.audit_sections({"a": audit | {"confounds": confounds}})
+    assert "by itself: contrast (standard deviation), age" in str(table.rows[0])
+
+
 def test_cost_is_counted_for_the_network_that_was_trained(write):
     _, args = write({"members": {name: "a.yaml" for name in ("full", "thin", "lost")}})
     sizes = {}
