@@ -157,8 +157,8 @@ def test_copies_are_searched_again_in_what_the_quarantine_leaves(tmp_path, monke
     table = source.table.drop_duplicates("patient").assign(split="train").reset_index(drop=True)
     image, copies = read_image(table["path"].iloc[0]), []
     table.loc[0, "split"] = "test"
-    for name in ("one.jpg", "second.jpg"):
-        cv2.imwrite(str(tmp_path / name), image, [cv2.IMWRITE_JPEG_QUALITY, 95 - len(name)])
+    for name, pixels in (("one.jpg", image), ("second.jpg", 255 - image)):
+        cv2.imwrite(str(tmp_path / name), pixels)
         copies.append({"id": name, "path": str(tmp_path / name), "patient": name, "label": 0})
     copies = pd.DataFrame(copies).assign(split="train", study=[row["id"] for row in copies])
     manifest = Manifest(pd.concat([table[copies.columns], copies], ignore_index=True), NAMES)
@@ -167,7 +167,11 @@ def test_copies_are_searched_again_in_what_the_quarantine_leaves(tmp_path, monke
         audit_module, "find_near_duplicates",
         lambda *args: [p for p in search(*args) if p.first == 0 and p.second >= len(table)][:1],
     )  # fmt: skip
-    assert audit_manifest(manifest).quarantine()["id"].tolist() == copies["id"].tolist()
+    audit = audit_manifest(manifest)
+    assert audit.quarantine()["id"].tolist() == copies["id"].tolist()
+    reasons = pairs(issues_of(audit, NEAR))
+    changes = {names[1]: reason.split(", ")[0] for names, reason in reasons.items()}
+    assert changes == {"one.jpg": "re-encoded", "second.jpg": "inverted"}
 
 
 def test_of_identical_files_with_different_labels_none_stays_and_of_near_ones_all(tmp_path):

@@ -67,7 +67,7 @@ def test_recall_and_precision_do_not_depend_on_the_number_of_copies(kind, fracti
     assert precision >= 0.98
 
 
-def test_an_inverted_copy_is_found_and_named():
+def test_an_inverted_copy_is_found():
     images = generate("chest", 30, 96)
     images.append(255 - images[4])
     (pair,) = search(images, np.arange(31))
