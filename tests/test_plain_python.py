@@ -50,7 +50,7 @@ def test_groups_of_settings_may_be_dicts():
         assert model.optimizer == OptimizerConfig("sgd", lr=0.1)
         assert model.init_args["optimizer"] == asdict(model.optimizer)
         assert model.fine_tuning.layer_decay == 0.5
-    with pytest.raises(ValueError, match=r"optimizer\.lr: -1 is not above 0"):
+    with pytest.raises(ValueError, match=r"optimizer\.lr: -1 is not at least 0"):
         ImageClassifier(["a", "b"], "test_resnet", optimizer={"lr": -1})
     sparse = TwoStageSparseTraining(recovery={"lr": 1e-3}, density_schedule={"num_updates": 3})
     assert (sparse.recovery.lr, sparse.density_schedule.num_updates) == (1e-3, 3)

@@ -78,7 +78,7 @@ def backbone_of_file(file: Path) -> str:
     if not names:
         message = "its name does not begin with that of a network (consilium backbones)"
         raise ValueError(f"--weights {file}: {message}")
-    return max(names, key=len)
+    return str(max(names, key=len))
 
 
 def time_image(backbone: str, preprocess: Preprocess, images: Sequence[str]) -> float:
