@@ -1,4 +1,4 @@
-"""Write config files for your dataset: the data, three small networks and their ensemble.
+"""Write config files for your dataset: the data, several networks and their ensemble.
 
 The dataset is a folder of images (one folder per class, with or without train, val and test
 folders), or a CSV or Parquet table with one row per image. Writes DIR/data.yaml and DIR/DIR.yaml,
@@ -6,6 +6,9 @@ an experiment that can be run at once; both are a dozen lines to edit. Splits th
 are made by patient, and copies of one image get the same split. The dataset is audited, and samples
 that leak between splits or cannot be read are listed in DIR/quarantine.csv and excluded. The result
 of `consilium audit` is reused if no image has changed since.
+
+With --weights, the experiment has a linear probe of each pretrained network, and fine-tunes the
+largest ones that fit into --minutes on this machine. Without, it trains three small networks.
 """
 
 import argparse
@@ -15,7 +18,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consilium.cli.options import add_dataset_arguments, positive_int
+from consilium.cli.options import add_dataset_arguments, positive_float, positive_int
 
 if TYPE_CHECKING:
     from datamodules.manifest import Manifest
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 example:
   consilium init labels.csv --patient patient_id --size 224 -o mydata
+  consilium init labels.csv --weights weights/ --minutes 30 -o mydata
   consilium experiment run mydata/mydata.yaml
 """
 
@@ -46,9 +50,19 @@ def run(options: argparse.Namespace) -> int:
     if options.keep_conflicts:
         quarantine = quarantine[quarantine["reason"] != CONFLICT]
     copies = read_table(audit_folder / audit_report.COPIES)
-    file = write_configs(folder, target, columns, manifest, options.size, quarantine, copies)
+    candidates = []
+    if options.weights:
+        from consilium.inference.starter_plan import find_candidates
+
+        candidates = find_candidates(options.weights, manifest.table["path"].tolist())
+    file, plan = write_configs(
+        folder, target, columns, manifest, options.size, quarantine, copies, candidates,
+        options.minutes,
+    )  # fmt: skip
     print(f"audit: {audit_folder / audit_report.PAGE}; excluded samples: {len(quarantine)}")
     print(f"data: {folder / DATA_FILE}")
+    for member in plan:
+        print(f"member: {member.summary}")
     print(f"experiment: consilium experiment run {shlex.quote(str(file))}")
     return 0
 
@@ -62,6 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, metavar="DIR", help=help_)
     help_ = "height and width of the network input in pixels (224)"
     add("--size", type=positive_int, default=224, metavar="N", help=help_)
+    help_ = "pretrained weights: files, or folders of them, named like their networks"
+    add("--weights", type=Path, nargs="+", default=[], metavar="FILE", help=help_)
+    help_ = "time for the training on this machine, with --weights (15)"
+    add("--minutes", type=positive_float, default=15.0, metavar="N", help=help_)
     help_ = "do not exclude identical files with different labels (by default all of them are)"
     add("--keep-conflicts", action="store_true", help=help_)
     add("--audit", type=Path, metavar="DIR", help="folder of the audit (runs/audit-FOLDER-TABLE)")

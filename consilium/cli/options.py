@@ -56,6 +56,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def positive_float(text: str) -> float:
+    """Argument type: a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def level(text: str) -> "tuple[Level, Rule]":
     """Argument type: image, study or patient, with an optional rule as in study:max."""
     from evaluation.predictions import parse_level

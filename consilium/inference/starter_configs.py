@@ -1,9 +1,10 @@
-"""Config files for a new dataset: data.yaml, and an experiment with three small networks."""
+"""Config files for a new dataset: data.yaml, and an experiment on it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -15,6 +16,9 @@ from datamodules.manifest import Manifest, read_table
 from datamodules.sources import Folders, Table
 from datamodules.splits import DERIVED_SPLITS, SplitFractions
 from evaluation.files import write_text
+
+if TYPE_CHECKING:
+    from consilium.inference.starter_plan import Candidate, PlannedMember
 
 DATA_FILE, QUARANTINE, COPIES = "data.yaml", "quarantine.csv", "copies.csv"
 DATA = """\
@@ -31,11 +35,19 @@ init_args:
 """
 EXCLUDE = "  exclude: {file}  # leaking and unreadable samples, by the audit\n"
 USED_CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
-                "model/ensemble", "logger/wandb")  # fmt: skip
+                "model/ensemble", "logger/wandb", "recipe/probe", "recipe/probe_then_finetune",
+                )  # fmt: skip
 EXPERIMENT = """\
 # consilium experiment run {file}
 title: {title}
 base: {paths[base]}
+{members}ensemble:
+  data: data.yaml
+  model: {paths[model/ensemble]}
+  trainer: {{accelerator: auto, devices: 1}}
+# overrides: [{paths[logger/wandb]}]
+"""
+SMALL_NETWORKS = """\
 members:  # more: consilium backbones; pretrained weights: model.init_args.pretrained: true or FILE
   resnet10t: &member
     data: data.yaml
@@ -43,9 +55,18 @@ members:  # more: consilium backbones; pretrained weights: model.init_args.pretr
     trainer: {{accelerator: auto, devices: 1, max_epochs: 10}}
   regnety_002: {{<<: *member, model: {paths[model/regnety_002]}}}
   mobilenetv3_small: {{<<: *member, model: {paths[model/mobilenetv3_small]}}}
-ensemble: {{<<: *member, model: {paths[model/ensemble]}}}
-# overrides: [{paths[logger/wandb]}]
 """
+PLANNED = """\
+  {name}:  # about {minutes:.0f} min
+    - data: data.yaml
+      model:
+        class_path: lightning_modules.ImageClassifier
+        init_args: {{backbone: {backbone}, pretrained: {weights}}}
+      data.init_args.preprocess: {preprocess}
+      trainer: {{accelerator: auto, devices: 1}}
+    - {recipe}
+"""
+EPOCHS = "    - {{trainer.max_epochs: {epochs}}}\n"
 
 
 def check_dataset(folder: Path, target: Path, manifest: Manifest) -> None:
@@ -89,8 +110,13 @@ def write_configs(
     size: int,
     quarantine: pd.DataFrame,
     copies: pd.DataFrame,
-) -> Path:
-    """Writes data.yaml, the experiment and both tables; returns the experiment's file."""
+    candidates: "Sequence[Candidate]" = (),
+    minutes: float = 0.0,
+) -> tuple[Path, "list[PlannedMember]"]:
+    """Writes data.yaml, the experiment and both tables; returns its file and planned members.
+
+    Without pretrained `candidates` three small networks are trained from scratch.
+    """
     file, data_file = experiment_file(folder), folder / DATA_FILE
     source_class, args = _source(target, columns)
     splits = set(manifest.table["split"])
@@ -101,7 +127,8 @@ def write_configs(
             args["fractions"]["copies"] = str((folder / COPIES).resolve())
     fractions = SplitFractions(**args["fractions"]) if missing else None
     source = source_class(**{**args, "fractions": fractions})
-    _check_splits(target, source.manifest(manifest.class_names), set(quarantine["id"]))
+    split = source.manifest(manifest.class_names).drop(set(quarantine["id"]), "excluded")
+    _check_splits(target, split)
     text = DATA.format(
         target=quote(str(target)), file=quote(str(data_file)), class_path=source_class.__name__,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
@@ -114,9 +141,37 @@ def write_configs(
     if absolute.is_relative_to(ROOT) and not IS_INSTALLED:
         prefix = os.path.relpath(prefix, absolute)
     paths = {name: _to_yaml([f"{prefix}/{name}.yaml"])[1:-1] for name in USED_CONFIGS}
+    plan = _plan(split, candidates, minutes)
+    members = SMALL_NETWORKS.format(paths=paths)
+    if plan:
+        members = "members:\n" + "".join(_planned_member(member, paths) for member in plan)
     title = _to_yaml(absolute.name)
-    write_text(file, EXPERIMENT.format(file=quote(str(file)), title=title, paths=paths))
-    return file
+    text = EXPERIMENT.format(file=quote(str(file)), title=title, paths=paths, members=members)
+    write_text(file, text)
+    return file, plan
+
+
+def _plan(
+    split: Manifest, candidates: "Sequence[Candidate]", minutes: float
+) -> "list[PlannedMember]":
+    if not candidates:
+        return []
+    from consilium.inference.starter_plan import plan_members
+
+    num_train, num_all = len(split.rows("train")), len(split.table)
+    return plan_members(candidates, num_train, num_all - num_train, minutes)
+
+
+def _planned_member(member: "PlannedMember", paths: dict[str, str]) -> str:
+    candidate = member.candidate
+    settings = candidate.preprocess.to_dict()
+    preprocess = {name: settings[name] for name in ("size", "mean", "std")}
+    text = PLANNED.format(
+        name=member.name, minutes=member.minutes, backbone=candidate.backbone,
+        weights=_to_yaml(str(candidate.weights)), preprocess=_to_yaml(preprocess),
+        recipe=paths[member.recipe],
+    )  # fmt: skip
+    return text + EPOCHS.format(epochs=member.epochs) * (member.epochs > 0)
 
 
 def _source(target: Path, columns: Columns) -> tuple[type[Folders | Table], dict[str, Any]]:
@@ -128,11 +183,10 @@ def _source(target: Path, columns: Columns) -> tuple[type[Folders | Table], dict
     return Table, {"files": str(table.resolve()), **names}
 
 
-def _check_splits(target: Path, manifest: Manifest, excluded: set[str]) -> None:
-    """Raises ValueError if a split has no images but excluded ones, or train lacks a class."""
-    if excluded >= set(manifest.table["id"]):
-        raise ValueError(f"the audit excludes all {len(excluded)} images; see its report")
-    manifest = manifest.drop(excluded, "excluded")
+def _check_splits(target: Path, manifest: Manifest) -> None:
+    """Raises ValueError if a split has no images, or train lacks a class."""
+    if not len(manifest.table):
+        raise ValueError("the audit excludes all images; see its report")
     num_patients, remedy = manifest.table["patient"].nunique(), "add images, or name their splits"
     for split in ("train", *DERIVED_SPLITS):
         if not len(manifest.rows(split)):

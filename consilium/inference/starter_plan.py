@@ -43,8 +43,15 @@ class PlannedMember:
 
     @property
     def name(self) -> str:
-        """`resnet50_probe` or `resnet50`."""
-        return f"{self.candidate.backbone}{'' if self.epochs else '_probe'}"
+        """`resnet50_probe` or `resnet50`, after the file of the weights."""
+        return f"{self.candidate.weights.stem}{'' if self.epochs else '_probe'}"
+
+    @property
+    def summary(self) -> str:
+        """What is trained, and how long it takes, in one line."""
+        how = f"fine-tuned for {self.epochs} epochs" if self.epochs else "linear probe"
+        size = f"{self.candidate.preprocess.size} px"
+        return f"{self.name}: {how} at {size}, about {self.minutes:.0f} min"
 
     @property
     def recipe(self) -> str:
@@ -74,6 +81,8 @@ def _candidate(file: Path, images: Sequence[str]) -> Candidate:
 
 def backbone_of_file(file: Path) -> str:
     """The network that the name of a weight file begins with."""
+    if timm.is_model(file.stem):  # perhaps with a tag of timm
+        return file.stem
     names = [name for name in timm.list_models() if file.stem.startswith(name)]
     if not names:
         message = "its name does not begin with that of a network (consilium backbones)"

@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from consilium.cli.main import main
 from consilium.experiments.config import load_experiment
 from consilium.inference import data_config
 from datamodules.splits import SplitFractions
+from evaluation.results import ExperimentFolder
+from lightning_modules import backbones, checkpoints
 
 SHORT = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2"]
 PATIENT = ["--patient", "site,number"]
@@ -51,6 +54,23 @@ def test_a_table_becomes_an_experiment_that_trains(table, capsys):
     assert main([*fits[2], *SHORT]) == 0
     config = yaml.safe_load(Path("runs/mine/members/mobilenetv3_small/config.yaml").read_text())
     assert config["data"]["init_args"]["preprocess"]["size"] == 32
+
+
+@pytest.mark.exhaustive
+def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_network(table, capsys):
+    net = backbones.build("test_resnet", 10)
+    Path("weights").mkdir()
+    save_file(net.state_dict(), "weights/test_resnet.r160_in1k.safetensors")
+    options = ["--weights", "weights", "--minutes", "2", "-o", "mine"]
+    assert main(["init", str(table), *PATIENT, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "member: test_resnet.r160_in1k_probe: linear probe at 160 px, about" in printed
+    assert main(["experiment", "run", "mine/mine.yaml"]) == 0
+    runs = ExperimentFolder(Path("runs/mine"))
+    assert runs.members == ["test_resnet.r160_in1k", "test_resnet.r160_in1k_probe"]
+    block, _ = checkpoints.read(runs.run("test_resnet.r160_in1k") / "best.ckpt")
+    assert block.preprocess["size"] == 160
+    assert runs.ensembles == ["ensemble"]
 
 
 def test_the_data_config_gives_the_samples_of_the_table(table, capsys):
