@@ -1,6 +1,19 @@
 """Data: dataset sources, manifests, preprocessing, augmentation and loaders."""
 
-from datamodules.datamodule import ImageDataModule
+from typing import TYPE_CHECKING
+
 from datamodules.sources import Folders, Mura, Phantoms, Table
 
+if TYPE_CHECKING:
+    from datamodules.datamodule import ImageDataModule
+
 __all__ = ["Folders", "ImageDataModule", "Mura", "Phantoms", "Table"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports torch and Lightning only where loaders are used; an audit does without."""
+    if name != "ImageDataModule":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from datamodules.datamodule import ImageDataModule
+
+    return ImageDataModule

@@ -19,6 +19,7 @@ from datamodules import dicom
 
 IMAGE_FORMATS = ("png", "jpeg", "tiff", "bmp", "webp", "dicom")
 MAX_BYTES = 1 << 29
+_TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
 MAX_PIXELS = 100_000_000
 MAX_PARTS = 100_000  # PNG chunks, JPEG markers or TIFF tags: far more than a real image has
 _SIGNATURES = {
@@ -320,3 +321,24 @@ _HEADER_READERS = {
     "png": _png_header, "bmp": _bmp_header, "webp": _webp_header, "jpeg": _jpeg_header,
     "tiff": _tiff_header,
 }  # fmt: skip
+
+
+def read_thumbnail(path: Path, size: int = 192) -> bytes:
+    """An image file as PNG with its longer side at most `size`; raises if it cannot be read."""
+    return encode_png(downscale(read_image(path), size))
+
+
+def downscale(image: np.ndarray, side: int) -> np.ndarray:
+    """The image with its longer side at most `side`; a smaller one is returned as it is."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Gray, RGB or RGBA pixels as PNG."""
+    bgr = cv2.cvtColor(pixels, _TO_BGR[pixels.shape[2]]) if pixels.ndim == 3 else pixels
+    return np.asarray(cv2.imencode(".png", bgr)[1]).tobytes()

@@ -112,7 +112,7 @@ def thumbnails(images: Path | None, tables: Tables) -> list[tuple[bytes, str]]:
     """The most disputed images with the predictions of the members as captions."""
     if images is None:
         return []
-    from consilium.inference.panels import read_thumbnail  # imports torch
+    from datamodules.images import read_thumbnail
 
     disputed = voting.most_disputed(tables)
     return [(read_thumbnail(images / name), f"{name}\n{text}") for name, text in disputed]

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,18 +12,17 @@ import pandas as pd
 
 from consilium.config_files import read_config
 from consilium.inference.data_config import find_table
-from consilium.inference.panels import encode_png, read_thumbnail
 from datamodules.audit.audit import Audit
 from datamodules.audit.confounds import MIN_PATIENTS, Confound
 from datamodules.audit.issues import Issue, Match
-from datamodules.augment import AUGMENTATIONS, Augment
-from datamodules.datamodule import ImageDataModule
-from datamodules.images import ImageError, read_image
+from datamodules.images import ImageError, encode_png, read_image, read_thumbnail
 from datamodules.manifest import SPLITS, Manifest
-from datamodules.preprocess import Preprocess
 from datamodules.sources.files import UNKNOWN_PATIENTS
 from evaluation.files import write_json, write_text
 from evaluation.reports.html import Cell, Section, Table, Text, Thumbnails, write_report
+
+if TYPE_CHECKING:
+    from datamodules.datamodule import ImageDataModule
 
 VERSION = 1
 JSON, QUARANTINE, PAGE = "audit.json", "quarantine.csv", "audit.html"
@@ -231,8 +231,11 @@ def example_images(manifest: Manifest, split: str = "train", per_class: int = 4)
     return Thumbnails([read_thumbnail(Path(path)) for path in rows["path"]], captions)
 
 
-def augmentation_sheet(manifest: Manifest, data: ImageDataModule | None = None) -> bytes:
+def augmentation_sheet(manifest: Manifest, data: "ImageDataModule | None" = None) -> bytes:
     """PNG of images with seven augmentations each, those of the data or else of all policies."""
+    from datamodules.augment import AUGMENTATIONS, Augment
+    from datamodules.preprocess import Preprocess
+
     policies = [Augment(name) for name in sorted(AUGMENTATIONS) if name != "none"]
     preprocess = data.preprocess if data is not None else Preprocess()
     augmentations = [data.augment] * 6 if data is not None else policies

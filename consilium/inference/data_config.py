@@ -3,7 +3,7 @@
 from argparse import ArgumentError
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,12 @@ from jsonargparse import ArgumentParser
 
 from consilium import config_files
 from consilium.config_files import shorten_parser_error
-from datamodules.datamodule import ImageDataModule
 from datamodules.manifest import Manifest, cell_text, normal_text, read_table
 from datamodules.sources import Folders, Table, has_split_folders, scan_folder
 from datamodules.splits import SplitFractions
+
+if TYPE_CHECKING:
+    from datamodules.datamodule import ImageDataModule
 
 COLUMN_ALIASES = {  # usual names of columns, in lower case
     "path": ["path", "filename", "file", "image", "image_path", "id_code", "filepath", "file_path",
@@ -34,8 +36,10 @@ ALL_TRAIN = SplitFractions(0.0, 0.0)
 Columns = dict[str, str | None]  # column of each role in COLUMN_ALIASES, None to detect it
 
 
-def load_datamodule(paths: list[str]) -> ImageDataModule:
+def load_datamodule(paths: list[str]) -> "ImageDataModule":
     """The data module of config files; later files override earlier ones."""
+    from datamodules.datamodule import ImageDataModule  # imports torch
+
     settings: dict[str, Any] = {}
     for path in paths:
         settings = config_files.merge(settings, _data_settings(Path(path)))

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from rich.progress import track
 
 from consilium.inference.predictor import ImageExplanation, Predictor
-from datamodules.images import ImageError, read_image, split_frame_number
+from datamodules.images import (
+    ImageError,
+    encode_png,
+    read_image,
+    split_frame_number,
+)
 from datamodules.manifest import Manifest
 from evaluation.files import unique_file_names, write_bytes, write_json
 from evaluation.plots import maps
@@ -21,7 +25,6 @@ from evaluation.voters.registry import voter_spec
 from lightning_modules.cam import CLASS_INDEPENDENT
 
 VERSION = 1  # of explain.json
-TO_BGR = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
 
 
 def explain_images(
@@ -103,27 +106,6 @@ def plot_explanations(predictor: Predictor, manifest: Manifest, ids: Sequence[st
         plot_panel(name, image, predictor.explain(image, group=group), predictor)
         for name, image, group in columns
     ]
-
-
-def read_thumbnail(path: Path, size: int = 192) -> bytes:
-    """An image file as PNG with its longer side at most `size`; raises if it cannot be read."""
-    return encode_png(downscale(read_image(path), size))
-
-
-def downscale(image: np.ndarray, side: int) -> np.ndarray:
-    """The image with its longer side at most `side`; a smaller one is returned as it is."""
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Gray, RGB or RGBA pixels as PNG."""
-    bgr = cv2.cvtColor(pixels, TO_BGR[pixels.shape[2]]) if pixels.ndim == 3 else pixels
-    return np.asarray(cv2.imencode(".png", bgr)[1]).tobytes()
 
 
 def _prediction_text(probabilities: np.ndarray, names: list[str]) -> str:

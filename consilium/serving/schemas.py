@@ -9,10 +9,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from consilium.inference.panels import downscale, encode_png
 from consilium.inference.predictor import Predictor
 from consilium.serving.upload import UploadForm
-from datamodules.images import decode_bytes
+from datamodules.images import decode_bytes, downscale, encode_png
 from evaluation.plots.maps import colored_map, to_rgb
 from evaluation.reports.html import NOTICE
 

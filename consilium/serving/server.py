@@ -24,13 +24,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consilium.inference import data_config, saliency_evaluation
-from consilium.inference.panels import read_thumbnail
 from consilium.inference.predictor import Predictor, run_folder_of
 from consilium.serving import TOKEN_VARIABLE
 from consilium.serving.connections import BACKLOG, TimedProtocol
 from consilium.serving.schemas import ModelInfo, PredictResponse
 from consilium.serving.service import ServerBusy, ServerMetrics, ServerSettings, Service
-from datamodules.images import ImageError, read_image
+from datamodules.images import ImageError, read_image, read_thumbnail
 from evaluation import saliency
 from evaluation.metrics.calibration import fit_referral
 from evaluation.predictions import PredictionTable

@@ -3,7 +3,10 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 
 import callbacks
@@ -13,6 +16,8 @@ from consilium.config_files import class_keys
 from consilium.training import COMMANDS
 from consilium.training.command_help import help_text as command_help
 from consilium.training.lightning_cli import validate_config
+from tests.conftest import ROOT
+from tests.evaluation.tables import make_table
 
 MODELS = ("ImageClassifier", "OneVsOneClassifier", "EnsembleModule")
 SOURCES = ("Folders", "Table", "Mura", "Phantoms")
@@ -95,3 +100,41 @@ for command in {commands}:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert all(f"usage: consilium {command} " in result.stdout for command in commands)
+
+
+SLOW_IMPORTS = {"torch", "lightning", "timm", "torchmetrics", "albumentations", "wandb", "sklearn",
+                "scipy.signal", "ray"}  # fmt: skip
+RUNS = "{folder}/runs/a {folder}/runs/b"
+MAY_IMPORT = {  # command: the slow packages that it needs
+    "audit {folder}/images -o {folder}/audit": [],
+    "init {folder}/images --audit {folder}/audit -o {folder}/mine": [],
+    f"ensemble --val {RUNS} --test {RUNS} -o {{folder}}/voters": [],
+    f"compare {RUNS} -o {{folder}}/compared": [],
+    "experiment status configs/experiments/demo.yaml": [],
+    "cache info --root {folder}": ["torch"],  # it contains the code of the pixels
+}
+
+
+def test_commands_that_run_no_network_import_no_slow_package(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed, name in enumerate(("a", "b")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for k in range(40):
+            pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / "images" / name / f"p{k}.png"), pixels)
+        for split in ("val", "test"):
+            table = make_table(seed=seed, split=split, gain=3.0)
+            file = tmp_path / "runs" / name / "predictions" / f"{split}.parquet"
+            replace(table, meta={"weights": name}).write(file)
+    code = f"""
+import sys
+from consilium.cli.main import main
+main(sys.argv[1:])
+print(sorted({SLOW_IMPORTS} & set(sys.modules)))
+"""
+    for command, allowed in MAY_IMPORT.items():
+        arguments = command.format(folder=tmp_path).split()
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+        )
+        assert result.stdout.splitlines()[-1] == str(allowed), (command, result.stderr)

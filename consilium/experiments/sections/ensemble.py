@@ -8,7 +8,7 @@ from consilium.experiments.config import ExperimentConfig
 from consilium.experiments.plan import rounds
 from consilium.experiments.sections import Runs, Tables
 from consilium.inference import data_config
-from consilium.inference.panels import read_thumbnail
+from datamodules.images import read_thumbnail
 from evaluation import diversity
 from evaluation.ensemble import (
     EvaluatedVoters,
