@@ -21,7 +21,7 @@ from lightning_modules.classifier import ImageClassifier
 from lightning_modules.features import FeatureExtractor
 from lightning_modules.freezing import require
 
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 MAX_ITERATIONS = 300
 
 
