@@ -20,7 +20,7 @@ from lightning_modules import backbones, checkpoints
 from lightning_modules.base import BaseModule, Batch
 from lightning_modules.batch_norm import InPlaceSyncBatchNorm
 from lightning_modules.cam import Explainer
-from lightning_modules.freezing import FineTuning, set_frozen_layers_to_eval
+from lightning_modules.freezing import FineTuning
 from lightning_modules.heads import create_head
 from lightning_modules.losses import LossConfig
 from lightning_modules.optim import LRSchedulerConfig, OptimizerConfig
@@ -210,7 +210,7 @@ class ImageClassifier(BaseModule):
         """Sets training mode, except for frozen layers: their batch norms do not change."""
         super().train(mode)
         if mode:
-            set_frozen_layers_to_eval(self.net)
+            self.fine_tuning.set_frozen_layers_to_eval(self.net)
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from timm.models import group_parameters
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_modules import backbones
 
@@ -25,6 +26,9 @@ class FineTuning:
             the stem follows with the last stage.
         layer_decay: factor of the learning rate per layer group, counted from the head down.
         head_lr_ratio: learning rate of the head divided by `lr`.
+        frozen_statistics: whether batch norms keep their running statistics and use them in
+            training as well: those of small batches would differ from the pretrained ones, for
+            which a fitted head is made. Their weights train.
     """
 
     frozen_stages: int = 0
@@ -32,6 +36,7 @@ class FineTuning:
     unfreeze_epochs: list[int] = field(default_factory=list)
     layer_decay: float = 1.0
     head_lr_ratio: float = 1.0
+    frozen_statistics: bool = False
 
     def __post_init__(self) -> None:
         stages, layers = self.frozen_stages, self.trainable_layers
@@ -80,7 +85,18 @@ class FineTuning:
             if name in initially:
                 parameter.requires_grad_(name not in now)
         net.train()  # after a validation Lightning restores the modes of the epoch before
-        set_frozen_layers_to_eval(net)
+        self.set_frozen_layers_to_eval(net)
+
+    def set_frozen_layers_to_eval(self, net: nn.Module) -> None:
+        """Puts layers whose own parameters are all frozen into evaluation mode, batch norms too.
+
+        With `frozen_statistics` all batch norms.
+        """
+        for layer in net.modules():
+            own = list(layer.parameters(recurse=False))
+            is_frozen = own and not any(parameter.requires_grad for parameter in own)
+            if is_frozen or (self.frozen_statistics and isinstance(layer, _BatchNorm)):
+                layer.eval()
 
     def param_groups(self, net: nn.Module, lr: float, weight_decay: float) -> list[ParamGroup]:
         """Optimizer groups of all parameters that ever train; norms and biases have no decay.
@@ -140,14 +156,6 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
     finally:
         for layer, is_training in modes:
             layer.training = is_training
-
-
-def set_frozen_layers_to_eval(net: nn.Module) -> None:
-    """Puts layers whose own parameters are all frozen, batch norms too, into evaluation mode."""
-    for layer in net.modules():
-        own = list(layer.parameters(recurse=False))
-        if own and not any(parameter.requires_grad for parameter in own):
-            layer.eval()
 
 
 def parameter_stages(net: nn.Module, coarse: bool = True) -> dict[str, int]:

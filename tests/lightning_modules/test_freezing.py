@@ -10,7 +10,6 @@ from lightning_modules.freezing import (
     FineTuning,
     eval_mode,
     parameter_stages,
-    set_frozen_layers_to_eval,
 )
 
 FAMILIES = {
@@ -76,9 +75,21 @@ def test_frozen_norms_can_be_set_to_eval_after_train() -> None:
     net = build_family("densenet")
     FineTuning(frozen_stages=2).apply(net, 0)
     net.train()
-    set_frozen_layers_to_eval(net)
+    FineTuning().set_frozen_layers_to_eval(net)
     assert not net.get_submodule("features.norm0").training
     assert net.get_submodule("features.norm5").training
+
+
+@pytest.mark.parametrize("name", ["densenet", "hybrid"])
+def test_batch_norms_keep_their_statistics_if_asked_while_their_weights_train(name: str) -> None:
+    net = build_family(name)
+    before = copy_state(net)
+    train_two_steps(net, FineTuning(frozen_statistics=True), 0)
+    changed = changed_names(net, before)
+    statistics = {entry for entry in before if "running_" in entry or "num_batches" in entry}
+    assert statistics
+    assert not changed & statistics
+    assert changed >= {n for n, p in net.named_parameters() if p.ndim > 1}
 
 
 def test_eval_mode_restores_every_layer_after_an_error() -> None:

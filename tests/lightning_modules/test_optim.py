@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import (
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules import backbones
-from lightning_modules.freezing import FineTuning, set_frozen_layers_to_eval
+from lightning_modules.freezing import FineTuning
 from lightning_modules.optim import (
     ClosedFormLR,
     LRSchedulerConfig,
@@ -197,7 +197,7 @@ class Learner(lightning.LightningModule):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        set_frozen_layers_to_eval(self.net)
+        self.fine_tuning.set_frozen_layers_to_eval(self.net)
         return self
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
