@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -93,7 +93,7 @@ def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarra
     zoomed = [structure, *(local_structure(_magnify(smooth, zoom)) for zoom in ZOOMS[1:])]
     rings = _ring_spectra(structure)
     fourier = np.stack([_fourier_spectra(part) for part in zoomed])
-    weights = np.sqrt(np.arange(1, RINGS + 1))[:, None]
+    weights = np.sqrt(np.arange(1, RINGS + 1), dtype=np.float32)[:, None]
     by_rings = np.sqrt(np.abs(rings[:, :FREQUENCIES]) * weights).ravel()
     by_fourier = np.sqrt(np.abs(fourier[..., :FREQUENCIES])).reshape(len(ZOOMS), -1)
     features = structure, _to_real(rings[::2, :33]), _to_real(fourier)
@@ -101,45 +101,55 @@ def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarra
 
 
 def coarse_poses(
-    features: Features, fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, num_shifts: int
+    features: Features, fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, count: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correlations (b, p) and matrices (b, p, 2, 3) of poses of b pairs.
 
-    Poses have the best angle without zoom and for each of ``zooms`` (b, k), and the
-    ``num_shifts`` shifts with the highest correlation.
+    Poses have the best angle without zoom and with ``zooms`` (b,), and the best shift. With a
+    ``count`` of 2, they also have the other direction, and the second best shift.
     """
     first, second = (features.structure[rows].astype(np.float32) for rows in (fixed, moving))
-    linear = [pose_matrix(*_best_angles(features.rings[fixed], features.rings[moving], 360), 1.0)]
-    for zoom in zooms.T:
-        spectra = features.fourier[fixed, 0], features.fourier[moving, zoom]
-        degrees, mirrored = _best_angles(*spectra, 180)
-        scale = np.take(ZOOMS, zoom)
-        linear += [pose_matrix(degrees + turn, mirrored, scale) for turn in (0, 180)]
+    by_rings = _best_angles(features.rings[fixed], features.rings[moving], 360)
+    by_fourier = _best_angles(features.fourier[fixed, 0], features.fourier[moving, zooms], 180)
+    scale = np.take(ZOOMS, zooms)
+    linear = [pose_matrix(*angles, 1.0) for angles in by_rings[:count]]
+    linear += [
+        pose_matrix(degrees + turn, mirrored, scale)
+        for degrees, mirrored in by_fourier[:count]
+        for turn in (0, 180)
+    ]
     matrices = np.stack(linear, axis=1)
     pairs = zip(second, matrices, strict=True)
     moved = np.stack([[_move(image, matrix) for matrix in part] for image, part in pairs])
-    product = fft.rfft2(first * _disc(SIDE))[:, None] * np.conj(fft.rfft2(moved))
-    maps = fft.irfft2(product, s=(SIDE, SIDE))[..., _SHIFTS[:, None], _SHIFTS]
-    matrices = matrices[:, :, None].repeat(num_shifts, axis=2)
-    matrices[..., 2] += _highest(np.abs(maps), num_shifts)
+    matrices = matrices[:, :, None].repeat(count, axis=2)
+    matrices[..., 2] += _best_shifts(first, moved, count)
     matrices = matrices.reshape(len(fixed), -1, 2, 3)
     parts = zip(first, second, matrices, strict=True)
     return np.stack([_correlations(*part) for part in parts]), matrices
 
 
-def refine_pose(features: Features, fixed: int, moving: int) -> Pose:
-    """The best of a few poses with any zoom after each was refined to a fraction of a pixel."""
-    zooms = np.arange(len(ZOOMS))[None]
-    poses = coarse_poses(features, np.array([fixed]), np.array([moving]), zooms, 2)
-    scores, matrices = (values[0] for values in poses)
-    first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
+def coarse_scores(
+    features: Features, fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, lowest: float
+) -> np.ndarray:
+    """Absolute correlations (b,) of pairs; the best pose is refined if it reaches ``lowest``."""
+    scores, matrices = coarse_poses(features, fixed, moving, zooms)
+    best = np.abs(scores).argmax(axis=1)
+    highest = np.abs(scores).max(axis=1)
+    for k in np.flatnonzero(highest >= lowest):
+        score, matrix = scores[k, best[k]], matrices[k, best[k]]
+        pose = _refined_pose(features, fixed[k], moving[k], Pose(score, matrix), 6)
+        highest[k] = abs(pose.score)
+    return np.asarray(highest)
+
+
+def refine_pose(features: Features, fixed: int, moving: int, zoom: int) -> Pose:
+    """The best of a few poses after each was refined to a fraction of a pixel."""
+    rows = np.array([[fixed], [moving], [zoom]])
+    scores, matrices = (part[0] for part in coarse_poses(features, rows[0], rows[1], rows[2], 2))
     refined: list[Pose] = []
-    order = np.argsort(-np.abs(scores), kind="stable")
-    for k in _most_different(matrices, order):
-        matrix = _refine(first, np.sign(scores[k]) * second, matrices[k], 20)
-        refined.append(Pose(float(_correlations(first, second, matrix[None])[0]), matrix))
-        if abs(refined[-1].score) > 0.98:
-            break
+    for k in _most_different(matrices, np.argsort(-np.abs(scores), kind="stable")):
+        pose = Pose(float(scores[k]), matrices[k])
+        refined.append(_refined_pose(features, fixed, moving, pose, 20))
     return max(refined, key=lambda pose: abs(pose.score))
 
 
@@ -149,7 +159,8 @@ def detail_similarity(first: np.ndarray, second: np.ndarray, pose: Pose) -> floa
     moving = 255.0 - moving if pose.score < 0 else moving
     matrix = _scale_matrix(pose.matrix, len(fixed))
     sharp = [local_structure(cv2.GaussianBlur(v, (0, 0), 0.8), 3.0) for v in (fixed, moving)]
-    matrix = _refine(sharp[0], sharp[1], matrix, 30)
+    matrix[:, 2] += _best_shifts(sharp[0], _move(sharp[1], matrix)[None], 1)[0, 0]
+    matrix = _refine(sharp[0], sharp[1], matrix, 20)
     mask, moved = _overlap(matrix, len(fixed)), _move(moving, matrix)
     if mask.sum() < _MIN_OVERLAP * _disc(len(fixed)).sum():
         return 0.0
@@ -192,15 +203,27 @@ def _to_real(spectra: np.ndarray) -> np.ndarray:
 
 def _best_angles(
     first: np.ndarray, second: np.ndarray, period: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rotations (b,) in degrees and whether to mirror (b,), from spectra (b, rings, 66)."""
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rotations (b,) in degrees and whether to mirror (b,), from spectra (b, rings, 66).
+
+    The best one, and the best one in the other direction, since many bones are symmetric.
+    """
     first, second = (part.astype(np.float32).view(np.complex64) for part in (first, second))
     first = first * (_RING_WEIGHTS if period == 360 else _WITHOUT_MEAN)
     products = np.stack([first * np.conj(second), first * second], axis=1).sum(axis=2)
-    match = fft.irfft(products, _NUM_ANGLES).reshape(len(first), -1)
+    match = fft.irfft(products, _NUM_ANGLES)
     match = np.abs(match) if period == 360 else match  # negative if one image is inverted
-    mirrored, angle = np.divmod(match.argmax(axis=1), _NUM_ANGLES)
-    return angle * period / _NUM_ANGLES, mirrored > 0
+    rows, mirrored = np.arange(len(first)), match.max(axis=2).argmax(axis=1)
+    degrees = match.argmax(axis=2) * period / _NUM_ANGLES
+    return [(degrees[rows, k], k > 0) for k in (mirrored, 1 - mirrored)]
+
+
+def _best_shifts(first: np.ndarray, moved: np.ndarray, count: int) -> np.ndarray:
+    """Shifts (..., p, count, 2) as x and y, of images (..., p, s, s) onto the first (..., s, s)."""
+    side = first.shape[-1]
+    product = fft.rfft2(first * _disc(side))[..., None, :, :] * np.conj(fft.rfft2(moved))
+    maps = fft.irfft2(product, s=(side, side))[..., _SHIFTS[:, None], _SHIFTS]
+    return _highest(np.abs(maps), count)
 
 
 def _highest(maps: np.ndarray, count: int) -> np.ndarray:
@@ -245,24 +268,47 @@ def _scale_matrix(matrix: np.ndarray, side: int) -> np.ndarray:
     return np.asarray((scale @ full @ np.linalg.inv(scale))[:2])
 
 
+def _refined_pose(features: Features, fixed: int, moving: int, pose: Pose, iterations: int) -> Pose:
+    first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
+    matrix = _refine(first, np.sign(pose.score) * second, pose.matrix, iterations)
+    refined = Pose(float(_correlations(first, second, matrix[None])[0]), matrix)
+    return max(pose, refined, key=lambda pose: abs(pose.score))
+
+
 def _refine(
     fixed: np.ndarray, moving: np.ndarray, matrix: np.ndarray, iterations: int
 ) -> np.ndarray:
-    """The matrix after a small affine correction; unchanged if none is found."""
+    """The matrix after a small affine correction; unchanged if none is found.
+
+    Fits the moved image by the fixed one and its derivatives, which need not be computed again in
+    each iteration; ``cv2.findTransformECC`` does so, is no more accurate and takes 3 times as long.
+    """
     side = len(fixed)
-    mask = _overlap(matrix, side).astype(np.uint8) * 255
-    start: Any = cv2.invertAffineTransform(matrix).astype(np.float32)
-    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, iterations, 3e-4)
-    try:
-        _, affine = cv2.findTransformECC(
-            fixed, moving, start.copy(), cv2.MOTION_AFFINE, stop, mask, 1
-        )
-    except cv2.error:
-        return matrix
-    change = affine - start
+    x, y, to_grid = _grid(side)
+    mask = _overlap(matrix, side).astype(np.float32)
+    dx, dy = (cv2.Sobel(fixed, cv2.CV_32F, k, 1 - k, ksize=1, scale=0.5) * mask for k in (1, 0))
+    basis = np.stack([fixed * mask, mask, dx * x, dx * y, dx, dy * x, dy * y, dy]).reshape(8, -1)
+    inverse = np.linalg.inv(basis @ basis.T + 1e-3 * np.eye(8))
+    refined = matrix
+    for _ in range(iterations):
+        gain, _, *motion = inverse @ (basis @ _move(moving, refined).ravel())
+        if gain < 0.05:
+            return matrix
+        motion = np.reshape(motion, (2, 3)) / gain  # in pixels at the border
+        refined = refined + motion @ to_grid @ np.vstack([refined, [0, 0, 1]])
+        if np.abs(motion).sum(axis=1).max() < 0.02:
+            break
+    change = refined - matrix
     shift = np.abs(change @ [side / 2, side / 2, 1.0]).max()
     is_small = np.abs(change[:, :2]).max() < 0.12 and shift < side / 10
-    return np.asarray(cv2.invertAffineTransform(affine), dtype=float) if is_small else matrix
+    return refined if is_small else matrix
+
+
+@cache
+def _grid(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates x and y of all pixels from -1 to 1, and the matrix (3, 3) that computes them."""
+    y, x = ((np.mgrid[:side, :side] + 0.5) * 2 / side - 1).astype(np.float32)
+    return x, y, np.array([[2 / side, 0, 1 / side - 1], [0, 2 / side, 1 / side - 1], [0, 0, 1]])
 
 
 def _correlations(first: np.ndarray, second: np.ndarray, matrices: np.ndarray) -> np.ndarray:

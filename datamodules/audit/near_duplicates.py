@@ -16,12 +16,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from rich.progress import track
+from scipy.stats import norm
 
 from datamodules.audit.alignment import (
     ZOOMS,
     Features,
     Pose,
-    coarse_poses,
+    coarse_scores,
     describe,
     detail_similarity,
     pose_matrix,
@@ -33,11 +34,13 @@ from datamodules.splits import Groups
 THUMBNAIL_SIZE = 128
 _DIMENSIONS = 32
 _NUM_NEIGHBORS, _MOST_NEIGHBORS = 6, 100  # of each image, without and with its duplicates
+_FEWER_BY_RINGS = 4  # which miss cropped copies, but rarely others
 _NUM_COPIES, _NUM_RANDOM_PAIRS, _NUM_COMPARED = 100, 2_000, 80  # of the samples
 _LOWEST_SCORE = 0.6  # of the coarse alignment of a pair whose details are compared
-_FALSE_PAIRS = 0.05  # expected number in the whole dataset
+_FALSE_PAIRS = 0.05  # expected number among the neighbors
+_FEWEST_NEIGHBORS = 20  # that are compared in detail, to know how similar others are
 _LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
-_BLOCK, _ALIGNED = 256, 32  # images whose neighbors are searched, pairs aligned together
+_BLOCK, _ALIGNED = 128, 32  # images whose neighbors are searched, pairs aligned together
 
 Pair = tuple[int, int]
 _RELATIVE_ZOOMS = [(k, 0) for k in range(len(ZOOMS))] + [(0, k) for k in range(1, len(ZOOMS))]
@@ -178,13 +181,13 @@ class _Comparison:
         pairs: set[Pair] = set()
         rows = np.flatnonzero(counts)
         for block in (rows[k : k + _BLOCK] for k in range(0, len(rows), _BLOCK)):
-            for distances in self._distances(block):
+            for distances, fewer in zip(self._distances(block), (_FEWER_BY_RINGS, 0), strict=True):
                 distances[np.arange(len(block)), block] = np.inf
                 largest = min(int(counts[block].max()), self.count - 1)
                 nearest = np.argpartition(distances, largest - 1, axis=1)[:, :largest]
                 order = np.take_along_axis(distances, nearest, 1).argsort(axis=1)
                 for k, others in zip(block, np.take_along_axis(nearest, order, 1), strict=True):
-                    pairs |= {(min(k, n), max(k, n)) for n in others[: counts[k]].tolist()}
+                    pairs |= {(min(k, n), max(k, n)) for n in others[: counts[k] - fewer].tolist()}
         return {(int(i), int(j)) for i, j in pairs}
 
     def random_pairs(self, groups: Groups) -> list[Pair]:
@@ -225,9 +228,7 @@ class _Comparison:
         yield best
 
     def _align(self, pairs: list[Pair]) -> np.ndarray:
-        fixed, moving, zooms = self._order(pairs)
-        scores, _ = coarse_poses(self.features, fixed, moving, zooms[:, None], 1)
-        return np.asarray(np.abs(scores).max(axis=1))
+        return coarse_scores(self.features, *self._order(pairs), _LOWEST_SCORE)
 
     def _order(self, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The images that show less, the images that show more, and the zooms of the latter."""
@@ -239,8 +240,8 @@ class _Comparison:
         return fixed, moving, np.maximum(first, second)[best]
 
     def _compare(self, pair: Pair) -> NearDuplicate:
-        fixed, moving = (int(rows[0]) for rows in self._order([pair])[:2])
-        pose = refine_pose(self.features, fixed, moving)
+        fixed, moving, zoom = (int(rows[0]) for rows in self._order([pair]))
+        pose = refine_pose(self.features, fixed, moving, zoom)
         rows = [k if k < self.count else self.originals[k - self.count] for k in pair]
         side = int(np.clip(self.thumbnails.shorter_sides[rows].min(), 48, THUMBNAIL_SIZE))
         images = [resize(self._image(k), side) for k in (fixed, moving)]
@@ -250,33 +251,33 @@ class _Comparison:
 def _search(comparison: _Comparison) -> list[NearDuplicate]:
     """Pairs that connect every duplicate with its original."""
     copies = list(enumerate(comparison.originals.tolist(), start=comparison.count))
-    lowest_score = max(0.95 * float(np.quantile(comparison.scores(copies), 0.02)), _LOWEST_SCORE)
+    lowest_score = max(0.98 * float(np.quantile(comparison.scores(copies), 0.02)), _LOWEST_SCORE)
     of_copies = _fisher_z(comparison.compare(copies))
-    low, high = np.quantile(of_copies, [0.05, 0.75]).tolist()
-    groups, similar = _connect(comparison, lowest_score, low, low)
-    of_sample, of_all = _highest_of_random_pairs(comparison, groups)
-    between = of_sample + max(0.9 * (low - of_sample), _MARGIN)  # if copies are not much more alike
-    limit = max(min(of_all, between), _LOWEST_LIMIT)
-    limit = _raise_limit(limit, of_all, _fisher_z(similar), of_copies)
+    low, lower, median, high = np.quantile(of_copies, [0.05, 0.1, 0.5, 0.75]).tolist()
+    groups, _ = _connect(comparison, lowest_score, low, low)
+    of_neighbors = min(_highest_of_neighbors(comparison, lower), median)
+    of_sample = _highest_of_random_pairs(comparison, groups)
+    between = of_sample + max(0.95 * (low - of_sample), _MARGIN)  # neighbors are more alike
+    limit = max(between, of_neighbors, _LOWEST_LIMIT)
     return _connect(comparison, lowest_score, limit, max(limit, high))[1]
 
 
-def _raise_limit(limit: float, highest: float, similar: np.ndarray, copies: np.ndarray) -> float:
-    """Lowest limit, up to the highest, above which pairs are distributed as copies are.
+def _highest_of_neighbors(comparison: _Comparison, lower: float) -> float:
+    """Fisher's z that hardly any two neighbors exceed that are no copies, as it is nearly normal.
 
-    Where different images can be as similar as copies, many of them lie just above the limit.
+    Hardly any copies are below ``lower``.
     """
-    median = float(np.median(copies))
-    for value in np.arange(limit, min(highest, median), 0.01):
-        count, share = (similar >= value).sum(), (copies >= value).mean()
-        expected = (similar >= median).sum() * share / (copies >= median).mean()
-        if count - expected <= max(0.5, 0.02 * count):
-            return float(value)
-    return max(limit, min(highest, median))
+    pairs = (p for p in comparison.results.values() if p.first < comparison.count)
+    others = _fisher_z(pair for pair in pairs if np.arctanh(pair.similarity) < lower)
+    if len(others) < _FEWEST_NEIGHBORS:
+        return _LOWEST_LIMIT
+    middle, upper = np.quantile(others, [0.5, 0.75])
+    deviations = norm.isf(_FALSE_PAIRS / len(others)) / norm.isf(0.25)
+    return float(middle + (upper - middle) * deviations)
 
 
-def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> tuple[float, float]:
-    """Fisher's z that hardly any pair of a sample and of the whole dataset exceeds.
+def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> float:
+    """Fisher's z that hardly any pair of a sample exceeds.
 
     The tail is exponential. The highest values do not count, since the patients may be unknown and
     some of these pairs copies nevertheless.
@@ -287,11 +288,9 @@ def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> tuple[f
     end = min(len(pairs) // 50, len(tail) // 2)
     start = end // 8
     if end <= start:
-        return _LOWEST_LIMIT, _LOWEST_LIMIT
+        return _LOWEST_LIMIT
     slope = max(float(tail[start] - tail[end]) / np.log((end + 1) / (start + 1)), _SMALLEST_SLOPE)
-    of_sample = float(tail[start] + slope * np.log(start + 1))
-    ratio = comparison.count**2 / 2 / len(pairs)
-    return of_sample, of_sample + slope * float(np.log(ratio / _FALSE_PAIRS))
+    return float(tail[start] + slope * np.log(start + 1))
 
 
 def _connect(

@@ -67,6 +67,13 @@ def test_recall_and_precision_do_not_depend_on_the_number_of_copies(kind, fracti
     assert precision >= 0.98
 
 
+@pytest.mark.exhaustive
+def test_bones_that_hardly_differ_are_not_copies():
+    recall, precision = recall_and_precision(generate("osteoporosis", 120, 160), 0.3)
+    assert recall >= 0.95
+    assert precision >= 0.98
+
+
 def test_an_inverted_copy_is_found():
     images = generate("chest", 30, 96)
     images.append(255 - images[4])
