@@ -115,7 +115,7 @@ def count_detected_copies(kind: str, size: int, count: int) -> Counter[str]:
 def measure_audit_in_process(count: int) -> None:
     """Audits `count` generated files in a new process, which prints time and memory."""
     with tempfile.TemporaryDirectory() as name:
-        folder = write_dataset(PhantomSpec("fracture", count, 1, 128, 11), Path(name))
+        folder = write_dataset(PhantomSpec("fracture", count, 1, 256, 11), Path(name))
         command = [sys.executable, "-m", "benchmarks.audit", "size", "--folder", str(folder)]
         subprocess.run(command, cwd=ROOT, check=True)
 
