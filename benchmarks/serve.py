@@ -37,8 +37,8 @@ import torch
 from consilium.inference.export import generated_images
 from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
-from evaluation.files import write_json
-from lightning_modules import ImageClassifier, checkpoints
+from lightning_modules import EnsembleModule, ImageClassifier, checkpoints
+from lightning_modules.ensemble import write_ensemble_file
 
 CLASSES = ["none", "simple", "comminuted"]
 MEMBERS = {"resnet18": 224, "efficientnet_b0": 192}
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_ensemble(folder: Path) -> Path:
     """Writes an ensemble.json of untrained members."""
-    members = {}
+    files = []
     for name, size in MEMBERS.items():
         module = ImageClassifier(CLASSES, name, image_size=size)
         content = {"state_dict": module.state_dict()}
@@ -92,11 +92,9 @@ def write_ensemble(folder: Path) -> Path:
             train_ids=torch.empty(0, dtype=torch.int64), measured_weights="",
         )  # fmt: skip
         torch.save(content, folder / f"{name}.ckpt")
-        weights = checkpoints.read(folder / f"{name}.ckpt")[0].weights
-        members[name] = {"path": f"{name}.ckpt", "weights": weights}
-    voter = {"name": "soft"}
-    ensemble = {"format": 1, "class_names": CLASSES, "voter": voter, "members": members}
-    write_json(folder / "ensemble.json", ensemble)
+        files.append(str(folder / f"{name}.ckpt"))
+    meta = EnsembleModule(CLASSES, files).metadata()
+    write_ensemble_file(folder, CLASSES, meta["members"], meta["voter"])
     return folder / "ensemble.json"
 
 

@@ -91,6 +91,8 @@ def averages(trainer: L.Trainer) -> list[AveragedModel]:
 def read_weights(path: Path, trainer: L.Trainer) -> dict[str, Any]:
     """The content of a checkpoint, whose weights must be of the trainer's manifest and classes."""
     content = checkpoints.read_content(path)
+    if checkpoints.KEY in content:
+        checkpoints.verified_block(content, str(path))
     datamodule, block = vars(trainer).get("datamodule"), content.get(checkpoints.KEY, {})
     if isinstance(datamodule, ImageDataModule):
         if block.get("manifest_digest") != datamodule.manifest.digest():

@@ -148,8 +148,8 @@ class ResultsWriter(L.Callback):
         measures = run.measured_ratios(folder) if is_saving else {}
         own = (folder.name, split, table.class_names, metrics.pop(""))
         results = Results(*own, metrics, measures=measures, meta=table.meta)
-        if table.meta.get("members"):
-            write_ensemble_file(folder, table)
+        if members := table.meta.get("members"):
+            write_ensemble_file(folder, table.class_names, members, table.meta["voter"])
         further = sparsity.savings_sections(folder, table) if is_saving else []
         val_file = folder / "predictions" / "val.parquet"
         if split == "test" and val_file.is_file():

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 
 Fit = Literal["squash", "letterbox", "crop"]
 Box = tuple[int, int, int, int]
+MAX_SIDE = 16_384  # pixels
 T = TypeVar("T")
 
 
@@ -78,15 +79,25 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        for name, minimum in (("size", 1), ("grid", 1), ("margin", 0)):
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
-        if self.clahe is not None and self.clahe <= 0:
+        for name, minimum in (("size", 1), ("grid", 1), ("margin", 0), ("shortest", 1)):
+            value = getattr(self, name)
+            if value is None and name == "shortest":
+                continue
+            if not isinstance(value, int) or not minimum <= value <= MAX_SIDE:
+                allowed = f"it must be at least {minimum} and at most {MAX_SIDE}"
+                raise ValueError(f"{name} is {value!r}; {allowed}")
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"fit is {self.fit!r}; it must be one of {', '.join(get_args(Fit))}")
+        if self.clahe is not None and not 0 < self.clahe < math.inf:
             raise ValueError(f"clahe is {self.clahe}; it must be above 0, or null for none")
+        if self.clahe is not None and self.grid > self.side:
+            raise ValueError(f"grid is {self.grid}; the image has only {self.side} pixels a side")
         if self.shortest is not None and self.shortest < self.side:
             raise ValueError(f"shortest is {self.shortest}; it must be at least {self.side}")
-        if not all(0 < value < math.inf for value in self.std):
-            raise ValueError(f"std is {self.std}; every value must be above 0")
+        for name, lowest in (("mean", -math.inf), ("std", 0.0)):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(lowest < value < math.inf for value in values):
+                raise ValueError(f"{name} is {values}; it must be 3 numbers above {lowest:g}")
 
     @property
     def side(self) -> int:

@@ -1,13 +1,19 @@
-"""Reading and writing of files; a file is written completely or not at all."""
+"""Reading and writing of files; a file is written completely or not at all, digests, signatures."""
 
+import hashlib
+import hmac
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args, get_origin
 from uuid import uuid4
+
+DIGEST, SIGNATURE_SUFFIX = "digest", ".signature"
+KEY_VARIABLE, MIN_KEY_BYTES = "CONSILIUM_KEY", 16
 
 
 @contextmanager
@@ -44,11 +50,102 @@ def read_json(path: Path | str) -> dict[str, Any]:
     """The object in a JSON file; anything else is a ValueError with the name of the file."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} contains a JSON {type(value).__name__}, not an object")
     return value
+
+
+def json_digest(content: Mapping[str, Any], default: Callable[[Any], object] | None = None) -> str:
+    """SHA-256 of plain values, the entry `DIGEST` excluded; `default` is that of `json.dumps`."""
+    values = {name: value for name, value in content.items() if name != DIGEST}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=default)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content and its digest, which tells whether it was changed, but not who wrote it."""
+    return {**content, DIGEST: json_digest(content)}
+
+
+def require_digest(content: Mapping[str, Any], digest: str) -> None:
+    """ValueError if content is not that of its digest."""
+    if content.get(DIGEST) != digest:
+        raise ValueError("was changed after it was written: its content does not match its digest")
+
+
+def read_key(file: Path | None) -> bytes | None:
+    """The key of signatures, in a file or else in the environment; None if there is none."""
+    source = f"--key {file}" if file else KEY_VARIABLE
+    key = file.read_bytes().strip() if file else os.environ.get(KEY_VARIABLE, "").strip().encode()
+    if (file or key) and len(key) < MIN_KEY_BYTES:
+        raise ValueError(f"{source}: {len(key)} bytes; a key has at least {MIN_KEY_BYTES}")
+    return key or None
+
+
+def signature(digest: str, key: bytes) -> str:
+    """HMAC-SHA256 of a digest: who has the key can make and verify it, nobody else."""
+    return hmac.new(key, f"consilium signature of {digest}".encode(), "sha256").hexdigest()
+
+
+def sign(file: Path, digest: str, key: bytes) -> Path:
+    """Writes the signature of a file with this digest beside it."""
+    path = file.with_name(file.name + SIGNATURE_SUFFIX)
+    write_text(path, signature(digest, key) + "\n")
+    return path
+
+
+def is_signed(file: Path, digest: str, key: bytes) -> bool | None:
+    """Whether the signature beside a file is of this digest and key; None if there is none."""
+    path = file.with_name(file.name + SIGNATURE_SUFFIX)
+    if not path.is_file():
+        return None
+    return hmac.compare_digest(path.read_bytes().strip(), signature(digest, key).encode())
+
+
+@contextmanager
+def naming(file: Path | str, error_class: type[ValueError] = ValueError) -> Iterator[None]:
+    """Turns any error about the content of a file into one line that begins with the file's name.
+
+    A file from elsewhere can contain anything, and what reads it can then raise anything.
+    """
+    try:
+        yield
+    except (OSError, ImportError):  # they name what is missing
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:400]
+        if not isinstance(error, ValueError):
+            reason = f"damaged ({type(error).__name__}: {reason})"
+        elif reason.startswith(str(file)):
+            raise
+        raise error_class(f"{file}: {reason}") from error
+
+
+def require_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """ValueError unless each name of `types` has a value of its type, such as `dict[str, int]`."""
+    for name, hint in types.items():
+        if name not in content:
+            raise ValueError(f"{name!r} is missing")
+        if not _is_of_type(content[name], hint):
+            required = hint.__name__ if isinstance(hint, type) else hint
+            raise ValueError(f"{name!r} is {str(content[name])[:60]}, not of type {required}")
+
+
+def _is_of_type(value: object, hint: object) -> bool:
+    kind: Any = get_origin(hint) or hint
+    arguments = get_args(hint)
+    if kind is Any:
+        return True
+    if isinstance(value, bool) != (kind is bool):
+        return False
+    if not isinstance(value, int | float if kind is float else kind):
+        return False
+    if isinstance(value, dict) and arguments:
+        pairs = value.items()
+        return all(_is_of_type(k, arguments[0]) and _is_of_type(v, arguments[1]) for k, v in pairs)
+    return not isinstance(value, list) or all(_is_of_type(v, arguments[0]) for v in value)
 
 
 def unique_file_names(names: Sequence[str]) -> list[str]:

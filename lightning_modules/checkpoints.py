@@ -7,26 +7,35 @@ import pickle
 import platform
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import date
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
-from types import FrameType
+from types import FrameType, NoneType
 from typing import Any, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from datamodules.images import content_hashes
+from datamodules.preprocess import Preprocess
+from evaluation.files import DIGEST, json_digest, naming, require_digest, require_types
 from lightning_modules import packing
 from lightning_modules.losses import LOSSES
 
-FORMAT = 3
+FORMAT = 4
 KEY = "consilium"
 RECORDED_PACKAGES = (
     "consilium", "torch", "torchvision", "lightning", "timm", "albumentations", "numpy",
 )  # fmt: skip
+PLAIN = (dict, list, tuple, str, int, float, NoneType, Tensor)  # types of the values in a block
+MAX_VALUES = 1_000_000  # in a block, however often it repeats itself
+MAX_LAYERS = 50_000  # of a network; the largest of timm have 5,000
+MAX_SETTING = 100_000  # a number in backbone_args, such as a depth or a width
 REGISTRY: dict[str, type[nn.Module]] = {}  # classes that can be loaded, by name
 IMPORT_HINT = "import the module of a class of your own first: consilium --import MODULE ..."
 NETWORK_ARGUMENTS = ("backbone", "backbone_args", "head", "trunks")
@@ -59,6 +68,7 @@ class Block:
     # those of the images that the epoch was selected on
     val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     format: int = FORMAT
+    digest: str = ""  # of all other fields, and so of all that decides a prediction
 
 
 def register(cls: type[nn.Module]) -> None:
@@ -136,45 +146,115 @@ def environment() -> dict[str, object]:
 def write_block(checkpoint: dict[str, Any], **values: Any) -> None:
     """Adds the block to the content of a checkpoint that has its `state_dict`."""
     weights = weights_hash(checkpoint["state_dict"])
-    checkpoint[KEY] = asdict(Block(weights=weights, versions=package_versions(), **values))
+    block = Block(weights=weights, versions=package_versions(), **values)
+    checkpoint[KEY] = block_with_digest(asdict(block))
 
 
-def read(path: str | Path, mmap: bool = False) -> tuple[Block, dict[str, Tensor]]:
-    """The block and the state dict of a checkpoint; with `mmap` weights are read when used."""
+def block_with_digest(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a block with its present digest."""
+    return {**values, DIGEST: _block_digest(values)}
+
+
+def _block_digest(values: dict[str, Any]) -> str:
+    return json_digest(values, lambda ids: weights_hash({"ids": ids}))
+
+
+def read(
+    path: str | Path, mmap: bool = False, verify: bool = False
+) -> tuple[Block, dict[str, Tensor]]:
+    """The block and the state dict of a checkpoint.
+
+    With `mmap` weights are read when used, with `verify` they must have the hash of the block.
+    """
     content = read_content(Path(path), mmap)
-    return parse_block(content, str(path)), content["state_dict"]
+    parse = verified_block if verify else parse_block
+    return parse(content, str(path)), content["state_dict"]
+
+
+def verified_block(content: dict[str, Any], path: str) -> Block:
+    """The block of the content of a checkpoint, whose weights must have the hash it states."""
+    block = parse_block(content, path)
+    if weights_hash(content["state_dict"]) != block.weights:
+        raise CheckpointError(f"{path}: the weights do not have the hash that the file states")
+    return block
 
 
 def parse_block(content: dict[str, Any], path: str) -> Block:
     """The verified block of the content of a checkpoint; `path` is for messages."""
     values = content.get(KEY)
-    if not isinstance(values, dict):
-        problem = f"not a Consilium checkpoint (it has no {KEY!r} block)"
-    elif values.get("format") != FORMAT:
-        problem = f"block format {values.get('format')!r}, this version reads {FORMAT}"
-    elif differing := sorted(set(values) ^ {f.name for f in fields(Block)}):
-        problem = f"missing or unknown fields in the block: {differing}"
-    elif not isinstance(values["structure"], dict):
-        problem = f"structure is a {type(values['structure']).__name__}"
-    elif values["module"] not in REGISTRY:
-        known = ", ".join(sorted(REGISTRY))
-        problem = f"module {values['module']!r} is not one of {known}; {IMPORT_HINT}"
-    else:
+    with naming(path, CheckpointError):
+        if not isinstance(values, dict):
+            raise ValueError(f"not a Consilium checkpoint (it has no {KEY!r} block)")
+        _require_plain_block(values)
+        if values.get("format") != FORMAT:
+            reason = f"this version reads {FORMAT}"
+            raise ValueError(f"block format {values.get('format')!r}, {reason}")
+        if differing := sorted(set(values) ^ {f.name for f in fields(Block)}):
+            raise ValueError(f"missing or unknown fields in the block: {differing}")
+        _require_valid_values(values)
+        require_digest(values, _block_digest(values))
+        if values["module"] not in REGISTRY:
+            known = ", ".join(sorted(REGISTRY))
+            raise ValueError(f"module {values['module']!r} is not one of {known}; {IMPORT_HINT}")
         return Block(**values)
-    raise CheckpointError(f"{path}: {problem}")
+
+
+def _require_plain_block(values: dict[str, Any]) -> None:
+    """ValueError unless a block is small and has plain values only: JSON's, tuples and tensors."""
+    for number, value in enumerate(_nested_values(values)):
+        if not isinstance(value, PLAIN) or number > MAX_VALUES:
+            what = f"more than {MAX_VALUES} values" if number > MAX_VALUES else type(value).__name__
+            raise ValueError(f"the block contains {what}, not only a few plain values")
+
+
+def _nested_values(value: object) -> Iterator[object]:
+    """A value and all values within it; not recursive, as lists may contain each other."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        yield value
+        if isinstance(value, dict):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            pending += value
+
+
+def _require_valid_values(values: dict[str, Any]) -> None:
+    """ValueError unless the values of a block have the types of its fields, and make sense."""
+    require_types(values, get_type_hints(Block))
+    for name in packing.IDS:
+        ids = values[name]
+        if ids.dtype != torch.int64 or ids.ndim != 1 or not _is_plain_tensor(ids):
+            raise ValueError(f"{name!r} is not a list of whole numbers")
+    names, arguments = values["class_names"], values["init_args"]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"'class_names' is {str(names)[:60]}; each class must have its own name")
+    if (own := arguments.get("class_names", names)) != names:
+        raise ValueError(f"'class_names' is {names}, but its network has {own}")
+    for value in _nested_values(arguments.get("backbone_args")):
+        if isinstance(value, int | float) and not abs(value) <= MAX_SETTING:
+            raise ValueError(f"{value:g} in backbone_args; allowed are at most {MAX_SETTING}")
+    if values["preprocess"]:
+        Preprocess.from_dict(values["preprocess"])
 
 
 def load(path: str | Path, mmap: bool = False) -> tuple[nn.Module, Block]:
     """The module of a checkpoint in eval mode, without its config and without network access."""
-    block, state = read(path, mmap)
-    if weights_hash(state) != block.weights:
-        raise CheckpointError(f"{path}: the weights do not have the hash that the file states")
-    module = build_module(block)
-    try:
+    block, state = read(path, mmap, verify=True)
+    with naming(path, CheckpointError):
+        _require_size(block, Path(path).stat().st_size)
+        module = build_module(block)
         module.load_state_dict(state, assign=mmap)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from None
     return module.eval(), block
+
+
+def _require_size(block: Block, file_size: int) -> None:
+    """ValueError if the network of a block needs much more memory than its file has weights."""
+    with torch.device("meta"):
+        net = build_module(block)
+    needed = sum(t.numel() * t.itemsize for t in (*net.parameters(), *net.buffers()))
+    if needed > packing.memory_limit(file_size):
+        raise ValueError(f"its network takes {needed:,} bytes, its file has only {file_size:,}")
 
 
 def build_module(block: Block) -> nn.Module:
@@ -187,9 +267,26 @@ def build_module(block: Block) -> nn.Module:
     types = argument_types(cls)
     groups = {name: values for name, values in arguments.items() if is_dataclass(types.get(name))}
     arguments |= {name: types[name](**values) for name, values in groups.items()}
-    module: Any = cls(**arguments)
+    with _limited_layers():
+        module: Any = cls(**arguments)
     module.apply_structure(block.structure)
     return cast(nn.Module, module)
+
+
+@contextmanager
+def _limited_layers() -> Iterator[None]:
+    """Ends the construction of a network that has too many layers to be one."""
+    numbers = count()
+
+    def check(*_: object) -> None:
+        if next(numbers) > MAX_LAYERS:
+            raise ValueError(f"its network has more than {MAX_LAYERS} layers")
+
+    hook = register_module_module_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def argument_types(cls: type) -> dict[str, Any]:
@@ -202,7 +299,7 @@ def packed_checkpoint(block: Block, state: dict[str, Tensor]) -> bytes:
     """A packed file of the weights in the precision of `packing.to_stored_precision`."""
     stored = packing.to_stored_precision(state)
     restored = {name: tensor.to(state[name].dtype) for name, tensor in stored.items()}
-    values = asdict(replace(block, weights=weights_hash(restored)))
+    values = block_with_digest(asdict(replace(block, weights=weights_hash(restored))))
     return packing.to_bytes(restored, values, {name: values.pop(name) for name in packing.IDS})
 
 
@@ -210,7 +307,7 @@ def inference_checkpoint(block: Block, state: dict[str, Tensor]) -> dict[str, An
     """The content of a checkpoint without training state, for Lightning's test and predict."""
     loops = {"epoch": block.epoch, "global_step": 0}
     versions = {"pytorch-lightning_version": version("lightning")}
-    return {KEY: asdict(block), "state_dict": state, **versions, **loops}
+    return {KEY: block_with_digest(asdict(block)), "state_dict": state, **versions, **loops}
 
 
 def refuse_trained_samples(block: Block, paths: Sequence[str], split: str, source: str) -> None:
@@ -260,22 +357,50 @@ def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
     """The content of an ordinary or packed checkpoint file with weights; no code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    if path.name.endswith(packing.SUFFIX):
-        values, state = packing.read(path)
-        return {KEY: values, "state_dict": state}
+    with naming(path, CheckpointError):
+        if path.name.endswith(packing.SUFFIX):
+            values, weights = packing.read(path)
+            return {KEY: values, "state_dict": weights}
+        content = _read_archive(path, mmap)
+        state = content.get("state_dict") if isinstance(content, dict) else None
+        if not isinstance(content, dict) or not isinstance(state, dict):
+            raise ValueError("contains no weights (no 'state_dict')")
+        for name, tensor in state.items():
+            is_plain = isinstance(name, str) and _is_plain_tensor(tensor)
+            if not is_plain or tensor.nbytes > path.stat().st_size:
+                raise ValueError(f"{str(name)[:60]!r} in its 'state_dict' is no plain tensor")
+        return content
+
+
+def _read_archive(path: Path, mmap: bool) -> object:
+    """What torch.load reads from an archive whose records are as long as they seem."""
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: truncated, or not a checkpoint (no zip archive of torch)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            is_stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            if not is_stored or sum(r.file_size for r in records) > path.stat().st_size:
+                reason = "refused, its records are compressed or overlap, unlike those of torch"
+                raise CheckpointError(f"{path}: {reason}")
+            pickles = [archive.read(r) for r in records if r.filename.endswith("data.pkl")]
+        if any(b"\nbytearray\n" in code for code in pickles):  # torch calls it with any size
+            raise CheckpointError(f"{path}: refused, it has code (bytearray), not only weights")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         code = f" ({name[1]})" if name else ""
         raise CheckpointError(f"{path}: refused, it has code{code}, not only weights") from None
-    except (RuntimeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: damaged ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path}: contains no weights (no 'state_dict')")
-    return content
+    except OSError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from None
+
+
+def _is_plain_tensor(value: object) -> bool:
+    """Whether a value is a tensor in memory whose values are all in its file."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    size = value.numel() * value.itemsize
+    return value.device.type == "cpu" and size <= value.untyped_storage().nbytes()
 
 
 def _training_settings(init_args: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.preprocess import Preprocess
-from evaluation.files import read_json, write_json
-from evaluation.predictions import PredictionTable
+from evaluation.files import (
+    DIGEST,
+    json_digest,
+    naming,
+    read_json,
+    require_digest,
+    require_types,
+    write_json,
+)
 from evaluation.results import voters_folder
 from evaluation.voters import simple, store, unfitted_voters, voter_spec
 from evaluation.voters.store import FittedEnsemble
@@ -19,7 +26,7 @@ from lightning_modules import checkpoints
 from lightning_modules.base import BaseModule, Metadata, Tables
 from lightning_modules.tta import Images
 
-FILE, FORMAT = "ensemble.json", 1
+FILE, FORMAT = "ensemble.json", 2
 
 
 class EnsembleModule(BaseModule):
@@ -49,7 +56,8 @@ class EnsembleModule(BaseModule):
         loaded = [checkpoints.load(path, mmap=one_at_a_time) for path in paths]
         self.blocks = [block for _, block in loaded]
         self.class_orders = list(map(self._class_order, paths, self.blocks))
-        self.ensemble = self._load_voter(voter)
+        hashes = [block.weights for block in self.blocks]
+        self.ensemble = load_voter(voter, hashes, class_names)
         self.member_preprocesses = [block.preprocess for block in self.blocks]
         self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
         layout = torch.channels_last if channels_last else torch.preserve_format
@@ -108,18 +116,11 @@ class EnsembleModule(BaseModule):
     def metadata(self) -> Metadata:
         """Metadata of the ensemble's table: its voter and the weights of its members."""
         files = zip(self.member_names, self.paths, self.blocks, strict=True)
-        members = {name: {"path": str(p), "weights": block.weights} for name, p, block in files}
-        voter = {"name": self.ensemble.voter.name, "fitted_on": self.ensemble.fitted_on}
+        members = {name: {"path": str(path), "weights": block.weights, DIGEST: block.digest}
+                   for name, path, block in files}  # fmt: skip
+        name, fitted_on = self.ensemble.voter.name, self.ensemble.fitted_on
+        voter = {"name": name, "fitted_on": fitted_on, DIGEST: store.digest(self.ensemble)}
         return {**super().metadata(), "voter": voter, "members": members}
-
-    def _load_voter(self, voter: str) -> FittedEnsemble:
-        hashes = [block.weights for block in self.blocks]
-        if (Path(voter) / store.FILE).is_file():
-            return store.load(voter, hashes, self.class_names)
-        if voter not in unfitted_voters():
-            names, file = ", ".join(unfitted_voters()), store.FILE
-            raise ValueError(f"voter: {voter!r} is neither one of {names} nor a folder with {file}")
-        return FittedEnsemble(voter_spec(voter).voter_class(), hashes, list(self.class_names))
 
     def _class_order(self, path: Path, block: checkpoints.Block) -> list[int]:
         """Positions of the ensemble's classes among those of a member."""
@@ -129,6 +130,16 @@ class EnsembleModule(BaseModule):
         if not block.preprocess:
             raise ValueError(f"{path}: has no Preprocess; train it with an ImageDataModule")
         return [theirs.index(name) for name in ours]
+
+
+def load_voter(voter: str, members: list[str], class_names: list[str]) -> FittedEnsemble:
+    """A voter by name, or from its folder, for members with these hashes of their weights."""
+    if (Path(voter) / store.FILE).is_file():
+        return store.load(voter, members, class_names)
+    if voter not in unfitted_voters():
+        names, file = ", ".join(unfitted_voters()), store.FILE
+        raise ValueError(f"voter: {voter!r} is neither one of {names} nor a folder with {file}")
+    return FittedEnsemble(voter_spec(voter).voter_class(), members, list(class_names))
 
 
 def find_members(patterns: list[str]) -> list[Path]:
@@ -161,25 +172,40 @@ def find_ensemble_file(path: Path) -> Path | None:
 def read_ensemble_file(file: Path) -> dict[str, Any]:
     """The content of an ensemble.json, with the members' paths joined to its folder."""
     content = read_json(file)
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{file}: format {content.get('format')!r}, this version reads {FORMAT}")
+    with naming(file):
+        if content.get("format") != FORMAT:
+            raise ValueError(f"format {content.get('format')!r}, this version reads {FORMAT}")
+        require_types(content, {"class_names": list[str], "members": dict[str, dict[str, str]],
+                                "voter": dict[str, str]})  # fmt: skip
+        for member in content["members"].values():
+            require_types(member, dict.fromkeys(("path", "weights", DIGEST), str))
+        require_types(content["voter"], dict.fromkeys(("name", DIGEST), str))
+        require_digest(content, _digest(content))
     for member in content["members"].values():
         member["path"] = file.parent / member["path"]
     return content
 
 
-def write_ensemble_file(folder: Path, table: PredictionTable) -> None:
-    """Writes the ensemble.json of a run folder, given the table of the ensemble's predictions."""
+def write_ensemble_file(
+    folder: Path, class_names: list[str], members: dict[str, dict[str, str]], voter: dict[str, str]
+) -> None:
+    """Writes the ensemble.json of a run folder; `members` and `voter` as in its metadata."""
     members = {
         name: {**member, "path": os.path.relpath(member["path"], folder)}
-        for name, member in table.meta["members"].items()
+        for name, member in members.items()
     }
-    content = {"format": FORMAT, "class_names": table.class_names, "members": members}
-    write_json(folder / FILE, content | {"voter": table.meta["voter"]})
+    content = {"format": FORMAT, "class_names": class_names, "members": members, "voter": voter}
+    write_json(folder / FILE, {**content, DIGEST: _digest(content)})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of an ensemble.json without the members' paths: folders may be moved."""
+    members = [[name, m["weights"], m[DIGEST]] for name, m in content["members"].items()]
+    return json_digest({**content, "members": members})
 
 
 def load_ensemble(path: str | Path) -> EnsembleModule:
-    """The ensemble of an ensemble.json, or of its run folder; members must have the same hashes.
+    """The ensemble of an ensemble.json, or of its run folder, as it was evaluated.
 
     A fitted voter's voter.json is in the folder, in its `voters`, or in those of the experiment.
     """
@@ -193,8 +219,25 @@ def load_ensemble(path: str | Path) -> EnsembleModule:
     for name, block in zip(members, ensemble.blocks, strict=True):
         if block.weights != members[name]["weights"]:
             raise ValueError(f"{file}: member {name!r} has other weights than the ensemble's")
+        if block.digest != members[name][DIGEST]:
+            reason = "other classes, preprocessing or metadata than the ensemble's"
+            raise ValueError(f"{file}: member {name!r} has {reason}")
+    _require_voter(file, content, ensemble.ensemble)
     ensemble.member_names = tuple(members)
     return ensemble.eval()
+
+
+def read_voter(file: Path, content: dict[str, Any]) -> FittedEnsemble:
+    """The voter of an ensemble.json with this content, as it was evaluated."""
+    hashes = [member["weights"] for member in content["members"].values()]
+    voter = load_voter(_voter_argument(file, content["voter"]), hashes, content["class_names"])
+    _require_voter(file, content, voter)
+    return voter
+
+
+def _require_voter(file: Path, content: dict[str, Any], voter: FittedEnsemble) -> None:
+    if store.digest(voter) != content["voter"][DIGEST]:
+        raise ValueError(f"{file}: {store.FILE} of its voter {voter.voter.name!r} is another one")
 
 
 def _voter_argument(file: Path, voter: dict[str, str]) -> str:
@@ -204,7 +247,9 @@ def _voter_argument(file: Path, voter: dict[str, str]) -> str:
     for candidate in folders:
         if (candidate / store.FILE).is_file():
             stored = read_json(candidate / store.FILE)
-            identity = (stored.get("voter", {}).get("name"), stored.get("fitted_on", ""))
+            of_voter = stored.get("voter")
+            own_name = of_voter.get("name") if isinstance(of_voter, dict) else None
+            identity = own_name, stored.get("fitted_on", "")
             if identity == (name, fitted_on):
                 return str(candidate)
     if name not in unfitted_voters() or fitted_on:

@@ -1,6 +1,7 @@
 """Packed weights: a bitmap of the nonzero values, and those values in float16."""
 
 import json
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from evaluation.files import naming
+
 FORMAT = 2
 SUFFIX = ".packed.safetensors"
 KEY = "consilium.packed"
 IDS = ("train_ids", "val_ids")  # fields of a checkpoint's block that are tensors of their own
 BITMAP, DENSE = "bitmap", "dense"
+MAX_GROWTH = 200  # memory of a network over the size of its file, at one weight of 100 not 0
 Weights = dict[str, Tensor]
 Entry = list[Any]  # name, dtype in the network, shape, stored dtype, BITMAP or DENSE
 
@@ -61,24 +65,52 @@ def pack(state: Weights) -> tuple[Weights, list[Entry]]:
     return packed, entries
 
 
+def memory_limit(file_size: int) -> int:
+    """Bytes that the network of a file may need; more is a damaged file or an attack."""
+    return MAX_GROWTH * file_size + (64 << 20)
+
+
 def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
-    """The packed state in the dtypes of the network; bit for bit that of `to_stored_precision`."""
-    bitmaps = np.frombuffer(zlib.decompress(packed["bitmaps"].numpy().tobytes()), np.uint8)
+    """The packed state in the dtypes of the network; bit for bit that of `to_stored_precision`.
+
+    Memory is allocated only for as many values as the entries state and the file can have.
+    """
+    weights = [_parse_entry(*entry) for entry in entries]
+    file_size = sum(tensor.nbytes for tensor in packed.values())
+    needed = sum(math.prod(shape) * dtype.itemsize for _, shape, dtype, *_ in weights)
+    if needed > memory_limit(file_size):  # before allocation
+        raise ValueError(f"its weights take {needed:,} bytes, the file has only {file_size:,}")
+    length = sum(bitmap_bytes for *_, bitmap_bytes in weights)
+    compressed = packed["bitmaps"].numpy().tobytes()
+    bitmaps = np.frombuffer(zlib.decompressobj().decompress(compressed, length + 1), np.uint8)
+    if len(bitmaps) != length:
+        raise ValueError(f"its bitmaps have not the {length:,} bytes of its weights")
     unread = dict(packed)  # by dtype, the values of the weights that are still to be unpacked
     state = {}
-    for name, dtype, shape, stored_dtype, layout in entries:
-        size, values = int(np.prod(shape)), unread[stored_dtype]
-        length = -(-size // 8) if layout == BITMAP else 0
-        if length > len(bitmaps) or (not length and size > len(values)):  # before allocation
-            raise ValueError(f"{name} has {size} values, the file has fewer")
+    for name, shape, dtype, stored_dtype, bitmap_bytes in weights:
+        size, values = math.prod(shape), unread[stored_dtype]
         nonzero = np.ones(size, bool)
-        if layout == BITMAP:
-            nonzero = np.unpackbits(bitmaps[:length], count=size).astype(bool)
-        bitmaps, count = bitmaps[length:], int(nonzero.sum())
-        flat = torch.zeros(size, dtype=getattr(torch, stored_dtype))
+        if bitmap_bytes:
+            nonzero = np.unpackbits(bitmaps[:bitmap_bytes], count=size).astype(bool)
+        bitmaps, count = bitmaps[bitmap_bytes:], int(nonzero.sum())
+        if count > len(values):
+            raise ValueError(f"{name} has {count} values, the file has fewer")
+        flat = torch.zeros(size, dtype=values.dtype)
         flat[torch.from_numpy(nonzero)], unread[stored_dtype] = values[:count], values[count:]
-        state[name] = flat.reshape(shape).to(getattr(torch, dtype))
+        state[name] = flat.reshape(shape).to(dtype)
     return state
+
+
+def _parse_entry(
+    name: str, dtype: str, shape: list[int], stored_dtype: str, layout: str
+) -> tuple[str, list[int], torch.dtype, str, int]:
+    """An entry with its dtype, checked, and the bytes of its bitmap instead of its layout."""
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ValueError(f"{name} has the unknown dtype {dtype!r}")
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"{name} has the shape {shape}")
+    return name, shape, kind, stored_dtype, -(-math.prod(shape) // 8) if layout == BITMAP else 0
 
 
 def to_bytes(state: Weights, block: dict[str, Any], ids: Weights) -> bytes:
@@ -94,16 +126,14 @@ def read(path: Path) -> tuple[dict[str, Any], Weights]:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(KEY, "null"))
             packed = {name: file.get_tensor(name) for name in list(file.keys())}
-    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a packed file ({error})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         version = f"format {header.get('format')!r}" if isinstance(header, dict) else "no header"
         raise ValueError(f"{path}: {version}, this version reads packed files of format {FORMAT}")
-    try:
+    with naming(path):
         ids = {name: packed[name] for name in IDS}
         return header["block"] | ids, unpack(packed, header["weights"])
-    except (zlib.error, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error})") from None
 
 
 def _dtype_name(tensor: Tensor) -> str:

@@ -1,71 +1,127 @@
-"""Show what is stored in a checkpoint, and verify its weights.
+"""Show what is stored in a checkpoint, and verify that nothing in it was changed.
 
 No code in the file is run, and neither its YAML nor network access is needed. Of an ensemble every
 member is shown. The exit code is 1 if the weights of a file are not those that were recorded in it
-or in the ensemble.
+or in the ensemble, or if a key is given and the model is not signed with it.
+
+Two different things are verified. The digest shows whether a file was changed since it was
+written; anyone can compute it anew after a change. A signature (HMAC-SHA256) shows that somebody
+who has the key signed exactly this model; who can verify it can also sign.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
+from evaluation.files import DIGEST, KEY_VARIABLE, is_signed, naming, read_json, read_key, sign
+
 EXAMPLES = """\
 examples:
   consilium inspect runs/resnet/best.ckpt
   consilium inspect runs/demo/ensemble --json
+  head -c 32 /dev/urandom | base64 > team.key; chmod 600 team.key
+  consilium inspect runs/demo/ensemble --key team.key --sign   writes ensemble.json.signature
+  consilium inspect runs/demo/ensemble --key team.key          exit code 1 if not signed with it
 """
 HASH_DIGITS = 12
+INTEGRITY = "matches: unchanged since it was written; it does not show who wrote it"
+UNVERIFIED = "not verified, no --key: who made this model is unknown"
+SIGNATURES = {  # by whether there is a valid one; None: there is none
+    True: "VALID: somebody who has your key signed exactly this model",
+    False: "NOT VALID: signed with another key, or changed since",
+    None: "MISSING: nobody who has your key signed this model",
+}
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints every checkpoint and returns 0 if all weights are intact, else 1."""
-    from lightning_modules.ensemble import find_ensemble_file, read_ensemble_file
-
-    path = args.model
-    if file := find_ensemble_file(path):
-        members = read_ensemble_file(file)["members"].values()
-        infos = [inspect_checkpoint(member["path"], member["weights"]) for member in members]
-    else:
-        infos = [inspect_checkpoint(path / "best.ckpt" if path.is_dir() else path)]
+    """Prints every checkpoint and returns 0 if all are intact and signed as required, else 1."""
+    key, path = read_key(args.key), args.model
+    if args.sign and key is None:
+        raise ValueError(f"--sign: needs --key FILE, or a key in {KEY_VARIABLE}")
+    file, digest, infos = inspect_model(path / "best.ckpt" if is_run(path) else path)
+    is_intact = all(info["is_intact"] for info in infos)
+    if args.sign and not is_intact:
+        raise ValueError(f"--sign: {file} is not intact")
+    if args.sign and key:
+        print(f"signed: {sign(file, digest, key)}", file=sys.stderr)
+    signed = None if key is None else is_signed(file, digest, key)
+    is_accepted = key is None or bool(signed)
+    status = SIGNATURES[signed] if key else UNVERIFIED
     if args.json:
-        print(json.dumps(infos, indent=2))
-    else:
-        for info in infos:
-            print_info(info, Console(soft_wrap=True))
-    return 0 if all(info["is_intact"] for info in infos) else 1
+        print(json.dumps([{**info, "signature": status} for info in infos], indent=2))
+        return 0 if is_intact and is_accepted else 1
+    for info in infos:
+        print_info(info, Console(soft_wrap=True))
+    print(f"{file}\ndigest     {digest[:HASH_DIGITS]}, {INTEGRITY}\nsignature  {status}")
+    return 0 if is_intact and is_accepted else 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("model", type=Path, metavar="CKPT|ENSEMBLE", help="checkpoint, run folder or ensemble.json")
+    add("model", type=Path, metavar="MODEL",
+        help="checkpoint, run folder, ensemble.json or a folder of `consilium export`")  # fmt: skip
     add("--json", action="store_true", help="print everything as JSON")
+    help_ = f"file with the key of signatures ({KEY_VARIABLE}): the signature must be valid"
+    add("--key", type=Path, metavar="FILE", help=help_)
+    add("--sign", action="store_true", help="sign the model with the key")
 
 
-def inspect_checkpoint(path: Path, expected_hash: str | None = None) -> dict[str, Any]:
-    """Content of a checkpoint, and whether its weights have the recorded (and expected) hash."""
+def is_run(path: Path) -> bool:
+    """Whether a path is the run folder of a single model."""
+    from lightning_modules.ensemble import find_ensemble_file
+
+    return path.is_dir() and not find_ensemble_file(path) and not (path / "export.json").is_file()
+
+
+def inspect_model(path: Path) -> tuple[Path, str, list[dict[str, Any]]]:
+    """The file of a model that states its digest, that digest, and its checkpoints' contents."""
+    from consilium.inference.export import FILE, load_export
+    from lightning_modules.ensemble import find_ensemble_file, read_ensemble_file, read_voter
+
+    if path.is_dir() and not find_ensemble_file(path):
+        load_export(path)
+        return path / FILE, read_json(path / FILE)[DIGEST], []
+    file = find_ensemble_file(path)
+    if file is None:
+        info = inspect_checkpoint(path)
+        return path, info["block"][DIGEST], [info]
+    content = read_ensemble_file(file)
+    members = content["members"].values()
+    infos = [inspect_checkpoint(m["path"], m["weights"], m[DIGEST]) for m in members]
+    read_voter(file, content)
+    return file, content[DIGEST], infos
+
+
+def inspect_checkpoint(
+    path: Path, expected_hash: str | None = None, expected_digest: str | None = None
+) -> dict[str, Any]:
+    """Content of a checkpoint, and whether it has the recorded (and expected) hashes."""
     import torch
 
     from lightning_modules import checkpoints, model_info, packing
 
     block, state = checkpoints.read(path)
     weights = checkpoints.weights_hash(state)
-    parameters, macs = model_info.checkpoint_cost(block)
-    with torch.device("meta"):
-        module = checkpoints.build_module(block)
-    module.load_state_dict(state, assign=True)
+    with naming(path):
+        parameters, macs = model_info.checkpoint_cost(block)
+        with torch.device("meta"):
+            module = checkpoints.build_module(block)
+        module.load_state_dict(state, assign=True)
+    is_intact = weights == block.weights and expected_hash in (None, weights)
     return {
         "path": path.as_posix(),
         "block": {name: value for name, value in vars(block).items() if name not in packing.IDS},
         "train_samples": len(block.train_ids),
         "val_samples": len(block.val_ids),  # its epoch was chosen by these
         "weights": weights,
-        "is_intact": weights == block.weights and expected_hash in (None, weights),
+        "is_intact": is_intact and expected_digest in (None, block.digest),
         "is_measured": weights == block.measured_weights,  # whether its metrics are of these
         "parameters": parameters,
         "macs": macs,

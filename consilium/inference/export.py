@@ -23,13 +23,23 @@ from consilium.inference.predictor import (
 )
 from datamodules.phantoms.generate import PhantomSpec, generate_images
 from datamodules.preprocess import Preprocess
-from evaluation.files import read_json, unique_file_names, write_bytes, write_json
+from evaluation.files import (
+    json_digest,
+    naming,
+    read_json,
+    require_digest,
+    require_types,
+    unique_file_names,
+    with_digest,
+    write_bytes,
+    write_json,
+)
 from evaluation.voters import store
 from lightning_modules.cam import Explainer
 from lightning_modules.checkpoints import REGISTRY, package_versions
 from lightning_modules.heads import coupled_logits
 
-FILE, VERSION = "export.json", 2
+FILE, VERSION = "export.json", 3
 OWN_FILES = ".files.json"  # SHA-256 of each file that an export wrote to a folder, by name
 BACKENDS = tuple(dict.fromkeys(spec.backend for spec in reversed(FORMATS.values())))
 
@@ -117,8 +127,9 @@ def write_export(folder: Path, format_name: str, predictor: Predictor) -> list[P
         write_bytes(folder / file, data)
         members[member.name] = {"file": file, "sha256": sha256, "metadata": metadata}
     store.save(folder, predictor.ensemble)
-    content = {"version": VERSION, "format": format_name, "class_names": predictor.class_names}
-    write_json(folder / FILE, {**content, "members": members})
+    content = {"version": VERSION, "format": format_name, "class_names": predictor.class_names,
+               "members": members, "voter": store.digest(predictor.ensemble)}  # fmt: skip
+    write_json(folder / FILE, with_digest(content))
     return [folder / entry["file"] for entry in members.values()]
 
 
@@ -126,12 +137,18 @@ def load_export(folder: Path) -> Predictor:
     """Loads an exported ensemble; formats without gradients have no saliency maps."""
     content = read_json(folder / FILE)
     version, format_name = content.get("version"), content.get("format")
-    if version != VERSION or format_name not in FORMATS:
+    if version != VERSION or format_name not in tuple(FORMATS):
         raise ValueError(f"{folder / FILE}: version {version} and format {format_name!r}; needs "
                          f"version {VERSION} and one of {', '.join(FORMATS)}")  # fmt: skip
-    class_names = list(content["class_names"])
-    members = [_load_member(folder, name, content) for name in content["members"]]
+    with naming(folder / FILE):
+        require_types(content, {"class_names": list[str], "voter": str,
+                                "members": dict[str, dict[str, Any]]})  # fmt: skip
+        require_digest(content, json_digest(content))
+        members = [_load_member(folder, name, content) for name in content["members"]]
+    class_names = content["class_names"]
     ensemble = store.load(folder, [member.weights_hash for member in members], class_names)
+    if store.digest(ensemble) != content["voter"]:
+        raise ValueError(f"{folder / store.FILE}: is not the voter that {FILE} describes")
     warn_of_other_precision(folder, ensemble.precision, SINGLE)
     return Predictor(members, ensemble, torch.device("cpu"))
 
@@ -145,7 +162,7 @@ def load_with_backend(path: Path, backend: str | None, device: torch.device) -> 
         raise ValueError(f"--device {device}: exports and onnxruntime run on the cpu only")
     if is_export:
         name = read_json(path / FILE).get("format")
-        if name in FORMATS and backend not in (None, FORMATS[name].backend):
+        if name in tuple(FORMATS) and backend not in (None, FORMATS[name].backend):
             raise ValueError(f"--backend {backend}: {path} is exported to {name}, which runs with "
                              f"{FORMATS[name].backend}")  # fmt: skip
         return load_export(path)
@@ -195,6 +212,7 @@ def generated_images(count: int) -> list[np.ndarray]:
 
 def _load_member(folder: Path, name: str, content: dict[str, Any]) -> Member:
     entry = content["members"][name]
+    require_types(entry, {"metadata": dict[str, Any], "file": str, "sha256": str})
     metadata, file = entry["metadata"], folder / Path(entry["file"]).name
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
         raise ValueError(f"{file}: missing, or not the file that {FILE} describes")

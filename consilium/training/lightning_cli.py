@@ -169,7 +169,7 @@ class ConsiliumCLI(LightningCLI):
 
     def _unpacked(self, path: Path) -> str:
         """The path of a checkpoint that Lightning can read: packed ones are unpacked meanwhile."""
-        block, state = checkpoints.read(path)
+        block, state = checkpoints.read(path, verify=True)
         if not path.name.endswith(packing.SUFFIX):
             return str(path)
         if self.config["subcommand"] == "fit":

@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from evaluation.files import read_json, write_bytes, write_json
+from evaluation.files import (
+    DIGEST,
+    json_digest,
+    naming,
+    read_json,
+    require_digest,
+    require_types,
+    with_digest,
+    write_bytes,
+    write_json,
+)
 from evaluation.metrics.calibration import Temperature
 from evaluation.voters.registry import voter_spec
 from evaluation.voters.simple import Voter
 
-SCHEMA, VERSION = "consilium.voter", 4
+SCHEMA, VERSION = "consilium.voter", 5
 FILE = "voter.json"
 
 
@@ -49,6 +58,17 @@ class FittedEnsemble:
 
 def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
     """Writes `voter.json` and `voter.safetensors`; the first contains the hash of the second."""
+    content, data = _content(ensemble)
+    write_bytes(Path(folder) / "voter.safetensors", data)
+    write_json(Path(folder) / FILE, content)
+
+
+def digest(ensemble: FittedEnsemble) -> str:
+    """SHA-256 of all that decides how members are combined."""
+    return str(_content(ensemble)[0][DIGEST])
+
+
+def _content(ensemble: FittedEnsemble) -> tuple[dict[str, Any], bytes]:
     settings = vars(ensemble.voter)
     arrays = {k: np.ascontiguousarray(v) for k, v in settings.items() if isinstance(v, np.ndarray)}
     plain, data = {k: v for k, v in settings.items() if k not in arrays}, save_arrays(arrays)
@@ -64,8 +84,7 @@ def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
         "voter": {"name": ensemble.voter.name, **plain},
         "arrays": hashlib.sha256(data).hexdigest(),
     }
-    write_bytes(Path(folder) / "voter.safetensors", data)
-    write_json(Path(folder) / FILE, content)
+    return with_digest(content), data
 
 
 def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str]) -> FittedEnsemble:
@@ -75,13 +94,13 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
     version = (content.get("schema"), content.get("version"))
     if version != (SCHEMA, VERSION):
         raise ValueError(f"{path}: schema and version {version}, not {(SCHEMA, VERSION)}")
+    with naming(path):
+        require_digest(content, json_digest(content))
     data = path.with_suffix(".safetensors").read_bytes()
     if hashlib.sha256(data).hexdigest() != content.get("arrays"):
         raise ValueError(f"{path.with_suffix('.safetensors')} does not belong to {path.name}")
-    try:
+    with naming(path):
         ensemble = _build(content, load_arrays(data))
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path}: {error}") from None
     fitted, required = ensemble.members, list(members)
     if fitted != required:
         unknown = [m for m in required if m not in fitted]
@@ -94,6 +113,8 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
 
 
 def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
+    require_types(content, {"members": list[str], "class_names": list[str], "fitted_on": str,
+                            "precision": str, "voter": dict[str, Any]})  # fmt: skip
     settings = dict(content["voter"])
     return FittedEnsemble(
         voter_spec(settings.pop("name")).voter_class(**settings, **arrays),
@@ -102,5 +123,5 @@ def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnse
         Temperature(**content["temperature"]),
         content["fitted_on"],
         [Temperature(**values) for values in content["member_temperatures"]],
-        content.get("precision", ""),
+        content["precision"],
     )

@@ -12,8 +12,9 @@ from consilium.cli.main import main
 from consilium.inference.predictor import Member, Predictor, load_predictor
 from datamodules.preprocess import Preprocess
 from evaluation.predictions import PredictionTable
+from evaluation.voters.learned import Learned
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import FittedEnsemble, save
+from evaluation.voters.store import FittedEnsemble
 from lightning_modules.cam import Explanation
 from lightning_modules.checkpoints import read
 from lightning_modules.ensemble import load_ensemble
@@ -143,10 +144,10 @@ def test_option_class_explains_another_class_than_the_predicted_one(resnet, imag
 def test_map_of_an_ensemble_is_the_weighted_mean_of_its_members(
     resnet, larger, image_paths, tmp_path
 ):
-    folder = write_ensemble(tmp_path / "ensemble", best_checkpoints(resnet, larger), "weighted")
     hashes = [read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
     fitted = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES)
-    save(folder / "voters" / "weighted", fitted)
+    folder, files = tmp_path / "ensemble", best_checkpoints(resnet, larger)
+    write_ensemble(folder, files, fitted, voter_folder=folder / "voters" / "weighted")
     assert main(["explain", str(folder), image_paths[0], "-o", str(tmp_path / "out")]) == 0
     row = explain_json(tmp_path / "out")["images"][0]
     members = list(row["members"].values())
@@ -159,13 +160,13 @@ def test_map_of_an_ensemble_is_the_weighted_mean_of_its_members(
 
 
 def test_an_ensemble_predicts_in_the_precision_of_its_evaluation(resnet, larger, tmp_path):
-    folder = write_ensemble(tmp_path / "ensemble", best_checkpoints(resnet, larger), "weighted")
+    folder, files = tmp_path / "ensemble", best_checkpoints(resnet, larger)
     hashes = [read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
     image = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     explanations = {}
     for precision in ("", "32-true", "bf16-mixed"):
         fitted = FittedEnsemble(Weighted(np.ones(2)), hashes, CLASSES, precision=precision)
-        save(folder, fitted)
+        write_ensemble(folder, files, fitted)
         predictor = load_predictor(folder)
         explanations[precision] = predictor.explain(image, 1)
         predicted = predictor.predict(image)
@@ -178,20 +179,25 @@ def test_an_ensemble_predicts_in_the_precision_of_its_evaluation(resnet, larger,
     np.testing.assert_array_equal(explanations[""].probabilities, full.probabilities)
     assert 0 < np.abs(full.probabilities - mixed.probabilities).max() < 0.05
     np.testing.assert_array_equal(full.member_maps, mixed.member_maps)
-    save(folder, FittedEnsemble(Weighted(np.ones(2)), hashes, CLASSES, precision="16-true"))
+    fitted = FittedEnsemble(Weighted(np.ones(2)), hashes, CLASSES, precision="16-true")
+    write_ensemble(folder, files, fitted)
     with pytest.warns(UserWarning, match="evaluated in precision 16-true, predictions are in 32"):
         load_predictor(folder)
 
 
 def test_ensemble_without_its_voter_or_with_other_members_is_refused(resnet, larger, tmp_path):
     checkpoints = best_checkpoints(resnet, larger)
-    folder = write_ensemble(tmp_path / "ensemble", checkpoints, "learned")
+    hashes = [read(file)[0].weights for file in checkpoints]
+    voter = FittedEnsemble(Learned(np.ones(2)), hashes, CLASSES)
+    folder = write_ensemble(tmp_path / "ensemble", checkpoints, voter)
+    (folder / "voter.json").unlink()
     with pytest.raises(ValueError, match=r"no voter.json of its voter 'learned' in"):
         load_ensemble(folder)
     file = write_ensemble(tmp_path / "other", checkpoints) / "ensemble.json"
     assert load_ensemble(file).member_names == ("resnet", "larger")
-    file.write_text(file.read_text().replace(read(larger / "best.ckpt")[0].weights, "ff"))
-    with pytest.raises(ValueError, match="member 'larger' has other weights"):
+    member = file.read_text().replace(f"{resnet.name}/best.ckpt", f"{larger.name}/best.ckpt")
+    file.write_text(member)
+    with pytest.raises(ValueError, match="member 'resnet' has other weights"):
         load_ensemble(file)
 
 

@@ -22,7 +22,7 @@ from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
 from evaluation.metrics.calibration import Temperature
 from evaluation.voters.simple import Weighted
-from evaluation.voters.store import FittedEnsemble, save
+from evaluation.voters.store import FittedEnsemble
 from lightning_modules import ImageClassifier, OneVsOneClassifier
 from lightning_modules.checkpoints import read
 from tests.consilium.untrained import CLASSES, save_checkpoint, write_ensemble
@@ -42,8 +42,7 @@ def ensemble(tmp_path_factory):
     ]
     hashes = [read(file)[0].weights for file in files]
     voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.7), "val")
-    save(folder / "ensemble", voter)
-    return write_ensemble(folder / "ensemble", files, "weighted", fitted_on="val")
+    return write_ensemble(folder / "ensemble", files, voter)
 
 
 @pytest.fixture(scope="module")

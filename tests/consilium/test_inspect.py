@@ -1,11 +1,21 @@
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from consilium.cli.main import main
+from evaluation.metrics.calibration import Temperature
 from evaluation.predictions import PredictionTable
+from evaluation.voters import store
+from evaluation.voters.simple import Soft
+from evaluation.voters.store import FittedEnsemble
+from lightning_modules import EnsembleModule, checkpoints
 from lightning_modules.checkpoints import weights_hash
+from lightning_modules.ensemble import load_ensemble
+from tests.consilium.untrained import write_ensemble
 
 
 def inspect_json(capsys, *arguments):
@@ -73,18 +83,13 @@ def test_changed_weights_are_reported_with_exit_code_1(resnet, tmp_path, capsys)
 
 
 def test_members_are_compared_with_the_hashes_in_ensemble_json(resnet, larger, tmp_path, capsys):
-    members = {}
-    for run in (resnet, larger):
-        _, (info,) = inspect_json(capsys, run)
-        members[run.name] = {"path": str(run / "best.ckpt"), "weights": info["weights"]}
-    content = {"format": 1, "class_names": info["block"]["class_names"],
-               "voter": {"name": "soft"}, "members": members}  # fmt: skip
-    (tmp_path / "ensemble.json").write_text(json.dumps(content))
+    files = [shutil.copy(run / "best.ckpt", tmp_path / f"{run.name}.ckpt")
+             for run in (resnet, larger)]  # fmt: skip
+    write_ensemble(tmp_path, files)
     code, infos = inspect_json(capsys, tmp_path)
     assert code == 0
-    assert [info["path"] for info in infos] == [member["path"] for member in members.values()]
-    members["larger"]["weights"] = members["resnet"]["weights"]
-    (tmp_path / "ensemble.json").write_text(json.dumps(content))
+    assert [info["path"] for info in infos] == [str(file) for file in files]
+    shutil.copy(files[0], files[1])
     code, infos = inspect_json(capsys, tmp_path / "ensemble.json")
     assert code == 1
     assert [info["is_intact"] for info in infos] == [True, False]
@@ -94,3 +99,128 @@ def test_invalid_checkpoint_is_one_line(tmp_path, capsys):
     (tmp_path / "x.ckpt").write_text("text")
     assert main(["inspect", str(tmp_path / "x.ckpt")]) == 2
     assert "x.ckpt: truncated, or not a checkpoint" in capsys.readouterr().err
+
+
+def change_block(source, target, **values):
+    """A copy of a checkpoint with changed fields of its block; weights and digest stay."""
+    content = torch.load(source, weights_only=True)
+    content["consilium"].update(values)
+    torch.save(content, target)
+    return target
+
+
+@pytest.mark.parametrize("field", ["class_names", "preprocess", "init_args", "train_ids"])
+def test_an_edited_block_is_refused_by_name_everywhere(resnet, tmp_path, field, capsys):
+    content = torch.load(resnet / "best.ckpt", weights_only=True)["consilium"]
+    reversed_names = content["class_names"][::-1]
+    changed = {
+        "class_names": {"class_names": reversed_names,
+                        "init_args": content["init_args"] | {"class_names": reversed_names}},
+        "preprocess": {"preprocess": content["preprocess"] | {"mean": (0.9, 0.9, 0.9)}},
+        "init_args": {"init_args": content["init_args"] | {"head": "sigmoid"}},
+        "train_ids": {"train_ids": content["train_ids"][:0]},
+    }  # fmt: skip
+    file = change_block(resnet / "best.ckpt", tmp_path / "edited.ckpt", **changed[field])
+    message = r"edited.ckpt: was changed after it was written: its content does not match"
+    with pytest.raises(ValueError, match=message):
+        EnsembleModule(["none", "simple", "comminuted"], [str(file)])
+    config = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(file)]
+    for command in (["inspect", str(file)], ["test", *config, "--run", str(tmp_path / "run")]):
+        assert main(command) == 2
+        line = capsys.readouterr().err
+        assert "edited.ckpt: was changed after it was written" in line
+        assert line.count("\n") == 1
+
+
+def test_an_ensemble_is_what_was_evaluated_or_is_refused(resnet, tmp_path, capsys):
+    """Of a member with the same weights and another class order, whose digest was made to fit."""
+    member = shutil.copy(resnet / "best.ckpt", tmp_path / "member.ckpt")
+    weights = checkpoints.read(member)[0].weights
+    voter = FittedEnsemble(Soft(), [weights], ["none", "simple", "comminuted"], Temperature(0.5))
+    folder = write_ensemble(tmp_path / "ensemble", [member], voter)
+    assert main(["inspect", str(folder)]) == 0
+    content = torch.load(member, weights_only=True)
+    block, names = content["consilium"], ["comminuted", "simple", "none"]
+    block |= {"class_names": names, "init_args": block["init_args"] | {"class_names": names}}
+    content["consilium"] = checkpoints.block_with_digest(block)
+    torch.save(content, member)
+    with pytest.raises(ValueError, match=r"ensemble.json: member 'member' has other classes"):
+        load_ensemble(folder)
+    assert main(["inspect", str(folder)]) == 1
+    shutil.copy(resnet / "best.ckpt", member)
+    assert load_ensemble(folder).ensemble.temperature.value == 0.5
+    text = (folder / "voter.json").read_text()
+    (folder / "voter.json").write_text(text.replace('"value": 0.5', '"value": 2.0'))
+    with pytest.raises(ValueError, match=r"voter\.json: was changed after it was written"):
+        load_ensemble(folder)
+    store.save(folder, replace(voter, temperature=Temperature(2.0)))
+    with pytest.raises(ValueError, match=r"ensemble\.json: voter\.json of its voter 'soft'"):
+        load_ensemble(folder)
+    store.save(folder, voter)
+    text = (folder / "ensemble.json").read_text()
+    (folder / "ensemble.json").write_text(text.replace('"simple"', '"none"', 1))
+    with pytest.raises(ValueError, match=r"ensemble\.json: was changed after it was written"):
+        load_ensemble(folder)
+
+
+def test_an_ensemble_can_be_moved_with_its_members(resnet, tmp_path):
+    member = shutil.copy(resnet / "best.ckpt", tmp_path / "member.ckpt")
+    file = write_ensemble(tmp_path / "ensemble", [member]) / "ensemble.json"
+    (tmp_path / "new").mkdir()
+    Path(member).rename(tmp_path / "new" / "member.ckpt")
+    file.write_text(file.read_text().replace("../member.ckpt", "../new/member.ckpt"))
+    assert load_ensemble(file).member_names == ("member",)
+
+
+def test_a_signature_is_of_this_model_and_this_key(resnet, tmp_path, capsys, monkeypatch):
+    file = shutil.copy(resnet / "best.ckpt", tmp_path / "model.ckpt")
+    for name in ("own", "other"):
+        (tmp_path / f"{name}.key").write_text(f"a secret of the {name} team\n")
+    own, other = (["--key", str(tmp_path / f"{name}.key")] for name in ("own", "other"))
+
+    def inspect(*arguments):
+        code = main(["inspect", str(file), *arguments])
+        return code, " ".join(capsys.readouterr().out.split())
+
+    code, output = inspect()
+    assert code == 0
+    assert "matches: unchanged since it was written; it does not show who wrote it" in output
+    assert "signature not verified, no --key: who made this model is unknown" in output
+    assert inspect(*own)[0] == 1
+    assert "MISSING: nobody who has your key signed" in inspect(*own)[1]
+    assert inspect("--sign", *own)[0] == 0
+    code, output = inspect(*own)
+    assert code == 0
+    assert "VALID: somebody who has your key signed exactly this model" in output
+    code, output = inspect(*other)
+    assert code == 1
+    assert "NOT VALID: signed with another key, or changed since" in output
+    monkeypatch.setenv("CONSILIUM_KEY", "a secret of the own team")
+    assert inspect()[0] == 0
+    content = torch.load(file, weights_only=True)
+    content["consilium"] = checkpoints.block_with_digest(content["consilium"] | {"epoch": 7})
+    torch.save(content, file)
+    code, output = inspect()
+    assert code == 1
+    assert "digest" in output
+    assert "NOT VALID" in output
+
+
+def test_keys_and_signing_without_one_are_refused_in_one_line(resnet, tmp_path, capsys):
+    (tmp_path / "short.key").write_text("abc")
+    assert main(["inspect", str(resnet), "--key", str(tmp_path / "short.key")]) == 2
+    assert "short.key: 3 bytes; a key has at least 16" in capsys.readouterr().err
+    assert main(["inspect", str(resnet), "--sign"]) == 2
+    assert "--sign: needs --key FILE, or a key in CONSILIUM_KEY" in capsys.readouterr().err
+
+
+def test_an_edited_export_is_refused_by_name(resnet, tmp_path, capsys):
+    out = tmp_path / "export"
+    assert main(["export", str(resnet), "--format", "safetensors", "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(out)]) == 0
+    assert "export.json digest" in " ".join(capsys.readouterr().out.split())
+    text = (out / "export.json").read_text()
+    (out / "export.json").write_text(text.replace('"simple"', '"none"'))
+    assert main(["inspect", str(out)]) == 2
+    assert "export.json: was changed after it was written" in capsys.readouterr().err

@@ -178,8 +178,7 @@ def test_voter_registered_in_one_place_is_served_with_its_member_weights(
     monkeypatch.setitem(VOTERS, "first_member", spec)
     hashes = [checkpoints.read(file)[0].weights for file in untrained_files]
     fitted = FittedEnsemble(FirstMember(np.array([1, 0])), hashes, CLASSES, fitted_on="val")
-    folder = write_ensemble(tmp_path, untrained_files, "first_member", fitted_on="val")
-    store.save(folder / "voters", fitted)
+    write_ensemble(folder := tmp_path, untrained_files, fitted, voter_folder=tmp_path / "voters")
     with open_client(load_predictor(folder)) as client:
         info = client.get("/v1/model").json()
         prediction = predict_one(client)

@@ -1,11 +1,12 @@
 """Checkpoints and ensembles of untrained members, for tests without training."""
 
-import json
-
 import torch
 
 from datamodules.preprocess import Preprocess
+from evaluation.voters import store
 from lightning_modules import checkpoints
+from lightning_modules.checkpoints import read
+from lightning_modules.ensemble import load_voter, write_ensemble_file
 
 CLASSES = ["none", "simple", "comminuted"]
 
@@ -32,21 +33,24 @@ def save_checkpoint(module, preprocess: Preprocess, path):
     return path
 
 
-def write_ensemble(folder, files, voter="soft", class_names=CLASSES, fitted_on=""):
-    """Writes an ensemble.json of checkpoints, named by files or run folders; returns the folder."""
-    members = {
-        file.parent.name if file.name == "best.ckpt" else file.stem: {
-            "path": str(file),
-            "weights": checkpoints.read(file)[0].weights,
-        }
+def write_ensemble(folder, files, voter="soft", class_names=CLASSES, voter_folder=None):
+    """Writes an ensemble.json of checkpoints, named by files or run folders; returns the folder.
+
+    A fitted voter is saved into `voter_folder`, by default the ensemble's own.
+    """
+    blocks = {
+        file.parent.name if file.name == "best.ckpt" else file.stem: (file, read(file)[0])
         for file in files
     }
-    content = {
-        "format": 1,
-        "class_names": class_names,
-        "voter": {"name": voter, "fitted_on": fitted_on},
-        "members": members,
+    hashes = [block.weights for _, block in blocks.values()]
+    fitted = load_voter(voter, hashes, class_names) if isinstance(voter, str) else voter
+    if fitted is voter:
+        store.save(voter_folder or folder, fitted)
+    members = {
+        name: {"path": str(file), "weights": block.weights, "digest": block.digest}
+        for name, (file, block) in blocks.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ensemble.json").write_text(json.dumps(content))
+    identity = {"name": fitted.voter.name, "fitted_on": fitted.fitted_on}
+    identity["digest"] = store.digest(fitted)
+    write_ensemble_file(folder, list(class_names), members, identity)
     return folder

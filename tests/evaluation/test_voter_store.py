@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.files import with_digest
 from evaluation.metrics.calibration import Temperature
 from evaluation.voters.registry import VOTERS, VoterOptions, unfitted_voters, voter_spec
 from evaluation.voters.simple import Soft, Weighted, stacked_probabilities
@@ -86,7 +87,7 @@ def test_an_invalid_voter_file_is_refused(
 ) -> None:
     _saved(tmp_path)
     path = tmp_path / "voter.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    path.write_text(json.dumps(with_digest({**json.loads(path.read_text()), key: value})))
     with pytest.raises(ValueError, match=message):
         load(tmp_path, HASHES, CLASS_NAMES)
 

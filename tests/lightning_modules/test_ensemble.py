@@ -1,7 +1,6 @@
 """EnsembleModule: order of classes, members kept on disk, voters, and what is refused."""
 
 import gc
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from evaluation.voters import store
 from evaluation.voters.simple import Soft
 from lightning_modules import EnsembleModule, checkpoints
 from lightning_modules.ensemble import load_ensemble
+from tests.consilium import untrained
 
 CLASSES = ["none", "simple", "comminuted"]
 MEMORY_MAP = Path("/proc/self/maps")
@@ -122,18 +122,14 @@ def write_ensemble(runs, tmp_path):
     """Writes an ensemble.json of the runs into a folder, and optionally a fitted voter."""
 
     def write(name, fitted_on, temperature=None):
-        blocks = {run: checkpoints.read(f"{run}/best.ckpt")[0] for run in runs}
-        members = {r: {"path": f"{r}/best.ckpt", "weights": b.weights} for r, b in blocks.items()}
-        content = {"format": 1, "class_names": CLASSES, "members": members,
-                   "voter": {"name": "soft", "fitted_on": fitted_on}}  # fmt: skip
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "ensemble.json").write_text(json.dumps(content))
-        if temperature is not None:
-            hashes = [block.weights for block in blocks.values()]
-            fitted = store.FittedEnsemble(
-                Soft(), hashes, CLASSES, Temperature(temperature), fitted_on
-            )
-            store.save(tmp_path / name.replace("ensemble", "voters"), fitted)
+        files = [Path(run) / "best.ckpt" for run in runs]
+        hashes = [checkpoints.read(file)[0].weights for file in files]
+        calibration = Temperature(1.0 if temperature is None else temperature)
+        fitted = store.FittedEnsemble(Soft(), hashes, CLASSES, calibration, fitted_on)
+        voters = tmp_path / name.replace("ensemble", "voters")
+        untrained.write_ensemble(tmp_path / name, files, fitted, voter_folder=voters)
+        if temperature is None:
+            (voters / "voter.json").unlink()
         return tmp_path / name
 
     return write
