@@ -237,6 +237,8 @@ def _unreadable(files: Sequence[Path]) -> str:
     for file in files:
         try:
             resolve_references(file.parent, read_config(file))
+            if read_yaml(file) is None:
+                return f"{file}: the file is empty"
         except ValueError as error:
             return str(error)
     return ""

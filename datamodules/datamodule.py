@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Sampler
@@ -17,7 +16,7 @@ from datamodules.audit.audit import find_leaks_without_decoding, find_recorded_l
 from datamodules.augment import Augment
 from datamodules.dataset import Batch, ImageDataset, LazyDataLoader, identity, normalize_batch
 from datamodules.images import content_hashes, find_unreadable
-from datamodules.manifest import Manifest
+from datamodules.manifest import Manifest, read_table
 from datamodules.preprocess import Preprocess, as_settings
 from datamodules.samplers import Balance, ExactSampler, FixedSampler
 from datamodules.sources import Source
@@ -130,7 +129,10 @@ class ImageDataModule(LightningDataModule):
         """
         manifest = self.fold.apply(self.source.manifest(self.class_names))
         if self.exclude is not None:
-            excluded = pd.read_csv(self.exclude, dtype=str)
+            try:
+                excluded = read_table(Path(self.exclude)).astype(str)
+            except ValueError as error:
+                raise ValueError(f"exclude: {error}") from None
             if "id" not in excluded:
                 columns = list(excluded)
                 raise ValueError(f"exclude: {self.exclude} has no column 'id'; it has {columns}")
@@ -143,6 +145,7 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the manifest once, and checks it for this stage."""
+        stage = stage[:]  # plain text, also of Lightning's enumeration
         self._read_views()
         if self._manifest is None:
             manifest = self.load_manifest()

@@ -189,7 +189,8 @@ def _to_eight_bits(image: np.ndarray) -> np.ndarray:
     if image.dtype.kind == "f" and 0.0 <= low <= high <= 1.0:
         return np.asarray(np.rint(image * 255.0), dtype=np.uint8)
     if image.dtype != np.uint16:
-        raise ValueError(f"{image.dtype} pixels from {low} to {high}; floats must be from 0 to 1")
+        allowed = "8 or 16 bits without sign, or floats from 0 to 1"
+        raise ValueError(f"{image.dtype} pixels from {low:g} to {high:g}; allowed are {allowed}")
     top = next(2**bits - 1 for bits in _BIT_DEPTHS if high < 2**bits)
     return np.asarray(cv2.convertScaleAbs(image, alpha=255.0 / top))  # no copy in floats
 

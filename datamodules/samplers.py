@@ -53,9 +53,10 @@ class Balance:
             return None
         counts = np.bincount(labels, minlength=len(names)).astype(float)
         if isinstance(self.class_weights, list):
-            raw = np.asarray(self.class_weights, float)
-            if len(raw) != len(names) or raw.min() < 0:
-                message = f"give one value of at least 0 for each of {names}"
+            are_numbers = all(isinstance(w, int | float) for w in self.class_weights)
+            raw = np.asarray(self.class_weights if are_numbers else [], float)
+            if len(raw) != len(names) or not ((raw >= 0) & (raw < np.inf)).all():
+                message = f"give one finite value of at least 0 for each of {names}"
                 raise ValueError(f"class_weights is {self.class_weights}; {message}")
         elif not counts.all():
             absent = [name for name, n in zip(names, counts, strict=True) if not n]

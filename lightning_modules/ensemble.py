@@ -52,6 +52,8 @@ class EnsembleModule(BaseModule):
         super().__init__()
         self.class_names = class_names
         self.paths = paths = find_members(members)
+        if not paths:
+            raise ValueError("members: is empty; name checkpoints or run folders")
         self.member_names = tuple(member_names(paths))
         loaded = [checkpoints.load(path, mmap=one_at_a_time) for path in paths]
         self.blocks = [block for _, block in loaded]
@@ -147,7 +149,7 @@ def find_members(patterns: list[str]) -> list[Path]:
     paths: list[Path] = []
     for pattern in patterns:
         matches = [Path(pattern)]
-        if glob.has_magic(pattern):
+        if glob.has_magic(pattern) and not Path(pattern).exists():
             anchor = Path(pattern).anchor
             matches = sorted(Path(anchor).glob(str(Path(pattern).relative_to(anchor))), key=str)
         if not matches:

@@ -225,7 +225,7 @@ def _require_names(key: str, names: Collection[str]) -> None:
     if not names:
         raise ValueError(f"{key}: at least one is required")
     for name in map(str, names):
-        if not name or "/" in name or name.startswith("."):
+        if "/" in name or name.startswith(".") or not name.isprintable() or not 0 < len(name) < 100:
             raise ValueError(f"{key}: {name!r} is not the name of a folder")
         if name in RESERVED or name.startswith(tuple(f"{word}-" for word in RESERVED)):
             reserved = f"{', '.join(RESERVED)}, alone or before a hyphen"

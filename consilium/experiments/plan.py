@@ -1,5 +1,6 @@
 """The runs of an experiment: their folders, their commands, and what each needs."""
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -144,7 +145,7 @@ def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) 
     fit += ["--attended-values", *attended] if config.attended_values else []
     test = ["test", *config.ensemble, *r.arguments, "--run", str(run)]
     test += ["--model.init_args.voter", str(voters)]
-    test += [f"--model.init_args.members=[{', '.join(map(str, members))}]"]
+    test += [f"--model.init_args.members={json.dumps(list(map(str, members)))}"]
     return [
         Run(voters.name, voters, fit, tuple(names)),
         Run(run.name, run, test, (voters.name, *names)),

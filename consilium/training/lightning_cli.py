@@ -154,7 +154,7 @@ class ConsiliumCLI(LightningCLI):
         paths = [*files, *map(Path, given_options(args).config)]
         try:
             config = self.parser.parse_args(args)
-        except ArgumentError as error:
+        except (ArgumentError, UnicodeDecodeError) as error:
             keys = self._subcommand_parsers[args[0]].get_defaults().keys()
             typed = () if files else args  # flags of an experiment are written in its file
             raise ValueError(explain_parser_error(str(error), paths, keys, typed)) from error

@@ -75,6 +75,8 @@ def check_fit_config(config: Namespace) -> None:
         if config.trainer[name] == 0:
             raise ValueError(f"--trainer.{name} 0: must be at least 1, or -1 for no limit")
     model = resolve_name(config.model.class_path)
+    if issubclass(model, EnsembleModule):
+        raise ValueError("model: an ensemble is not trained: fit its members, then test it")
     if not issubclass(model, ImageClassifier | EnsembleModule):
         reason = "is no subclass of lightning_modules.ImageClassifier, and has no checkpoints"
         raise ValueError(f"model: {config.model.class_path} {reason}")
@@ -91,6 +93,9 @@ def check_settings(config: Namespace, files: Sequence[Path]) -> None:
 
     Groups such as `optimizer` are dataclasses that check their values when they are created.
     """
+    if not 0 <= config.seed_everything < 1 << 32:
+        allowed = f"must be from 0 to {(1 << 32) - 1}"
+        raise ValueError(f"--seed_everything {config.seed_everything}: {allowed}")
     for item in (config.model, config.data, *_as_list(config.trainer.callbacks)):
         cls = resolve_name(item.class_path)
         hints = argument_types(cls)

@@ -120,6 +120,8 @@ class Table(Source):
         if column is None:
             return [-1] * len(raw)
         values = raw[column]
+        if class_names and not set(values) & set(class_names):  # a column of numbers with gaps
+            values = values.str.replace(r"^(\d+)\.0$", r"\1", regex=True)
         present = set(values) - {""}
         if present <= {str(number) for number in range(len(class_names))} - set(class_names):
             return [int(value or -1) for value in values]

@@ -58,7 +58,7 @@ def panel_grid(images: Sequence[np.ndarray], panels: Sequence[Panel]) -> Figure:
         saliency_map = panel.saliency_map
         blended = to_rgb(image) if saliency_map is None else overlay(image, saliency_map)
         ax.imshow(blended, interpolation="nearest")
-        if saliency_map is not None and saliency_map.max() > 0:
+        if saliency_map is not None and min(saliency_map.shape) > 1 and saliency_map.max() > 0:
             # the line at half of the maximum is visible without any color
             ax.contour(saliency_map, [0.5 * saliency_map.max()], colors="white", linewidths=0.9)
         ax.set_anchor("W")  # text beside a narrow image then has the whole column's width

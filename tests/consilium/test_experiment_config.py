@@ -95,7 +95,7 @@ def test_ensembles_get_the_overrides_that_are_not_about_the_model(write):
     arguments = runs["ensemble-one"].arguments
     assert arguments[arguments.index("ensemble.yaml") + 1 :][:4] == [
         "--data.init_args.num_workers", "0", "--trainer.devices", "1"]  # fmt: skip
-    assert arguments[-1] == "--model.init_args.members=[out/members/m]"
+    assert arguments[-1] == '--model.init_args.members=["out/members/m"]'
     assert "x" not in arguments
 
 

@@ -95,7 +95,7 @@ def test_deep_pixels_are_scaled_from_the_smallest_sufficient_bit_depth(tmp_path,
 def test_float_tiffs_are_read_if_their_values_are_from_0_to_1(tmp_path):
     ramp = np.linspace(0, 1, 5, dtype=np.float32)[None]
     assert read_image(write(tmp_path, encode(ramp, "TIFF"))).tolist() == [[0, 64, 128, 191, 255]]
-    with pytest.raises(ImageError, match=r"x.bin: float32 pixels from 0.0 to 7.0"):
+    with pytest.raises(ImageError, match=r"x.bin: float32 pixels from 0 to 7"):
         read_image(write(tmp_path, encode(ramp * 7, "TIFF")))
 
 

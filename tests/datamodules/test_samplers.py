@@ -114,7 +114,7 @@ def test_given_weights_are_scaled_and_checked():
     ):
         Balance([0, 0, 0]).compute_class_weights(LABELS, NAMES)
     assert Balance().compute_class_weights(LABELS, NAMES) is None
-    with pytest.raises(ValueError, match=r"class_weights is \[1, 2\]; give one value"):
+    with pytest.raises(ValueError, match=r"class_weights is \[1, 2\]; give one finite value"):
         Balance([1, 2]).compute_class_weights(LABELS, NAMES)
     with pytest.raises(ValueError, match=r"train has none of \['d'\]"):
         Balance("inverse").compute_class_weights(LABELS, [*NAMES, "d"])
