@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -199,8 +200,11 @@ def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
 
 def _hash_file(path: str, memo: dict[str, list[str]]) -> list[str]:
     try:
-        stat = Path(path).stat()
-        state = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            return ["", f"{path}: not a file"]
+        times = f"{status.st_mtime_ns}-{status.st_ctime_ns}"
+        state = f"{status.st_size}-{times}-{status.st_ino}"
         if path in memo and memo[path][0] == state:
             return memo[path]
         with Path(path).open("rb") as file:

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ TAGS = {  # columns of a manifest, by the name of the tag
     "PatientID": "patient", "StudyInstanceUID": "study", "ViewPosition": "view_position",
     "Manufacturer": "manufacturer",
 }  # fmt: skip
+_SIZE_TAGS = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated"]
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 DEFLATED_TRANSFER_SYNTAX = b"1.2.840.10008.1.2.1.99"
 # Exceptions that pydicom raises for damaged files; any other exception is a bug of this module.
@@ -36,6 +38,24 @@ def decode_dicom(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:
         dataset = dcmread(io.BytesIO(data))
         _check_header(dataset, frame, max_pixels)
         return _render(dataset, frame or 0)
+    except (*DAMAGED_FILE_ERRORS, errors.BytesLengthException, errors.InvalidDicomError) as error:
+        raise ValueError(f"DICOM that cannot be read ({error})") from error
+
+
+def decoded_bytes(data: bytes, max_pixels: int) -> int:
+    """Memory that decoding takes at most, by the header; ValueError if it cannot be read."""
+    try:
+        from pydicom import dcmread, errors
+    except ImportError as error:
+        raise ValueError(MISSING_EXTRA) from error
+    if DEFLATED_TRANSFER_SYNTAX in data[132 : _end_of_meta(data)]:
+        return 8 * max_pixels  # it is unpacked as a whole
+    try:
+        header = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=_SIZE_TAGS)
+        rows, columns, samples, bits = (int(header.get(name) or 1) for name in _SIZE_TAGS)
+        check_size(columns, rows, max_pixels)
+        further = 10 if bits <= 16 else 50  # bytes per value; deeper ones are scaled in floats
+        return len(data) + rows * columns * max(samples, 1) * (max(bits, 8) // 8 + further)
     except (*DAMAGED_FILE_ERRORS, errors.BytesLengthException, errors.InvalidDicomError) as error:
         raise ValueError(f"DICOM that cannot be read ({error})") from error
 
@@ -105,7 +125,8 @@ def _render(dataset: "Dataset", frame: int) -> np.ndarray:
 
     raw = np.asarray(pixel_array(dataset, index=frame))
     if raw.ndim == 3:
-        return _to_eight_bits(raw / (2.0 ** int(dataset.BitsStored) - 1))
+        scale = 255.0 / (2.0 ** int(dataset.BitsStored) - 1)
+        return np.asarray(cv2.convertScaleAbs(raw, alpha=scale))  # no copy in floats
     if raw.dtype.kind == "f" or raw.dtype.itemsize > 2:
         return _gray_levels(raw, np.ones(raw.shape, dtype=bool), dataset)
     low, high = int(raw.min()), int(raw.max())

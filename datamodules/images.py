@@ -5,6 +5,7 @@ import io
 import math
 import os
 import re
+import stat
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class ImageHeader:
     is_gray: bool = False  # with or without alpha, although OpenCV returns RGB
     white_is_zero: bool = False  # of which OpenCV and Pillow invert only 8-bit pixels
     is_for_pillow: bool = False  # whether OpenCV lacks its compression
+    bytes_per_pixel: int = 4  # of the decoded pixels at most, before they are scaled to 8 bits
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -78,8 +80,10 @@ def read_file_bytes(path: str | Path) -> np.ndarray:
     """The bytes of a file as a uint8 array; refuses empty files and more than ``MAX_BYTES``."""
     file = split_frame_number(path)[0]
     try:
-        size = file.stat().st_size
-        if size > MAX_BYTES:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device has no end
+            raise ImageError(f"{file}: not a file")
+        if (size := status.st_size) > MAX_BYTES:
             raise ImageError(f"{file}: {size} bytes; allowed are {MAX_BYTES}")
         data = np.fromfile(file, dtype=np.uint8)
     except OSError as error:
@@ -153,6 +157,16 @@ def decode_bytes(
     pixels = decode_pixels(_without_animation(data) if kind == "png" else data, header, frame)
     brightness = _to_eight_bits(pixels)
     return 255 - brightness if header.white_is_zero and pixels.dtype != np.uint8 else brightness
+
+
+def decoded_bytes(data: np.ndarray, max_pixels: int = MAX_PIXELS) -> int:
+    """Memory that decoding takes at most, by the header; ValueError if the file is refused."""
+    kind = detect_format(data[:132].tobytes())
+    if kind is None or kind == "dicom":
+        return dicom.decoded_bytes(data.tobytes(), max_pixels)
+    header = read_header(kind, data)
+    dicom.check_size(header.width, header.height, max_pixels)
+    return 2 * header.width * header.height * header.bytes_per_pixel  # of which one is a copy
 
 
 def _decode_with_opencv(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
@@ -233,9 +247,10 @@ def _webp_header(data: np.ndarray) -> ImageHeader:
 
 def _png_header(data: np.ndarray) -> ImageHeader:
     """By hand: Pillow walks any number of chunks, and OpenCV allocates a false chunk length."""
-    width, height, _, color_type = struct.unpack(">IIBB", data[16:26].tobytes())
+    width, height, depth, color_type = struct.unpack(">IIBB", data[16:26].tobytes())
     _png_chunks(data)
-    return ImageHeader(width, height, is_gray=color_type in (0, 4))
+    size = {0: 1, 4: 4, 6: 4}.get(color_type, 3) * (2 if depth == 16 else 1)
+    return ImageHeader(width, height, is_gray=color_type in (0, 4), bytes_per_pixel=size)
 
 
 def _png_chunks(data: np.ndarray) -> list[tuple[bytes, slice]]:
@@ -292,6 +307,7 @@ def _tiff_header(data: np.ndarray) -> ImageHeader:
         width, height, pages=len(pages) - sum(tags.get(254, 0) & 1 for tags in pages) or 1,
         white_is_zero={tags.get(262) for tags in pages} == {0},
         is_for_pillow=any(tags.get(259) in _TIFF_FOR_PILLOW for tags in pages),
+        bytes_per_pixel=4 * max(max((tags.get(277, 1) for tags in pages), default=1), 1),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
@@ -21,12 +22,13 @@ from consilium.inference.predictor import Predictor
 from consilium.serving import schemas, upload
 from consilium.serving.schemas import ImagePrediction, MemberInfo, PredictResponse, PreparedImage
 from consilium.serving.upload import UploadForm, UploadLimits
-from datamodules.images import IMAGE_FORMATS, detect_format
+from datamodules.images import IMAGE_FORMATS, decoded_bytes, detect_format
 from evaluation.stats.estimate import Estimates
 from evaluation.voters.registry import voter_spec
 
 Result = TypeVar("Result")
 Job = tuple[PreparedImage, "Future[ImagePrediction]"]
+DECODED_BYTES_PER_PIXEL = 20  # of the largest image allowed: 1 GB at 50 megapixels
 MAX_BATCH = 8  # on a CPU larger batches are no faster, but each image waits longer
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # buckets of a histogram
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
@@ -223,7 +225,7 @@ class Service:
             form = await upload.read_form(request, limits, partial(admit, 0))
             admit(len(form.files), 0)
             self._check(form)
-            return await until_disconnect(request, self._predict_form(form))
+            return await until_disconnect(request, self._predict_form(form, partial(admit, 0)))
 
     def model_info(self) -> schemas.ModelInfo:
         """Description of the served ensemble and of the limits."""
@@ -268,7 +270,13 @@ class Service:
     def _has_capacity(self, num_images: int, num_bytes: int) -> bool:
         """Whether so many more images and bytes are within the limits."""
         images_fit = self.num_images + num_images <= self.settings.queue_size
-        return images_fit and self.num_bytes + num_bytes <= 8 * self.settings.limits.max_bytes
+        max_bytes = 8 * self.settings.limits.max_bytes + self.max_decoded_bytes
+        return images_fit and self.num_bytes + num_bytes <= max_bytes
+
+    @property
+    def max_decoded_bytes(self) -> int:
+        """Memory for the decoded images of all requests: two large ones, or many usual ones."""
+        return DECODED_BYTES_PER_PIXEL * self.settings.limits.max_pixels
 
     @contextmanager
     def _admission(self) -> Iterator[Callable[[int, int], None]]:
@@ -294,10 +302,17 @@ class Service:
         finally:
             self.num_images, self.num_bytes = self.num_images - images, self.num_bytes - size
 
-    async def _predict_form(self, form: UploadForm) -> PredictResponse:
+    async def _predict_form(
+        self, form: UploadForm, admit: Callable[[int], None]
+    ) -> PredictResponse:
         timeout = self.settings.limits.timeout
         try:
             async with asyncio.timeout(timeout):
+                sizes = [await self._decoded_bytes(*file) for file in form.files]
+                if (size := sum(sizes)) > self.max_decoded_bytes:
+                    reason = upload.too_large(size, self.max_decoded_bytes)
+                    raise HTTPException(413, f"decoded images of {reason}")
+                admit(size)
                 images = await asyncio.gather(*(self._prepare(form, *file) for file in form.files))
                 futures = [asyncio.wrap_future(self.batcher.submit(image)) for image in images]
                 predictions = await asyncio.gather(*futures)
@@ -306,14 +321,23 @@ class Service:
         self.metrics.images.inc(len(predictions))
         return PredictResponse(predictions=predictions)
 
-    async def _prepare(self, form: UploadForm, name: str, data: bytes) -> PreparedImage:
+    async def _decoded_bytes(self, name: str, data: bytes) -> int:
+        """Memory that decoding takes at most; a limit of it is also one of the time it takes."""
         if detect_format(data[:132]) is None:
             formats = ", ".join(IMAGE_FORMATS)
             raise HTTPException(415, f"{name}: not an image file; allowed are {formats}")
+        pixels = np.frombuffer(data, np.uint8)
+        return await self._decode(name, decoded_bytes, pixels, self.settings.limits.max_pixels)
+
+    async def _prepare(self, form: UploadForm, name: str, data: bytes) -> PreparedImage:
         arguments = (self.predictor, form, name, data, self.settings.limits.max_pixels)
+        return await self._decode(name, schemas.prepare_image, *arguments)
+
+    async def _decode(self, name: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of a function in the thread pool of decoders; a ValueError is a refusal."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self.decoders, schemas.prepare_image, *arguments)
+            return await loop.run_in_executor(self.decoders, function, *arguments)
         except ValueError as error:
             raise HTTPException(422, f"{name}: {error}") from None
 

@@ -30,6 +30,8 @@ def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
         raise ValueError(f"{root}: no such file or folder")
     paths = sorted(path.relative_to(root) for path in _files_below(root))
     visible = [path for path in paths if "/." not in f"/{path.as_posix()}"]
+    if foreign := [str(path) for path in visible if not _is_unicode(str(path))]:
+        raise ValueError(f"{root}: the file name {foreign[0]!r} is not in UTF-8; rename it")
     files = [path for path in visible if file_format(root / path) is not None]
     suffixes = Counter(path.suffix.lower() for path in set(visible) - set(files))
     if not files:
@@ -52,6 +54,10 @@ def _files_below(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
         real = Path(folder).resolve()
         folders[:] = [n for n in folders if not real.is_relative_to(Path(folder, n).resolve())]
+
+
+def _is_unicode(text: str) -> bool:
+    return text.encode("utf-8", "ignore").decode() == text
 
 
 def file_format(file: Path) -> str | None:

@@ -1,5 +1,6 @@
 """Harmful and corrupt uploads are refused with a reason, and leave neither files nor memory."""
 
+import asyncio
 import gc
 import io
 import resource
@@ -8,18 +9,20 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from fastapi import HTTPException
 from starlette.testclient import TestClient
 
 from consilium.inference.predictor import load_predictor
 from consilium.serving.server import create_app
-from consilium.serving.service import ServerSettings
-from consilium.serving.upload import UploadLimits
+from consilium.serving.service import ServerBusy, ServerSettings, Service
+from consilium.serving.upload import UploadForm, UploadLimits
 from datamodules import images
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
@@ -219,3 +222,29 @@ def test_too_large_body_is_refused_by_its_declared_and_by_its_actual_length(app)
     assert details[0] == f"953.7 MB are too large; {limit}"
     assert details[1].endswith(f" MB are too large; {limit}")
     assert "Maximum number of files is 8" in details[2]
+
+
+def rgba16(side):
+    """A small file whose pixels take 8 bytes each."""
+    return cv2.imencode(".png", np.zeros((side, side, 4), np.uint16))[1].tobytes()
+
+
+def test_decoded_bytes_are_limited_for_each_request_and_for_all_together(untrained_files):
+    service = Service(load_predictor(untrained_files[0]), ServerSettings(limits=LIMITS))
+    try:
+        two, one = (UploadForm([("a.png", rgba16(900))] * n) for n in (2, 1))
+
+        async def predict(form, others=0):
+            with service._admission() as admit:
+                admit(1, others)
+                return await service._predict_form(form, partial(admit, 0))
+
+        with pytest.raises(HTTPException, match=r"413: decoded images of 24\.7 MB are too large"):
+            asyncio.run(predict(two))
+        assert len(asyncio.run(predict(one)).predictions) == 1
+        with pytest.raises(ServerBusy):
+            asyncio.run(predict(one, others=8 * LIMITS.max_bytes + 8_000_000))
+        assert service.num_bytes == service.num_images == 0
+    finally:
+        service.decoders.shutdown()
+        service.batcher.close()

@@ -1,6 +1,8 @@
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 from PIL import Image
 
 from datamodules import images
+from datamodules.cache import file_hashes
 from datamodules.images import ImageError, read_image
+from tests.datamodules.test_dicom import write_dicom
 
 
 @pytest.fixture(scope="module")
@@ -280,3 +284,49 @@ def test_a_truncated_file_is_never_read_in_part(tmp_path, kind):
     for fraction in (0.5, 0.9, 0.98):
         with pytest.raises(ImageError, match="cut"):
             read_image(write(tmp_path, data[: int(len(data) * fraction)]))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "odd.png"
+    {"pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"),
+     "folder": path.mkdir}[kind]()  # fmt: skip
+    with pytest.raises(ImageError, match=r"odd\.png: not a file"):
+        read_image(path)
+    assert file_hashes([str(path)], tmp_path) == {str(path): f"{path}: not a file"}
+
+
+def large_file(kind):
+    """An encoded image of 3000 x 2000 pixels."""
+    noise = np.random.default_rng(0).integers(0, 65535, (200, 300), np.uint16)
+    gray = cv2.resize(noise, (3000, 2000))
+    color = np.dstack([gray, gray, gray])
+    if kind.startswith("dicom"):
+        rgb = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+        tags = {"Rows": 2000, "Columns": 3000, "BitsStored": 16, "HighBit": 15}
+        stream = io.BytesIO()
+        is_color = kind == "dicom rgb"
+        write_dicom(stream, color if is_color else gray, **tags, **(rgb if is_color else {}))
+        return stream.getvalue()
+    pixels = {"rgba16": np.dstack([color, gray]), "rgb16": color, "gray16": gray,
+              "rgb8": (color >> 8).astype(np.uint8)}  # fmt: skip
+    name, suffix = kind.split()
+    return cv2.imencode(suffix, pixels[name])[1].tobytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by Linux only")
+@pytest.mark.parametrize(
+    "kind",
+    ["rgba16 .png", "rgb16 .png", "gray16 .png", "rgb8 .png", "rgb8 .jpg", "rgb8 .webp",
+     "rgb16 .tif", "gray16 .tif", "dicom gray", "dicom rgb"],
+)  # fmt: skip
+def test_decoding_takes_no_more_memory_than_the_header_tells(kind):
+    def resident(name):
+        line = next(s for s in Path("/proc/self/status").read_text().splitlines() if name in s)
+        return int(line.split()[1]) << 10
+
+    data = np.frombuffer(large_file(kind), np.uint8)
+    Path("/proc/self/clear_refs").write_text("5")
+    start = resident("VmRSS")
+    images.decode_bytes(data)
+    assert resident("VmHWM") - start <= images.decoded_bytes(data) + (8 << 20)

@@ -1,4 +1,6 @@
+import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,6 +8,7 @@ import pandas as pd
 import pytest
 
 from datamodules.sources import Folders, Mura, Table
+from datamodules.sources.files import find_image_files
 from datamodules.splits import SplitFractions
 from tests.datamodules.test_dicom import write_dicom
 
@@ -335,3 +338,10 @@ def test_several_columns_can_identify_the_patient(tmp_path):
     assert manifest.table["kind"].tolist() == ["x", "y", "x", ""]
     note = "1 images have no patient; each is treated as a patient of its own"
     assert manifest.notes == (note,)
+
+
+def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):
+    (tmp_path / "a").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/a/\xe9.png")).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"the file name 'a/.udce9\.png' is not in UTF-8"):
+        find_image_files(tmp_path)
