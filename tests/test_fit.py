@@ -229,7 +229,8 @@ def test_training_images_by_other_names_are_refused(resnet, tmp_path, capsys):
 
 def test_val_images_of_the_training_are_refused_in_the_test_split(tiny, resnet, tmp_path, capsys):
     content = torch.load(resnet / "best.ckpt", weights_only=True)
-    content["consilium"]["train_ids"] = torch.empty(0, dtype=torch.int64)
+    block = content["consilium"] | {"train_ids": torch.empty(0, dtype=torch.int64)}
+    content["consilium"] = checkpoints.block_with_digest(block)
     torch.save(content, tmp_path / "no_train_ids.ckpt")
     checkpoint = [
         "--ckpt_path",

@@ -12,6 +12,7 @@ import yaml
 from consilium.cli.main import COMMANDS, TRAINING, main, parse_arguments
 from consilium.config_files import shorten_parser_error
 from consilium.training.lightning_cli import validate_config
+from lightning_modules.checkpoints import block_with_digest
 from tests.conftest import ROOT
 
 
@@ -250,7 +251,7 @@ def write_invalid_checkpoints(folder, good):
     torch.save(hidden, folder / "hidden.ckpt")
     torch.save({"state_dict": content["state_dict"]}, folder / "foreign.ckpt")
     block = {**content["consilium"], "module": "os.system"}
-    torch.save({**content, "consilium": block}, folder / "module.ckpt")
+    torch.save({**content, "consilium": block_with_digest(block)}, folder / "module.ckpt")
 
 
 @pytest.mark.parametrize(

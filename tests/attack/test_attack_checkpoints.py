@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def test_malformed_checkpoints_are_refused_in_one_line_without_much_memory(
 ):
     monkeypatch.chdir(tmp_path)
     inspected, loaded, number = Outcomes("inspect"), Outcomes("load"), 0
-    for file in malformed_checkpoints(checkpoint, packed, tmp_path, slow):
+    step = 1 if slow else 4
+    files = islice(malformed_checkpoints(checkpoint, packed, tmp_path, slow), 0, None, step)
+    for file in files:
         number += 1
         PEAK_RESET.write_text("5")
         start = memory("VmRSS")
@@ -79,7 +82,7 @@ def test_malformed_checkpoints_are_refused_in_one_line_without_much_memory(
             loaded.failures.append(f"{file.name}: took {used >> 20} MB")
     inspected.require(number)
     loaded.require(number)
-    assert number >= 44
+    assert number >= (44 if slow else 20)
     assert not (tmp_path / "executed").exists()
 
 
@@ -99,7 +102,7 @@ def exported(ensemble):
     return folder
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ["ensemble.json", "voter.json", "export.json"])
 def test_malformed_json_files_are_refused_in_one_line(ensemble, exported, name, count, tmp_path):
     source = exported if name == "export.json" else ensemble

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from datamodules.sources import Folders, Mura, Table
-from datamodules.sources.files import find_image_files
+from datamodules.sources.files import scan_folder
 from datamodules.splits import SplitFractions
 from tests.datamodules.test_dicom import write_dicom
 
@@ -344,4 +344,4 @@ def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):
     (tmp_path / "a").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/a/\xe9.png")).write_bytes(b"x")
     with pytest.raises(ValueError, match=r"the file name 'a/.udce9\.png' is not in UTF-8"):
-        find_image_files(tmp_path)
+        scan_folder(tmp_path)

@@ -283,7 +283,9 @@ def test_a_checkpoint_that_names_a_file_is_refused_by_inspect(
     module = ImageClassifier(["a", "b"], "test_resnet", image_size=32)
     file = save_checkpoint(module, Preprocess(size=32), tmp_path / "model.ckpt")
     content = torch.load(file, weights_only=True)
-    content["consilium"]["init_args"]["backbone_args"] = {"checkpoint_path": str(tmp_path / "x")}
+    block = content["consilium"]
+    block["init_args"]["backbone_args"] = {"checkpoint_path": str(tmp_path / "x")}
+    content["consilium"] = checkpoints.block_with_digest(block)
     torch.save(content, file)
     assert main(["inspect", str(file)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

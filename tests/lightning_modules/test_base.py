@@ -41,8 +41,9 @@ def root(tmp_path_factory, tiny, resnet, larger):
         subset.to_csv(folder / f"{size}.csv", index=False)
     for name, run in (("member-a", resnet), ("member-b", larger)):
         content = torch.load(run / "best.ckpt", weights_only=True)
-        for ids in ("train_ids", "val_ids"):  # it may be tested on any image
-            content["consilium"][ids] = torch.empty(0, dtype=torch.int64)
+        nothing = torch.empty(0, dtype=torch.int64)  # it may be tested on any image
+        block = content["consilium"] | {"train_ids": nothing, "val_ids": nothing}
+        content["consilium"] = checkpoints.block_with_digest(block)
         torch.save(content, folder / f"{name}.ckpt")
     run_base(1, folder / "one")
     return folder
