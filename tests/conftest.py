@@ -38,6 +38,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints how the attacks ended, with workers as well."""
+    for report in terminalreporter.stats.get("passed", []):
+        if "tests/attack/" in report.nodeid:
+            lines = report.capstdout.splitlines()
+            for line in (line for line in lines if " attacks, " in line):
+                terminalreporter.write_line(line)
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks every connection to another machine."""

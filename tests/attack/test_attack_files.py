@@ -15,7 +15,7 @@ from datamodules.images import decode_bytes
 from datamodules.preprocess import Preprocess
 from lightning_modules import ImageClassifier
 from tests.attack import datasets, images
-from tests.attack.outcomes import Outcomes, tree_hash
+from tests.attack.outcomes import Outcomes
 from tests.consilium.serving import open_client
 from tests.consilium.untrained import CLASSES, save_checkpoint
 
@@ -25,20 +25,6 @@ LIMITS = UploadLimits(max_bytes=1 << 20, max_files=4, max_pixels=1_000_000, time
 def numbers(few: int, many: int):
     """A small number for every run, and the full one for the exhaustive tests."""
     return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.exhaustive)])
-
-
-@pytest.fixture(autouse=True)
-def decoy_home(tmp_path_factory, monkeypatch):
-    """A home folder whose files must stay as they are, and a working folder to write into."""
-    home, work = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
-    for name in (".bashrc", ".ssh/id_rsa", "data/0.png", "runs/best.ckpt", "passwd"):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text(name)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(work)
-    before = tree_hash(home)
-    yield home
-    assert tree_hash(home) == before, "a file in the home folder was changed"
 
 
 def require_pixels(data: bytes) -> None:
