@@ -188,8 +188,8 @@ def parse_block(content: dict[str, Any], path: str) -> Block:
             raise ValueError(f"not a Consilium checkpoint (it has no {KEY!r} block)")
         _require_plain_block(values)
         if values.get("format") != FORMAT:
-            reason = f"this version reads {FORMAT}"
-            raise ValueError(f"block format {values.get('format')!r}, {reason}")
+            reason = f"block format {values.get('format')!r}, this version reads {FORMAT}"
+            raise ValueError(f"{reason}; train it again, or use the version that wrote it")
         if differing := sorted(set(values) ^ {f.name for f in fields(Block)}):
             raise ValueError(f"missing or unknown fields in the block: {differing}")
         _require_valid_values(values)
