@@ -9,14 +9,16 @@ machine the fraction of time in which the models computed is more reliable than 
 throughputs: its difference from 1 is the cost of the server. With `--attack`, one client sends
 request after request alone, and then beside 64 clients that send a body byte by byte or hang up
 after their request (every fifth), and 1,000 connections that never complete the head of a request;
-each of them connects again when it was closed.
+each of them connects again about a second after it was closed.
 """
 
 import argparse
 import asyncio
 import http.client
 import json
+import multiprocessing
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -27,7 +29,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -155,19 +158,37 @@ def measure_attack(model: Path, seconds: float) -> None:
     with running_server(model) as (port, pid):
         client = Clients(port, 1)
         client.run(5)
-        memory = {}
-        for name, count in (("alone", 0), ("under attack", 1)):
-            attackers = [Attackers(port, client.bodies[0]) for _ in range(count)]
-            memory[name] = memory_mb(pid)
-            client.responses.clear()
-            client.run(seconds)
+        for name, is_attacked in (("alone", False), ("under attack", True)):
+            memory = memory_mb(pid)
+            with attackers(port, client.bodies[0]) if is_attacked else nullcontext():
+                client.responses.clear()
+                client.run(seconds)
             latencies = sorted(latency for status, latency in client.responses if status == 200)
             p50, p99 = (1000 * latencies[int(q * (len(latencies) - 1))] for q in (0.5, 0.99))
             statuses = dict(Counter(status for status, _ in client.responses))
             print(f"{name}: p50 {p50:.0f} ms, p99 {p99:.0f} ms, statuses {statuses}, "
-                  f"{memory_mb(pid) - memory[name]:+.0f} MB")  # fmt: skip
-            for attacker in attackers:
-                print(f"connections of the attackers: {attacker.stop()}")
+                  f"{memory_mb(pid) - memory:+.0f} MB")  # fmt: skip
+
+
+@contextmanager
+def attackers(port: int, body: bytes) -> Iterator[None]:
+    """Attacks from a process of its own, which does not delay the measured client."""
+    context = multiprocessing.get_context("fork")
+    is_over = context.Event()
+    process = context.Process(target=attack, args=(port, body, is_over))
+    process.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        process.join()
+
+
+def attack(port: int, body: bytes, is_over: Event) -> None:
+    """Attacks until it is over, and prints the number of connections."""
+    clients = Attackers(port, body)
+    is_over.wait()
+    print(f"connections of the attackers: {clients.stop()}", flush=True)
 
 
 def memory_mb(pid: int) -> float:
@@ -208,7 +229,7 @@ class Attackers:
                 self.connections[attack.__name__.strip("_")] += 1
                 await attack(reader, writer)
                 writer.close()
-            await asyncio.sleep(1)
+            await asyncio.sleep(random.uniform(0.5, 1.5))
 
     async def _stay_silent(self, reader: Reader, writer: Writer) -> None:
         writer.write(self.head[:40])

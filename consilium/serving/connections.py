@@ -1,8 +1,12 @@
 """Connections of the server: those without a request are closed before they crowd out others."""
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 HEAD_SECONDS = 10.0  # within which the head of a request must arrive
 MAX_WAITING = 384  # connections without a whole request
@@ -10,6 +14,7 @@ MAX_WAITING_PER_ADDRESS = 320  # a proxy has one address
 # Connections that the loop accepts at once. Three times as many may be open until the oldest are
 # closed: together fewer than the 1,024 files that a process may usually have open.
 BACKLOG = 192
+CHECK_SECONDS = 0.02  # after a new connection; a check for each of a thousand would take too long
 
 
 class TimedProtocol(H11Protocol):
@@ -19,10 +24,14 @@ class TimedProtocol(H11Protocol):
     that a new client is served at once.
     """
 
+    servers_to_check: ClassVar[WeakSet[ServerState]] = WeakSet()
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._start_waiting()
-        self.loop.call_later(0, self._close_oldest)  # once it is connected
+        if self.server_state not in self.servers_to_check:
+            self.servers_to_check.add(self.server_state)
+            self.loop.call_later(CHECK_SECONDS, self._close_oldest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the time limit."""
@@ -57,9 +66,19 @@ class TimedProtocol(H11Protocol):
         self.head_timer = self.loop.call_later(HEAD_SECONDS, lambda: self.transport.abort())
 
     def _close_oldest(self) -> None:
-        """Closes the oldest of the waiting connections if they are too many."""
+        """Closes the oldest of the waiting connections of an address, or of all, if too many."""
+        self.servers_to_check.discard(self.server_state)
         waiting = [c for c in self.connections if isinstance(c, TimedProtocol) and c.is_waiting]
-        same_address = [c for c in waiting if c.address == self.address]
-        for group, limit in ((same_address, MAX_WAITING_PER_ADDRESS), (waiting, MAX_WAITING)):
-            if len(group) > limit:
-                min(group, key=lambda connection: connection.since).transport.abort()
+        waiting.sort(key=lambda connection: connection.since)
+        by_address = defaultdict[str | None, list[TimedProtocol]](list)
+        for connection in waiting:
+            by_address[connection.address].append(connection)
+        for group in by_address.values():
+            _abort(group[: max(0, len(group) - MAX_WAITING_PER_ADDRESS)])
+        remaining = [c for c in waiting if not c.transport.is_closing()]
+        _abort(remaining[: max(0, len(remaining) - MAX_WAITING)])
+
+
+def _abort(connections: Iterable[TimedProtocol]) -> None:
+    for connection in connections:
+        connection.transport.abort()
