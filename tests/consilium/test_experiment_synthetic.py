@@ -11,6 +11,7 @@ from evaluation.results import read_results
 from tests.conftest import ROOT
 
 SYNTHETIC = sorted((ROOT / "configs/experiments").glob("*_synthetic.yaml"))
+LONGEST = ROOT / "configs/experiments/gradcam_synthetic.yaml"  # has a file of its own
 HEADINGS = {
     "": ("Gates", "Cost", "Audit", "How this report was made"),
     "fracture_synthetic": ("Ensembles and members", "Member weights", "Diversity and accuracy",
@@ -36,12 +37,18 @@ def test_each_of_the_five_systems_has_a_synthetic_experiment_with_its_members():
 
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("drawn_plots")
-@pytest.mark.parametrize("file", SYNTHETIC, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [file for file in SYNTHETIC if file != LONGEST], ids=lambda file: file.stem
+)
 def test_a_synthetic_experiment_passes_every_gate(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command that a user runs; 0 only if nothing failed and every gate passed."""
     monkeypatch.chdir(tmp_path)
+    require_gates(file, tmp_path, capsys)
+
+
+def require_gates(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs the command of a user, which is 0 only if nothing failed and every gate passed."""
     assert main(["experiment", "run", str(file), "--jobs", "2"]) == 0, capsys.readouterr().out
     folder, config = tmp_path / "runs" / file.stem, load_experiment(file)
     results = read_results(folder / "results.json")
