@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datamodules.manifest import Manifest
 
 EXAMPLES = """\
-example:
+examples:
   consilium init labels.csv --patient patient_id --size 224 -o mydata
   consilium init labels.csv --weights weights/ --minutes 30 -o mydata
   consilium experiment run mydata/mydata.yaml
@@ -43,6 +43,11 @@ def run(options: argparse.Namespace) -> int:
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
     manifest, name = data_config.load_target(target, columns)
     check_dataset(folder, target, manifest)
+    candidates = []
+    if options.weights:
+        from consilium.inference.starter_plan import find_candidates
+
+        candidates = find_candidates(options.weights, manifest.table["path"].tolist())
     audit_folder = options.audit or Path("runs") / f"audit-{name}"
     if not _is_current(audit_folder, manifest):
         audit_report.write_audit_report(audit_manifest(manifest), audit_folder, name)
@@ -50,11 +55,6 @@ def run(options: argparse.Namespace) -> int:
     if options.keep_conflicts:
         quarantine = quarantine[quarantine["reason"] != CONFLICT]
     copies = read_table(audit_folder / audit_report.COPIES)
-    candidates = []
-    if options.weights:
-        from consilium.inference.starter_plan import find_candidates
-
-        candidates = find_candidates(options.weights, manifest.table["path"].tolist())
     file, plan = write_configs(
         folder, target, columns, manifest, options.size, quarantine, copies, candidates,
         options.minutes,

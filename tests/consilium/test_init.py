@@ -56,6 +56,12 @@ def test_a_table_becomes_an_experiment_that_trains(table, capsys):
     assert config["data"]["init_args"]["preprocess"]["size"] == 32
 
 
+def test_missing_weights_are_refused_before_the_audit(table, capsys):
+    assert main(["init", str(table), *PATIENT, "--weights", "nowhere.pth", "-o", "mine"]) == 2
+    assert "--weights nowhere.pth: no such file" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 @pytest.mark.exhaustive
 def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_network(table, capsys):
     net = backbones.build("test_resnet", 10)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from consilium.inference.starter_plan import Candidate, backbone_of_file, plan_members
+from consilium.inference.starter_plan import Candidate, backbone_of_file, plan_members, time_image
 from datamodules.preprocess import Preprocess
 
 
@@ -45,6 +45,10 @@ def test_one_probe_is_proposed_if_the_time_is_too_short_for_anything():
 )  # fmt: skip
 def test_the_network_is_the_one_that_the_name_of_the_file_begins_with(name, backbone):
     assert backbone_of_file(Path(f"{name}.safetensors")) == backbone
+
+
+def test_images_that_cannot_be_read_do_not_prevent_a_plan():
+    assert time_image("test_resnet", Preprocess(size=32), ["nowhere.png"]) > 0
 
 
 def test_a_file_of_another_name_is_refused_in_one_line():
