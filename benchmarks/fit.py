@@ -80,7 +80,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each (3)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
-    parser.add_argument("--channels_last", action="store_true", help="memory format of weights")
     parser.add_argument("--compile", action="store_true", help="compile the network of Lightning")
     return parser.parse_args()
 
@@ -111,7 +110,7 @@ def lightning_fit(args: argparse.Namespace, loader: Loader) -> Train:
     module = ClassifierWithoutData(
         CLASS_NAMES,
         args.backbone,
-        backbone_args={"channels_last": args.channels_last, "compile": args.compile},
+        backbone_args={"compile": args.compile},
         optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.05),
     )
     return lambda: make_trainer(args).fit(module, loader)
@@ -135,7 +134,7 @@ def make_trainer(args: argparse.Namespace) -> lightning.Trainer:
 def baseline(args: argparse.Namespace, loader: Loader) -> Train:
     """One epoch of the same steps in a plain loop."""
     torch.manual_seed(0)
-    net = backbones.build(args.backbone, len(CLASS_NAMES), channels_last=args.channels_last)
+    net = backbones.build(args.backbone, len(CLASS_NAMES))
     net = net.to(args.device)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, weight_decay=0.05)
     is_bf16 = args.precision == "bf16"

@@ -146,8 +146,7 @@ def training(scale: Scale) -> Iterator[Row]:
             precision = "bf16" if is_gpu else "32"
             args = argparse.Namespace(
                 backbone=backbone, image_size=size, batch=batch, images=scale.images,
-                device=scale.device.type, precision=precision, channels_last=True,
-                compile=is_compiled,
+                device=scale.device.type, precision=precision, compile=is_compiled,
             )  # fmt: skip
             loader = fit.make_loader(args)
             ours, plain = (make(args, loader) for make in (fit.lightning_fit, fit.baseline))

@@ -43,7 +43,7 @@ MAX_NAMES = 5  # in a message
 def build(
     name: str, num_classes: int, *,
     pretrained: bool | str = False, image_size: int | None = None,
-    grad_checkpointing: bool = False, channels_last: bool = False, compile: bool = False,
+    grad_checkpointing: bool = False, channels_last: bool = True, compile: bool = False,
     commercial_only: bool = False, **options: object,
 ) -> nn.Module:  # fmt: skip
     """A timm network with `num_classes` outputs for images of `image_size` pixels.
@@ -52,6 +52,7 @@ def build(
     or the path of a weight file. `image_size` None is the size of the published weights. `options`
     are arguments of the timm model. `commercial_only` refuses published weights whose license
     forbids commercial use. `compile` compiles at the first call; names of weights do not change.
+    `channels_last` stores weights in the memory format that is the faster one for convolutions.
     The new head of a pretrained network starts at zero; without `pretrained`, timm's is kept.
     """
     _pretrained_config(name)  # an error for an unknown name

@@ -41,13 +41,12 @@ class EnsembleModule(BaseModule):
         voter: name of a voter that needs no fitting (soft, geometric, majority), or the folder of
             a fitted voter (voter.json), which must have been fitted for these members.
         one_at_a_time: keep one member at a time on the device and the others in their files.
-        channels_last: store weights in the memory format that GPUs with tensor cores prefer.
         compile: compile each member at its first batch.
     """
 
     def __init__(
         self, class_names: list[str], members: list[str], voter: str = "soft",
-        one_at_a_time: bool = False, channels_last: bool = False, compile: bool = False,
+        one_at_a_time: bool = False, compile: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.class_names = class_names
@@ -62,8 +61,7 @@ class EnsembleModule(BaseModule):
         self.ensemble = load_voter(voter, hashes, class_names)
         self.member_preprocesses = [block.preprocess for block in self.blocks]
         self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
-        layout = torch.channels_last if channels_last else torch.preserve_format
-        modules = [module.to(memory_format=layout) for module, _ in loaded]
+        modules = [module for module, _ in loaded]
         for module in modules if compile else []:
             module.compile()
         #: members that are no submodules, so that they do not move to the device together

@@ -1,5 +1,6 @@
 import os
 import pickle
+import platform
 import re
 import subprocess
 import sys
@@ -340,6 +341,26 @@ def test_corrupt_image_in_a_worker_is_one_line(tiny, tmp_path, capsys):
     error = error_line(capsys, ["fit", *configs, "--run", str(tmp_path / "run")])
     assert "p0.png" in error or "p2.png" in error or "p4.png" in error
     assert "Traceback" not in error
+
+
+PAGE_FAULTS = """
+import resource
+import numpy as np
+from consilium.cli.main import main
+
+main(["--version"])
+faults = []
+for _ in range(2):
+    np.ones(2**24)  # 128 MiB
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[1] - faults[0])
+"""
+
+
+def test_the_memory_of_freed_arrays_is_used_again():
+    run = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True)
+    faults = int(run.stdout.split()[-1])
+    assert faults < 100 or platform.libc_ver()[0] != "glibc"  # 32,768 without
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,6 @@ def test_offloaded_members_stay_in_their_files(runs):
     assert not mapped_runs()
 
 
-def test_channels_last_gives_the_same_logits(runs):
-    plain, other = EnsembleModule(CLASSES, runs), EnsembleModule(CLASSES, runs, channels_last=True)
-    kernels = [p for p in other.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
-    assert kernels
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
-    torch.testing.assert_close(predict(plain), predict(other), rtol=0, atol=1e-5)
-
-
 def test_members_with_other_classes_are_refused(runs):
     with pytest.raises(ValueError, match=r"best\.ckpt: its classes are \['none', 'simple'"):
         EnsembleModule(["none", "simple", "open"], runs)
