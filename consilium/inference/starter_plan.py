@@ -1,10 +1,12 @@
 """Which members `consilium init` proposes: probes and fine-tuned networks that fit a time."""
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 
@@ -14,12 +16,15 @@ from lightning_modules import backbones
 from lightning_modules.freezing import eval_mode
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-TIMED_IMAGES = 8
-TRAINING_COST = 3.5  # of a training step in forward passes, as measured on CPUs
+SAMPLED_IMAGES = 8  # read to measure their size and time
+LARGEST_RATIO, SMALLEST_RATIO = 1.75, 1.25  # of an input that shows more detail than the published
+SIZE_STEP = 32  # of the sizes of inputs, in pixels
+TRAINING_COST = 4.5  # of a training step in forward passes, as measured on CPUs
 PROBE_COST = 1.2  # of the features of an image, with the fit of the head
 STARTUP_MINUTES = 0.5  # of a member: imports, evaluation, report
 PROBE_SHARE = 0.5  # of the time at most for probes; fine-tuning gets the rest
-EPOCHS = range(3, 11)  # of fine-tuning: fewer would not pay
+EPOCHS = (3, 10)  # of fine-tuning: fewer would not pay, more would not help
+SEEN_IMAGES = (3_000, 10_000)  # of which small datasets need more epochs
 MAX_FINETUNED = 2
 
 
@@ -29,7 +34,7 @@ class Candidate:
 
     backbone: str
     weights: Path
-    preprocess: Preprocess  # as in its pretraining
+    preprocess: Preprocess  # as in its pretraining, perhaps with a larger size
     seconds: float  # of decoding an image and a forward pass
 
 
@@ -43,8 +48,9 @@ class PlannedMember:
 
     @property
     def name(self) -> str:
-        """`resnet50_probe` or `resnet50`, after the file of the weights."""
-        return f"{self.candidate.weights.stem}{'' if self.epochs else '_probe'}"
+        """`resnet50_224_probe` or `resnet50_224`, after the file of the weights and the size."""
+        name = f"{self.candidate.weights.stem}_{self.candidate.preprocess.size}"
+        return name if self.epochs else f"{name}_probe"
 
     @property
     def summary(self) -> str:
@@ -60,7 +66,10 @@ class PlannedMember:
 
 
 def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candidate]:
-    """The networks of weight files, or of all weight files in folders, timed on some images."""
+    """The networks of weight files, or of all weight files in folders, timed on some images.
+
+    A network is a second candidate at a larger size if the images have more detail than it shows.
+    """
     files = [
         file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])
     ]
@@ -68,15 +77,44 @@ def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candid
     if not files:
         places = ", ".join(map(str, paths))
         raise ValueError(f"--weights {places}: no weight file ({', '.join(SUFFIXES)})")
-    return [_candidate(file, images) for file in files]
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(f"--weights {missing[0]}: no such file")
+    backbone_of = {file.resolve(): backbone_of_file(file) for file in files}
+    samples = read_samples(images)
+    candidates = []
+    for file, backbone in backbone_of.items():
+        published = Preprocess.from_backbone(backbone)
+        larger = larger_size(published.size, samples)
+        for size in [published.size, *([larger] if larger else [])]:
+            preprocess = replace(published, size=size)
+            try:
+                seconds = time_image(backbone, preprocess, samples)
+            except ValueError:  # the network has one size only
+                continue
+            candidates.append(Candidate(backbone, file, preprocess, seconds))
+    return candidates
 
 
-def _candidate(file: Path, images: Sequence[str]) -> Candidate:
-    if not file.is_file():
-        raise ValueError(f"--weights {file}: no such file")
-    backbone = backbone_of_file(file)
-    expected = Preprocess.from_backbone(backbone)
-    return Candidate(backbone, file.resolve(), expected, time_image(backbone, expected, images))
+def read_samples(paths: Sequence[str]) -> list[np.ndarray]:
+    """Some images of the dataset; those that cannot be read are left to the audit."""
+    samples = []
+    for path in paths[:: max(1, len(paths) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]:
+        try:
+            samples.append(read_image(path))
+        except ImageError:
+            continue
+    return samples
+
+
+def larger_size(published: int, samples: Sequence[np.ndarray]) -> int | None:
+    """An input size at which a pretrained network sees more detail of such images, or None.
+
+    Networks with pooled features gain from inputs of up to about 1.75 times their published size.
+    """
+    sides = [math.sqrt(image.shape[0] * image.shape[1]) for image in samples]
+    side = min(np.median(sides), LARGEST_RATIO * published) if sides else 0
+    size = int(side) // SIZE_STEP * SIZE_STEP
+    return size if size >= SMALLEST_RATIO * published else None
 
 
 def backbone_of_file(file: Path) -> str:
@@ -90,48 +128,53 @@ def backbone_of_file(file: Path) -> str:
     return str(max(names, key=len))
 
 
-def time_image(backbone: str, preprocess: Preprocess, images: Sequence[str]) -> float:
-    """Seconds to decode an image and to predict it in a batch."""
+def time_image(backbone: str, preprocess: Preprocess, samples: Sequence[np.ndarray]) -> float:
+    """Seconds to prepare an image and to predict it in a batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = backbones.build(backbone, 2, image_size=preprocess.size).to(device)
-    start, inputs = time.perf_counter(), []
-    for path in images[:TIMED_IMAGES]:
-        try:
-            inputs.append(preprocess(read_image(path)))
-        except ImageError:
-            continue
-    inputs = inputs or [torch.zeros(3, preprocess.size, preprocess.size)]  # the audit names them
-    decoding = (time.perf_counter() - start) / len(inputs)
-    batch = torch.stack(inputs).to(device)
+    samples = samples or [np.zeros((preprocess.size, preprocess.size), np.uint8)]
+    start = time.perf_counter()
+    batch = torch.stack([preprocess(image) for image in samples]).to(device)
+    preparation = (time.perf_counter() - start) / len(samples)
     seconds = []
     with torch.inference_mode(), eval_mode(net):
         for _ in range(3):
             start = time.perf_counter()
             net(batch).cpu()
             seconds.append(time.perf_counter() - start)
-    return decoding + min(seconds) / len(inputs)
+    return preparation + min(seconds) / len(samples)
 
 
 def plan_members(
     candidates: Sequence[Candidate], num_train: int, num_evaluated: int, minutes: float
 ) -> list[PlannedMember]:
-    """Probes, the fastest first, and fine-tuned networks, the largest first, within the time."""
-    members, remaining = list[PlannedMember](), minutes
-    for candidate in sorted(candidates, key=lambda c: c.seconds):
-        cost = STARTUP_MINUTES + _minutes(candidate, PROBE_COST * num_train + num_evaluated)
-        if not members or minutes - remaining + cost <= PROBE_SHARE * minutes:
-            members.append(PlannedMember(candidate, 0, cost))
-            remaining -= cost
-    for candidate in sorted(candidates, key=lambda c: -c.seconds):
-        fixed = STARTUP_MINUTES + _minutes(candidate, PROBE_COST * num_train + num_evaluated)
-        of_epoch = _minutes(candidate, TRAINING_COST * num_train + num_evaluated / 2)
-        epochs = min(EPOCHS[-1], int((remaining - fixed) / of_epoch))
-        count = sum(member.epochs > 0 for member in members)
-        if epochs >= EPOCHS[0] and count < MAX_FINETUNED:
-            members.append(PlannedMember(candidate, epochs, fixed + epochs * of_epoch))
-            remaining -= members[-1].minutes
-    return members
+    """Probes, the fastest first, and fine-tuned networks, the largest first, within the time.
 
+    Probes get larger inputs where the time allows.
+    """
 
-def _minutes(candidate: Candidate, images: float) -> float:
-    return candidate.seconds * images / 60
+    def probe(candidate: Candidate) -> PlannedMember:
+        images = PROBE_COST * num_train + num_evaluated
+        return PlannedMember(candidate, 0, STARTUP_MINUTES + candidate.seconds * images / 60)
+
+    probes = dict[Path, PlannedMember]()
+    for member in sorted(map(probe, candidates), key=lambda member: member.minutes):
+        weights = member.candidate.weights
+        others = sum(probes[other].minutes for other in probes if other != weights)
+        if not probes or others + member.minutes <= PROBE_SHARE * minutes:
+            probes[weights] = member
+    fewest, most = (
+        max(n, math.ceil(seen / num_train)) for n, seen in zip(EPOCHS, SEEN_IMAGES, strict=True)
+    )
+    finetuned = dict[Path, PlannedMember]()
+    remaining = minutes - sum(member.minutes for member in probes.values())
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.seconds):
+        fixed = probe(candidate).minutes
+        of_epoch = candidate.seconds * (TRAINING_COST * num_train + num_evaluated / 2) / 60
+        epochs = min(most, int((remaining - fixed) / of_epoch))
+        is_new = candidate.weights not in finetuned and len(finetuned) < MAX_FINETUNED
+        if epochs >= fewest and is_new:
+            member = PlannedMember(candidate, epochs, fixed + epochs * of_epoch)
+            finetuned[candidate.weights] = member
+            remaining -= member.minutes
+    return [*probes.values(), *finetuned.values()]

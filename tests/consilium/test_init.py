@@ -70,11 +70,11 @@ def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_net
     options = ["--weights", "weights", "--minutes", "2", "-o", "mine"]
     assert main(["init", str(table), *PATIENT, *options]) == 0
     printed = capsys.readouterr().out
-    assert "member: test_resnet.r160_in1k_probe: linear probe at 160 px, about" in printed
+    assert "member: test_resnet.r160_in1k_160_probe: linear probe at 160 px, about" in printed
     assert main(["experiment", "run", "mine/mine.yaml"]) == 0
     runs = ExperimentFolder(Path("runs/mine"))
-    assert runs.members == ["test_resnet.r160_in1k", "test_resnet.r160_in1k_probe"]
-    block, _ = checkpoints.read(runs.run("test_resnet.r160_in1k") / "best.ckpt")
+    assert runs.members == ["test_resnet.r160_in1k_160", "test_resnet.r160_in1k_160_probe"]
+    block, _ = checkpoints.read(runs.run("test_resnet.r160_in1k_160") / "best.ckpt")
     assert block.preprocess["size"] == 160
     assert runs.ensembles == ["ensemble"]
 

@@ -2,17 +2,25 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from consilium.inference.starter_plan import Candidate, backbone_of_file, plan_members, time_image
+from consilium.inference.starter_plan import (
+    Candidate,
+    backbone_of_file,
+    find_candidates,
+    plan_members,
+)
 from datamodules.preprocess import Preprocess
 
 
-def candidate(name: str, seconds: float) -> Candidate:
-    return Candidate(name, Path(f"{name}.safetensors"), Preprocess(), seconds)
+def candidate(name: str, seconds: float, size: int = 224) -> Candidate:
+    return Candidate(name, Path(f"{name}.safetensors"), Preprocess(size=size), seconds)
 
 
 FAST, SLOW = candidate("test_resnet", 0.005), candidate("resnet50", 0.05)
+LARGER = candidate("test_resnet", 0.015, 384)
 
 
 def planned(minutes: float, *candidates: Candidate) -> dict[str, int]:
@@ -20,22 +28,33 @@ def planned(minutes: float, *candidates: Candidate) -> dict[str, int]:
 
 
 def test_all_weights_are_probed_and_the_largest_are_fine_tuned_in_the_time_that_remains():
-    assert planned(60, SLOW, FAST) == {"test_resnet_probe": 0, "resnet50_probe": 0,
-                                       "resnet50": 10, "test_resnet": 10}  # fmt: skip
-    assert planned(15, SLOW, FAST) == {"test_resnet_probe": 0, "resnet50_probe": 0, "resnet50": 3}
-    assert planned(4, SLOW, FAST) == {"test_resnet_probe": 0, "test_resnet": 8}
+    probes = {"test_resnet_224_probe": 0, "resnet50_224_probe": 0}
+    assert planned(60, SLOW, FAST) == {**probes, "resnet50_224": 10, "test_resnet_224": 10}
+    assert planned(17, SLOW, FAST) == {**probes, "resnet50_224": 3}
+    assert planned(4, SLOW, FAST) == {"test_resnet_224_probe": 0, "test_resnet_224": 6}
+
+
+def test_a_network_has_one_probe_of_the_largest_size_in_the_time():
+    assert planned(60, FAST, LARGER) == {"test_resnet_384_probe": 0, "test_resnet_384": 10}
+    assert planned(1.5, FAST, LARGER) == {"test_resnet_224_probe": 0}
+
+
+def test_few_images_are_seen_more_often():
+    members = plan_members([FAST], 200, 100, 60)
+    assert [member.epochs for member in members] == [0, 50]
+    assert len(plan_members([FAST], 200, 100, 1.5)) == 1  # less than 15 epochs would not pay
 
 
 @pytest.mark.parametrize("minutes", [1, 3, 8, 15, 40])
 def test_the_plan_fits_into_the_time(minutes):
-    members = plan_members([SLOW, FAST], 1000, 400, minutes)
+    members = plan_members([SLOW, FAST, LARGER], 1000, 400, minutes)
     assert members
     assert sum(m.minutes for m in members) <= minutes
     assert all(m.epochs == 0 or m.epochs >= 3 for m in members)
 
 
 def test_one_probe_is_proposed_if_the_time_is_too_short_for_anything():
-    assert planned(0.1, SLOW, FAST) == {"test_resnet_probe": 0}
+    assert planned(0.1, SLOW, FAST) == {"test_resnet_224_probe": 0}
 
 
 @pytest.mark.parametrize(
@@ -47,8 +66,25 @@ def test_the_network_is_the_one_that_the_name_of_the_file_begins_with(name, back
     assert backbone_of_file(Path(f"{name}.safetensors")) == backbone
 
 
-def test_images_that_cannot_be_read_do_not_prevent_a_plan():
-    assert time_image("test_resnet", Preprocess(size=32), ["nowhere.png"]) > 0
+@pytest.fixture
+def weights(tmp_path):
+    (tmp_path / "test_resnet.pth").touch()
+    return [tmp_path / "test_resnet.pth"]
+
+
+def test_images_that_cannot_be_read_do_not_prevent_a_plan(weights):
+    (candidate,) = find_candidates(weights, ["nowhere.png"])
+    assert (candidate.preprocess.size, candidate.seconds > 0) == (160, True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [((160, 160), [160]), ((190, 190), [160]), ((200, 300), [160, 224]), ((999, 999), [160, 256])],
+)
+def test_images_with_more_detail_are_proposed_at_a_larger_size(shape, sizes, weights, tmp_path):
+    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "image.png")
+    candidates = find_candidates(weights, [str(tmp_path / "image.png")])
+    assert [candidate.preprocess.size for candidate in candidates] == sizes
 
 
 def test_a_file_of_another_name_is_refused_in_one_line():
