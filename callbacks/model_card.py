@@ -1,5 +1,6 @@
 """README.md of a run folder, and its weights as safetensors with a description as JSON."""
 
+import hashlib
 import inspect
 import json
 from contextlib import suppress
@@ -28,6 +29,7 @@ FILES = {
     "report.html": "the same with plots",
     "predictions": "logits of each image of val and test",
 }
+UNKNOWN_LICENSE = "not recorded, see where the file comes from"
 LOAD_EXAMPLE = """\
 import sys
 
@@ -102,7 +104,17 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
         "preprocess": preprocess,
         "cam_layer": cam_layer,
         "structure": module.structure,
+        "pretrained": describe_pretrained(name, module.init_args.get("pretrained", False)),
     }
+
+
+def describe_pretrained(backbone: str, pretrained: object) -> dict[str, str] | None:
+    """The weights that training started from, and their license; None if they were random."""
+    if isinstance(pretrained, str):
+        content = hashlib.sha256(Path(pretrained).read_bytes()).hexdigest()
+        return {"weights": Path(pretrained).name, "sha256": content, "license": UNKNOWN_LICENSE}
+    published = {"weights": f"{backbone} of timm", "license": backbones.license(backbone)}
+    return published if pretrained else None
 
 
 def readme(
@@ -112,11 +124,13 @@ def readme(
     files = [f"- `{name}`: {text}" for name, text in FILES.items() if (folder / name).exists()]
     network = f"{model['backbone']} ({model['module']}, {model['head']} head)"
     names, preprocess = ", ".join(model["class_names"]), json.dumps(model["preprocess"])
+    start = model["pretrained"]
     pruned = "Channels were pruned: `structure` lists those that remain."
     parts = [
         f"# {folder.name}",
         f"{network} for the classes {names}. For research only; not a medical device.",
         pruned if model["structure"] else "",
+        "Training started from {weights}; license: {license}.".format(**start) if start else "",
         _metrics(results) if results else "",
         "## Files\n\n" + "\n".join(files),
         f"## Preprocessing\n\n{preprocess_note}",

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from callbacks.model_card import (
     LOAD_EXAMPLE,
     SALIENCY_EXAMPLE,
     TIMM_EXAMPLE,
+    describe_pretrained,
     readme,
 )
 from evaluation.predictions import PredictionTable
@@ -28,6 +30,7 @@ MODEL = {
     "head": "softmax",
     "cam_layer": {"name": "layer1", "layout": "NCHW", "side": 8},
     "structure": {},
+    "pretrained": None,
 }
 
 
@@ -81,6 +84,18 @@ def test_model_json_describes_the_network(resnet):
     preprocess = model.pop("preprocess")
     assert model == MODEL
     assert preprocess == checkpoints.read(resnet / "best.ckpt")[0].preprocess
+
+
+def test_pretrained_weights_are_recorded_with_their_license(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    of_file = describe_pretrained("test_resnet", str(tmp_path / "weights.pth"))
+    assert of_file["weights"] == "weights.pth"
+    assert of_file["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert describe_pretrained("resnet50.a1_in1k", True) == {
+        "weights": "resnet50.a1_in1k of timm", "license": "apache-2.0"}  # fmt: skip
+    assert describe_pretrained("test_resnet", False) is None
+    text = readme(tmp_path, MODEL | {"preprocess": {"size": 32}, "pretrained": of_file}, None)
+    assert "started from weights.pth; license: not recorded" in text
 
 
 @pytest.mark.parametrize(("files", "examples"), [
