@@ -41,7 +41,7 @@ EXPERIMENT = """\
 # consilium experiment run {file}
 title: {title}
 base: {paths[base]}
-{members}ensemble:
+{folds}{members}ensemble:
   data: data.yaml
   model: {paths[model/ensemble]}
   trainer: {{accelerator: auto, devices: 1}}
@@ -66,6 +66,9 @@ PLANNED = """\
       trainer: {{accelerator: auto, devices: 1}}
     - {recipe}
 """
+FOLD_LINE = "folds: {folds}  # so that every image is tested once: the dataset is small\n"
+FOLD_COPIES = "  fold: {{copies: {file}}}  # copies of one image are in the same fold\n"
+FOLDS, MAX_FOLDED_PATIENTS, MIN_FOLD_PATIENTS = 5, 400, 5  # the last of each class in a fold
 EPOCHS = "    - {{trainer.max_epochs: {epochs}}}\n"
 
 
@@ -133,6 +136,8 @@ def write_configs(
         target=quote(str(target)), file=quote(str(data_file)), class_path=source_class.__name__,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
     )  # fmt: skip
+    if len(copies) and missing == list(DERIVED_SPLITS):
+        text += FOLD_COPIES.format(file=_to_yaml(args["fractions"]["copies"]))
     if len(quarantine):
         write_text(folder / QUARANTINE, quarantine.to_csv(index=False))
         text += EXCLUDE.format(file=_to_yaml(str((folder / QUARANTINE).resolve())))
@@ -141,24 +146,40 @@ def write_configs(
     if absolute.is_relative_to(ROOT) and not IS_INSTALLED:
         prefix = os.path.relpath(prefix, absolute)
     paths = {name: _to_yaml([f"{prefix}/{name}.yaml"])[1:-1] for name in USED_CONFIGS}
-    plan = _plan(split, candidates, minutes)
+    num_folds = choose_folds(split) if candidates and missing == list(DERIVED_SPLITS) else 0
+    plan = _plan(split, candidates, minutes, num_folds)
     members = SMALL_NETWORKS.format(paths=paths)
     if plan:
         members = "members:\n" + "".join(_planned_member(member, paths) for member in plan)
     title = _to_yaml(absolute.name)
-    text = EXPERIMENT.format(file=quote(str(file)), title=title, paths=paths, members=members)
+    text = EXPERIMENT.format(
+        file=quote(str(file)), title=title, paths=paths, members=members,
+        folds=FOLD_LINE.format(folds=num_folds) * (num_folds > 0),
+    )  # fmt: skip
     write_text(file, text)
     return file, plan
 
 
+def choose_folds(manifest: Manifest) -> int:
+    """Folds of a dataset that is too small to spare a test split; 0 for a larger one.
+
+    Also 0 if a class is so rare that a fold might lack it.
+    """
+    patients_of_class = manifest.table.groupby("label")["patient"].nunique()
+    is_small = manifest.table["patient"].nunique() < MAX_FOLDED_PATIENTS
+    return FOLDS if is_small and patients_of_class.min() >= FOLDS * MIN_FOLD_PATIENTS else 0
+
+
 def _plan(
-    split: Manifest, candidates: "Sequence[Candidate]", minutes: float
+    split: Manifest, candidates: "Sequence[Candidate]", minutes: float, num_folds: int
 ) -> "list[PlannedMember]":
     if not candidates:
         return []
     from consilium.inference.starter_plan import plan_members
 
     num_train, num_all = len(split.rows("train")), len(split.table)
+    if num_folds:
+        num_train, minutes = num_all * (num_folds - 2) // num_folds, minutes / num_folds
     return plan_members(candidates, num_train, num_all - num_train, minutes)
 
 

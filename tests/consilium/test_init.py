@@ -1,5 +1,6 @@
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -77,6 +78,34 @@ def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_net
     block, _ = checkpoints.read(runs.run("test_resnet.r160_in1k_160") / "best.ckpt")
     assert block.preprocess["size"] == 160
     assert runs.ensembles == ["ensemble"]
+
+
+@pytest.mark.parametrize(("patients", "folds"), [(60, 5), (40, 0)])
+def test_a_small_dataset_without_splits_is_cross_validated(patients, folds, tmp_path, monkeypatch):
+    """A copied image keeps its two patients in one fold."""
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    rng, pixels = np.random.default_rng(0), []
+    for k in range(patients):
+        pixels.append(cv2.resize(rng.uniform(0, 255, (8, 8)), (32, 32)).astype(np.uint8))
+        cv2.imwrite(f"images/{k}.png", pixels[2 if k == 5 else k])
+    paths = [f"{k}.png" for k in range(patients)]
+    labels = ["ill" if k in (2, 5) or k % 2 else "well" for k in range(patients)]
+    people = [f"p{k}" for k in range(patients)]
+    pd.DataFrame({"path": paths, "label": labels, "patient": people}).to_csv(
+        "images/labels.csv", index=False
+    )
+    net = backbones.build("test_resnet", 10, channels_last=False)
+    save_file(net.state_dict(), "test_resnet.safetensors")
+    options = ["--weights", "test_resnet.safetensors", "-o", "mine"]
+    assert main(["init", "images/labels.csv", *options]) == 0
+    assert load_experiment("mine/mine.yaml").folds == folds
+    if folds:
+        data = data_config.load_datamodule(["mine/data.yaml"])
+        data.fold = replace(data.fold, num_folds=folds)
+        table = data.load_manifest().table.set_index("patient")
+        assert set(table["split"]) == {"train", "val", "test"}
+        assert table["split"]["p2"] == table["split"]["p5"]
 
 
 def test_the_data_config_gives_the_samples_of_the_table(table, capsys):
