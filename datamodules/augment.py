@@ -64,7 +64,15 @@ def _affine(args: AugmentArgs) -> Transform:
 
 
 def _basic(args: AugmentArgs, is_color: bool) -> list[Transform]:
-    return [_affine(args), A.HorizontalFlip(p=0.5), _brightness_contrast(args)]
+    moves = [_affine(args), A.HorizontalFlip(p=0.5)]
+    return [*moves, _brightness_contrast(args), *_softening(args)]
+
+
+def _softening(args: AugmentArgs) -> list[Transform]:
+    """Gaussian blur of half of the images, so that sharpness does not tell the class."""
+    if not args["soften"]:
+        return []
+    return [A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, args["soften"]), p=0.5)]
 
 
 def _brightness_contrast(args: AugmentArgs) -> Transform:
@@ -88,7 +96,8 @@ def _mura(args: AugmentArgs, is_color: bool) -> list[Transform]:
     p = 0.3 * (args["distort"] > 0)
     distortion = A.GridDistortion(num_steps=5, distort_limit=args["distort"], p=p)
     flips = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=args["upside_down"])]
-    return [*flips, _affine(args), distortion, _brightness_contrast(args)]
+    pixels = [_brightness_contrast(args), *_softening(args)]
+    return [*flips, _affine(args), distortion, *pixels]
 
 
 def _chest(args: AugmentArgs, is_color: bool) -> list[Transform]:
@@ -96,8 +105,10 @@ def _chest(args: AugmentArgs, is_color: bool) -> list[Transform]:
     return [*_basic(args, is_color), *_color_jitter(args, is_color), *gray]
 
 
-_WIDE = {"rotate": 25.0, "scale": 0.1, "shift": 0.05, "brightness": 0.2, "contrast": 0.2}
-_NARROW = {"rotate": 15.0, "scale": 0.1, "shift": 0.1, "brightness": 0.3, "contrast": 0.3}
+_WIDE = {"rotate": 25.0, "scale": 0.1, "shift": 0.05, "brightness": 0.2, "contrast": 0.2,
+         "soften": 0.0}  # fmt: skip
+_NARROW = {"rotate": 15.0, "scale": 0.1, "shift": 0.1, "brightness": 0.3, "contrast": 0.3,
+           "soften": 0.0}  # fmt: skip
 _GRADCAM = _NARROW | {"shift": 0.05, "brightness": 0.1, "contrast": 0.1}
 AUGMENTATIONS = {
     "none": AugmentationPolicy(lambda args, is_color: [], {}),

@@ -40,6 +40,19 @@ def test_arguments_change_the_policy_and_unknown_ones_are_refused():
         Augment("heavy")
 
 
+@pytest.mark.parametrize("policy", sorted(set(AUGMENTATIONS) - {"none"}))
+def test_softening_takes_the_sharpness_of_half_of_the_images(policy):
+    still = {name: 0.0 for name in AUGMENTATIONS[policy].defaults}
+    sharpness = [
+        np.abs(
+            np.diff(Augment(policy, still | {"soften": 3.0})(GRAY, (0, 0, k)).astype(int))
+        ).mean()
+        for k in range(40)
+    ]
+    assert 10 < sum(value < 0.8 * max(sharpness) for value in sharpness) < 30
+    assert Augment(policy, still).args["soften"] == 0.0
+
+
 def test_a_random_crop_removes_the_margin():
     augment = Augment("gradcam", crop=40)
     assert augment(GRAY, (0, 0, 0)).shape == (40, 40)
