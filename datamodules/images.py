@@ -27,9 +27,10 @@ _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"II*\0": "tiff", b"MM\0*": "tiff",
     b"BM": "bmp",
 }  # fmt: skip
-_SAMPLE = 1 << 14  # bytes
 _BIT_DEPTHS = (8, 10, 12, 14, 16)  # used by detectors
 _TIFF_FOR_PILLOW = (34925, 50000, 50001)  # LZMA, ZSTD and WebP compression, which OpenCV lacks
+_TIFF_OF_FLOATS = (32844, 32845)  # color spaces that OpenCV decodes to floats: LogL and LogLuv
+_TIFF_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}  # by type
 _PILLOW_MODES = ("L", "I", "I;16", "I;16B", "F", "RGB")  # of arrays that need no conversion
 _FLAGS = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # applies the EXIF orientation and drops alpha
 
@@ -48,7 +49,8 @@ class ImageHeader:
     is_gray: bool = False  # with or without alpha, although OpenCV returns RGB
     white_is_zero: bool = False  # of which OpenCV and Pillow invert only 8-bit pixels
     is_for_pillow: bool = False  # whether OpenCV lacks its compression
-    bytes_per_pixel: int = 4  # of the decoded pixels at most, before they are scaled to 8 bits
+    bytes_per_pixel: float = 4  # of the decoded pixels at most, before they are scaled to 8 bits
+    buffer_bytes: int = 0  # of the encoded and the decoded strip or tile of a TIFF, at most
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -117,27 +119,25 @@ def content_digest(data: np.ndarray, path: str) -> str:
 
 
 def content_hashes(paths: list[str]) -> np.ndarray:
-    """Signed 64-bit hash of each image file: equal for identical copies, whatever their names.
+    """Signed 64-bit hash of each image: equal for identical copies, whatever their names.
 
-    Of large files the size and 48 KiB are read, so that any number of files takes seconds.
+    Each file is read as a whole once, however many of its frames are among the images.
     """
+    images = [split_frame_number(path) for path in paths]
+    files = list(dict.fromkeys(file for file, _ in images))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return np.fromiter(pool.map(_content_hash, paths), np.int64, len(paths))
+        digests = dict(zip(files, pool.map(_file_digest, files), strict=True))
+    names = [digests[file] + (b"#%d" % frame if frame else b"") for file, frame in images]
+    hashes = (hashlib.sha256(name).digest()[:8] for name in names)
+    return np.fromiter((int.from_bytes(h, "big", signed=True) for h in hashes), np.int64)
 
 
-def _content_hash(path: str) -> int:
-    file, frame = split_frame_number(path)
+def _file_digest(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            digest = hashlib.blake2b(f"{size} {frame or 0} ".encode(), digest_size=8)
-            is_small = size <= 3 * _SAMPLE
-            for place in (0,) if is_small else (0, size // 2, size - _SAMPLE):
-                stream.seek(place)
-                digest.update(stream.read(size if is_small else _SAMPLE))
+            return hashlib.file_digest(stream, "sha256").digest()
     except OSError as error:
         raise ImageError(f"{file}: {error.strerror or 'cannot be read'}") from error
-    return int.from_bytes(digest.digest(), "big", signed=True)
 
 
 def decode_bytes(
@@ -166,7 +166,9 @@ def decoded_bytes(data: np.ndarray, max_pixels: int = MAX_PIXELS) -> int:
         return dicom.decoded_bytes(data.tobytes(), max_pixels)
     header = read_header(kind, data)
     dicom.check_size(header.width, header.height, max_pixels)
-    return 2 * header.width * header.height * header.bytes_per_pixel  # of which one is a copy
+    pixels = int(header.width * header.height * header.bytes_per_pixel)
+    memory = pixels + max(pixels, header.buffer_bytes)  # a copy, or before it a strip
+    return memory + len(data) * header.is_for_pillow
 
 
 def _decode_with_opencv(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
@@ -303,16 +305,33 @@ def _tiff_header(data: np.ndarray) -> ImageHeader:
     # thumbnails count as well: OpenCV decodes the first page even if it is marked as a thumbnail
     sizes = [(tags.get(256, 0), tags.get(257, 0)) for tags in pages]
     width, height = max(sizes, key=math.prod, default=(0, 0))
+    memory = [_tiff_memory(tags, len(data)) for tags in pages] or [(0, 0)]
     return ImageHeader(
         width, height, pages=len(pages) - sum(tags.get(254, 0) & 1 for tags in pages) or 1,
         white_is_zero={tags.get(262) for tags in pages} == {0},
         is_for_pillow=any(tags.get(259) in _TIFF_FOR_PILLOW for tags in pages),
-        bytes_per_pixel=4 * max(max((tags.get(277, 1) for tags in pages), default=1), 1),
+        bytes_per_pixel=max(pixel for pixel, _ in memory),
+        buffer_bytes=max(strip for _, strip in memory),
     )  # fmt: skip
 
 
+def _tiff_memory(tags: dict[int, int], file_size: int) -> tuple[float, int]:
+    """Half the bytes that decoding takes per pixel (floats: a third), and those of a strip."""
+    width, height, samples, color = (tags.get(tag, 1) for tag in (256, 257, 277, 262))
+    bits = 32 if color in _TIFF_OF_FLOATS else tags.get(258, 1)
+    size = next((size for size in (1, 2, 4) if bits <= 8 * size), 8)
+    is_gray = samples == 1 and color in (0, 1)
+    decoded = (1 if is_gray else 3) * size * (1.5 if size > 2 else 1)
+    if tags.get(259) in _TIFF_FOR_PILLOW:  # whose images take 4 bytes, before and after conversion
+        decoded += size if is_gray else 4
+    values = tags.get(322, width) * tags.get(323, min(height, tags.get(278, height)))
+    strip = values * samples * size
+    encoded = min(file_size, 10 * strip + (1 << 20))  # libtiff reads no more of a strip or tile
+    return decoded, encoded + strip + 4 * values * (size == 1)  # OpenCV reads 8 bits as RGBA
+
+
 def _tiff_pages(data: np.ndarray) -> list[dict[int, int]]:
-    """The tags of each page, by number.
+    """The first number of each tag that is a whole number, by tag, of each page.
 
     By hand: Pillow walks any number of pages and tags, and counts thumbnails as pages.
     """
@@ -328,8 +347,16 @@ def _tiff_pages(data: np.ndarray) -> list[dict[int, int]]:
         end = offset + 2 + 12 * count
         tags = pages[offset] = {}
         entries = struct.iter_unpack(order + "HHI4s", data[offset + 2 : end].tobytes())
-        for tag, kind, _, value in entries:
-            tags[tag] = struct.unpack(order + "HH" if kind == 3 else order + "I", value)[0]
+        for tag, kind, length, value in entries:
+            if tag in tags:  # of which decoders may use another one
+                raise IndexError("two tags with the same number")
+            if number := _TIFF_NUMBERS.get(kind):
+                number = order + number
+                size = struct.calcsize(number)
+                if length * size > 4:  # it is elsewhere
+                    (at,) = struct.unpack(order + "I", value)
+                    value = data[at : at + size].tobytes()
+                (tags[tag],) = struct.unpack(number, value[:size])
         (offset,) = struct.unpack(order + "I", data[end : end + 4].tobytes())
     return list(pages.values())
 

@@ -27,7 +27,7 @@ from evaluation.files import DIGEST, json_digest, naming, require_digest, requir
 from lightning_modules import packing
 from lightning_modules.losses import LOSSES
 
-FORMAT = 4
+FORMAT = 5
 KEY = "consilium"
 RECORDED_PACKAGES = (
     "consilium", "torch", "torchvision", "lightning", "timm", "albumentations", "numpy",

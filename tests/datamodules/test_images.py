@@ -193,6 +193,33 @@ def thumbnail_bomb():
     return b"II*\0\x08\0\0\0" + struct.pack("<H", 3) + entries + struct.pack("<I", 50) + second
 
 
+def tiff(tags, tiles=(b"", b"")):
+    """A TIFF file with these tags, as (tag, type, number), and these tiles of equal size."""
+    count, size = len(tiles), len(tiles[0])
+    place = 8 + 2 + 12 * (len(tags) + 2) + 4
+    tags = [*tags, (324, 4, place), (325, 4, place + 4 * count)]
+    lengths = [1] * (len(tags) - 2) + [count] * 2
+    entries = [struct.pack("<HHII", t, k, n, v) for (t, k, v), n in zip(tags, lengths, strict=True)]
+    starts = (place + 8 * count + k * size for k in range(count))
+    arrays = struct.pack(f"<{2 * count}I", *starts, *[size] * count)
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return header + b"".join(entries) + bytes(4) + arrays + b"".join(tiles)
+
+
+def tiff_with_a_long_width():
+    """A TIFF whose width has eight bytes, which are elsewhere."""
+    place = 8 + 2 + 12 * 8 + 4
+    tags = [(256, 16, place), (257, 4, 60_000), (258, 3, 8), (262, 3, 1), (322, 4, 256),
+            (323, 4, 256)]  # fmt: skip
+    data = tiff(tags)
+    return data[:place] + struct.pack("<Q", 60_000) + data[place:]
+
+
+def tiff_with_two_widths():
+    """A TIFF in which some decoders find another width than others."""
+    return tiff([(256, 4, 60_000), (256, 4, 10), (257, 4, 60_000), (258, 3, 8), (262, 3, 1)])
+
+
 def tiff_with_too_many_tags():
     """A TIFF of overlapping pages, each with the maximum number of tags."""
     pages = b"\xff\xff" * 40_000
@@ -206,6 +233,8 @@ def tiff_with_too_many_tags():
         (b"", "the file is empty"),
         (thumbnail_bomb(), "60000 x 60000 pixels"),
         (tiff_with_too_many_tags(), "tiff header is cut or damaged"),
+        (tiff_with_a_long_width(), "60000 x 60000 pixels"),
+        (tiff_with_two_widths(), "tiff header is cut or damaged"),
         (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0tEXt\0\0\0\0" * 200_000, "png header is cut"),
         (b"<html>not found</html>", r"begins with b'<html>not fo', which is none of png"),
         (b"\0" * 500, "which is none of"),
@@ -221,9 +250,11 @@ def test_a_file_that_is_not_an_image_is_refused_with_its_name(tmp_path, data, me
 
 
 def test_webp_bombs_and_bmp_files_with_the_old_header_are_refused(tmp_path, color):
-    bomb = encode(np.zeros((12_000, 12_000), np.uint8), "WEBP", "RGB", lossless=True, method=0)
+    bomb = bytearray(encode(color, "WEBP", lossless=True))
+    sizes = bomb.index(b"VP8L") + 9  # 14 bits of width - 1, then 14 bits of height - 1
+    bomb[sizes : sizes + 4] = struct.pack("<I", 11_999 | 11_999 << 14)
     with pytest.raises(ImageError, match="12000 x 12000 pixels; allowed are 100000000"):
-        read_image(write(tmp_path, bomb))
+        read_image(write(tmp_path, bytes(bomb)))
     bmp = encode(color, "BMP")
     old = bmp[:10] + struct.pack("<IIHHHH", 26, 12, 56, 40, 1, 24) + bmp[54:]
     with pytest.raises(ImageError, match="an OS/2 BMP"):
@@ -296,6 +327,18 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
     assert file_hashes([str(path)], tmp_path) == {str(path): f"{path}: not a file"}
 
 
+def test_the_hash_of_an_image_depends_on_every_byte_and_on_the_frame_but_not_on_the_name(tmp_path):
+    data = bytes(200_000)
+    changed = [data[:at] + b"x" + data[at + 1 :] for at in range(0, 200_000, 7_919)]
+    paths = [str(write(tmp_path, part, f"{k}.dcm")) for k, part in enumerate([data, *changed])]
+    copy = str(write(tmp_path, data, "copy.dcm"))
+    hashes = images.content_hashes([*paths, copy, f"{copy}#0", f"{copy}#1", f"{copy}#2"])
+    assert hashes[0] == hashes[-4] == hashes[-3]
+    assert len(set(hashes)) == len(paths) + 2
+    with pytest.raises(ImageError, match=r"nowhere\.dcm: No such file"):
+        images.content_hashes([copy, str(tmp_path / "nowhere.dcm")])
+
+
 def large_file(kind):
     """An encoded image of 3000 x 2000 pixels."""
     noise = np.random.default_rng(0).integers(0, 65535, (200, 300), np.uint16)
@@ -308,17 +351,57 @@ def large_file(kind):
         is_color = kind == "dicom rgb"
         write_dicom(stream, color if is_color else gray, **tags, **(rgb if is_color else {}))
         return stream.getvalue()
+    bytes_of_color, floats = (color >> 8).astype(np.uint8), (gray / 65535).astype(np.float32)
     pixels = {"rgba16": np.dstack([color, gray]), "rgb16": color, "gray16": gray,
-              "rgb8": (color >> 8).astype(np.uint8)}  # fmt: skip
-    name, suffix = kind.split()
-    return cv2.imencode(suffix, pixels[name])[1].tobytes()
+              "rgb8": bytes_of_color, "gray8": bytes_of_color[..., 0].copy(), "float": floats,
+              "floats": np.dstack([floats] * 3)}  # fmt: skip
+    name, suffix = kind.split(maxsplit=1)
+    if suffix == "tiles":
+        bits = 16 if name.endswith("16") else 8
+        tags = [(256, 4, 3000), (257, 4, 2000), (258, 3, bits), (262, 3, 1), (322, 4, 256),
+                (323, 4, 256)]  # fmt: skip
+        padded = np.pad(pixels[name], [(0, 48), (0, 72)])
+        rows = (row for part in np.split(padded, 8) for row in np.split(part, 12, axis=1))
+        return tiff(tags, [tile.tobytes() for tile in rows])
+    if suffix.startswith("."):
+        return cv2.imencode(suffix, pixels[name], [cv2.IMWRITE_WEBP_QUALITY, 50])[1].tobytes()
+    mode, pages = {"palette": "P", "cmyk": "CMYK"}.get(suffix), 5 if suffix == "pages" else 1
+    image = Image.fromarray(pixels[name])
+    options = {"compression": "zstd" if suffix == "zstd" else "tiff_lzw"}
+    options |= {"tiffinfo": {278: 2000}} if suffix == "in one strip" else {}
+    image, out = image.convert(mode) if mode else image, io.BytesIO()
+    image.save(out, "TIFF", save_all=True, append_images=[image] * (pages - 1), **options)
+    return out.getvalue()
+
+
+TIFF_BYTES_PER_PIXEL = {  # twice the decoded image, or the image and a strip with its RGBA
+    "gray8 strips": (2, 2), "gray8 tiles": (2, 2), "gray8 in one strip": (6, 8),
+    "gray8 zstd": (4, 5), "rgb8 strips": (6, 6), "rgb8 in one strip": (10, 13),
+    "rgb8 pages": (6, 6), "rgb8 palette": (6, 6), "rgb8 cmyk": (6, 6), "rgb8 zstd": (14, 16),
+    "gray16 strips": (4, 4), "gray16 tiles": (4, 4), "gray16 in one strip": (6, 7),
+    "rgb16 .tif": (12, 12), "rgba16 .tif": (12, 12), "float strips": (12, 12),
+    "floats .tif": (36, 36),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TIFF_BYTES_PER_PIXEL)
+def test_the_memory_of_a_tiff_is_estimated_by_its_strips_and_pixels(kind):
+    low, high = TIFF_BYTES_PER_PIXEL[kind]
+    data = np.frombuffer(large_file(kind), np.uint8)
+    assert low <= images.decoded_bytes(data) / 6_000_000 <= high
+
+
+def test_a_small_tiff_of_one_huge_tile_takes_as_much_as_the_tile():
+    side = 1 << 14
+    tags = [(256, 4, 10), (257, 4, 10), (258, 3, 8), (262, 3, 1), (322, 4, side), (323, 4, side)]
+    assert images.decoded_bytes(np.frombuffer(tiff(tags), np.uint8)) > 5 * side**2
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by Linux only")
 @pytest.mark.parametrize(
     "kind",
     ["rgba16 .png", "rgb16 .png", "gray16 .png", "rgb8 .png", "rgb8 .jpg", "rgb8 .webp",
-     "rgb16 .tif", "gray16 .tif", "dicom gray", "dicom rgb"],
+     "dicom gray", "dicom rgb", *TIFF_BYTES_PER_PIXEL],
 )  # fmt: skip
 def test_decoding_takes_no_more_memory_than_the_header_tells(kind):
     def resident(name):
@@ -328,5 +411,5 @@ def test_decoding_takes_no_more_memory_than_the_header_tells(kind):
     data = np.frombuffer(large_file(kind), np.uint8)
     Path("/proc/self/clear_refs").write_text("5")
     start = resident("VmRSS")
-    images.decode_bytes(data)
+    images.decode_bytes(data, frame=3 if "pages" in kind else None)
     assert resident("VmHWM") - start <= images.decoded_bytes(data) + (8 << 20)
