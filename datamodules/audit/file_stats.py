@@ -5,7 +5,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from datamodules.images import ImageError, content_digest, decode, detect_format
 
 _CHUNK = 512
 _SEPARATOR = "\n# next file\n"
+_DAMAGE = "(Corrupt JPEG data|Premature end of JPEG).*"  # as printed by libjpeg
 _DECODE = f"""
 import os, sys, cv2
 for path in sys.stdin.buffer.read().decode().split(chr(0)):
@@ -39,7 +43,7 @@ CATEGORIES = {"format": "file format", "color": "color or grayscale"}
 
 
 def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Reads and decodes every file once, on all cores; returns a table and thumbnails by file.
+    """Reads and decodes every file, on all cores; returns a table and thumbnails by file.
 
     Columns are ``digest``, ``format``, ``color``, ``error`` (empty for a readable file),
     ``warning`` (of a damaged one) and the ``NUMBERS``, missing if there is an error. The
@@ -49,20 +53,37 @@ def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
         shape = (max(1, len(paths)), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
         thumbnails = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
     rows: list[dict[str, str | float]] = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with _stderr_in_file() as printed, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        read_file = partial(_file_stats, printed=printed)
         for start in track(range(0, len(paths), _CHUNK), description="reading every file"):
-            for row, views in pool.map(_file_stats, paths[start : start + _CHUNK]):
+            for row, views in pool.map(read_file, paths[start : start + _CHUNK]):
                 if views is not None:
                     thumbnails[len(rows), : len(views)] = views
                 rows.append(row)
         stats = pd.DataFrame(rows)
-        is_jpeg = (stats["format"] == "jpeg") & (stats["error"] == "")
-        jpegs = [path for path, chosen in zip(paths, is_jpeg, strict=True) if chosen]
+        # decoded again, one after another, as it is not known which of several threads printed
+        is_suspect = (stats["format"] == "jpeg") & stats.pop("has_printed")
+        jpegs = [path for path, chosen in zip(paths, is_suspect, strict=True) if chosen]
         chunks = [jpegs[k : k + _CHUNK] for k in range(0, len(jpegs), _CHUNK)]
         warnings = [text for texts in pool.map(jpeg_warnings, chunks) for text in texts]
     stats["warning"] = ""
-    stats.loc[is_jpeg, "warning"] = warnings
+    stats.loc[is_suspect, "warning"] = warnings
     return stats, thumbnails[: len(paths)]
+
+
+@contextmanager
+def _stderr_in_file() -> Iterator[int]:
+    """A file that gets what C libraries print; at the end it is printed, but for JPEG damages."""
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file.fileno()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            os.write(2, re.sub(_DAMAGE.encode() + b"\n?", b"", file.read()))
 
 
 def jpeg_warnings(paths: list[str]) -> list[str]:
@@ -73,13 +94,14 @@ def jpeg_warnings(paths: list[str]) -> list[str]:
     command = [sys.executable, "-P", "-c", _DECODE]
     done = subprocess.run(command, input="\0".join(paths).encode(), stderr=subprocess.PIPE)
     printed = done.stderr.decode(errors="replace").split(_SEPARATOR)[1:]
-    matches = (re.search(r"(Corrupt JPEG data|Premature end of JPEG).*", text) for text in printed)
+    matches = (re.search(_DAMAGE, text) for text in printed)
     texts = [match[0] if match else "" for match in matches]
     return [f"{path}: {text}" if text else "" for path, text in zip(paths, texts, strict=True)]
 
 
-def _file_stats(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:
+def _file_stats(path: str, printed: int) -> tuple[dict[str, str | float], np.ndarray | None]:
     row: dict[str, str | float] = {"digest": "", "format": "", "color": "", "error": ""}
+    row["has_printed"], size = False, os.fstat(printed).st_size
     try:
         data = read_file_bytes(path)
         row["digest"] = content_digest(data, path)
@@ -87,6 +109,7 @@ def _file_stats(path: str) -> tuple[dict[str, str | float], np.ndarray | None]:
         image = decode(data, path)
     except ImageError as error:
         return row | dict.fromkeys(NUMBERS, np.nan) | {"error": str(error)}, None
+    row["has_printed"] = os.fstat(printed).st_size > size
     row["color"] = "gray" if image.ndim == 2 else "color"
     views = make_thumbnails(image)
     return row | _numbers(image, views[-1], len(data)), views

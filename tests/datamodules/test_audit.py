@@ -1,5 +1,7 @@
 import json
+import os
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,6 +9,7 @@ import pandas as pd
 import pytest
 
 from datamodules.audit import audit as audit_module
+from datamodules.audit import file_stats
 from datamodules.audit.audit import audit_manifest, find_leaks_without_decoding
 from datamodules.audit.issues import (
     BROKEN,
@@ -274,12 +277,18 @@ def jpeg_damages(data):
     }
 
 
-def test_damaged_jpeg_files_are_reported(tmp_path):
+def write_jpegs(paths):
+    """Different images; returns the content of the first."""
     rng = np.random.default_rng(0)
-    for k in range(3):
+    for path in paths:
         pixels = cv2.resize(rng.uniform(0, 255, (20, 20)), (256, 256)).astype(np.uint8)
-        cv2.imwrite(str(tmp_path / f"whole {k}.jpg"), pixels)
-    data = (tmp_path / "whole 0.jpg").read_bytes()
+        cv2.imwrite(path, pixels)
+    return Path(paths[0]).read_bytes()
+
+
+def test_damaged_jpeg_files_are_reported(tmp_path, capfd):
+    whole = [str(tmp_path / f"whole {k}.jpg") for k in range(3)]
+    data = write_jpegs(whole)
     for name, content in jpeg_damages(data).items():
         (tmp_path / f"{name}.jpg").write_bytes(content)
     ids = sorted(path.name for path in tmp_path.iterdir())
@@ -290,6 +299,25 @@ def test_damaged_jpeg_files_are_reported(tmp_path):
     assert damaged.message.startswith("4 damaged JPEG files: ")
     assert f"{tmp_path}/cut.jpg: Corrupt JPEG data: premature end" in damaged.reasons[0]
     assert not issues_of(audit, BROKEN, is_leak=False)
+    os.write(2, b"after the audit")
+    assert capfd.readouterr().err == "after the audit"  # no lines of libjpeg, which name no file
+
+
+def test_jpeg_files_are_decoded_again_only_if_one_of_them_is_damaged(tmp_path, monkeypatch):
+    decoded = []
+    jpeg_warnings = file_stats.jpeg_warnings
+    monkeypatch.setattr(
+        file_stats, "jpeg_warnings", lambda paths: decoded.extend(paths) or jpeg_warnings(paths)
+    )
+    paths = [str(tmp_path / f"{k}.jpg") for k in range(9)]
+    data = write_jpegs(paths)
+    stats, _ = file_stats.compute_file_stats(paths)
+    assert decoded == []
+    assert set(stats["warning"]) == {""}
+    Path(paths[3]).write_bytes(jpeg_damages(data)["cut"])
+    stats, _ = file_stats.compute_file_stats(paths)
+    assert paths[3] in decoded
+    assert [k for k in range(9) if stats["warning"][k]] == [3]
 
 
 def test_every_reason_of_unreadable_files_is_in_the_issue_and_in_the_quarantine(tmp_path):
