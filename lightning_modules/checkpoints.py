@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 import pickle
 import platform
 import re
@@ -165,7 +166,7 @@ def read(
 ) -> tuple[Block, dict[str, Tensor]]:
     """The block and the state dict of a checkpoint.
 
-    With `mmap` weights are read when used, with `verify` they must have the hash of the block.
+    With `mmap` weights are read when used, with `verify` they are checked.
     """
     content = read_content(Path(path), mmap)
     parse = verified_block if verify else parse_block
@@ -173,11 +174,21 @@ def read(
 
 
 def verified_block(content: dict[str, Any], path: str) -> Block:
-    """The block of the content of a checkpoint, whose weights must have the hash it states."""
+    """The block of the content of a checkpoint; its weights must be finite and have its hash."""
     block = parse_block(content, path)
     if weights_hash(content["state_dict"]) != block.weights:
         raise CheckpointError(f"{path}: the weights do not have the hash that the file states")
+    require_finite(content["state_dict"], path)
     return block
+
+
+def require_finite(state: dict[str, Tensor], path: str) -> None:
+    """CheckpointError if a weight is NaN or infinite, as after a training that diverged."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel():
+            values = tensor if tensor.itemsize > 1 else tensor.float()  # of 8 bits
+            if not all(math.isfinite(value) for value in values.aminmax()):
+                raise CheckpointError(f"{path}: its weight {name!r} has NaN or infinity")
 
 
 def parse_block(content: dict[str, Any], path: str) -> Block:

@@ -108,6 +108,7 @@ def inspect_checkpoint(
     from lightning_modules import checkpoints, model_info, packing
 
     block, state = checkpoints.read(path)
+    checkpoints.require_finite(state, str(path))
     weights = checkpoints.weights_hash(state)
     with naming(path):
         parameters, macs = model_info.checkpoint_cost(block)

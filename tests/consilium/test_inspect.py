@@ -132,6 +132,31 @@ def test_an_edited_block_is_refused_by_name_everywhere(resnet, tmp_path, field, 
         assert line.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [("nan", torch.float32), ("-inf", torch.float16), ("nan", torch.float8_e4m3fn)],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(resnet, tmp_path, value, dtype, capsys):
+    content = torch.load(resnet / "best.ckpt", weights_only=True)
+    state = content["state_dict"]
+    name = next(name for name, weight in state.items() if weight.ndim == 4)
+    state[name].view(-1)[3] = float(value)
+    state[name] = state[name].to(dtype)
+    block = content["consilium"] | {"weights": weights_hash(state)}
+    content["consilium"] = checkpoints.block_with_digest(block)
+    file = tmp_path / "diverged.ckpt"
+    torch.save(content, file)
+    message = f"diverged.ckpt: its weight '{name}' has NaN or infinity"
+    with pytest.raises(ValueError, match=message):
+        EnsembleModule(["none", "simple", "comminuted"], [str(file)])
+    config = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(file)]
+    for command in (["inspect", str(file)], ["test", *config, "--run", str(tmp_path / "run")]):
+        assert main(command) == 2
+        line = capsys.readouterr().err
+        assert message in line
+        assert line.count("\n") == 1
+
+
 def test_an_ensemble_is_what_was_evaluated_or_is_refused(resnet, tmp_path, capsys):
     """Of a member with the same weights and another class order, whose digest was made to fit."""
     member = shutil.copy(resnet / "best.ckpt", tmp_path / "member.ckpt")
