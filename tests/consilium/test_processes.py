@@ -10,16 +10,9 @@ from typing import IO
 
 import pytest
 
-from consilium.experiments.processes import ForkedProcess, ForkServer
+from consilium.experiments.processes import ForkedProcess, start_fork
 from consilium.training.run_lock import acquire_lock, is_locked
 from tests.conftest import ROOT, Tiny
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -28,12 +21,12 @@ def endless(tiny: Tiny) -> list[str]:
     return ["fit", *tiny.configs("endless"), "--trainer.max_epochs", "100000"]
 
 
-def start(server: ForkServer, folder: Path, arguments: list[str]) -> ForkedProcess:
+def start(folder: Path, arguments: list[str]) -> ForkedProcess:
     """A process that has the lock of a folder and writes its log into it."""
     lock = acquire_lock(folder / ".lock")
     assert lock is not None
     with lock, (folder / "log.txt").open("ab") as log:
-        process = server.start(arguments, log, lock)
+        process = start_fork(arguments, log, lock)
     assert isinstance(process, ForkedProcess)
     return process
 
@@ -51,14 +44,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_fork_has_a_log_a_lock_and_the_current_directory(server, tmp_path, monkeypatch):
+def test_a_fork_has_a_log_a_lock_and_the_current_directory(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     monkeypatch.chdir(tmp_path)
-    audit = start(server, tmp_path / "audit", ["audit", "images", "-o", "out"])
+    audit = start(tmp_path / "audit", ["audit", "images", "-o", "out"])
     assert audit.wait() != 0
     assert "images" in (tmp_path / "audit/log.txt").read_text()
-    first = start(server, tmp_path / "first", ["--version"])
-    second = start(server, tmp_path / "second", ["inspect", "missing.ckpt"])
+    first = start(tmp_path / "first", ["--version"])
+    second = start(tmp_path / "second", ["inspect", "missing.ckpt"])
     assert (first.wait(), second.wait()) == (0, 2)
     assert (tmp_path / "first/log.txt").read_text().startswith("consilium ")
     assert "missing.ckpt" in (tmp_path / "second/log.txt").read_text()
@@ -66,9 +59,9 @@ def test_a_fork_has_a_log_a_lock_and_the_current_directory(server, tmp_path, mon
     assert first.pid != second.pid
 
 
-def test_a_killed_fork_does_not_harm_another(server, endless, tmp_path):
+def test_a_killed_fork_does_not_harm_another(endless, tmp_path):
     killed, other = (
-        start(server, tmp_path / name, [*endless, "--run", str(tmp_path / name)])
+        start(tmp_path / name, [*endless, "--run", str(tmp_path / name)])
         for name in ("killed", "other")
     )
     wait_for(tmp_path / "killed/last.ckpt", killed)
@@ -83,17 +76,15 @@ def test_a_killed_fork_does_not_harm_another(server, endless, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(
-    server, endless, tmp_path
-):
-    process = start(server, tmp_path, [*endless, "--run", str(tmp_path)])
+def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(endless, tmp_path):
+    process = start(tmp_path, [*endless, "--run", str(tmp_path)])
     parent = int(Path(f"/proc/{process.pid}/stat").read_text().split()[3])
     os.kill(parent, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     while is_alive(process.pid):
         time.sleep(0.02)
     assert not is_locked(tmp_path / ".lock")
-    assert start(server, tmp_path, ["--version"]).wait() == 0
+    assert start(tmp_path, ["--version"]).wait() == 0
 
 
 def reset_sigint() -> None:
@@ -104,10 +95,9 @@ def reset_sigint() -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from consilium.experiments.processes import ForkServer
 from tests.consilium.test_processes import start
 folder, arguments = Path(sys.argv[1]), sys.argv[2:]
-process = start(ForkServer(), folder, arguments)
+process = start(folder, arguments)
 print(process.pid, flush=True)
 process.wait()
 """

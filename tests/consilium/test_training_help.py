@@ -119,22 +119,31 @@ def test_commands_that_run_no_network_import_no_slow_package(tmp_path):
     rng = np.random.default_rng(0)
     for seed, name in enumerate(("a", "b")):
         (tmp_path / "images" / name).mkdir(parents=True)
-        for k in range(40):
+        for k in range(12):
             pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
             cv2.imwrite(str(tmp_path / "images" / name / f"p{k}.png"), pixels)
         for split in ("val", "test"):
             table = make_table(seed=seed, split=split, gain=3.0)
             file = tmp_path / "runs" / name / "predictions" / f"{split}.parquet"
-            replace(table, meta={"weights": name}).write(file)
+            rows = table.rows.assign(**{k: split + table.rows[k] for k in ("id", "patient")})
+            replace(table, rows=rows, meta={"weights": name}).write(file)
     code = f"""
-import sys
+import os, sys
+import cv2, matplotlib.pyplot, pandas, pyarrow.parquet, scipy.stats  # once, for all forks
 from consilium.cli.main import main
-main(sys.argv[1:])
-print(sorted({SLOW_IMPORTS} & set(sys.modules)))
+for command in sys.argv[1:]:
+    if not os.fork():
+        code = main(command.split())
+        print(command, "ends with", code, "and imports", sorted({SLOW_IMPORTS} & set(sys.modules)), flush=True)
+        os._exit(0)
+    os.wait()
 """
-    for command, allowed in MAY_IMPORT.items():
-        arguments = command.format(folder=tmp_path).split()
-        result = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
-        )
-        assert result.stdout.splitlines()[-1] == str(allowed), (command, result.stderr)
+    commands = [command.format(folder=tmp_path) for command in MAY_IMPORT]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *commands], capture_output=True, text=True, cwd=ROOT
+    )
+    imports = [line for line in result.stdout.splitlines() if " ends with " in line]
+    expected = zip(commands, MAY_IMPORT.values(), strict=True)
+    assert imports == [f"{c} ends with 0 and imports {allowed}" for c, allowed in expected], (
+        result.stderr
+    )
