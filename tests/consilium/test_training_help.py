@@ -134,7 +134,8 @@ from consilium.cli.main import main
 for command in sys.argv[1:]:
     if not os.fork():
         code = main(command.split())
-        print(command, "ends with", code, "and imports", sorted({SLOW_IMPORTS} & set(sys.modules)), flush=True)
+        slow = sorted({SLOW_IMPORTS} & set(sys.modules))
+        print(command, "ends with", code, "and imports", slow, flush=True)
         os._exit(0)
     os.wait()
 """
