@@ -1,6 +1,5 @@
 """Aligns an image to another by rotation, mirroring, zoom and shift, and compares details."""
 
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, TypeAlias
 
@@ -24,13 +23,11 @@ _WITHOUT_MEAN = (np.arange(33) > 0).astype(np.float32)
 Number: TypeAlias = float | np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """What the alignment needs to know of each of n images, as float16."""
-
-    structure: np.ndarray  # (n, SIDE, SIDE) the image without local brightness and contrast
-    rings: np.ndarray  # (n, RINGS / 2, 66) spectra of the rings around the center
-    fourier: np.ndarray  # (n, zooms, radii, 66) of the Fourier amplitudes, which ignore shifts
+FEATURES = np.dtype([  # what the alignment needs to know of an image
+    ("structure", np.float16, (SIDE, SIDE)),  # the image without local brightness and contrast
+    ("rings", np.float16, (RINGS // 2, 66)),  # spectra of the rings around the center
+    ("fourier", np.float16, (len(ZOOMS), _RADII.stop - _RADII.start, 66)),  # ignores shifts
+])  # fmt: skip
 
 
 class Pose(NamedTuple):
@@ -82,8 +79,8 @@ def pose_matrix(
     return np.concatenate([linear, center * (1 - linear.sum(axis=-1, keepdims=True))], axis=-1)
 
 
-def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, np.ndarray]]:
-    """The ``Features`` of an image; descriptors by rings (d,) and by Fourier transform (zooms, e).
+def describe(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ``FEATURES`` of an image; descriptors by rings (d,) and by Fourier transform (zooms, e).
 
     Both descriptors ignore rotation, mirroring, brightness and inversion. Rings are the more
     specific ones, the Fourier transform is not changed by shifts and its zooms find crops.
@@ -96,21 +93,24 @@ def describe(image: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarra
     weights = np.sqrt(np.arange(1, RINGS + 1), dtype=np.float32)[:, None]
     by_rings = np.sqrt(np.abs(rings[:, :FREQUENCIES]) * weights).ravel()
     by_fourier = np.sqrt(np.abs(fourier[..., :FREQUENCIES])).reshape(len(ZOOMS), -1)
-    features = structure, _to_real(rings[::2, :33]), _to_real(fourier)
-    return tuple(part.astype(np.float16) for part in features), (by_rings, by_fourier)
+    features = np.empty((), FEATURES)
+    features["structure"], features["rings"] = structure, _to_real(rings[::2, :33])
+    features["fourier"] = _to_real(fourier)
+    return features, by_rings, by_fourier
 
 
 def coarse_poses(
-    features: Features, fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, count: int = 1
+    fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, count: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations (b, p) and matrices (b, p, 2, 3) of poses of b pairs.
+    """Correlations (b, p) and matrices (b, p, 2, 3) of poses of b pairs, given as ``FEATURES``.
 
     Poses have the best angle without zoom and with ``zooms`` (b,), and the best shift. With a
     ``count`` of 2, they also have the other direction, and the second best shift.
     """
-    first, second = (features.structure[rows].astype(np.float32) for rows in (fixed, moving))
-    by_rings = _best_angles(features.rings[fixed], features.rings[moving], 360)
-    by_fourier = _best_angles(features.fourier[fixed, 0], features.fourier[moving, zooms], 180)
+    first, second = (part["structure"].astype(np.float32) for part in (fixed, moving))
+    by_rings = _best_angles(fixed["rings"], moving["rings"], 360)
+    zoomed = moving["fourier"][np.arange(len(moving)), zooms]
+    by_fourier = _best_angles(fixed["fourier"][:, 0], zoomed, 180)
     scale = np.take(ZOOMS, zooms)
     linear = [pose_matrix(*angles, 1.0) for angles in by_rings[:count]]
     linear += [
@@ -129,27 +129,26 @@ def coarse_poses(
 
 
 def coarse_scores(
-    features: Features, fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, lowest: float
+    fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, lowest: float
 ) -> np.ndarray:
     """Absolute correlations (b,) of pairs; the best pose is refined if it reaches ``lowest``."""
-    scores, matrices = coarse_poses(features, fixed, moving, zooms)
+    scores, matrices = coarse_poses(fixed, moving, zooms)
     best = np.abs(scores).argmax(axis=1)
     highest = np.abs(scores).max(axis=1)
     for k in np.flatnonzero(highest >= lowest):
         score, matrix = scores[k, best[k]], matrices[k, best[k]]
-        pose = _refined_pose(features, fixed[k], moving[k], Pose(score, matrix), 6)
+        pose = _refined_pose(fixed[k], moving[k], Pose(score, matrix), 6)
         highest[k] = abs(pose.score)
     return np.asarray(highest)
 
 
-def refine_pose(features: Features, fixed: int, moving: int, zoom: int) -> Pose:
-    """The best of a few poses after each was refined to a fraction of a pixel."""
-    rows = np.array([[fixed], [moving], [zoom]])
-    scores, matrices = (part[0] for part in coarse_poses(features, rows[0], rows[1], rows[2], 2))
+def refine_pose(fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray) -> Pose:
+    """The best of a few poses of one pair after each was refined to a fraction of a pixel."""
+    scores, matrices = (part[0] for part in coarse_poses(fixed, moving, zooms, 2))
     refined: list[Pose] = []
     for k in _most_different(matrices, np.argsort(-np.abs(scores), kind="stable")):
         pose = Pose(float(scores[k]), matrices[k])
-        refined.append(_refined_pose(features, fixed, moving, pose, 20))
+        refined.append(_refined_pose(fixed[0], moving[0], pose, 20))
     return max(refined, key=lambda pose: abs(pose.score))
 
 
@@ -268,8 +267,8 @@ def _scale_matrix(matrix: np.ndarray, side: int) -> np.ndarray:
     return np.asarray((scale @ full @ np.linalg.inv(scale))[:2])
 
 
-def _refined_pose(features: Features, fixed: int, moving: int, pose: Pose, iterations: int) -> Pose:
-    first, second = (features.structure[k].astype(np.float32) for k in (fixed, moving))
+def _refined_pose(fixed: np.ndarray, moving: np.ndarray, pose: Pose, iterations: int) -> Pose:
+    first, second = (image["structure"].astype(np.float32) for image in (fixed, moving))
     matrix = _refine(first, np.sign(pose.score) * second, pose.matrix, iterations)
     refined = Pose(float(_correlations(first, second, matrix[None])[0]), matrix)
     return max(pose, refined, key=lambda pose: abs(pose.score))

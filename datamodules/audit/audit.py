@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.audit.confounds import Confound, measure_confounds
-from datamodules.audit.file_stats import compute_file_stats
+from datamodules.audit.file_stats import FileReader
 from datamodules.audit.issues import (
     BROKEN,
     CONFLICT,
@@ -31,11 +32,13 @@ from datamodules.audit.issues import (
     patient_issues,
     shared_id_issues,
 )
-from datamodules.audit.near_duplicates import NearDuplicate, Thumbnails, find_near_duplicates
+from datamodules.audit.memo import Memo
+from datamodules.audit.near_duplicates import NearDuplicate, NearDuplicateSearch, Thumbnails
 from datamodules.images import ImageError, content_digest, read_file_bytes, split_frame_number
 from datamodules.manifest import SPLIT_ALIASES, SPLITS, Manifest
 from datamodules.splits import Groups
 
+COMPUTED = "computed"  # folder within that of an audit
 AUDITS = "runs/audit-*/audit.json"  # as `consilium audit` names them
 _CHANGES = "aug|augmented|flip|flipped|hflip|vflip|rot|rotated|rotate|mirror|mirrored|bright|dark"
 _CHANGES += "|brightness|contrast|gamma|blur|noise|crop|cropped|zoom|shift|shear|jitter|copy|dup"
@@ -157,16 +160,32 @@ def find_recorded_leaks(digest: str) -> tuple[list[str], Path | None]:
     return [], None
 
 
-def audit_manifest(manifest: Manifest) -> Audit:
-    """Decodes every file once and reports all issues and confounds."""
-    stats, thumbnails = compute_file_stats(manifest.table["path"].tolist())
+def audit_manifest(manifest: Manifest, folder: Path | None = None) -> Audit:
+    """Decodes every file once and reports all issues and confounds.
+
+    In the folder of the audit, another audit finds what it need not compute again: of unchanged
+    files everything, after an interruption what had been computed.
+    """
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        Memo(folder / COMPUTED if folder else Path(temporary)) as memo,
+    ):
+        audit = _audit(manifest, memo)
+        memo.remove_steps()
+    return audit
+
+
+def _audit(manifest: Manifest, memo: Memo) -> Audit:
+    reader = FileReader(manifest.table["path"].tolist(), memo)
+    stats = reader.stats()
+    search = _copy_search(stats, reader, memo)
     table = manifest.table.assign(digest=stats["digest"])
     audit = Audit(manifest, [], measure_confounds(stats, manifest))
     near: list[Match] = []
     is_left = np.ones(len(table), dtype=bool)
     while True:  # until nothing is found in what the quarantine leaves
         known = set(near)
-        near += [m for m in _near_matches(table, stats, thumbnails, is_left) if m not in known]
+        near += [m for m in _near_matches(table, stats, search, is_left) if m not in known]
         audit = replace(audit, issues=_all_issues(manifest, table, stats, near))
         was_left = is_left & _is_comparable(stats)
         is_left = ~table["id"].isin(audit.quarantine()["id"]).to_numpy()
@@ -213,20 +232,37 @@ def _is_comparable(stats: pd.DataFrame) -> np.ndarray:
     return ((stats["error"] == "") & (stats["std"] >= MIN_STD)).to_numpy()
 
 
+def _first_of_digest(stats: pd.DataFrame) -> np.ndarray:
+    """Rows of the images that are compared: of identical files the first."""
+    digests = stats["digest"][_is_comparable(stats)]
+    return digests.index[~digests.duplicated()].to_numpy()
+
+
+def _copy_search(stats: pd.DataFrame, reader: FileReader, memo: Memo) -> NearDuplicateSearch:
+    rows = _first_of_digest(stats)
+    size = stats[["width", "height"]].to_numpy(float)[rows]
+
+    def load_thumbnails() -> Thumbnails:
+        return Thumbnails(reader.thumbnails(), rows, size.min(axis=1), size[:, 0] == size[:, 1])
+
+    return NearDuplicateSearch(stats["digest"][rows].tolist(), load_thumbnails, memo)
+
+
 def _near_matches(
-    table: pd.DataFrame, stats: pd.DataFrame, images: np.ndarray, is_left: np.ndarray
+    table: pd.DataFrame, stats: pd.DataFrame, search: NearDuplicateSearch, is_left: np.ndarray
 ) -> list[Match]:
     """Images that show the same although their bytes differ, among those that are left."""
+    compared = _first_of_digest(stats)
     digests = stats["digest"][is_left & _is_comparable(stats)]
     rows = digests.index[~digests.duplicated()].to_numpy()
-    patients = table["patient"].iloc[rows].factorize()[0]
-    is_repeated = digests.duplicated(keep=False)[rows].to_numpy()
-    patients[is_repeated] = -1  # represents copies that may be of other patients
-    size = stats[["width", "height"]].to_numpy(float)[rows]
-    thumbnails = Thumbnails(images, rows, size.min(axis=1), size[:, 0] == size[:, 1])
+    places = pd.Index(stats["digest"][compared]).get_indexer(digests[rows])
+    patients = np.full(len(compared), -1)
+    is_repeated = digests.duplicated(keep=False)[rows].to_numpy()  # may be of other patients
+    patients[places] = np.where(is_repeated, -1, table["patient"].iloc[rows].factorize()[0])
+    row_at = dict(zip(places.tolist(), rows.tolist(), strict=True))
     matches = []
-    for pair in find_near_duplicates(thumbnails, patients):
-        k, other = rows[pair.first], rows[pair.second]
+    for pair in search.find(patients, np.isin(np.arange(len(compared)), places)):
+        k, other = row_at[pair.first], row_at[pair.second]
         change = _describe_change(stats.iloc[k], stats.iloc[other], pair)
         first, second = table["id"].iloc[[k, other]]
         similarity = round(pair.similarity, 3)

@@ -1,23 +1,35 @@
 """Statistics of every image file, and a thumbnail of each."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
+from rich.progress import Progress, track
 
-from datamodules.audit.near_duplicates import THUMBNAIL_SIZE, make_thumbnails
-from datamodules.images import ImageError, content_digest, decode, detect_format, read_file_bytes
+from datamodules.audit.memo import Memo, audit_version, key_of
+from datamodules.audit.near_duplicates import make_thumbnails, stack_thumbnails
+from datamodules.cache import file_state
+from datamodules.images import (
+    ImageError,
+    content_digest,
+    decode,
+    detect_format,
+    read_file_bytes,
+    split_frame_number,
+)
 
-_CHUNK = 512
+_CHUNK = 1024
 _SEPARATOR = "\n# next file\n"
 _DAMAGE = "(Corrupt JPEG data|Premature end of JPEG).*"  # as printed by libjpeg
 _DECODE = f"""
@@ -42,33 +54,91 @@ NUMBERS = {  # column -> label in reports
 CATEGORIES = {"format": "file format", "color": "color or grayscale"}
 
 
-def compute_file_stats(paths: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Reads and decodes every file, on all cores; returns a table and thumbnails by file.
+class ThumbnailFiles:
+    """Thumbnails (n, views, side, side) in files of a memo; what is read leaves the memory."""
 
-    Columns are ``digest``, ``format``, ``color``, ``error`` (empty for a readable file),
-    ``warning`` (of a damaged one) and the ``NUMBERS``, missing if there is an error. The
-    thumbnails (n, 2, side, side) are on disk.
-    """
-    with tempfile.TemporaryFile() as file:  # exists as long as it is mapped
-        shape = (max(1, len(paths)), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
-        thumbnails = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
-    rows: list[dict[str, str | float]] = []
-    with _stderr_in_file() as printed, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        read_file = partial(_file_stats, printed=printed)
-        for start in track(range(0, len(paths), _CHUNK), description="reading every file"):
-            for row, views in pool.map(read_file, paths[start : start + _CHUNK]):
-                if views is not None:
-                    thumbnails[len(rows), : len(views)] = views
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+
+    def __getitem__(self, place: tuple[int, int]) -> np.ndarray:
+        chunk, row = divmod(int(place[0]), _CHUNK)
+        return np.array(np.load(self._files[chunk], mmap_mode="r")[row, place[1]])
+
+
+class FileReader:
+    """Reads and decodes every file once, on all cores, unless the memo has it unchanged."""
+
+    def __init__(self, paths: list[str], memo: Memo) -> None:
+        self._memo, self._pool = memo, ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        states = np.array([*self._pool.map(_state, paths)])
+        parts = [slice(k, k + _CHUNK) for k in range(0, len(paths), _CHUNK)]
+        version = audit_version()
+        self._chunks = {key_of(version, *paths[p], states[p]): paths[p] for p in parts}
+
+    def stats(self) -> pd.DataFrame:
+        """One row per file.
+
+        Columns are ``digest``, ``format``, ``color``, ``error`` (empty for a readable file),
+        ``warning`` (of a damaged one) and the ``NUMBERS``, missing if there is an error.
+        """
+        rows: list[dict[str, str | float]] = []
+        with Progress() as bar:
+            total = sum(map(len, self._chunks.values()))
+            task = bar.add_task("reading every file", total=total)
+            for key, paths in self._chunks.items():
+                rows += self._rows(key, paths, partial(bar.advance, task))
+                bar.update(task, completed=len(rows))
+        return pd.DataFrame(rows)
+
+    def thumbnails(self) -> ThumbnailFiles:
+        """The thumbnails of every file; files are decoded again if the memo lacks theirs."""
+        files = []
+        for key, paths in track(self._chunks.items(), "reading thumbnails"):
+            self._memo.load(name := f"thumbnails-{key}", partial(self._thumbnails, paths))
+            files.append(self._memo.file(name))
+        return ThumbnailFiles(files)
+
+    def _rows(
+        self, key: str, paths: list[str], advance: Callable[[], None]
+    ) -> list[dict[str, str | float]]:
+        name, read = f"stats-{key}", partial(self._read, key, paths, advance)
+        rows: list[dict[str, str | float]]
+        rows = json.loads(self._memo.load(name, read, is_result=True).tobytes())
+        errors = {path: row["error"] for path, row in zip(paths, rows, strict=True) if row["error"]}
+        if all(_file_stats(path)[0]["error"] == error for path, error in errors.items()):
+            return rows
+        self._memo.save(name, text := read())  # a disk or a network did not work before
+        return list(json.loads(text.tobytes()))
+
+    def _read(self, key: str, paths: list[str], advance: Callable[[], None]) -> np.ndarray:
+        """The rows of a chunk as JSON; saves its thumbnails."""
+        rows, views = [], []
+        with _stderr_in_file() as printed:
+            for row, thumbnails in self._pool.map(partial(_file_stats, printed=printed), paths):
                 rows.append(row)
-        stats = pd.DataFrame(rows)
-        # decoded again, one after another, as it is not known which of several threads printed
-        is_suspect = (stats["format"] == "jpeg") & stats.pop("has_printed")
-        jpegs = [path for path, chosen in zip(paths, is_suspect, strict=True) if chosen]
-        chunks = [jpegs[k : k + _CHUNK] for k in range(0, len(jpegs), _CHUNK)]
-        warnings = [text for texts in pool.map(jpeg_warnings, chunks) for text in texts]
-    stats["warning"] = ""
-    stats.loc[is_suspect, "warning"] = warnings
-    return stats, thumbnails[: len(paths)]
+                views.append(thumbnails)
+                advance()
+        self._memo.save(f"thumbnails-{key}", stack_thumbnails(views))
+        # decoded again, in another process, as it is not known which of several threads printed
+        is_suspect = [row.pop("has_printed") and row["format"] == "jpeg" for row in rows]
+        chosen = np.flatnonzero(is_suspect).tolist()
+        step = -(-len(chosen) // len(os.sched_getaffinity(0)))
+        parts = [[paths[k] for k in chosen[n : n + step]] for n in range(0, len(chosen), step or 1)]
+        texts = chain.from_iterable(self._pool.map(jpeg_warnings, parts))
+        warnings = dict(zip(chosen, texts, strict=True))
+        rows = [row | {"warning": warnings.get(k, "")} for k, row in enumerate(rows)]
+        return np.frombuffer(json.dumps(rows).encode(), np.uint8)
+
+    def _thumbnails(self, paths: list[str]) -> np.ndarray:
+        with _stderr_in_file():
+            return stack_thumbnails([views for _, views in self._pool.map(_file_stats, paths)])
+
+
+def _state(path: str) -> str:
+    try:
+        return file_state(split_frame_number(path)[0])
+    except OSError as error:
+        return str(error.strerror)
 
 
 @contextmanager
@@ -99,7 +169,7 @@ def jpeg_warnings(paths: list[str]) -> list[str]:
     return [f"{path}: {text}" if text else "" for path, text in zip(paths, texts, strict=True)]
 
 
-def _file_stats(path: str, printed: int) -> tuple[dict[str, str | float], np.ndarray | None]:
+def _file_stats(path: str, printed: int = 2) -> tuple[dict[str, str | float], np.ndarray | None]:
     row: dict[str, str | float] = {"digest": "", "format": "", "color": "", "error": ""}
     row["has_printed"], size = False, os.fstat(printed).st_size
     try:

@@ -8,10 +8,13 @@ from copies that are simulated. Neither depends on how many duplicates there are
 """
 
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -19,8 +22,8 @@ from rich.progress import track
 from scipy.stats import norm
 
 from datamodules.audit.alignment import (
+    FEATURES,
     ZOOMS,
-    Features,
     Pose,
     coarse_scores,
     describe,
@@ -29,6 +32,7 @@ from datamodules.audit.alignment import (
     refine_pose,
     resize,
 )
+from datamodules.audit.memo import Memo, audit_version, key_of
 from datamodules.splits import Groups
 
 THUMBNAIL_SIZE = 128
@@ -40,7 +44,9 @@ _LOWEST_SCORE = 0.6  # of the coarse alignment of a pair whose details are compa
 _FALSE_PAIRS = 0.05  # expected number among the neighbors
 _FEWEST_NEIGHBORS = 20  # that are compared in detail, to know how similar others are
 _LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
-_BLOCK, _ALIGNED = 128, 32  # images whose neighbors are searched, pairs aligned together
+_BLOCK, _TILE = 128, 4096  # images whose neighbors are searched, images compared with them
+_ALIGNED, _REMEMBERED = 32, 2048  # pairs aligned together, and saved in one file
+_DESCRIBED = 1024  # images that are described before their features are written
 
 Pair = tuple[int, int]
 _RELATIVE_ZOOMS = [(k, 0) for k in range(len(ZOOMS))] + [(0, k) for k in range(1, len(ZOOMS))]
@@ -56,11 +62,18 @@ class NearDuplicate(NamedTuple):
     is_exposure: bool = False  # of the same patient, and not as similar as most copies
 
 
+class Images(Protocol):
+    """Gray images, in memory or in files."""
+
+    def __getitem__(self, place: tuple[int, int], /) -> np.ndarray:
+        """The image at a row and a view."""
+
+
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
     """Thumbnails of some of the files, without a copy of the pixels."""
 
-    images: np.ndarray  # (n, 2, side, side); of square images only the first view is set
+    images: "Images"  # (n, views, side, side); of square images only the first view is set
     rows: np.ndarray  # (m,) positions of the files that are compared
     shorter_sides: np.ndarray  # (m,) of the original images, the limit of their detail
     is_square: np.ndarray  # (m,) whether both views are the same
@@ -75,10 +88,7 @@ class Thumbnails:
     @staticmethod
     def of_images(images: list[np.ndarray]) -> "Thumbnails":
         """The thumbnails of images in memory."""
-        pixels = np.zeros((len(images), 2, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
-        for k, image in enumerate(images):
-            views = make_thumbnails(image)
-            pixels[k, : len(views)] = views
+        pixels = stack_thumbnails([make_thumbnails(image) for image in images])
         size = np.array([image.shape[:2] for image in images], float)
         rows = np.arange(len(images))
         return Thumbnails(pixels, rows, size.min(axis=1), size[:, 0] == size[:, 1])
@@ -95,21 +105,80 @@ def make_thumbnails(image: np.ndarray) -> np.ndarray:
 
 
 def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[NearDuplicate]:
-    """Pairs that show the same; every duplicate is connected to its original by such pairs.
+    """Pairs that show the same, as of a ``NearDuplicateSearch`` among all images."""
+    with tempfile.TemporaryDirectory() as folder:
+        search = NearDuplicateSearch([""] * len(thumbnails), lambda: thumbnails, Memo(Path(folder)))
+        return search.find(patients, patients == patients)
 
-    Images of the same patient (m,), unless it is negative, must be more similar than others, since
-    two exposures of a patient are no copies; the less similar pairs are marked as exposures.
+
+class NearDuplicateSearch:
+    """Searches images for copies; what it computed serves further searches among some of them.
+
+    Args:
+        digests: What identifies the content of each of m images.
+        load_thumbnails: Returns their thumbnails; called unless the memo has the results.
+        memo: Where results and steps are written, and read from.
     """
-    if len(thumbnails) < 2:
-        return []
-    views = (0,) if thumbnails.is_square.all() else (0, 1)
-    pairs: dict[Pair, NearDuplicate] = {}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for which in views:
-            for pair in _search(_Comparison(thumbnails, which, patients, pool)):
+
+    def __init__(
+        self, digests: list[str], load_thumbnails: Callable[[], Thumbnails], memo: Memo
+    ) -> None:
+        self._load_thumbnails, self._memo = load_thumbnails, memo
+        self._key = key_of(audit_version(), *digests)
+
+    def find(self, patients: np.ndarray, is_searched: np.ndarray) -> list[NearDuplicate]:
+        """Pairs that show the same; every duplicate is connected to its original by such pairs.
+
+        Images of the same patient (m,), unless it is negative, must be more similar than others,
+        since two exposures of a patient are no copies; the less similar pairs are marked as
+        exposures. Only images that are searched (m,) are compared.
+        """
+        if is_searched.sum() < 2:
+            return []
+        key = key_of(self._key, patients.astype(np.int64), is_searched)
+        search = partial(self._search, patients, is_searched)
+        return _unpack(self._memo.load(f"copies-{key}", search, is_result=True))
+
+    def _search(self, patients: np.ndarray, is_searched: np.ndarray) -> np.ndarray:
+        pairs: dict[Pair, NearDuplicate] = {}
+        for comparison in self._comparisons:
+            comparison.patients, comparison.is_searched = patients, is_searched
+            for pair in _search(comparison):
                 known = pairs.get(pair[:2], pair)
                 pairs[pair[:2]] = max(pair, known, key=lambda p: (not p.is_exposure, p.similarity))
-    return [pairs[key] for key in sorted(pairs)]
+        return _pack([pairs[key] for key in sorted(pairs)])
+
+    @cached_property
+    def _comparisons(self) -> list["_Comparison"]:
+        thumbnails = self._load_thumbnails()
+        views = (0,) if thumbnails.is_square.all() else (0, 1)
+        return [_Comparison(thumbnails, k, self._memo, key_of(self._key, str(k))) for k in views]
+
+
+def _pack(pairs: list[NearDuplicate]) -> np.ndarray:
+    """(n, 11) of numbers."""
+    rows = [
+        (p.first, p.second, p.similarity, p.is_exposure, p.pose.score, *p.pose.matrix.ravel())
+        for p in pairs
+    ]
+    return np.array(rows, dtype=float).reshape(-1, 11)
+
+
+def _unpack(rows: np.ndarray) -> list[NearDuplicate]:
+    return [
+        NearDuplicate(int(i), int(j), similarity, Pose(score, np.reshape(matrix, (2, 3))), bool(e))
+        for i, j, similarity, e, score, *matrix in rows.tolist()
+    ]
+
+
+def stack_thumbnails(thumbnails: list[np.ndarray | None]) -> np.ndarray:
+    """(n, views, side, side) of thumbnails (1 or 2, side, side), 0 where there are none."""
+    count = max((len(views) for views in thumbnails if views is not None), default=1)
+    stacked = np.zeros((len(thumbnails), count, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
+    for target, views in zip(stacked, thumbnails, strict=True):
+        if views is not None:
+            target[: len(views)] = views
+    return stacked
 
 
 def simulate_copy(
@@ -139,10 +208,12 @@ def simulate_copy(
 class _Comparison:
     """Compares images in one view; simulated copies are numbered after the images."""
 
-    def __init__(
-        self, thumbnails: Thumbnails, which: int, patients: np.ndarray, pool: ThreadPoolExecutor
-    ) -> None:
-        self.thumbnails, self.which, self.patients, self.pool = thumbnails, which, patients, pool
+    patients: np.ndarray  # (m,) of a search
+    is_searched: np.ndarray  # (m,)
+
+    def __init__(self, thumbnails: Thumbnails, which: int, memo: Memo, key: str) -> None:
+        self.thumbnails, self.which, self.memo, self.key = thumbnails, which, memo, key
+        self.pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         self.count, rng = len(thumbnails), np.random.default_rng(0)
         self.originals = np.linspace(0, self.count - 1, min(self.count, _NUM_COPIES)).astype(int)
         is_cropped = np.arange(len(self.originals)) % 3 == 0
@@ -150,26 +221,41 @@ class _Comparison:
             simulate_copy(thumbnails.view(k, which), rng, crop, thumbnails.shorter_sides[k])
             for k, crop in zip(self.originals, is_cropped, strict=True)
         ]
-        self.features, by_rings, by_fourier = self._describe()
+        self.features = memo.file(f"features-{key}")  # too large for the memory
+        by_rings, by_fourier = self._describe()
         self.rings = _project(by_rings[:, None], self.originals, self.count, ~is_cropped)[:, 0]
         self.fourier = _project(by_fourier, self.originals, self.count, is_cropped >= 0)
-        self.nearest = self.neighbors(np.full(self.count, _NUM_NEIGHBORS))
         self.known_scores: dict[Pair, float] = {}
         self.results: dict[Pair, NearDuplicate] = {}
 
     def scores(self, pairs: list[Pair]) -> np.ndarray:
         """Correlation of the structure of each pair after a coarse alignment."""
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in self.known_scores]
-        parts = list(_batches(missing, _ALIGNED))
-        for part, scores in zip(parts, self.pool.map(self._align, parts), strict=True):
+        parts = list(_batches(missing, _REMEMBERED))
+        for part in track(parts, "aligning neighbors", disable=len(parts) < 2):
+            scores = self._load("scores", part, self._align_all)
             self.known_scores |= dict(zip(part, scores.tolist(), strict=True))
         return np.array([self.known_scores[pair] for pair in pairs])
 
     def compare(self, pairs: Iterable[Pair]) -> list[NearDuplicate]:
         """Each pair with its similarity in detail, in the given order; computed once."""
         missing = [pair for pair in pairs if pair not in self.results]
-        self.results |= dict(zip(missing, self.pool.map(self._compare, missing), strict=True))
+        if missing:
+            results = _unpack(self._load("details", missing, self._compare_all))
+            self.results |= dict(zip(missing, results, strict=True))
         return [self.results[pair] for pair in pairs]
+
+    def _load(
+        self, kind: str, pairs: list[Pair], compute: Callable[[list[Pair]], np.ndarray]
+    ) -> np.ndarray:
+        key = key_of(self.key, np.array(pairs, np.int64))
+        return self.memo.load(f"{kind}-{key}", partial(compute, pairs))
+
+    def _align_all(self, pairs: list[Pair]) -> np.ndarray:
+        return np.concatenate([*self.pool.map(self._align, _batches(pairs, _ALIGNED))])
+
+    def _compare_all(self, pairs: list[Pair]) -> np.ndarray:
+        return _pack([*self.pool.map(self._compare, pairs)])
 
     def is_same_patient(self, pair: Pair) -> bool:
         """Whether both images are of one patient, as far as patients are known."""
@@ -180,13 +266,13 @@ class _Comparison:
         """Pairs of each image with its nearest neighbors, as many as ``counts`` says."""
         pairs: set[Pair] = set()
         rows = np.flatnonzero(counts)
-        for block in (rows[k : k + _BLOCK] for k in range(0, len(rows), _BLOCK)):
+        blocks = [rows[k : k + _BLOCK] for k in range(0, len(rows), _BLOCK)]
+        for block in track(blocks, "searching neighbors", disable=len(blocks) < 8):
             for distances, fewer in zip(self._distances(block), (_FEWER_BY_RINGS, 0), strict=True):
+                distances[:, ~self.is_searched] = np.inf
                 distances[np.arange(len(block)), block] = np.inf
-                largest = min(int(counts[block].max()), self.count - 1)
-                nearest = np.argpartition(distances, largest - 1, axis=1)[:, :largest]
-                order = np.take_along_axis(distances, nearest, 1).argsort(axis=1)
-                for k, others in zip(block, np.take_along_axis(nearest, order, 1), strict=True):
+                nearest = _smallest(distances, min(counts[block].max(), self.is_searched.sum() - 1))
+                for k, others in zip(block, nearest, strict=True):
                     pairs |= {(min(k, n), max(k, n)) for n in others[: counts[k] - fewer].tolist()}
         return {(int(i), int(j)) for i, j in pairs}
 
@@ -197,21 +283,28 @@ class _Comparison:
         pairs = np.unique(np.sort(rng.integers(self.count, size=shape), axis=1), axis=0)
         return [
             (i, j) for i, j in pairs.tolist()
-            if not groups.is_connected(i, j) and not self.is_same_patient((i, j))
+            if self.is_searched[[i, j]].all()
+            and not groups.is_connected(i, j) and not self.is_same_patient((i, j))
         ]  # fmt: skip
 
-    def _describe(self) -> tuple[Features, np.ndarray, np.ndarray]:
-        total = self.count + len(self.copies)
-        features, descriptors = describe(self._image(0))
-        arrays = [np.empty((total, *a.shape), a.dtype) for a in (*features, *descriptors)]
+    def _describe(self) -> tuple[np.ndarray, np.ndarray]:
+        """Descriptors of all images; writes their features."""
+        images, descriptors = range(self.count + len(self.copies)), []
+        with self.features.open("wb") as file:
+            for start in track(images[::_DESCRIBED], "describing every image"):
+                part = self.pool.map(self._describe_image, images[start : start + _DESCRIBED])
+                features, *parts = (np.stack(values) for values in zip(*part, strict=True))
+                file.write(features.data)
+                descriptors.append(parts)
+        by_rings, by_fourier = zip(*descriptors, strict=True)
+        return np.concatenate(by_rings), np.concatenate(by_fourier)
 
-        def fill(k: int) -> None:
-            features, descriptors = describe(self._image(k))
-            for array, values in zip(arrays, (*features, *descriptors), strict=True):
-                array[k] = values
+    def _describe_image(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return describe(self._image(k))
 
-        list(track(self.pool.map(fill, range(total)), "describing every image", total=total))
-        return Features(*arrays[:3]), arrays[3], arrays[4]
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        """The features of some images; a map that stayed open would fill the memory."""
+        return np.array(np.memmap(self.features, FEATURES, "r")[rows])
 
     def _image(self, k: int) -> np.ndarray:
         is_copy = k >= self.count
@@ -219,16 +312,13 @@ class _Comparison:
 
     def _distances(self, block: np.ndarray) -> Iterable[np.ndarray]:
         """(b, count) by rings, and by Fourier transform with the best zoom of either image."""
-        yield _squared_distances(self.rings[block], self.rings[: self.count])
-        best = np.full((len(block), self.count), np.inf, np.float32)
-        for first, second in _RELATIVE_ZOOMS:
-            points = self.fourier[: self.count, second]
-            distances = _squared_distances(self.fourier[block, first], points)
-            np.minimum(best, distances, out=best)
-        yield best
+        yield _squared_distances([(self.rings[block], self.rings[: self.count])])
+        points = self.fourier[: self.count]
+        yield _squared_distances([(points[block, i], points[:, j]) for i, j in _RELATIVE_ZOOMS])
 
     def _align(self, pairs: list[Pair]) -> np.ndarray:
-        return coarse_scores(self.features, *self._order(pairs), _LOWEST_SCORE)
+        fixed, moving, zooms = self._order(pairs)
+        return coarse_scores(self._features(fixed), self._features(moving), zooms, _LOWEST_SCORE)
 
     def _order(self, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The images that show less, the images that show more, and the zooms of the latter."""
@@ -240,11 +330,11 @@ class _Comparison:
         return fixed, moving, np.maximum(first, second)[best]
 
     def _compare(self, pair: Pair) -> NearDuplicate:
-        fixed, moving, zoom = (int(rows[0]) for rows in self._order([pair]))
-        pose = refine_pose(self.features, fixed, moving, zoom)
+        fixed, moving, zooms = self._order([pair])
+        pose = refine_pose(self._features(fixed), self._features(moving), zooms)
         rows = [k if k < self.count else self.originals[k - self.count] for k in pair]
         side = int(np.clip(self.thumbnails.shorter_sides[rows].min(), 48, THUMBNAIL_SIZE))
-        images = [resize(self._image(k), side) for k in (fixed, moving)]
+        images = [resize(self._image(int(k)), side) for k in (*fixed, *moving)]
         return NearDuplicate(*pair, detail_similarity(images[0], images[1], pose), pose)
 
 
@@ -254,12 +344,12 @@ def _search(comparison: _Comparison) -> list[NearDuplicate]:
     lowest_score = max(0.98 * float(np.quantile(comparison.scores(copies), 0.02)), _LOWEST_SCORE)
     of_copies = _fisher_z(comparison.compare(copies))
     low, lower, median, high = np.quantile(of_copies, [0.05, 0.1, 0.5, 0.75]).tolist()
-    groups, _ = _connect(comparison, lowest_score, low, low)
+    groups, _ = _connect(comparison, lowest_score, low, low, is_final=False)
     of_neighbors = min(_highest_of_neighbors(comparison, lower), median)
     of_sample = _highest_of_random_pairs(comparison, groups)
     between = of_sample + max(0.95 * (low - of_sample), _MARGIN)  # neighbors are more alike
     limit = max(between, of_neighbors, _LOWEST_LIMIT)
-    return _connect(comparison, lowest_score, limit, max(limit, high))[1]
+    return _connect(comparison, lowest_score, limit, max(limit, high), is_final=True)[1]
 
 
 def _highest_of_neighbors(comparison: _Comparison, lower: float) -> float:
@@ -294,27 +384,32 @@ def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> float:
 
 
 def _connect(
-    comparison: _Comparison, lowest_score: float, limit: float, of_patient: float
+    comparison: _Comparison, lowest_score: float, limit: float, of_patient: float, is_final: bool
 ) -> tuple[Groups, list[NearDuplicate]]:
     """Groups of images that show the same, and the pairs that connect them; also exposures.
 
     Pairs of one patient that reach the limit, but not that of patients, are exposures. Images are
-    compared with more neighbors if some of them are duplicates.
+    compared with more neighbors if some of them are duplicates, for which the limit must be final.
     """
     groups, duplicates = Groups(comparison.count), list[NearDuplicate]()
-    pairs, searched = comparison.nearest, np.full(comparison.count, _NUM_NEIGHBORS)
+    searched = np.where(comparison.is_searched, _NUM_NEIGHBORS, 0)
+    pairs = comparison.neighbors(searched)
     while pairs:
         unknown = sorted(pair for pair in pairs if not groups.is_connected(*pair))
         scores = comparison.scores(unknown)
         order = [k for k in np.argsort(-scores, kind="stable") if scores[k] >= lowest_score]
-        for part in _batches([unknown[k] for k in order], 64):
+        parts = list(_batches([unknown[k] for k in order], 64))
+        for part in track(parts, "comparing details", disable=len(parts) < 8):
             for pair in comparison.compare([p for p in part if not groups.is_connected(*p)]):
                 z = np.arctanh(pair.similarity)
                 is_exposure = z < of_patient and comparison.is_same_patient(pair[:2])
                 if z >= limit and not is_exposure:
                     groups.connect(*pair[:2])
                 duplicates += [pair._replace(is_exposure=is_exposure)] * bool(z >= limit)
+        if not is_final:
+            break
         wanted = np.minimum(_NUM_NEIGHBORS + groups.sizes() - 1, _MOST_NEIGHBORS)
+        wanted = np.where(comparison.is_searched, wanted, 0)
         pairs = comparison.neighbors(np.where(wanted > searched, wanted, 0))
         searched = np.maximum(wanted, searched)
     return groups, duplicates
@@ -341,6 +436,34 @@ def _project(
     return np.asarray(scaled @ axes[:, -_DIMENSIONS:], dtype=np.float32)
 
 
-def _squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    products = np.square(first).sum(1)[:, None] - 2 * first @ second.T
-    return np.asarray(products + np.square(second).sum(1))
+def _squared_distances(sets: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """(b, n) the smallest distance over sets of points (b, d) and (n, d)."""
+    count = len(sets[0][1])
+    distances = np.empty((len(sets[0][0]), count), np.float32)
+    first = [np.hstack([a, np.ones((len(a), 1), a.dtype), _squares(a)]) for a, _ in sets]
+    for start in range(0, count, _TILE):  # products of this size stay in the processor's cache
+        tile = slice(start, start + _TILE)
+        others = (b[tile] for _, b in sets)
+        second = [np.hstack([-2 * b, _squares(b), np.ones((len(b), 1), b.dtype)]) for b in others]
+        products = [a @ b.T for a, b in zip(first, second, strict=True)]
+        distances[:, tile] = np.minimum.reduce(products)
+    return distances
+
+
+def _squares(points: np.ndarray) -> np.ndarray:
+    return np.asarray(np.square(points).sum(axis=1, keepdims=True))
+
+
+def _smallest(distances: np.ndarray, count: int) -> np.ndarray:
+    """(b, count) columns of the smallest of distances (b, n) in ascending order.
+
+    They are in the groups of columns with the smallest minima: few columns have to be sorted.
+    """
+    num_groups = max(count, -(-distances.shape[1] // 64))
+    missing = -distances.shape[1] % num_groups
+    padded = np.pad(distances, ((0, 0), (0, missing)), constant_values=np.inf)
+    minima = padded.reshape(len(distances), -1, num_groups).min(axis=1)
+    groups = np.argpartition(minima, count - 1, axis=1)[:, :count, None]
+    columns = (groups + np.arange(0, padded.shape[1], num_groups)).reshape(len(distances), -1)
+    order = np.take_along_axis(padded, columns, 1).argsort(axis=1)[:, :count]
+    return np.asarray(np.take_along_axis(columns, order, 1))

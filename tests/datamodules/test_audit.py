@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.audit import audit as audit_module
 from datamodules.audit import file_stats
 from datamodules.audit.audit import audit_manifest, find_leaks_without_decoding
 from datamodules.audit.issues import (
@@ -22,7 +21,9 @@ from datamodules.audit.issues import (
     SEVERAL_CLASSES,
     SEVERAL_PATIENTS,
 )
+from datamodules.audit.memo import Memo
 from datamodules.audit.issues import NAMES as DERIVED
+from datamodules.audit.near_duplicates import NearDuplicateSearch
 from datamodules.datamodule import ImageDataModule
 from datamodules.images import read_image
 from datamodules.manifest import Manifest
@@ -165,10 +166,10 @@ def test_copies_are_searched_again_in_what_the_quarantine_leaves(tmp_path, monke
         copies.append({"id": name, "path": str(tmp_path / name), "patient": name, "label": 0})
     copies = pd.DataFrame(copies).assign(split="train", study=[row["id"] for row in copies])
     manifest = Manifest(pd.concat([table[copies.columns], copies], ignore_index=True), NAMES)
-    search = audit_module.find_near_duplicates
+    find = NearDuplicateSearch.find
     monkeypatch.setattr(
-        audit_module, "find_near_duplicates",
-        lambda *args: [p for p in search(*args) if p.first == 0 and p.second >= len(table)][:1],
+        NearDuplicateSearch, "find",
+        lambda *args: [p for p in find(*args) if p.first == 0 and p.second >= len(table)][:1],
     )  # fmt: skip
     audit = audit_manifest(manifest)
     assert audit.quarantine()["id"].tolist() == copies["id"].tolist()
@@ -311,11 +312,11 @@ def test_jpeg_files_are_decoded_again_only_if_one_of_them_is_damaged(tmp_path, m
     )
     paths = [str(tmp_path / f"{k}.jpg") for k in range(9)]
     data = write_jpegs(paths)
-    stats, _ = file_stats.compute_file_stats(paths)
+    stats = file_stats.FileReader(paths, Memo(tmp_path / "memo")).stats()
     assert decoded == []
     assert set(stats["warning"]) == {""}
     Path(paths[3]).write_bytes(jpeg_damages(data)["cut"])
-    stats, _ = file_stats.compute_file_stats(paths)
+    stats = file_stats.FileReader(paths, Memo(tmp_path / "memo")).stats()
     assert paths[3] in decoded
     assert [k for k in range(9) if stats["warning"][k]] == [3]
 

@@ -1,0 +1,94 @@
+"""Arrays that an audit has computed, on disk: the next audit goes on where this one ends."""
+
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from datamodules.cache import code_version
+
+HASHED_FILES = ("alignment.py", "file_stats.py", "memo.py", "near_duplicates.py")
+_LOCK, _DIGEST_BYTES = ".lock", 32
+
+
+class Memo:
+    """Arrays by key in files of a folder; a file that is damaged or cut short is computed again.
+
+    As a context manager it locks the folder: another audit that uses it waits for the end of this.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._kept: set[Path] = set()
+
+    def __enter__(self) -> Self:
+        self._lock = (self.folder / _LOCK).open("ab")
+        with suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another audit that uses {self.folder}", flush=True)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._lock.close()
+
+    def file(self, key: str) -> Path:
+        """Where the array of a key is."""
+        return self.folder / f"{key}.npy"
+
+    def load(
+        self, key: str, compute: Callable[[], np.ndarray], is_result: bool = False
+    ) -> np.ndarray:
+        """The array of a key, computed unless it is there; a result stays when an audit is done."""
+        if is_result:
+            self._kept.add(self.file(key))
+        with suppress(OSError, ValueError, EOFError):
+            data = self.file(key).read_bytes()
+            if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:]:
+                return np.asarray(np.load(io.BytesIO(data)))
+        array = compute()
+        self.save(key, array)
+        return array
+
+    def save(self, key: str, array: np.ndarray) -> None:
+        """Writes an array completely or not at all."""
+        stream = io.BytesIO()
+        np.save(stream, array)
+        temporary = self.folder / f".{os.getpid()}-{key}.npy"
+        data = stream.getbuffer()
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.write(hashlib.sha256(data).digest())
+        temporary.replace(self.file(key))
+
+    def remove_steps(self) -> None:
+        """Removes all arrays but the results that this audit used."""
+        for file in set(self.folder.glob("*.npy")) - self._kept:
+            file.unlink()
+
+
+def audit_version() -> str:
+    """A hash of the code that reads and compares images."""
+    return code_version(*(Path(__file__).with_name(name) for name in HASHED_FILES))
+
+
+def key_of(*parts: str | np.ndarray) -> str:
+    """A hash of texts and arrays."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part.tobytes()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:32]
