@@ -4,12 +4,10 @@ The key of a store of pixels is a hash of the bytes of all files, of the setting
 depend on and of the code that computes them, so a changed file, setting or version uses another.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +22,13 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from datamodules.images import ImageError, decode, read_file_bytes, split_frame_number
+from datamodules.images import (
+    ImageError,
+    decode,
+    file_state,
+    read_file_bytes,
+    split_frame_number,
+)
 from datamodules.preprocess import Preprocess
 
 HASHED_FILES = ("images.py", "dicom.py", "preprocess.py")  # the code that computes pixels
@@ -36,10 +40,9 @@ FEATURE_FILE = "[0-9a-f]" * 32 + ".*"
 INDEX_KEYS = {"bytes", "offsets", "failures", "settings"}
 
 
-def code_version(*files: Path) -> str:
-    """A hash of the code that computes pixels, of further files, and of OpenCV's version."""
-    files = (*(Path(__file__).with_name(name) for name in HASHED_FILES), *files)
-    code = b"".join(file.read_bytes() for file in files)
+def code_version() -> str:
+    """A hash of the code that computes pixels and of OpenCV's version."""
+    code = b"".join(Path(__file__).with_name(name).read_bytes() for name in HASHED_FILES)
     return hashlib.sha256(code + cv2.__version__.encode()).hexdigest()[:12]
 
 
@@ -198,15 +201,6 @@ def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
         path: entries[str(file)][1] + ("" if frame is None else f"#{frame}")
         for path, (file, frame) in frames.items()
     }
-
-
-def file_state(path: str | Path) -> str:
-    """What changes with the content of a file; OSError if there is none."""
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a file")
-    times = f"{status.st_mtime_ns}-{status.st_ctime_ns}"
-    return f"{status.st_size}-{times}-{status.st_ino}"
 
 
 def _hash_file(path: str, memo: dict[str, list[str]]) -> list[str]:

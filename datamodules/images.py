@@ -1,5 +1,6 @@
 """Reads an image file of any supported format into one 8-bit gray or RGB array."""
 
+import errno
 import hashlib
 import io
 import math
@@ -76,6 +77,15 @@ def _reading_error(path: str) -> str | None:
         return None
     except ImageError as error:
         return str(error)
+
+
+def file_state(path: str | Path) -> str:
+    """What changes with the content of a file; OSError if there is none."""
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a file")
+    times = f"{status.st_mtime_ns}-{status.st_ctime_ns}"
+    return f"{status.st_size}-{times}-{status.st_ino}"
 
 
 def read_file_bytes(path: str | Path) -> np.ndarray:

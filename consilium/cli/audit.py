@@ -3,7 +3,8 @@
 The dataset is a folder of images (one folder per class, with or without train, val and test
 folders), a CSV or Parquet table, or the data of a config. Writes audit.html with the pairs of
 images side by side, audit.json, and quarantine.csv: the samples to exclude so that no leak remains.
-What to do next is printed as commands.
+What to do next is printed as commands. Another audit in the same folder goes on where one was
+interrupted, and reads no image again that has not changed.
 The exit code is 1 if there is a leak (a patient or an image in more than one split) or no file can
 be read, else 0.
 """
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         write_bytes(folder / "augmentations.png", audit_report.augmentation_sheet(manifest, data))
         print(f"augmentations: {folder / 'augmentations.png'}")
         return 0
-    audit = audit_manifest(manifest)
+    audit = audit_manifest(manifest, folder)
     dataset = _dataset_arguments(options)
     commands = audit_report.next_commands(audit, folder, name, dataset, excluded)
     audit_report.write_audit_report(audit, folder, name, commands, excluded)

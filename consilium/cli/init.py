@@ -4,24 +4,18 @@ The dataset is a folder of images (one folder per class, with or without train, 
 folders), or a CSV or Parquet table with one row per image. Writes DIR/data.yaml and DIR/DIR.yaml,
 an experiment that can be run at once; both are a dozen lines to edit. Splits that the dataset lacks
 are made by patient, and copies of one image get the same split. The dataset is audited, and samples
-that leak between splits or cannot be read are listed in DIR/quarantine.csv and excluded. The result
-of `consilium audit` is reused if no image has changed since.
+that leak between splits or cannot be read are listed in DIR/quarantine.csv and excluded. An image
+that has not changed since `consilium audit` is not read again.
 
 With --weights, the experiment has a linear probe of each pretrained network, and fine-tunes the
 largest ones that fit into --minutes on this machine. Without, it trains three small networks.
 """
 
 import argparse
-import errno
-import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from consilium.cli.options import add_dataset_arguments, positive_float, positive_int
-
-if TYPE_CHECKING:
-    from datamodules.manifest import Manifest
 
 EXAMPLES = """\
 examples:
@@ -37,7 +31,6 @@ def run(options: argparse.Namespace) -> int:
     from consilium.inference.starter_configs import DATA_FILE, check_dataset, write_configs
     from datamodules.audit.audit import audit_manifest
     from datamodules.audit.issues import CONFLICT
-    from datamodules.manifest import read_table
 
     target, folder = options.target, options.output
     columns = {role: getattr(options, role) for role in data_config.COLUMN_ALIASES}
@@ -49,15 +42,14 @@ def run(options: argparse.Namespace) -> int:
 
         candidates = find_candidates(options.weights, manifest.table["path"].tolist())
     audit_folder = options.audit or Path("runs") / f"audit-{name}"
-    if not _is_current(audit_folder, manifest):
-        audit_report.write_audit_report(audit_manifest(manifest), audit_folder, name)
-    quarantine = read_table(audit_folder / audit_report.QUARANTINE)
+    audit = audit_manifest(manifest, audit_folder)
+    audit_report.write_audit_report(audit, audit_folder, name)
+    quarantine = audit.quarantine()
     if options.keep_conflicts:
         quarantine = quarantine[quarantine["reason"] != CONFLICT]
-    copies = read_table(audit_folder / audit_report.COPIES)
     file, plan = write_configs(
-        folder, target, columns, manifest, options.size, quarantine, copies, candidates,
-        options.minutes,
+        folder, target, columns, manifest, options.size, quarantine, audit.copy_groups(),
+        candidates, options.minutes,
     )  # fmt: skip
     print(f"audit: {audit_folder / audit_report.PAGE}; excluded samples: {len(quarantine)}")
     print(f"data: {folder / DATA_FILE}")
@@ -83,28 +75,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help_ = "do not exclude identical files with different labels (by default all of them are)"
     add("--keep-conflicts", action="store_true", help=help_)
     add("--audit", type=Path, metavar="DIR", help="folder of the audit (runs/audit-FOLDER-TABLE)")
-
-
-def _is_current(folder: Path, manifest: "Manifest") -> bool:
-    """Whether the folder has an audit of these samples that is newer than all image files.
-
-    Files that it found missing must be missing still, and no others.
-    """
-    from consilium.inference import audit_report
-    from datamodules.images import split_frame_number
-    from datamodules.manifest import read_table
-    from evaluation.files import read_json
-
-    file = folder / audit_report.JSON
-    tables = [folder / name for name in (audit_report.QUARANTINE, audit_report.COPIES)]
-    if not all(table.is_file() for table in tables) or not file.is_file():
-        return False
-    if read_json(file).get("manifest_digest") != manifest.digest():
-        return False
-    excluded, audited = read_table(tables[0]), file.stat().st_mtime
-    is_missing = excluded["detail"].str.endswith(os.strerror(errno.ENOENT))
-    missing = {split_frame_number(path)[0] for path in excluded["path"][is_missing]}
-    images = {split_frame_number(path)[0] for path in manifest.table["path"]}
-    present = {image for image in images if image.is_file()}
-    is_same = present == images - missing
-    return is_same and all(image.stat().st_mtime < audited for image in present)

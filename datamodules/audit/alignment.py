@@ -160,14 +160,14 @@ def detail_similarity(first: np.ndarray, second: np.ndarray, pose: Pose) -> floa
     sharp = [local_structure(cv2.GaussianBlur(v, (0, 0), 0.8), 3.0) for v in (fixed, moving)]
     matrix[:, 2] += _best_shifts(sharp[0], _move(sharp[1], matrix)[None], 1)[0, 0]
     matrix = _refine(sharp[0], sharp[1], matrix, 20)
-    mask, moved = _overlap(matrix, len(fixed)), _move(moving, matrix)
+    mask, moved, disc = _overlap(matrix, len(fixed)), _move(moving, matrix), _box(len(fixed))
     if mask.sum() < _MIN_OVERLAP * _disc(len(fixed)).sum():
         return 0.0
     scores = []
     for scale in (1.0, 2.0, 4.0):
         blurred = (cv2.GaussianBlur(image, (0, 0), scale / 3) for image in (fixed, moved))
         first, second = (local_structure(image, scale) for image in blurred)
-        scores.append(_masked_correlations(first, second[None], mask[None])[0])
+        scores.append(_masked_correlations(first[disc], second[None, *disc], mask[None])[0])
     return float(np.tanh(np.arctanh(np.clip(scores, -0.99, 0.999)).mean()))
 
 
@@ -254,9 +254,17 @@ def _move(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.warpAffine(image, matrix, image.shape[1::-1]))
 
 
+def _move_to_box(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The moved image in the box of the disc."""
+    start, stop = _box(len(image))[0].start, _box(len(image))[0].stop
+    offset = np.array([[0, 0, start], [0, 0, start]])
+    return np.asarray(cv2.warpAffine(image, matrix - offset, (stop - start, stop - start)))
+
+
 def _overlap(matrix: np.ndarray, side: int) -> np.ndarray:
-    """The part of the disc that both images show."""
-    return np.asarray(_disc(side) & (_move(np.ones((side, side), np.float32), matrix) > 0.99))
+    """The part of the disc that both images show, in the box of the disc."""
+    moved = _move_to_box(np.ones((side, side), np.float32), matrix)
+    return np.asarray(_disc(side)[_box(side)] & (moved > 0.99))
 
 
 def _scale_matrix(matrix: np.ndarray, side: int) -> np.ndarray:
@@ -284,18 +292,20 @@ def _refine(
     """
     side = len(fixed)
     x, y, to_grid = _grid(side)
-    mask = _overlap(matrix, side).astype(np.float32)
-    dx, dy = (cv2.Sobel(fixed, cv2.CV_32F, k, 1 - k, ksize=1, scale=0.5) * mask for k in (1, 0))
-    basis = np.stack([fixed * mask, mask, dx * x, dx * y, dx, dy * x, dy * y, dy]).reshape(8, -1)
+    mask, disc = _overlap(matrix, side).astype(np.float32), _box(side)
+    slopes = (cv2.Sobel(fixed, cv2.CV_32F, k, 1 - k, ksize=1, scale=0.5) for k in (1, 0))
+    dx, dy = (slope[disc] * mask for slope in slopes)
+    inside = fixed[disc] * mask
+    basis = np.stack([inside, mask, dx * x, dx * y, dx, dy * x, dy * y, dy]).reshape(8, -1)
     inverse = np.linalg.inv(basis @ basis.T + 1e-3 * np.eye(8))
     refined = matrix
     for _ in range(iterations):
-        gain, _, *motion = inverse @ (basis @ _move(moving, refined).ravel())
+        gain, _, *motion = inverse @ (basis @ _move_to_box(moving, refined).ravel())
         if gain < 0.05:
             return matrix
         motion = np.reshape(motion, (2, 3)) / gain  # in pixels at the border
         refined = refined + motion @ to_grid @ np.vstack([refined, [0, 0, 1]])
-        if np.abs(motion).sum(axis=1).max() < 0.02:
+        if np.abs(motion).sum(axis=1).max() < 0.1:
             break
     change = refined - matrix
     shift = np.abs(change @ [side / 2, side / 2, 1.0]).max()
@@ -305,17 +315,18 @@ def _refine(
 
 @cache
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates x and y of all pixels from -1 to 1, and the matrix (3, 3) that computes them."""
+    """Coordinates x and y from -1 to 1 in the box of the disc, and the matrix (3, 3) for them."""
     y, x = ((np.mgrid[:side, :side] + 0.5) * 2 / side - 1).astype(np.float32)
-    return x, y, np.array([[2 / side, 0, 1 / side - 1], [0, 2 / side, 1 / side - 1], [0, 0, 1]])
+    to_grid = np.array([[2 / side, 0, 1 / side - 1], [0, 2 / side, 1 / side - 1], [0, 0, 1]])
+    return x[_box(side)], y[_box(side)], to_grid
 
 
 def _correlations(first: np.ndarray, second: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     """(p,) correlations where both images overlap after each motion; 0 if they hardly do."""
     masks = np.stack([_overlap(matrix, len(first)) for matrix in matrices])
-    moved = np.stack([_move(second, matrix) for matrix in matrices])
+    moved = np.stack([_move_to_box(second, matrix) for matrix in matrices])
     is_enough = masks.sum(axis=(1, 2)) >= _MIN_OVERLAP * _disc(len(first)).sum()
-    return np.where(is_enough, _masked_correlations(first, moved, masks), 0.0)
+    return np.where(is_enough, _masked_correlations(first[_box(len(first))], moved, masks), 0.0)
 
 
 def _masked_correlations(first: np.ndarray, second: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -332,3 +343,10 @@ def _masked_correlations(first: np.ndarray, second: np.ndarray, masks: np.ndarra
 def _disc(side: int) -> np.ndarray:
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     return np.asarray(np.hypot(x, y) < side * 0.43)
+
+
+@cache
+def _box(side: int) -> tuple[slice, slice]:
+    """The rows and columns in which the disc is."""
+    inside = np.flatnonzero(_disc(side).any(axis=0))
+    return (slice(int(inside[0]), int(inside[-1]) + 1),) * 2

@@ -19,12 +19,12 @@ from rich.progress import Progress, track
 
 from datamodules.audit.memo import Memo, audit_version, key_of
 from datamodules.audit.near_duplicates import make_thumbnails, stack_thumbnails
-from datamodules.cache import file_state
 from datamodules.images import (
     ImageError,
     content_digest,
     decode,
     detect_format,
+    file_state,
     read_file_bytes,
     split_frame_number,
 )
@@ -93,7 +93,9 @@ class FileReader:
     def thumbnails(self) -> ThumbnailFiles:
         """The thumbnails of every file; files are decoded again if the memo lacks theirs."""
         files = []
-        for key, paths in track(self._chunks.items(), "reading thumbnails"):
+        for key, paths in track(
+            self._chunks.items(), "reading thumbnails", disable=len(self._chunks) < 8
+        ):
             self._memo.load(name := f"thumbnails-{key}", partial(self._thumbnails, paths))
             files.append(self._memo.file(name))
         return ThumbnailFiles(files)

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import cv2
 import numpy as np
 
-from datamodules.cache import code_version
-
-HASHED_FILES = ("alignment.py", "file_stats.py", "memo.py", "near_duplicates.py")
+HASHED_FILES = ("images.py", "dicom.py", "audit/alignment.py", "audit/file_stats.py",
+                "audit/near_duplicates.py")  # fmt: skip
 _LOCK, _DIGEST_BYTES = ".lock", 32
 
 
@@ -81,8 +81,9 @@ class Memo:
 
 
 def audit_version() -> str:
-    """A hash of the code that reads and compares images."""
-    return code_version(*(Path(__file__).with_name(name) for name in HASHED_FILES))
+    """A hash of the code that reads and compares images, and of OpenCV's version."""
+    texts = [(Path(__file__).parents[1] / name).read_text("utf-8") for name in HASHED_FILES]
+    return key_of(cv2.__version__, *texts)
 
 
 def key_of(*parts: str | np.ndarray) -> str:

@@ -46,6 +46,7 @@ _FEWEST_NEIGHBORS = 20  # that are compared in detail, to know how similar other
 _LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
 _BLOCK, _TILE = 128, 4096  # images whose neighbors are searched, images compared with them
 _ALIGNED, _REMEMBERED = 32, 2048  # pairs aligned together, and saved in one file
+_TOGETHER = 64  # pairs compared in detail before their images count as connected
 _DESCRIBED = 1024  # images that are described before their features are written
 
 Pair = tuple[int, int]
@@ -398,7 +399,7 @@ def _connect(
         unknown = sorted(pair for pair in pairs if not groups.is_connected(*pair))
         scores = comparison.scores(unknown)
         order = [k for k in np.argsort(-scores, kind="stable") if scores[k] >= lowest_score]
-        parts = list(_batches([unknown[k] for k in order], 64))
+        parts = list(_batches([unknown[k] for k in order], _TOGETHER))
         for part in track(parts, "comparing details", disable=len(parts) < 8):
             for pair in comparison.compare([p for p in part if not groups.is_connected(*p)]):
                 z = np.arctanh(pair.similarity)

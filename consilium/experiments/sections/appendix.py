@@ -123,7 +123,7 @@ def audit_data(runs: Runs, folder: Path) -> dict[str, dict[str, Any]]:
         output = folder / AUDIT / digest
         if not (output / audit_report.JSON).is_file():
             data = data_config.load_datamodule([str(folder / MEMBERS / first / "config.yaml")])
-            audit = audit_manifest(data.load_manifest())
+            audit = audit_manifest(data.load_manifest(), output)
             audit_report.write_audit_report(audit, output, f"the data of {first}")
         label = f"{first} and {len(others)} more" if others else first
         page = f"{AUDIT}/{digest}/{audit_report.PAGE}"
