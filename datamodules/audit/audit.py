@@ -252,17 +252,18 @@ def _near_matches(
     table: pd.DataFrame, stats: pd.DataFrame, search: NearDuplicateSearch, is_left: np.ndarray
 ) -> list[Match]:
     """Images that show the same although their bytes differ, among those that are left."""
-    compared = _first_of_digest(stats)
+    compared = _first_of_digest(stats).copy()
     digests = stats["digest"][is_left & _is_comparable(stats)]
     rows = digests.index[~digests.duplicated()].to_numpy()
     places = pd.Index(stats["digest"][compared]).get_indexer(digests[rows])
     patients = np.full(len(compared), -1)
     is_repeated = digests.duplicated(keep=False)[rows].to_numpy()  # may be of other patients
     patients[places] = np.where(is_repeated, -1, table["patient"].iloc[rows].factorize()[0])
-    row_at = dict(zip(places.tolist(), rows.tolist(), strict=True))
+    compared[places] = rows
+    is_searched = np.isin(np.arange(len(compared)), places)
     matches = []
-    for pair in search.find(patients, np.isin(np.arange(len(compared)), places)):
-        k, other = row_at[pair.first], row_at[pair.second]
+    for pair in search.find(patients, is_searched):
+        k, other = compared[pair.first], compared[pair.second]
         change = _describe_change(stats.iloc[k], stats.iloc[other], pair)
         first, second = table["id"].iloc[[k, other]]
         similarity = round(pair.similarity, 3)
