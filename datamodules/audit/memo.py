@@ -27,7 +27,7 @@ class Memo:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._kept: set[Path] = set()
+        self._results: set[Path] = set()
 
     def __enter__(self) -> Self:
         self._lock = (self.folder / _LOCK).open("ab")
@@ -54,7 +54,7 @@ class Memo:
     ) -> np.ndarray:
         """The array of a key, computed unless it is there; a result stays when an audit is done."""
         if is_result:
-            self._kept.add(self.file(key))
+            self._results.add(self.file(key))
         with suppress(OSError, ValueError, EOFError):
             data = self.file(key).read_bytes()
             if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:]:
@@ -76,7 +76,7 @@ class Memo:
 
     def remove_steps(self) -> None:
         """Removes all arrays but the results that this audit used."""
-        for file in set(self.folder.glob("*.npy")) - self._kept:
+        for file in set(self.folder.glob("*.npy")) - self._results:
             file.unlink()
 
 
