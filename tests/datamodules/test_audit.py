@@ -21,8 +21,8 @@ from datamodules.audit.issues import (
     SEVERAL_CLASSES,
     SEVERAL_PATIENTS,
 )
-from datamodules.audit.memo import Memo
 from datamodules.audit.issues import NAMES as DERIVED
+from datamodules.audit.memo import Memo
 from datamodules.audit.near_duplicates import NearDuplicateSearch
 from datamodules.datamodule import ImageDataModule
 from datamodules.images import read_image
