@@ -17,10 +17,11 @@ from rich.table import Table
 
 from callbacks.wandb_logger import WandbLogger, log_image, log_table
 from evaluation import sparsity
-from evaluation.ensemble import calibrate_table, evaluate_thresholds
+from evaluation.ensemble import calibrate_table
 from evaluation.files import write_text
 from evaluation.metrics.calibration import Temperature
 from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.operating_points import OperatingPoints, evaluate_thresholds
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import run
@@ -147,14 +148,13 @@ class ResultsWriter(L.Callback):
         is_saving = size > 0 and run.describes_weights(folder, size, zero_fraction(module))
         measures = run.measured_ratios(folder) if is_saving else {}
         own = (folder.name, split, table.class_names, metrics.pop(""))
-        results = Results(*own, metrics, measures=measures, meta=table.meta)
+        val_file, points = folder / "predictions" / "val.parquet", OperatingPoints()
+        if split == "test" and val_file.is_file():
+            points = evaluate_thresholds(PredictionTable.read(val_file), table)
+        results = Results(*own, metrics, measures, points, meta=table.meta)
         if members := table.meta.get("members"):
             write_ensemble_file(folder, table.class_names, members, table.meta["voter"])
         further = sparsity.savings_sections(folder, table) if is_saving else []
-        val_file = folder / "predictions" / "val.parquet"
-        if split == "test" and val_file.is_file():
-            decisions = evaluate_thresholds(PredictionTable.read(val_file), table)
-            further += [run.threshold_table(decisions, table.class_names)] if decisions else []
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
         page = run.run_sections(results, table, epochs, further, environment())

@@ -64,6 +64,9 @@ class ImageDataModule(LightningDataModule):
             ``consilium audit`` found copies in several splits of this manifest, with a note in
             every report; by default this is an error.
         fold: The fold of a cross-validation by patient.
+        clinical_use: What reports measure beyond single classes, such as
+            ``{class_groups: {referable: [2, 3, 4]}, threshold: 0.2, prevalences: [0.01, 0.1]}``;
+            see ``evaluation.metrics.clinical.ClinicalUse``. It changes no prediction.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class ImageDataModule(LightningDataModule):
         predict_split: Literal["train", "val", "test", "predict"] = "test",
         allow_leaks: bool = False,
         fold: Fold = FOLD,
+        clinical_use: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -100,7 +104,7 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers if num_workers is not None else min(8, cores)
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.prefetch_factor, self.cache_dir, self.corrupt = prefetch_factor, cache_dir, corrupt
-        self.exclude, self.allow_leaks = exclude, allow_leaks
+        self.exclude, self.allow_leaks, self.clinical_use = exclude, allow_leaks, clinical_use
         self.class_weights: list[float] | None = None
         self._manifest: Manifest | None = None
         self._used_images: tuple[np.ndarray, np.ndarray] | None = None

@@ -14,6 +14,7 @@ from evaluation.files import read_json, write_json
 from evaluation.metrics import calibration
 from evaluation.metrics.calibration import Temperature, fit_temperature
 from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.predictions import (
     Level,
     PredictionTable,
@@ -35,11 +36,10 @@ from evaluation.voters.registry import AUTO, AUTO_PATIENTS, VOTERS, VoterOptions
 from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble
 
-FILE, VERSION = "evaluation.json", 4
+FILE, VERSION = "evaluation.json", 5
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
-SENSITIVITY = 0.95  # of a decision threshold
 CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Temperature)  # in the file
 
 
@@ -255,26 +255,6 @@ def evaluate_selective(
     return rules, calibration.risk_coverage(probabilities, test.labels).aurc
 
 
-def evaluate_thresholds(
-    val: PredictionTable, test: PredictionTable, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Estimates]:
-    """Metrics on test of decisions for the second of two classes, by rule; {} for more classes.
-
-    Thresholds are fitted on val: where classes are not as frequent as there, or errors not equally
-    serious, 0.5 need not be the best one.
-    """
-    if len(test.class_names) != 2 or len(set(val.labeled.labels)) < 2:
-        return {}
-    best, sensitive = (calibration.fit_threshold(val, s) for s in (None, SENSITIVITY))
-    thresholds = {
-        "0.5, the larger probability": 0.5,
-        f"{best:.3f}, best balanced accuracy on val": best,
-        f"{sensitive:.3f}, sensitivity {SENSITIVITY:g} on val": sensitive,
-    }
-    tables = {rule: test.at_threshold(threshold) for rule, threshold in thresholds.items()}
-    return {rule: compute_metrics(table, draws, seed) for rule, table in tables.items()}
-
-
 def most_disputed(tables: Tables, count: int = 12) -> list[tuple[str, str]]:
     """Ids of the images that members differ on most, with lines of the label and predictions."""
     first, members = next(iter(tables.values())), stacked_probabilities(list(tables.values()))
@@ -305,7 +285,7 @@ def check_test_tables(val: Tables, test: Tables) -> None:
 
 def save_voters(
     folder: Path, fitted: FittedVoters, evaluated: EvaluatedVoters,
-    groups: Mapping[str, Estimates], decisions: Mapping[str, Estimates],
+    groups: Mapping[str, Estimates], decisions: OperatingPoints,
 ) -> None:  # fmt: skip
     """Writes `voters/<name>/` of each voter, then evaluation.json; the last two may be empty."""
     for name, ensemble in fitted.ensembles.items():
@@ -315,7 +295,7 @@ def save_voters(
         "fitted": {**asdict(replace(fitted, ensembles={})), "ensembles": list(fitted.ensembles)},
         "evaluated": asdict(evaluated),
         "groups": _plain_estimates(groups),
-        "decisions": _plain_estimates(decisions),
+        "decisions": {name: _plain_estimates(rules) for name, rules in decisions.items()},
     }
     write_json(folder / FILE, content)
 
@@ -326,7 +306,7 @@ def _plain_estimates(by_name: Mapping[str, Estimates]) -> dict[str, dict[str, An
 
 def load_voters(
     folder: Path, tables: Tables
-) -> tuple[FittedVoters, EvaluatedVoters, dict[str, Estimates], dict[str, Estimates]]:
+) -> tuple[FittedVoters, EvaluatedVoters, dict[str, Estimates], OperatingPoints]:
     """What `save_voters` wrote; refused unless fitted for the members and classes of `tables`."""
     content = read_json(folder / FILE)
     if content.get("version") != VERSION:

@@ -212,7 +212,7 @@ def align_members(tables: Tables) -> dict[str, PredictionTable]:
 
 
 def align(tables: Sequence[PredictionTable]) -> list[PredictionTable]:
-    """The tables in the row order and class order of the first.
+    """The tables in the row order and class order of the first, with its `clinical_use`.
 
     ValueError if classes, ids, labels, patients, splits or the manifest digest differ.
     """
@@ -233,6 +233,9 @@ def _align(table: PredictionTable, first: PredictionTable, at: int) -> Predictio
     if not table.rows["id"].equals(ids):
         require_ids(table, ids)
         table = table.take(pd.Index(table.rows["id"]).get_indexer(pd.Index(ids)))
+    use = first.meta.get("clinical_use")
+    if table.meta.get("clinical_use") != use:  # all are evaluated alike
+        table = replace(table, meta={**table.meta, "clinical_use": use})
     own, expected = (t.rows.assign(patient=t.patients) for t in (table, first))
     for column in ("label", "split", "patient"):  # a missing patient is equal to a missing patient
         if (differs := own[column].to_numpy() != expected[column].to_numpy()).any():

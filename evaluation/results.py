@@ -27,6 +27,8 @@ class Results:
     metrics: Estimates
     others: dict[str, Estimates] = field(default_factory=dict)  # of members, voters, experiments
     measures: dict[str, float | None] = field(default_factory=dict)  # null if not measured
+    # on test, by outcome and by rule for a threshold that was fitted on val
+    operating_points: dict[str, dict[str, Estimates]] = field(default_factory=dict)
     gates: dict[str, bool] = field(default_factory=dict)  # whether each gate is passed
     meta: dict[str, Any] = field(default_factory=dict)  # further plain data
 
@@ -40,6 +42,9 @@ def write_results(path: Path | str, results: Results) -> None:
     """Writes the results as strict JSON; NaN is an error, a missing value is null with a reason."""
     for group, metrics in {"metrics": results.metrics, **results.others}.items():
         _check_estimates(metrics, f"{group}: ")
+    for outcome, rules in results.operating_points.items():
+        for rule, metrics in rules.items():
+            _check_estimates(metrics, f"{outcome}: {rule}: ")
     write_json(path, {"schema": SCHEMA, "version": VERSION, **asdict(results)})
 
 
@@ -52,6 +57,11 @@ def read_results(path: Path | str) -> Results:
     try:
         content["metrics"] = _estimates(content["metrics"])
         content["others"] = {name: _estimates(group) for name, group in content["others"].items()}
+        points = content.get("operating_points", {}).items()
+        content["operating_points"] = {
+            outcome: {rule: _estimates(group) for rule, group in rules.items()}
+            for outcome, rules in points
+        }
         return Results(**content)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None

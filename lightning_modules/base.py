@@ -191,10 +191,12 @@ class BaseModule(L.LightningModule):
 
     def _table_metadata(self) -> Metadata:
         manifest, tta = self.datamodule.manifest if self.datamodule else None, self._tta_names()
+        use = self.datamodule.clinical_use if self.datamodule else None
         return {
             **self.metadata(),
             "manifest_digest": manifest.digest() if manifest else "",
             "notes": [*(manifest.notes if manifest else ()), *tta_notes(tta), *self.notes()],
             "tta": tta,
             "precision": self.trainer.precision,
+            **({"clinical_use": use} if use else {}),
         }

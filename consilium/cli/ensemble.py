@@ -7,6 +7,7 @@ results.json and report.html.
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,11 +17,12 @@ from consilium.cli.options import LEVEL_HELP, level
 from evaluation import ensemble as voting
 from evaluation.ensemble import EvaluatedVoters, FittedVoters
 from evaluation.metrics.compute import metrics_by_attribute
+from evaluation.metrics.operating_points import evaluate_thresholds
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as report
 from evaluation.reports import html
-from evaluation.reports.run import threshold_table
+from evaluation.reports.clinical import operating_point_tables
 from evaluation.results import read_tables, write_results
 from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import store
@@ -93,16 +95,15 @@ def write_files(
     on_test.write(folder / "predictions" / "test.parquet")
     by = (args.attribute, args.draws, args.seed)
     groups = metrics_by_attribute(on_test, *by) if args.attribute else {}
-    decisions = voting.evaluate_thresholds(on_val, on_test, args.draws, args.seed)
-    voting.save_voters(folder, fitted, evaluated, groups, decisions)
+    points = evaluate_thresholds(on_val, on_test, args.draws, args.seed)
+    voting.save_voters(folder, fitted, evaluated, groups, points)
     results = report.ensemble_results(folder.name, fitted, evaluated, test, args.voter)
-    write_results(folder / "results.json", results)
+    write_results(folder / "results.json", replace(results, operating_points=points))
     disputed = report.disputed_section(test, thumbnails(args.images, test))
     predictions = voting.ensemble_predictions(ensemble, test, args.level)
     page = report.ensemble_sections(fitted, evaluated, predictions, disputed)
     page = [*page, report.selective_table(*voting.evaluate_selective(on_val, on_test), on_test)]
-    if decisions:
-        page.insert(3, threshold_table(decisions, on_test.class_names))
+    page[3:3] = operating_point_tables(points, on_test)
     if groups:
         page.insert(3, report.group_table(groups, args.voter, args.attribute))
     html.write_report(folder / "report.html", args.title, page)

@@ -38,7 +38,7 @@ KEYS = {
     "level": "study or patient: metrics by imaging exam or by patient as well (image)",
     "seeds": "[0, 1, 2]: train each member once with each seed",
     "folds": "5: cross-validation by patient; 0 uses the splits of the data (0)",
-    "gates": "WHO.METRIC: least value (greatest for nll and such); WHO: ensemble, members, a NAME",
+    "gates": "WHO.METRIC: least value (nll and such: greatest; calibration_slope: distance from 1)",
     "claims": "WHO.METRIC: {claimed: VALUE or [LOW, HIGH], believable: [LOW, HIGH], why: TEXT}",
     "saliency": "{methods: [GradCAM], limit: 100}: evaluate saliency maps on test images",
 }
@@ -51,6 +51,7 @@ class Measure:
     higher_is_better: bool
     minimum: float = 0.0
     maximum: float = 1.0
+    ideal: float | None = None  # as of a metric
 
 
 MEASURES = {

@@ -163,6 +163,7 @@ def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
     return {
         "members": _estimates(results.member_metrics),
         "ensembles": _estimates(results.ensemble_metrics),
+        "operating_points": _operating_points(results),
         "voters": _voters(results),
         "gates": pd.DataFrame([asdict(gate) for gate in results.gates]),
         "claims": _claims(results),
@@ -184,6 +185,18 @@ def _estimates(groups: Mapping[str, Mapping[str, Estimate]], first: str = "run")
         for name, estimate in estimates.items()
     ]
     return pd.DataFrame(rows)
+
+
+def _operating_points(results: ExperimentResults) -> pd.DataFrame:
+    """Metrics at every threshold of every run and ensemble."""
+    points = {name: run.operating_points for name, run in results.runs.items()}
+    points |= {e.run: e.operating_points for e in results.ensembles}
+    parts = [
+        _estimates(rules, "threshold").assign(run=run, outcome=outcome)
+        for run, outcomes in points.items()
+        for outcome, rules in outcomes.items()
+    ]
+    return pd.concat([pd.DataFrame(), *parts], ignore_index=True)
 
 
 def _voters(results: ExperimentResults) -> pd.DataFrame:

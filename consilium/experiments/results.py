@@ -190,15 +190,21 @@ def evaluate_gates(config: ExperimentConfig, runs: Runs) -> list[html.Gate]:
 def _evaluate_gate(config: ExperimentConfig, name: str, limit: float, runs: Runs) -> html.Gate:
     estimates = find_estimates(config, name, runs)
     values = {at: e.value for at, e in estimates.items() if e is not None and e.value is not None}
-    is_upper = not find_specs(config, name)[0].higher_is_better
+    spec = find_specs(config, name)[0]
+    is_upper = not spec.higher_is_better
     required = f"at {'most' if is_upper else 'least'} {limit:g}"
+    if spec.ideal is not None:
+        required, is_upper = f"{spec.ideal:g} within {limit:g}", True
     if not values:
         return html.Gate(name, required, "not measured", False)
-    worst = (max if is_upper else min)(values, key=lambda at: values[at])
+    compared = {
+        at: abs(v - spec.ideal) if spec.ideal is not None else v for at, v in values.items()
+    }
+    worst = (max if is_upper else min)(compared, key=lambda at: compared[at])
     measured = f"{values[worst]:.4f}" + (f" ({worst})" if len(estimates) > 1 else "")
     missing = len(estimates) - len(values)
     measured += f", {missing} not measured" if missing else ""
-    reaches = values[worst] <= limit if is_upper else values[worst] >= limit
+    reaches = compared[worst] <= limit if is_upper else compared[worst] >= limit
     return html.Gate(name, required, measured, reaches and not missing)
 
 

@@ -16,6 +16,7 @@ from callbacks.checkpoint import LAST, PREVIOUS, BestAndLastCheckpoint, resumabl
 from callbacks.writers import HistoryWriter, PredictionWriter, ResultsWriter
 from consilium.config_files import source_file
 from consilium.training.run_lock import given_options, print_once, refuse_finished_run
+from evaluation.metrics.clinical import clinical_use
 from lightning_modules import backbones
 from lightning_modules.base import EPOCH_METRICS
 from lightning_modules.checkpoints import argument_types
@@ -103,6 +104,8 @@ def check_settings(config: Namespace, files: Sequence[Path]) -> None:
         for name, values in arguments.items():
             try:
                 _create_group(hints.get(name), values)
+                if name == "clinical_use":
+                    clinical_use(values, arguments["class_names"])
                 if name == "backbone" and issubclass(cls, ImageClassifier):
                     backbones.input_size(values)  # an error for an unknown name
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Scoring rules, calibration error, temperature scaling and selective prediction."""
+"""Scoring rules, calibration, temperature scaling and selective prediction."""
 
 import warnings
 from dataclasses import dataclass
@@ -26,6 +26,11 @@ def brier(table: PredictionTable) -> np.ndarray:
 def ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
     """Calibration error (r,), mean over classes, from signed gaps (r, K, bins) of all images."""
     return np.asarray(np.abs(gaps).sum(axis=-1).mean(axis=-1))
+
+
+def classwise_ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
+    """Mean calibration error over classes and that of each class, (r, 1 + K)."""
+    return np.column_stack([ece_of_gaps(gaps), np.abs(gaps).sum(axis=-1)])
 
 
 @dataclass(frozen=True)
@@ -146,30 +151,6 @@ def fit_referral(table: PredictionTable, risk: float) -> float:
     if len(allowed) == 0:
         return float(np.nextafter(1.0, 2.0))
     return float(np.unique(labeled.probabilities.max(axis=1))[::-1][allowed[-1]])
-
-
-def fit_threshold(table: PredictionTable, sensitivity: float | None = None) -> float:
-    """Least probability at which the second of two classes is decided; refuses test.
-
-    On val it has the greatest balanced accuracy, or it is the greatest one with a sensitivity
-    (recall of the second class) of at least `sensitivity`.
-    """
-    refuse_test(table, "a decision threshold")
-    labeled = table.labeled
-    order = np.argsort(labeled.probabilities[:, 1])
-    scores, is_positive = labeled.probabilities[order, 1], labeled.labels[order] == 1
-    if is_positive.all() or not is_positive.any():
-        raise ValueError("a decision threshold needs images of both classes on val")
-    between = np.flatnonzero(np.diff(scores) > 0) + 1  # images below each possible threshold
-    below = np.concatenate([[0], between, [len(scores)]])
-    thresholds = np.concatenate([[0.0], (scores[between - 1] + scores[between]) / 2, [1.0]])
-    missed = np.concatenate([[0], is_positive.cumsum()])[below]
-    recall = 1 - missed / is_positive.sum()
-    if sensitivity is not None:
-        return float(thresholds[recall >= sensitivity].max())
-    balanced = recall + (below - missed) / (~is_positive).sum()
-    best = np.flatnonzero(np.isclose(balanced, balanced.max()))
-    return float(thresholds[best[len(best) // 2]])
 
 
 def fit_conformal(table: PredictionTable, alpha: float) -> float:

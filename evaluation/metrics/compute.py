@@ -8,33 +8,40 @@ from scipy.sparse import csr_matrix, hstack
 
 from evaluation.metrics import confusion
 from evaluation.metrics.calibration import NUM_BINS, equal_mass_bins
+from evaluation.metrics.clinical import outcome_members, use_of
 from evaluation.metrics.confusion import ratio
 from evaluation.metrics.ranking import ranking_estimates
-from evaluation.metrics.registry import METRICS, MetricSpec
+from evaluation.metrics.registry import METRICS, MetricSpec, in_registry_order
 from evaluation.predictions import PredictionTable
 from evaluation.stats import bootstrap, estimate
 from evaluation.stats.auc import auc
 from evaluation.stats.bootstrap import DRAWS, Clusters, Replicates, Sums, one_hot
 from evaluation.stats.estimate import Estimate, Estimates, make_estimate, wilson_interval
 
-KINDS = ("confusion", "image_mean", "calibration", "classwise_calibration")  # of sums over images
+KINDS = (  # of sums over images
+    "confusion", "prevalence", "image_mean", "calibration", "classwise_calibration",
+)  # fmt: skip
 ABSENT = "a class has no image, or is never predicted"
+ONE_KIND = "no image has the outcome, or all images have it"
 
 
-def compute_metrics(table: PredictionTable, draws: int = DRAWS, seed: int = 0) -> Estimates:
-    """Every metric of the registry on the labeled rows, by full name (`recall/<class>`)."""
+def compute_metrics(
+    table: PredictionTable, draws: int = DRAWS, seed: int = 0,
+    specs: Sequence[MetricSpec] | None = None,
+) -> Estimates:  # fmt: skip
+    """Metrics of the registry (all, or `specs`) on the labeled rows, by full name."""
     if (table.labels < 0).all():
         return {"accuracy": Estimate(None, None, None, "none", 0, 0, "no row has a known label")}
-    labeled, specs = table.labeled, list(METRICS.values())
+    labeled, specs = table.labeled, list(METRICS.values()) if specs is None else specs
     clusters = Clusters.from_patients(labeled.patients, labeled.labels)
     summed = [spec for spec in specs if spec.kind in KINDS]
     rankings = {s.name: (s.compute, s.perfect_bound) for s in specs if s.kind == "ranking"}
     estimates = _sum_estimates(labeled, clusters, summed, draws, seed)
-    estimates |= ranking_estimates(labeled, clusters, rankings, draws, seed)
+    if rankings:
+        estimates |= ranking_estimates(labeled, clusters, rankings, draws, seed)
     for compute in dict.fromkeys(spec.compute for spec in specs if spec.kind == "estimates"):
         estimates |= compute(labeled, clusters, draws, seed)
-    order = list(METRICS)
-    return dict(sorted(estimates.items(), key=lambda item: order.index(item[0].split("/")[0])))
+    return in_registry_order(estimates)
 
 
 def metrics_by_attribute(
@@ -83,19 +90,30 @@ def confusion_matrix(table: PredictionTable) -> np.ndarray:
 class SumColumns:
     """The columns whose sums over images determine the metrics `specs`, for K classes.
 
-    In this order: K x K confusion cells, one column for each metric of kind `image_mean`, and the
+    In this order: K x K confusion cells, the columns of each metric of kind `image_mean`, and the
     signed gaps in 15 calibration bins, of the predicted class and of each class if needed.
     """
 
     specs: Sequence[MetricSpec]
     class_names: Sequence[str]
+    outcomes: Sequence[str]
+    prevalences: Sequence[float]
+
+    @classmethod
+    def from_table(cls, specs: Sequence[MetricSpec], table: PredictionTable) -> "SumColumns":
+        """The columns for the classes, named groups and prevalences of a table."""
+        outcomes, prevalences = list(outcome_members(table)), use_of(table).prevalences
+        return cls(specs, table.class_names, outcomes, prevalences)
 
     def names(self) -> list[tuple[str, MetricSpec]]:
-        """Full names of the metrics with their entries, one a class for scope `class`."""
+        """Full names of the metrics with their entries, in the order of `metrics`."""
+        at_prevalences = [f"{c}/{p:g}" for c in self.class_names for p in self.prevalences]
+        parts = {"class": self.class_names, "overall and class": ["", *self.class_names],
+                 "outcome": self.outcomes, "prevalence": at_prevalences}  # fmt: skip
         return [
-            (f"{spec.name}/{of_class}" if of_class else spec.name, spec)
+            (f"{spec.name}/{part}" if part else spec.name, spec)
             for spec in self.specs
-            for of_class in (self.class_names if spec.scope == "class" else [""])
+            for part in parts.get(spec.scope, [""])
         ]
 
     def of_table(self, table: PredictionTable) -> Sums:
@@ -108,7 +126,7 @@ class SumColumns:
         if "classwise_calibration" in kinds:
             outcomes += [(p[:, c], labels == c) for c in range(k)]
         cells = one_hot(labels * k + table.predictions, k * k)
-        means = [csr_matrix(spec.compute(table)[:, None]) for spec in self._means]
+        means = [csr_matrix(spec.compute(table).reshape(len(table), -1)) for spec in self._means]
         # quantiles of the whole table, also when patients are resampled
         gaps = [one_hot(equal_mass_bins(s), NUM_BINS, s - is_true) for s, is_true in outcomes]
         return hstack([cells, *means, *gaps]).tocsr()
@@ -118,10 +136,12 @@ class SumColumns:
         k = len(self.class_names)
         matrix = sums[:, : k * k].reshape(-1, k, k)
         n = matrix.sum(axis=(1, 2))
-        totals, gaps = np.split(sums[:, k * k :], [len(self._means)], axis=1)
-        means = iter(ratio(totals, n[:, None]).T)
+        widths = [len(self.outcomes) if s.scope == "outcome" else 1 for s in self._means]
+        *totals, gaps = np.split(sums[:, k * k :], np.cumsum(widths, dtype=int), axis=1)
+        means = iter([ratio(total, n[:, None]) for total in totals])
         gaps = ratio(gaps.reshape(len(sums), -1, NUM_BINS), n[:, None, None])
-        inputs = {"calibration": gaps[:, :1], "classwise_calibration": gaps[:, -k:]}
+        inputs = {"calibration": gaps[:, :1], "classwise_calibration": gaps[:, -k:],
+                  "prevalence": confusion.at_prevalences(matrix, self.prevalences)}  # fmt: skip
         values = [
             next(means) if s.kind == "image_mean" else s.compute(inputs.get(s.kind, matrix))
             for s in self.specs
@@ -137,7 +157,7 @@ def _sum_estimates(
     table: PredictionTable, clusters: Clusters, specs: Sequence[MetricSpec], draws: int, seed: int
 ) -> Estimates:
     """Estimates by full name of labeled rows; all metrics share the resamples."""
-    columns = SumColumns(specs, table.class_names)
+    columns = SumColumns.from_table(specs, table)
     sums = clusters.sum_by_patient(columns.of_table(table))
     stratified, plain = bootstrap.bootstrap_both(sums, columns.metrics, clusters, draws, seed)
     falls, rises = _wilson_bounds(columns, sums, table, clusters)
@@ -149,7 +169,7 @@ def _sum_estimates(
         elif spec.weights_images_equally:
             estimates[name] = _mean_over_images(spec, plain, at, size)
         else:
-            ends = float(falls[at]), float(rises[at]), spec.minimum
+            ends = float(falls[at]), float(rises[at]), spec.minimum, spec.maximum
             estimates[name] = estimate.replicate_estimate(stratified, at, size, ABSENT, *ends)
     return estimates
 
@@ -173,7 +193,8 @@ def _mean_over_images(
         low, method = float(np.maximum(spec.minimum, low)), estimate.CENTERED
     elif spec.interval == "proportion" and value in (0.0, 1.0):
         (low, high), method = wilson_interval(value * patients, patients), estimate.WILSON
-    return make_estimate((value, low, high), method, *size, estimate.NO_SPREAD)
+    reason = estimate.NO_SPREAD if np.isfinite(value) else ONE_KIND
+    return make_estimate((value, low, high), method, *size, reason)
 
 
 def _wilson_bounds(

@@ -1,6 +1,6 @@
 """Rates of one confusion matrix or a stack of them, and accuracy of one-versus-one pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -44,6 +44,35 @@ def specificity(m: np.ndarray) -> np.ndarray:
     """Fraction of the other classes' images not predicted as this class, (..., K)."""
     others = m.sum(axis=(-2, -1))[..., None] - m.sum(axis=-1)
     return 1 - ratio(m.sum(axis=-2) - _diagonal(m), others)
+
+
+def npv(m: np.ndarray) -> np.ndarray:
+    """Negative predictive value of each class (..., K); NaN for a class always predicted."""
+    others = m.sum(axis=(-2, -1))[..., None] - m.sum(axis=-2)
+    return 1 - ratio(m.sum(axis=-1) - _diagonal(m), others)
+
+
+def number_needed_to_refer(m: np.ndarray) -> np.ndarray:
+    """Images predicted as each class per correct one (..., K); NaN without a correct one."""
+    return ratio(m.sum(axis=-2), _diagonal(m))
+
+
+def at_prevalences(m: np.ndarray, prevalences: Sequence[float]) -> np.ndarray:
+    """Fractions (..., K, P, 2, 2) of each class, last, against the others at each prevalence."""
+    p = np.broadcast_to(prevalences, (*m.shape[:-1], len(prevalences)))
+    hits, correct = recall(m)[..., None], specificity(m)[..., None]
+    rows = [(1 - p) * correct, (1 - p) * (1 - correct), p * (1 - hits), p * hits]
+    return np.stack(rows, axis=-1).reshape(*p.shape, 2, 2)
+
+
+def ppv_at_prevalence(m: np.ndarray) -> np.ndarray:
+    """Positive predictive values (r, K P) of `at_prevalences` (r, K, P, 2, 2)."""
+    return precision(m)[..., 1].reshape(len(m), -1)
+
+
+def npv_at_prevalence(m: np.ndarray) -> np.ndarray:
+    """Negative predictive values (r, K P) of `at_prevalences` (r, K, P, 2, 2)."""
+    return precision(m)[..., 0].reshape(len(m), -1)
 
 
 def f1(m: np.ndarray) -> np.ndarray:

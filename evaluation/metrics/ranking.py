@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.sparse import hstack
 
+from evaluation.metrics.clinical import Outcomes
 from evaluation.predictions import PredictionTable
 from evaluation.stats import bootstrap
 from evaluation.stats.auc import delong
@@ -46,12 +47,13 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def auroc_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """AUROC of each class against the others and its mean over classes, with DeLong's intervals."""
+    """AUROC of each class or group against the others, mean over classes, DeLong's intervals."""
     delongs = "DeLong" if clusters.has_one_row_per_patient else "cluster-robust DeLong"
-    classes, size = np.arange(len(table.class_names)), (len(table), clusters.num_patients, ABSENT)
-    areas = delong(table.probabilities, table.labels[:, None] == classes, clusters)
-    parts = {"auroc": classes}
-    parts |= {f"auroc/{name}": classes[[c]] for c, name in enumerate(table.class_names)}
+    outcomes, size = Outcomes.from_table(table), (len(table), clusters.num_patients, ABSENT)
+    areas = delong(outcomes.probabilities, outcomes.positive, clusters)
+    columns = np.arange(len(outcomes.names))
+    parts = {"auroc": columns[: len(table.class_names)]}
+    parts |= {f"auroc/{name}": columns[[at]] for at, name in enumerate(outcomes.names)}
     estimates = {}
     for name, at in parts.items():
         constant = areas.is_constant(at)

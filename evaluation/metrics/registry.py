@@ -4,21 +4,27 @@
 `pair/<class>/<class>`, `study/accuracy` and `patient/recall/<class>`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from evaluation.metrics import calibration, confusion, ranking
+from evaluation.metrics import calibration, clinical, confusion, ranking
+from evaluation.metrics.calibration_slope import calibration_estimates
 from evaluation.predictions import LEVELS
 
 Kind = Literal[
-    "confusion", "image_mean", "calibration", "classwise_calibration", "ranking", "estimates"
+    "confusion", "prevalence", "image_mean", "calibration", "classwise_calibration", "ranking",
+    "estimates",
+]  # fmt: skip
+Value = TypeVar("Value")
+Scope = Literal[
+    "overall", "class", "overall and class", "outcome", "overall and outcome", "prevalence", "pair"
 ]
 
 
@@ -26,26 +32,32 @@ Kind = Literal[
 class MetricSpec:
     """One metric: how it is computed, shown and compared.
 
-    `kind` is what `compute` is a function of, and its return value. Metrics of the first four
+    `kind` is what `compute` is a function of, and its return value. Metrics of the first five
     kinds share one bootstrap of sums over images, `r` resamples at a time:
 
     - confusion: matrices (r, K, K), rows are labels -> (r,), or (r, K) for scope `class`.
-    - image_mean: labeled PredictionTable -> (n,); the metric is the mean over images.
+    - prevalence: matrices of each class against the others at each stated prevalence,
+      (r, K, P, 2, 2) -> (r, K P).
+    - image_mean: labeled PredictionTable -> (n,), or (n, O) for scope `outcome`; the metric is the
+      mean over images.
     - calibration: signed gaps (r, 1, bins) between the predicted class's probability and
       accuracy, as fractions of all images -> (r,).
-    - classwise_calibration: the same gaps of each class (r, K, bins) -> (r,).
+    - classwise_calibration: the same gaps of each class (r, K, bins) -> (r, 1 + K).
     - ranking: cumulative true and false positives of one class, (r, G) each, highest score
       first -> (r,); computed for each class and averaged over classes.
     - estimates: (table, clusters, draws, seed) -> Estimates by full name; has its own intervals.
+
+    `scope` is what it has values for: all images, each class, each outcome (class or named group of
+    classes against all others), each class at each stated prevalence, each pair of classes.
     """
 
     name: str  # key in results.json and in gates; `name/<class>` for one class
     label: str  # name in tables and plots
     kind: Kind
     compute: Callable[..., Any]
-    # one value for all images, one a class, both, or one a pair of classes
-    scope: Literal["overall", "class", "overall and class", "pair"] = "overall"
+    scope: Scope = "overall"
     higher_is_better: bool = True
+    ideal: float | None = None  # best value if neither the lowest nor the highest is best
     minimum: float = 0.0  # smallest possible value
     maximum: float = 1.0
     # a proportion has Wilson's interval if each patient has one image
@@ -56,7 +68,8 @@ class MetricSpec:
     perfect_bound: ranking.PerfectBound | None = None  # lower bound if the observed value is 1
     in_summary: bool = False  # whether main tables and the terminal show it
     in_headline: bool = False  # whether it has a column in tables of paired comparisons
-    is_paired: bool = False  # whether paired tests compare it: AUROC or one of the first four kinds
+    in_outcomes: bool = False  # whether it has a column in the table of classes and groups
+    is_paired: bool = False  # whether paired tests compare it: AUROC or one of the first five kinds
 
     def __post_init__(self) -> None:
         if self.is_paired and self.kind == "ranking":
@@ -72,6 +85,18 @@ class MetricSpec:
         return difference > 0 if self.higher_is_better else difference < 0
 
 
+_PREVALENCE = partial(MetricSpec, kind="prevalence", scope="prevalence")
+_NET_BENEFIT = partial(
+    MetricSpec,
+    kind="image_mean",
+    scope="outcome",
+    minimum=-inf,
+    in_outcomes=True,
+    weights_images_equally=True,
+    is_paired=True,
+)
+_SLOPE = partial(MetricSpec, kind="estimates", compute=calibration_estimates, scope="outcome",
+                 minimum=-inf, maximum=inf, in_outcomes=True)  # fmt: skip
 _macro = partial(partial, confusion.macro_average)  # rate of each class -> its mean
 _weighted = partial(partial, confusion.weighted_average)
 _SPECS = (
@@ -79,8 +104,9 @@ _SPECS = (
                weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True),
     MetricSpec("balanced_accuracy", "Balanced accuracy", "confusion", _macro(confusion.recall),
                in_summary=True, is_paired=True),
-    MetricSpec("auroc", "AUROC", "estimates", ranking.auroc_estimates, scope="overall and class",
-               in_summary=True, in_headline=True, is_paired=True),
+    MetricSpec("auroc", "AUROC", "estimates", ranking.auroc_estimates,
+               scope="overall and outcome", in_summary=True, in_headline=True, in_outcomes=True,
+               is_paired=True),
     MetricSpec("average_precision", "Average precision", "ranking",
                ranking.average_precision_of_counts, scope="overall and class",
                perfect_bound=ranking.average_precision_bound),
@@ -110,14 +136,27 @@ _SPECS = (
                interval="centered bootstrap", weights_images_equally=True, in_summary=True,
                is_paired=True),
     MetricSpec("ece_classwise", "ECE, classwise", "classwise_calibration",
-               calibration.ece_of_gaps, higher_is_better=False,
-               interval="centered bootstrap", weights_images_equally=True),
+               calibration.classwise_ece_of_gaps, scope="overall and class", higher_is_better=False,
+               interval="centered bootstrap", weights_images_equally=True, in_outcomes=True),
+    _SLOPE("calibration_slope", "Calibration slope", ideal=1.0),
+    _SLOPE("calibration_intercept", "Calibration intercept", ideal=0.0),
+    _SLOPE("calibration_in_the_large", "Calibration in the large", ideal=0.0),
+    _NET_BENEFIT("net_benefit", "Net benefit", compute=clinical.net_benefit),
+    _NET_BENEFIT("net_benefit_over_all", "Net benefit minus treating all",
+                 compute=clinical.net_benefit_over_all),
     MetricSpec("recall", "Recall", "confusion", confusion.recall, scope="class",
                interval="proportion", counted_images=lambda labels, predictions: labels),
     MetricSpec("precision", "Precision", "confusion", confusion.precision, scope="class",
                interval="proportion", counted_images=lambda labels, predictions: predictions),
     MetricSpec("specificity", "Specificity", "confusion", confusion.specificity, scope="class",
                interval="proportion", counted_images=lambda labels, predictions: ~labels),
+    MetricSpec("npv", "NPV", "confusion", confusion.npv, scope="class", interval="proportion",
+               counted_images=lambda labels, predictions: ~predictions),
+    MetricSpec("number_needed_to_refer", "Number needed to refer", "confusion",
+               confusion.number_needed_to_refer, scope="class", higher_is_better=False,
+               minimum=1.0, maximum=inf),
+    _PREVALENCE("ppv_at_prevalence", "PPV at prevalence", compute=confusion.ppv_at_prevalence),
+    _PREVALENCE("npv_at_prevalence", "NPV at prevalence", compute=confusion.npv_at_prevalence),
     MetricSpec("f1", "F1", "confusion", confusion.f1, scope="class"),
     MetricSpec("pairs", "Accuracy, mean of pairs", "estimates", confusion.pair_estimates),
     MetricSpec("pairs_gap", "Mean of pairs minus accuracy", "estimates", confusion.pair_estimates,
@@ -140,9 +179,19 @@ def metric_spec(name: str) -> MetricSpec:
 def metric_label(name: str) -> str:
     """Label of a full name: `Recall, pneumonia` of `recall/pneumonia`, `AUROC by study`."""
     level, _, class_names = _split(name)
-    label = metric_spec(name).label
+    spec = metric_spec(name)
+    label = spec.label
+    if spec.scope == "prevalence":
+        class_names, _, prevalence = class_names.rpartition("/")
+        label = f"{label} {prevalence}"
     of_class = f", {class_names.replace('/', ' vs. ')}" if class_names else ""
     return label + of_class + (f" by {level}" if level else "")
+
+
+def in_registry_order(metrics: Mapping[str, Value]) -> dict[str, Value]:
+    """Values by full name of a metric without level, in the order of the registry."""
+    order = list(METRICS)
+    return dict(sorted(metrics.items(), key=lambda item: order.index(item[0].partition("/")[0])))
 
 
 def monitor_mode(monitor: str) -> Literal["min", "max"]:
@@ -170,6 +219,11 @@ def summary_metrics() -> list[str]:
 def headline_metrics() -> list[str]:
     """Names of the metrics with a column in tables of paired comparisons."""
     return [name for name, spec in METRICS.items() if spec.in_headline]
+
+
+def outcome_metrics() -> list[str]:
+    """Names of the metrics with a column in the table of classes and groups of classes."""
+    return [name for name, spec in METRICS.items() if spec.in_outcomes]
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -28,13 +28,14 @@ _SETTINGS: dict[str, Any] = {
 
 
 def subplots(
-    width: float, height: float, rows: int = 1, columns: int = 1
-) -> tuple[Figure, list[Axes]]:
+    width: float, height: float, rows: int = 1, columns: int = 1,
+    height_ratios: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
     """An empty figure of `width` x `height` inches with its axes, row by row."""
     with context(_SETTINGS):
         fig = Figure(figsize=(width, height), dpi=160, layout="constrained")
         FigureCanvasAgg(fig)
-        grid = fig.subplots(rows, columns, squeeze=False)
+        grid = fig.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
     return fig, [ax for row in grid for ax in row]
 
 

@@ -13,7 +13,7 @@ from evaluation.metrics.registry import headline_metrics, metric_label
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import Tables, align_members, row_unit
-from evaluation.reports import html
+from evaluation.reports import clinical, html
 from evaluation.reports.ensemble import diversity_table, paired_meta
 from evaluation.results import Results, collect_notes
 from evaluation.stats import paired_tests
@@ -92,6 +92,7 @@ def comparison_sections(
         *pair_sections(comparison, tables),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
         html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),
+        *clinical.decision_curves(tables),
         html.Plot(curves.reliability_plot(tables), bars, "Reliability"),
         html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
         *[
@@ -124,6 +125,7 @@ def pair_sections(comparison: Comparison, tables: Tables) -> list[html.Section]:
         return []
     return [
         difference_table(comparison),
+        *clinical.difference_sections(tables, comparison.differences),
         html.Plot(plots.agreement_plot(tables), f"% of the {comparison.rows}.", "Agreement"),
         diversity_table(comparison.diversity, comparison.agreement, comparison.rows),
     ]

@@ -13,7 +13,7 @@ from evaluation.metrics.registry import headline_metrics, metric_label, summary_
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, Tables
-from evaluation.reports import html
+from evaluation.reports import clinical, html
 from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
 from evaluation.stats.estimate import Estimate, Estimates, decimals_of
 from evaluation.stats.paired_tests import Differences, better_or_worse
@@ -138,6 +138,9 @@ def _plot_sections(
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
         html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),
         html.Plot(calibration, bars, "Reliability before and after calibration"),
+        clinical.outcome_table(evaluated.voter_metrics[predictions.voter], ensemble),
+        *clinical.decision_curves(tables),
+        *clinical.calibration_curves(ensemble),
         html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
         html.Plot(plots.agreement_plot(members), unit, "Agreement of members", folded=True),
         html.Plot(recalls, circled, "Recall of members by class", folded=True),

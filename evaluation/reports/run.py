@@ -15,7 +15,7 @@ from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
-from evaluation.reports import html
+from evaluation.reports import clinical, html
 from evaluation.results import CALIBRATED_MEMBER, Results
 from evaluation.stats.estimate import Estimates
 from evaluation.voters.registry import voter_spec
@@ -45,23 +45,15 @@ def run_sections(
         models = labeled_models(results)
         page.append(html.models_table(models, "Ensemble and members", strong=[0]))
     summary = {name: metrics[name] for name in summary_metrics() if name in metrics}
-    page += [html.metrics_table(summary), *further, *prediction_plots(table)]
+    page += [html.metrics_table(summary), *further]
+    page += clinical.operating_point_tables(results.operating_points, table)
+    page += [clinical.outcome_table(metrics, table), *prediction_plots(table)]
+    page += [*clinical.decision_curves({"": table}), *clinical.calibration_curves(table)]
     if history is not None:
         plot = curves.learning_curves(history)
         page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))
     all_metrics = replace(html.metrics_table(metrics, "All metrics"), folded=True)
     return [*page, all_metrics, html.Details({**readable_details(results), **environment})]
-
-
-def threshold_table(decisions: Mapping[str, Estimates], class_names: Sequence[str]) -> html.Table:
-    """Decisions for the second of two classes by threshold, see `evaluate_thresholds`."""
-    name = class_names[1]
-    rates = (f"{rate}/{name}" for rate in ("recall", "specificity", "precision"))
-    names = ("accuracy", "balanced_accuracy", *rates)
-    heading = f"Decision thresholds for {name}"
-    note = f"{name} is decided from this probability on; thresholds were fitted on val."
-    note = f"{note} {html.SMALL_PRINT}"
-    return html.models_table(decisions, heading, note, names=names, corner="threshold")
 
 
 def labeled_models(results: Results) -> dict[str, Estimates]:

@@ -50,9 +50,10 @@ def make_estimate(parts: Parts, method: str, n: int, patients: int, reason: str)
 
 def replicate_estimate(
     replicates: Replicates, at: int, size: tuple[int, int], if_undefined: str,
-    fall: float = 0.0, rise: float = 0.0, minimum: float = 0.0, shift: float = 0.0,
+    fall: float = 0.0, rise: float = 0.0, minimum: float = 0.0, maximum: float = 1.0,
+    shift: float = 0.0,
 ) -> Estimate:  # fmt: skip
-    """Statistic `at` of `size` (images, patients) with its interval within `minimum` to 1.
+    """Statistic `at` of `size` (images, patients), its interval within `minimum` to `maximum`.
 
     `fall` and `rise` are how far Wilson's bounds allow the true value to be below and above; they
     and the BCa interval are combined as independent errors. `shift` is added to all three numbers.
@@ -62,7 +63,7 @@ def replicate_estimate(
     if no_spread and fall + rise > 0:
         low = high = value
     low, high = value - np.hypot(value - low, fall), value + np.hypot(high - value, rise)
-    low, high = np.maximum(low + shift, minimum), np.minimum(high + shift, 1.0)
+    low, high = np.maximum(low + shift, minimum), np.minimum(high + shift, maximum)
     is_widened = fall + rise > 0 and np.isfinite(value)
     method = WILSON if no_spread else BCA_AND_WILSON if is_widened else BCA
     reason = NO_SPREAD if np.isfinite(value) else if_undefined

@@ -9,7 +9,7 @@ from scipy.special import ndtri, stdtrit
 from scipy.stats import binomtest
 
 from evaluation.metrics.compute import KINDS, SumColumns
-from evaluation.metrics.registry import METRICS, MetricSpec, metric_spec
+from evaluation.metrics.registry import METRICS, MetricSpec, in_registry_order, metric_spec
 from evaluation.predictions import PredictionTable, Tables, align
 from evaluation.stats import bootstrap
 from evaluation.stats.auc import delong
@@ -54,8 +54,7 @@ def differences_to_baseline(
     of_sums = _differences_of_sums([base, *others], contrasts, clusters, draws, seed)
     auroc, differences = _auroc_differences(base, others, clusters), {}
     for at, name in enumerate(tables):
-        unordered = {**of_sums[at], "auroc": auroc[at]}
-        differences[name] = {m: unordered[m] for m in METRICS if m in unordered}
+        differences[name] = in_registry_order({**of_sums[at], "auroc": auroc[at]})
     return differences
 
 
@@ -129,7 +128,7 @@ def _differences_of_sums(
 ) -> list[Differences]:  # fmt: skip
     """Mean difference over the pairs (positions of tables) of each contrast, by metric."""
     specs = [spec for spec in METRICS.values() if spec.is_paired and spec.kind in KINDS]
-    columns = SumColumns(specs, tables[0].class_names)
+    columns = SumColumns.from_table(specs, tables[0])
     parts = [clusters.sum_by_patient(columns.of_table(table)) for table in tables]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
@@ -142,10 +141,11 @@ def _differences_of_sums(
 
     replicates = bootstrap.bootstrap_both(hstack(parts).tocsr(), statistic, clusters, draws, seed)
     pairs_of = [[(tables[i], tables[j]) for i, j in contrast] for contrast in contrasts]
+    names = columns.names()
     return [
         {
-            spec.name: _difference(replicates, at * len(specs) + column, spec, pairs, clusters)
-            for column, spec in enumerate(specs)
+            name: _difference(replicates, at * len(names) + column, spec, pairs, clusters)
+            for column, (name, spec) in enumerate(names)
         }
         for at, pairs in enumerate(pairs_of)
     ]

@@ -9,13 +9,11 @@ from evaluation.metrics.calibration import (
     fit_conformal,
     fit_referral,
     fit_temperature,
-    fit_threshold,
     reliability_bins,
     risk_coverage,
 )
-from evaluation.metrics.compute import epoch_metrics
 from evaluation.predictions import PredictionTable
-from tests.evaluation.tables import make_table, two_class_table
+from tests.evaluation.tables import make_table
 
 
 def calibrated_table(n: int, temperature: float, seed: int) -> PredictionTable:
@@ -156,36 +154,3 @@ def test_fitting_on_test_and_invalid_alpha_are_errors() -> None:
         fit_conformal(make_table(), 0.1)
     with pytest.raises(ValueError, match=r"alpha 1\.5 must be between 0 and 1"):
         fit_conformal(make_table(split="val"), 1.5)
-
-
-def test_a_threshold_of_val_has_the_best_balanced_accuracy_there() -> None:
-    val = two_class_table("val")
-    threshold = fit_threshold(val)
-    candidates = np.linspace(0.01, 0.99, 197)
-    reached = [epoch_metrics(val.at_threshold(t).probabilities, val.labels)["balanced_accuracy"]
-               for t in (threshold, *candidates)]  # fmt: skip
-    assert reached[0] == max(reached)
-    assert threshold > 0.7
-
-
-def test_a_threshold_reaches_a_sensitivity_on_val_and_no_lower_one_is_needed() -> None:
-    val = two_class_table("val")
-    threshold = fit_threshold(val, 0.9)
-    of_positives = np.sort(val.probabilities[val.labels == 1, 1])
-    assert 0.9 <= (of_positives >= threshold).mean() < 0.92
-    assert (
-        (val.at_threshold(threshold).predictions == 1) == (val.probabilities[:, 1] > threshold)
-    ).all()
-
-
-def test_a_threshold_is_never_fitted_on_test() -> None:
-    with pytest.raises(ValueError, match="test"):
-        fit_threshold(two_class_table("test"))
-
-
-def test_equal_scores_are_decided_alike() -> None:
-    table = two_class_table("val", n=6)
-    rows = table.rows.assign(label=[0, 0, 1, 1, 1, 0])
-    scores = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    tied = PredictionTable(rows, np.stack([np.zeros(6), scores], axis=1), ["no", "yes"])
-    assert 0.5 < fit_threshold(tied) < 0.7311

@@ -7,7 +7,6 @@ from evaluation.ensemble import (
     combine_members,
     ensemble_predictions,
     evaluate_selective,
-    evaluate_thresholds,
     evaluate_voters,
     fit_voters,
     most_disputed,
@@ -18,7 +17,7 @@ from evaluation.predictions import aggregate
 from evaluation.reports.ensemble import ensemble_results, mean_of_members
 from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import VoterOptions
-from tests.evaluation.tables import make_table, named_copies, named_experts, two_class_table
+from tests.evaluation.tables import make_table, named_copies, named_experts
 
 
 def test_an_ensemble_of_experts_is_a_gain_over_the_best_member() -> None:
@@ -189,13 +188,3 @@ def test_the_image_table_is_unchanged_without_a_level() -> None:
     fitted = fit_voters(named)
     predictions = ensemble_predictions(fitted.ensembles["soft"], named)
     assert predictions.members["a"] is named["a"]
-
-
-def test_a_threshold_fitted_on_val_helps_where_the_larger_probability_favors_a_class() -> None:
-    val, test = (two_class_table(split, seed) for split, seed in (("val", 0), ("test", 1)))
-    decisions = evaluate_thresholds(val, test, draws=100)
-    larger, balanced, sensitive = (metrics for metrics in decisions.values())
-    assert balanced["balanced_accuracy"].value > larger["balanced_accuracy"].value + 0.05
-    assert 0.9 < sensitive["recall/yes"].value < 1
-    assert larger["accuracy"] == compute_metrics(test, draws=100)["accuracy"]
-    assert evaluate_thresholds(make_table(split="val"), make_table()) == {}

@@ -101,7 +101,7 @@ def test_rows_with_unknown_labels_are_ignored() -> None:
 
 def test_estimates_have_the_number_of_images_and_patients() -> None:
     metrics = compute.compute_metrics(make_table(120, images_per_patient=4), draws=50)
-    of_class = ("recall/", "precision/", "specificity/")
+    of_class = ("recall/", "precision/", "specificity/", "npv/")
     others = {name: e for name, e in metrics.items() if not name.startswith(of_class)}
     assert {(e.n, e.patients) for e in others.values()} == {(120, 30)}
     assert metrics["accuracy"].method == "bootstrap over patients, BCa"
@@ -116,7 +116,8 @@ def test_rates_of_a_class_have_the_size_of_their_denominator(images_per_patient:
     metrics = compute.compute_metrics(table, draws=20)
     for c, name in enumerate(table.class_names):
         label, predicted = table.labels == c, table.predictions == c
-        for rate, counted in (("recall", label), ("precision", predicted), ("specificity", ~label)):
+        rates = {"recall": label, "precision": predicted, "specificity": ~label, "npv": ~predicted}
+        for rate, counted in rates.items():
             estimate = metrics[f"{rate}/{name}"]
             assert estimate.n == counted.sum()
             assert estimate.patients == len(set(table.patients[counted]))

@@ -130,7 +130,8 @@ def test_labels_name_classes_pairs_and_levels() -> None:
 
 def test_lists_of_names_follow_the_registry() -> None:
     assert set(headline_metrics()) <= set(summary_metrics()) <= set(METRICS)
-    compared = list(paired_differences(make_table(), make_table(seed=1), draws=20))
+    names = paired_differences(make_table(), make_table(seed=1), draws=20)
+    compared = list(dict.fromkeys(name.partition("/")[0] for name in names))
     assert compared == [name for name, spec in METRICS.items() if spec.is_paired]
     assert not metric_spec("nll").is_improvement(0.1)
     assert metric_spec("accuracy").is_improvement(0.1)

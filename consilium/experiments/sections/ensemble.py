@@ -17,11 +17,13 @@ from evaluation.ensemble import (
     load_voters,
     most_disputed,
 )
+from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html
 from evaluation.reports import ensemble as ensemble_report
-from evaluation.reports.run import prediction_plots, threshold_table
+from evaluation.reports.clinical import decision_curves, operating_point_tables
+from evaluation.reports.run import prediction_plots
 from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.voters.registry import voter_spec
@@ -38,7 +40,7 @@ class EnsembleResults:
     fitted: FittedVoters
     evaluated: EvaluatedVoters
     groups: dict[str, Estimates]  # metrics by value of the experiment's attribute
-    decisions: dict[str, Estimates]  # metrics by decision threshold; empty unless two classes
+    operating_points: OperatingPoints
     tables: dict[str, PredictionTable]  # test predictions of the members
     disputed: list[tuple[bytes, str]]  # thumbnails and captions of images
 
@@ -104,8 +106,7 @@ def ensemble_sections(
         lead = ensemble_report.summary_sentence(e.fitted, e.evaluated, voter)
         lead = f"{lead} {reason}." if reason else lead
         page.append(html.Text(lead, f"{e.run}: every voter of {', '.join(e.tables)}"))
-        if e.decisions:
-            page.append(threshold_table(e.decisions, e.fitted.ensembles[voter].class_names))
+        page += operating_point_tables(e.operating_points, next(iter(e.tables.values())))
         page += _voter_sections(e, voter, with_plots=e is shown[-1])
         if e.groups:
             page.append(ensemble_report.group_table(e.groups, voter, config.attribute))
@@ -137,6 +138,7 @@ def member_sections(compared: MemberComparison) -> list[html.Section]:
         page.append(ensemble_report.diversity_table(compared.pairs, compared.agreement, "images"))
     roc = curves.roc_comparison(compared.tables)
     page.append(html.Plot(roc, "Mean over classes.", "ROC of all"))
+    page += decision_curves(compared.tables)
     for name, table in list(compared.tables.items())[:MAX_PLOTTED]:
         plots = prediction_plots(table)
         page += [replace(plot, heading=f"{name}: {plot.heading}") for plot in plots]

@@ -1,0 +1,149 @@
+"""Whether probabilities are right: calibration slope, intercept and smooth calibration curve."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, stdtrit
+
+from evaluation.metrics.clinical import Outcomes, outcome_members
+from evaluation.predictions import PredictionTable
+from evaluation.stats import bootstrap
+from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, too_few_patients
+from evaluation.stats.estimate import Estimates, make_estimate
+
+METHOD = "logistic regression, cluster-robust"
+ABSENT = "no image has the outcome, or all images have it"
+SEPARATED = "the probabilities separate the outcome perfectly, or are all equal"
+GRID = 41  # points of a calibration curve
+MAX_STEPS = 100  # of Newton's method
+
+Fit = tuple[str, float, float, str]  # metric, value, standard error, reason of a missing value
+
+
+def calibration_estimates(
+    table: PredictionTable, clusters: Clusters, draws: int, seed: int
+) -> Estimates:
+    """Calibration slope, intercept and calibration-in-the-large of each outcome.
+
+    The outcome is regressed on the logit of its probability. The slope is below 1 if probabilities
+    are too extreme. With the slope fixed at 1, the intercept is the calibration-in-the-large, which
+    is below 0 if they are too large on average.
+    """
+    outcomes, estimates = Outcomes.from_table(table), Estimates()
+    for name, x, y in zip(outcomes.names, outcomes.logits.T, outcomes.positive.T, strict=True):
+        patients = clusters.patients_with(np.column_stack([y, ~y]))
+        few = too_few_patients([name, f"not {name}"], patients)
+        quantile = stdtrit(max(int(patients.min()) - 1, 1), 0.5 + LEVEL / 2)
+        for metric, value, error, reason in _fits(x, y, clusters):
+            half = np.nan if few else quantile * error
+            parts = value, value - half, value + half
+            size = len(table), clusters.num_patients, reason or few
+            estimates[f"{metric}/{name}"] = make_estimate(parts, METHOD, *size)
+    return estimates
+
+
+def _fits(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> Iterator[Fit]:
+    """Both regressions of an outcome on its logits (n,)."""
+    metrics = ("calibration_slope", "calibration_intercept")
+    if positive.all() or not positive.any():
+        for metric in (*metrics, "calibration_in_the_large"):
+            yield metric, np.nan, np.nan, ABSENT
+        return
+    value, error = logistic_offset(x, positive, clusters)
+    yield "calibration_in_the_large", value, error, ""
+    if _is_separated(x, positive):
+        for metric in metrics:
+            yield metric, np.nan, np.nan, SEPARATED
+        return
+    for metric, value, error in zip(metrics, *logistic_line(x, positive, clusters), strict=True):
+        yield metric, float(value), float(error), ""
+
+
+def _is_separated(x: np.ndarray, positive: np.ndarray) -> bool:
+    """Whether a threshold separates both kinds, so that no slope has the greatest likelihood."""
+    of, others = x[positive], x[~positive]
+    return bool(of.min() >= others.max() or others.min() >= of.max())
+
+
+def logistic_line(
+    x: np.ndarray, positive: np.ndarray, clusters: Clusters
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and intercept of a logistic regression on x (n,), and their standard errors, (2,)."""
+    design, beta = np.column_stack([x, np.ones_like(x)]), np.zeros(2)
+    for _ in range(MAX_STEPS):
+        p = expit(design @ beta)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design
+        step = np.linalg.solve(hessian, design.T @ (positive - p))
+        loss = _logistic_loss(design @ beta, positive)
+        while _logistic_loss(design @ (beta + step), positive) > loss * (1 + 1e-12):
+            step /= 2
+        beta += step
+        if np.abs(step).max() <= 1e-13 * (1 + np.abs(beta).max()):
+            break
+    scores = design * (positive - expit(design @ beta))[:, None]
+    return beta, _robust_errors(np.linalg.solve(hessian, scores.T).T, clusters)
+
+
+def logistic_offset(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> tuple[float, float]:
+    """Intercept of a logistic regression with the offset x (n,), and its standard error."""
+    bound = float(np.abs(x).max()) + np.log(len(x)) + 1
+    value = float(brentq(lambda a: (expit(x + a) - positive).sum(), -bound, bound, xtol=1e-14))
+    p = expit(x + value)
+    influence = (positive - p) / (p * (1 - p)).sum()
+    return value, float(_robust_errors(influence[:, None], clusters)[0])
+
+
+def _logistic_loss(logits: np.ndarray, positive: np.ndarray) -> float:
+    return float((np.logaddexp(0, logits) - logits * positive).sum())
+
+
+def _robust_errors(influence: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """Standard errors (d,) from the influence of each row, (n, d), summed by patient."""
+    of_patient, n = clusters.sum_by_patient(influence), clusters.num_patients
+    return np.asarray(np.sqrt((of_patient**2).sum(axis=0) * n / max(n - 1, 1)))
+
+
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Observed frequency at each predicted probability, with its interval; (G,) each."""
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    low: np.ndarray  # NaN without an interval
+    high: np.ndarray
+
+
+def calibration_curve(
+    table: PredictionTable, outcome: str, draws: int = DRAWS, seed: int = 0
+) -> CalibrationCurve | None:
+    """A smooth curve from the 1st to the 99th percentile of the probabilities of an outcome.
+
+    A kernel mean of residuals, on the logit scale, is added to the logistic regression of the
+    calibration slope, so that smoothing does not bend it. None if no image has the outcome, all
+    have it, or all probabilities are equal.
+    """
+    labeled, at = table.labeled, list(outcome_members(table)).index(outcome)
+    outcomes = Outcomes.from_table(labeled)
+    x, positive = outcomes.logits[:, at], outcomes.positive[:, at]
+    clusters = Clusters.from_patients(labeled.patients, labeled.labels).without_strata
+    first, lower, upper, last = np.quantile(x, [0.01, 0.25, 0.75, 0.99])
+    grid = np.linspace(first, last, GRID)
+    spread = min(x.std(), (upper - lower) / 1.34) or x.std()
+    if positive.all() or not positive.any() or grid[0] == grid[-1]:
+        return None
+    bandwidth = 1.06 * spread * clusters.num_patients**-0.2  # Silverman's rule
+    weights = np.exp(-0.5 * ((x[:, None] - grid) / bandwidth) ** 2)
+    line = (1.0, 0.0) if _is_separated(x, positive) else logistic_line(x, positive, clusters)[0]
+    residuals = weights * (positive - expit(line[0] * x + line[1]))[:, None]
+    start = expit(line[0] * grid + line[1])
+    sums = clusters.sum_by_patient(np.hstack([weights, residuals]))
+
+    def observed(sums: np.ndarray) -> np.ndarray:
+        total, residual = np.split(sums, 2, axis=1)
+        return np.asarray(np.clip(start + residual / np.maximum(total, 1e-30), 0, 1))
+
+    replicates = bootstrap.bootstrap(sums, observed, clusters, draws, seed)
+    low, high = np.array([replicates.percentile_interval(g) for g in range(GRID)]).T
+    return CalibrationCurve(expit(grid), replicates.value, low, high)

@@ -1,0 +1,183 @@
+"""How predictions are meant to be used; each class against the others, net benefit, its curves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+
+from evaluation.predictions import PredictionTable
+from evaluation.stats import bootstrap
+from evaluation.stats.bootstrap import DRAWS, Clusters
+
+CURVE_POINTS = 31  # thresholds of a decision curve
+
+
+@dataclass(frozen=True)
+class ClinicalUse:
+    """How the predictions are meant to be used; reports are about these values.
+
+    Args:
+        class_groups: Classes that are one condition, such as ``{referable: [2, 3, 4]}``.
+        threshold: Probability from which a patient should be referred. At 0.2, one missed case is
+            as bad as four false alarms.
+        thresholds: The range of thresholds of decision curves.
+        sensitivity: Sensitivity on val of one operating point.
+        specificity: Specificity on val of one operating point.
+        prevalences: Prevalences at which predictive values are given.
+    """
+
+    class_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    threshold: float = 0.2
+    thresholds: Sequence[float] = (0.05, 0.5)
+    sensitivity: float = 0.95
+    specificity: float = 0.95
+    prevalences: Sequence[float] = (0.01, 0.1)
+
+    def __post_init__(self) -> None:
+        numbers = {k: v for k, v in asdict(self).items() if k != "class_groups"}
+        for name, value in numbers.items():
+            if not all(0 < x < 1 for x in np.ravel(value)):
+                raise ValueError(f"clinical_use: {name}: {value} must be between 0 and 1")
+        if len(self.thresholds) != 2 or self.thresholds[0] >= self.thresholds[1]:
+            raise ValueError(f"clinical_use: thresholds: {self.thresholds}; two, lower one first")
+
+    @property
+    def false_alarms_per_case(self) -> float:
+        """Number of false alarms that are as bad as one missed case."""
+        return (1 - self.threshold) / self.threshold
+
+
+def clinical_use(settings: Mapping[str, Any] | None, class_names: Sequence[str]) -> ClinicalUse:
+    """The use that settings state for these classes; an unknown key or class is a ValueError."""
+    settings = {**(settings or {})}
+    allowed = list(ClinicalUse.__dataclass_fields__)
+    if unknown := [key for key in settings if key not in allowed]:
+        raise ValueError(f"clinical_use: {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    groups = {str(n): list(map(str, of)) for n, of in settings.pop("class_groups", {}).items()}
+    for name, members in groups.items():
+        is_part = 0 < len(set(members)) == len(members) < len(class_names)
+        if name in class_names or not is_part or set(members) - set(class_names):
+            reason = f"a new name, and some but not all of the classes {list(class_names)}"
+            raise ValueError(f"clinical_use: class_groups: {name}: {members}; needs {reason}")
+    return ClinicalUse(groups, **settings)
+
+
+def use_of(table: PredictionTable) -> ClinicalUse:
+    """The use that the `meta` of a table states, or the default."""
+    return clinical_use(table.meta.get("clinical_use"), table.class_names)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Each class and each named group of classes against all others, for labeled rows."""
+
+    names: list[str]  # (O,)
+    probabilities: np.ndarray  # (n, O)
+    logits: np.ndarray  # (n, O), of the probabilities
+    positive: np.ndarray  # (n, O), whether the label is among its classes
+
+    @classmethod
+    def from_table(cls, table: PredictionTable) -> "Outcomes":
+        """The outcomes of labeled rows."""
+        members, logs = outcome_members(table), table.log_probabilities
+        inside = np.array([np.isin(np.arange(logs.shape[1]), of) for of in members.values()])
+        logits = [logsumexp(logs[:, m], axis=1) - logsumexp(logs[:, ~m], axis=1) for m in inside]
+        p, positive = table.probabilities @ inside.T, inside.T[table.labels]
+        return cls(list(members), p, np.stack(logits, axis=1), positive)
+
+    @property
+    def has_both(self) -> np.ndarray:
+        """Whether there are images with the outcome and without it, (O,)."""
+        return np.asarray(self.positive.any(axis=0) & ~self.positive.all(axis=0))
+
+
+def outcome_members(table: PredictionTable) -> dict[str, list[int]]:
+    """Labels of each outcome by name: the classes one by one, then the named groups."""
+    names, groups = table.class_names, use_of(table).class_groups
+    of_groups = {name: [names.index(member) for member in of] for name, of in groups.items()}
+    return {name: [c] for c, name in enumerate(names)} | of_groups
+
+
+def shown_outcomes(table: PredictionTable) -> list[str]:
+    """Outcomes with plots and tables: named groups first; of two classes the second alone."""
+    k, names = len(table.class_names), list(outcome_members(table))
+    return names[1:2] if k == 2 else [*names[k:], *names[:k]]
+
+
+def outcome_table(table: PredictionTable, outcome: str) -> PredictionTable:
+    """The table of two classes, of which the second is the outcome and the first all others."""
+    if table.class_names[1:] == [outcome]:
+        return table
+    outcomes, at = Outcomes.from_table(table), list(outcome_members(table)).index(outcome)
+    labels = np.where(table.labels < 0, -1, outcomes.positive[:, at])
+    logits = np.stack([np.zeros(len(table)), outcomes.logits[:, at]], axis=1)
+    use = asdict(replace(use_of(table), class_groups={}))
+    meta = {**table.meta, "clinical_use": use}
+    names = [f"not {outcome}", outcome]
+    return PredictionTable(table.rows.assign(label=labels), logits, names, meta)
+
+
+def net_benefit_of_rows(p: np.ndarray, positive: np.ndarray, threshold: float) -> np.ndarray:
+    """What treating from a threshold on is worth for each image, in cases found per image.
+
+    A case that is found counts 1, a false alarm -t / (1 - t), an image below the threshold 0.
+    """
+    odds = threshold / (1 - threshold)
+    return np.asarray((p >= threshold) * np.where(positive, 1.0, -odds))
+
+
+def net_benefit(table: PredictionTable) -> np.ndarray:
+    """Net benefit of each image and outcome at the stated threshold, (n, O)."""
+    outcomes = Outcomes.from_table(table)
+    t = use_of(table).threshold
+    rows = net_benefit_of_rows(outcomes.probabilities, outcomes.positive, t)
+    return np.where(outcomes.has_both, rows, np.nan)
+
+
+def net_benefit_over_all(table: PredictionTable) -> np.ndarray:
+    """Net benefit minus that of treating every image, (n, O)."""
+    outcomes, t = Outcomes.from_table(table), use_of(table).threshold
+    all_treated = net_benefit_of_rows(np.ones_like(outcomes.logits), outcomes.positive, t)
+    return np.asarray(net_benefit(table) - all_treated)
+
+
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit, or a difference of two, at thresholds, with its interval; (T,) each."""
+
+    thresholds: np.ndarray
+    value: np.ndarray
+    low: np.ndarray  # NaN without an interval
+    high: np.ndarray
+    treat_all: np.ndarray  # net benefit of treating every image
+
+
+def decision_curve(
+    table: PredictionTable, outcome: str, minus: PredictionTable | None = None,
+    draws: int = DRAWS, seed: int = 0,
+) -> DecisionCurve | None:  # fmt: skip
+    """The curve of an outcome over the stated range, or the difference to an aligned table.
+
+    None if there are no images with the outcome, or no others.
+    """
+    labeled, rows = table.labeled, list[np.ndarray]()
+    at = list(outcome_members(table)).index(outcome)
+    positive = Outcomes.from_table(labeled).positive[:, at]
+    if positive.all() or not positive.any():
+        return None
+    lowest, highest = use_of(table).thresholds
+    thresholds = np.linspace(lowest, highest, CURVE_POINTS)
+    for model in (labeled, minus.labeled) if minus else (labeled,):
+        p = Outcomes.from_table(model).probabilities[:, at]
+        rows.append(np.stack([net_benefit_of_rows(p, positive, t) for t in thresholds], axis=1))
+    benefit = rows[0] - rows[1] if minus else rows[0]
+    clusters = Clusters.from_patients(labeled.patients, labeled.labels).without_strata
+    sums = clusters.sum_by_patient(np.column_stack([benefit, np.ones(len(labeled))]))
+    replicates = bootstrap.bootstrap(sums, lambda s: s[:, :-1] / s[:, -1:], clusters, draws, seed)
+    ends = replicates.percentile_interval if minus else replicates.bca_interval
+    low, high = np.array([ends(t) for t in range(CURVE_POINTS)]).T
+    odds = thresholds / (1 - thresholds)
+    treat_all = positive.mean() - (1 - positive.mean()) * odds
+    return DecisionCurve(thresholds, replicates.value, low, high, treat_all)

@@ -1,0 +1,136 @@
+"""Sections about clinical use: operating points, each class and group, decision curves."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+
+from evaluation.metrics.clinical import shown_outcomes, use_of
+from evaluation.metrics.operating_points import OperatingPoints
+from evaluation.metrics.registry import METRICS, outcome_metrics
+from evaluation.plots import clinical as plots
+from evaluation.predictions import PredictionTable, Tables, align_members
+from evaluation.reports import html
+from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.stats.paired_tests import Differences
+
+PANELS = 3  # outcomes in one plot; those of the first plot are not folded
+MAX_PAIRS = 3  # of models whose differences have a plot
+RATES = {"recall": "sensitivity", "specificity": "specificity", "precision": "PPV", "npv": "NPV",
+         "number_needed_to_refer": "images referred per case found"}  # fmt: skip
+
+
+def operating_point_tables(points: OperatingPoints, table: PredictionTable) -> list[html.Table]:
+    """Tables of `evaluate_thresholds`: the first outcome, the others, predictive values of all."""
+    first, rates = next(iter(points), ""), RATES | {"accuracy": "accuracy"}
+    of_first, others = ({o: r for o, r in points.items() if (o == first) == is_first}
+                        for is_first in (True, False))  # fmt: skip
+    values = {f"{n}/{p:g}": f"{n[:3].upper()} at prevalence {100 * p:g} %"
+              for p in use_of(table).prevalences
+              for n in ("ppv_at_prevalence", "npv_at_prevalence")}  # fmt: skip
+    tables = [
+        _rules_table(of_first, rates, f"Decision thresholds for {first}", False),
+        _rules_table(others, rates, "Decision thresholds for the other classes", True),
+        _rules_table(points, values, "Predictive values at other prevalences", True),
+    ]
+    return [rules for rules in tables if rules.rows]
+
+
+def _rules_table(
+    points: OperatingPoints, columns: Mapping[str, str], heading: str, folded: bool
+) -> html.Table:
+    """One row per outcome and rule; `columns` are names of metrics and their labels."""
+    rows = [
+        (f"{outcome}: {rule}" if folded else rule, *(_at(metrics, n, outcome) for n in columns))
+        for outcome, rules in points.items()
+        for rule, metrics in rules.items()
+    ]
+    note = "The class is decided above this probability; thresholds were fitted on val."
+    names = ("threshold", *columns.values())
+    return html.Table(names, rows, heading, f"{note} {html.SMALL_PRINT}", folded=folded)
+
+
+def _at(metrics: Estimates, name: str, outcome: str) -> Estimate | None:
+    """The metric of an outcome, or of all images."""
+    base, _, prevalence = name.partition("/")
+    of_outcome = f"{base}/{outcome}/{prevalence}" if prevalence else f"{base}/{outcome}"
+    return metrics.get(of_outcome, metrics.get(name))
+
+
+def outcome_table(metrics: Mapping[str, Estimate], table: PredictionTable) -> html.Table:
+    """Metrics of each class and each named group of classes against all others."""
+    names, use = outcome_metrics(), use_of(table)
+    columns = ["", *map(_column, names)]
+    rows = [(o, *(metrics.get(f"{name}/{o}") for name in names)) for o in shown_outcomes(table)]
+    note = (
+        f"{html.SMALL_PRINT} A calibration slope below 1: probabilities are too extreme. "
+        "Calibration in the large below 0: they are too large on average. Net benefit is at the "
+        f"threshold {use.threshold:g}: {use.false_alarms_per_case:.3g} false alarms are as bad as "
+        "one missed case. Treating no one has the net benefit 0."
+    )
+    return html.Table(columns, rows, "Each class against the others", note)
+
+
+def _column(name: str) -> str:
+    spec = METRICS[name]
+    return spec.label + (f" (ideal {spec.ideal:g})" if spec.ideal is not None else "")
+
+
+def decision_curves(tables: Tables) -> list[html.Section]:
+    """Decision curves of models on the same images, a few outcomes in each plot."""
+    caption = (
+        "Net benefit: cases found per image, minus false alarms times the odds of the threshold. "
+        "A model helps where it is above treating all and above 0, treating none. Band: 95 % "
+        "confidence interval" + (f" of {next(iter(tables))}." if len(tables) > 1 else ".")
+    )
+    return [
+        html.Plot(plots.decision_curve_plot(tables, part), caption, heading, folded)
+        for part, heading, folded in _parts(next(iter(tables.values())), "Decision curves")
+    ]
+
+
+def calibration_curves(table: PredictionTable) -> list[html.Section]:
+    """Smooth calibration curves and histograms of probabilities, a few outcomes in each plot."""
+    caption = (
+        "Kernel mean with its 95 % confidence interval; below the diagonal, probabilities are too "
+        "large. Histograms: images with the outcome upwards, without it downwards, in percent."
+    )
+    return [
+        html.Plot(plots.calibration_plot(table, part), caption, heading, folded)
+        for part, heading, folded in _parts(table, "Calibration curves")
+    ]
+
+
+def _parts(table: PredictionTable, heading: str) -> list[tuple[Sequence[str], str, bool]]:
+    """Outcomes of each plot, its heading, and whether it is folded."""
+    outcomes = shown_outcomes(table)
+    parts = [outcomes[at : at + PANELS] for at in range(0, len(outcomes), PANELS)]
+    return [
+        (part, heading if not at else f"{heading}: {', '.join(part)}", at > 0)
+        for at, part in enumerate(parts)
+    ]
+
+
+def difference_sections(
+    tables: Tables, differences: Mapping[str, Differences]
+) -> list[html.Section]:
+    """Paired differences of each class and group, and those of the net benefit by threshold."""
+    first, page = next(iter(tables.values())), list[html.Section]()
+    specs = [METRICS[name] for name in outcome_metrics()]
+    paired = [spec for spec in specs if spec.is_paired and spec.scope == "outcome"]
+    rows: list[tuple[html.Cell, ...]] = []
+    for outcome, (pair, of_pair) in product(shown_outcomes(first), differences.items()):
+        cells: list[html.Cell] = [f"{outcome}: {pair}"]
+        for difference in (of_pair[f"{spec.name}/{outcome}"] for spec in paired):
+            cells += [html.SignedEstimate(difference.estimate), f"{difference.p_value:.3g}"]
+        rows.append(tuple(cells))
+    columns = ["first & second", *(label for spec in paired for label in (spec.label, "p"))]
+    note = f"First minus second. {html.SMALL_PRINT} p is corrected by Holm over the pairs."
+    heading = "Paired differences of each class"
+    page.append(html.Table(columns, rows, heading, note, folded=True))
+    aligned = align_members(tables)
+    pairs = {f"{a} minus {b}": (aligned[a], aligned[b]) for a, b in combinations(aligned, 2)}
+    if len(pairs) <= MAX_PAIRS:
+        caption = "Above 0 the first is better. Bands: 95 % confidence intervals."
+        for part, title, folded in _parts(first, "Differences of net benefit"):
+            plot = plots.net_benefit_difference_plot(pairs, part)
+            page.append(html.Plot(plot, caption, title, folded))
+    return page
