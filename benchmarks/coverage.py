@@ -1,16 +1,17 @@
 """Coverage of nominal 95 % intervals, by simulation.
 
-Run: python -m benchmarks.coverage [--rounds N] [--patients N] [--images N]
+Run: python -m benchmarks.coverage [--rounds N] [--patients N] [--images N] [--only NAME ...]
 """
 
 import argparse
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from evaluation.metrics.compute import compute_metrics
-from evaluation.metrics.registry import METRICS
+from evaluation.metrics.registry import metric_spec
 from evaluation.predictions import PredictionTable
 from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import paired_differences
@@ -21,9 +22,17 @@ SIMULATED = (
     "accuracy", "balanced_accuracy", "precision_macro", "f1_macro", "specificity_macro", "kappa",
     "kappa_quadratic", "mcc", "nll", "brier", "ece", "ece_classwise", "auroc",
     "average_precision", "sensitivity_at_specificity_0.95", "recall/none", "recall/comminuted",
-    "precision/comminuted", "specificity/none", "auroc/comminuted",
+    "precision/comminuted", "specificity/none", "auroc/comminuted", "auroc/fractured",
+    "ece_classwise/comminuted", "calibration_slope/comminuted", "calibration_slope/fractured",
+    "calibration_intercept/comminuted", "calibration_in_the_large/comminuted",
+    "net_benefit/comminuted", "net_benefit/fractured", "net_benefit_over_all/comminuted",
+    "npv/comminuted", "number_needed_to_refer/comminuted", "ppv_at_prevalence/comminuted/0.1",
+    "npv_at_prevalence/comminuted/0.1",
 )  # fmt: skip
-PAIRED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "nll", "brier", "auroc")
+PAIRED = ("accuracy", "balanced_accuracy", "f1_macro", "kappa", "nll", "brier", "auroc",
+          "net_benefit/comminuted")  # fmt: skip
+NAMES = (*SIMULATED, *(f"{name} difference" for name in PAIRED))
+META = {"clinical_use": {"class_groups": {"fractured": ["simple", "comminuted"]}}}
 
 
 def simulate_tables(
@@ -51,7 +60,7 @@ def simulate_tables(
     for gain in (1.7, 1.5):
         own = rng.normal(size=(patients, 3))[patient] + rng.normal(size=(n, 3))
         logits = 1.3 * (gain * np.eye(3)[labels] + 0.5 * common + 0.4 * own)
-        tables.append(PredictionTable(rows, logits, CLASS_NAMES))
+        tables.append(PredictionTable(rows, logits, CLASS_NAMES, META))
     return tables[0], tables[1]
 
 
@@ -73,6 +82,7 @@ def coverage(
     images: int,
     draws: int = 2000,
     population: int = 400_000,
+    names: Sequence[str] = NAMES,
 ) -> dict[str, float]:
     """Fraction of the rounds whose interval contains the true value, by metric or difference.
 
@@ -80,15 +90,16 @@ def coverage(
     """
     expected = dict(true_values(population))
     estimates: dict[str, list[Estimate]] = {}
+    specs = list(dict.fromkeys(map(metric_spec, set(SIMULATED) & set(names))))
     for seed in range(rounds):
         first, second = simulate_tables(patients, images, seed)
-        for name, estimate in compute_metrics(first, draws, seed).items():
+        for name, estimate in compute_metrics(first, draws, seed, specs).items():
             estimates.setdefault(name, []).append(estimate)
-        for name, difference in paired_differences(first, second, draws, seed).items():
-            estimates.setdefault(f"{name} difference", []).append(difference.estimate)
-    names = [*SIMULATED, *(f"{name} difference" for name in PAIRED)]
-    for name, spec in METRICS.items():
-        if spec.interval == "centered bootstrap":
+        if not set(names) <= set(SIMULATED):
+            for name, difference in paired_differences(first, second, draws, seed).items():
+                estimates.setdefault(f"{name} difference", []).append(difference.estimate)
+    for name in set(names) & set(SIMULATED):
+        if metric_spec(name).interval == "centered bootstrap":
             values = [e.value for e in estimates[name] if e.value is not None]
             expected[name] = float(np.mean(values))
     return {
@@ -108,9 +119,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--patients", type=int, default=150)
     parser.add_argument("--images", type=int, default=4, help="images of each patient")
+    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
     args = parser.parse_args()
+    measured = coverage(args.rounds, args.patients, args.images, names=args.only)
     print(f"{args.patients} patients with {args.images} images each, {args.rounds} rounds")
-    for name, fraction in coverage(args.rounds, args.patients, args.images).items():
+    for name, fraction in measured.items():
         error = np.sqrt(fraction * (1 - fraction) / args.rounds)
         print(f"{name:<36} {100 * fraction:5.1f} % (simulation error {100 * error:.1f})")
 

@@ -50,6 +50,23 @@ def test_fit_evaluates_val_and_test_only_when_asked(tiny, tmp_path):
     assert read_results(run / "results.json").split == "test"
 
 
+def test_a_named_group_of_classes_is_in_results_and_report(tiny, tmp_path, capsys):
+    key = "data.init_args.clinical_use"
+    use = {"class_groups": {"fracture": ["simple", "comminuted"]}, "prevalences": [0.25]}
+    run = tiny.fit("grouped", tmp_path / "run", **{key: use, "trainer.max_epochs": 1})
+    results = read_results(run / "results.json")
+    assert {"auroc/fracture", "net_benefit/fracture", "calibration_slope/fracture",
+            "ppv_at_prevalence/simple/0.25"} <= set(results.metrics)  # fmt: skip
+    assert list(results.operating_points) == ["fracture", *CLASSES]
+    page = (run / "report.html").read_text()
+    for heading in ("Decision thresholds for fracture", "Each class against the others",
+                    "Decision curves", "Calibration curves"):  # fmt: skip
+        assert f"<h2>{heading}</h2>" in page
+    use = {"class_groups": {"fracture": ["simple", "dislocated"]}}
+    assert main(["fit", *tiny.configs("wrong", **{key: use}), "--run", str(tmp_path / "no")]) == 2
+    assert "clinical_use: class_groups: fracture: ['simple', 'disloc" in capsys.readouterr().err
+
+
 def test_own_subclass_loss_callback_and_logger_work_from_a_config(tiny, tmp_path):
     before = BatchCounter.batches
     run = tiny.fit("own", tmp_path / "run", **{

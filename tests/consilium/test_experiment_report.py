@@ -217,6 +217,19 @@ def test_the_gate_of_a_metric_that_is_better_when_lower_is_an_upper_limit(write,
     assert f"({worst}.nll)" in gate.measured
 
 
+def test_the_gate_of_a_metric_with_an_ideal_value_limits_the_distance_from_it(write):
+    name = f"calibration_slope/{NAMES[0]}"
+    config, _ = write({"gates": {f"a.{name}": 0.2, f"b.{name}": 0.2}})
+    runs = load_results(config, Path("out")).runs
+    for run, slope in (("a", 0.9), ("b", 1.3)):
+        known = Estimate(slope, slope, slope, "known", 9, 9)
+        runs[run] = replace(runs[run], metrics={**runs[run].metrics, name: known})
+    gates = evaluate_gates(config, runs)
+    assert [gate.passed for gate in gates] == [True, False]
+    assert gates[1].required == "1 within 0.2"
+    assert gates[1].measured == "1.3000"
+
+
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("disputed_ids")
 def test_measures_val_metrics_and_voters_can_be_gates_and_claims(write):
@@ -486,6 +499,13 @@ def test_voters_in_the_report_are_those_that_were_stored(write):
     page = Path("out/report.html").read_text()
     assert "ensemble: every voter of a, b" in page
     assert "by site" in page
+    points = load_results(config, Path("out")).ensembles[0].operating_points
+    frame = pd.read_csv("out/results/operating_points.csv").set_index(["outcome", "threshold"])
+    [rule, *_] = points[NAMES[0]]
+    rows = frame[frame["run"] == "ensemble"].loc[(NAMES[0], rule)].set_index("metric")
+    assert rows["value"].to_dict() == pytest.approx(
+        {metric: e.value for metric, e in points[NAMES[0]][rule].items()}, nan_ok=True
+    )
 
 
 @pytest.mark.usefixtures("disputed_ids")
