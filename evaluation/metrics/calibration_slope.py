@@ -72,14 +72,14 @@ def logistic_line(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slope and intercept of a logistic regression on x (n,), and their standard errors, (2,)."""
     design, beta = np.column_stack([x, np.ones_like(x)]), np.zeros(2)
+    loss = np.inf
     for _ in range(MAX_STEPS):
         p = expit(design @ beta)
         hessian = (design * (p * (1 - p))[:, None]).T @ design
         step = np.linalg.solve(hessian, design.T @ (positive - p))
-        loss = _logistic_loss(design @ beta, positive)
-        while _logistic_loss(design @ (beta + step), positive) > loss * (1 + 1e-12):
+        while (next_loss := _logistic_loss(design @ (beta + step), positive)) > loss * (1 + 1e-12):
             step /= 2
-        beta += step
+        beta, loss = beta + step, next_loss
         if np.abs(step).max() <= 1e-13 * (1 + np.abs(beta).max()):
             break
     scores = design * (positive - expit(design @ beta))[:, None]

@@ -11,7 +11,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.stats import bootstrap
 from evaluation.stats.bootstrap import DRAWS, Clusters
 
-CURVE_POINTS = 31  # thresholds of a decision curve
+CURVE_POINTS = 25  # thresholds of a decision curve
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,36 @@ def use_of(table: PredictionTable) -> ClinicalUse:
 class Outcomes:
     """Each class and each named group of classes against all others, for labeled rows."""
 
+    table: PredictionTable
     names: list[str]  # (O,)
-    probabilities: np.ndarray  # (n, O)
-    logits: np.ndarray  # (n, O), of the probabilities
-    positive: np.ndarray  # (n, O), whether the label is among its classes
+    members: np.ndarray  # (O, K), whether a class is one of the outcome
 
     @classmethod
     def from_table(cls, table: PredictionTable) -> "Outcomes":
-        """The outcomes of labeled rows."""
-        members, logs = outcome_members(table), table.log_probabilities
-        inside = np.array([np.isin(np.arange(logs.shape[1]), of) for of in members.values()])
-        logits = [logsumexp(logs[:, m], axis=1) - logsumexp(logs[:, ~m], axis=1) for m in inside]
-        p, positive = table.probabilities @ inside.T, inside.T[table.labels]
-        return cls(list(members), p, np.stack(logits, axis=1), positive)
+        """The classes one by one, then the named groups."""
+        members, classes = outcome_members(table), np.arange(len(table.class_names))
+        return cls(
+            table, list(members), np.array([np.isin(classes, of) for of in members.values()])
+        )
 
     @property
-    def has_both(self) -> np.ndarray:
-        """Whether there are images with the outcome and without it, (O,)."""
-        return np.asarray(self.positive.any(axis=0) & ~self.positive.all(axis=0))
+    def probabilities(self) -> np.ndarray:
+        """Probability of each outcome, (n, O)."""
+        return np.asarray(self.table.probabilities @ self.members.T)
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits of the probabilities (n, O), finite also where one rounds to 0 or 1."""
+        logs = self.table.log_probabilities
+        odds = [
+            logsumexp(logs[:, m], axis=1) - logsumexp(logs[:, ~m], axis=1) for m in self.members
+        ]
+        return np.stack(odds, axis=1)
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Whether the label is among the classes of each outcome, (n, O)."""
+        return np.asarray(self.members.T[self.table.labels])
 
 
 def outcome_members(table: PredictionTable) -> dict[str, list[int]]:
@@ -130,17 +142,17 @@ def net_benefit_of_rows(p: np.ndarray, positive: np.ndarray, threshold: float) -
 
 def net_benefit(table: PredictionTable) -> np.ndarray:
     """Net benefit of each image and outcome at the stated threshold, (n, O)."""
-    outcomes = Outcomes.from_table(table)
-    t = use_of(table).threshold
-    rows = net_benefit_of_rows(outcomes.probabilities, outcomes.positive, t)
-    return np.where(outcomes.has_both, rows, np.nan)
+    outcomes, t = Outcomes.from_table(table), use_of(table).threshold
+    positive = outcomes.positive
+    has_both = positive.any(axis=0) & ~positive.all(axis=0)
+    return np.where(has_both, net_benefit_of_rows(outcomes.probabilities, positive, t), np.nan)
 
 
 def net_benefit_over_all(table: PredictionTable) -> np.ndarray:
     """Net benefit minus that of treating every image, (n, O)."""
-    outcomes, t = Outcomes.from_table(table), use_of(table).threshold
-    all_treated = net_benefit_of_rows(np.ones_like(outcomes.logits), outcomes.positive, t)
-    return np.asarray(net_benefit(table) - all_treated)
+    positive = Outcomes.from_table(table).positive
+    treat_all = net_benefit_of_rows(np.ones(positive.shape), positive, use_of(table).threshold)
+    return np.asarray(net_benefit(table) - treat_all)
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ class DecisionCurve:
 
 def decision_curve(
     table: PredictionTable, outcome: str, minus: PredictionTable | None = None,
-    draws: int = DRAWS, seed: int = 0,
+    has_interval: bool = True, draws: int = DRAWS, seed: int = 0,
 ) -> DecisionCurve | None:  # fmt: skip
     """The curve of an outcome over the stated range, or the difference to an aligned table.
 
@@ -173,11 +185,12 @@ def decision_curve(
         p = Outcomes.from_table(model).probabilities[:, at]
         rows.append(np.stack([net_benefit_of_rows(p, positive, t) for t in thresholds], axis=1))
     benefit = rows[0] - rows[1] if minus else rows[0]
-    clusters = Clusters.from_patients(labeled.patients, labeled.labels).without_strata
-    sums = clusters.sum_by_patient(np.column_stack([benefit, np.ones(len(labeled))]))
-    replicates = bootstrap.bootstrap(sums, lambda s: s[:, :-1] / s[:, -1:], clusters, draws, seed)
-    ends = replicates.percentile_interval if minus else replicates.bca_interval
-    low, high = np.array([ends(t) for t in range(CURVE_POINTS)]).T
-    odds = thresholds / (1 - thresholds)
-    treat_all = positive.mean() - (1 - positive.mean()) * odds
-    return DecisionCurve(thresholds, replicates.value, low, high, treat_all)
+    odds, share = thresholds / (1 - thresholds), positive.mean()
+    value, low, high = np.vstack([benefit.mean(axis=0), np.full((2, CURVE_POINTS), np.nan)])
+    if has_interval:
+        clusters = Clusters.from_patients(labeled.patients, labeled.labels).without_strata
+        sums = clusters.sum_by_patient(np.column_stack([benefit, np.ones(len(labeled))]))
+        drawn = bootstrap.bootstrap(sums, lambda s: s[:, :-1] / s[:, -1:], clusters, draws, seed)
+        ends = drawn.percentile_interval if minus else drawn.bca_interval
+        low, high = np.array([ends(t) for t in range(CURVE_POINTS)]).T
+    return DecisionCurve(thresholds, value, low, high, share - (1 - share) * odds)

@@ -83,14 +83,13 @@ def evaluate_thresholds(
 
 def _thresholds(val: PredictionTable, use: ClinicalUse) -> dict[str, float | None]:
     """The threshold of each rule by its label; None if it cannot be fitted on val."""
-    labels = val.labeled.labels
+    labels = val.labels[val.labels >= 0]
     prevalence = float(labels.mean()) if len(labels) else 0.0
-    cost = f"{use.false_alarms_per_case:.3g} false alarms as bad as a missed case"
     criteria = {
         "best balanced accuracy on val (Youden)": youden,
         f"sensitivity {use.sensitivity:g} on val": at_sensitivity(use.sensitivity),
         f"specificity {use.specificity:g} on val": at_specificity(use.specificity),
-        f"least cost on val, {cost}": least_cost(prevalence, use.threshold),
+        "least cost on val": least_cost(prevalence, use.threshold),
     }
     thresholds: dict[str, float | None] = {"0.5": 0.5}
     for label, criterion in criteria.items():

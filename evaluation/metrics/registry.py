@@ -96,7 +96,7 @@ _NET_BENEFIT = partial(
     is_paired=True,
 )
 _SLOPE = partial(MetricSpec, kind="estimates", compute=calibration_estimates, scope="outcome",
-                 minimum=-inf, maximum=inf, in_outcomes=True)  # fmt: skip
+                 minimum=-inf, maximum=inf)  # fmt: skip
 _macro = partial(partial, confusion.macro_average)  # rate of each class -> its mean
 _weighted = partial(partial, confusion.weighted_average)
 _SPECS = (
@@ -138,9 +138,9 @@ _SPECS = (
     MetricSpec("ece_classwise", "ECE, classwise", "classwise_calibration",
                calibration.classwise_ece_of_gaps, scope="overall and class", higher_is_better=False,
                interval="centered bootstrap", weights_images_equally=True, in_outcomes=True),
-    _SLOPE("calibration_slope", "Calibration slope", ideal=1.0),
+    _SLOPE("calibration_slope", "Calibration slope", ideal=1.0, in_outcomes=True),
     _SLOPE("calibration_intercept", "Calibration intercept", ideal=0.0),
-    _SLOPE("calibration_in_the_large", "Calibration in the large", ideal=0.0),
+    _SLOPE("calibration_in_the_large", "Calibration in the large", ideal=0.0, in_outcomes=True),
     _NET_BENEFIT("net_benefit", "Net benefit", compute=clinical.net_benefit),
     _NET_BENEFIT("net_benefit_over_all", "Net benefit minus treating all",
                  compute=clinical.net_benefit_over_all),

@@ -19,13 +19,17 @@ def decision_curve_plot(tables: Tables, outcomes: Sequence[str]) -> Figure:
     """Net benefit of each model by threshold, one panel per outcome; the first has a band."""
     fig, axes = style.subplots(WIDTH * max(len(outcomes), 1.2), HEIGHT, columns=len(outcomes))
     for ax, outcome in zip(axes, outcomes, strict=True):
-        curves = {name: decision_curve(table, outcome) for name, table in tables.items()}
-        _plot_curves(ax, outcome, curves, list(tables)[:1])
+        curves = {
+            name: decision_curve(table, outcome, has_interval=at == 0)
+            for at, (name, table) in enumerate(tables.items())
+        }
+        _plot_curves(ax, outcome, curves)
         if known := [curve for curve in curves.values() if curve]:
-            top = max(0.01, *(float(curve.value.max()) for curve in known))
+            highest = [curve.value.max() for curve in known] + [np.nan_to_num(known[0].high).max()]
+            top = max(0.01, *map(float, highest))
             ax.plot(known[0].thresholds, known[0].treat_all, ":", color=style.DARK, linewidth=1.2,
                     label="treat all")  # fmt: skip
-            ax.set_ylim(-0.2 * top, 1.15 * top)
+            ax.set_ylim(-0.2 * top, 1.05 * top)
             style.legend(ax)
     axes[0].set_ylabel("net benefit")
     return fig
@@ -38,15 +42,13 @@ def net_benefit_difference_plot(
     fig, axes = style.subplots(WIDTH * max(len(outcomes), 1.2), HEIGHT, columns=len(outcomes))
     for ax, outcome in zip(axes, outcomes, strict=True):
         curves = {name: decision_curve(a, outcome, b) for name, (a, b) in pairs.items()}
-        _plot_curves(ax, outcome, curves, list(pairs))
+        _plot_curves(ax, outcome, curves)
         style.legend(ax)
     axes[0].set_ylabel("net benefit, first minus second")
     return fig
 
 
-def _plot_curves(
-    ax: Axes, outcome: str, curves: Mapping[str, DecisionCurve | None], with_band: Sequence[str]
-) -> None:
+def _plot_curves(ax: Axes, outcome: str, curves: Mapping[str, DecisionCurve | None]) -> None:
     style.show_grid(ax)
     ax.axhline(0, color=style.DARK, linewidth=0.8)
     ax.set_xlabel("threshold probability")
@@ -57,8 +59,7 @@ def _plot_curves(
             return
         line = style.line_style(index)
         ax.plot(curve.thresholds, curve.value, label=name or "model", **line)
-        if name in with_band:
-            _plot_band(ax, curve.thresholds, curve.low, curve.high, line["color"])
+        _plot_band(ax, curve.thresholds, curve.low, curve.high, line["color"])
 
 
 def _plot_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
-from evaluation.metrics.clinical import shown_outcomes, use_of
+from evaluation.metrics.clinical import ClinicalUse, shown_outcomes, use_of
 from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.metrics.registry import METRICS, outcome_metrics
 from evaluation.plots import clinical as plots
@@ -15,7 +15,7 @@ from evaluation.stats.paired_tests import Differences
 PANELS = 3  # outcomes in one plot; those of the first plot are not folded
 MAX_PAIRS = 3  # of models whose differences have a plot
 RATES = {"recall": "sensitivity", "specificity": "specificity", "precision": "PPV", "npv": "NPV",
-         "number_needed_to_refer": "images referred per case found"}  # fmt: skip
+         "number_needed_to_refer": "referred per case found"}  # fmt: skip
 
 
 def operating_point_tables(points: OperatingPoints, table: PredictionTable) -> list[html.Table]:
@@ -23,19 +23,23 @@ def operating_point_tables(points: OperatingPoints, table: PredictionTable) -> l
     first, rates = next(iter(points), ""), RATES | {"accuracy": "accuracy"}
     of_first, others = ({o: r for o, r in points.items() if (o == first) == is_first}
                         for is_first in (True, False))  # fmt: skip
-    values = {f"{n}/{p:g}": f"{n[:3].upper()} at prevalence {100 * p:g} %"
+    values = {f"{n}/{p:g}": f"{n[:3].upper()} at {100 * p:g}\u00a0%"
               for p in use_of(table).prevalences
               for n in ("ppv_at_prevalence", "npv_at_prevalence")}  # fmt: skip
+    note = (
+        "The class is decided above this probability; thresholds were fitted on val. Cost: "
+        f"{_trade(use_of(table))}. {html.SMALL_PRINT}"
+    )
     tables = [
-        _rules_table(of_first, rates, f"Decision thresholds for {first}", False),
-        _rules_table(others, rates, "Decision thresholds for the other classes", True),
-        _rules_table(points, values, "Predictive values at other prevalences", True),
+        _rules_table(of_first, rates, f"Decision thresholds for {first}", note, False),
+        _rules_table(others, rates, "Decision thresholds for the other classes", note, True),
+        _rules_table(points, values, "Predictive values at other prevalences", note, True),
     ]
     return [rules for rules in tables if rules.rows]
 
 
 def _rules_table(
-    points: OperatingPoints, columns: Mapping[str, str], heading: str, folded: bool
+    points: OperatingPoints, columns: Mapping[str, str], heading: str, note: str, folded: bool
 ) -> html.Table:
     """One row per outcome and rule; `columns` are names of metrics and their labels."""
     rows = [
@@ -43,9 +47,8 @@ def _rules_table(
         for outcome, rules in points.items()
         for rule, metrics in rules.items()
     ]
-    note = "The class is decided above this probability; thresholds were fitted on val."
     names = ("threshold", *columns.values())
-    return html.Table(names, rows, heading, f"{note} {html.SMALL_PRINT}", folded=folded)
+    return html.Table(names, rows, heading, note, folded=folded)
 
 
 def _at(metrics: Estimates, name: str, outcome: str) -> Estimate | None:
@@ -63,10 +66,13 @@ def outcome_table(metrics: Mapping[str, Estimate], table: PredictionTable) -> ht
     note = (
         f"{html.SMALL_PRINT} A calibration slope below 1: probabilities are too extreme. "
         "Calibration in the large below 0: they are too large on average. Net benefit is at the "
-        f"threshold {use.threshold:g}: {use.false_alarms_per_case:.3g} false alarms are as bad as "
-        "one missed case. Treating no one has the net benefit 0."
+        f"threshold {use.threshold:g}: {_trade(use)}. Treating no one has the net benefit 0."
     )
     return html.Table(columns, rows, "Each class against the others", note)
+
+
+def _trade(use: ClinicalUse) -> str:
+    return f"{use.false_alarms_per_case:.3g} false alarms are as bad as one missed case"
 
 
 def _column(name: str) -> str:

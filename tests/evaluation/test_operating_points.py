@@ -165,6 +165,6 @@ def test_only_the_first_outcome_of_a_report_is_unfolded() -> None:
     ]
     assert [len(table.rows) for table in tables] == [5, 20, 25]
     values = tables[2]
-    assert values.columns[1:3] == ("PPV at prevalence 2 %", "NPV at prevalence 2 %")
+    assert values.columns[1:3] == ("PPV at 2\u00a0%", "NPV at 2\u00a0%")
     assert values.rows[0][1] == points["severe"]["0.5"]["ppv_at_prevalence/severe/0.02"]
     assert operating_point_tables({}, test) == []
