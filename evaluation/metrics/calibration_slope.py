@@ -1,13 +1,10 @@
 """Whether probabilities are right: calibration slope, intercept and smooth calibration curve."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, stdtrit
 
-from evaluation.metrics.clinical import Outcomes, outcome_members
+from evaluation.metrics.clinical import Curve, Outcomes, outcome_members
 from evaluation.predictions import PredictionTable
 from evaluation.stats import bootstrap
 from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, too_few_patients
@@ -19,7 +16,7 @@ SEPARATED = "the probabilities separate the outcome perfectly, or are all equal"
 GRID = 41  # points of a calibration curve
 MAX_STEPS = 100  # of Newton's method
 
-Fit = tuple[str, float, float, str]  # metric, value, standard error, reason of a missing value
+METRICS = ("calibration_slope", "calibration_intercept", "calibration_in_the_large")
 
 
 def calibration_estimates(
@@ -36,29 +33,23 @@ def calibration_estimates(
         patients = clusters.patients_with(np.column_stack([y, ~y]))
         few = too_few_patients([name, f"not {name}"], patients)
         quantile = stdtrit(max(int(patients.min()) - 1, 1), 0.5 + LEVEL / 2)
-        for metric, value, error, reason in _fits(x, y, clusters):
+        fits = _fits(x, y, clusters)
+        for metric, value, error in zip(METRICS, *fits, strict=True):
             half = np.nan if few else quantile * error
-            parts = value, value - half, value + half
-            size = len(table), clusters.num_patients, reason or few
-            estimates[f"{metric}/{name}"] = make_estimate(parts, METHOD, *size)
+            reason = few or (ABSENT if np.isnan(fits[0][2]) else SEPARATED)
+            parts, size = (value, value - half, value + half), (len(table), clusters.num_patients)
+            estimates[f"{metric}/{name}"] = make_estimate(parts, METHOD, *size, reason)
     return estimates
 
 
-def _fits(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> Iterator[Fit]:
-    """Both regressions of an outcome on its logits (n,)."""
-    metrics = ("calibration_slope", "calibration_intercept")
-    if positive.all() or not positive.any():
-        for metric in (*metrics, "calibration_in_the_large"):
-            yield metric, np.nan, np.nan, ABSENT
-        return
-    value, error = logistic_offset(x, positive, clusters)
-    yield "calibration_in_the_large", value, error, ""
-    if _is_separated(x, positive):
-        for metric in metrics:
-            yield metric, np.nan, np.nan, SEPARATED
-        return
-    for metric, value, error in zip(metrics, *logistic_line(x, positive, clusters), strict=True):
-        yield metric, float(value), float(error), ""
+def _fits(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """Values and standard errors (2, 3) of METRICS from logits (n,); NaN if undefined."""
+    fits = np.full((2, 3), np.nan)
+    if positive.any() and not positive.all():
+        fits[:, 2] = logistic_offset(x, positive, clusters)
+        if not _is_separated(x, positive):
+            fits[:, :2] = logistic_line(x, positive, clusters)
+    return fits
 
 
 def _is_separated(x: np.ndarray, positive: np.ndarray) -> bool:
@@ -105,19 +96,9 @@ def _robust_errors(influence: np.ndarray, clusters: Clusters) -> np.ndarray:
     return np.asarray(np.sqrt((of_patient**2).sum(axis=0) * n / max(n - 1, 1)))
 
 
-@dataclass(frozen=True)
-class CalibrationCurve:
-    """Observed frequency at each predicted probability, with its interval; (G,) each."""
-
-    predicted: np.ndarray
-    observed: np.ndarray
-    low: np.ndarray  # NaN without an interval
-    high: np.ndarray
-
-
 def calibration_curve(
     table: PredictionTable, outcome: str, draws: int = DRAWS, seed: int = 0
-) -> CalibrationCurve | None:
+) -> Curve | None:
     """A smooth curve from the 1st to the 99th percentile of the probabilities of an outcome.
 
     A kernel mean of residuals, on the logit scale, is added to the logistic regression of the
@@ -146,4 +127,4 @@ def calibration_curve(
 
     replicates = bootstrap.bootstrap(sums, observed, clusters, draws, seed)
     low, high = np.array([replicates.percentile_interval(g) for g in range(GRID)]).T
-    return CalibrationCurve(expit(grid), replicates.value, low, high)
+    return Curve(expit(grid), replicates.value, low, high)

@@ -69,6 +69,11 @@ def use_of(table: PredictionTable) -> ClinicalUse:
     return clinical_use(table.meta.get("clinical_use"), table.class_names)
 
 
+def with_use_of(first: PredictionTable, table: PredictionTable) -> PredictionTable:
+    """`table` with the use that the `meta` of the first one states."""
+    return replace(table, meta={**table.meta, "clinical_use": first.meta.get("clinical_use")})
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """Each class and each named group of classes against all others, for labeled rows."""
@@ -156,21 +161,20 @@ def net_benefit_over_all(table: PredictionTable) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class DecisionCurve:
-    """Net benefit, or a difference of two, at thresholds, with its interval; (T,) each."""
+class Curve:
+    """Values at positions x with their intervals, (T,) each; ends are NaN without an interval."""
 
-    thresholds: np.ndarray
+    x: np.ndarray
     value: np.ndarray
-    low: np.ndarray  # NaN without an interval
+    low: np.ndarray
     high: np.ndarray
-    treat_all: np.ndarray  # net benefit of treating every image
 
 
 def decision_curve(
     table: PredictionTable, outcome: str, minus: PredictionTable | None = None,
     has_interval: bool = True, draws: int = DRAWS, seed: int = 0,
-) -> DecisionCurve | None:  # fmt: skip
-    """The curve of an outcome over the stated range, or the difference to an aligned table.
+) -> Curve | None:  # fmt: skip
+    """Net benefit of an outcome at the stated thresholds, or its difference to an aligned table.
 
     None if there are no images with the outcome, or no others.
     """
@@ -185,7 +189,6 @@ def decision_curve(
         p = Outcomes.from_table(model).probabilities[:, at]
         rows.append(np.stack([net_benefit_of_rows(p, positive, t) for t in thresholds], axis=1))
     benefit = rows[0] - rows[1] if minus else rows[0]
-    odds, share = thresholds / (1 - thresholds), positive.mean()
     value, low, high = np.vstack([benefit.mean(axis=0), np.full((2, CURVE_POINTS), np.nan)])
     if has_interval:
         clusters = Clusters.from_patients(labeled.patients, labeled.labels).without_strata
@@ -193,4 +196,4 @@ def decision_curve(
         drawn = bootstrap.bootstrap(sums, lambda s: s[:, :-1] / s[:, -1:], clusters, draws, seed)
         ends = drawn.percentile_interval if minus else drawn.bca_interval
         low, high = np.array([ends(t) for t in range(CURVE_POINTS)]).T
-    return DecisionCurve(thresholds, value, low, high, share - (1 - share) * odds)
+    return Curve(thresholds, value, low, high)

@@ -36,7 +36,7 @@ def compute_metrics(
     clusters = Clusters.from_patients(labeled.patients, labeled.labels)
     summed = [spec for spec in specs if spec.kind in KINDS]
     rankings = {s.name: (s.compute, s.perfect_bound) for s in specs if s.kind == "ranking"}
-    estimates = _sum_estimates(labeled, clusters, summed, draws, seed)
+    estimates = _sum_estimates(labeled, clusters, summed, draws, seed) if summed else {}
     if rankings:
         estimates |= ranking_estimates(labeled, clusters, rankings, draws, seed)
     for compute in dict.fromkeys(spec.compute for spec in specs if spec.kind == "estimates"):

@@ -1,11 +1,14 @@
 """Thresholds of a probability that are fitted on val, and the decisions by them on test."""
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import numpy as np
 
-from evaluation.metrics.clinical import ClinicalUse, outcome_table, shown_outcomes, use_of
+from evaluation.metrics.clinical import (
+    ClinicalUse,
+    outcome_table,
+    shown_outcomes,
+    use_of,
+    with_use_of,
+)
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import METRICS
 from evaluation.predictions import PredictionTable, refuse_test
@@ -13,110 +16,75 @@ from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates
 
 OperatingPoints = dict[str, dict[str, Estimates]]  # metrics by outcome and rule
-# rates of the outcome and of the others at each threshold -> what the best threshold maximizes
-Criterion = Callable[[np.ndarray, np.ndarray], np.ndarray]
 NOT_FITTED = "val has no image with the outcome, or none without it"
 TOLERANCE = 1e-9  # rates that differ by less are equal up to rounding
 
 
-def fit_threshold(table: PredictionTable, criterion: Criterion) -> float:
-    """Threshold between probabilities of the second of two classes on val; refuses test.
+def fit_thresholds(table: PredictionTable, use: ClinicalUse) -> dict[str, float | None]:
+    """Threshold of each rule for the probability of the second of two classes on val.
 
-    `criterion` maps sensitivities and specificities of all thresholds, ascending, to values; the
-    threshold is in the middle of those with the largest value.
+    - The greatest balanced accuracy, or net benefit: in the middle of the best thresholds.
+    - A sensitivity (specificity) of at least the stated one: the greatest (smallest) threshold.
+
+    None if val lacks a class. Test rows are refused.
     """
     refuse_test(table, "a decision threshold")
-    labeled = table.labeled
-    order = np.argsort(labeled.probabilities[:, 1])
-    scores, is_positive = labeled.probabilities[order, 1], labeled.labels[order] == 1
-    if is_positive.all() or not is_positive.any():
-        raise ValueError("a decision threshold needs images of both classes on val")
+    known = table.labels >= 0
+    order = np.argsort(table.probabilities[known, 1])
+    scores, is_positive = table.probabilities[known, 1][order], table.labels[known][order] == 1
     between = np.flatnonzero(np.diff(scores) > 0) + 1  # images below each possible threshold
     below = np.concatenate([[0], between, [len(scores)]])
     thresholds = np.concatenate([[0.0], (scores[between - 1] + scores[between]) / 2, [1.0]])
+    cases, others = int(is_positive.sum()), int((~is_positive).sum())
     missed = np.concatenate([[0], is_positive.cumsum()])[below]
-    values = criterion(1 - missed / is_positive.sum(), (below - missed) / (~is_positive).sum())
-    best = np.flatnonzero(values >= values.max() - TOLERANCE)
-    return float(thresholds[best[len(best) // 2]])
-
-
-def youden(sensitivity: np.ndarray, specificity: np.ndarray) -> np.ndarray:
-    """Youden's index plus 1, which is twice the balanced accuracy."""
-    return np.asarray(sensitivity + specificity)
-
-
-def at_sensitivity(least: float) -> Criterion:
-    """The greatest threshold with a sensitivity of at least `least`."""
-    return lambda rates, _: np.where(rates >= least - TOLERANCE, np.arange(len(rates)), -1)
-
-
-def at_specificity(least: float) -> Criterion:
-    """The smallest threshold with a specificity of at least `least`."""
-    return lambda _, rates: np.where(rates >= least - TOLERANCE, -np.arange(len(rates)), -np.inf)
-
-
-def least_cost(prevalence: float, threshold: float) -> Criterion:
-    """The greatest net benefit on val, a false alarm counted as at `threshold`."""
-    odds = (1 - prevalence) * threshold / (1 - threshold)
-    return lambda sensitivity, specificity: prevalence * sensitivity - odds * (1 - specificity)
+    sensitivity, specificity = 1 - missed / max(cases, 1), (below - missed) / max(others, 1)
+    false_alarms, at = (1 - specificity) * others, np.arange(len(thresholds))
+    maximized = {
+        "best balanced accuracy on val (Youden)": sensitivity + specificity,
+        f"sensitivity {use.sensitivity:g} on val": np.where(
+            sensitivity >= use.sensitivity - TOLERANCE, at, -np.inf
+        ),
+        f"specificity {use.specificity:g} on val": np.where(
+            specificity >= use.specificity - TOLERANCE, -at, -np.inf
+        ),
+        "least cost on val": sensitivity * cases - false_alarms / use.false_alarms_per_case,
+    }
+    fitted = dict[str, float | None]()
+    for rule, values in maximized.items():
+        best = np.flatnonzero(values >= values.max() - TOLERANCE)
+        fitted[rule] = float(thresholds[best[len(best) // 2]]) if cases and others else None
+    return fitted
 
 
 def evaluate_thresholds(
     val: PredictionTable, test: PredictionTable, draws: int = DRAWS, seed: int = 0
 ) -> OperatingPoints:
-    """Metrics on test of decisions for each shown outcome by thresholds that are fitted on val.
+    """Metrics on test of decisions for each shown outcome by 0.5 and by `fit_thresholds` on val.
 
     Where classes are not as frequent as in training, or errors not equally serious, the largest
     probability need not be the best decision.
     """
-    use = use_of(test)
-    val = replace(val, meta={**val.meta, "clinical_use": test.meta.get("clinical_use")})
-    points = OperatingPoints()
+    val, points = with_use_of(test, val), OperatingPoints()
     for outcome in shown_outcomes(test):
         on_val, on_test = (outcome_table(table, outcome) for table in (val, test))
-        points[outcome] = {
-            rule: _decision_metrics(on_test, outcome, threshold, draws, seed)
-            for rule, threshold in _thresholds(on_val, use).items()
-        }
+        points[outcome] = {"0.5": _decision_metrics(on_test, outcome, 0.5, draws, seed)}
+        for rule, threshold in fit_thresholds(on_val, use_of(test)).items():
+            name = rule if threshold is None else f"{threshold:.3g}, {rule}"
+            points[outcome][name] = _decision_metrics(on_test, outcome, threshold, draws, seed)
     return points
-
-
-def _thresholds(val: PredictionTable, use: ClinicalUse) -> dict[str, float | None]:
-    """The threshold of each rule by its label; None if it cannot be fitted on val."""
-    labels = val.labels[val.labels >= 0]
-    prevalence = float(labels.mean()) if len(labels) else 0.0
-    criteria = {
-        "best balanced accuracy on val (Youden)": youden,
-        f"sensitivity {use.sensitivity:g} on val": at_sensitivity(use.sensitivity),
-        f"specificity {use.specificity:g} on val": at_specificity(use.specificity),
-        "least cost on val": least_cost(prevalence, use.threshold),
-    }
-    thresholds: dict[str, float | None] = {"0.5": 0.5}
-    for label, criterion in criteria.items():
-        if 0 < prevalence < 1:
-            fitted = fit_threshold(val, criterion)
-            thresholds[f"{fitted:.3g}, {label}"] = fitted
-        else:
-            thresholds[label] = None
-    return thresholds
 
 
 def _decision_metrics(
     table: PredictionTable, outcome: str, threshold: float | None, draws: int, seed: int
 ) -> Estimates:
     """Summary metrics of decisions at a threshold, and those of the outcome."""
-    specs = [
-        spec
-        for spec in METRICS.values()
-        if spec.kind in ("confusion", "prevalence") and (spec.scope != "overall" or spec.in_summary)
-    ]
-    decided = table if threshold is None else table.at_threshold(threshold)
+    kinds = ("confusion", "prevalence")
+    specs = [spec for spec in METRICS.values()
+             if spec.kind in kinds and (spec.scope != "overall" or spec.in_summary)]  # fmt: skip
+    decided = table.at_threshold(0.5 if threshold is None else threshold)
     metrics = compute_metrics(decided, draws, seed, specs)
     if threshold is None:
-        empty = Estimate(None, None, None, "none", len(table), 0, NOT_FITTED)
-        metrics = dict.fromkeys(metrics, empty)
-    return {
-        name: estimate
-        for name, estimate in metrics.items()
-        if (of := name.partition("/")[2]) in ("", outcome) or of.startswith(f"{outcome}/")
-    }
+        metrics = dict.fromkeys(metrics, Estimate(None, None, None, "none", 0, 0, NOT_FITTED))
+    of_outcome = {name: f"{name}/".partition("/")[2] for name in metrics}
+    return {name: estimate for name, estimate in metrics.items()
+            if not of_outcome[name] or of_outcome[name].startswith(f"{outcome}/")}  # fmt: skip

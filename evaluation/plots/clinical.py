@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.metrics.calibration_slope import ABSENT, calibration_curve
-from evaluation.metrics.clinical import DecisionCurve, Outcomes, decision_curve
+from evaluation.metrics.clinical import Curve, Outcomes, decision_curve
 from evaluation.plots import style
 from evaluation.predictions import PredictionTable, Tables
 
@@ -17,21 +17,24 @@ NUM_BINS = 20  # of histograms of probabilities
 
 def decision_curve_plot(tables: Tables, outcomes: Sequence[str]) -> Figure:
     """Net benefit of each model by threshold, one panel per outcome; the first has a band."""
-    fig, axes = style.subplots(WIDTH * max(len(outcomes), 1.2), HEIGHT, columns=len(outcomes))
-    for ax, outcome in zip(axes, outcomes, strict=True):
-        curves = {
+    curves = {
+        outcome: {
             name: decision_curve(table, outcome, has_interval=at == 0)
             for at, (name, table) in enumerate(tables.items())
         }
-        _plot_curves(ax, outcome, curves)
-        if known := [curve for curve in curves.values() if curve]:
+        for outcome in outcomes
+    }
+    fig, axes = _plot_curves(curves, "net benefit")
+    labeled = Outcomes.from_table(next(iter(tables.values())).labeled)
+    for ax, (outcome, of_models) in zip(axes, curves.items(), strict=True):
+        if known := [curve for curve in of_models.values() if curve]:
+            x, share = known[0].x, labeled.positive[:, labeled.names.index(outcome)].mean()
+            treat_all = share - (1 - share) * x / (1 - x)
+            ax.plot(x, treat_all, ":", color=style.DARK, linewidth=1.2, label="treat all")
             highest = [curve.value.max() for curve in known] + [np.nan_to_num(known[0].high).max()]
             top = max(0.01, *map(float, highest))
-            ax.plot(known[0].thresholds, known[0].treat_all, ":", color=style.DARK, linewidth=1.2,
-                    label="treat all")  # fmt: skip
             ax.set_ylim(-0.2 * top, 1.05 * top)
             style.legend(ax)
-    axes[0].set_ylabel("net benefit")
     return fig
 
 
@@ -39,31 +42,40 @@ def net_benefit_difference_plot(
     pairs: Mapping[str, tuple[PredictionTable, PredictionTable]], outcomes: Sequence[str]
 ) -> Figure:
     """First minus second of each pair of models by threshold with bands, one panel per outcome."""
-    fig, axes = style.subplots(WIDTH * max(len(outcomes), 1.2), HEIGHT, columns=len(outcomes))
-    for ax, outcome in zip(axes, outcomes, strict=True):
-        curves = {name: decision_curve(a, outcome, b) for name, (a, b) in pairs.items()}
-        _plot_curves(ax, outcome, curves)
+    curves = {o: {n: decision_curve(a, o, b) for n, (a, b) in pairs.items()} for o in outcomes}
+    fig, axes = _plot_curves(curves, "net benefit, first minus second")
+    for ax in axes:
         style.legend(ax)
-    axes[0].set_ylabel("net benefit, first minus second")
     return fig
 
 
-def _plot_curves(ax: Axes, outcome: str, curves: Mapping[str, DecisionCurve | None]) -> None:
-    style.show_grid(ax)
-    ax.axhline(0, color=style.DARK, linewidth=0.8)
-    ax.set_xlabel("threshold probability")
-    style.panel_title(ax, outcome)
-    for index, (name, curve) in enumerate(curves.items()):
-        if curve is None:
-            ax.text(0.5, 0.6, ABSENT, ha="center", transform=ax.transAxes, wrap=True)
-            return
-        line = style.line_style(index)
-        ax.plot(curve.thresholds, curve.value, label=name or "model", **line)
-        _plot_band(ax, curve.thresholds, curve.low, curve.high, line["color"])
+def _plot_curves(
+    curves: Mapping[str, Mapping[str, Curve | None]], label: str
+) -> tuple[Figure, list[Axes]]:
+    """Curves by outcome and name, one panel per outcome."""
+    fig, axes = style.subplots(WIDTH * max(len(curves), 1.2), HEIGHT, columns=len(curves))
+    axes[0].set_ylabel(label)
+    for ax, (outcome, of_outcome) in zip(axes, curves.items(), strict=True):
+        style.show_grid(ax)
+        style.panel_title(ax, outcome)
+        ax.axhline(0, color=style.DARK, linewidth=0.8)
+        ax.set_xlabel("threshold probability")
+        for index, (name, curve) in enumerate(of_outcome.items()):
+            line = style.line_style(index)
+            if curve is None:
+                _write_absent(ax)
+            else:
+                ax.plot(curve.x, curve.value, label=name or "model", **line)
+                _plot_band(ax, curve, line["color"])
+    return fig, axes
 
 
-def _plot_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, color: str) -> None:
-    ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+def _write_absent(ax: Axes) -> None:
+    ax.text(0.5, 0.6, ABSENT, ha="center", transform=ax.transAxes, wrap=True)
+
+
+def _plot_band(ax: Axes, curve: Curve, color: str) -> None:
+    ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
 
 
 def calibration_plot(table: PredictionTable, outcomes: Sequence[str]) -> Figure:
@@ -76,10 +88,10 @@ def calibration_plot(table: PredictionTable, outcomes: Sequence[str]) -> Figure:
         upper.set_aspect("auto")
         style.panel_title(upper, outcome)
         if curve := calibration_curve(table, outcome):
-            upper.plot(curve.predicted, curve.observed, **style.line_style(0))
-            _plot_band(upper, curve.predicted, curve.low, curve.high, style.COLORS[0])
+            upper.plot(curve.x, curve.value, **style.line_style(0))
+            _plot_band(upper, curve, style.COLORS[0])
         else:
-            upper.text(0.5, 0.6, ABSENT, ha="center", transform=upper.transAxes, wrap=True)
+            _write_absent(upper)
         _plot_histograms(lower, all_outcomes.probabilities[:, at], all_outcomes.positive[:, at])
     axes[0].set_ylabel("observed frequency")
     axes[k].set_ylabel("% of images")

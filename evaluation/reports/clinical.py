@@ -3,36 +3,34 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
-from evaluation.metrics.clinical import ClinicalUse, shown_outcomes, use_of
+from evaluation.metrics.clinical import ClinicalUse, shown_outcomes, use_of, with_use_of
 from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.metrics.registry import METRICS, outcome_metrics
 from evaluation.plots import clinical as plots
 from evaluation.predictions import PredictionTable, Tables, align_members
 from evaluation.reports import html
-from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import Differences
 
 PANELS = 3  # outcomes in one plot; those of the first plot are not folded
 MAX_PAIRS = 3  # of models whose differences have a plot
-RATES = {"recall": "sensitivity", "specificity": "specificity", "precision": "PPV", "npv": "NPV",
-         "number_needed_to_refer": "referred per case found"}  # fmt: skip
+RATES = {"recall/{}": "sensitivity", "specificity/{}": "specificity", "precision/{}": "PPV",
+         "npv/{}": "NPV", "number_needed_to_refer/{}": "referred per case found",
+         "accuracy": "accuracy"}  # fmt: skip
 
 
 def operating_point_tables(points: OperatingPoints, table: PredictionTable) -> list[html.Table]:
     """Tables of `evaluate_thresholds`: the first outcome, the others, predictive values of all."""
-    first, rates = next(iter(points), ""), RATES | {"accuracy": "accuracy"}
-    of_first, others = ({o: r for o, r in points.items() if (o == first) == is_first}
-                        for is_first in (True, False))  # fmt: skip
-    values = {f"{n}/{p:g}": f"{n[:3].upper()} at {100 * p:g}\u00a0%"
-              for p in use_of(table).prevalences
-              for n in ("ppv_at_prevalence", "npv_at_prevalence")}  # fmt: skip
+    values = {f"{name}_at_prevalence/{{}}/{p:g}": f"{name.upper()} at {100 * p:g}\u00a0%"
+              for p in use_of(table).prevalences for name in ("ppv", "npv")}  # fmt: skip
+    (first, rules), *others = points.items() or [("", {})]
     note = (
         "The class is decided above this probability; thresholds were fitted on val. Cost: "
         f"{_trade(use_of(table))}. {html.SMALL_PRINT}"
     )
     tables = [
-        _rules_table(of_first, rates, f"Decision thresholds for {first}", note, False),
-        _rules_table(others, rates, "Decision thresholds for the other classes", note, True),
+        _rules_table({first: rules}, RATES, f"Decision thresholds for {first}", note, False),
+        _rules_table(dict(others), RATES, "Decision thresholds for the other classes", note, True),
         _rules_table(points, values, "Predictive values at other prevalences", note, True),
     ]
     return [rules for rules in tables if rules.rows]
@@ -41,21 +39,17 @@ def operating_point_tables(points: OperatingPoints, table: PredictionTable) -> l
 def _rules_table(
     points: OperatingPoints, columns: Mapping[str, str], heading: str, note: str, folded: bool
 ) -> html.Table:
-    """One row per outcome and rule; `columns` are names of metrics and their labels."""
+    """One row per outcome and rule; `columns` are labels by name of a metric, {} the outcome."""
     rows = [
-        (f"{outcome}: {rule}" if folded else rule, *(_at(metrics, n, outcome) for n in columns))
+        (
+            f"{outcome}: {rule}" if folded else rule,
+            *(metrics.get(n.format(outcome)) for n in columns),
+        )
         for outcome, rules in points.items()
         for rule, metrics in rules.items()
     ]
     names = ("threshold", *columns.values())
     return html.Table(names, rows, heading, note, folded=folded)
-
-
-def _at(metrics: Estimates, name: str, outcome: str) -> Estimate | None:
-    """The metric of an outcome, or of all images."""
-    base, _, prevalence = name.partition("/")
-    of_outcome = f"{base}/{outcome}/{prevalence}" if prevalence else f"{base}/{outcome}"
-    return metrics.get(of_outcome, metrics.get(name))
 
 
 def outcome_table(metrics: Mapping[str, Estimate], table: PredictionTable) -> html.Table:
@@ -82,6 +76,8 @@ def _column(name: str) -> str:
 
 def decision_curves(tables: Tables) -> list[html.Section]:
     """Decision curves of models on the same images, a few outcomes in each plot."""
+    first = next(iter(tables.values()))
+    tables = {name: with_use_of(first, table) for name, table in tables.items()}
     caption = (
         "Net benefit: cases found per image, minus false alarms times the odds of the threshold. "
         "A model helps where it is above treating all and above 0, treating none. Band: 95 % "
@@ -89,7 +85,7 @@ def decision_curves(tables: Tables) -> list[html.Section]:
     )
     return [
         html.Plot(plots.decision_curve_plot(tables, part), caption, heading, folded)
-        for part, heading, folded in _parts(next(iter(tables.values())), "Decision curves")
+        for part, heading, folded in _parts(first, "Decision curves")
     ]
 
 

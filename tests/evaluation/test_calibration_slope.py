@@ -141,12 +141,12 @@ def test_ece_of_each_class_averages_to_the_classwise_one() -> None:
 def test_the_curve_is_the_diagonal_only_of_calibrated_probabilities(shift: float) -> None:
     table = binary_table(8000, 1.0, shift, images=4)
     curve = calibration_curve(table, "yes", draws=200)
-    true = expit(logit(curve.predicted) + shift)
-    assert np.abs(curve.observed - true).max() < 0.05
+    true = expit(logit(curve.x) + shift)
+    assert np.abs(curve.value - true).max() < 0.05
     assert np.mean((curve.low <= true) & (true <= curve.high)) > 0.8
-    assert (curve.low <= curve.observed).all()
-    assert (curve.observed <= curve.high).all()
-    is_on_diagonal = (curve.low <= curve.predicted) & (curve.predicted <= curve.high)
+    assert (curve.low <= curve.value).all()
+    assert (curve.value <= curve.high).all()
+    is_on_diagonal = (curve.low <= curve.x) & (curve.x <= curve.high)
     assert is_on_diagonal.mean() > 0.8 if shift == 0 else is_on_diagonal.mean() < 0.3
 
 

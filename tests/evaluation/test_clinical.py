@@ -14,6 +14,7 @@ from evaluation.metrics.clinical import (
     shown_outcomes,
 )
 from evaluation.metrics.compute import compute_metrics
+from evaluation.plots.clinical import decision_curve_plot
 from evaluation.predictions import PredictionTable, align
 from evaluation.reports import clinical
 from evaluation.stats.paired_tests import holm_corrected, paired_differences
@@ -50,10 +51,14 @@ def test_net_benefit_equals_the_closed_form(outcome: str) -> None:
     over_all = metrics[f"net_benefit_over_all/{outcome}"].value
     assert over_all == pytest.approx(benefit.value - treat_all, abs=1e-12)
     curve = decision_curve(table, outcome, draws=50)
-    expected = [net_benefit(p, positive, t) for t in curve.thresholds]
+    expected = [net_benefit(p, positive, t) for t in curve.x]
     np.testing.assert_allclose(curve.value, expected, atol=1e-12)
-    shares = positive.mean() - (1 - positive.mean()) * curve.thresholds / (1 - curve.thresholds)
-    np.testing.assert_allclose(curve.treat_all, shares, atol=1e-12)
+    [dotted] = [
+        line for line in decision_curve_plot({"": table}, [outcome]).axes[0].lines
+        if line.get_label() == "treat all"
+    ]  # fmt: skip
+    shares = positive.mean() - (1 - positive.mean()) * curve.x / (1 - curve.x)
+    np.testing.assert_allclose(dotted.get_ydata(), shares, atol=1e-12)
     assert (curve.low < curve.value).all()
     assert (curve.value < curve.high).all()
 

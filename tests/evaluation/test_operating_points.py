@@ -5,20 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.metrics.clinical import ClinicalUse
 from evaluation.metrics.compute import compute_metrics, epoch_metrics
 from evaluation.metrics.operating_points import (
     NOT_FITTED,
-    at_sensitivity,
-    at_specificity,
     evaluate_thresholds,
-    fit_threshold,
-    least_cost,
-    youden,
+    fit_thresholds,
 )
 from evaluation.predictions import PredictionTable
 from evaluation.reports.clinical import operating_point_tables
 from tests.evaluation.tables import make_table, two_class_table
 
+YOUDEN = "best balanced accuracy on val (Youden)"
 USE = {"class_groups": {"severe": ["comminuted", "other"]}, "prevalences": [0.02, 0.3]}
 
 
@@ -35,7 +33,7 @@ def every_threshold(table: PredictionTable) -> np.ndarray:
 
 def test_a_threshold_of_val_has_the_best_balanced_accuracy_there() -> None:
     val = two_class_table("val")
-    threshold = fit_threshold(val, youden)
+    threshold = fit_thresholds(val, ClinicalUse())[YOUDEN]
     candidates = np.linspace(0.01, 0.99, 197)
     reached = [epoch_metrics(val.at_threshold(t).probabilities, val.labels)["balanced_accuracy"]
                for t in (threshold, *candidates)]  # fmt: skip
@@ -43,7 +41,7 @@ def test_a_threshold_of_val_has_the_best_balanced_accuracy_there() -> None:
     assert threshold > 0.7
 
 
-@pytest.mark.parametrize("least", [0.8, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("least", [0.8, 0.9, 0.95, 0.999])
 @pytest.mark.parametrize("seed", range(3))
 def test_fixed_sensitivity_and_specificity_equal_a_search_over_all_thresholds(
     least: float, seed: int
@@ -52,8 +50,10 @@ def test_fixed_sensitivity_and_specificity_equal_a_search_over_all_thresholds(
     rates = np.array([rates_at(val, t) for t in every_threshold(val)])
     greatest = every_threshold(val)[rates[:, 0] >= least - 1e-12].max()
     smallest = every_threshold(val)[rates[:, 1] >= least - 1e-12].min()
-    assert fit_threshold(val, at_sensitivity(least)) == pytest.approx(greatest, abs=1e-12)
-    assert fit_threshold(val, at_specificity(least)) == pytest.approx(smallest, abs=1e-12)
+    fitted = fit_thresholds(val, ClinicalUse(sensitivity=least, specificity=least))
+    sensitive, specific = list(fitted.values())[1:3]
+    assert sensitive == pytest.approx(greatest, abs=1e-12)
+    assert specific == pytest.approx(smallest, abs=1e-12)
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.2, 0.5])
@@ -65,13 +65,13 @@ def test_least_cost_equals_a_search_for_the_greatest_net_benefit(threshold: floa
         above = val.probabilities[:, 1] > t
         return float((above & positive).mean() - (above & ~positive).mean() * odds)
 
-    fitted = fit_threshold(val, least_cost(float(positive.mean()), threshold))
+    fitted = fit_thresholds(val, ClinicalUse(threshold=threshold))["least cost on val"]
     assert benefit(fitted) == pytest.approx(max(map(benefit, every_threshold(val))), abs=1e-12)
 
 
 def test_a_threshold_is_never_fitted_on_test() -> None:
     with pytest.raises(ValueError, match="test"):
-        fit_threshold(two_class_table("test"), youden)
+        fit_thresholds(two_class_table("test"), ClinicalUse())
 
 
 def test_equal_scores_are_decided_alike() -> None:
@@ -79,7 +79,7 @@ def test_equal_scores_are_decided_alike() -> None:
     rows = table.rows.assign(label=[0, 0, 1, 1, 1, 0])
     scores = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
     tied = PredictionTable(rows, np.stack([np.zeros(6), scores], axis=1), ["no", "yes"])
-    assert 0.5 < fit_threshold(tied, youden) < 0.7311
+    assert 0.5 < fit_thresholds(tied, ClinicalUse())[YOUDEN] < 0.7311
 
 
 def test_a_threshold_fitted_on_val_helps_where_the_larger_probability_favors_a_class() -> None:

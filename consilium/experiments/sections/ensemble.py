@@ -136,9 +136,9 @@ def member_sections(compared: MemberComparison) -> list[html.Section]:
         names = next(iter(compared.tables.values())).class_names
         page.append(comparison.recall_table(compared.metrics, names))
         page.append(ensemble_report.diversity_table(compared.pairs, compared.agreement, "images"))
+        page += decision_curves(compared.tables)
     roc = curves.roc_comparison(compared.tables)
     page.append(html.Plot(roc, "Mean over classes.", "ROC of all"))
-    page += decision_curves(compared.tables)
     for name, table in list(compared.tables.items())[:MAX_PLOTTED]:
         plots = prediction_plots(table)
         page += [replace(plot, heading=f"{name}: {plot.heading}") for plot in plots]
