@@ -58,6 +58,9 @@ def test_a_named_group_of_classes_is_in_results_and_report(tiny, tmp_path, capsy
     assert {"auroc/fracture", "net_benefit/fracture", "calibration_slope/fracture",
             "ppv_at_prevalence/simple/0.25"} <= set(results.metrics)  # fmt: skip
     assert list(results.operating_points) == ["fracture", *CLASSES]
+    sensitivity = results.operating_points["fracture"]["0.5"]["recall/fracture"]
+    table = PredictionTable.read(run / "predictions" / "test.parquet")
+    assert sensitivity.n == (table.labels > 0).sum()
     page = (run / "report.html").read_text()
     for heading in ("Decision thresholds for fracture", "Each class against the others",
                     "Decision curves", "Calibration curves"):  # fmt: skip
@@ -65,6 +68,7 @@ def test_a_named_group_of_classes_is_in_results_and_report(tiny, tmp_path, capsy
     use = {"class_groups": {"fracture": ["simple", "dislocated"]}}
     assert main(["fit", *tiny.configs("wrong", **{key: use}), "--run", str(tmp_path / "no")]) == 2
     assert "clinical_use: class_groups: fracture: ['simple', 'disloc" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "history.csv").exists()
 
 
 def test_own_subclass_loss_callback_and_logger_work_from_a_config(tiny, tmp_path):

@@ -6,11 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, logit
+from scipy.stats import t as student
 
-from evaluation.metrics.calibration_slope import ABSENT, SEPARATED, calibration_curve
+from evaluation.metrics.calibration_slope import (
+    ABSENT,
+    SEPARATED,
+    calibration_curve,
+    logistic_line,
+)
 from evaluation.metrics.compute import compute_metrics
 from evaluation.plots.clinical import calibration_plot
 from evaluation.predictions import PredictionTable
+from evaluation.stats.bootstrap import Clusters
 from tests.evaluation.tables import make_table
 
 NAMES = ("calibration_slope", "calibration_intercept", "calibration_in_the_large")
@@ -65,8 +72,21 @@ def test_slope_and_intercepts_equal_an_independent_regression(classes: int, imag
             assert estimate.value == pytest.approx(value, abs=1e-9), name
             widths.append((estimate.high - estimate.low) / 2 / error)
             assert estimate.high - estimate.value == pytest.approx(estimate.value - estimate.low)
-        assert widths == pytest.approx([widths[0]] * 3, rel=1e-6)  # Student's quantile
-        assert 1.9 < widths[0] < 2.2
+        patients = min(len(set(table.patients[y])), len(set(table.patients[~y])))
+        quantile = student.ppf(0.975, patients - 1)
+        assert widths == pytest.approx([quantile] * 3, rel=1e-8)
+
+
+def test_one_confident_error_among_many_images_does_not_stop_the_regression() -> None:
+    x = np.concatenate([np.full(50_000, -10.0), np.full(50_000, 10.0), [-20.0]])
+    positive = x > 0
+    positive[-1] = True
+    clusters = Clusters(np.arange(len(x)), np.full(len(x), -1))
+    (slope, intercept), errors = logistic_line(x, positive, clusters)
+    residuals = positive - expit(slope * x + intercept)
+    assert [residuals.sum(), (residuals * x).sum()] == pytest.approx([0, 0], abs=1e-6)
+    assert slope > 0
+    assert np.isfinite(errors).all()
 
 
 @pytest.mark.parametrize("slope", [0.5, 1.0, 2.0])
