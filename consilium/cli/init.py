@@ -48,9 +48,8 @@ def run(options: argparse.Namespace) -> int:
     if options.keep_conflicts:
         quarantine = quarantine[quarantine["reason"] != CONFLICT]
     file, plan = write_configs(
-        folder, target, columns, manifest, options.size, quarantine, audit.copy_groups(),
-        candidates, options.minutes,
-    )  # fmt: skip
+        folder, target, columns, audit, options.size, quarantine, candidates, options.minutes
+    )
     print(f"audit: {audit_folder / audit_report.PAGE}; excluded samples: {len(quarantine)}")
     print(f"data: {folder / DATA_FILE}")
     for member in plan:

@@ -95,7 +95,12 @@ def load_target(target: Path, columns: Columns) -> tuple[Manifest, str]:
         return manifest_from_table(table, columns), name_of_file(table)
     if options := [f"--{role}" for role in ("path", "label", "split") if columns[role]]:
         raise ValueError(f"{' '.join(options)}: {target} is no table and has no manifest.csv")
-    return manifest_from_folder(target, columns["patient"]), target.resolve().name
+    return manifest_from_folder(target, patient_pattern(columns)), target.resolve().name
+
+
+def patient_pattern(columns: Columns) -> str | None:
+    """The regex of the patient in the paths of a folder; without one, each image is a patient."""
+    return None if columns["patient"] == NO_COLUMN else columns["patient"]
 
 
 def name_of_file(file: Path) -> str:

@@ -10,7 +10,8 @@ import pandas as pd
 import yaml
 
 from consilium import CONFIGS, IS_INSTALLED, ROOT
-from consilium.inference.data_config import Columns, find_table, resolve_columns
+from consilium.inference.data_config import Columns, find_table, patient_pattern, resolve_columns
+from datamodules.audit.audit import Audit
 from datamodules.images import split_frame_number
 from datamodules.manifest import Manifest, read_table
 from datamodules.sources import Folders, Table
@@ -33,6 +34,7 @@ init_args:
   augment: gradcam  # mild; to see it: consilium audit --config {file} --augmentations
   balance: {{class_weights: sqrt}}
 """
+SOFTEN = "  augment_args: {soften: 1.5}  # blurs half of the images: sharpness tells the class\n"
 EXCLUDE = "  exclude: {file}  # leaking and unreadable samples, by the audit\n"
 USED_CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
                 "model/ensemble", "logger/wandb", "recipe/probe", "recipe/probe_then_finetune",
@@ -109,10 +111,9 @@ def write_configs(
     folder: Path,
     target: Path,
     columns: Columns,
-    manifest: Manifest,
+    audit: Audit,
     size: int,
     quarantine: pd.DataFrame,
-    copies: pd.DataFrame,
     candidates: "Sequence[Candidate]" = (),
     minutes: float = 0.0,
 ) -> tuple[Path, "list[PlannedMember]"]:
@@ -121,6 +122,7 @@ def write_configs(
     Without pretrained `candidates` three small networks are trained from scratch.
     """
     file, data_file = experiment_file(folder), folder / DATA_FILE
+    manifest, copies = audit.manifest, audit.copy_groups()
     source_class, args = _source(target, columns)
     splits = set(manifest.table["split"])
     if missing := [name for name in DERIVED_SPLITS if name not in splits]:
@@ -136,6 +138,8 @@ def write_configs(
         target=quote(str(target)), file=quote(str(data_file)), class_path=source_class.__name__,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
     )  # fmt: skip
+    if "sharpness" in [suspect.name for suspect in audit.suspects]:
+        text += SOFTEN
     if len(copies) and missing == list(DERIVED_SPLITS):
         text += FOLD_COPIES.format(file=_to_yaml(args["fractions"]["copies"]))
     if len(quarantine):
@@ -199,7 +203,7 @@ def _source(target: Path, columns: Columns) -> tuple[type[Folders | Table], dict
     """Class and arguments of the source."""
     table = find_table(target)
     if table is None:
-        return Folders, {"root": str(target.resolve()), "patient": columns["patient"]}
+        return Folders, {"root": str(target.resolve()), "patient": patient_pattern(columns)}
     names = resolve_columns(read_table(table), columns)
     return Table, {"files": str(table.resolve()), **names}
 

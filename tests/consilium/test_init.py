@@ -1,6 +1,7 @@
 import shlex
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -107,6 +108,23 @@ def test_a_small_dataset_without_splits_is_cross_validated(patients, folds, tmp_
         table = data.load_manifest().table.set_index("patient")
         assert set(table["split"]) == {"train", "val", "test"}
         assert table["split"]["p2"] == table["split"]["p5"]
+
+
+@pytest.mark.parametrize("is_confounded", [True, False])
+def test_sharpness_that_tells_the_class_is_hidden_by_blur(is_confounded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split, k in product(("train", "test"), range(40)):
+        label = ("ill", "well")[k % 2]
+        pixels = rng.uniform(0, 255, (64, 64)).astype(np.uint8)
+        is_soft = label == "well" if is_confounded else k % 4 < 2
+        folder = Path("images", split, label)
+        folder.mkdir(parents=True, exist_ok=True)
+        soft = cv2.GaussianBlur(pixels, (0, 0), 2.0)
+        cv2.imwrite(str(folder / f"p{split}{k}.png"), soft if is_soft else pixels)
+    assert main(["init", "images", "--patient", "none", "-o", "mine"]) == 0
+    data = data_config.load_datamodule(["mine/data.yaml"])
+    assert data.augment.args["soften"] == (1.5 if is_confounded else 0.0)
 
 
 def test_the_data_config_gives_the_samples_of_the_table(table, capsys):
