@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks.resources import Stopwatch, peak_memory
 from datamodules.audit.audit import audit_manifest
-from datamodules.audit.near_duplicates import Thumbnails, find_near_duplicates
+from datamodules.audit.near_duplicates import find_near_duplicates
+from datamodules.audit.thumbnails import Thumbnails
 from datamodules.phantoms.generate import KINDS, PhantomSpec, generate_images, write_dataset
 from datamodules.sources import Table
 from datamodules.splits import SplitFractions

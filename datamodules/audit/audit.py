@@ -33,7 +33,8 @@ from datamodules.audit.issues import (
     shared_id_issues,
 )
 from datamodules.audit.memo import Memo
-from datamodules.audit.near_duplicates import NearDuplicate, NearDuplicateSearch, Thumbnails
+from datamodules.audit.near_duplicates import NearDuplicate, NearDuplicateSearch
+from datamodules.audit.thumbnails import Thumbnails
 from datamodules.images import ImageError, content_digest, read_file_bytes, split_frame_number
 from datamodules.manifest import SPLIT_ALIASES, SPLITS, Manifest
 from datamodules.splits import Groups

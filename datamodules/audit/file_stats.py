@@ -18,7 +18,7 @@ import pandas as pd
 from rich.progress import Progress, track
 
 from datamodules.audit.memo import Memo, audit_version, key_of
-from datamodules.audit.near_duplicates import make_thumbnails, stack_thumbnails
+from datamodules.audit.thumbnails import make_thumbnails, stack_thumbnails
 from datamodules.images import (
     ImageError,
     content_digest,

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 HASHED_FILES = ("images.py", "dicom.py", "audit/alignment.py", "audit/file_stats.py",
-                "audit/near_duplicates.py")  # fmt: skip
+                "audit/near_duplicates.py", "audit/thumbnails.py")  # fmt: skip
 _LOCK, _DIGEST_BYTES = ".lock", 32
 
 

@@ -12,7 +12,8 @@ import pytest
 from datamodules.audit import file_stats, memo, near_duplicates
 from datamodules.audit.audit import COMPUTED, Audit, audit_manifest
 from datamodules.audit.memo import Memo
-from datamodules.audit.near_duplicates import Thumbnails, find_near_duplicates
+from datamodules.audit.near_duplicates import find_near_duplicates
+from datamodules.audit.thumbnails import Thumbnails
 from datamodules.images import read_image
 from datamodules.manifest import Manifest
 from datamodules.phantoms.generate import PhantomSpec, generate_images

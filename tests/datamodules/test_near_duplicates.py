@@ -2,11 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.audit.near_duplicates import (
-    NearDuplicate,
-    Thumbnails,
-    find_near_duplicates,
-)
+from datamodules.audit.near_duplicates import NearDuplicate, find_near_duplicates
+from datamodules.audit.thumbnails import Thumbnails
 from datamodules.phantoms.generate import PhantomSpec, generate_images
 from datamodules.splits import Groups
 from tests.datamodules.planted_leaks import AUGMENTATIONS, augment, rotate
