@@ -1,5 +1,5 @@
 """Scripts that print the numbers of benchmarks/README.md."""
 
-from consilium.cli.main import reuse_freed_memory
+from consilium import reuse_freed_memory
 
 reuse_freed_memory()  # as every command does

@@ -33,7 +33,7 @@ def pytest_collection_finish() -> None:
     """One thread, and no garbage collection of what was imported, which takes long each time."""
     import torch
 
-    from consilium.cli.main import reuse_freed_memory
+    from consilium import reuse_freed_memory
 
     reuse_freed_memory()
     torch.set_num_threads(1)

@@ -1,10 +1,8 @@
 """The command line: a table of commands, their parser, and errors of one line."""
 
 import argparse
-import ctypes
 import importlib
 import os
-import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,7 +14,7 @@ from typing import Any, NoReturn
 
 from yaml import YAMLError
 
-from consilium import ROOT
+from consilium import ROOT, reuse_freed_memory
 from consilium.config_files import find_packaged, suggestion, worker_error
 from consilium.training import COMMANDS as TRAINING
 from consilium.training.command_help import help_text
@@ -63,8 +61,6 @@ examples:
 consilium COMMAND --help describes a command; --debug anywhere shows the traceback of an error;
 --import MODULE anywhere imports a module of yours, for checkpoints of classes that are in it."""
 MODULES = "CONSILIUM_IMPORT"  # environment variable
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-MAX_KEPT_BYTES = 2**29  # at the end of the heap
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -165,18 +161,6 @@ def set_openmp_wait_policy() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-
-
-def reuse_freed_memory() -> None:
-    """Lets the C library keep the memory of freed tensors for the next ones.
-
-    By default it returns blocks of more than 32 MiB to the system, which clears them anew: on a
-    CPU that takes up to half of the time of a network. Only glibc needs this.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2 * MAX_KEPT_BYTES)
-        libc.mallopt(M_TRIM_THRESHOLD, MAX_KEPT_BYTES)
 
 
 def find_hiding_package() -> str:
