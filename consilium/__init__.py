@@ -9,7 +9,7 @@ PACKAGED_CONFIGS = Path(__file__).resolve().with_name("configs")
 IS_INSTALLED = PACKAGED_CONFIGS.is_dir()
 CONFIGS = PACKAGED_CONFIGS if IS_INSTALLED else ROOT / "configs"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-MAX_KEPT_BYTES = 2**29  # at the end of the heap
+MAX_FREE_BYTES = 2**29  # at the end of the heap
 
 
 def reuse_freed_memory() -> None:
@@ -20,5 +20,5 @@ def reuse_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2 * MAX_KEPT_BYTES)
-        libc.mallopt(M_TRIM_THRESHOLD, MAX_KEPT_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, 2 * MAX_FREE_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, MAX_FREE_BYTES)
