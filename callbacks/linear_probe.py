@@ -115,8 +115,9 @@ class HeadProblem:
         """The problem of features (n, D) of rows of the manifest."""
         table, values = data.manifest.table.iloc[rows], torch.from_numpy(features)
         std, mean = torch.std_mean(values, dim=0, correction=0)
-        # what hardly varies is mostly the rounding error of half precision, and not magnified
-        scale = torch.maximum(std, mean.abs() / 128)
+        # what varies little is not magnified: its weights would be so large that the first steps
+        # of fine-tuning destroy the head, and it is worse on patients that were held out
+        scale = torch.maximum(std, std.square().mean().sqrt())
         scale = torch.where(scale > 0, scale, 1.0)
         labels = table["label"].to_numpy().astype(np.int64)
         weights = data.class_weights

@@ -91,6 +91,19 @@ def test_the_head_is_a_logistic_regression():
     assert np.abs(softmax(logits.numpy(), axis=1) - expected).max() < 1e-5
 
 
+def test_features_that_hardly_vary_get_no_large_weights(run):
+    """Steps of fine-tuning that change such a feature a little would destroy the head."""
+    data = load_datamodule([str(run / "config.yaml")])
+    data.setup("fit")
+    rows = data.rows("train")
+    labels = data.manifest.table["label"].to_numpy()[rows]
+    features = np.random.default_rng(0).normal(size=(len(rows), 20)) + labels[:, None]
+    features[:, 0] *= 1e-3
+    module = ImageClassifier(CLASS_NAMES, "test_resnet")
+    head = HeadProblem.of_module(module, data, features.astype(np.float32), rows).fit(0.1)
+    assert head.weight[:, 0].abs().max() < head.weight[:, 1:].abs().max()
+
+
 def test_the_penalty_is_chosen_by_held_out_patients():
     problem = make_problem(ImageClassifier(CLASSES, "test_resnet"))
     noise = torch.randn(len(problem.labels), 400, generator=torch.Generator().manual_seed(0))
@@ -133,7 +146,7 @@ def test_the_run_predicts_like_the_regression_everywhere(run, tmp_path):
     assert np.abs(served[-1] - expected).max() < 1e-5
 
     mean, std = pooled["train"].mean(axis=0), pooled["train"].std(axis=0)
-    std = np.maximum(std, np.abs(mean) / 128) + (std == 0)
+    std = np.maximum(std, np.sqrt(np.mean(std**2)))
     strength = 1 / (0.1 * len(tables["train"]))
     regression = LogisticRegression(C=strength, tol=1e-6, max_iter=1000)
     regression.fit((pooled["train"] - mean) / std, tables["train"]["label"])
