@@ -24,7 +24,7 @@ PROBE_COST = 1.2  # of the features of an image, with the fit of the head
 STARTUP_MINUTES = 0.5  # of a member: imports, evaluation, report
 PROBE_SHARE = 0.5  # of the time at most for probes; fine-tuning gets the rest
 EPOCHS = (3, 10)  # of fine-tuning: fewer would not pay, more would not help
-SEEN_IMAGES = (3_000, 10_000)  # of which small datasets need more epochs
+MIN_FINETUNED_IMAGES = 1_000  # with fewer, probes were better on fundus photographs
 MAX_FINETUNED = 2
 
 
@@ -163,12 +163,11 @@ def plan_members(
         others = sum(probes[other].minutes for other in probes if other != weights)
         if not probes or others + member.minutes <= PROBE_SHARE * minutes:
             probes[weights] = member
-    fewest, most = (
-        max(n, math.ceil(seen / num_train)) for n, seen in zip(EPOCHS, SEEN_IMAGES, strict=True)
-    )
+    fewest, most = EPOCHS
     finetuned = dict[Path, PlannedMember]()
     remaining = minutes - sum(member.minutes for member in probes.values())
-    for candidate in sorted(candidates, key=lambda candidate: -candidate.seconds):
+    slowest_first = sorted(candidates, key=lambda candidate: -candidate.seconds)
+    for candidate in slowest_first if num_train >= MIN_FINETUNED_IMAGES else []:
         fixed = probe(candidate).minutes
         of_epoch = candidate.seconds * (TRAINING_COST * num_train + num_evaluated / 2) / 60
         epochs = min(most, int((remaining - fixed) / of_epoch))

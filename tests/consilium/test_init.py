@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from consilium.cli.main import main
 from consilium.experiments.config import load_experiment
-from consilium.inference import data_config
+from consilium.inference import data_config, starter_plan
 from datamodules.audit import file_stats
 from datamodules.splits import SplitFractions
 from evaluation.results import ExperimentFolder
@@ -66,7 +66,10 @@ def test_missing_weights_are_refused_before_the_audit(table, capsys):
 
 
 @pytest.mark.exhaustive
-def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_network(table, capsys):
+def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_network(
+    table, monkeypatch, capsys
+):
+    monkeypatch.setattr(starter_plan, "MIN_FINETUNED_IMAGES", 1)
     net = backbones.build("test_resnet", 10)
     Path("weights").mkdir()
     save_file(net.state_dict(), "weights/test_resnet.r160_in1k.safetensors")

@@ -39,10 +39,9 @@ def test_a_network_has_one_probe_of_the_largest_size_in_the_time():
     assert planned(1.5, FAST, LARGER) == {"test_resnet_224_probe": 0}
 
 
-def test_few_images_are_seen_more_often():
-    members = plan_members([FAST], 200, 100, 60)
-    assert [member.epochs for member in members] == [0, 50]
-    assert len(plan_members([FAST], 200, 100, 1.5)) == 1  # less than 15 epochs would not pay
+def test_networks_are_not_fine_tuned_on_few_images():
+    assert [member.epochs for member in plan_members([FAST], 999, 100, 60)] == [0]
+    assert [member.epochs for member in plan_members([FAST], 1000, 100, 60)] == [0, 10]
 
 
 @pytest.mark.parametrize("minutes", [1, 3, 8, 15, 40])
