@@ -70,7 +70,7 @@ def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_net
     table, monkeypatch, capsys
 ):
     monkeypatch.setattr(starter_plan, "MIN_FINETUNED_IMAGES", 1)
-    net = backbones.build("test_resnet", 10)
+    net = backbones.build("test_resnet", 10, channels_last=False)
     Path("weights").mkdir()
     save_file(net.state_dict(), "weights/test_resnet.r160_in1k.safetensors")
     options = ["--weights", "weights", "--minutes", "2", "-o", "mine"]
