@@ -109,6 +109,18 @@ def change_block(source, target, **values):
     return target
 
 
+def require_refusal(file, message, config, capsys):
+    """An ensemble, `inspect` and `test` refuse a checkpoint with one line."""
+    with pytest.raises(ValueError, match=message):
+        EnsembleModule(["none", "simple", "comminuted"], [str(file)])
+    test = ["test", "--config", str(config), "--ckpt_path", str(file)]
+    for command in (["inspect", str(file)], [*test, "--run", str(file.parent / "run")]):
+        assert main(command) == 2
+        line = capsys.readouterr().err
+        assert message in line
+        assert line.count("\n") == 1
+
+
 @pytest.mark.parametrize("field", ["class_names", "preprocess", "init_args", "train_ids"])
 def test_an_edited_block_is_refused_by_name_everywhere(resnet, tmp_path, field, capsys):
     content = torch.load(resnet / "best.ckpt", weights_only=True)["consilium"]
@@ -121,15 +133,8 @@ def test_an_edited_block_is_refused_by_name_everywhere(resnet, tmp_path, field, 
         "train_ids": {"train_ids": content["train_ids"][:0]},
     }  # fmt: skip
     file = change_block(resnet / "best.ckpt", tmp_path / "edited.ckpt", **changed[field])
-    message = r"edited.ckpt: was changed after it was written: its content does not match"
-    with pytest.raises(ValueError, match=message):
-        EnsembleModule(["none", "simple", "comminuted"], [str(file)])
-    config = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(file)]
-    for command in (["inspect", str(file)], ["test", *config, "--run", str(tmp_path / "run")]):
-        assert main(command) == 2
-        line = capsys.readouterr().err
-        assert "edited.ckpt: was changed after it was written" in line
-        assert line.count("\n") == 1
+    message = "edited.ckpt: was changed after it was written: its content does not match"
+    require_refusal(file, message, resnet / "config.yaml", capsys)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +152,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(resnet, tmp_path, value
     file = tmp_path / "diverged.ckpt"
     torch.save(content, file)
     message = f"diverged.ckpt: its weight '{name}' has NaN or infinity"
-    with pytest.raises(ValueError, match=message):
-        EnsembleModule(["none", "simple", "comminuted"], [str(file)])
-    config = ["--config", str(resnet / "config.yaml"), "--ckpt_path", str(file)]
-    for command in (["inspect", str(file)], ["test", *config, "--run", str(tmp_path / "run")]):
-        assert main(command) == 2
-        line = capsys.readouterr().err
-        assert message in line
-        assert line.count("\n") == 1
+    require_refusal(file, message, resnet / "config.yaml", capsys)
 
 
 def test_an_ensemble_is_what_was_evaluated_or_is_refused(resnet, tmp_path, capsys):
