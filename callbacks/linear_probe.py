@@ -129,20 +129,24 @@ class HeadProblem:
         )  # fmt: skip
 
     def choose_penalty(self, penalties: Sequence[float], num_folds: int) -> tuple[float, float]:
-        """The penalty with the lowest mean negative log-likelihood of held-out patients."""
-        folds = np.array([fold_of_patient(patient, num_folds) for patient in self.patients])
-        total = np.zeros(len(penalties))
-        for fold in np.unique(folds):
-            in_fold = torch.from_numpy(folds == fold)
-            head, train = (
-                None,
-                replace(self, features=self.features[~in_fold], labels=self.labels[~in_fold]),
-            )
-            for k, penalty in enumerate(penalties):
-                head = train.minimize(penalty, head)
-                total[k] += self._nll(head, in_fold)
-        best = int(total.argmin())
-        return penalties[best], float(total[best]) / len(folds)
+        """The penalty with the lowest mean negative log-likelihood of held-out patients.
+
+        Tries them in the given order, each from the heads before, until two in a row are worse.
+        """
+        fold_of_row = np.array([fold_of_patient(patient, num_folds) for patient in self.patients])
+        folds = [torch.from_numpy(fold_of_row == fold) for fold in np.unique(fold_of_row)]
+        heads, nlls = dict[int, LinearHead](), list[float]()
+        for penalty in penalties:
+            for k, fold in enumerate(folds):
+                heads[k] = self._rows(~fold).minimize(penalty, heads.get(k))
+            nlls.append(sum(self._nll(heads[k], fold) for k, fold in enumerate(folds)))
+            if sorted(nlls[-3:]) == nlls[-3:] and len(nlls) > 2:
+                break
+        best = int(np.argmin(nlls))
+        return penalties[best], nlls[best] / len(self.labels)
+
+    def _rows(self, rows: Tensor) -> "HeadProblem":
+        return replace(self, features=self.features[rows], labels=self.labels[rows])
 
     def fit(self, penalty: float) -> LinearHead:
         """The optimal head for features as they are, not standardized."""
