@@ -137,10 +137,10 @@ class ImageClassifier(BaseModule):
         notes, name = super().notes(), self.init_args.get("backbone")
         if self.datamodule and name and self.init_args.get("pretrained"):
             both = Preprocess.from_backbone(name), self.datamodule.preprocess
-            expected, ours = (f"mean {list(p.mean)} and std {list(p.std)}" for p in both)
-            if expected != ours:
-                reason = f"expect {expected}; preprocess has {ours}"
-                notes.append(f"Pretrained weights of {name} {reason}.")
+            recorded, ours = (f"mean {list(p.mean)} and std {list(p.std)}" for p in both)
+            if recorded != ours:
+                text = f"timm records {recorded} for pretrained weights of {name}"
+                notes.append(f"{text}; preprocess has {ours}.")
         return notes
 
     def training_metrics(self, table: PredictionTable) -> dict[str, float]:

@@ -14,6 +14,7 @@ from consilium.inference.data_config import Columns, find_table, patient_pattern
 from datamodules.audit.audit import Audit
 from datamodules.images import split_frame_number
 from datamodules.manifest import Manifest, read_table
+from datamodules.preprocess import Preprocess
 from datamodules.sources import Folders, Table
 from datamodules.splits import DERIVED_SPLITS, SplitFractions
 from evaluation.files import write_text
@@ -64,13 +65,14 @@ PLANNED = """\
       model:
         class_path: lightning_modules.ImageClassifier
         init_args: {{backbone: {backbone}, pretrained: {weights}}}
-      data.init_args.preprocess: {preprocess}
+      data.init_args.preprocess: {preprocess}{note}
       trainer: {{accelerator: auto, devices: 1}}
     - {recipe}
 """
 FOLD_LINE = "folds: {folds}  # so that every image is tested once: the dataset is small\n"
 FOLD_COPIES = "  fold: {{copies: {file}}}  # copies of one image are in the same fold\n"
 FOLDS, MAX_FOLDED_PATIENTS, MIN_FOLD_PATIENTS = 5, 400, 5  # the last of each class in a fold
+OTHER_NORMALIZATION = "  # not timm's: the weights' first batch norm was trained with this one"
 EPOCHS = "    - {{trainer.max_epochs: {epochs}}}\n"
 
 
@@ -191,9 +193,11 @@ def _planned_member(member: "PlannedMember", paths: dict[str, str]) -> str:
     candidate = member.candidate
     settings = candidate.preprocess.to_dict()
     preprocess = {name: settings[name] for name in ("size", "mean", "std")}
+    published = Preprocess.from_backbone(candidate.backbone)
     text = PLANNED.format(
         name=member.name, minutes=member.minutes, backbone=candidate.backbone,
         weights=_to_yaml(str(candidate.weights)), preprocess=_to_yaml(preprocess),
+        note=OTHER_NORMALIZATION * (candidate.preprocess.mean != published.mean),
         recipe=paths[member.recipe],
     )  # fmt: skip
     return text + EPOCHS.format(epochs=member.epochs) * (member.epochs > 0)

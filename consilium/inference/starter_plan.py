@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from timm.data import constants
+from torch import nn
 
 from datamodules.images import ImageError, read_image
 from datamodules.preprocess import Preprocess
@@ -26,6 +28,11 @@ PROBE_SHARE = 0.5  # of the time at most for probes; fine-tuning gets the rest
 EPOCHS = (3, 10)  # of fine-tuning: fewer would not pay, more would not help
 MIN_FINETUNED_IMAGES = 1_000  # with fewer, probes were better on fundus photographs
 MAX_FINETUNED = 2
+NORMALIZATIONS = (  # mean and std that pretraining commonly uses
+    (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
+    (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD),
+)
+CLEARLY_CLOSER = 0.5  # of the distance under the published normalization, to take another one
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candid
     candidates = []
     for file, backbone in backbone_of.items():
         published = Preprocess.from_backbone(backbone)
+        net = backbones.build(backbone, 2, pretrained=str(file))
+        published = measured_normalization(net, published, samples)
         larger = larger_size(published.size, samples)
         for size in [published.size, *([larger] if larger else [])]:
             preprocess = replace(published, size=size)
@@ -115,6 +124,39 @@ def larger_size(published: int, samples: Sequence[np.ndarray]) -> int | None:
     side = min(np.median(sides), LARGEST_RATIO * published) if sides else 0
     size = int(side) // SIZE_STEP * SIZE_STEP
     return size if size >= SMALLEST_RATIO * published else None
+
+
+def measured_normalization(
+    net: nn.Module, published: Preprocess, samples: Sequence[np.ndarray]
+) -> Preprocess:
+    """With the published normalization, or another one that the weights clearly were trained with.
+
+    The first batch norm has stored the mean and variance that its inputs had in pretraining; those
+    of other images are close to them under the normalization of the pretraining only.
+    """
+    norm = next((module for module in net.modules() if isinstance(module, nn.BatchNorm2d)), None)
+    if norm is None or not samples:
+        return published
+    inputs = list[torch.Tensor]()
+    handle = norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    options = [published, *(replace(published, mean=m, std=s) for m, s in NORMALIZATIONS)]
+    with torch.inference_mode(), eval_mode(net):
+        for preprocess in options:
+            net(torch.stack([preprocess(image) for image in samples]))
+    handle.remove()
+    distances = [_distance_to_statistics(norm, values) for values in inputs]
+    best = int(np.argmin(distances))
+    return options[best] if distances[best] < CLEARLY_CLOSER * distances[0] else published
+
+
+def _distance_to_statistics(norm: nn.BatchNorm2d, inputs: torch.Tensor) -> float:
+    """Median over channels of the Kullback-Leibler divergence of normal distributions."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    variance, mean = torch.var_mean(inputs, dim=(0, 2, 3))
+    ratio = (variance + norm.eps) / (norm.running_var + norm.eps)
+    shift = (mean - norm.running_mean).square() / (norm.running_var + norm.eps)
+    return float((ratio + shift - 1 - ratio.log()).median()) / 2
 
 
 def backbone_of_file(file: Path) -> str:

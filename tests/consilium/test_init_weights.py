@@ -2,14 +2,24 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 
 from consilium.inference.starter_plan import (
     Candidate,
     backbone_of_file,
     find_candidates,
+    measured_normalization,
     plan_members,
 )
 from datamodules.preprocess import Preprocess
@@ -67,7 +77,7 @@ def test_the_network_is_the_one_that_the_name_of_the_file_begins_with(name, back
 
 @pytest.fixture
 def weights(tmp_path):
-    (tmp_path / "test_resnet.pth").touch()
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "test_resnet.pth")
     return [tmp_path / "test_resnet.pth"]
 
 
@@ -84,6 +94,33 @@ def test_images_with_more_detail_are_proposed_at_a_larger_size(shape, sizes, wei
     Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "image.png")
     candidates = find_candidates(weights, [str(tmp_path / "image.png")])
     assert [candidate.preprocess.size for candidate in candidates] == sizes
+
+
+@pytest.mark.parametrize("mean", [IMAGENET_DEFAULT_MEAN, IMAGENET_INCEPTION_MEAN])
+def test_the_normalization_is_the_one_that_the_weights_were_trained_with(mean):
+    std = IMAGENET_DEFAULT_STD if mean is IMAGENET_DEFAULT_MEAN else IMAGENET_INCEPTION_STD
+    trained = Preprocess(size=64, mean=mean, std=std)
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=2)
+    pretraining, others = (random_images(seed) for seed in (0, 1))
+    for _ in range(50):  # updates of the running statistics
+        net.train()(torch.stack([trained(image) for image in pretraining]))
+    published = Preprocess(size=64, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    assert measured_normalization(net, published, others) == trained
+    assert net.training
+
+
+def random_images(seed: int) -> list[np.ndarray]:
+    """Smooth color images."""
+    rng = np.random.default_rng(seed)
+    return [cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (64, 64)) for _ in range(8)]
+
+
+def test_without_batch_norms_or_images_the_published_normalization_stays():
+    published = Preprocess(size=160)
+    resnet, vit = (timm.create_model(name) for name in ("test_resnet", "test_vit"))
+    assert measured_normalization(resnet, published, []) == published
+    assert measured_normalization(vit, published, random_images(0)) == published
 
 
 def test_a_file_of_another_name_is_refused_in_one_line():
