@@ -367,7 +367,10 @@ def test_a_normalization_unlike_that_of_pretrained_weights_is_a_warning_in_the_r
     with pytest.warns(UserWarning, match="timm records mean"):
         run = tiny.fit("normalized", tmp_path / "run", **changes)
     for file in ("results.json", "report.html", "report.val.html"):
-        note = r"records mean \[0.5, 0.5, 0.5\] .* for pretrained weights of test_resnet; preprocess has mean \[0.485"
+        note = (
+            r"records mean \[0.5, 0.5, 0.5\] .* for pretrained weights of test_resnet; "
+            r"preprocess has mean \[0.485"
+        )
         assert re.search(note, (run / file).read_text()), file
 
 
