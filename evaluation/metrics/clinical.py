@@ -26,6 +26,8 @@ class ClinicalUse:
         sensitivity: Sensitivity on val of one operating point.
         specificity: Specificity on val of one operating point.
         prevalences: Prevalences at which predictive values are given.
+        expected_prevalence: Of classes or groups where the model will be used, such as
+            ``{referable: 0.1}``, if not as in val; one operating point is fitted for it.
     """
 
     class_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -34,9 +36,11 @@ class ClinicalUse:
     sensitivity: float = 0.95
     specificity: float = 0.95
     prevalences: Sequence[float] = (0.01, 0.1)
+    expected_prevalence: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         numbers = {k: v for k, v in asdict(self).items() if k != "class_groups"}
+        numbers["expected_prevalence"] = list(self.expected_prevalence.values())
         for name, value in numbers.items():
             if not all(0 < x < 1 for x in np.ravel(value)):
                 raise ValueError(f"clinical_use: {name}: {value} must be between 0 and 1")
@@ -61,7 +65,11 @@ def clinical_use(settings: Mapping[str, Any] | None, class_names: Sequence[str])
         if name in class_names or not is_part or set(members) - set(class_names):
             reason = f"a new name, and some but not all of the classes {list(class_names)}"
             raise ValueError(f"clinical_use: class_groups: {name}: {members}; needs {reason}")
-    return ClinicalUse(groups, **settings)
+    expected = {str(name): p for name, p in settings.pop("expected_prevalence", {}).items()}
+    if unknown := sorted(expected.keys() - {*class_names, *groups}):
+        allowed = [*class_names, *groups]
+        raise ValueError(f"clinical_use: expected_prevalence: {unknown[0]!r}; allowed: {allowed}")
+    return ClinicalUse(groups, expected_prevalence=expected, **settings)
 
 
 def use_of(table: PredictionTable) -> ClinicalUse:
@@ -130,8 +138,10 @@ def outcome_table(table: PredictionTable, outcome: str) -> PredictionTable:
     outcomes, at = Outcomes.from_table(table), list(outcome_members(table)).index(outcome)
     labels = np.where(table.labels < 0, -1, outcomes.positive[:, at])
     logits = np.stack([np.zeros(len(table)), outcomes.logits[:, at]], axis=1)
-    use = asdict(replace(use_of(table), class_groups={}))
-    meta = {**table.meta, "clinical_use": use}
+    use = use_of(table)
+    expected = {name: p for name, p in use.expected_prevalence.items() if name == outcome}
+    use = replace(use, class_groups={}, expected_prevalence=expected)
+    meta = {**table.meta, "clinical_use": asdict(use)}
     names = [f"not {outcome}", outcome]
     return PredictionTable(table.rows.assign(label=labels), logits, names, meta)
 

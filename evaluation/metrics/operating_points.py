@@ -23,7 +23,8 @@ TOLERANCE = 1e-9  # rates that differ by less are equal up to rounding
 def fit_thresholds(table: PredictionTable, use: ClinicalUse) -> dict[str, float | None]:
     """Threshold of each rule for the probability of the second of two classes on val.
 
-    - The greatest balanced accuracy, or net benefit: in the middle of the best thresholds.
+    - The greatest balanced accuracy, accuracy at the expected prevalence if one is stated, or net
+      benefit: in the middle of the best thresholds.
     - A sensitivity (specificity) of at least the stated one: the greatest (smallest) threshold.
 
     None if val lacks a class. Test rows are refused.
@@ -49,6 +50,11 @@ def fit_thresholds(table: PredictionTable, use: ClinicalUse) -> dict[str, float 
         ),
         "least cost on val": sensitivity * cases - false_alarms / use.false_alarms_per_case,
     }
+    prevalence = use.expected_prevalence.get(table.class_names[1])
+    if prevalence is not None:
+        maximized[f"fewest errors on val, weighted to prevalence {prevalence:g}"] = (
+            prevalence * sensitivity + (1 - prevalence) * specificity
+        )
     fitted = dict[str, float | None]()
     for rule, values in maximized.items():
         best = np.flatnonzero(values >= values.max() - TOLERANCE)

@@ -151,6 +151,8 @@ def test_models_are_compared_by_the_use_that_the_baseline_states() -> None:
         ({"threshold": 0}, "threshold: 0 must be between 0 and 1"),
         ({"prevalences": [0.1, 2]}, r"prevalences: \[0.1, 2\] must be between 0 and 1"),
         ({"thresholds": [0.5, 0.1]}, r"thresholds: \[0.5, 0.1\]; two, lower one first"),
+        ({"expected_prevalence": {"0": 1}}, r"expected_prevalence: \[1\] must be between 0 and 1"),
+        ({"expected_prevalence": {"ill": 0.3}}, r"expected_prevalence: 'ill'; allowed: \['0'"),
         ({"class_groups": {"ill": ["x"]}}, r"class_groups: ill: \['x'\]; needs"),
         ({"class_groups": {"ill": ["0", "1", "2"]}}, "class_groups: ill: .*some but not all"),
         ({"class_groups": {"0": ["1", "2"]}}, "class_groups: 0"),

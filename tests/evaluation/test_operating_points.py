@@ -69,6 +69,31 @@ def test_least_cost_equals_a_search_for_the_greatest_net_benefit(threshold: floa
     assert benefit(fitted) == pytest.approx(max(map(benefit, every_threshold(val))), abs=1e-12)
 
 
+@pytest.mark.parametrize("prevalence", [0.05, 0.5, 0.9])
+def test_a_stated_prevalence_weights_the_errors_on_val(prevalence: float) -> None:
+    val = two_class_table("val", n=200)
+    outcome = val.class_names[1]
+
+    def errors(t: float) -> float:
+        sensitivity, specificity = rates_at(val, t)
+        return prevalence * (1 - sensitivity) + (1 - prevalence) * (1 - specificity)
+
+    fitted = fit_thresholds(val, ClinicalUse(expected_prevalence={outcome: prevalence}))
+    threshold = fitted[f"fewest errors on val, weighted to prevalence {prevalence:g}"]
+    assert errors(threshold) == pytest.approx(min(map(errors, every_threshold(val))), abs=1e-12)
+    assert len(fitted) == 1 + len(fit_thresholds(val, ClinicalUse()))
+
+
+def test_a_stated_prevalence_is_of_one_outcome_only() -> None:
+    use = USE | {"expected_prevalence": {"severe": 0.3}}
+    val, test = (make_table(200, 4, split=split) for split in ("val", "test"))
+    points = evaluate_thresholds(val, replace(test, meta={"clinical_use": use}), draws=20)
+    weighted = {outcome: [rule for rule in rules if "weighted to prevalence 0.3" in rule]
+                for outcome, rules in points.items()}  # fmt: skip
+    assert len(weighted.pop("severe")) == 1
+    assert not any(weighted.values())
+
+
 def test_a_threshold_is_never_fitted_on_test() -> None:
     with pytest.raises(ValueError, match="test"):
         fit_thresholds(two_class_table("test"), ClinicalUse())
