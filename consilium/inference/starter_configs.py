@@ -35,7 +35,11 @@ init_args:
   augment: gradcam  # mild; to see it: consilium audit --config {file} --augmentations
   balance: {{class_weights: sqrt}}
 """
-SOFTEN = "  augment_args: {soften: 1.5}  # blurs half of the images: sharpness tells the class\n"
+STRONG = """\
+  # strong blur, brightness, contrast and scaling: a statistic of the files tells the class
+  augment_args: {soften: 3.0, brightness: 0.4, contrast: 0.5, scale: 0.15}
+"""
+LOOKS = {"sharpness", "bytes_per_pixel", "mean", "std"}  # statistics that those changes cover
 EXCLUDE = "  exclude: {file}  # leaking and unreadable samples, by the audit\n"
 USED_CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
                 "model/ensemble", "logger/wandb", "recipe/probe", "recipe/probe_then_finetune",
@@ -140,8 +144,8 @@ def write_configs(
         target=quote(str(target)), file=quote(str(data_file)), class_path=source_class.__name__,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
     )  # fmt: skip
-    if "sharpness" in [suspect.name for suspect in audit.suspects]:
-        text += SOFTEN
+    if LOOKS & {suspect.name for suspect in audit.suspects}:
+        text += STRONG
     if len(copies) and missing == list(DERIVED_SPLITS):
         text += FOLD_COPIES.format(file=_to_yaml(args["fractions"]["copies"]))
     if len(quarantine):

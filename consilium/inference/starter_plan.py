@@ -27,7 +27,6 @@ STARTUP_MINUTES = 0.5  # of a member: imports, evaluation, report
 PROBE_SHARE = 0.5  # of the time at most for probes; fine-tuning gets the rest
 EPOCHS = (3, 10)  # of fine-tuning: fewer would not pay, more would not help
 MIN_FINETUNED_IMAGES = 1_000  # with fewer, probes were better on fundus photographs
-MAX_FINETUNED = 2
 NORMALIZATIONS = (  # mean and std that pretraining commonly uses
     (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
     (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD),
@@ -190,32 +189,33 @@ def time_image(backbone: str, preprocess: Preprocess, samples: Sequence[np.ndarr
 def plan_members(
     candidates: Sequence[Candidate], num_train: int, num_evaluated: int, minutes: float
 ) -> list[PlannedMember]:
-    """Probes, the fastest first, and fine-tuned networks, the largest first, within the time.
+    """Probes and fine-tuned networks that fit into the time, the fastest first.
 
-    Probes get larger inputs where the time allows.
+    In the time that remains inputs get larger, then the epochs of all fine-tuned networks more.
     """
-
-    def probe(candidate: Candidate) -> PlannedMember:
-        images = PROBE_COST * num_train + num_evaluated
-        return PlannedMember(candidate, 0, STARTUP_MINUTES + candidate.seconds * images / 60)
-
-    probes = dict[Path, PlannedMember]()
-    for member in sorted(map(probe, candidates), key=lambda member: member.minutes):
-        weights = member.candidate.weights
-        others = sum(probes[other].minutes for other in probes if other != weights)
-        if not probes or others + member.minutes <= PROBE_SHARE * minutes:
-            probes[weights] = member
     fewest, most = EPOCHS
-    finetuned = dict[Path, PlannedMember]()
-    remaining = minutes - sum(member.minutes for member in probes.values())
-    slowest_first = sorted(candidates, key=lambda candidate: -candidate.seconds)
-    for candidate in slowest_first if num_train >= MIN_FINETUNED_IMAGES else []:
-        fixed = probe(candidate).minutes
-        of_epoch = candidate.seconds * (TRAINING_COST * num_train + num_evaluated / 2) / 60
-        epochs = min(most, int((remaining - fixed) / of_epoch))
-        is_new = candidate.weights not in finetuned and len(finetuned) < MAX_FINETUNED
-        if epochs >= fewest and is_new:
-            member = PlannedMember(candidate, epochs, fixed + epochs * of_epoch)
-            finetuned[candidate.weights] = member
-            remaining -= member.minutes
+    fastest_first = sorted(candidates, key=lambda candidate: candidate.seconds)
+
+    def member(candidate: Candidate, epochs: int) -> PlannedMember:
+        images = PROBE_COST * num_train + num_evaluated
+        images += epochs * (TRAINING_COST * num_train + num_evaluated / 2)
+        return PlannedMember(candidate, epochs, STARTUP_MINUTES + candidate.seconds * images / 60)
+
+    def add(members: dict[Path, PlannedMember], new: PlannedMember, limit: float) -> None:
+        """Takes it, in place of another one of its weights, if the time allows."""
+        weights = new.candidate.weights
+        if sum(members[m].minutes for m in members if m != weights) + new.minutes <= limit:
+            members[weights] = new
+
+    fastest = member(fastest_first[0], 0)
+    probes, finetuned = {fastest.candidate.weights: fastest}, dict[Path, PlannedMember]()
+    for candidate in fastest_first:
+        add(probes, member(candidate, 0), PROBE_SHARE * minutes)
+    remaining = minutes - sum(probe.minutes for probe in probes.values())
+    if num_train >= MIN_FINETUNED_IMAGES:
+        for candidate in fastest_first:
+            add(finetuned, member(candidate, fewest), remaining)
+    for epochs in range(fewest + 1, most + 1):
+        for chosen in [*finetuned.values()]:
+            add(finetuned, member(chosen.candidate, epochs), remaining)
     return [*probes.values(), *finetuned.values()]

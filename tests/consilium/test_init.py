@@ -127,7 +127,7 @@ def test_sharpness_that_tells_the_class_is_hidden_by_blur(is_confounded, tmp_pat
         cv2.imwrite(str(folder / f"p{split}{k}.png"), soft if is_soft else pixels)
     assert main(["init", "images", "--patient", "none", "-o", "mine"]) == 0
     data = data_config.load_datamodule(["mine/data.yaml"])
-    assert data.augment.args["soften"] == (1.5 if is_confounded else 0.0)
+    assert data.augment.args["soften"] == (3.0 if is_confounded else 0.0)
 
 
 def test_the_data_config_gives_the_samples_of_the_table(table, capsys):
