@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from datetime import date
@@ -372,6 +373,18 @@ def test_a_normalization_unlike_that_of_pretrained_weights_is_a_warning_in_the_r
             r"preprocess has mean \[0.485"
         )
         assert re.search(note, (run / file).read_text()), file
+
+
+def test_a_checkpoint_is_tested_although_its_pretrained_weights_are_gone(tiny, tmp_path, capsys):
+    weights, run = tmp_path / "weights.safetensors", tmp_path / "run"
+    save_file(backbones.build("test_resnet", 3, channels_last=False).state_dict(), weights)
+    tiny.fit("moved", run, **{"model.init_args.pretrained": str(weights), "trainer.max_epochs": 1})
+    before = json.loads((run / "results.json").read_text())["metrics"]
+    weights.unlink()
+    assert main(["test", "--config", str(run / "config.yaml"), "--run", str(tmp_path / "again"),
+                 "--ckpt_path", str(run / "best.ckpt")]) == 0  # fmt: skip
+    assert f"{weights} is gone; the checkpoint has all weights" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again/results.json").read_text())["metrics"] == before
 
 
 @pytest.mark.exhaustive

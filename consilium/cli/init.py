@@ -28,7 +28,12 @@ examples:
 def run(options: argparse.Namespace) -> int:
     """Writes the config files; returns 0."""
     from consilium.inference import audit_report, data_config
-    from consilium.inference.starter_configs import DATA_FILE, check_dataset, write_configs
+    from consilium.inference.starter_configs import (
+        DATA_FILE,
+        check_dataset,
+        experiment_file,
+        write_configs,
+    )
     from datamodules.audit.audit import audit_manifest
     from datamodules.audit.issues import CONFLICT
 
@@ -43,18 +48,19 @@ def run(options: argparse.Namespace) -> int:
         candidates = find_candidates(options.weights, manifest.table["path"].tolist())
     audit_folder = options.audit or Path("runs") / f"audit-{name}"
     audit = audit_manifest(manifest, audit_folder)
-    audit_report.write_audit_report(audit, audit_folder, name)
+    next_command = f"consilium experiment run {shlex.quote(str(experiment_file(folder)))}"
+    audit_report.write_audit_report(audit, audit_folder, name, [next_command])
     quarantine = audit.quarantine()
     if options.keep_conflicts:
         quarantine = quarantine[quarantine["reason"] != CONFLICT]
-    file, plan = write_configs(
+    plan = write_configs(
         folder, target, columns, audit, options.size, quarantine, candidates, options.minutes
     )
     print(f"audit: {audit_folder / audit_report.PAGE}; excluded samples: {len(quarantine)}")
     print(f"data: {folder / DATA_FILE}")
     for member in plan:
         print(f"member: {member.summary}")
-    print(f"experiment: consilium experiment run {shlex.quote(str(file))}")
+    print(f"experiment: {next_command}")
     return 0
 
 

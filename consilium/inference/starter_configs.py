@@ -122,8 +122,8 @@ def write_configs(
     quarantine: pd.DataFrame,
     candidates: "Sequence[Candidate]" = (),
     minutes: float = 0.0,
-) -> tuple[Path, "list[PlannedMember]"]:
-    """Writes data.yaml, the experiment and both tables; returns its file and planned members.
+) -> "list[PlannedMember]":
+    """Writes data.yaml, the experiment and both tables; returns the planned members.
 
     Without pretrained `candidates` three small networks are trained from scratch.
     """
@@ -167,7 +167,7 @@ def write_configs(
         folds=FOLD_LINE.format(folds=num_folds) * (num_folds > 0),
     )  # fmt: skip
     write_text(file, text)
-    return file, plan
+    return plan
 
 
 def choose_folds(manifest: Manifest) -> int:

@@ -140,6 +140,11 @@ class ConsiliumCLI(LightningCLI):
         if command == "fit" and last.is_file() and last.resolve() == Path(name).resolve():
             file = preflight.checkpoint_to_resume(run)
         config["ckpt_path"] = file and self._unpacked(file)
+        arguments = config["model"].init_args
+        pretrained = arguments.get("pretrained")
+        if command != "fit" and isinstance(pretrained, str) and not Path(pretrained).exists():
+            print_once(f"{pretrained} is gone; the checkpoint has all weights")
+            arguments["pretrained"] = False
 
     def _redirect_to_dev_run(self, config: Namespace, folder: Path) -> None:
         """Limits a run to a few batches, and its files to a folder that is removed at the end."""

@@ -126,6 +126,8 @@ def test_sharpness_that_tells_the_class_is_hidden_by_blur(is_confounded, tmp_pat
         soft = cv2.GaussianBlur(pixels, (0, 0), 2.0)
         cv2.imwrite(str(folder / f"p{split}{k}.png"), soft if is_soft else pixels)
     assert main(["init", "images", "--patient", "none", "-o", "mine"]) == 0
+    page = Path("runs/audit-images/audit.html").read_text()
+    assert "consilium experiment run mine/mine.yaml" in page
     data = data_config.load_datamodule(["mine/data.yaml"])
     assert data.augment.args["soften"] == (3.0 if is_confounded else 0.0)
 
