@@ -39,7 +39,7 @@ from evaluation.voters.store import FittedEnsemble
 FILE, VERSION = "evaluation.json", 5
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
-RISKS, ALPHAS = (0.01, 0.02, 0.05), (0.05, 0.1)  # of referral, of conformal sets
+RISKS = (0.01, 0.02, 0.05)  # of referral
 CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Temperature)  # in the file
 
 
@@ -224,34 +224,25 @@ def evaluate_voters(
 
 
 @dataclass(frozen=True)
-class SelectiveMetrics:
-    """Effect on test of one referral threshold or conformal limit that was fitted on validation."""
+class ReferralMetrics:
+    """Effect on test of a referral threshold that was fitted on validation."""
 
-    label: str  # the rule, such as `refer above risk 0.05`
-    coverage: Estimate | float  # fraction of the images that are answered
-    error_rate: Estimate  # fraction of the answered images that are wrong, or of sets without label
-    set_size: Estimate | None = None  # mean number of classes in a set; None for a referral
+    risk: float  # error rate on val of the images that are answered, at most
+    coverage: Estimate  # fraction of the images that are answered
+    error_rate: Estimate  # of those
 
 
-def evaluate_selective(
+def evaluate_referral(
     val: PredictionTable, test: PredictionTable
-) -> tuple[list[SelectiveMetrics], float]:
-    """Referral and conformal sets of one ensemble, and its area under risk and coverage on test."""
+) -> tuple[list[ReferralMetrics], float]:
+    """Referral by one ensemble, and its area under risk and coverage on test."""
     val, test = val.labeled, test.labeled
     rules, patients, probabilities = [], test.patients, test.probabilities
     for risk in RISKS:
         answered = probabilities.max(axis=1) >= calibration.fit_referral(val, risk)
         wrong = test.predictions[answered] != test.labels[answered]
         error_rate = mean_estimate(patients[answered], wrong, "no image is answered")
-        coverage = mean_estimate(patients, answered)
-        rules.append(SelectiveMetrics(f"refer above risk {risk:g}", coverage, error_rate))
-    for alpha in ALPHAS:
-        threshold = calibration.fit_conformal(val, alpha)
-        sets = 1 - probabilities <= threshold
-        missed = mean_estimate(patients, ~sets[np.arange(len(test)), test.labels])
-        note = " (validation too small: sets contain all classes)" if np.isinf(threshold) else ""
-        size = mean_estimate(patients, sets.sum(axis=1))
-        rules.append(SelectiveMetrics(f"sets at {1 - alpha:.0%}{note}", 1.0, missed, size))
+        rules.append(ReferralMetrics(risk, mean_estimate(patients, answered), error_rate))
     return rules, calibration.risk_coverage(probabilities, test.labels).aurc
 
 

@@ -23,6 +23,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as report
 from evaluation.reports import html
 from evaluation.reports.clinical import operating_point_tables
+from evaluation.reports.conformal import conformal_tables
 from evaluation.results import read_tables, write_results
 from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import store
@@ -102,7 +103,8 @@ def write_files(
     disputed = report.disputed_section(test, thumbnails(args.images, test))
     predictions = voting.ensemble_predictions(ensemble, test, args.level)
     page = report.ensemble_sections(fitted, evaluated, predictions, disputed)
-    page = [*page, report.selective_table(*voting.evaluate_selective(on_val, on_test), on_test)]
+    referral = report.referral_table(*voting.evaluate_referral(on_val, on_test), on_test)
+    page = [*page, referral, *conformal_tables(on_val, on_test)]
     page[3:3] = operating_point_tables(points, on_test)
     if groups:
         page.insert(3, report.group_table(groups, args.voter, args.attribute))

@@ -151,18 +151,3 @@ def fit_referral(table: PredictionTable, risk: float) -> float:
     if len(allowed) == 0:
         return float(np.nextafter(1.0, 2.0))
     return float(np.unique(labeled.probabilities.max(axis=1))[::-1][allowed[-1]])
-
-
-def fit_conformal(table: PredictionTable, alpha: float) -> float:
-    """Split-conformal threshold of 1 - p for sets that contain the label at a rate of 1 - alpha.
-
-    It is the k-th smallest score on the val split, k = ceil((n + 1)(1 - alpha)), or infinite if n
-    is less than k. The guarantee is for independent images, one a patient. Test is refused.
-    """
-    refuse_test(table, "a conformal threshold")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha {alpha} must be between 0 and 1")
-    labeled = table.labeled
-    scores = np.sort(1 - labeled.probabilities[np.arange(len(labeled)), labeled.labels])
-    k = int(np.ceil((len(scores) + 1) * (1 - alpha) - 1e-9))
-    return np.inf if k > len(scores) else float(scores[k - 1])

@@ -197,19 +197,18 @@ def disputed_section(
     return [html.Table(("image", "label and predictions"), rows, heading)]
 
 
-def selective_table(
-    rules: Sequence[voting.SelectiveMetrics], aurc: float, test: PredictionTable
+def referral_table(
+    rules: Sequence[voting.ReferralMetrics], aurc: float, test: PredictionTable
 ) -> html.Table:
-    """Referral thresholds and conformal sets on test, see `evaluate_selective`."""
-    rows = [(rule.label, rule.coverage, rule.error_rate, rule.set_size) for rule in rules]
+    """Referral thresholds on test, see `evaluate_referral`."""
+    rows = [(f"refer above risk {r.risk:g}", r.coverage, r.error_rate) for r in rules]
     images, patients = len(test.labeled), len(set(test.labeled.patients))
     note = (
         f"On {html.format_count(images, 'images')} of {html.format_count(patients, 'patients')}. "
         f"{html.SMALL_PRINT} Area under the risk-coverage curve on test: "
         f"{html.format_number(aurc, decimals_of(images))}. Thresholds were fitted on validation."
     )
-    columns = ("", "images answered", "error rate", "classes in a set")
-    return html.Table(columns, rows, "Referral and conformal sets", note)
+    return html.Table(("", "images answered", "error rate"), rows, "Referral", note)
 
 
 def ensemble_results(

@@ -6,7 +6,6 @@ import pytest
 
 from evaluation.metrics.calibration import (
     Temperature,
-    fit_conformal,
     fit_referral,
     fit_temperature,
     reliability_bins,
@@ -129,28 +128,6 @@ def test_all_images_are_referred_if_no_threshold_has_the_risk() -> None:
     assert fit_referral(always_wrong, 0.01) > 1
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.2])
-def test_conformal_sets_contain_the_label_as_often_as_guaranteed(alpha: float) -> None:
-    coverage = []
-    for seed in range(60):
-        table = make_table(1000, seed=seed, split="val")
-        shuffled = table.take(np.random.default_rng(seed).permutation(1000))
-        threshold = fit_conformal(shuffled.take(np.arange(200)), alpha)
-        fresh = shuffled.take(np.arange(200, 1000))
-        sets = 1 - fresh.probabilities <= threshold
-        coverage.append(sets[np.arange(800), fresh.labels].mean())
-    assert np.mean(coverage) == pytest.approx(1 - alpha, abs=0.012)
-
-
-def test_too_few_images_give_trivial_sets() -> None:
-    assert fit_conformal(make_table(18, split="val"), 0.05) == np.inf  # ceil(19 x 0.95) = 19 > 18
-    assert fit_conformal(make_table(19, split="val"), 0.05) < 1  # ceil(20 x 0.95) = 19
-
-
-def test_fitting_on_test_and_invalid_alpha_are_errors() -> None:
+def test_a_referral_threshold_is_not_fitted_on_test() -> None:
     with pytest.raises(ValueError, match="a referral threshold may not be fitted on split 'test'"):
         fit_referral(make_table(), 0.05)
-    with pytest.raises(ValueError, match="a conformal threshold may not be fitted on split 'test'"):
-        fit_conformal(make_table(), 0.1)
-    with pytest.raises(ValueError, match=r"alpha 1\.5 must be between 0 and 1"):
-        fit_conformal(make_table(split="val"), 1.5)

@@ -9,7 +9,7 @@ import pytest
 from evaluation.ensemble import (
     combine_members,
     ensemble_predictions,
-    evaluate_selective,
+    evaluate_referral,
     evaluate_voters,
     fit_voters,
 )
@@ -19,13 +19,14 @@ from evaluation.plots.ensemble import member_weight_rows
 from evaluation.predictions import Level, PredictionTable, aggregate
 from evaluation.reports import comparison
 from evaluation.reports.comparison import compare_models
+from evaluation.reports.conformal import conformal_tables
 from evaluation.reports.ensemble import (
     disputed_section,
     ensemble_results,
     ensemble_sections,
     gain_table,
     group_table,
-    selective_table,
+    referral_table,
     summary_sentence,
     voter_table,
 )
@@ -179,13 +180,13 @@ def test_reports_name_what_was_counted(level: Level, sample: str) -> None:
     assert any(n.startswith("All members agree") and f"of the {sample}." in n for n in notes)
 
 
-def test_the_table_of_referral_and_sets_states_the_test_set() -> None:
+def test_the_table_of_referral_states_the_test_set() -> None:
     val, test = named_experts("val", 0), named_experts("test", 1)
     ensemble = fit_voters(val).ensembles["soft"]
     on_val, on_test = (combine_members(ensemble, list(t.values())) for t in (val, test))
-    table = selective_table(*evaluate_selective(on_val, on_test), on_test)
+    table = referral_table(*evaluate_referral(on_val, on_test), on_test)
     assert "On 900 images of 900 patients" in table.note
-    assert len(table.rows) == 5
+    assert len(table.rows) == 3
 
 
 def test_the_subject_of_a_comparison_is_the_first_member_and_not_the_best() -> None:
@@ -246,7 +247,8 @@ def test_a_few_images_and_an_absent_class_give_a_report(tmp_path: Path, n: int) 
     on_val, on_test = (combine_members(ensemble, list(t.values())) for t in (val, test))
     page = [
         *ensemble_sections(fitted, evaluated, ensemble_predictions(ensemble, test)),
-        selective_table(*evaluate_selective(on_val, on_test), on_test),
+        referral_table(*evaluate_referral(on_val, on_test), on_test),
+        *conformal_tables(on_val, on_test),
     ]
     write_report(tmp_path / "report.html", "An ensemble", page)
     assert evaluated.voter_metrics["soft"]["auroc"].value is None

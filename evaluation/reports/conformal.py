@@ -1,0 +1,77 @@
+"""Tables of conformal sets in reports."""
+
+from evaluation.metrics.conformal import (
+    BY_CLASS,
+    SetCoverage,
+    evaluate_sets,
+    fit_conformal_sets,
+    has_grades,
+)
+from evaluation.predictions import PredictionTable
+from evaluation.reports.html import SMALL_PRINT, Table
+
+ALPHAS = (0.1, 0.05)  # sets without the label, at most
+MAX_GROUPS = 20  # values of an attribute that get limits of their own
+
+
+def conformal_tables(val: PredictionTable, test: PredictionTable) -> list[Table]:
+    """Sets by limits for all images, for each class and each attribute; then coverage by group."""
+    rules = {"": "one limit", BY_CLASS: "a limit for each class"}
+    rules |= {name: f"a limit for each {name}" for name in attributes(val, test)}
+    rows, tables = [], list[Table]()
+    for alpha in ALPHAS:
+        for by, rule in rules.items():
+            sets = fit_conformal_sets(val, alpha, by)
+            (overall,) = evaluate_sets(sets, test, "")
+            lowest = lowest_coverage(evaluate_sets(sets, test, by or BY_CLASS))
+            rows.append(
+                (f"{percent(1 - alpha)}, {rule}", overall.coverage, overall.set_size, lowest)
+            )
+    note = (
+        f"The classes that contain the label in so many images of new patients like those of val; "
+        f"limits were fitted there, each patient counting once. {SMALL_PRINT} With one limit, sets "
+        "of a rare class may contain it less often than stated; with a limit for each class, each "
+        "class is contained at the stated rate."
+    )
+    if has_grades(test.class_names):
+        note += " The grades of a set have no gaps."
+    columns = ("", "sets with the label", "classes in a set", "lowest of a class or group")
+    first = Table(columns, rows, "Prediction sets", note)
+    tables = [_group_table(val, test, by, rule) for by, rule in rules.items() if by]
+    return [first, *tables]
+
+
+def percent(rate: float) -> str:
+    """`97.5 %`."""
+    return f"{100 * rate:g} %"
+
+
+def attributes(val: PredictionTable, test: PredictionTable) -> list[str]:
+    """The attributes of both tables with more than one value, and not too many."""
+    return [name for name in test.attributes if name in val.attributes
+            and 1 < val.rows[name].nunique() <= MAX_GROUPS]  # fmt: skip
+
+
+def lowest_coverage(groups: list[SetCoverage]) -> str:
+    """`0.812 (ill)`; a dash if no group has images."""
+    known = [(g.coverage.value, g.group) for g in groups if g.coverage.value is not None]
+    return "{:.3f} ({})".format(*min(known)) if known else "-"
+
+
+def _group_table(val: PredictionTable, test: PredictionTable, by: str, rule: str) -> Table:
+    """Coverage of each class or value at the first rate, by one limit and by its own."""
+    one_limit, own_limits = (
+        evaluate_sets(fit_conformal_sets(val, ALPHAS[0], of), test, by) for of in ("", by)
+    )
+    rows = []
+    for one, own in zip(one_limit, own_limits, strict=True):
+        patients = own.limit.num_patients if own.limit else 0
+        band = "-" if own.band is None else "{:.2f} to {:.2f}".format(*own.band)
+        rows.append((own.group, patients, one.coverage, own.coverage, band, own.set_size))
+    columns = (by, "patients in val", "sets with the label, one limit", f"{rule}", "expected",
+               "classes in a set")  # fmt: skip
+    note = (
+        f"Sets at {percent(1 - ALPHAS[0])}. Expected: where 95 of 100 samples of val and test "
+        "lie if the patients of both are alike. With too few patients in val a set has all classes."
+    )
+    return Table(columns, rows, f"Prediction sets by {by}", note, folded=True)
