@@ -56,6 +56,7 @@ def server_settings(args: argparse.Namespace, predictor: "Predictor") -> "Server
     return service.ServerSettings(
         title=args.title or server.default_title(args.model),
         refer_below=args.refer_below,
+        sets=args.sets and server.prediction_sets(args.model, predictor, args.sets),
         limits=upload.UploadLimits(args.max_mb << 20, max_files, args.max_pixels, args.timeout),
         queue_size=args.queue_size,
         max_batch=args.batch_size,
@@ -85,6 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     referral.add_argument("--refer-below", type=fraction, metavar="P", help=help_)
     help_ = "the same, with P such that at most this fraction of the other val images is wrong"
     referral.add_argument("--refer-risk", type=fraction, metavar="RISK", help=help_)
+    help_ = ("answer with a set of classes as well, which contains the right one at this rate in "
+             "images of new patients, in each class; by the val split")  # fmt: skip
+    add("--sets", type=fraction, metavar="RATE", help=help_)
     help_ = "runtime for a checkpoint: torch or onnxruntime (torch); an export has its format's"
     add("--backend", metavar="NAME", help=help_)
     add("--device", type=device, default="cpu", help="cpu, cuda, cuda:N or auto (cpu)")

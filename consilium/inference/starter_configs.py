@@ -14,7 +14,6 @@ from consilium.inference.data_config import Columns, find_table, patient_pattern
 from datamodules.audit.audit import Audit
 from datamodules.images import split_frame_number
 from datamodules.manifest import Manifest, read_table
-from datamodules.preprocess import Preprocess
 from datamodules.sources import Folders, Table
 from datamodules.splits import DERIVED_SPLITS, SplitFractions
 from evaluation.files import write_text
@@ -39,7 +38,7 @@ STRONG = """\
   # strong blur, brightness, contrast and scaling: a statistic of the files tells the class
   augment_args: {soften: 3.0, brightness: 0.4, contrast: 0.5, scale: 0.15}
 """
-LOOKS = {"sharpness", "bytes_per_pixel", "mean", "std"}  # statistics that those changes cover
+APPEARANCE = {"sharpness", "bytes_per_pixel", "mean", "std"}  # statistics that those changes cover
 EXCLUDE = "  exclude: {file}  # leaking and unreadable samples, by the audit\n"
 USED_CONFIGS = ("base", "model/resnet10t", "model/regnety_002", "model/mobilenetv3_small",
                 "model/ensemble", "logger/wandb", "recipe/probe", "recipe/probe_then_finetune",
@@ -144,7 +143,7 @@ def write_configs(
         target=quote(str(target)), file=quote(str(data_file)), class_path=source_class.__name__,
         source=_to_yaml(args), names=_to_yaml(list(manifest.class_names)), size=size,
     )  # fmt: skip
-    if LOOKS & {suspect.name for suspect in audit.suspects}:
+    if APPEARANCE & {suspect.name for suspect in audit.suspects}:
         text += STRONG
     if len(copies) and missing == list(DERIVED_SPLITS):
         text += FOLD_COPIES.format(file=_to_yaml(args["fractions"]["copies"]))
@@ -197,11 +196,10 @@ def _planned_member(member: "PlannedMember", paths: dict[str, str]) -> str:
     candidate = member.candidate
     settings = candidate.preprocess.to_dict()
     preprocess = {name: settings[name] for name in ("size", "mean", "std")}
-    published = Preprocess.from_backbone(candidate.backbone)
     text = PLANNED.format(
         name=member.name, minutes=member.minutes, backbone=candidate.backbone,
         weights=_to_yaml(str(candidate.weights)), preprocess=_to_yaml(preprocess),
-        note=OTHER_NORMALIZATION * (candidate.preprocess.mean != published.mean),
+        note=OTHER_NORMALIZATION * candidate.has_other_normalization,
         recipe=paths[member.recipe],
     )  # fmt: skip
     return text + EPOCHS.format(epochs=member.epochs) * (member.epochs > 0)

@@ -43,6 +43,11 @@ class Candidate:
     preprocess: Preprocess  # as in its pretraining, perhaps with a larger size
     seconds: float  # of decoding an image and a forward pass
 
+    @property
+    def has_other_normalization(self) -> bool:
+        """Whether it differs from what timm records."""
+        return self.preprocess.mean != Preprocess.from_backbone(self.backbone).mean
+
 
 @dataclass(frozen=True)
 class PlannedMember:

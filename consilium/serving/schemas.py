@@ -12,6 +12,7 @@ from torch import Tensor
 from consilium.inference.predictor import Predictor
 from consilium.serving.upload import UploadForm
 from datamodules.images import decode_bytes, downscale, encode_png
+from evaluation.metrics.conformal import ConformalSets
 from evaluation.plots.maps import colored_map, to_rgb
 from evaluation.reports.html import NOTICE
 
@@ -49,6 +50,7 @@ class ModelInfo(BaseModel):
     temperature: float
     temperature_at_bound: bool = Field(description="whether val had too few errors to fit it")
     refer_below: float | None
+    sets: float | None = Field(description="rate at which sets contain the class; null: no sets")
     group_attribute: str | None = Field(description="attribute that field `group` must give")
     groups: list[str] = Field(description="its values with weights of their own")
     saliency_maps: bool = Field(description="whether saliency maps can be requested")
@@ -99,6 +101,9 @@ class ImagePrediction(BaseModel):
     referred: bool | None = Field(
         description="whether the probability is below the referral threshold; null without one"
     )
+    prediction_set: list[str] | None = Field(
+        description="classes that contain the right one at the stated rate; null without sets"
+    )
     agreement: float = Field(description="fraction of the models that predict this class")
     members: list[MemberPrediction] = Field(description="prediction of each model")
     saliency_maps: SaliencyMaps | None = Field(default=None, description="if requested")
@@ -135,7 +140,10 @@ def prepare_image(
 
 
 def predict_images(
-    predictor: Predictor, images: Sequence[PreparedImage], refer_below: float | None
+    predictor: Predictor,
+    images: Sequence[PreparedImage],
+    refer_below: float | None,
+    sets: ConformalSets | None = None,
 ) -> list[ImagePrediction]:
     """Predictions for a batch of images, without saliency maps."""
     groups, names = [image.group for image in images], predictor.class_names
@@ -143,6 +151,7 @@ def predict_images(
     classes = probabilities[-1].argmax(axis=1)
     weights = predictor.member_weights(probabilities[:-1], classes, groups)
     calibrated = predictor.ensemble.calibrate_members(probabilities[:-1])
+    is_in_set = None if sets is None else sets(probabilities[-1])
     predictions = []
     for row, image in enumerate(images):
         columns = (calibrated[:, row], probabilities[:-1, row], weights[row])
@@ -168,6 +177,9 @@ def predict_images(
                 probability=float(ensemble.max()),
                 probabilities=dict(zip(names, ensemble.tolist(), strict=True)),
                 referred=None if refer_below is None else bool(ensemble.max() < refer_below),
+                prediction_set=None
+                if is_in_set is None
+                else [name for name, is_in in zip(names, is_in_set[row], strict=True) if is_in],
                 agreement=sum(member.agrees for member in members) / len(members),
                 members=members,
             )

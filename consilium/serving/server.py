@@ -32,6 +32,7 @@ from consilium.serving.service import ServerBusy, ServerMetrics, ServerSettings,
 from datamodules.images import ImageError, read_image, read_thumbnail
 from evaluation import saliency
 from evaluation.metrics.calibration import fit_referral
+from evaluation.metrics.conformal import BY_CLASS, ConformalSets, fit_conformal_sets
 from evaluation.predictions import PredictionTable
 from evaluation.reports.html import NOTICE
 from evaluation.results import voters_folder
@@ -267,12 +268,22 @@ def default_title(model: Path) -> str:
 
 def referral_threshold(model: Path, predictor: Predictor, risk: float) -> float:
     """The probability above which the error rate on the val split is at most `risk`."""
-    file = val_table_path(model, predictor)
+    return fit_referral(val_table(model, predictor, "--refer-risk"), risk)
+
+
+def prediction_sets(model: Path, predictor: Predictor, rate: float) -> ConformalSets:
+    """Sets that contain the class at this rate, within each class, by limits fitted on val."""
+    return fit_conformal_sets(val_table(model, predictor, "--sets"), 1 - rate, BY_CLASS)
+
+
+def val_table(model: Path, predictor: Predictor, flag: str) -> PredictionTable:
+    """The model's predictions of the val split; an error about ``flag`` if there are none."""
+    file = val_table_path(model, predictor, flag)
     table = PredictionTable.read(file)
     if not is_table_of(table, file.parents[1], predictor):
         what = "was not predicted by this model (classes, weights or voter)"
-        raise ValueError(f"--refer-risk: {file} {what}")
-    return fit_referral(table, risk)
+        raise ValueError(f"{flag}: {file} {what}")
+    return table
 
 
 def is_table_of(table: PredictionTable, folder: Path, predictor: Predictor) -> bool:
@@ -286,7 +297,7 @@ def is_table_of(table: PredictionTable, folder: Path, predictor: Predictor) -> b
     return (table.class_names, table_weights) == (predictor.class_names, weights)
 
 
-def val_table_path(model: Path, predictor: Predictor) -> Path:
+def val_table_path(model: Path, predictor: Predictor, flag: str) -> Path:
     """The val table in the run folder of a model, or in the folder of the ensemble's voters."""
     folder = run_folder_of(model).resolve()
     candidates = [folder / "predictions" / "val.parquet"]
@@ -295,7 +306,7 @@ def val_table_path(model: Path, predictor: Predictor) -> Path:
         candidates.append(voters / "predictions" / "val.parquet")
     if file := next(filter(Path.is_file, candidates), None):
         return file
-    raise ValueError(f"--refer-risk: no val predictions in {', '.join(map(str, candidates))}")
+    raise ValueError(f"{flag}: no val predictions in {', '.join(map(str, candidates))}")
 
 
 def find_examples(folder: Path | None, model: Path) -> list[Path]:

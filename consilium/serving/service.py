@@ -23,6 +23,7 @@ from consilium.serving import schemas, upload
 from consilium.serving.schemas import ImagePrediction, MemberInfo, PredictResponse, PreparedImage
 from consilium.serving.upload import UploadForm, UploadLimits
 from datamodules.images import IMAGE_FORMATS, decoded_bytes, detect_format
+from evaluation.metrics.conformal import ConformalSets
 from evaluation.stats.estimate import Estimates
 from evaluation.voters.registry import voter_spec
 
@@ -40,6 +41,7 @@ class ServerSettings:
 
     title: str = "Consilium"  # name of the model on the page
     refer_below: float | None = None  # probability below which an image is referred; None: never
+    sets: ConformalSets | None = None  # answers with sets of classes as well
     limits: UploadLimits = field(default_factory=UploadLimits)  # of one request
     queue_size: int = 64  # images that may be in progress, waiting ones included
     max_batch: int = MAX_BATCH  # images per batch at most
@@ -87,10 +89,12 @@ class Batcher:
         predictor: Predictor,
         refer_below: float | None = None,
         max_batch: int = MAX_BATCH,
+        sets: ConformalSets | None = None,
         on_batch: Callable[[int], None] = lambda size: None,
         on_work: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.predictor, self.refer_below, self.max_batch = predictor, refer_below, max_batch
+        self.sets = sets
         self.on_batch, self.on_work = on_batch, on_work
         self.seconds_per_image = 0.0  # moving average
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -141,7 +145,9 @@ class Batcher:
         images = [image for image, _ in jobs]
         try:
             with self._timed():
-                predictions = schemas.predict_images(self.predictor, images, self.refer_below)
+                predictions = schemas.predict_images(
+                    self.predictor, images, self.refer_below, self.sets
+                )
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0][1].set_exception(error)
@@ -199,6 +205,7 @@ class Service:
             predictor,
             settings.refer_below,
             settings.max_batch,
+            settings.sets,
             on_batch=self.metrics.batch_images.observe,
             on_work=self.metrics.model_seconds.inc,
         )
@@ -246,6 +253,7 @@ class Service:
             temperature=temperature.value,
             temperature_at_bound=temperature.at_bound,
             refer_below=settings.refer_below,
+            sets=None if settings.sets is None else 1 - settings.sets.alpha,
             group_attribute=voter.attribute or None,
             groups=groups,
             saliency_maps=predictor.can_explain,

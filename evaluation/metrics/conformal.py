@@ -46,19 +46,22 @@ class ConformalSets:
     limits: dict[str, Limit]  # by class or by value of the attribute; one of the name "" for all
     is_graded: bool
 
-    def __call__(self, table: PredictionTable) -> np.ndarray:
-        """Whether each class is in the set of each row, (n, K); all if a limit is unknown."""
-        return np.asarray(set_scores(table.probabilities, self.is_graded) <= self._limits(table))
+    def __call__(self, probabilities: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+        """Whether each class is in the set of each row, (n, K).
 
-    def _limits(self, table: PredictionTable) -> np.ndarray:
-        """The limit of each row and class, (n, K) or to be broadcast to it."""
-        if self.by == BY_CLASS:
-            return np.array([self.limits[name].value for name in table.class_names])
-        if not self.by:
-            return np.array(self.limits[""].value)
-        values = table.rows[self.by].astype(str)
-        known = {value: limit.value for value, limit in self.limits.items()}
-        return values.map(known).fillna(np.inf).to_numpy(float)[:, None]
+        ``groups`` (n,) are the values of the attribute, if there is one; an image of a value that
+        val did not have gets all classes.
+        """
+        limits = {name: limit.value for name, limit in self.limits.items()}
+        of_row = np.array(list(limits.values()))  # one for all, or one for each class
+        if groups is not None:
+            of_row = np.array([limits.get(str(value), np.inf) for value in groups])[:, None]
+        return np.asarray(set_scores(probabilities, self.is_graded) <= of_row)
+
+    def of_table(self, table: PredictionTable) -> np.ndarray:
+        """The sets of the rows of a table, (n, K)."""
+        has_attribute = self.by not in ("", BY_CLASS)
+        return self(table.probabilities, table.rows[self.by].to_numpy() if has_attribute else None)
 
 
 def has_grades(class_names: Sequence[str]) -> bool:
@@ -141,7 +144,7 @@ class SetCoverage:
 def evaluate_sets(sets: ConformalSets, test: PredictionTable, by: str) -> list[SetCoverage]:
     """Coverage on test of all images (``by`` is ""), of each class, or of each value."""
     test = test.labeled
-    is_in = sets(test)
+    is_in = sets.of_table(test)
     is_covered, sizes = is_in[np.arange(len(test)), test.labels], is_in.sum(axis=1)
     groups, names = group_of_row(test, by)
     coverages = []

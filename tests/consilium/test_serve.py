@@ -20,6 +20,7 @@ from consilium.inference.predictor import load_predictor
 from consilium.serving import server
 from evaluation import saliency
 from evaluation.metrics.calibration import Temperature, fit_referral
+from evaluation.metrics.conformal import fit_conformal_sets
 from evaluation.predictions import PredictionTable
 from evaluation.voters import store
 from evaluation.voters.grouped import PerGroup
@@ -284,6 +285,24 @@ def test_threshold_for_a_risk_is_fitted_on_val(resnet, untrained_ensemble):
     untrained = load_predictor(untrained_ensemble)
     with pytest.raises(ValueError, match=r"--refer-risk: no val predictions in .*predictions"):
         server.referral_threshold(untrained_ensemble, untrained, 0.3)
+
+
+def test_sets_of_classes_are_fitted_on_val_and_served(resnet, untrained_ensemble):
+    predictor = load_predictor(resnet)
+    sets = server.prediction_sets(resnet, predictor, 0.8)
+    table = PredictionTable.read(resnet / "predictions" / "val.parquet")
+    assert sets == fit_conformal_sets(table, 1 - 0.8, "class")
+    with open_client(predictor, sets=sets) as client:
+        assert client.get("/v1/model").json()["sets"] == pytest.approx(0.8)
+        prediction = predict_one(client)
+    expected = sets(predictor.predict(decode_gray(image_file()[1]))[-1:])[0]
+    names = [name for name, is_in in zip(predictor.class_names, expected, strict=True) if is_in]
+    assert prediction["prediction_set"] == names
+    with open_client(predictor) as client:
+        assert predict_one(client)["prediction_set"] is None
+    untrained = load_predictor(untrained_ensemble)
+    with pytest.raises(ValueError, match=r"--sets: no val predictions in .*predictions"):
+        server.prediction_sets(untrained_ensemble, untrained, 0.8)
 
 
 def test_threshold_is_not_fitted_on_the_table_of_another_model(resnet, larger, tmp_path):

@@ -30,7 +30,7 @@ def test_too_few_patients_give_trivial_sets() -> None:
     val = make_table(18, split="val")
     sets = fit_conformal_sets(val, 0.05)
     assert sets.limits[""].value == np.inf  # ceil(19 x 0.95) = 19 > 18
-    assert sets(val).all()
+    assert sets.of_table(val).all()
     assert fit_conformal_sets(make_table(19, split="val"), 0.05).limits[""].value < 1
 
 
@@ -97,8 +97,8 @@ def test_a_value_that_val_does_not_have_gets_all_classes() -> None:
     sets = fit_conformal_sets(sample(rng, NUM_VAL, "val"), ALPHA, "scanner")
     test = sample(rng, NUM_TEST, "test")
     other = replace(test, rows=test.rows.assign(scanner="mobile"))
-    assert sets(other).all()
-    assert not sets(test).all()
+    assert sets.of_table(other).all()
+    assert not sets.of_table(test).all()
 
 
 def test_sets_of_grades_have_no_gaps_and_grow_from_the_most_probable() -> None:
