@@ -17,6 +17,7 @@ REPLACED = {  # outputs of the demo experiment -> those of earlier commands; a d
     "runs/demo/ensemble": "runs/ensemble",
     "runs/demo/members/resnet10t": "runs/resnet10t",
     "PATH/labels.csv": "data/phantoms/*/manifest.csv",
+    "PATH/hospital_b.csv": "hospital_b.yaml",
 }
 NOT_RUN = {  # commands that take minutes, GPUs or a cluster are parsed only
     "experiment run mine/mine.yaml": ["--dry-run"],
@@ -48,6 +49,8 @@ def test_commands_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     data_config.load_datamodule(["configs/data/fracture_phantom.yaml"]).prepare_data()
+    data = (ROOT / "configs/data/fracture_phantom.yaml").read_text()
+    Path("hospital_b.yaml").write_text(data.replace("image_size: 64", "image_size: 64, seed: 7"))
     commands = set()
     for line in readme_commands():
         args = arguments(line)
@@ -62,6 +65,7 @@ def test_commands_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys):
     training, data = {"fit", "test", "experiment", "prune"}, {"audit", "init"}
     assert commands == training | data | {"explain", "serve", "export"}
     assert (tmp_path / "runs" / "ensemble" / "ensemble.json").is_file()
+    assert (tmp_path / "runs/resnet10t/external/hospital_b/external.html").is_file()
     assert list((tmp_path / "runs" / "maps").glob("*.png"))
     assert len(list((tmp_path / "runs").glob("*/wandb/offline-run-*/*.wandb"))) == 1
 

@@ -91,6 +91,9 @@ def run(args: list[str], modules: Sequence[str] = ()) -> int:
         return 0
     if command == "fit":
         refuse_used_run(args[1:])
+    if command == "test" and args[1:] and not args[1].startswith("-"):
+        external = importlib.import_module("consilium.training.external")
+        return int(external.run_external(args[1:]))
     if command in TRAINING:
         return int(importlib.import_module("consilium.training.lightning_cli").run_training(args))
     options = parse_arguments(command, args[1:])

@@ -128,7 +128,7 @@ def write_configs(
     """
     file, data_file = experiment_file(folder), folder / DATA_FILE
     manifest, copies = audit.manifest, audit.copy_groups()
-    source_class, args = _source(target, columns)
+    source_class, args = source_of(target, columns)
     splits = set(manifest.table["split"])
     if missing := [name for name in DERIVED_SPLITS if name not in splits]:
         args["fractions"] = {name: 0.15 for name in missing} | {"stratified": True}
@@ -205,7 +205,7 @@ def _planned_member(member: "PlannedMember", paths: dict[str, str]) -> str:
     return text + EPOCHS.format(epochs=member.epochs) * (member.epochs > 0)
 
 
-def _source(target: Path, columns: Columns) -> tuple[type[Folders | Table], dict[str, Any]]:
+def source_of(target: Path, columns: Columns) -> tuple[type[Folders | Table], dict[str, Any]]:
     """Class and arguments of the source."""
     table = find_table(target)
     if table is None:

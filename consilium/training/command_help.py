@@ -18,13 +18,15 @@ EXAMPLES = {
   consilium test --run runs/resnet10t
   consilium test --ckpt_path runs/resnet10t/best.ckpt --run runs/again
   consilium test --run runs/resnet10t --tta [hflip]
+  consilium test runs/resnet10t --data b/labels.csv --name hospital_b
 """,
     "predict": """\
   consilium predict --run runs/resnet10t
   consilium predict --config runs/resnet10t/config.yaml --data.predict_split val --run runs/val
 """,
 }
-FIT_OPTIONS = """\
+OPTIONS = {
+    "fit": """\
   --test true                 also evaluate the best epoch on the test split
   --auto_batch                halve the batch while memory is exceeded; accumulate more gradients
 
@@ -34,7 +36,14 @@ early stopping and learning rate:
   --model.optimizer.lr LR               peak learning rate
   --model.lr_scheduler.name NAME        none, cosine, onecycle, step, cyclic or plateau
   --model.lr_scheduler.warmup_epochs N  length of the warm-up
-"""
+""",
+    "test": """
+other data, a config, table or folder; the run comes first, its pipeline stays as it is:
+  --data OTHER                compare with the run's own test, in RUN/external/NAME
+  --name NAME                 name of the other data, such as hospital_b
+  --net_benefit VALUE         net benefit to reach; default: that of the run's own test
+""",
+}
 TEXT = """\
 usage: {usage}
 
@@ -75,10 +84,11 @@ All of them, each of which can be set in a config file as well, are listed by
 
 def help_text(command: str) -> str:
     """What `consilium COMMAND --help` prints for a training command."""
-    is_fit = command == "fit"
-    checkpoint = "resume from it" if is_fit else "weights (best.ckpt of --run or beside --config)"
+    checkpoint = (
+        "resume from it" if command == "fit" else "weights (best.ckpt of --run or beside --config)"
+    )
     return TEXT.format(
         usage=USAGE.format(command=command), summary=COMMANDS[command].capitalize(),
-        examples=EXAMPLES[command], checkpoint=checkpoint, options=FIT_OPTIONS * is_fit,
-        command=command,
+        examples=EXAMPLES[command], checkpoint=checkpoint,
+        options=OPTIONS.get(command, ""), command=command,
     )  # fmt: skip

@@ -270,12 +270,12 @@ class ConfigValidator(ConsiliumCLI):
     _set_seed = instantiate_classes = after_instantiate_classes = _run_subcommand = _do_nothing
 
 
-def run_training(args: list[str]) -> int:
+def run_training(args: list[str], cli: type[ConsiliumCLI] = ConsiliumCLI) -> int:
     """Runs `args` (subcommand first) and returns 0; invalid input is a ValueError."""
     silence_lightning()
     try:
         args = [args[0], *preflight.default_config(args), *with_class_of_help(args[1:])]
-        preflight.run_with_smaller_batches(ConsiliumCLI, args)
+        preflight.run_with_smaller_batches(cli, args)
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise ValueError(shorten_parser_error(str(error))) from error
     return 0

@@ -136,6 +136,13 @@ class FileReader:
             return stack_thumbnails([views for _, views in self._pool.map(_file_stats, paths)])
 
 
+def describe_images(paths: list[str]) -> pd.DataFrame:
+    """The ``NUMBERS`` and ``CATEGORIES`` of each file by label; missing if it cannot be read."""
+    with tempfile.TemporaryDirectory() as folder, Memo(Path(folder)) as memo:
+        stats = FileReader(paths, memo).stats()
+    return stats[[*NUMBERS, *CATEGORIES]].rename(columns=NUMBERS | CATEGORIES)
+
+
 def _state(path: str) -> str:
     try:
         return file_state(split_frame_number(path)[0])

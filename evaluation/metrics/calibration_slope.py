@@ -52,6 +52,16 @@ def _fits(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> np.ndarray
     return fits
 
 
+def fit(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Values (3,) of METRICS from logits (n,), without standard errors; NaN if undefined."""
+    values = np.full(3, np.nan)
+    if positive.any() and not positive.all():
+        values[2] = _fit_offset(x, positive)
+        if not _is_separated(x, positive):
+            values[:2] = _fit_line(x, positive)
+    return values
+
+
 def _is_separated(x: np.ndarray, positive: np.ndarray) -> bool:
     """Whether a threshold separates both kinds, so that no slope has the greatest likelihood."""
     of, others = x[positive], x[~positive]
@@ -62,25 +72,38 @@ def logistic_line(
     x: np.ndarray, positive: np.ndarray, clusters: Clusters
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slope and intercept of a logistic regression on x (n,), and their standard errors, (2,)."""
+    beta, design = _fit_line(x, positive), np.column_stack([x, np.ones_like(x)])
+    p = expit(design @ beta)
+    hessian, scores = _hessian(design, p), design * (positive - p)[:, None]
+    return beta, _robust_errors(np.linalg.solve(hessian, scores.T).T, clusters)
+
+
+def _fit_line(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
     design, beta = np.column_stack([x, np.ones_like(x)]), np.zeros(2)
     for _ in range(MAX_STEPS):
         p = expit(design @ beta)
-        hessian = (design * (p * (1 - p))[:, None]).T @ design
-        step = np.linalg.solve(hessian, design.T @ (positive - p))
+        step = np.linalg.solve(_hessian(design, p), design.T @ (positive - p))
         beta = beta + step
         if np.abs(step).max() <= 1e-13 * (1 + np.abs(beta).max()):
             break
-    scores = design * (positive - expit(design @ beta))[:, None]
-    return beta, _robust_errors(np.linalg.solve(hessian, scores.T).T, clusters)
+    return beta
+
+
+def _hessian(design: np.ndarray, p: np.ndarray) -> np.ndarray:
+    return np.asarray((design * (p * (1 - p))[:, None]).T @ design)
 
 
 def logistic_offset(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> tuple[float, float]:
     """Intercept of a logistic regression with the offset x (n,), and its standard error."""
-    bound = float(np.abs(x).max()) + np.log(len(x)) + 1
-    value = float(brentq(lambda a: (expit(x + a) - positive).sum(), -bound, bound, xtol=1e-14))
+    value = _fit_offset(x, positive)
     p = expit(x + value)
     influence = (positive - p) / (p * (1 - p)).sum()
     return value, float(_robust_errors(influence[:, None], clusters)[0])
+
+
+def _fit_offset(x: np.ndarray, positive: np.ndarray) -> float:
+    bound = float(np.abs(x).max()) + np.log(len(x)) + 1
+    return float(brentq(lambda a: (expit(x + a) - positive).sum(), -bound, bound, xtol=1e-14))
 
 
 def _robust_errors(influence: np.ndarray, clusters: Clusters) -> np.ndarray:

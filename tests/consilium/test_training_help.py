@@ -21,6 +21,7 @@ from tests.evaluation.tables import make_table
 
 MODELS = ("ImageClassifier", "OneVsOneClassifier", "EnsembleModule")
 SOURCES = ("Folders", "Table", "Mura", "Phantoms")
+OURS = {"auto_batch", "print_config", "data", "name", "net_benefit"}  # read before Lightning
 HELP_ARGUMENTS = [
     ["--help"],
     ["--trainer.help"],
@@ -66,7 +67,7 @@ def test_help_opens_with_examples_and_fits_a_screen(command):
     assert max(map(len, lines)) <= 100
     examples = [line for line in lines[4:9] if line.startswith(f"  consilium {command} ")]
     assert len(examples) >= 2
-    assert len(examples) == 3 or command in ("validate", "predict")
+    assert len(examples) >= 3 or command in ("validate", "predict")
 
 
 def test_examples_of_fit_can_be_run(capsys, monkeypatch):
@@ -77,7 +78,7 @@ def test_examples_of_fit_can_be_run(capsys, monkeypatch):
 
 def test_every_argument_in_the_help_exists(capsys):
     text = "".join(map(command_help, COMMANDS))
-    names = set(re.findall(r"^  --([\w.]+) ", text, re.M)) - {"auto_batch", "print_config"}
+    names = set(re.findall(r"^  --([\w.]+) ", text, re.M)) - OURS
     groups = {"data": "datamodules.ImageDataModule", "model": "lightning_modules.ImageClassifier"}
     known = {f"{group}.{key}" for group, path in groups.items() for key in class_keys(path)}
     listed = set(re.findall(r"--([\w.]+)", help_text(capsys, "fit", "--trainer.help")))
