@@ -63,7 +63,7 @@ def test_commands_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys):
             assert main(args) == 0, (args, capsys.readouterr().err)
         commands.add(args[0])
     training, data = {"fit", "test", "experiment", "prune"}, {"audit", "init"}
-    assert commands == training | data | {"explain", "serve", "export"}
+    assert commands == training | data | {"card", "explain", "serve", "export"}
     assert (tmp_path / "runs" / "ensemble" / "ensemble.json").is_file()
     assert (tmp_path / "runs/resnet10t/external/hospital_b/external.html").is_file()
     assert list((tmp_path / "runs" / "maps").glob("*.png"))

@@ -35,6 +35,7 @@ COMMANDS = TRAINING | {
     "experiment": "train and evaluate several models and their ensemble from one file",
     "ensemble": "fit voters on val predictions and evaluate them on test predictions",
     "compare": "compare models: metrics, per-class results, diversity, paired tests",
+    "card": "write a model card and reporting checklists from the files of a run",
     "inspect": "show what is stored in a checkpoint and verify its weights",
     "prune": "remove channels from a trained model, fine-tune it, compare with the original",
     "audit": "find leaks, duplicates, corrupt files and confounds in a dataset",

@@ -26,6 +26,7 @@ class ClinicalUse:
         sensitivity: Sensitivity on val of one operating point.
         specificity: Specificity on val of one operating point.
         prevalences: Prevalences at which predictive values are given.
+        purpose: What the model is for, for whose images and which users; model cards show it.
         expected_prevalence: Of classes or groups where the model will be used, such as
             ``{referable: 0.1}``, if not as in val; one operating point is fitted for it.
     """
@@ -36,10 +37,11 @@ class ClinicalUse:
     sensitivity: float = 0.95
     specificity: float = 0.95
     prevalences: Sequence[float] = (0.01, 0.1)
+    purpose: str = ""
     expected_prevalence: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = {k: v for k, v in asdict(self).items() if k != "class_groups"}
+        numbers = {k: v for k, v in asdict(self).items() if k not in ("class_groups", "purpose")}
         numbers["expected_prevalence"] = list(self.expected_prevalence.values())
         for name, value in numbers.items():
             if not all(0 < x < 1 for x in np.ravel(value)):

@@ -1,0 +1,139 @@
+"""The model card of a run: items filled from its files, as Markdown and HTML."""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from consilium.inference.card_items import (
+    ITEMS,
+    Artefacts,
+    Fill,
+    Item,
+    MissingArtefact,
+    subgroups_of,
+)
+from evaluation.files import write_text
+from evaluation.metrics.registry import summary_metrics
+from evaluation.reports import html
+from evaluation.results import ExperimentFolder
+from evaluation.stats.estimate import Estimate
+
+NAME = "card"  # of the files
+STANDARDS = {
+    "CLAIM 2024": ("claim", "Tejani et al. 2024, doi:10.1148/ryai.240300"),
+    "TRIPOD+AI": ("tripod", "Collins et al. 2024, doi:10.1136/bmj-2023-078378"),
+}
+OPEN = "To be completed by a person"
+
+
+@dataclass(frozen=True)
+class FilledItem:
+    """An item, its content (empty if blank), and the files that show it."""
+
+    item: Item
+    content: str
+    files: tuple[Path, ...]
+
+
+def fill_items(run: Path) -> list[FilledItem]:
+    """All items of a run folder; blank are those for a person and those whose files are missing."""
+    contents = {fill: _content(fill, run) for fill in {item.fill for item in ITEMS}}
+    return [FilledItem(item, *contents[item.fill]) for item in ITEMS]
+
+
+def _content(fill: Fill | None, run: Path) -> tuple[str, tuple[Path, ...]]:
+    """The content of an item and its files, both empty if a file is missing."""
+    files: dict[Path, None] = {}
+    with suppress(MissingArtefact):
+        if fill and (content := fill(Artefacts(run, files))):
+            return content, tuple(files)
+    return "", ()
+
+
+def run_of(folder: Path) -> Path:
+    """The folder of a run, or of an experiment's first ensemble, else of its first member."""
+    if (folder / "members").is_dir():
+        return ExperimentFolder(folder).first_run
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder}: is neither a run folder nor that of an experiment")
+    return folder
+
+
+def write_card(folder: Path, run: Path) -> list[FilledItem]:
+    """Writes card.md and card.html about a run to a folder; returns the items."""
+    filled = fill_items(run)
+    sections = card_sections(filled, run, folder)
+    title = f"Model card: {folder.resolve().name}"
+    html.write_report(folder / f"{NAME}.html", title, sections)
+    parts = [f"# {title}", html.NOTICE, *(_markdown(section) for section in sections)]
+    write_text(folder / f"{NAME}.md", "\n\n".join(parts) + "\n")
+    return filled
+
+
+def card_sections(filled: Sequence[FilledItem], run: Path, folder: Path) -> list[html.Section]:
+    """The card: what is known by section, metrics, what is open, and both checklists."""
+    page, shown = list[html.Section](), set[str]()
+    for section in dict.fromkeys(item.section for item in ITEMS):
+        own = [f for f in filled if f.item.section == section and f.content not in {"", *shown}]
+        rows = {f.content: f.item.wording for f in reversed(own)}  # the first of equal ones
+        shown |= set(rows)
+        shown_rows = [(wording, content) for content, wording in reversed(rows.items())]
+        page += [html.Table(("", ""), shown_rows, section)] * bool(shown_rows)
+        if section == "Results":
+            page += _metric_tables(run)
+    open_items = [(_numbers(f.item), f.item.wording) for f in filled if not f.content]
+    page.append(html.Table(("item", "wording"), open_items, OPEN))
+    for standard, (field, source) in STANDARDS.items():
+        own_items = [f for f in filled if getattr(f.item, field)]
+        own_items.sort(key=lambda f: _order(getattr(f.item, field)))
+        checklist = [
+            (getattr(f.item, field), f.item.wording, f.content, _shown(f.files, folder))
+            for f in own_items
+        ]
+        note = f"{source}. The wording is ours; blank items are open."
+        columns = ("item", "wording", "content", "shown in")
+        page.append(html.Table(columns, checklist, standard, note, folded=True))
+    return page
+
+
+def _metric_tables(run: Path) -> list[html.Section]:
+    """Metrics of the test, and those of subgroups, as far as there are files."""
+    tables: list[html.Section] = []
+    with suppress(MissingArtefact):
+        metrics = Artefacts(run, {}).results.metrics
+        tables.append(html.metrics_table({n: metrics[n] for n in summary_metrics()}))
+        for name, groups in subgroups_of(Artefacts(run, {}).table).items():
+            tables.append(html.models_table(groups, f"By {name}", count="images"))
+    return tables
+
+
+def _order(number: str) -> tuple[int, str]:
+    digits = number.rstrip("abcdefg")
+    return int(digits), number[len(digits) :]
+
+
+def _numbers(item: Item) -> str:
+    numbers = {"CLAIM": item.claim, "TRIPOD+AI": item.tripod}
+    return ", ".join(f"{name} {number}" for name, number in numbers.items() if number)
+
+
+def _shown(files: Sequence[Path], folder: Path) -> str:
+    return ", ".join(os.path.relpath(file, folder) for file in files)
+
+
+def _markdown(section: html.Section) -> str:
+    """A table as Markdown."""
+    if not isinstance(section, html.Table):
+        raise TypeError(f"a card has no {type(section).__name__}")
+    rows = [section.columns, ["---"] * len(section.columns), *section.rows]
+    lines = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    return "\n".join(
+        [f"## {section.heading}\n", *lines, *[f"\n{section.note}"] * bool(section.note)]
+    )
+
+
+def _cell(cell: html.Cell) -> str:
+    text = html.format_estimate(cell) if isinstance(cell, Estimate) else str(cell)
+    return text.replace("|", r"\|")
