@@ -2,7 +2,7 @@
 
 Writes card.md and card.html into the folder. Items of CLAIM 2024 and TRIPOD+AI are filled from the
 files of the run, each with the files that show it; those that only a person can answer, or whose
-file is missing, are blank and listed.
+file is missing, are blank and listed. Both files are written anew each time: complete a copy.
 """
 
 import argparse

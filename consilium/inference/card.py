@@ -25,7 +25,7 @@ STANDARDS = {
     "CLAIM 2024": ("claim", "Tejani et al. 2024, doi:10.1148/ryai.240300"),
     "TRIPOD+AI": ("tripod", "Collins et al. 2024, doi:10.1136/bmj-2023-078378"),
 }
-OPEN = "To be completed by a person"
+OPEN = "Open items"
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,12 @@ def card_sections(filled: Sequence[FilledItem], run: Path, folder: Path) -> list
         page += [html.Table(("", ""), shown_rows, section)] * bool(shown_rows)
         if section == "Results":
             page += _metric_tables(run)
-    open_items = [(_numbers(f.item), f.item.wording) for f in filled if not f.content]
-    page.append(html.Table(("item", "wording"), open_items, OPEN))
+    open_items = [
+        (_numbers(f.item), f.item.wording, "no file shows it" if f.item.fill else "a person has to")
+        for f in filled
+        if not f.content
+    ]
+    page.append(html.Table(("item", "wording", "why"), open_items, OPEN))
     for standard, (field, source) in STANDARDS.items():
         own_items = [f for f in filled if getattr(f.item, field)]
         own_items.sort(key=lambda f: _order(getattr(f.item, field)))

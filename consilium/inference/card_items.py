@@ -306,8 +306,8 @@ def _intervals(run: Artefacts) -> str:
 
 
 def _usage(run: Artefacts) -> str:
-    files = [member.path("README.md") for member in run.members.values()]
-    return f"Code that loads the weights and predicts is in README.md ({len(files)} models)"
+    files = {member.path("README.md").name for member in run.members.values()}
+    return f"Code that loads the weights and predicts is in {', '.join(files)}"
 
 
 def _internal_test(run: Artefacts) -> str:
