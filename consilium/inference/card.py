@@ -6,14 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from consilium.inference.card_items import (
-    ITEMS,
-    Artefacts,
-    Fill,
-    Item,
-    MissingArtefact,
-    subgroups_of,
-)
+from consilium.inference.card_contents import Artefacts, MissingArtefact, subgroups_of
+from consilium.inference.card_items import ITEMS, Fill, Item
 from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
 from evaluation.reports import html

@@ -117,12 +117,14 @@ def test_contents_are_those_of_the_files(experiment):
     assert contents["Intended use, target population and users"] == PURPOSE
     assert "from the probability 0.3 on" in contents["What the output is, and how it becomes a "
                                                      "decision"]  # fmt: skip
-    assert contents["Networks, inputs and outputs"].startswith("test_resnet, 3 outputs (softmax")
+    assert contents["Networks, inputs and outputs"].startswith(
+        "test_resnet, 32 pixels, 3 outputs (softmax"
+    )
     assert contents["Images of each class in each split"] == (
         "test: 5 none, 6 simple, 7 comminuted, 9 patients")  # fmt: skip
     assert "3 files are unreadable" in contents["Unreadable, missing and contradictory data"]
     accuracy = read_results(run / "results.json").metrics["accuracy"]
-    assert f"Accuracy {accuracy.value:.2f} (" in contents["Performance with intervals"]
+    assert f": Accuracy {accuracy.value:.2f} (" in contents["Performance with intervals"]
     table = PredictionTable.read(run / "predictions/test.parquet")
     wrong = int((table.predictions != table.labels).sum())
     assert contents["Errors"].startswith(f"{wrong} of {len(table)} images are wrong")
@@ -132,7 +134,9 @@ def test_contents_are_those_of_the_files(experiment):
     assert "b: prevalence of none +" in contents["Robustness to other data"]
     ensemble = {f.item.wording: f.content for f in fill_items(experiment / "ensemble")}
     assert ensemble["Ensemble"] == "larger, resnet; voter soft, not fitted"
-    assert ensemble["Initial weights"] == "random weights"  # once for equal members
+    assert ensemble["Libraries"] == contents["Libraries"]  # once for equal members
+    networks = ensemble["Networks, inputs and outputs"]
+    assert re.search(r"larger: test_resnet, 48 .*resnet: test_resnet, 32 .* from random", networks)
 
 
 def test_the_card_of_an_experiment_is_that_of_its_ensemble(experiment, tmp_path, capsys):

@@ -1,0 +1,390 @@
+"""The files of a run, and what they say about the items of a model card."""
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from consilium.config_files import read_config
+from datamodules.audit.audit import AUDITS
+from evaluation.external import largest_shifts
+from evaluation.files import read_json
+from evaluation.metrics.clinical import clinical_use
+from evaluation.metrics.compute import metrics_by_attribute
+from evaluation.metrics.registry import METRICS, metric_label, summary_metrics
+from evaluation.predictions import PredictionTable
+from evaluation.reports.html import (
+    format_count,
+    format_estimate,
+    format_sample_size,
+    plain_name,
+    plain_value,
+)
+from evaluation.results import Results, read_results
+from evaluation.stats.estimate import Estimate, Estimates
+from lightning_modules import checkpoints
+from lightning_modules.ensemble import read_ensemble_file
+
+MAX_VALUES, MIN_IMAGES = 10, 20  # of an attribute with subgroups; images in each of these
+PATHS = ("root", "files")  # of sources: a card names no folder of a machine
+FINAL_EPOCH = "callbacks.BestAndLastCheckpoint"
+
+
+class MissingArtefact(Exception):
+    """A file that an item is filled from does not exist."""
+
+
+@dataclass
+class Artefacts:
+    """The files of a run; each that is read is added to `used`, a missing one raises."""
+
+    folder: Path
+    used: dict[Path, None]
+
+    def path(self, path: Path | str) -> Path:
+        """A file, by its path in the run folder or as a whole."""
+        file = self.folder / path
+        if not file.is_file():
+            raise MissingArtefact(str(file))
+        self.used[file] = None
+        return file
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All settings."""
+        return read_config(self.path("config.yaml"))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Settings of the data."""
+        return dict(self.config["data"]["init_args"])
+
+    @property
+    def results(self) -> Results:
+        """Metrics of the test."""
+        return read_results(self.path("results.json"))
+
+    @property
+    def table(self) -> PredictionTable:
+        """Predictions on test."""
+        return PredictionTable.read(self.path("predictions/test.parquet"))
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the run is of several members."""
+        return str(self.config["model"]["class_path"]).endswith("EnsembleModule")
+
+    @property
+    def members(self) -> "dict[str, Artefacts]":
+        """The runs of an ensemble's members by name, or this run."""
+        if not self.is_ensemble:
+            return {self.folder.name: self}
+        content = read_ensemble_file(self.path("ensemble.json"))
+        return {
+            name: Artefacts(Path(member["path"]).resolve().parent, self.used)
+            for name, member in content["members"].items()
+        }
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """model.json of each member."""
+        return {n: read_json(run.path("model.json")) for n, run in self.members.items()}
+
+    @property
+    def audit(self) -> dict[str, Any]:
+        """The audit of the samples that results.json names, in the experiment or below `runs`."""
+        digest, parents = self.results.meta.get("manifest_digest"), self.folder.resolve().parents
+        places = chain(*(p.glob("audit/*/audit.json") for p in parents[:2]), Path().glob(AUDITS))
+        for file in map(Path.resolve, places):
+            if (content := read_json(file)).get("manifest_digest") == digest:
+                self.path(file)
+                return content
+        raise MissingArtefact("audit.json")
+
+    @property
+    def external(self) -> dict[str, Results]:
+        """Results of each external validation."""
+        folders = sorted(path for path in self.folder.glob("external/*") if path.is_dir())
+        if not folders:
+            raise MissingArtefact("external")
+        return {f.name: read_results(self.path(f.resolve() / "external.json")) for f in folders}
+
+    @property
+    def saliency(self) -> list[dict[str, Any]]:
+        """Measured saliency maps of this run, or of the ensemble that it is a member of."""
+        for parent in self.folder.resolve().parents[:2]:
+            for file in sorted(parent.glob("saliency/*/saliency.json")):
+                rows = read_json(file)["rows"]
+                own = [row for row in rows if row["member"] == self.folder.name]
+                if own or file.parent.name == self.folder.name:
+                    self.path(file)
+                    return own or rows
+        raise MissingArtefact("saliency.json")
+
+
+def technology(run: Artefacts) -> str:
+    """The kind of model and its classes."""
+    kind = "an ensemble of neural networks" if run.is_ensemble else "a neural network"
+    return f"Deep learning: {kind} classifies images into {plain_value(run.data['class_names'])}"
+
+
+def purpose(run: Artefacts) -> str:
+    """The intended use that the config states, if any."""
+    return clinical_use(run.data["clinical_use"], run.data["class_names"]).purpose
+
+
+def output(run: Artefacts) -> str:
+    """Classes, groups of classes and the threshold of decisions."""
+    use = clinical_use(run.data["clinical_use"], names := run.data["class_names"])
+    groups = [f"; {name} is {' or '.join(of)}" for name, of in use.class_groups.items()]
+    return (
+        f"Probabilities of {', '.join(names)}{''.join(groups)}. Net benefit is stated for "
+        f"decisions from the probability {use.threshold:g} on, where "
+        f"{use.false_alarms_per_case:.3g} false alarms are as bad as one missed case"
+    )
+
+
+def data_source(run: Artefacts) -> str:
+    """The source of the data and its settings."""
+    source = run.data["source"]
+    settings = {k: Path(v).name if k in PATHS else v for k, v in source["init_args"].items()}
+    return f"{source['class_path'].rpartition('.')[2]}: {_settings(settings)}"
+
+
+def exclusions(run: Artefacts) -> str:
+    """How many files and patients were audited, and what was left out."""
+    notes = [_without_ids(n) for n in run.results.meta["notes"] if "left out" in n or " were " in n]
+    files, patients = (format_count(run.audit[name], name) for name in ("files", "patients"))
+    return f"Included: {files} of {patients}; excluded: {'; '.join(notes) or 'none'}"
+
+
+def _without_ids(message: str) -> str:
+    """A message without the samples that it lists at its end: they may name patients."""
+    return message.partition(":")[0]
+
+
+def preprocessing(run: Artefacts) -> str:
+    """Preprocessing of each member."""
+    return _by_member({name: _settings(model["preprocess"]) for name, model in run.models.items()})
+
+
+def unusable_files(run: Artefacts) -> str:
+    """The rule for unreadable files, and issues that are no leaks."""
+    rule = {"raise": "a file that cannot be read stops the run", "skip": "such files are left out"}
+    issues = [_without_ids(i["message"]) for i in run.audit["issues"] if not i["is_leak"]]
+    return "; ".join([f"Unreadable files: {rule[run.data['corrupt']]}", *issues])
+
+
+def partitions(run: Artefacts) -> str:
+    """Settings of the splits."""
+    source, fold = run.data["source"]["init_args"], run.data["fold"]
+    settings = {k: source[k] for k in ("split", "fractions", "val", "test") if k in source}
+    settings |= {"seed": str(source["seed"])} if "seed" in source else {}
+    folds = {"fold": fold} if fold["num_folds"] else {}
+    return f"By patient; {_settings(settings | folds) or 'as in the folders'}"
+
+
+def disjoint(run: Artefacts) -> str:
+    """Leaks between the splits, or that there are none."""
+    leaks = [_without_ids(i["message"]) for i in run.audit["issues"] if i["is_leak"]]
+    result = "; ".join(leaks) or "no patient and no copy of an image in two splits"
+    return f"Patients, and copies of images: the audit found {result}"
+
+
+def counts(run: Artefacts) -> str:
+    """Images of each class, and patients, in each split."""
+    counts = {
+        split: ", ".join(f"{n:,} {name}" for name, n in of.items())
+        for split, of in run.audit["counts"].items()
+    }
+    return plain_value(counts)
+
+
+def network(run: Artefacts) -> str:
+    """Backbone, input, output and initial weights of each member."""
+    texts = {}
+    for name, model in run.models.items():
+        start = plain_value(model["pretrained"] or "random weights")
+        inputs = f"{model['preprocess']['size']} pixels, {model['outputs']} outputs"
+        texts[name] = f"{model['backbone']}, {inputs} ({model['head']} head), from {start}"
+    return _by_member(texts)
+
+
+def libraries(run: Artefacts) -> str:
+    """Versions of the libraries that trained the members."""
+    files = {name: member.path("best.ckpt") for name, member in run.members.items()}
+    versions = {name: checkpoints.read(file, mmap=True)[0].versions for name, file in files.items()}
+    return _by_member({name: _settings(of) for name, of in versions.items()})
+
+
+def training(run: Artefacts) -> str:
+    """Loss, optimizer, schedule, augmentation and balancing of each member."""
+    texts = {}
+    for name, member in run.members.items():
+        config, data = member.config, member.data
+        arguments = config["model"]["init_args"]
+        used = {k: arguments[k] for k in ("loss", "optimizer", "lr_scheduler") if k in arguments}
+        used |= {k: data[k] for k in ("augment", "batch_size")}
+        used |= {k: data["balance"][k] for k in ("class_weights", "sampler", "max_per_class")}
+        texts[name] = _settings(used | {"max_epochs": config["trainer"]["max_epochs"]})
+    return _by_member(texts)
+
+
+def _by_member(texts: dict[str, str]) -> str:
+    """The texts of members, once for members with the same text."""
+    names: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        names.setdefault(text, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return ". ".join(f"{', '.join(of)}: {text}" for text, of in names.items())
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """Settings as `optimizer adamw (lr 0.002); batch size 32`."""
+    texts = []
+    for key, value in _stated(settings).items():
+        shown = plain_value(value)
+        if isinstance(value, dict):
+            inner = ", ".join(f"{plain_name(k)} {plain_value(v)}" for k, v in value.items()
+                              if k != "name")  # fmt: skip
+            shown = " ".join([*filter(None, [value.get("name")]), *([f"({inner})"] * bool(inner))])
+        texts.append(f"{plain_name(key)} {shown}")
+    return "; ".join(texts)
+
+
+def _stated(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that are empty or switched off."""
+    inner = {k: _stated(v) if isinstance(v, dict) else v for k, v in settings.items()}
+    return {k: v for k, v in inner.items() if v not in (None, {}, [], 0.0, False)}
+
+
+def selection(run: Artefacts) -> str:
+    """The metric that selected the epoch of each member."""
+    texts = {}
+    for name, member in run.members.items():
+        callbacks = member.config["trainer"]["callbacks"]
+        monitors = [c["init_args"]["monitor"] for c in callbacks if c["class_path"] == FINAL_EPOCH]
+        epochs = len(pd.read_csv(member.path("history.csv")))
+        texts[name] = f"The epoch of best {plain_value(monitors)} among {epochs}"
+    return _by_member(texts)
+
+
+def ensembling(run: Artefacts) -> str:
+    """Members and voter."""
+    if not run.is_ensemble:
+        return "None: a single model"
+    voter = read_ensemble_file(run.path("ensemble.json"))["voter"]
+    fitted = "fitted on val" if voter.get("fitted_on") else "not fitted"
+    return f"{', '.join(run.members)}; voter {voter['name']}, {fitted}"
+
+
+def measures(run: Artefacts) -> str:
+    """Names of the metrics."""
+    bases = {name.partition("/")[0] for name in run.results.metrics}
+    return "; ".join(spec.label for name, spec in METRICS.items() if name in bases)
+
+
+def intervals(run: Artefacts) -> str:
+    """Methods of the intervals."""
+    methods = {e.method.replace("; ", " and ") for e in run.results.metrics.values()}
+    return f"95 % intervals. {'; '.join(sorted(methods))}"
+
+
+def usage(run: Artefacts) -> str:
+    """Where the code is that applies the members."""
+    files = {member.path("README.md").name for member in run.members.values()}
+    return f"Code that loads the weights and predicts is in {', '.join(files)}"
+
+
+def performance(run: Artefacts) -> str:
+    """Summary metrics on test."""
+    return f"Test split, {_summary(run.results)}"
+
+
+def _summary(results: Results) -> str:
+    size = format_sample_size(results.metrics["accuracy"])
+    return f"{size}: {_estimates(results.metrics, summary_metrics())}"
+
+
+def diagnostic(run: Artefacts) -> str:
+    """Recall, specificity and AUROC of each class."""
+    results = run.results
+    names = [f"{m}/{c}" for c in results.class_names for m in ("recall", "specificity", "auroc")]
+    return _estimates(results.metrics, names)
+
+
+def _estimates(metrics: Estimates, names: list[str]) -> str:
+    shown = {name: metrics[name] for name in names if name in metrics}
+    return "; ".join(f"{metric_label(name)} {format_estimate(e)}" for name, e in shown.items())
+
+
+def subgroups_of(table: PredictionTable) -> dict[str, dict[str, Estimates]]:
+    """Summary metrics for each value of each attribute with a few values of enough images."""
+    groups = {}
+    for name in table.labeled.attributes:
+        sizes = table.labeled.rows[name].astype(str).value_counts()
+        if 2 <= len(sizes) <= MAX_VALUES and sizes.min() >= MIN_IMAGES:
+            groups[name] = metrics_by_attribute(table.labeled, name)
+    return groups
+
+
+def subgroups(run: Artefacts) -> str:
+    """Accuracy in each subgroup."""
+    return "; ".join(
+        f"{name} {value}: accuracy {format_estimate(metrics['accuracy'])}"
+        for name, values in subgroups_of(run.table).items()
+        for value, metrics in values.items()
+    )
+
+
+def errors(run: Artefacts) -> str:
+    """Number and kinds of wrong predictions."""
+    table = run.table.labeled
+    wrong = np.flatnonzero(table.predictions != table.labels)
+    names = np.array(table.class_names)
+    pairs = Counter(zip(names[table.labels[wrong]], names[table.predictions[wrong]], strict=True))
+    shown = [f"{true} predicted as {other}: {n}" for (true, other), n in pairs.most_common(3)]
+    return "; ".join([f"{len(wrong)} of {format_count(len(table), 'images')} are wrong", *shown])
+
+
+def explanations(run: Artefacts) -> str:
+    """Measured quality of saliency maps."""
+    rows = [row for row in run.saliency if "randomized" not in row["method"]]
+    return "; ".join(
+        f"{row['method']} of {row['member']}: {plain_name(name)} {format_estimate(Estimate(**e))}"
+        for row in rows
+        for name, e in row["estimates"].items()
+        if name in ("pointing", "deletion") and e["value"] is not None
+    )
+
+
+def external_test(run: Artefacts) -> str:
+    """Summary metrics of each external validation."""
+    return "; ".join(f"{name}, {_summary(results)}" for name, results in run.external.items())
+
+
+def external_shift(run: Artefacts) -> str:
+    """Shifts of prevalence and images in each external validation."""
+    groups = {"prevalence/external minus internal": "prevalence of ",
+              "images/standardized difference": ""}  # fmt: skip
+    return "; ".join(
+        f"{name}: {prefix}{shifted} {format_estimate(e, sign='+')}"
+        for name, results in run.external.items()
+        for group, prefix in groups.items()
+        for shifted, e in largest_shifts(results, group).items()
+    )
+
+
+def recalibration(run: Artefacts) -> str:
+    """NLL and ECE after each recalibration."""
+    return "; ".join(
+        f"{name}, {group.rpartition('/')[2]} local patients: {_estimates(of, ['nll', 'ece'])}"
+        for name, results in run.external.items()
+        for group, of in results.others.items()
+        if group.startswith("recalibrated/") and of["nll"].value is not None
+    )
