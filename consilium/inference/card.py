@@ -70,11 +70,15 @@ def card_sections(filled: Sequence[FilledItem], run: Path, folder: Path) -> list
     """The card: what is known by section, metrics, what is open, and both checklists."""
     page, shown = list[html.Section](), set[str]()
     for section in dict.fromkeys(item.section for item in ITEMS):
-        own = [f for f in filled if f.item.section == section and f.content not in {"", *shown}]
-        rows = {f.content: f.item.wording for f in reversed(own)}  # the first of equal ones
+        rows: dict[str, str] = {}  # wording by content, for the first of equal ones
+        for f in filled:
+            if f.item.section == section and f.content not in {"", *shown}:
+                rows.setdefault(f.content, f.item.wording)
         shown |= set(rows)
-        shown_rows = [(wording, content) for content, wording in reversed(rows.items())]
-        page += [html.Table(("", ""), shown_rows, section)] * bool(shown_rows)
+        if rows:
+            page.append(
+                html.Table(("", ""), [(w, content) for content, w in rows.items()], section)
+            )
         if section == "Results":
             page += _metric_tables(run)
     open_items = [

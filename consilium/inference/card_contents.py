@@ -30,7 +30,7 @@ from lightning_modules import checkpoints
 from lightning_modules.ensemble import read_ensemble_file
 
 MAX_VALUES, MIN_IMAGES = 10, 20  # of an attribute with subgroups; images in each of these
-PATHS = ("root", "files")  # of sources: a card names no folder of a machine
+PATHS = ("copies", "files", "root")  # settings whose folders a card does not name
 FINAL_EPOCH = "callbacks.BestAndLastCheckpoint"
 
 
@@ -151,8 +151,7 @@ def output(run: Artefacts) -> str:
 def data_source(run: Artefacts) -> str:
     """The source of the data and its settings."""
     source = run.data["source"]
-    settings = {k: Path(v).name if k in PATHS else v for k, v in source["init_args"].items()}
-    return f"{source['class_path'].rpartition('.')[2]}: {_settings(settings)}"
+    return f"{source['class_path'].rpartition('.')[2]}: {_settings(source['init_args'])}"
 
 
 def exclusions(run: Artefacts) -> str:
@@ -258,8 +257,11 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def _stated(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that are empty or switched off."""
+    """The settings without folders of paths, and without those that are empty or switched off."""
     inner = {k: _stated(v) if isinstance(v, dict) else v for k, v in settings.items()}
+    for key in inner.keys() & set(PATHS):
+        files = inner[key] if isinstance(inner[key], list) else [inner[key]]
+        inner[key] = [Path(file).name for file in files if file]
     return {k: v for k, v in inner.items() if v not in (None, {}, [], 0.0, False)}
 
 

@@ -17,8 +17,8 @@ DIFFERENCE = "Differences have intervals for independent samples."
 RECALIBRATION = (
     "Slope and class biases are fitted to the images of k local patients, drawn 200 times, and "
     "evaluated on the other patients: median and 95 % range, in which the other patients are "
-    "resampled as well. The stored model is not changed. A fit is pulled to no change, so that "
-    "few cases cannot ruin it."
+    "resampled as well. The stored model is not changed. A fit is pulled to no change, which "
+    "limits what few or separated cases can do."
 )
 
 

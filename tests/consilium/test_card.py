@@ -10,6 +10,7 @@ import yaml
 
 from consilium.cli.main import main
 from consilium.inference.card import OPEN, fill_items
+from consilium.inference.card_contents import Artefacts, data_source, partitions
 from consilium.inference.card_items import ITEMS
 from evaluation.files import write_json
 from evaluation.metrics.compute import compute_metrics
@@ -159,6 +160,19 @@ def test_the_card_of_an_experiment_is_that_of_its_ensemble(experiment, tmp_path,
     rows = re.findall(r"^\| \d+ \|.*$", text.partition("## CLAIM 2024")[2], re.M)
     claim = rows[: len(CLAIM)]
     assert [row.split("|")[1].strip() for row in claim] == CLAIM
+
+
+@pytest.mark.parametrize("files", ["/secret/a.csv", ["/secret/a.csv", "/secret/b.csv"]])
+def test_a_card_names_files_without_their_folders(files, tmp_path):
+    fractions = {"val": 0.1, "test": 0.2, "copies": "/secret/copies.csv"}
+    arguments = {"files": files, "root": None, "patient": "person", "fractions": fractions}
+    source = {"class_path": "datamodules.Table", "init_args": arguments}
+    data = {"source": source, "fold": {"num_folds": 0}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": data}}))
+    shown = data_source(Artefacts(tmp_path, {}))
+    assert shown.startswith("Table: files a.csv")
+    assert "patient person" in shown
+    assert "secret" not in shown + partitions(Artefacts(tmp_path, {}))
 
 
 def test_another_folder_is_refused(tmp_path, capsys):
