@@ -258,7 +258,9 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _stated(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without folders of paths, and without those that are empty or switched off."""
-    inner = {k: _stated(v) if isinstance(v, dict) else v for k, v in settings.items()}
+    inner: dict[str, Any] = {
+        k: _stated(v) if isinstance(v, dict) else v for k, v in settings.items()
+    }
     for key in inner.keys() & set(PATHS):
         files = inner[key] if isinstance(inner[key], list) else [inner[key]]
         inner[key] = [Path(file).name for file in files if file]
