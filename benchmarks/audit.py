@@ -1,6 +1,7 @@
 """Precision and recall of the search for near-duplicates, and time and memory of an audit.
 
 Run: python -m benchmarks.audit pairs [IMAGES_PER_KIND]
+     python -m benchmarks.audit planted [IMAGES] --table CSV [--patient COLUMNS]
      python -m benchmarks.audit size NUM_FILES...
 """
 
@@ -10,33 +11,42 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from benchmarks.resources import Stopwatch, peak_memory
+from consilium.inference.data_config import COLUMN_ALIASES, load_target
 from datamodules.audit.audit import audit_manifest
 from datamodules.audit.near_duplicates import find_near_duplicates
 from datamodules.audit.thumbnails import Thumbnails
+from datamodules.images import read_image
 from datamodules.phantoms.generate import KINDS, PhantomSpec, generate_images, write_dataset
 from datamodules.sources import Table
 from datamodules.splits import SplitFractions
 
 ROOT = Path(__file__).parents[1]
+SHARES = (0.0, 0.05, 0.3, 0.9)  # of the images that get a changed copy
 Change = Callable[[np.ndarray], np.ndarray]
 
 
 def main() -> None:
     """Prints precision and recall, or time and memory for each number of files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measurement", choices=["pairs", "size"])
-    help_ = "pairs: images per kind (400); size: numbers of files"
+    parser.add_argument("measurement", choices=["pairs", "planted", "size"])
+    help_ = "pairs: images per kind (400); planted: images (400); size: numbers of files"
     parser.add_argument("counts", nargs="*", type=int, help=help_)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--table", type=Path, help="planted: table of real images")
+    parser.add_argument("--patient", help="planted: columns of the patient, as of consilium audit")
     args = parser.parse_args()
-    if args.folder:
+    if args.measurement == "planted":
+        images = read_images(args.table, args.patient, args.counts[0] if args.counts else 400)
+        for share in SHARES:
+            print_planted(images, share)
+    elif args.folder:
         print(json.dumps(measure_audit(args.folder)))
     elif args.measurement == "pairs":
         print_precision_and_recall(args.counts[0] if args.counts else 400)
@@ -99,8 +109,34 @@ def print_precision_and_recall(count: int) -> None:
 def count_detected_copies(kind: str, size: int, count: int) -> Counter[str]:
     """Copies, detected copies and false alarms if a third of the images has one changed copy."""
     images = [pixels for _, pixels in generate_images(PhantomSpec(kind, count, 1, size, 7))]
-    copies = {}
-    for number, original in enumerate(range(0, count, 3)):
+    return count_detected(images, range(0, count, 3))
+
+
+def read_images(table: Path, patient: str | None, count: int) -> list[np.ndarray]:
+    """Images of a table, one a patient, evenly spaced over the patients."""
+    columns = dict.fromkeys(COLUMN_ALIASES) | {"patient": patient}
+    paths = load_target(table, columns)[0].table.drop_duplicates("patient")["path"]
+    chosen = np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)
+    return [read_image(path) for path in paths.iloc[chosen]]
+
+
+def print_planted(images: list[np.ndarray], share: float) -> None:
+    """Recall and precision if a share of the images has one changed copy."""
+    originals = np.linspace(0, len(images) - 1, round(share * len(images))).astype(int)
+    counts = count_detected(images, originals.tolist())
+    detected, false_alarms = counts["detected"], counts["false alarms"]
+    recall = detected / counts["copies"] if counts["copies"] else float("nan")
+    precision = detected / (detected + false_alarms) if detected else float("nan")
+    missed = [f"{counts['copies ' + name] - counts['detected ' + name]} {name}" for name in CHANGES
+              if counts["copies " + name] > counts["detected " + name]]  # fmt: skip
+    print(f"{len(images)} images, {counts['copies']} copies: recall {recall:.3f}, precision "
+          f"{precision:.3f}, {false_alarms} false alarms; missed: {missed}", flush=True)  # fmt: skip
+
+
+def count_detected(originals: list[np.ndarray], with_copy: Sequence[int]) -> Counter[str]:
+    """Copies, detected copies and false alarms if some images have one changed copy each."""
+    images, copies = [*originals], {}
+    for number, original in enumerate(with_copy):
         name = list(CHANGES)[number % len(CHANGES)]
         copies[original, len(images)] = name
         images.append(CHANGES[name](images[original]))
