@@ -129,8 +129,10 @@ def print_planted(images: list[np.ndarray], share: float) -> None:
     precision = detected / (detected + false_alarms) if detected else float("nan")
     missed = [f"{counts['copies ' + name] - counts['detected ' + name]} {name}" for name in CHANGES
               if counts["copies " + name] > counts["detected " + name]]  # fmt: skip
-    print(f"{len(images)} images, {counts['copies']} copies: recall {recall:.3f}, precision "
-          f"{precision:.3f}, {false_alarms} false alarms; missed: {missed}", flush=True)  # fmt: skip
+    results = f"recall {recall:.3f}, precision {precision:.3f}, {false_alarms} false alarms"
+    print(
+        f"{len(images)} images, {counts['copies']} copies: {results}; missed: {missed}", flush=True
+    )
 
 
 def count_detected(originals: list[np.ndarray], with_copy: Sequence[int]) -> Counter[str]:
