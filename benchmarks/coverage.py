@@ -1,6 +1,7 @@
 """Coverage of nominal 95 % intervals, by simulation.
 
 Run: python -m benchmarks.coverage [--rounds N] [--patients N] [--images N] [--only NAME ...]
+With `--subgroups`, it counts false alarms about groups of images, and planted biases found.
 """
 
 import argparse
@@ -13,8 +14,9 @@ import pandas as pd
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import metric_spec
 from evaluation.predictions import PredictionTable
-from evaluation.stats.estimate import Estimate
+from evaluation.stats.estimate import Estimate, wilson_interval
 from evaluation.stats.paired_tests import paired_differences
+from evaluation.subgroups import compute_subgroups, flagged_gaps
 
 CLASS_NAMES = ["none", "simple", "comminuted"]
 PREVALENCE = np.array([0.5, 0.3, 0.2])
@@ -108,6 +110,79 @@ def coverage(
     }
 
 
+def simulate_groups(patients: int, images: int, seed: int, loss: float = 0.0) -> PredictionTable:
+    """Predictions of two classes, as `simulate_tables`, with five attributes of the images.
+
+    `loss` of the signal on images of scanner C is a bias: 1.55 costs 0.15 of its accuracy.
+    """
+    rng = np.random.default_rng(seed)
+    patient, n = np.repeat(np.arange(patients), images), patients * images
+    labels = np.repeat(rng.random(patients) < 0.4, images).astype(np.int64)
+    attributes = {
+        "sex": rng.choice(["female", "male"], patients)[patient],
+        "age": rng.integers(5, 90, patients)[patient],
+        "scanner": rng.choice(list("ABCD"), patients, p=[0.4, 0.3, 0.2, 0.1])[patient],
+        "body_part": rng.choice(["elbow", "hand", "wrist"], patients)[patient],
+        "view": rng.choice(["frontal", "lateral"], n),  # of an image, unlike the others
+    }
+    about = {"id": np.arange(n).astype(str), "label": labels, "split": "test", "study": ""}
+    rows = pd.DataFrame({**about, "patient": patient.astype(str), **attributes})
+    signal = (3.2 - loss * (attributes["scanner"] == "C")) * (labels - 0.5)
+    noise = rng.normal(size=patients)[patient] + rng.normal(size=n)
+    logits = np.stack([np.zeros(n), 1.6 * (signal + noise) - 0.4], axis=1)
+    return PredictionTable(rows, logits, ["none", "fractured"])
+
+
+def subgroup_alarms(
+    rounds: int, patients: int, images: int, loss: float = 0.0
+) -> dict[str, list[bool]]:
+    """Whether a difference is flagged in each round: of any group, and of the biased one."""
+    alarms: dict[str, list[bool]] = {}
+    for seed in range(rounds):
+        flagged = flagged_gaps(compute_subgroups(simulate_groups(patients, images, seed, loss)))
+        kinds = {
+            "any difference": len(flagged) > 0,
+            "a group of one attribute": any(not s.is_intersection for s, _ in flagged),
+            "an intersection of two": any(s.is_intersection for s, _ in flagged),
+            "scanner: C": any(s.name == "scanner: C" for s, _ in flagged),
+            "another group of one attribute": any(
+                not s.is_intersection and s.attribute != "scanner" for s, _ in flagged
+            ),
+        }
+        for name, is_flagged in kinds.items():
+            alarms.setdefault(name, []).append(is_flagged)
+    return alarms
+
+
+def group_coverage(rounds: int, patients: int, images: int) -> dict[str, float]:
+    """Fraction of intervals of groups without a bias that contain the true value, by metric.
+
+    Of gaps to all other images, which are truly 0, the name ends with ` difference`.
+    """
+    truth = compute_subgroups(simulate_groups(200_000, 1, 987_654_321))[0].metrics
+    covered: dict[str, list[bool]] = {}
+    for seed in range(rounds):
+        for s in compute_subgroups(simulate_groups(patients, images, seed))[1:]:
+            for name, estimate in s.metrics.items():
+                value = truth[name].value
+                if estimate.value is not None and value is not None:
+                    covered.setdefault(name, []).append(_contains(estimate, value))
+            for name, gap in s.gaps.items():
+                covered.setdefault(f"{name} difference", []).append(_contains(gap.estimate, 0.0))
+    return {name: float(np.mean(of)) for name, of in covered.items()}
+
+
+def _print_subgroups(rounds: int, patients: int, images: int) -> None:
+    for loss in (0.0, 1.55):
+        print(f"bias of scanner C: {loss:g}")
+        for name, flagged in subgroup_alarms(rounds, patients, images, loss).items():
+            low, high = wilson_interval(sum(flagged), rounds)
+            of_all = f"{100 * np.mean(flagged):5.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+            print(f"{name:<36} {of_all}", flush=True)
+    for name, fraction in group_coverage(rounds, patients, images).items():
+        print(f"{name:<46} {100 * fraction:5.1f} %")
+
+
 def _contains(estimate: Estimate, value: float) -> bool:
     low, high = estimate.low, estimate.high
     return low is not None and high is not None and low <= value <= high
@@ -120,7 +195,11 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=150)
     parser.add_argument("--images", type=int, default=4, help="images of each patient")
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
+    parser.add_argument("--subgroups", action="store_true", help="false alarms about groups")
     args = parser.parse_args()
+    if args.subgroups:
+        _print_subgroups(args.rounds, args.patients, args.images)
+        return
     measured = coverage(args.rounds, args.patients, args.images, names=args.only)
     print(f"{args.patients} patients with {args.images} images each, {args.rounds} rounds")
     for name, fraction in measured.items():

@@ -27,7 +27,9 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import run
 from evaluation.reports.html import Plot, Section, format_estimate, format_number
 from evaluation.reports.run import anonymized_predictions
+from evaluation.reports.subgroups import HEADING
 from evaluation.results import CALIBRATED_MEMBER, Results, write_results
+from evaluation.subgroups import compute_subgroups
 from lightning_modules.base import BaseModule
 from lightning_modules.checkpoints import environment
 from lightning_modules.ensemble import write_ensemble_file
@@ -151,7 +153,8 @@ class ResultsWriter(L.Callback):
         val_file, points = folder / "predictions" / "val.parquet", OperatingPoints()
         if split == "test" and val_file.is_file():
             points = evaluate_thresholds(PredictionTable.read(val_file), table)
-        results = Results(*own, metrics, measures, points, meta=table.meta)
+        groups = compute_subgroups(table)
+        results = Results(*own, metrics, measures, points, groups, meta=table.meta)
         if members := table.meta.get("members"):
             write_ensemble_file(folder, table.class_names, members, table.meta["voter"])
         further = sparsity.savings_sections(folder, table) if is_saving else []
@@ -173,7 +176,8 @@ def log_results(
     """Sends metrics, predictions and the report's plots to the loggers that support them."""
     split = results.split
     for section in page if loggers else ():
-        if isinstance(section, Plot):
+        is_of_groups = section.heading == HEADING  # attributes are not sent
+        if isinstance(section, Plot) and not is_of_groups:
             log_image(loggers, f"{split}/{section.heading or section.caption}", section.png())
     log_table(loggers, f"{split}/predictions", anonymized_predictions(table))
     for logger in loggers:

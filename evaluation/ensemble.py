@@ -36,7 +36,7 @@ from evaluation.voters.registry import AUTO, AUTO_PATIENTS, VOTERS, VoterOptions
 from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble
 
-FILE, VERSION = "evaluation.json", 5
+FILE, VERSION = "evaluation.json", 6
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS = (0.01, 0.02, 0.05)  # of referral
@@ -275,17 +275,15 @@ def check_test_tables(val: Tables, test: Tables) -> None:
 
 
 def save_voters(
-    folder: Path, fitted: FittedVoters, evaluated: EvaluatedVoters,
-    groups: Mapping[str, Estimates], decisions: OperatingPoints,
-) -> None:  # fmt: skip
-    """Writes `voters/<name>/` of each voter, then evaluation.json; the last two may be empty."""
+    folder: Path, fitted: FittedVoters, evaluated: EvaluatedVoters, decisions: OperatingPoints
+) -> None:
+    """Writes `voters/<name>/` of each voter, then evaluation.json; `decisions` may be empty."""
     for name, ensemble in fitted.ensembles.items():
         store.save(folder / "voters" / name, ensemble)
     content = {
         "version": VERSION,
         "fitted": {**asdict(replace(fitted, ensembles={})), "ensembles": list(fitted.ensembles)},
         "evaluated": asdict(evaluated),
-        "groups": _plain_estimates(groups),
         "decisions": {name: _plain_estimates(rules) for name, rules in decisions.items()},
     }
     write_json(folder / FILE, content)
@@ -297,7 +295,7 @@ def _plain_estimates(by_name: Mapping[str, Estimates]) -> dict[str, dict[str, An
 
 def load_voters(
     folder: Path, tables: Tables
-) -> tuple[FittedVoters, EvaluatedVoters, dict[str, Estimates], OperatingPoints]:
+) -> tuple[FittedVoters, EvaluatedVoters, OperatingPoints]:
     """What `save_voters` wrote; refused unless fitted for the members and classes of `tables`."""
     content = read_json(folder / FILE)
     if content.get("version") != VERSION:
@@ -309,7 +307,7 @@ def load_voters(
     ensembles = {n: store.load(folder / "voters" / n, members, class_names) for n in names}
     fitted = FittedVoters(ensembles, **content["fitted"])
     evaluated = EvaluatedVoters(**content["evaluated"])
-    return fitted, evaluated, content["groups"], content["decisions"]
+    return fitted, evaluated, content["decisions"]
 
 
 def _restore_classes(plain: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ import pandas as pd
 from evaluation.files import read_json, write_json
 from evaluation.predictions import PredictionTable
 from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.stats.paired_tests import Difference
+from evaluation.subgroups import Subgroup
 
 SCHEMA = "consilium.results"
 VERSION = 1
@@ -29,6 +31,7 @@ class Results:
     measures: dict[str, float | None] = field(default_factory=dict)  # null if not measured
     # on test, by outcome and by rule for a threshold that was fitted on val
     operating_points: dict[str, dict[str, Estimates]] = field(default_factory=dict)
+    subgroups: list[Subgroup] = field(default_factory=list)  # of the attributes of the images
     gates: dict[str, bool] = field(default_factory=dict)  # whether each gate is passed
     meta: dict[str, Any] = field(default_factory=dict)  # further plain data
 
@@ -45,6 +48,8 @@ def write_results(path: Path | str, results: Results) -> None:
     for outcome, rules in results.operating_points.items():
         for rule, metrics in rules.items():
             _check_estimates(metrics, f"{outcome}: {rule}: ")
+    for subgroup in results.subgroups:
+        _check_estimates(subgroup.metrics, f"{subgroup.name}: ")
     write_json(path, {"schema": SCHEMA, "version": VERSION, **asdict(results)})
 
 
@@ -62,6 +67,7 @@ def read_results(path: Path | str) -> Results:
             outcome: {rule: _estimates(group) for rule, group in rules.items()}
             for outcome, rules in points
         }
+        content["subgroups"] = [_subgroup(group) for group in content.get("subgroups", [])]
         return Results(**content)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
@@ -71,6 +77,14 @@ def _estimates(group: dict[str, dict[str, Any]]) -> Estimates:
     estimates = {name: Estimate(**content) for name, content in group.items()}
     _check_estimates(estimates)
     return estimates
+
+
+def _subgroup(content: dict[str, Any]) -> Subgroup:
+    gaps = {
+        name: Difference(**{**gap, "estimate": Estimate(**gap["estimate"])})
+        for name, gap in content["gaps"].items()
+    }
+    return Subgroup(**{**content, "metrics": _estimates(content["metrics"]), "gaps": gaps})
 
 
 def _check_estimates(estimates: Estimates, prefix: str = "") -> None:

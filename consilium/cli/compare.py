@@ -1,7 +1,7 @@
 """Compare trained models by their predictions on the same images.
 
 Writes report.html (metrics with intervals, recall per class, diversity, paired tests, learning
-curves), results.json and metrics.csv.
+curves), results.json, metrics.csv and subgroups.csv.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from evaluation.predictions import aggregate
 from evaluation.reports import comparison, html
 from evaluation.reports.comparison import Comparison
 from evaluation.results import member_name, read_tables, write_results
+from evaluation.subgroups import subgroups_frame
 
 EXAMPLES = """\
 examples:
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     folder, results = args.output, comparison.comparison_results("compare", compared, tables)
     write_results(folder / "results.json", results)
     write_text(folder / "metrics.csv", comparison.metrics_frame(compared).to_csv(index=False))
+    groups = subgroups_frame(compared.subgroups, "member")
+    write_text(folder / "subgroups.csv", groups.to_csv(index=False))
     files = {member_name(run): run / "history.csv" for run in args.runs}
     histories = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
     sections = comparison.comparison_sections(compared, tables, histories)
@@ -41,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(summary_table(compared))
     console.print(comparison.summary_sentence(compared))
+    for sentence in comparison.subgroup_sentences(compared):
+        console.print(sentence)
     console.print(f"Report: {folder / 'report.html'}")
     return 0
 
@@ -52,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folder or prediction table")
     add("--split", default="test", help="split whose tables are read from run folders (test)")
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL_HELP)
-    add("--by", default="", metavar="ATTRIBUTE", help="also compare for each value of an attribute")
+    add("--by", default="", metavar="ATTRIBUTE", help="the only attribute that groups images (all)")
     folder = Path("runs/compare")
     add("-o", "--output", type=Path, default=folder, metavar="DIR", help=f"({folder})")
     add("--title", default="Comparison of models", help="title of the report")

@@ -16,7 +16,6 @@ from rich.table import Table
 from consilium.cli.options import LEVEL_HELP, level
 from evaluation import ensemble as voting
 from evaluation.ensemble import EvaluatedVoters, FittedVoters
-from evaluation.metrics.compute import metrics_by_attribute
 from evaluation.metrics.operating_points import evaluate_thresholds
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
@@ -24,8 +23,10 @@ from evaluation.reports import ensemble as report
 from evaluation.reports import html
 from evaluation.reports.clinical import operating_point_tables
 from evaluation.reports.conformal import conformal_tables
+from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import read_tables, write_results
 from evaluation.stats.paired_tests import better_or_worse
+from evaluation.subgroups import Subgroup, compute_subgroups
 from evaluation.voters import store
 from evaluation.voters.registry import AUTO, VOTERS, VoterOptions
 
@@ -55,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--voter {args.voter}: {fitted.not_fitted[args.voter]}")
     console.print(f"evaluating {len(fitted.ensembles)} voters and {len(test)} members on test")
     evaluated = voting.evaluate_voters(fitted, test, args.draws, args.seed, args.level)
-    write_files(args, fitted, evaluated, val, test)
+    groups = write_files(args, fitted, evaluated, val, test)
     console.print(summary_table(fitted, evaluated))
     console.print(report.summary_sentence(fitted, evaluated, args.voter))
+    if groups:
+        console.print(subgroup_sentence(groups))
     console.print(f"Report: {args.output / 'report.html'}")
     return 0
 
@@ -87,19 +90,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write_files(
     args: argparse.Namespace, fitted: FittedVoters, evaluated: EvaluatedVoters, val: Tables,
     test: Tables,
-) -> None:  # fmt: skip
-    """Writes the fitted voters, the ensemble's predictions, results.json and report.html."""
+) -> list[Subgroup]:  # fmt: skip
+    """Writes the fitted voters, predictions, results.json and report.html; returns the groups."""
     folder, ensemble = args.output, fitted.ensembles[args.voter]
     store.save(folder, ensemble)
     on_val, on_test = (voting.combine_members(ensemble, list(t.values())) for t in (val, test))
     on_val.write(folder / "predictions" / "val.parquet")
     on_test.write(folder / "predictions" / "test.parquet")
-    by = (args.attribute, args.draws, args.seed)
-    groups = metrics_by_attribute(on_test, *by) if args.attribute else {}
+    groups = compute_subgroups(on_test)
     points = evaluate_thresholds(on_val, on_test, args.draws, args.seed)
-    voting.save_voters(folder, fitted, evaluated, groups, points)
+    voting.save_voters(folder, fitted, evaluated, points)
     results = report.ensemble_results(folder.name, fitted, evaluated, test, args.voter)
-    write_results(folder / "results.json", replace(results, operating_points=points))
+    results = replace(results, operating_points=points, subgroups=groups)
+    write_results(folder / "results.json", results)
     disputed = report.disputed_section(test, thumbnails(args.images, test))
     predictions = voting.ensemble_predictions(ensemble, test, args.level)
     page = report.ensemble_sections(fitted, evaluated, predictions, disputed)
@@ -107,8 +110,10 @@ def write_files(
     page = [*page, referral, *conformal_tables(on_val, on_test)]
     page[3:3] = operating_point_tables(points, on_test)
     if groups:
-        page.insert(3, report.group_table(groups, args.voter, args.attribute))
+        page.insert(1, html.Text(subgroup_sentence(groups)))
+    page += subgroup_sections(groups, results.metrics, on_test)
     html.write_report(folder / "report.html", args.title, page)
+    return groups
 
 
 def thumbnails(images: Path | None, tables: Tables) -> list[tuple[bytes, str]]:

@@ -19,6 +19,7 @@ from evaluation.reports.ensemble import CALIBRATED_NOTE
 from evaluation.reports.run import readable_details
 from evaluation.results import Results, write_results
 from evaluation.stats.estimate import Estimate, Estimates
+from evaluation.subgroups import subgroups_frame
 from lightning_modules.checkpoints import environment
 
 CLAIMS_NOTE = (
@@ -65,7 +66,12 @@ def summary(results: ExperimentResults) -> list[str]:
         f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.required}, measured {g.measured})"
         for g in results.gates
     ]
-    return [lead(results), *gates, f"Report: {results.folder / 'report.html'}"]
+    sentences = _subgroups(results)[0]
+    return [lead(results), *sentences, *gates, f"Report: {results.folder / 'report.html'}"]
+
+
+def _subgroups(results: ExperimentResults) -> tuple[list[str], list[html.Section]]:
+    return ensemble.subgroups_of(results.ensembles, results.members, results.runs)
 
 
 def lead(results: ExperimentResults) -> str:
@@ -83,9 +89,10 @@ def lead(results: ExperimentResults) -> str:
 
 def sections(results: ExperimentResults) -> list[html.Section]:
     """The report from top to bottom."""
-    first = next(iter(results.runs.values()))
+    first, (sentences, subgroups) = next(iter(results.runs.values())), _subgroups(results)
     return [
         html.Text(lead(results), lead=True),
+        *map(html.Text, sentences),
         *_notes(results),
         *([html.Gates(results.gates)] if results.gates else []),
         *_claims_section(results),
@@ -96,6 +103,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
         *sparsity.sections(results.sparsity),
         *ensemble.ensemble_sections(results.config, results.ensembles),
         *(ensemble.member_sections(results.members) if results.members else []),
+        *subgroups,
         *appendix.saliency_sections(results.saliency),
         *(
             html.Plot(curves.learning_curves(history), "", f"Learning: {name}", folded=True)
@@ -164,6 +172,7 @@ def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
         "members": _estimates(results.member_metrics),
         "ensembles": _estimates(results.ensemble_metrics),
         "operating_points": _operating_points(results),
+        "subgroups": subgroups_frame({n: run.subgroups for n, run in results.runs.items()}, "run"),
         "voters": _voters(results),
         "gates": pd.DataFrame([asdict(gate) for gate in results.gates]),
         "claims": _claims(results),

@@ -172,6 +172,12 @@ def net_benefit_over_all(table: PredictionTable) -> np.ndarray:
     return np.asarray(net_benefit(table) - treat_all)
 
 
+def observed_minus_expected(table: PredictionTable) -> np.ndarray:
+    """Whether each image has each outcome, minus the probability of it, (n, O)."""
+    outcomes = Outcomes.from_table(table)
+    return np.asarray(outcomes.positive - outcomes.probabilities)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Values at positions x with their intervals, (T,) each; ends are NaN without an interval."""

@@ -44,19 +44,6 @@ def compute_metrics(
     return in_registry_order(estimates)
 
 
-def metrics_by_attribute(
-    table: PredictionTable, attribute: str, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Estimates]:
-    """`compute_metrics` of the rows with each value of an attribute, by value."""
-    if attribute not in table.attributes:
-        raise ValueError(f"attribute {attribute!r} is not among {table.attributes}")
-    values = table.rows[attribute].astype(str).to_numpy(dtype=object)
-    return {
-        str(value): compute_metrics(table.take(np.flatnonzero(values == value)), draws, seed)
-        for value in np.unique(values.astype(str))
-    }
-
-
 def epoch_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy, balanced accuracy and macro AUROC without intervals; NaN if a class is absent."""
     predictions = probabilities.argmax(axis=1)

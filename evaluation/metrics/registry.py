@@ -16,6 +16,7 @@ import numpy as np
 
 from evaluation.metrics import calibration, clinical, confusion, ranking
 from evaluation.metrics.calibration_slope import calibration_estimates
+from evaluation.metrics.subgroups import equalized_odds
 from evaluation.predictions import LEVELS
 
 Kind = Literal[
@@ -24,7 +25,14 @@ Kind = Literal[
 ]  # fmt: skip
 Value = TypeVar("Value")
 Scope = Literal[
-    "overall", "class", "overall and class", "outcome", "overall and outcome", "prevalence", "pair"
+    "overall",
+    "class",
+    "overall and class",
+    "outcome",
+    "overall and outcome",
+    "prevalence",
+    "pair",
+    "attribute",
 ]
 
 
@@ -48,7 +56,8 @@ class MetricSpec:
     - estimates: (table, clusters, draws, seed) -> Estimates by full name; has its own intervals.
 
     `scope` is what it has values for: all images, each class, each outcome (class or named group of
-    classes against all others), each class at each stated prevalence, each pair of classes.
+    classes against all others), each class at each stated prevalence, each pair of classes, each
+    attribute that groups images.
     """
 
     name: str  # key in results.json and in gates; `name/<class>` for one class
@@ -97,6 +106,8 @@ _NET_BENEFIT = partial(
 )
 _SLOPE = partial(MetricSpec, kind="estimates", compute=calibration_estimates, scope="outcome",
                  minimum=-inf, maximum=inf)  # fmt: skip
+_ODDS = partial(MetricSpec, kind="estimates", compute=equalized_odds, scope="attribute",
+                higher_is_better=False)  # fmt: skip
 _macro = partial(partial, confusion.macro_average)  # rate of each class -> its mean
 _weighted = partial(partial, confusion.weighted_average)
 _SPECS = (
@@ -141,6 +152,9 @@ _SPECS = (
     _SLOPE("calibration_slope", "Calibration slope", ideal=1.0, in_outcomes=True),
     _SLOPE("calibration_intercept", "Calibration intercept", ideal=0.0),
     _SLOPE("calibration_in_the_large", "Calibration in the large", ideal=0.0, in_outcomes=True),
+    MetricSpec("observed_minus_expected", "Observed minus expected", "image_mean",
+               clinical.observed_minus_expected, scope="outcome", ideal=0.0, minimum=-1.0,
+               weights_images_equally=True),
     _NET_BENEFIT("net_benefit", "Net benefit", compute=clinical.net_benefit),
     _NET_BENEFIT("net_benefit_over_all", "Net benefit minus treating all",
                  compute=clinical.net_benefit_over_all),
@@ -162,6 +176,8 @@ _SPECS = (
     MetricSpec("pairs_gap", "Mean of pairs minus accuracy", "estimates", confusion.pair_estimates,
                minimum=-1.0),
     MetricSpec("pair", "Accuracy of a pair", "estimates", confusion.pair_estimates, scope="pair"),
+    _ODDS("tpr_gap", "Largest difference of sensitivity"),
+    _ODDS("fpr_gap", "Largest difference of false positive rate"),
 )  # fmt: skip
 
 METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}

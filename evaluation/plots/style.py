@@ -76,14 +76,16 @@ def unit_axes(ax: Axes, x: str, y: str, diagonal: bool = False) -> None:
 
 
 def plot_estimate(
-    ax: Axes, row: int, e: Estimate, linewidth: float, markersize: float, scale: float = 1.0
-) -> None:
+    ax: Axes, row: int, e: Estimate, linewidth: float, markersize: float, scale: float = 1.0,
+    color: int = 0,
+) -> None:  # fmt: skip
     """Draws a value as a marker and its interval as a line, as far as they are known."""
     if e.low is not None and e.high is not None:
         ends = [scale * e.low, scale * e.high]
-        ax.plot(ends, [row, row], color=COLORS[0], linewidth=linewidth)
+        ax.plot(ends, [row, row], color=COLORS[color], linewidth=linewidth)
     if e.value is not None:
-        ax.plot(scale * e.value, row, "o", color=COLORS[0], markersize=markersize)
+        marker = MARKERS[color]
+        ax.plot(scale * e.value, row, marker, color=COLORS[color], markersize=markersize)
 
 
 def panel_title(ax: Axes, text: str) -> None:

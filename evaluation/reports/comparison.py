@@ -8,18 +8,20 @@ import numpy as np
 import pandas as pd
 
 from evaluation.diversity import PairDiversity, member_diversity
-from evaluation.metrics.compute import compute_metrics, metrics_by_attribute
+from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.registry import headline_metrics, metric_label
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import Tables, align_members, row_unit
 from evaluation.reports import clinical, html
 from evaluation.reports.ensemble import diversity_table, paired_meta
+from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import Results, collect_notes
 from evaluation.stats import paired_tests
 from evaluation.stats.bootstrap import DRAWS
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.stats.paired_tests import Differences
+from evaluation.subgroups import Subgroup, compute_subgroups
 
 RAW_NOTE = (
     "Probabilities are those of the prediction tables: raw for a single model, calibrated for an "
@@ -36,22 +38,19 @@ class Comparison:
     diversity: dict[str, PairDiversity]  # of each two members
     agreement: Estimate  # fraction of the rows on which all members predict the same class
     rows: str  # what the rows of the tables are: images, studies or patients
-    groups: dict[str, dict[str, Estimates]]  # of each member by value of an attribute, if any
+    subgroups: dict[str, list[Subgroup]]  # of each member
 
 
 def compare_models(
     tables: Tables, draws: int = DRAWS, seed: int = 0, attribute: str = ""
 ) -> Comparison:
-    """Compares members, each two of them (p-values by Holm), and each value of `attribute`."""
+    """Compares members, each two of them (p-values by Holm), and groups by attributes, or one."""
     aligned = align_members(tables)
     differences = {
         f"{a} & {b}": paired_tests.paired_differences(aligned[a], aligned[b], draws, seed)
         for a, b in combinations(aligned, 2)
     }
-    groups = {
-        name: metrics_by_attribute(table, attribute, draws, seed)
-        for name, table in (aligned if attribute else {}).items()
-    }
+    groups = {name: compute_subgroups(table, attribute) for name, table in aligned.items()}
     metrics = {name: compute_metrics(table, draws, seed) for name, table in aligned.items()}
     pairs, agreement = member_diversity(aligned, draws, seed)
     rows = row_unit(next(iter(aligned.values())))
@@ -84,9 +83,9 @@ def comparison_sections(
     recalls = plots.recall_plot(comparison.metrics, class_names)
     return [
         html.Text(summary_sentence(comparison), lead=True),
+        *[html.Text(sentence) for sentence in subgroup_sentences(comparison)],
         *[html.Text(f"Note: {note}.") for note in collect_notes(tables.values())],
         member_table(comparison),
-        *group_tables(comparison),
         recall_table(comparison.metrics, class_names),
         html.Plot(recalls, "The best members of each class are circled.", "Recall", folded=True),
         *pair_sections(comparison, tables),
@@ -95,6 +94,11 @@ def comparison_sections(
         *clinical.decision_curves(tables),
         html.Plot(curves.reliability_plot(tables), bars, "Reliability"),
         html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
+        *[
+            section
+            for name, groups in comparison.subgroups.items()
+            for section in subgroup_sections(groups, comparison.metrics[name], tables[name], name)
+        ],
         *[
             html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}", folded=True)
             for name, table in tables.items()
@@ -111,12 +115,9 @@ def member_table(comparison: Comparison) -> html.Table:
     return html.models_table(comparison.metrics, "Members", f"{html.SMALL_PRINT} {RAW_NOTE}")
 
 
-def group_tables(comparison: Comparison) -> list[html.Table]:
-    """Summary metrics of each member for each value of the attribute, one table per member."""
-    return [
-        html.models_table(groups, f"By attribute: {member}", count=comparison.rows)
-        for member, groups in comparison.groups.items()
-    ]
+def subgroup_sentences(comparison: Comparison) -> list[str]:
+    """Of each member, which groups differ from all others; nothing without groups."""
+    return [f"{n}: {subgroup_sentence(g)}" for n, g in comparison.subgroups.items() if g]
 
 
 def pair_sections(comparison: Comparison, tables: Tables) -> list[html.Section]:
@@ -164,8 +165,6 @@ def comparison_results(name: str, comparison: Comparison, tables: Tables) -> Res
     others = {f"member/{member}": metrics for member, metrics in comparison.metrics.items()}
     for pair, differences in comparison.differences.items():
         others[f"difference/{pair}"] = {m: d.estimate for m, d in differences.items()}
-    for member, groups in comparison.groups.items():
-        others |= {f"member/{member}/{value}": metrics for value, metrics in groups.items()}
     diversity, agreement = comparison.diversity, comparison.agreement
     meta = {
         "notes": collect_notes(tables.values()),
@@ -173,7 +172,8 @@ def comparison_results(name: str, comparison: Comparison, tables: Tables) -> Res
         "first": first_name,
     }
     split, metrics = "+".join(first.splits), comparison.metrics[first_name]
-    return Results(name, split, first.class_names, metrics, others, meta=meta)
+    groups = comparison.subgroups[first_name]
+    return Results(name, split, first.class_names, metrics, others, subgroups=groups, meta=meta)
 
 
 def metrics_frame(comparison: Comparison) -> pd.DataFrame:

@@ -79,12 +79,6 @@ def voter_table(fitted: FittedVoters, evaluated: EvaluatedVoters, voter: str) ->
     return html.models_table(models, "Voters and members", CALIBRATED_NOTE, strong=strong)
 
 
-def group_table(groups: Mapping[str, Estimates], voter: str, attribute: str) -> html.Table:
-    """Summary metrics of the ensemble on the images with each value of an attribute."""
-    heading = f"The ensemble ({voter_spec(voter).label}) by {attribute}"
-    return html.models_table(groups, heading, count="images", corner=attribute)
-
-
 def mean_of_members(members: Mapping[str, Estimates], metric: str) -> Estimate | None:
     """Mean of a metric over the members, without an interval; None if a member lacks it."""
     estimates = [metrics.get(metric) for metrics in members.values()]

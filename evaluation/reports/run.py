@@ -16,6 +16,7 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import clinical, html
+from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import CALIBRATED_MEMBER, Results
 from evaluation.stats.estimate import Estimates
 from evaluation.voters.registry import voter_spec
@@ -40,6 +41,7 @@ def run_sections(
     """The report of a run made in `environment`, with `further` sections after its summary."""
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
+    page += [html.Text(sentence) for sentence in [subgroup_sentence(results.subgroups)] if sentence]
     page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
     if results.others:
         models = labeled_models(results)
@@ -49,6 +51,7 @@ def run_sections(
     page += clinical.operating_point_tables(results.operating_points, table)
     page += [clinical.outcome_table(metrics, table), *prediction_plots(table)]
     page += [*clinical.decision_curves({"": table}), *clinical.calibration_curves(table)]
+    page += subgroup_sections(results.subgroups, metrics, table)
     if history is not None:
         plot = curves.learning_curves(history)
         page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))

@@ -70,8 +70,8 @@ def replicate_estimate(
     return make_estimate((value + shift, low, high), method, *size, reason)
 
 
-def wilson_interval(hits: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval of the proportion hits / n; n must be at least 1."""
+def wilson_interval(hits: float, n: float) -> tuple[float, float]:
+    """Wilson's score interval of the proportion hits / n; n must be above 0."""
     z = float(ndtri(0.5 + LEVEL / 2))
     p, center = hits / n, (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * p * (1 - p) + z * z / 4)

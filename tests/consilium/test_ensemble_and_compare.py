@@ -54,7 +54,11 @@ def test_ensemble_is_fitted_evaluated_saved_and_reported(
     combined = ensemble(np.stack([t.probabilities for t in tables]), body_parts)
     written = PredictionTable.read(folder / "predictions" / "test.parquet")
     np.testing.assert_allclose(written.probabilities, combined, atol=1e-6)
-    assert read_results(folder / "results.json").meta["voter"] == "per_group"
+    results = read_results(folder / "results.json")
+    assert results.meta["voter"] == "per_group"
+    assert [s.name for s in results.subgroups[1:]] == ["body_part: elbow", "body_part: wrist"]
+    assert "No difference between groups was shown (2 groups tested" in output
+    assert "Subgroups</h2>" in (folder / "report.html").read_text()
 
 
 def test_a_metric_of_zero_counts_in_the_mean_member() -> None:
@@ -136,7 +140,12 @@ def test_compare_writes_report_results_and_table(
     folders = [str(runs / "members" / name) for name in MEMBERS]
     output = runs / "compare"
     assert main(["compare", *folders, "-o", str(output), "--draws", "100"]) == 0
-    assert "reaches the highest accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "reaches the highest accuracy" in printed
+    assert "second: Worse than for all other images: body_part: wrist (Accuracy -0." in printed
+    groups = pd.read_csv(output / "subgroups.csv")
+    assert set(groups["member"]) == set(MEMBERS)
+    assert set(groups["group"]) == {"all", "elbow", "wrist"}
     results = read_results(output / "results.json")
     assert {"member/first", "difference/first & second"} <= set(results.others)
     csv = pd.read_csv(output / "metrics.csv")

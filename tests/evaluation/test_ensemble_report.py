@@ -13,7 +13,6 @@ from evaluation.ensemble import (
     evaluate_voters,
     fit_voters,
 )
-from evaluation.metrics.compute import metrics_by_attribute
 from evaluation.metrics.registry import summary_metrics
 from evaluation.plots.ensemble import member_weight_rows
 from evaluation.predictions import Level, PredictionTable, aggregate
@@ -25,7 +24,6 @@ from evaluation.reports.ensemble import (
     ensemble_results,
     ensemble_sections,
     gain_table,
-    group_table,
     referral_table,
     summary_sentence,
     voter_table,
@@ -122,16 +120,11 @@ def test_report_and_results_have_every_voter(tmp_path: Path) -> None:
     fitted = fit_voters(val, VoterOptions("body_part", weights=[1, 1, 0]))
     evaluated = evaluate_voters(fitted, test, draws=100)
     predictions = ensemble_predictions(fitted.ensembles["soft"], test)
-    groups = metrics_by_attribute(predictions.calibrated, "body_part", 50)
-    page = [
-        *ensemble_sections(fitted, evaluated, predictions, disputed_section(test)),
-        group_table(groups, "soft", "body_part"),
-    ]
+    page = ensemble_sections(fitted, evaluated, predictions, disputed_section(test))
     write_report(tmp_path / "report.html", "An ensemble", page)
     results = ensemble_results("ensemble", fitted, evaluated, test, "soft")
     write_results(tmp_path / "results.json", results)
     text, loaded = (tmp_path / "report.html").read_text(), read_results(tmp_path / "results.json")
-    assert "The ensemble (Mean probability) by body_part" in text
     assert "Images with the largest disagreement of members" in text
     assert "kappa_quadratic" not in text
     voters = set(evaluated.voter_metrics)
@@ -199,12 +192,21 @@ def test_the_subject_of_a_comparison_is_the_first_member_and_not_the_best() -> N
     assert accuracies[0] < accuracies[1]
 
 
-def test_a_comparison_by_attribute_has_one_table_per_member() -> None:
+def test_a_comparison_has_the_groups_of_each_member() -> None:
+    """The first member is informative for wrists, the second for elbows."""
     test = named_experts("test", 1, 300)
-    compared = compare_models(test, draws=20, attribute="body_part")
-    tables = comparison.group_tables(compared)
-    assert [t.heading for t in tables] == [f"By attribute: {name}" for name in test]
-    assert [row[0] for row in tables[0].rows] == ["elbow", "wrist"]
+    compared = compare_models(test, draws=20)
+    sentences = comparison.subgroup_sentences(compared)
+    worse = [text.partition(" (")[0] for text in sentences[:2]]
+    start = "Worse than for all other images: body_part"
+    assert worse == [f"first: {start}: elbow", f"second: {start}: wrist"]
+    page = comparison.comparison_sections(compared, test, {})
+    headings = [section.heading for section in page if section.heading.startswith("Subgroups")]
+    assert headings == [f"Subgroups: {name}" for name in test]
+    results = comparison.comparison_results("compare", compared, test)
+    assert results.subgroups == compared.subgroups["first"]
+    with pytest.raises(ValueError, match="attribute 'bone' is not among"):
+        compare_models(test, draws=20, attribute="bone")
     frame = comparison.metrics_frame(compared)
     assert set(frame["member"]) == set(test)
     assert {"metric", "value", "low", "high", "n"} <= set(frame)

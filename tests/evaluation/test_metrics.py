@@ -207,13 +207,3 @@ def test_missing_values_and_intervals_have_reasons() -> None:
             assert (estimate.low is None) == (estimate.high is None), name
             assert estimate.value is not None or estimate.low is None, name
             assert estimate.low is not None or estimate.reason, name
-
-
-def test_metrics_by_attribute_are_those_of_its_rows() -> None:
-    table = make_table(200, images_per_patient=2)
-    parts = compute.metrics_by_attribute(table, "body_part", draws=20)
-    wrist = table.take(np.flatnonzero(table.rows["body_part"] == "wrist"))
-    assert sorted(parts) == ["elbow", "wrist"]
-    assert parts["wrist"] == compute.compute_metrics(wrist, draws=20)
-    with pytest.raises(ValueError, match="attribute 'bone' is not among"):
-        compute.metrics_by_attribute(table, "bone")

@@ -20,6 +20,7 @@ from evaluation.reports.run import (
     run_sections,
 )
 from evaluation.results import Results
+from evaluation.subgroups import compute_subgroups
 from tests.evaluation.tables import make_table
 
 
@@ -118,6 +119,10 @@ def test_a_run_report_is_made_from_values_and_shows_labels_instead_of_names():
     results = Results("resnet", "test", table.class_names, metrics, meta=meta)
     sections = run_sections(results, table, history, [Text("half of the weights", "Savings")])
     page = _page(sections)
+    groups = compute_subgroups(make_table(300))
+    page_of_groups = _page(run_sections(replace(results, subgroups=groups), table))
+    assert "No difference between groups was shown (2 groups tested" in page_of_groups
+    assert "<h2>Subgroups</h2>" in page_of_groups
     assert page.index("a note") < page.index("Savings") < page.index("Learning curves")
     assert "Kappa, quadratic weights" in page
     assert "kappa_quadratic" not in page

@@ -24,6 +24,7 @@ from evaluation.reports import comparison, html
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.clinical import decision_curves, operating_point_tables
 from evaluation.reports.run import prediction_plots
+from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.voters.registry import voter_spec
@@ -39,7 +40,6 @@ class EnsembleResults:
     is_shown: bool  # in the report, which shows the first round only
     fitted: FittedVoters
     evaluated: EvaluatedVoters
-    groups: dict[str, Estimates]  # metrics by value of the experiment's attribute
     operating_points: OperatingPoints
     tables: dict[str, PredictionTable]  # test predictions of the members
     disputed: list[tuple[bytes, str]]  # thumbnails and captions of images
@@ -108,8 +108,6 @@ def ensemble_sections(
         page.append(html.Text(lead, f"{e.run}: every voter of {', '.join(e.tables)}"))
         page += operating_point_tables(e.operating_points, next(iter(e.tables.values())))
         page += _voter_sections(e, voter, with_plots=e is shown[-1])
-        if e.groups:
-            page.append(ensemble_report.group_table(e.groups, voter, config.attribute))
     return page
 
 
@@ -127,6 +125,21 @@ def _voter_sections(e: EnsembleResults, voter: str, with_plots: bool) -> list[ht
     predictions = ensemble_predictions(e.fitted.ensembles[voter], e.tables)
     disputed = ensemble_report.disputed_section(e.tables, e.disputed)
     return ensemble_report.ensemble_sections(e.fitted, e.evaluated, predictions, disputed)[1:]
+
+
+def subgroups_of(
+    ensembles: list[EnsembleResults], members: MemberComparison | None, runs: Runs
+) -> tuple[list[str], list[html.Section]]:
+    """A sentence and the sections about groups of each ensemble, or of the first few members."""
+    models = {e.run: next(iter(e.tables.values())) for e in ensembles if e.is_shown}
+    if members:
+        models = dict(list(members.tables.items())[:MAX_PLOTTED])
+    sentences, page = list[str](), list[html.Section]()
+    for name, table in models.items():
+        run = runs[name]
+        sentences += [f"{name}: {subgroup_sentence(run.subgroups)}"] if run.subgroups else []
+        page += subgroup_sections(run.subgroups, run.metrics, table, name)
+    return sentences, page
 
 
 def member_sections(compared: MemberComparison) -> list[html.Section]:

@@ -1,0 +1,127 @@
+"""Groups of images by attributes of the manifest, metrics of groups, and equalized odds."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+import pandas as pd
+
+from evaluation.metrics.clinical import Outcomes, shown_outcomes, use_of
+from evaluation.predictions import PredictionTable
+from evaluation.stats.bootstrap import Clusters
+from evaluation.stats.estimate import Estimates, make_estimate
+from evaluation.stats.groups import (
+    MIN_OF_KIND,
+    MIN_PATIENTS,
+    T_TEST,
+    GroupMetric,
+    count_patients,
+)
+
+AGE_BANDS = (18, 40, 65)  # years, of a column whose name has the word age
+QUARTILES = (0.25, 0.5, 0.75)  # of other numbers
+MAX_GROUPS = 12  # values of an attribute; more numbers are cut into bands
+MISSING = ("", "nan", "na", "n/a", "<na>", "unknown")
+NOT_RECORDED = "not recorded"
+TOO_FEW_GROUPS = (
+    f"fewer than two groups have {MIN_PATIENTS} patients, {MIN_OF_KIND} of them with such images"
+)
+ODDS = {"tpr_gap": "recall", "fpr_gap": "specificity"}  # equalized odds, and rates of the groups
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Values of an attribute, or bands of them, and the position of each row's, -1 if missing."""
+
+    names: list[str]
+    of_row: np.ndarray  # (n,)
+
+
+def attribute_groups(table: PredictionTable, only: str = "") -> dict[str, Groups]:
+    """Groups by attribute, or by one; without texts of one value or of more than 12."""
+    if only and only not in table.attributes:
+        raise ValueError(f"attribute {only!r} is not among {table.attributes}")
+    of_all = {n: _groups(n, table.rows[n]) for n in ([only] if only else table.attributes)}
+    return {name: groups for name, groups in of_all.items() if 1 < len(groups.names) <= MAX_GROUPS}
+
+
+def _groups(name: str, column: pd.Series) -> Groups:
+    codes, values = pd.factorize(column)
+    text = pd.Series([str(value).strip() for value in values], dtype=object)
+    is_known = ~text.str.lower().isin(MISSING).to_numpy(bool)
+    numbers = pd.to_numeric(text.str.removesuffix("Y"), errors="coerce").to_numpy(float)
+    is_age = "age" in re.split("[^a-z]+", name.lower())  # DICOM writes 045Y
+    is_number = is_known.any() and np.isfinite(numbers[is_known]).all()
+    if is_number and (is_age or np.unique(numbers[is_known]).size > MAX_GROUPS):
+        of_row = numbers[codes[(codes >= 0) & is_known[codes]]]
+        edges = AGE_BANDS if is_age else np.unique(np.quantile(of_row, QUARTILES))
+        bands = _band_names(edges)
+        text = pd.Series([bands[at] for at in np.searchsorted(edges, numbers, side="right")])
+        names = [band for band in bands if (text[is_known] == band).any()]
+    else:
+        names = sorted(set(text[is_known]))
+    position = {name: at for at, name in enumerate(names)}
+    of_value = [position[t] if known else -1 for t, known in zip(text, is_known, strict=True)]
+    return Groups(names, np.array([*of_value, -1])[codes])  # a missing cell has the code -1
+
+
+def _band_names(edges: Sequence[float] | np.ndarray) -> list[str]:
+    inner = [f"{low:g} to under {high:g}" for low, high in pairwise(edges)]
+    return [f"under {edges[0]:g}", *inner, f"{edges[-1]:g} or more"]
+
+
+def subgroup_outcomes(table: PredictionTable) -> list[str]:
+    """Outcomes that groups are compared by: named ones, the second of two classes, or each."""
+    names, named = shown_outcomes(table), len(use_of(table).class_groups)
+    return names[:named] if named and len(table.class_names) > 2 else names
+
+
+def decision_threshold(table: PredictionTable) -> float | None:
+    """The stated threshold of a decision; None if it is the largest probability."""
+    return (table.meta.get("clinical_use") or {}).get("threshold")
+
+
+def group_metrics(table: PredictionTable, clusters: Clusters) -> dict[str, GroupMetric]:
+    """Accuracy, and metrics of `subgroup_outcomes`, of labeled rows by full name."""
+    outcomes, patient = Outcomes.from_table(table), clusters.patient_of_row
+    threshold = decision_threshold(table)
+    accuracy = GroupMetric.mean(table.predictions == table.labels, patient)
+    metrics: dict[str, dict[str, GroupMetric]] = {}
+    for outcome in subgroup_outcomes(table):
+        at = outcomes.names.index(outcome)
+        p, positive = outcomes.probabilities[:, at], outcomes.positive[:, at]
+        decided = outcomes.members[at][table.predictions] if threshold is None else p >= threshold
+        metrics[outcome] = {
+            "auroc": GroupMetric.auroc(p, patient, positive),
+            "recall": GroupMetric.mean(decided, patient, positive),
+            "specificity": GroupMetric.mean(~decided, patient, ~positive),
+            "observed_minus_expected": GroupMetric.mean(positive - p, patient),
+        }
+    names = next(iter(metrics.values()))
+    by_name = {f"{n}/{outcome}": of[n] for n in names for outcome, of in metrics.items()}
+    return {"accuracy": accuracy, **by_name}
+
+
+def equalized_odds(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
+    """The largest difference of sensitivity, and of 1 - specificity, by attribute.
+
+    It is the largest of all pairs of groups and all outcomes. The interval holds for all of them
+    together, by Bonferroni.
+    """
+    estimates, metrics = Estimates(), group_metrics(table, clusters)
+    for attribute, groups in attribute_groups(table).items():
+        masks = [groups.of_row == at for at in range(len(groups.names))]
+        sizes = [count_patients(clusters.patient_of_row[mask]) for mask in masks]
+        parts = [mask for mask, n in zip(masks, sizes, strict=True) if n >= MIN_PATIENTS]
+        for name, rate in ODDS.items():
+            rates = [metric for key, metric in metrics.items() if key.startswith(f"{rate}/")]
+            pairs = [m.difference(*pair) for m in rates for pair in combinations(parts, 2)]
+            gaps = [gap for gap in pairs if gap]
+            size = len(table), clusters.num_patients, TOO_FEW_GROUPS
+            values = np.array([[abs(gap.value), gap.half_width(len(gaps))] for gap in gaps])
+            value, half = values.T if gaps else np.full((2, 1), np.nan)
+            ends = np.maximum((value - half).max(), 0), np.minimum((value + half).max(), 1)
+            estimates[f"{name}/{attribute}"] = make_estimate((value.max(), *ends), T_TEST, *size)
+    return estimates
