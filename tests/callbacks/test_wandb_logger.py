@@ -9,13 +9,17 @@ import yaml
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
+from callbacks import writers
 from callbacks.wandb_logger import WandbLogger, close_loggers, group_and_name, log_image
 from consilium.cli.main import main
+from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
-from evaluation.reports.run import anonymized_predictions, hashed_id
-from evaluation.results import read_results
+from evaluation.reports.run import anonymized_predictions, hashed_id, run_sections
+from evaluation.results import Results, read_results
+from evaluation.subgroups import compute_subgroups
 from lightning_modules import checkpoints
 from tests.conftest import drawing_plots
+from tests.evaluation.tables import make_table
 
 FOLDER = Path(__file__).parent
 CONFIGS = FOLDER.parents[1] / "configs"
@@ -203,6 +207,20 @@ def test_online_without_an_account_is_refused_in_one_line(tmp_path, monkeypatch)
 def test_group_and_name_of_a_run_folder(tmp_path, folder, group, name):
     (tmp_path / "runs/demo/members").mkdir(parents=True)
     assert group_and_name(tmp_path / folder) == (group, name)
+
+
+def test_groups_of_images_are_not_sent(monkeypatch):
+    keys: list[str] = []
+    monkeypatch.setattr(writers, "log_image", lambda loggers, key, png: keys.append(key))
+    table = make_table(100)
+    groups = compute_subgroups(table)
+    metrics = compute_metrics(table, draws=20)
+    results = Results("a", "test", table.class_names, metrics, subgroups=groups)
+    page = run_sections(results, table)
+    assert "Subgroups" in [section.heading for section in page]
+    writers.log_results([DummyLogger()], results, table, page)
+    assert "test/ROC" in keys
+    assert not [key for key in keys if "Subgroups" in key]
 
 
 def test_loggers_that_take_no_images_are_skipped():

@@ -1,6 +1,7 @@
 """Groups of images against closed forms; planted biases, minimum sizes, missing values."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,18 @@ def test_a_proportion_and_its_difference_equal_the_closed_form() -> None:
     assert gap.deviation == pytest.approx(np.sqrt(max(observed, if_equal)))
     assert gap.p_value == pytest.approx(2 * student.sf(abs(gap.value) / gap.deviation, 89))
     assert gap.half_width(3) == pytest.approx(student.ppf(1 - 0.025 / 3, 89) * gap.deviation)
+
+
+def test_a_mean_has_students_interval_and_that_of_patients() -> None:
+    values, patient, rows = RNG.normal(size=200), np.arange(200), np.arange(200) < 60
+    estimate, own = GroupMetric.mean(values, patient).estimate(rows), values[rows]
+    expected = student.interval(0.95, 59, own.mean(), own.std(ddof=1) / np.sqrt(60))
+    assert (estimate.low, estimate.high) == pytest.approx(expected)
+    pairs = own.reshape(30, 2).mean(axis=1)  # of two images of each patient
+    estimate = GroupMetric.mean(values, patient // 2).estimate(rows)
+    expected = student.interval(0.95, 29, own.mean(), pairs.std(ddof=1) / np.sqrt(30))
+    assert (estimate.low, estimate.high) == pytest.approx(expected)
+    assert (estimate.n, estimate.patients) == (60, 30)
 
 
 def test_an_auroc_of_a_group_is_delongs_of_its_images() -> None:
@@ -159,15 +172,24 @@ def test_miscalibration_is_worse_in_either_direction() -> None:
 
 
 def test_p_values_are_holms_over_the_groups_of_each_metric() -> None:
-    table = table_of()
+    table = table_of(600)
+    noise = np.random.default_rng(1).normal(size=(600, 2))
+    noise *= 1 + 0.5 * (table.rows["sex"] == "f").to_numpy()[:, None]
+    noise *= 1 + 0.7 * (table.rows["site"] == "a").to_numpy()[:, None]
+    table = replace(table, logits=table.logits + noise)
     subgroups = by_name(compute_subgroups(table))
     clusters = Clusters.from_patients(table.patients, table.labels)
     metric = group_metrics(table, clusters)["auroc/yes"]
     masks = [(table.rows["sex"] == "f").to_numpy()]
     masks += [(table.rows["site"] == site).to_numpy() for site in "abc"]
-    raw = [metric.difference(mask, ~mask).p_value for mask in masks]
+    gaps = [metric.difference(mask, ~mask) for mask in masks]
+    raw = [gap.p_value for gap in gaps]
+    shown, gap = subgroups["sex: f"].gaps["auroc/yes"].estimate, gaps[0]
+    expected = gap.value - gap.half_width(), gap.value + gap.half_width()
+    assert (shown.low, shown.high) == pytest.approx(expected)
     names = ["sex: f", "site: a", "site: b", "site: c"]
     p = [subgroups[name].gaps["auroc/yes"].p_value for name in names]
+    assert max(p) < 0.5
     assert p == pytest.approx([min(1, 2 * adjusted) for adjusted in holm(raw)])
     assert subgroups["sex: m"].gaps["auroc/yes"].p_value == p[0]  # the same comparison
     alone = by_name(compute_subgroups(table, "site"))  # without intersections
@@ -194,6 +216,13 @@ def test_a_group_needs_20_patients_and_5_with_each_outcome() -> None:
             assert small.metrics[name].reason.startswith(reason)
             assert name not in small.gaps
     assert small.metrics["specificity/yes"].value is not None
+
+
+def test_the_size_of_a_group_is_its_number_of_patients() -> None:
+    site = np.where(np.arange(600) < 57, "small", "large")
+    groups = by_name(compute_subgroups(with_attributes(table_of(600, 3), site=site)))
+    assert (groups["site: small"].n, groups["site: small"].patients) == (57, 19)
+    assert groups["site: small"].metrics["accuracy"].value is None
 
 
 def test_images_without_a_value_are_a_group_that_is_not_compared() -> None:
@@ -248,15 +277,25 @@ def test_intersections_have_enough_patients_and_are_not_groups_already() -> None
 
 
 def test_equalized_odds_are_the_largest_difference_of_rates() -> None:
-    table = table_of(900)
+    table, of_site = table_of(900), {}
     correct, labels = table.predictions == table.labels, table.labels
     metrics = compute_metrics(table, draws=20)
     for name, of_label in (("tpr_gap", 1), ("fpr_gap", 0)):
         rates = [correct[(table.rows["site"] == s) & (labels == of_label)] for s in "abc"]
         means = [rate.mean() for rate in rates]
+        of_site[name] = rates
         estimate = metrics[f"{name}/site"]
         assert estimate.value == pytest.approx(max(means) - min(means))
         assert 0 <= estimate.low <= estimate.value < estimate.high < 1
+    bounds = []
+    for first, second in combinations(of_site["fpr_gap"], 2):
+        p, q, n, m = first.mean(), second.mean(), len(first), len(second)
+        observed = (p * (1 - p) / n + q * (1 - q) / m) * min(n, m) / (min(n, m) - 1)
+        pooled = correct[labels == 0].mean()
+        if_equal = pooled * (1 - pooled) * (1 / n + 1 / m)
+        quantile = student.ppf(1 - 0.025 / 3, min(n, m) - 1)  # of three pairs
+        bounds.append(abs(p - q) + quantile * np.sqrt(max(observed, if_equal)))
+    assert metrics["fpr_gap/site"].high == pytest.approx(max(bounds))
     two = compute_metrics(with_attributes(table, sex=table.rows["sex"]), draws=20)["tpr_gap/sex"]
     gap = by_name(compute_subgroups(table))["sex: f"].gaps["recall/yes"].estimate
     assert two.value == pytest.approx(abs(gap.value))
