@@ -1,5 +1,7 @@
 """Time and memory of an ensemble's evaluation from the prediction tables of four members.
 
+Images have six attributes, by which the ensemble and the members are evaluated as well.
+
 Run: python -m benchmarks.tables [--samples N] [--images N]
 """
 
@@ -16,6 +18,7 @@ from evaluation import ensemble
 from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.results import write_results
+from evaluation.subgroups import compute_subgroups
 from evaluation.voters import VoterOptions
 
 CLASS_NAMES = ["none", "mild", "moderate", "severe", "proliferative"]
@@ -50,6 +53,11 @@ def generate_tables(num_samples: int, images_per_patient: int, split: str, seed:
             "patient": [f"patient{p}" for p in patients],
             "study": [f"study{p}" for p in patients],
             "body_part": np.array(BODY_PARTS)[patients % 4],
+            "sex": rng.choice(["female", "male"], num_samples),
+            "age": rng.integers(0, 95, num_samples),
+            "view": rng.choice(["frontal", "lateral", "oblique"], num_samples),
+            "scanner": rng.choice(list("ABCD"), num_samples),
+            "site": rng.choice(["north", "south", "east", "west"], num_samples),
         }
     )
     shape = (num_samples, len(CLASS_NAMES))
@@ -84,8 +92,11 @@ def time_evaluation(folder: Path, tables: dict[str, Tables]) -> None:
     print_step(f"fit and calibrate {len(fitted.ensembles)} voters on validation")
     evaluated = ensemble.evaluate_voters(fitted, test)
     print_step("all metrics and paired differences on test")
+    combined = ensemble.combine_members(fitted.ensembles["learned"], list(test.values()))
+    groups = [compute_subgroups(table) for table in (combined, *test.values())]
+    print_step(f"{len(groups[0])} groups of the ensemble and of each member")
     results = ensemble_report.ensemble_results("ensemble", fitted, evaluated, test, "learned")
-    write_results(folder / "results.json", replace(results, meta={}))
+    write_results(folder / "results.json", replace(results, subgroups=groups[0], meta={}))
     print_step("write results.json")
     num_metrics = sum(len(metrics) for metrics in results.others.values())
     print_time("total", total)

@@ -29,7 +29,7 @@ from evaluation.subgroups import (
 )
 from tests.evaluation.tables import make_table, two_class_table
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(0)  # of values without a structure
 
 
 def with_attributes(table: PredictionTable, **attributes: object) -> PredictionTable:
@@ -122,7 +122,7 @@ def test_two_views_of_each_patient_are_compared_within_patients() -> None:
     assert gap.value == 0
     assert gap.deviation == pytest.approx(0, abs=1e-9)
     independent = GroupMetric.mean(values, np.arange(200)).difference(is_first, ~is_first)
-    assert independent.deviation > 0.06
+    assert independent.deviation > 0.05
 
 
 def test_a_group_without_any_error_is_not_certain() -> None:
