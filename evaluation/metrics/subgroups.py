@@ -23,8 +23,8 @@ from evaluation.stats.groups import (
 AGE_BANDS = (18, 40, 65)  # years, of a column whose name has the word age
 QUARTILES = (0.25, 0.5, 0.75)  # of other numbers
 MAX_GROUPS = 12  # values of an attribute; more numbers are cut into bands
-MISSING = ("", "nan", "na", "n/a", "<na>", "unknown")
 NOT_RECORDED = "not recorded"
+MISSING = ("", "nan", "na", "n/a", "<na>", "unknown", NOT_RECORDED)
 TOO_FEW_GROUPS = (
     f"fewer than two groups have {MIN_PATIENTS} patients, {MIN_OF_KIND} of them with such images"
 )
@@ -40,7 +40,7 @@ class Groups:
 
 
 def attribute_groups(table: PredictionTable, only: str = "") -> dict[str, Groups]:
-    """Groups by attribute, or by one; without texts of one value or of more than 12."""
+    """Groups by attribute, or by `only`; none for one value, or texts of more than 12 values."""
     if only and only not in table.attributes:
         raise ValueError(f"attribute {only!r} is not among {table.attributes}")
     of_all = {n: _groups(n, table.rows[n]) for n in ([only] if only else table.attributes)}
@@ -52,7 +52,7 @@ def _groups(name: str, column: pd.Series) -> Groups:
     text = pd.Series([str(value).strip() for value in values], dtype=object)
     is_known = ~text.str.lower().isin(MISSING).to_numpy(bool)
     numbers = pd.to_numeric(text.str.removesuffix("Y"), errors="coerce").to_numpy(float)
-    is_age = "age" in re.split("[^a-z]+", name.lower())  # DICOM writes 045Y
+    is_age = "age" in map(str.lower, re.findall("[A-Z]?[a-z]+|[A-Z]+", name))  # 045Y in DICOM
     is_number = is_known.any() and np.isfinite(numbers[is_known]).all()
     if is_number and (is_age or np.unique(numbers[is_known]).size > MAX_GROUPS):
         of_row = numbers[codes[(codes >= 0) & is_known[codes]]]

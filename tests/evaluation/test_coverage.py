@@ -1,13 +1,16 @@
 """Small simulations of the coverage of intervals; benchmarks/coverage.py has the full ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from benchmarks.coverage import coverage, simulate_tables
+from benchmarks.coverage import coverage, simulate_groups, simulate_tables, subgroup_alarms
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.stats.auc import delong
 from evaluation.stats.bootstrap import Clusters
+from evaluation.subgroups import compute_subgroups, flagged_gaps
 from tests.evaluation.tables import make_table
 
 
@@ -52,6 +55,17 @@ def test_intervals_that_ignore_patients_are_too_narrow() -> None:
         ]
         assert errors[0][0, 0] > 1.5 * errors[1][0, 0]
     assert np.mean(widths, axis=0)[0] > 1.2 * np.mean(widths, axis=0)[1]
+
+
+def test_groups_without_a_bias_are_flagged_in_at_most_5_percent_of_the_reports() -> None:
+    """The mutation, a patient of its own for each image, is flagged in 7 of 10 reports."""
+    alarms, of_images = subgroup_alarms(40, 120, 4)["any difference"], []
+    assert sum(alarms) <= 5  # of 40; more are expected in 1 % of the cases at 5 %
+    for seed in range(10):
+        table = simulate_groups(120, 4, seed)
+        rows = table.rows.assign(patient=table.rows["id"])
+        of_images.append(bool(flagged_gaps(compute_subgroups(replace(table, rows=rows)))))
+    assert sum(of_images) >= 5
 
 
 def _width(table: PredictionTable, name: str) -> float:

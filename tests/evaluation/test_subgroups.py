@@ -243,14 +243,14 @@ def test_attributes_become_groups_by_a_stated_rule() -> None:
     table, n = table_of(400), 400
     numbers = np.arange(n)
     table = with_attributes(
-        table, age=numbers % 90, patient_age=[f"{k % 70:03d}Y" for k in numbers],
+        table, age=numbers % 90, PatientAge=[f"{k % 70:03d}Y" for k in numbers],
         weight=numbers / 4, grade=numbers % 3, constant="x", box=[f"{k},1" for k in numbers],
-        stage=numbers % 4, missing=None,
+        stage=numbers % 4, missing=None, image=numbers % 20 + 0.5,
     )  # fmt: skip
     groups = attribute_groups(table)
-    assert list(groups) == ["age", "patient_age", "weight", "grade", "stage"]
+    assert list(groups) == ["age", "PatientAge", "weight", "grade", "stage", "image"]
     bands = ["under 18", "18 to under 40", "40 to under 65", "65 or more"]
-    assert groups["age"].names == groups["patient_age"].names == bands
+    assert groups["age"].names == groups["PatientAge"].names == bands
     expected = np.searchsorted([18, 40, 65], numbers % 90, side="right")
     assert (groups["age"].of_row == expected).all()
     assert np.bincount(groups["weight"].of_row).tolist() == [100] * 4
