@@ -17,6 +17,7 @@ from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import aggregate
 from evaluation.reports import comparison, html
 from evaluation.reports.comparison import Comparison
+from evaluation.reports.subgroups import subgroup_sentences
 from evaluation.results import member_name, read_tables, write_results
 from evaluation.subgroups import subgroups_frame
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(summary_table(compared))
     console.print(comparison.summary_sentence(compared))
-    for sentence in comparison.subgroup_sentences(compared):
+    for sentence in subgroup_sentences(compared.subgroups):
         console.print(sentence)
     console.print(f"Report: {folder / 'report.html'}")
     return 0

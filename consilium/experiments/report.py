@@ -17,6 +17,7 @@ from evaluation.plots import curves
 from evaluation.reports import html
 from evaluation.reports.ensemble import CALIBRATED_NOTE
 from evaluation.reports.run import readable_details
+from evaluation.reports.subgroups import subgroup_sections, subgroup_sentences
 from evaluation.results import Results, write_results
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.subgroups import subgroups_frame
@@ -66,12 +67,26 @@ def summary(results: ExperimentResults) -> list[str]:
         f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.required}, measured {g.measured})"
         for g in results.gates
     ]
-    sentences = _subgroups(results)[0]
-    return [lead(results), *sentences, *gates, f"Report: {results.folder / 'report.html'}"]
+    return [
+        lead(results),
+        *_subgroup_sentences(results),
+        *gates,
+        f"Report: {results.folder / 'report.html'}",
+    ]
 
 
-def _subgroups(results: ExperimentResults) -> tuple[list[str], list[html.Section]]:
-    return ensemble.subgroups_of(results.ensembles, results.members, results.runs)
+def _subgroup_sentences(results: ExperimentResults) -> list[str]:
+    """For which groups of images each ensemble, or member without one, is worse."""
+    names = ensemble.shown_tables(results.ensembles, results.members)
+    return subgroup_sentences({name: results.runs[name].subgroups for name in names})
+
+
+def _subgroup_sections(results: ExperimentResults) -> list[html.Section]:
+    page = list[html.Section]()
+    for name, table in ensemble.shown_tables(results.ensembles, results.members).items():
+        run = results.runs[name]
+        page += subgroup_sections(run.subgroups, run.metrics, table, name)
+    return page
 
 
 def lead(results: ExperimentResults) -> str:
@@ -89,10 +104,10 @@ def lead(results: ExperimentResults) -> str:
 
 def sections(results: ExperimentResults) -> list[html.Section]:
     """The report from top to bottom."""
-    first, (sentences, subgroups) = next(iter(results.runs.values())), _subgroups(results)
+    first = next(iter(results.runs.values()))
     return [
         html.Text(lead(results), lead=True),
-        *map(html.Text, sentences),
+        *map(html.Text, _subgroup_sentences(results)),
         *_notes(results),
         *([html.Gates(results.gates)] if results.gates else []),
         *_claims_section(results),
@@ -103,7 +118,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
         *sparsity.sections(results.sparsity),
         *ensemble.ensemble_sections(results.config, results.ensembles),
         *(ensemble.member_sections(results.members) if results.members else []),
-        *subgroups,
+        *_subgroup_sections(results),
         *appendix.saliency_sections(results.saliency),
         *(
             html.Plot(curves.learning_curves(history), "", f"Learning: {name}", folded=True)

@@ -15,7 +15,7 @@ from evaluation.plots import ensemble as plots
 from evaluation.predictions import Tables, align_members, row_unit
 from evaluation.reports import clinical, html
 from evaluation.reports.ensemble import diversity_table, paired_meta
-from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
+from evaluation.reports.subgroups import subgroup_sections, subgroup_sentences
 from evaluation.results import Results, collect_notes
 from evaluation.stats import paired_tests
 from evaluation.stats.bootstrap import DRAWS
@@ -83,7 +83,7 @@ def comparison_sections(
     recalls = plots.recall_plot(comparison.metrics, class_names)
     return [
         html.Text(summary_sentence(comparison), lead=True),
-        *[html.Text(sentence) for sentence in subgroup_sentences(comparison)],
+        *[html.Text(sentence) for sentence in subgroup_sentences(comparison.subgroups)],
         *[html.Text(f"Note: {note}.") for note in collect_notes(tables.values())],
         member_table(comparison),
         recall_table(comparison.metrics, class_names),
@@ -113,11 +113,6 @@ def comparison_sections(
 def member_table(comparison: Comparison) -> html.Table:
     """Summary metrics of each member."""
     return html.models_table(comparison.metrics, "Members", f"{html.SMALL_PRINT} {RAW_NOTE}")
-
-
-def subgroup_sentences(comparison: Comparison) -> list[str]:
-    """Of each member, which groups differ from all others; nothing without groups."""
-    return [f"{n}: {subgroup_sentence(g)}" for n, g in comparison.subgroups.items() if g]
 
 
 def pair_sections(comparison: Comparison, tables: Tables) -> list[html.Section]:

@@ -41,7 +41,8 @@ def run_sections(
     """The report of a run made in `environment`, with `further` sections after its summary."""
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
-    page += [html.Text(sentence) for sentence in [subgroup_sentence(results.subgroups)] if sentence]
+    if results.subgroups:
+        page.append(html.Text(subgroup_sentence(results.subgroups)))
     page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
     if results.others:
         models = labeled_models(results)

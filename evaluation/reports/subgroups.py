@@ -1,6 +1,6 @@
 """Sections about groups of images: metrics, differences to all others, equalized odds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from evaluation.metrics.registry import METRICS, metric_label
 from evaluation.metrics.subgroups import ODDS, decision_threshold
@@ -46,6 +46,11 @@ def subgroup_sentence(subgroups: Sequence[Subgroup]) -> str:
     more = f" and {len(by_group) - SHOWN} more groups" if len(by_group) > SHOWN else ""
     start = "Worse" if worse else "Better"
     return f"{start} than for all other images: {', '.join(parts)}{more}."
+
+
+def subgroup_sentences(models: Mapping[str, Sequence[Subgroup]]) -> list[str]:
+    """The sentence of each model with groups."""
+    return [f"{name}: {subgroup_sentence(groups)}" for name, groups in models.items() if groups]
 
 
 def subgroup_sections(

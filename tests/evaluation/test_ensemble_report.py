@@ -29,6 +29,7 @@ from evaluation.reports.ensemble import (
     voter_table,
 )
 from evaluation.reports.html import Plot, Table, Text, section_html, write_report
+from evaluation.reports.subgroups import subgroup_sentences
 from evaluation.results import read_results, write_results
 from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import better_or_worse
@@ -196,7 +197,7 @@ def test_a_comparison_has_the_groups_of_each_member() -> None:
     """The first member is informative for wrists, the second for elbows."""
     test = named_experts("test", 1, 300)
     compared = compare_models(test, draws=20)
-    sentences = comparison.subgroup_sentences(compared)
+    sentences = subgroup_sentences(compared.subgroups)
     worse = [text.partition(" (")[0] for text in sentences[:2]]
     start = "Worse than for all other images: body_part"
     assert worse == [f"first: {start}: elbow", f"second: {start}: wrist"]

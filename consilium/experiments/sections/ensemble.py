@@ -24,7 +24,6 @@ from evaluation.reports import comparison, html
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.clinical import decision_curves, operating_point_tables
 from evaluation.reports.run import prediction_plots
-from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.voters.registry import voter_spec
@@ -127,19 +126,11 @@ def _voter_sections(e: EnsembleResults, voter: str, with_plots: bool) -> list[ht
     return ensemble_report.ensemble_sections(e.fitted, e.evaluated, predictions, disputed)[1:]
 
 
-def subgroups_of(
-    ensembles: list[EnsembleResults], members: MemberComparison | None, runs: Runs
-) -> tuple[list[str], list[html.Section]]:
-    """A sentence and the sections about groups of each ensemble, or of the first few members."""
-    models = {e.run: next(iter(e.tables.values())) for e in ensembles if e.is_shown}
+def shown_tables(ensembles: list[EnsembleResults], members: MemberComparison | None) -> Tables:
+    """A table for the settings of each ensemble, or of the first few members without one."""
     if members:
-        models = dict(list(members.tables.items())[:MAX_PLOTTED])
-    sentences, page = list[str](), list[html.Section]()
-    for name, table in models.items():
-        run = runs[name]
-        sentences += [f"{name}: {subgroup_sentence(run.subgroups)}"] if run.subgroups else []
-        page += subgroup_sections(run.subgroups, run.metrics, table, name)
-    return sentences, page
+        return dict(list(members.tables.items())[:MAX_PLOTTED])
+    return {e.run: next(iter(e.tables.values())) for e in ensembles if e.is_shown}
 
 
 def member_sections(compared: MemberComparison) -> list[html.Section]:
