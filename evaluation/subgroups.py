@@ -9,6 +9,7 @@ import pandas as pd
 
 from evaluation.metrics.registry import metric_spec
 from evaluation.metrics.subgroups import (
+    FAMILIES,
     NOT_RECORDED,
     Groups,
     attribute_groups,
@@ -126,15 +127,15 @@ def _intersections(first: Groups, second: Groups) -> Iterator[tuple[str, np.ndar
 
 
 def _corrected(subgroups: Sequence[Subgroup]) -> list[Subgroup]:
-    """The subgroups with p-values by Holm over all groups and outcomes of each metric.
+    """The subgroups with p-values by Holm over all groups and outcomes of a family of metrics.
 
-    Groups of attributes and intersections are two families, each at half of the level. Of two
+    Groups of attributes and intersections are corrected apart, each at half of the level. Of two
     groups that are compared with each other, one counts.
     """
     mirrors, families = _mirrors(subgroups), dict[tuple[bool, str], list[tuple[int, str]]]()
     for at, s in enumerate(subgroups):
         for metric in s.gaps if at not in mirrors else ():
-            family = s.is_intersection, metric.partition("/")[0]
+            family = s.is_intersection, FAMILIES[metric.partition("/")[0]]
             families.setdefault(family, []).append((at, metric))
     kinds = len({is_intersection for is_intersection, _ in families})
     adjusted = {at: dict[str, float]() for at in range(len(subgroups))}

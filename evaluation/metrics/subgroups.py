@@ -28,6 +28,10 @@ MISSING = ("", "nan", "na", "n/a", "<na>", "unknown", NOT_RECORDED)
 TOO_FEW_GROUPS = (
     f"fewer than two groups have {MIN_PATIENTS} patients, {MIN_OF_KIND} of them with such images"
 )
+FAMILIES = {  # of metrics that are corrected together
+    "accuracy": "performance", "auroc": "performance", "recall": "equalized odds",
+    "specificity": "equalized odds", "observed_minus_expected": "calibration",
+}  # fmt: skip
 ODDS = {"tpr_gap": "recall", "fpr_gap": "specificity"}  # equalized odds, and rates of the groups
 
 

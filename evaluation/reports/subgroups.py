@@ -21,7 +21,8 @@ NOTE = (
 )
 GAPS_NOTE = (
     "Group minus all other images with a value of the attribute; intervals are not corrected. p is "
-    "corrected by Holm over all groups for each metric, and doubled if there are intersections."
+    "corrected by Holm over all groups, for accuracy and AUROC together, sensitivity and "
+    "specificity together, and calibration; it is doubled if there are intersections."
 )
 
 
