@@ -62,4 +62,4 @@ show(*plot_explanations(predictor, manifest, wrong))
 
 # %%
 rows = select_correct(predictor, sample_rows(manifest, "test", NUM_EVALUATED))
-show(results_table(evaluate_saliency(run, ["GradCAM"], rows)))
+show(results_table(evaluate_saliency(predictor, ["GradCAM"], rows)))

@@ -64,7 +64,7 @@ def evaluate(args: argparse.Namespace) -> int:
     predictor.refuse_trained_samples(table["path"].tolist(), args.split)
     rows = saliency_evaluation.select_correct(predictor, table)
     saliency_evaluation.write_examples(predictor, rows, args.output)
-    results = saliency_evaluation.evaluate_saliency(args.model, methods, rows, args.device)
+    results = saliency_evaluation.evaluate_saliency(predictor, methods, rows)
     saliency_evaluation.write_results(args.output, results)
     labels = saliency_evaluation.LABELS
     for member, method, estimates in results:

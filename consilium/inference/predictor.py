@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,14 @@ class Predictor:
     def can_explain(self) -> bool:
         """Whether all members have saliency maps."""
         return all(member.explainer is not None for member in self.members)
+
+    def with_method(self, method: str) -> "Predictor":
+        """The same members with saliency maps by another method."""
+        members = [
+            replace(m, explainer=Explainer(m.require_module(), m.preprocess.size, method))
+            for m in self.members
+        ]
+        return replace(self, members=members)
 
     def preprocess(self, image: np.ndarray) -> Inputs:
         """The members' inputs for one image."""

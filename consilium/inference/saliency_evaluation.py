@@ -1,5 +1,6 @@
 """Evaluation of saliency maps on labeled images, as a table and a report."""
 
+import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,7 +14,7 @@ import torch
 from rich.progress import track
 
 from consilium.inference.panels import plot_panel
-from consilium.inference.predictor import Predictor, load_predictor
+from consilium.inference.predictor import Predictor
 from datamodules.images import read_image
 from evaluation import saliency
 from evaluation.files import read_json, write_bytes, write_json
@@ -47,21 +48,17 @@ class SaliencyResult(NamedTuple):
 
 
 def evaluate_saliency(
-    path: Path, methods: Sequence[str], rows: pd.DataFrame, device: torch.device | None = None
+    predictor: Predictor, methods: Sequence[str], rows: pd.DataFrame
 ) -> list[SaliencyResult]:
     """Evaluates the maps of `select_correct` rows by each method, then with randomized weights."""
     results = []
     for method in methods:
-        predictor = load_predictor(path, method, device)
-        results += evaluate_maps(predictor, method, rows, f"evaluating {method}")
-    randomized = randomize_weights(load_predictor(path, methods[0], device))
-    label = f"{methods[0]}, weights randomized"
-    return results + evaluate_maps(randomized, label, rows, "evaluating randomized weights")
+        results += evaluate_maps(predictor.with_method(method), method, rows)
+    randomized = randomize_weights(copy.deepcopy(predictor).with_method(methods[0]))
+    return results + evaluate_maps(randomized, f"{methods[0]}, weights randomized", rows)
 
 
-def evaluate_maps(
-    predictor: Predictor, method: str, rows: pd.DataFrame, progress_label: str
-) -> list[SaliencyResult]:
+def evaluate_maps(predictor: Predictor, method: str, rows: pd.DataFrame) -> list[SaliencyResult]:
     """Estimates of the maps of each member and, if there are several, of the ensemble."""
     names = [member.name for member in predictor.members]
     if len(names) > 1:
@@ -69,7 +66,7 @@ def evaluate_maps(
     scores: dict[str, list[SaliencyScores]] = {name: [] for name in names}
     groups = predictor.groups_of(rows)
     columns = zip(rows["path"], rows["label"], rows["patient"], _boxes(rows), groups, strict=True)
-    for path, label, patient, box, group in track(list(columns), progress_label):
+    for path, label, patient, box, group in track(list(columns), f"evaluating {method}"):
         image = read_image(path)
         explanation = predictor.explain(image, int(label), group)
         maps = [*explanation.member_maps, explanation.saliency_map]
@@ -178,9 +175,10 @@ def _class_score(predictor: Predictor, index: int, label: int, group: str) -> sa
 
     def score(images: np.ndarray) -> np.ndarray:
         if index == len(predictor.members):
-            return np.array([predictor.predict(i, group)[-1][label] for i in images])
+            inputs = [predictor.preprocess(image) for image in images]
+            return predictor.predict_batch(inputs, [group] * len(inputs))[-1][:, label]
         member = predictor.members[index]
-        inputs = [member.preprocess(image).to(predictor.device) for image in images]
-        return member.predict(torch.stack(inputs))[:, label]
+        views = [member.preprocess(image).to(predictor.device) for image in images]
+        return member.predict(torch.stack(views))[:, label]
 
     return score

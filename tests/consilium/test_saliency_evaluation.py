@@ -12,7 +12,9 @@ import yaml
 from consilium.cli.main import main
 from consilium.inference import saliency_evaluation
 from consilium.inference.predictor import Member, Predictor, load_predictor
+from datamodules.images import read_image
 from datamodules.preprocess import Preprocess
+from evaluation.saliency import deletion_auc
 from evaluation.voters.simple import Soft
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
@@ -65,7 +67,7 @@ def predictor_with_map_at(y, x):
 
 def evaluate(rows, y, x):
     predictor = predictor_with_map_at(y, x)
-    return saliency_evaluation.evaluate_maps(predictor, "point", rows, "evaluating")
+    return saliency_evaluation.evaluate_maps(predictor, "point", rows)
 
 
 def test_metrics_distinguish_a_correct_map_from_a_wrong_one(table):
@@ -114,6 +116,22 @@ def test_randomized_weights_are_a_permutation(resnet):
     for before, after in zip(*parameters, strict=True):
         assert torch.equal(before.flatten().sort()[0], after.flatten().sort()[0])
     assert not torch.equal(parameters[0][0], parameters[1][0])
+
+
+def test_an_ensemble_is_scored_as_image_by_image_and_keeps_its_weights(predictor, table):
+    rows, expected = table[:2], []
+    for path, label in zip(rows["path"], rows["label"], strict=True):
+        image = read_image(path)
+        blurred = cv2.GaussianBlur(image, (0, 0), max(image.shape[:2]) / 20)
+        saliency_map = predictor.with_method("EigenCAM").explain(image, label).saliency_map
+
+        def score(images, label=label):
+            return np.array([predictor.predict(i)[-1][label] for i in images])
+
+        expected.append(deletion_auc(score, image, blurred, saliency_map))
+    results = saliency_evaluation.evaluate_saliency(predictor, ["EigenCAM"], rows)
+    assert results[2].estimates["deletion"].value == pytest.approx(np.mean(expected), abs=1e-6)
+    assert results == saliency_evaluation.evaluate_saliency(predictor, ["EigenCAM"], rows)
 
 
 @pytest.fixture
