@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from evaluation.files import write_text
 from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
@@ -333,8 +336,9 @@ def _note(note: str) -> str:
 
 def render_png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes each time."""
-    stream = io.BytesIO()
-    fig.savefig(stream, format="png", metadata={"Software": None})
+    canvas, stream = FigureCanvasAgg(fig), io.BytesIO()
+    canvas.draw()  # once: savefig draws a first time for the layout
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(stream, format="png")
     return stream.getvalue()
 
 
