@@ -1,11 +1,17 @@
 """Train the members of one YAML file and their ensemble, evaluate all, and write a report."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import consilium
+from consilium.cli.options import positive_int
 from consilium.experiments.config import KEYS, ExperimentConfig, load_experiment
-from consilium.experiments.executors import Executor, LocalExecutor, RayExecutor
+from consilium.experiments.executors import Executor, LocalExecutor, RayExecutor, default_slots
 from consilium.experiments.plan import command_line, plan, select_runs, validate_runs
+from consilium.experiments.processes import fork_server_of_this_process
+from consilium.experiments.run import Run
 from consilium.experiments.scheduler import ProgressDisplay, Scheduler
 from evaluation.files import write_text
 
@@ -45,7 +51,10 @@ def run(options: argparse.Namespace) -> int:
     selected = select_runs(config, runs, options.only)
     for each in selected:
         each.refuse_change()
-    executor = make_executor(options)
+    is_ray = options.engine == "ray"
+    if not is_ray and (options.ray_address is not None or options.num_gpus is not None):
+        raise ValueError("--ray-address and --num-gpus require --engine ray")
+    has_imports = "torch" in sys.modules
     validate_runs(config, selected)
     if options.dry_run:
         for each in selected:
@@ -53,7 +62,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not options.output:
         write_text(folder / OWNER, str(options.file.resolve()))
-    return Scheduler(config, folder, executor).run(selected, runs)
+    if not has_imports and "torch" in sys.modules and not is_ray and is_program():
+        fork_server_of_this_process()  # before anything uses a GPU
+    return Scheduler(config, folder, make_executor(options, selected)).run(selected, runs)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = actions.choices["run"].add_argument
     add("--dry-run", action="store_true", help="validate all configs, print the commands, stop")
     add("--only", action="append", metavar="NAME", help="only this member; may be repeated")
-    add("--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (1)")
+    help_ = "runs at a time on this machine (1 with a GPU, else as many as cores and memory allow)"
+    add("--jobs", type=positive_int, metavar="N", help=help_)
     add("--isolated", action="store_true", help="a new Python interpreter per run, not a fork")
     add("--engine", choices=["local", "ray"], default="local", help="where to run (local)")
     add("--ray-address", metavar="HOST:PORT", help="a running Ray cluster (default: a local one)")
@@ -84,13 +96,18 @@ def default_folder(config: ExperimentConfig, file: Path) -> Path:
     return folder
 
 
-def make_executor(options: argparse.Namespace) -> Executor:
+def make_executor(options: argparse.Namespace, runs: Sequence[Run]) -> Executor:
     """The executor of --engine."""
     if options.engine == "ray":
         return RayExecutor(options.ray_address, options.num_gpus)
-    if options.ray_address is not None or options.num_gpus is not None:
-        raise ValueError("--ray-address and --num-gpus require --engine ray")
-    return LocalExecutor(options.jobs, options.isolated)
+    slots = default_slots([run for run in runs if not run.is_done()])
+    return LocalExecutor(options.jobs or slots, options.isolated, runs)
+
+
+def is_program() -> bool:
+    """Whether this process is the command `consilium` alone, not a program that calls it."""
+    main, program = Path(consilium.__file__).with_name("__main__.py"), Path(sys.argv[0])
+    return program == main or program.name == "consilium"
 
 
 def write_report(config: ExperimentConfig, folder: Path) -> int:

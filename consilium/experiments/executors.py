@@ -4,24 +4,39 @@ An executor has `slots` runs at a time; the state of a run is read from its fold
 """
 
 import os
+import re
 import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from consilium.experiments.processes import start_fork, start_interpreter
 from consilium.experiments.run import Run
 
+MEMINFO, MEMORY_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")  # of Linux
+BYTES_PER_RUN, BYTES_PER_PIXEL = 2**30, 2**13  # of a training; of its batches
+BATCH_SIZE, IMAGE_SIZE = "data.init_args.batch_size", "data.init_args.preprocess.size"
+DEFAULTS = {BATCH_SIZE: "32", IMAGE_SIZE: "224"}  # of ImageDataModule
+
 
 class LocalExecutor:
-    """Runs processes of this machine, `slots` at a time: forks, or interpreters if `isolated`."""
+    """Runs processes of this machine, `slots` at a time: forks, or interpreters if `isolated`.
 
-    def __init__(self, slots: int, isolated: bool = False) -> None:
-        if slots < 1:
-            raise ValueError(f"--jobs {slots}: at least 1")
+    The threads of this process are divided among as many of `runs` as can work side by side.
+    """
+
+    def __init__(self, slots: int, isolated: bool = False, runs: Sequence[Run] = ()) -> None:
         self.slots, self.launch = slots, start_interpreter if isolated else start_fork
+        self.num_runs = Counter(run.arguments[0] for run in runs)
 
     def start(self, run: Run) -> list[str] | None:
         """Starts a process and returns its arguments; None if the folder is locked by another."""
-        return run.start(self.launch)
+        import torch
+
+        # not the number of runs at this moment, which would make results depend on the time
+        side_by_side = min(self.slots, self.num_runs[run.arguments[0]] or 1)
+        return run.start(self.launch, max(1, torch.get_num_threads() // side_by_side))
 
     def has_ended(self, run: Run) -> bool:
         """Whether the process has ended, successfully or not."""
@@ -86,6 +101,31 @@ class RayExecutor:
 
 
 Executor = LocalExecutor | RayExecutor
+
+
+def default_slots(runs: Sequence[Run]) -> int:
+    """Runs at a time without --jobs: 1 with a GPU, else as many as cores and free memory allow.
+
+    A training is expected to take 1 GiB and, per pixel of a batch, 8 KiB.
+    """
+    import torch
+
+    settings = [DEFAULTS | run.settings for run in runs if run.arguments[0] == "fit"]
+    pixels = [int(values[BATCH_SIZE]) * int(values[IMAGE_SIZE]) ** 2 for values in settings]
+    if torch.accelerator.is_available() or not pixels:
+        return 1
+    in_memory = available_memory() // (BYTES_PER_RUN + BYTES_PER_PIXEL * max(pixels))
+    return max(1, min(len(os.sched_getaffinity(0)), in_memory))
+
+
+def available_memory() -> int:
+    """Bytes that new processes can take, at most the limit of this container; 0 if unknown."""
+    if not MEMINFO.is_file():
+        return 0
+    sizes = dict(re.findall(r"(\w+): +(\d+) kB", MEMINFO.read_text()))
+    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
+    available = int(sizes["MemAvailable"]) * 1024
+    return available if limit == "max" else min(available, int(limit))
 
 
 def _execute(run: Run, threads: str | None) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
@@ -48,53 +49,87 @@ class Process(Protocol):
         """Sends SIGKILL."""
 
 
-#: Starts `consilium ARGUMENTS` with a log that its output is appended to and a lock to inherit.
-Launcher = Callable[[list[str], IO[bytes], IO[str]], Process]
+#: Starts `consilium ARGUMENTS` with a log that its output is appended to, a lock to inherit, and a
+#: number of OpenMP threads (0 for that of the environment).
+Launcher = Callable[[list[str], IO[bytes], IO[str], int], Process]
 
 
-def start_interpreter(arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
+def start_interpreter(
+    arguments: list[str], log: IO[bytes], lock: IO[str], threads: int = 0
+) -> Process:
     """Starts a command in an interpreter of its own, which ends with this process."""
-    return _start_python(["-m", "consilium", *arguments], log, lock.fileno())
+    return _start_python(["-m", "consilium", *arguments], log, lock.fileno(), threads)
 
 
-def run_environment() -> dict[str, str]:
+def run_environment(threads: int = 0) -> dict[str, str]:
     """The environment with this source tree first, so that runs use the code that started them."""
     tree = "" if IS_INSTALLED else str(ROOT)
     path = os.pathsep.join(filter(None, [tree, os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+    return {**os.environ, **own, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
 
 
-def start_fork(arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
+def start_fork(arguments: list[str], log: IO[bytes], lock: IO[str], threads: int = 0) -> Process:
     """Starts a command as a fork of the process that all forks of this program share.
 
     Only on Linux: system libraries of macOS do not survive a fork.
     """
     launch = _SHARED_SERVER.start if sys.platform == "linux" else start_interpreter
-    return launch(arguments, log, lock)
+    return launch(arguments, log, lock, threads)
+
+
+def fork_server_of_this_process() -> None:
+    """Lets the forks of this program share the modules that it has imported.
+
+    Only for a program that is about to start runs and has used neither threads nor a GPU: without
+    this, the first run starts an interpreter that imports everything again.
+    """
+    if sys.platform == "linux":
+        _SHARED_SERVER.fork()
 
 
 class ForkServer:
     """Starts commands as forks of one process that imports torch and Lightning only once.
 
     Imports take several seconds per interpreter, a fork takes milliseconds. The forking process
-    starts with the first command, runs no thread, and ends with this process; so do the forks
+    starts with the first command or by `fork`, and ends with this process; so do the forks
     (those of multiprocessing's forkserver outlive a killed program and keep its locks).
     """
 
     def __init__(self) -> None:
         self._connection: Connection | None = None
-        self._server: subprocess.Popen[bytes] | None = None
+        self._server_pid = 0
+        self._wait_for_server: Callable[[], object]
         self._running: dict[int, ForkedProcess] = {}
 
-    def start(self, arguments: list[str], log: IO[bytes], lock: IO[str]) -> Process:
+    def fork(self) -> None:
+        """Starts the forking process as a fork of this one."""
+        self._connection, theirs = Pipe()
+        sys.stdout.flush()
+        self._server_pid = os.fork()
+        if self._server_pid == 0:
+            self._connection.close()
+            _end_with_parent()
+            serve(theirs)
+            os._exit(0)
+        theirs.close()
+        self._wait_for_server = partial(os.waitpid, self._server_pid, 0)
+
+    def start(
+        self, arguments: list[str], log: IO[bytes], lock: IO[str], threads: int = 0
+    ) -> Process:
         """Starts a command; it is a `Launcher`."""
         self.collect()
-        if self._server is None or self._connection is None:
-            self._server, self._connection = _start_server(log)
+        if self._connection is None:
+            self._connection, theirs = Pipe()
+            code = f"from {__name__} import Connection, serve; serve(Connection({theirs.fileno()}))"
+            server = _start_python(["-c", code], log, theirs.fileno())
+            theirs.close()
+            self._server_pid, self._wait_for_server = server.pid, server.wait
         try:
-            self._connection.send((arguments, run_environment(), Path.cwd()))
+            self._connection.send((arguments, run_environment(threads), Path.cwd()))
             for file in (log, lock):
-                send_handle(self._connection, file.fileno(), self._server.pid)
+                send_handle(self._connection, file.fileno(), self._server_pid)
             while not isinstance(pid := self._connection.recv(), int):
                 self._record_end(*pid)
         except (EOFError, OSError):  # its imports failed; the log has the error
@@ -111,20 +146,14 @@ class ForkServer:
         except (EOFError, OSError):
             self._mark_all_killed()
 
-    def close(self) -> None:
-        """Ends the server and all processes that still run."""
-        if self._server is not None:
-            self._server.kill()
-            self._mark_all_killed()
-
     def _record_end(self, pid: int, code: int) -> None:
         self._running.pop(pid).returncode = code
 
     def _mark_all_killed(self) -> None:
-        if self._server is not None and self._connection is not None:
+        if self._connection is not None:
             self._connection.close()
-            self._server.wait()
-        self._server = self._connection = None
+            self._wait_for_server()
+        self._connection = None
         for pid in list(self._running):
             self._record_end(pid, -signal.SIGKILL)
 
@@ -165,22 +194,13 @@ class ForkedProcess:
 _SHARED_SERVER = ForkServer()
 
 
-def _start_server(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], Connection]:
-    ours, theirs = Pipe()
-    code = f"from {__name__} import serve; serve({theirs.fileno()})"
-    server = _start_python(["-c", code], log, theirs.fileno())
-    theirs.close()
-    return server, ours
-
-
-def serve(descriptor: int) -> None:
+def serve(connection: Connection) -> None:
     """Imports everything, then forks a process per request until the other side is gone."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
     for module in PRELOADED:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a fork neither scans nor copies what was imported
-    connection = Connection(descriptor)
     children = set[int]()
     while True:
         try:
@@ -217,6 +237,8 @@ def _become_command(arguments: list[str], environment: dict[str, str], log: int,
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
+    for text in (sys.stdout, sys.stderr):
+        text.reconfigure(write_through=True)  # as PYTHONUNBUFFERED in a new interpreter
     os.set_inheritable(lock, True)
     os.environ.clear()
     os.environ.update(environment)
@@ -228,14 +250,16 @@ def _become_command(arguments: list[str], environment: dict[str, str], log: int,
     runpy.run_module("consilium", run_name="__main__", alter_sys=True)
 
 
-def _start_python(arguments: list[str], log: IO[bytes], descriptor: int) -> subprocess.Popen[bytes]:
+def _start_python(
+    arguments: list[str], log: IO[bytes], descriptor: int, threads: int = 0
+) -> subprocess.Popen[bytes]:
     """An interpreter that inherits a file descriptor and ends with this process."""
     return subprocess.Popen(
         [sys.executable, "-P", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        env=run_environment(),
+        env=run_environment(threads),
         pass_fds=[descriptor],
         preexec_fn=_end_with_parent,
     )

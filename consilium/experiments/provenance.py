@@ -30,6 +30,7 @@ class Provenance:
 
     settings: dict[str, str]  # of its command, as text by dotted name
     inputs: dict[str, str]  # digest of the result of each run that it needs, by the run's name
+    threads: int = 0  # of OpenMP, on which the last bits depend; 0 is the environment's number
 
     def write(self, folder: Path) -> None:
         """Writes it to a run folder."""

@@ -1,5 +1,6 @@
 """One run of an experiment as a process: its state, its start, its end."""
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -106,14 +107,15 @@ class Run:
         if self.change() and provenance.read_provenance(self.folder) is None:
             provenance.Provenance({}, {}).write(self.folder)
 
-    def _provenance(self) -> provenance.Provenance:
+    def _provenance(self, threads: int = 0) -> provenance.Provenance:
         digests = {run.name: provenance.file_digest(run.folder / run.result) for run in self.inputs}
-        return provenance.Provenance(self.settings, digests)
+        return provenance.Provenance(self.settings, digests, threads)
 
-    def start(self, launch: Launcher = start_fork) -> list[str] | None:
+    def start(self, launch: Launcher = start_fork, threads: int = 0) -> list[str] | None:
         """Starts the process, from the last epoch that was saved; returns its arguments.
 
-        None if another process has the folder's lock. A run that is done is not started.
+        None if another process has the folder's lock. A run that is done is not started. A run
+        that was interrupted keeps its number of threads, unless OMP_NUM_THREADS is set.
         """
         self.lock = acquire_lock(self.folder / LOCK_FILE)
         if self.lock is None:
@@ -122,13 +124,18 @@ class Run:
         if self.is_done():
             self.lock.close()
             return self.arguments
-        self.prepare_folder()
+        recorded = provenance.read_provenance(self.folder)
+        if "OMP_NUM_THREADS" in os.environ:
+            threads = 0
+        elif recorded and self._has_checkpoint():
+            threads = recorded.threads or threads
+        self.prepare_folder(threads)
         arguments = [*self.arguments, *self._resume_arguments()]
         with (self.folder / LOG).open("ab") as log:
-            self.process = launch(arguments, log, self.lock)
+            self.process = launch(arguments, log, self.lock, threads)
         return arguments
 
-    def prepare_folder(self) -> None:
+    def prepare_folder(self, threads: int = 0) -> None:
         """Removes marks and files of other settings, and records the provenance."""
         self.refuse_change()
         results = ("results.json", "results.val.json") if self.arguments[0] == "fit" else ()
@@ -137,10 +144,13 @@ class Run:
         if self.change():
             for name in PER_MEMBER:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-        self._provenance().write(self.folder)
+        self._provenance(threads).write(self.folder)
+
+    def _has_checkpoint(self) -> bool:
+        return any((self.folder / name).is_file() for name in CHECKPOINTS)
 
     def _resume_arguments(self) -> list[str]:
-        if not any((self.folder / name).is_file() for name in CHECKPOINTS):
+        if not self._has_checkpoint():
             return []
         from consilium.training.preflight import checkpoint_to_resume  # imports torch
 
@@ -217,8 +227,12 @@ class Run:
 def read_progress(folder: Path) -> tuple[int, dict[str, float] | None, float | None]:
     """Completed epochs, metrics of the last epoch, and the lowest val/loss of a run folder."""
     path = folder / "history.csv"
-    if not path.is_file():
-        return 0, None, None
+    return _read_history(path, path.stat().st_mtime_ns) if path.is_file() else (0, None, None)
+
+
+@cache
+def _read_history(path: Path, modified: int) -> tuple[int, dict[str, float], float | None]:
+    """`modified` is in the cache key: the state is read several times a second."""
     history = pd.read_csv(path)
     last = history.iloc[-1].to_dict()
     best = float(history[MONITOR].min()) if MONITOR in history else None

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from consilium.experiments import executors
 from consilium.experiments.config import ExperimentConfig
 from consilium.experiments.executors import LocalExecutor
 from consilium.experiments.run import DONE, FAILED, Run
@@ -38,6 +40,62 @@ def test_a_run_is_locked_until_its_end_is_recorded(tmp_path: Path) -> None:
     assert other.start() == ["--help"]
     assert other.process is None
     assert (run.folder / DONE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("cores", "available", "limit", "batch", "expected"),
+    [
+        (4, 64, "max", 32, 4),
+        (8, 33, "max", 32, 2),  # 1 GiB + 8 KiB * 32 * 224 ** 2 are 13.25 GiB
+        (8, 33, str(20 * 2**30), 32, 1),  # a container
+        (2, 8, "max", 32, 1),
+        (8, 33, "max", 8, 8),
+    ],
+)
+def test_the_default_of_jobs_fits_cores_and_memory(
+    cores, available, limit, batch, expected, tmp_path, monkeypatch
+):
+    (tmp_path / "meminfo").write_text(
+        f"MemTotal: 99 kB\nMemAvailable:   {available * 2**20} kB\nCached(x): 1 kB\n"
+    )
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(executors, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(executors, "MEMORY_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    settings = {"data.init_args.batch_size": batch, "data.init_args.preprocess.size": 224}
+    fit = ["fit", *(f"--{name}={value}" for name, value in settings.items())]
+    runs = [Run("a", tmp_path, fit), Run("e", tmp_path, ["explain", "runs/a"])]
+    assert executors.default_slots(runs) == expected
+    assert executors.default_slots(runs[1:]) == 1
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert executors.default_slots(runs) == 1
+
+
+def test_runs_share_the_threads_and_an_interrupted_run_keeps_its_number(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    runs = [Run(name, tmp_path / name, ["fit"]) for name in "abc"]
+    runs.append(Run("e", tmp_path / "e", ["test"], ("a", "b", "c")))
+    started: list[int] = []
+
+    def launch(arguments, log, lock, threads):
+        started.append(threads)
+        return subprocess.Popen(["true"])
+
+    def start(slots, run):
+        executor = LocalExecutor(slots, runs=runs)
+        executor.launch = launch
+        executor.start(run)
+        run.wait()
+        return started[-1]
+
+    assert [start(2, run) for run in runs] == [4, 4, 4, 8]
+    (runs[0].folder / "last.ckpt").touch()
+    monkeypatch.setattr(Run, "_resume_arguments", lambda run: [])
+    assert (start(8, runs[0]), start(8, runs[1])) == (4, 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert start(8, runs[0]) == 0  # the environment's
 
 
 def test_a_stopped_run_may_be_started_by_another_scheduler(tmp_path: Path) -> None:

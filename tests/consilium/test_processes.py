@@ -37,6 +37,10 @@ def wait_for(file: Path, process: ForkedProcess) -> None:
         time.sleep(0.02)
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().split()[3])
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
@@ -78,8 +82,7 @@ def test_a_killed_fork_does_not_harm_another(endless, tmp_path):
 @pytest.mark.exhaustive
 def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(endless, tmp_path):
     process = start(tmp_path, [*endless, "--run", str(tmp_path)])
-    parent = int(Path(f"/proc/{process.pid}/stat").read_text().split()[3])
-    os.kill(parent, signal.SIGKILL)
+    os.kill(parent_of(process.pid), signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     while is_alive(process.pid):
         time.sleep(0.02)
@@ -95,8 +98,11 @@ def reset_sigint() -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
+from consilium.experiments.processes import fork_server_of_this_process
 from tests.consilium.test_processes import start
-folder, arguments = Path(sys.argv[1]), sys.argv[2:]
+folder, arguments = Path(sys.argv[1]), sys.argv[3:]
+if sys.argv[2] == "fork":
+    fork_server_of_this_process()
 process = start(folder, arguments)
 print(process.pid, flush=True)
 process.wait()
@@ -104,14 +110,18 @@ process.wait()
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("server", ["start", "fork"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_forks_end_with_the_program(number, endless, tmp_path):
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *endless, "--run", str(tmp_path)]
-    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True,
+def test_forks_end_with_the_program(number, server, endless, tmp_path):
+    arguments = [str(tmp_path), server, *endless, "--run", str(tmp_path)]
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT,
+                               stdout=subprocess.PIPE, start_new_session=True,
                                preexec_fn=reset_sigint)  # fmt: skip
     stream: IO[bytes] | None = program.stdout
     assert stream is not None
     pid = int(stream.readline())
+    programs = [Path(f"/proc/{i}/cmdline").read_bytes() for i in (program.pid, parent_of(pid))]
+    assert (programs[0] == programs[1]) == (server == "fork")
     os.kill(program.pid, number) if number == signal.SIGKILL else os.killpg(program.pid, number)
     program.wait()
     while is_alive(pid) or is_locked(tmp_path / ".lock"):
