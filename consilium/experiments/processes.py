@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import importlib
+import io
 import os
 import random
 import runpy
@@ -238,7 +239,8 @@ def _become_command(arguments: list[str], environment: dict[str, str], log: int,
         os.dup2(log, stream)
     os.close(log)
     for text in (sys.stdout, sys.stderr):
-        text.reconfigure(write_through=True)  # as PYTHONUNBUFFERED in a new interpreter
+        if isinstance(text, io.TextIOWrapper):
+            text.reconfigure(write_through=True)  # as PYTHONUNBUFFERED in a new interpreter
     os.set_inheritable(lock, True)
     os.environ.clear()
     os.environ.update(environment)

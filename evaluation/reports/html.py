@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -336,7 +337,8 @@ def _note(note: str) -> str:
 
 def render_png(fig: Figure) -> bytes:
     """The figure as PNG, the same bytes each time."""
-    canvas, stream = FigureCanvasAgg(fig), io.BytesIO()
+    canvas: Any = FigureCanvasAgg(fig)
+    stream = io.BytesIO()
     canvas.draw()  # once: savefig draws a first time for the layout
     Image.fromarray(np.asarray(canvas.buffer_rgba())).save(stream, format="png")
     return stream.getvalue()

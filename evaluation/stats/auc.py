@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtri, stdtr, stdtrit
-from scipy.stats import rankdata
 
 from evaluation.stats.bootstrap import LEVEL, TIE, Clusters
 
@@ -102,6 +101,8 @@ def _placements(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.nda
     placements = np.zeros((len(scores), 2))
     if m == 0 or n == 0:
         return float("nan"), placements
+    from scipy.stats import rankdata  # slow to import: a third of `consilium experiment status`
+
     ranks = rankdata(scores)
     area = (ranks[positive].sum() - m * (m + 1) / 2) / (m * n)
     placements[positive, 0] = ((ranks[positive] - rankdata(scores[positive])) / n - area) / m
