@@ -76,9 +76,7 @@ def test_a_shipped_config_is_found_from_any_folder(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     run = ["experiment", "run", "configs/experiments/demo.yaml", "--dry-run"]
     assert main(run) == 0
-    assert (
-        f"--config {ROOT}/configs/demo/resnet10t.yaml --run runs/demo/" in capsys.readouterr().out
-    )
+    assert f"--config {ROOT}/configs/demo/resnet10t.yaml --data." in capsys.readouterr().out
     Path("configs/experiments").mkdir(parents=True)
     Path("configs/experiments/demo.yaml").write_text("members: {}")
     assert main(run) == 2
