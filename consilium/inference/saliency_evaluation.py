@@ -176,7 +176,7 @@ def _class_score(predictor: Predictor, index: int, label: int, group: str) -> sa
     def score(images: np.ndarray) -> np.ndarray:
         if index == len(predictor.members):
             inputs = [predictor.preprocess(image) for image in images]
-            return predictor.predict_batch(inputs, [group] * len(inputs))[-1][:, label]
+            return np.asarray(predictor.predict_batch(inputs, [group] * len(inputs))[-1, :, label])
         member = predictor.members[index]
         views = [member.preprocess(image).to(predictor.device) for image in images]
         return member.predict(torch.stack(views))[:, label]
