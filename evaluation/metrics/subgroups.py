@@ -1,9 +1,9 @@
 """Groups of images by attributes of the manifest, metrics of groups, and equalized odds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -87,25 +87,27 @@ def decision_threshold(table: PredictionTable) -> float | None:
     return (table.meta.get("clinical_use") or {}).get("threshold")
 
 
-def group_metrics(table: PredictionTable, clusters: Clusters) -> dict[str, GroupMetric]:
-    """Accuracy, and metrics of `subgroup_outcomes`, of labeled rows by full name."""
+def group_metrics(
+    table: PredictionTable, clusters: Clusters, names: Iterable[str] = FAMILIES
+) -> dict[str, GroupMetric]:
+    """Accuracy, and `names` of each of `subgroup_outcomes`, of labeled rows by full name."""
     outcomes, patient = Outcomes.from_table(table), clusters.patient_of_row
     threshold = decision_threshold(table)
-    accuracy = GroupMetric.mean(table.predictions == table.labels, patient)
-    metrics: dict[str, dict[str, GroupMetric]] = {}
-    for outcome in subgroup_outcomes(table):
+    probabilities, positives = outcomes.probabilities, outcomes.positive
+    metrics = {"accuracy": GroupMetric.mean(table.predictions == table.labels, patient)}
+    for name, outcome in product(names, subgroup_outcomes(table)):
         at = outcomes.names.index(outcome)
-        p, positive = outcomes.probabilities[:, at], outcomes.positive[:, at]
+        p, positive = probabilities[:, at], positives[:, at]
         decided = outcomes.members[at][table.predictions] if threshold is None else p >= threshold
-        metrics[outcome] = {
-            "auroc": GroupMetric.auroc(p, patient, positive),
-            "recall": GroupMetric.mean(decided, patient, positive),
-            "specificity": GroupMetric.mean(~decided, patient, ~positive),
-            "observed_minus_expected": GroupMetric.mean(positive - p, patient),
-        }
-    names = next(iter(metrics.values()))
-    by_name = {f"{n}/{outcome}": of[n] for n in names for outcome, of in metrics.items()}
-    return {"accuracy": accuracy, **by_name}
+        if name == "auroc":
+            metrics[f"auroc/{outcome}"] = GroupMetric.auroc(p, patient, positive)
+        elif name == "recall":
+            metrics[f"recall/{outcome}"] = GroupMetric.mean(decided, patient, positive)
+        elif name == "specificity":
+            metrics[f"specificity/{outcome}"] = GroupMetric.mean(~decided, patient, ~positive)
+        elif name == "observed_minus_expected":
+            metrics[f"{name}/{outcome}"] = GroupMetric.mean(positive - p, patient)
+    return metrics
 
 
 def equalized_odds(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
@@ -114,7 +116,7 @@ def equalized_odds(table: PredictionTable, clusters: Clusters, draws: int, seed:
     It is the largest of all pairs of groups and all outcomes. The interval holds for all of them
     together, by Bonferroni.
     """
-    estimates, metrics = Estimates(), group_metrics(table, clusters)
+    estimates, metrics = Estimates(), group_metrics(table, clusters, ODDS.values())
     for attribute, groups in attribute_groups(table).items():
         masks = [groups.of_row == at for at in range(len(groups.names))]
         sizes = [count_patients(clusters.patient_of_row[mask]) for mask in masks]
