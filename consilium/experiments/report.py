@@ -16,7 +16,8 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.reports import html
 from evaluation.reports.ensemble import CALIBRATED_NOTE
-from evaluation.reports.run import readable_details
+from evaluation.reports.glance import glance
+from evaluation.reports.run import readable_details, what_it_is
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentences
 from evaluation.results import Results, write_results
 from evaluation.stats.estimate import Estimate, Estimates
@@ -107,8 +108,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
     first = next(iter(results.runs.values()))
     return [
         html.Text(lead(results), lead=True),
-        *map(html.Text, _subgroup_sentences(results)),
-        *_notes(results),
+        *_glance(results),
         *([html.Gates(results.gates)] if results.gates else []),
         *_claims_section(results),
         _summary_table(results),
@@ -130,13 +130,23 @@ def sections(results: ExperimentResults) -> list[html.Section]:
     ]
 
 
-def _notes(results: ExperimentResults) -> list[html.Section]:
+def _glance(results: ExperimentResults) -> list[html.Section]:
+    """The first screen, about the first ensemble, or the first member without one."""
+    groups, notes = _subgroup_sentences(results), _notes(results)
+    for name, table in ensemble.shown_tables(results.ensembles, results.members).items():
+        run = results.runs[name]
+        points = {e.run: e.operating_points for e in results.ensembles}.get(name, {})
+        return [glance(what_it_is(run), run.metrics, table, points, groups, notes)]
+    return [html.Text(note) for note in notes]
+
+
+def _notes(results: ExperimentResults) -> list[str]:
     """Warnings about the data of any run, each once, and the runs that are not in the report."""
     notes = [str(note) for run in results.runs.values() for note in run.meta.get("notes", [])]
     groups = {"Not done yet": results.unfinished, "Made with other settings": results.changed}
     for reason, names in groups.items():
         notes += [f"{reason}, and not in this report: {', '.join(names)}."] if names else []
-    return [html.Text(note) for note in dict.fromkeys(notes)]
+    return list(dict.fromkeys(notes))
 
 
 def _claims_section(results: ExperimentResults) -> list[html.Section]:

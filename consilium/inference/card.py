@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from consilium.inference.card_contents import Artefacts, MissingArtefact, subgroups_of
+from consilium.inference.card_contents import Artefacts, MissingArtefact
 from consilium.inference.card_items import ITEMS, Fill, Item
 from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
 from evaluation.reports import html
+from evaluation.reports.subgroups import subgroup_table
 from evaluation.results import ExperimentFolder
 from evaluation.stats.estimate import Estimate
 
@@ -104,10 +105,10 @@ def _metric_tables(run: Path) -> list[html.Section]:
     """Metrics of the test, and those of subgroups, as far as there are files."""
     tables: list[html.Section] = []
     with suppress(MissingArtefact):
-        metrics = Artefacts(run, {}).results.metrics
-        tables.append(html.metrics_table({n: metrics[n] for n in summary_metrics()}))
-        for name, groups in subgroups_of(Artefacts(run, {}).table).items():
-            tables.append(html.models_table(groups, f"By {name}", count="images"))
+        results = Artefacts(run, {}).results
+        tables.append(html.metrics_table({n: results.metrics[n] for n in summary_metrics()}))
+        if groups := [group for group in results.subgroups if not group.is_intersection]:
+            tables.append(subgroup_table(groups, "Metrics of groups"))
     return tables
 
 

@@ -14,7 +14,6 @@ from datamodules.audit.audit import AUDITS
 from evaluation.external import largest_shifts
 from evaluation.files import read_json
 from evaluation.metrics.clinical import clinical_use
-from evaluation.metrics.compute import metrics_by_attribute
 from evaluation.metrics.registry import METRICS, metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports.html import (
@@ -24,12 +23,12 @@ from evaluation.reports.html import (
     plain_name,
     plain_value,
 )
+from evaluation.reports.subgroups import subgroup_sentence
 from evaluation.results import Results, read_results
 from evaluation.stats.estimate import Estimate, Estimates
 from lightning_modules import checkpoints
 from lightning_modules.ensemble import read_ensemble_file
 
-MAX_VALUES, MIN_IMAGES = 10, 20  # of an attribute with subgroups; images in each of these
 PATHS = ("copies", "files", "root")  # settings whose folders a card does not name
 FINAL_EPOCH = "callbacks.BestAndLastCheckpoint"
 
@@ -327,23 +326,12 @@ def _estimates(metrics: Estimates, names: list[str]) -> str:
     return "; ".join(f"{metric_label(name)} {format_estimate(e)}" for name, e in shown.items())
 
 
-def subgroups_of(table: PredictionTable) -> dict[str, dict[str, Estimates]]:
-    """Summary metrics for each value of each attribute with a few values of enough images."""
-    groups = {}
-    for name in table.labeled.attributes:
-        sizes = table.labeled.rows[name].astype(str).value_counts()
-        if 2 <= len(sizes) <= MAX_VALUES and sizes.min() >= MIN_IMAGES:
-            groups[name] = metrics_by_attribute(table.labeled, name)
-    return groups
-
-
 def subgroups(run: Artefacts) -> str:
-    """Accuracy in each subgroup."""
-    return "; ".join(
-        f"{name} {value}: accuracy {format_estimate(metrics['accuracy'])}"
-        for name, values in subgroups_of(run.table).items()
-        for value, metrics in values.items()
-    )
+    """Accuracy in each subgroup, and for which the model is worse."""
+    groups = [group for group in run.results.subgroups if group.attribute]
+    shown = [group for group in groups if not group.is_intersection]
+    accuracies = [f"{g.name}: accuracy {format_estimate(g.metrics['accuracy'])}" for g in shown]
+    return "; ".join([*accuracies, subgroup_sentence(groups)]) if groups else ""
 
 
 def errors(run: Artefacts) -> str:

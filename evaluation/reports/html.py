@@ -134,6 +134,22 @@ class Thumbnails(Section):
 
 
 @dataclass(frozen=True)
+class Facts(Section):
+    """Short questions with their answers, for the first screen of a report."""
+
+    answers: Mapping[str, Sequence[str]]  # by question; one line each
+    heading: str = ""
+
+    def _content(self) -> str:
+        items = [
+            f"<dt>{html.escape(question)}</dt><dd>{'<br>'.join(map(html.escape, lines))}</dd>"
+            for question, lines in self.answers.items()
+            if lines
+        ]
+        return f'<dl class="facts">{"".join(items)}</dl>'
+
+
+@dataclass(frozen=True)
 class Gate:
     """A requirement on a metric: what is required, what was measured, whether it is met."""
 
@@ -234,6 +250,16 @@ def format_estimate(estimate: Estimate, decimals: int | None = None, sign: str =
         return f"{value} (no interval: {estimate.reason})" if estimate.reason else value
     low, high = (format_number(end, decimals, sign) for end in (estimate.low, estimate.high))
     return f"{value} ({low} to {high})"
+
+
+def format_percent(estimate: Estimate) -> str:
+    """`97.0 % (95.5 to 98.0 %)`, or why there is no value."""
+    if estimate.value is None:
+        return f"not measured: {estimate.reason}" if estimate.reason else "not measured"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.1%}".replace("%", " %")
+    low, high = 100 * estimate.low, 100 * estimate.high
+    return f"{100 * estimate.value:.1f} % ({low:.1f} to {high:.1f} %)"
 
 
 def format_count(n: int, plural: str) -> str:

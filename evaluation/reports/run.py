@@ -16,6 +16,7 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import clinical, html
+from evaluation.reports.glance import glance
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import CALIBRATED_MEMBER, Results
 from evaluation.stats.estimate import Estimates
@@ -41,9 +42,10 @@ def run_sections(
     """The report of a run made in `environment`, with `further` sections after its summary."""
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
-    if results.subgroups:
-        page.append(html.Text(subgroup_sentence(results.subgroups)))
-    page += [html.Text(str(note)) for note in results.meta.get("notes", [])]
+    groups = [subgroup_sentence(results.subgroups)] if results.subgroups else []
+    notes = [str(note) for note in results.meta.get("notes", [])]
+    points = results.operating_points
+    page.append(glance(what_it_is(results), metrics, table, points, groups, notes))
     if results.others:
         models = labeled_models(results)
         page.append(html.models_table(models, "Ensemble and members", strong=[0]))
@@ -58,6 +60,12 @@ def run_sections(
         page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))
     all_metrics = replace(html.metrics_table(metrics, "All metrics"), folded=True)
     return [*page, all_metrics, html.Details({**readable_details(results), **environment})]
+
+
+def what_it_is(results: Results) -> str:
+    """`An ensemble of 3 networks`, or `A network`."""
+    members = [n for n in results.others if not n.startswith(CALIBRATED_MEMBER)]
+    return f"An ensemble of {len(members)} networks" if members else "A network"
 
 
 def labeled_models(results: Results) -> dict[str, Estimates]:

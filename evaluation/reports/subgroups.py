@@ -75,8 +75,8 @@ def subgroup_sections(
         html.Text(_worst_text(subgroups)),
         _odds_table(single, metrics),
         _gaps_table(subgroups, f"Differences of groups{of}"),
-        _metrics_table(single, f"Metrics of groups{of}"),
-        *([_metrics_table(others, f"Metrics of intersections of groups{of}")] if others else []),
+        subgroup_table(single, f"Metrics of groups{of}"),
+        *([subgroup_table(others, f"Metrics of intersections of groups{of}")] if others else []),
     ]
 
 
@@ -113,7 +113,8 @@ def _gaps_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
     return html.Table(columns, rows, heading, f"{GAPS_NOTE}{count}", folded=True)
 
 
-def _metrics_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
+def subgroup_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
+    """Size, prevalence and metrics of each group."""
     names = list(subgroups[0].metrics)
     rows: list[tuple[html.Cell, ...]] = [
         (s.attribute, s.group, s.n, s.patients,

@@ -1,0 +1,102 @@
+"""The first screen of a report: what the model is, how good, on whom, and what limits it."""
+
+from collections.abc import Mapping, Sequence
+
+from evaluation.metrics.clinical import outcome_members, shown_outcomes, use_of
+from evaluation.metrics.operating_points import OperatingPoints
+from evaluation.predictions import PredictionTable
+from evaluation.reports.html import (
+    Facts,
+    format_count,
+    format_estimate,
+    format_percent,
+    format_sample_size,
+)
+from evaluation.stats.estimate import Estimate, Estimates
+
+FEW_PATIENTS = 100  # with the outcome or without: fewer give wide intervals and unsure calibration
+DECIMALS = 3
+
+
+def glance(
+    what: str,
+    metrics: Estimates,
+    table: PredictionTable,
+    points: OperatingPoints,
+    groups: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Facts:
+    """Answers for people who decide whether to read on; ``groups`` says for whom it is worse."""
+    outcome = shown_outcomes(table)[0]
+    sample = format_sample_size(metrics["accuracy"])
+    return Facts(
+        {
+            "What is it?": [f"{what} for {_listed(table.class_names)}."],
+            f"How good is it for {outcome}?": _performance(metrics, table, points, outcome),
+            "Measured on whom?": [f"{sample}, the split {table.rows['split'].iloc[0]}; "
+                                  f"{_prevalence(table, outcome)}."],
+            "For whom is it worse?": groups or ["Not measured: the images have no attributes."],
+            "What limits it?": [*_limits(table, outcome), *notes],
+        }
+    )  # fmt: skip
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _performance(
+    metrics: Mapping[str, Estimate], table: PredictionTable, points: OperatingPoints, outcome: str
+) -> list[str]:
+    """Discrimination, calibration, net benefit and decisions, each with what it means."""
+    lines = [f"Accuracy {format_percent(metrics['accuracy'])}."]
+    auroc = metrics.get(f"auroc/{outcome}", metrics.get("auroc"))
+    if auroc:
+        lines.append(
+            f"AUROC {format_estimate(auroc, DECIMALS)}: 1 separates perfectly, 0.5 is chance."
+        )
+    slope = metrics.get(f"calibration_slope/{outcome}")
+    if slope:
+        lines.append(
+            f"Calibration slope {format_estimate(slope, DECIMALS)}: 1 is ideal; below 1, "
+            "probabilities are too extreme."
+        )
+    benefit, over_all = (metrics.get(f"{name}/{outcome}")
+                         for name in ("net_benefit", "net_benefit_over_all"))  # fmt: skip
+    if benefit and benefit.value is not None and over_all and over_all.value is not None:
+        lines.append(
+            f"Net benefit at {use_of(table).threshold:.0%}: {format_estimate(benefit, DECIMALS)}; "
+            f"treating everyone has {benefit.value - over_all.value:.3f}, treating no one 0."
+        )
+    rule = next((name for name in points.get(outcome, {}) if "sensitivity" in name), None)
+    if rule:
+        decided = points[outcome][rule]
+        found, spared = (decided.get(f"{name}/{outcome}") for name in ("recall", "specificity"))
+        if found and spared:
+            lines.append(f"Decided by {rule}: finds {format_percent(found)} of {outcome} "
+                         f"(sensitivity), spares {format_percent(spared)} of the others "
+                         "(specificity).")  # fmt: skip
+    return [line.replace("%:", " %:") if line.startswith("Net") else line for line in lines]
+
+
+def _prevalence(table: PredictionTable, outcome: str) -> str:
+    """`fracture in 66.0 %`."""
+    labels = table.labeled.labels
+    is_outcome = sum((labels == label).sum() for label in outcome_members(table)[outcome])
+    return f"{outcome} in {100 * is_outcome / max(1, len(labels)):.1f} %"
+
+
+def _limits(table: PredictionTable, outcome: str) -> list[str]:
+    """What the numbers of this table alone cannot say."""
+    labeled, members = table.labeled, outcome_members(table)[outcome]
+    is_outcome = [label in members for label in labeled.labels]
+    limits = []
+    for kind, name in ((True, f"with {outcome}"), (False, f"without {outcome}")):
+        patients = {p for p, is_ in zip(labeled.patients, is_outcome, strict=True) if is_ == kind}
+        if len(patients) < FEW_PATIENTS:
+            count = format_count(len(patients), "patients")
+            limits.append(f"{count} {name}; {FEW_PATIENTS} or more are advised.")
+    limits.append("One dataset. On images of another hospital: consilium test RUN --data OTHER "
+                  "--name NAME.")  # fmt: skip
+    return limits
