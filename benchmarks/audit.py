@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from benchmarks.resources import Stopwatch, peak_memory
 from consilium.inference.data_config import COLUMN_ALIASES, load_target
@@ -46,6 +47,7 @@ def main() -> None:
         images = read_images(args.table, args.patient, args.counts[0] if args.counts else 400)
         for share in SHARES:
             print_planted(images, share)
+            print_leaks_left(images, share)
     elif args.folder:
         print(json.dumps(measure_audit(args.folder)))
     elif args.measurement == "pairs":
@@ -73,6 +75,12 @@ def shrink(image: np.ndarray, factor: float) -> np.ndarray:
     return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
 
 
+def crop(image: np.ndarray) -> np.ndarray:
+    """The lower right 90 % of the height and width."""
+    height, width = image.shape[:2]
+    return np.ascontiguousarray(image[height // 10 :, width // 10 :])
+
+
 def mirror(image: np.ndarray) -> np.ndarray:
     """The image with left and right exchanged."""
     return np.ascontiguousarray(image[:, ::-1])
@@ -85,6 +93,9 @@ CHANGES: dict[str, Change] = {
     "rotated by 90 degrees": lambda image: np.ascontiguousarray(np.rot90(image)),
     "rotated by 10 degrees": lambda image: rotate(image, 10),
     "brighter": lambda image: cv2.convertScaleAbs(image, alpha=1.25, beta=10),
+    "cropped to 90 %": crop,
+    "blurred": lambda image: cv2.GaussianBlur(image, (0, 0), min(image.shape[:2]) / 224),
+    "inverted": lambda image: 255 - image,
     "mirrored, rotated by -5 degrees, JPEG quality 80": lambda image: compress(
         rotate(mirror(image), -5), 80
     ),
@@ -135,13 +146,21 @@ def print_planted(images: list[np.ndarray], share: float) -> None:
     )
 
 
-def count_detected(originals: list[np.ndarray], with_copy: Sequence[int]) -> Counter[str]:
-    """Copies, detected copies and false alarms if some images have one changed copy each."""
+def plant_copies(
+    originals: list[np.ndarray], with_copy: Sequence[int]
+) -> tuple[list[np.ndarray], dict[tuple[int, int], str]]:
+    """The images with one changed copy of some of them; the change of each planted pair."""
     images, copies = [*originals], {}
     for number, original in enumerate(with_copy):
         name = list(CHANGES)[number % len(CHANGES)]
         copies[original, len(images)] = name
         images.append(CHANGES[name](images[original]))
+    return images, copies
+
+
+def count_detected(originals: list[np.ndarray], with_copy: Sequence[int]) -> Counter[str]:
+    """Copies, detected copies and false alarms if some images have one changed copy each."""
+    images, copies = plant_copies(originals, with_copy)
     candidates = find_near_duplicates(Thumbnails.of_images(images), np.full(len(images), -1))
     detected = {(pair.first, pair.second) for pair in candidates}
     counts = Counter(copies=len(copies), detected=len(detected & set(copies)))
@@ -149,6 +168,31 @@ def count_detected(originals: list[np.ndarray], with_copy: Sequence[int]) -> Cou
     for pair, name in copies.items():
         counts.update({f"copies {name}": 1, f"detected {name}": int(pair in detected)})
     return counts
+
+
+def print_leaks_left(originals: list[np.ndarray], share: float) -> None:
+    """Leaks that are left after quarantine, and if all images are split as `init` does.
+
+    The copies are in train, their originals and all other images in test.
+    """
+    chosen = np.linspace(0, len(originals) - 1, round(share * len(originals))).astype(int)
+    with tempfile.TemporaryDirectory() as name:
+        folder, rows = Path(name), []
+        for k, image in enumerate(plant_copies(originals, chosen.tolist())[0]):
+            cv2.imwrite(str(folder / f"{k}.png"), image if image.ndim == 2 else image[..., ::-1])
+            rows.append((f"{k}.png", "one", "test" if k < len(originals) else "train"))
+        table, copies = folder / "manifest.csv", folder / "copies.csv"
+        pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(table, index=False)
+        given = Table(str(table)).manifest(["one"])
+        audit = audit_manifest(given, folder / "audit")
+        excluded = set(audit.quarantine()["id"])
+        again = audit_manifest(given.drop(excluded, "excluded"), folder / "audit")
+        audit.copy_groups().to_csv(copies, index=False)
+        fractions = SplitFractions(0.15, 0.15, stratified=True, copies=str(copies))
+        anew = Table(str(table), split=None, fractions=fractions).manifest(["one"])
+        leaks = audit_manifest(anew, folder / "audit").leaks
+    print(f"{len(chosen)} copies: {len(excluded)} in quarantine, then {len(again.leaks)} leaks; "
+          f"{len(leaks)} leaks in new splits", flush=True)  # fmt: skip
 
 
 def measure_audit_in_process(count: int) -> None:
