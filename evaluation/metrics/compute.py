@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, hstack
 
 from evaluation.metrics import confusion
-from evaluation.metrics.calibration import NUM_BINS, equal_mass_bins
+from evaluation.metrics.calibration import NUM_BINS, NUM_CELLS, equal_mass_bins
 from evaluation.metrics.clinical import outcome_members, use_of
 from evaluation.metrics.confusion import ratio
 from evaluation.metrics.ranking import ranking_estimates
@@ -19,7 +19,8 @@ from evaluation.stats.bootstrap import DRAWS, Clusters, Replicates, Sums, one_ho
 from evaluation.stats.estimate import Estimate, Estimates, make_estimate, wilson_interval
 
 KINDS = (  # of sums over images
-    "confusion", "prevalence", "image_mean", "calibration", "classwise_calibration",
+    "confusion", "prevalence", "image_mean", "calibration", "smooth_calibration",
+    "classwise_calibration",
 )  # fmt: skip
 ABSENT = "a class has no image, or is never predicted"
 ONE_KIND = "no image has the outcome, or all images have it"
@@ -77,8 +78,9 @@ def confusion_matrix(table: PredictionTable) -> np.ndarray:
 class SumColumns:
     """The columns whose sums over images determine the metrics `specs`, for K classes.
 
-    In this order: K x K confusion cells, the columns of each metric of kind `image_mean`, and the
-    signed gaps in 15 calibration bins, of the predicted class and of each class if needed.
+    In this order: K x K confusion cells, the columns of each metric of kind `image_mean`, the
+    signed gaps of the predicted class in 200 cells if needed, and those in 15 calibration bins,
+    of the predicted class and of each class if needed.
     """
 
     specs: Sequence[MetricSpec]
@@ -106,16 +108,19 @@ class SumColumns:
     def of_table(self, table: PredictionTable) -> Sums:
         """Columns (n, d) of labeled rows, sparse: most cells and bins of a row are 0."""
         k, p, labels = len(self.class_names), table.probabilities, table.labels
-        kinds = {spec.kind for spec in self.specs}
+        confidence, is_correct = p.max(axis=1), table.predictions == labels
         outcomes = []  # scores and whether they came true: of the predicted class, of each class
-        if kinds & {"calibration", "classwise_calibration"}:
-            outcomes = [(p.max(axis=1), table.predictions == labels)]
-        if "classwise_calibration" in kinds:
+        if self._kinds & {"calibration", "classwise_calibration"}:
+            outcomes = [(confidence, is_correct)]
+        if "classwise_calibration" in self._kinds:
             outcomes += [(p[:, c], labels == c) for c in range(k)]
         cells = one_hot(labels * k + table.predictions, k * k)
         means = [csr_matrix(spec.compute(table).reshape(len(table), -1)) for spec in self._means]
         # quantiles of the whole table, also when patients are resampled
         gaps = [one_hot(equal_mass_bins(s), NUM_BINS, s - is_true) for s, is_true in outcomes]
+        if "smooth_calibration" in self._kinds:
+            cell = (confidence * NUM_CELLS).astype(int).clip(max=NUM_CELLS - 1)
+            gaps = [one_hot(cell, NUM_CELLS, confidence - is_correct), *gaps]
         return hstack([cells, *means, *gaps]).tocsr()
 
     def metrics(self, sums: np.ndarray) -> np.ndarray:
@@ -124,16 +129,22 @@ class SumColumns:
         matrix = sums[:, : k * k].reshape(-1, k, k)
         n = matrix.sum(axis=(1, 2))
         widths = [len(self.outcomes) if s.scope == "outcome" else 1 for s in self._means]
-        *totals, gaps = np.split(sums[:, k * k :], np.cumsum(widths, dtype=int), axis=1)
+        widths.append(NUM_CELLS if "smooth_calibration" in self._kinds else 0)
+        *totals, smooth, gaps = np.split(sums[:, k * k :], np.cumsum(widths, dtype=int), axis=1)
         means = iter([ratio(total, n[:, None]) for total in totals])
         gaps = ratio(gaps.reshape(len(sums), -1, NUM_BINS), n[:, None, None])
-        inputs = {"calibration": gaps[:, :1], "classwise_calibration": gaps[:, -k:],
+        inputs = {"calibration": gaps[:, :1], "smooth_calibration": ratio(smooth, n[:, None]),
+                  "classwise_calibration": gaps[:, -k:],
                   "prevalence": confusion.at_prevalences(matrix, self.prevalences)}  # fmt: skip
         values = [
             next(means) if s.kind == "image_mean" else s.compute(inputs.get(s.kind, matrix))
             for s in self.specs
         ]
         return np.column_stack(values)
+
+    @property
+    def _kinds(self) -> set[str]:
+        return {spec.kind for spec in self.specs}
 
     @property
     def _means(self) -> list[MetricSpec]:

@@ -20,8 +20,8 @@ from evaluation.metrics.subgroups import equalized_odds
 from evaluation.predictions import LEVELS
 
 Kind = Literal[
-    "confusion", "prevalence", "image_mean", "calibration", "classwise_calibration", "ranking",
-    "estimates",
+    "confusion", "prevalence", "image_mean", "calibration", "smooth_calibration",
+    "classwise_calibration", "ranking", "estimates",
 ]  # fmt: skip
 Value = TypeVar("Value")
 Scope = Literal[
@@ -40,7 +40,7 @@ Scope = Literal[
 class MetricSpec:
     """One metric: how it is computed, shown and compared.
 
-    `kind` is what `compute` is a function of, and its return value. Metrics of the first five
+    `kind` is what `compute` is a function of, and its return value. Metrics of the first six
     kinds share one bootstrap of sums over images, `r` resamples at a time:
 
     - confusion: matrices (r, K, K), rows are labels -> (r,), or (r, K) for scope `class`.
@@ -50,7 +50,8 @@ class MetricSpec:
       mean over images.
     - calibration: signed gaps (r, 1, bins) between the predicted class's probability and
       accuracy, as fractions of all images -> (r,).
-    - classwise_calibration: the same gaps of each class (r, K, bins) -> (r, 1 + K).
+    - smooth_calibration: the same gaps in equally wide cells of probability (r, cells) -> (r,).
+    - classwise_calibration: the gaps in bins of each class (r, K, bins) -> (r, 1 + K).
     - ranking: cumulative true and false positives of one class, (r, G) each, highest score
       first -> (r,); computed for each class and averaged over classes.
     - estimates: (table, clusters, draws, seed) -> Estimates by full name; has its own intervals.
@@ -78,7 +79,7 @@ class MetricSpec:
     in_summary: bool = False  # whether main tables and the terminal show it
     in_headline: bool = False  # whether it has a column in tables of paired comparisons
     in_outcomes: bool = False  # whether it has a column in the table of classes and groups
-    is_paired: bool = False  # whether paired tests compare it: AUROC or one of the first five kinds
+    is_paired: bool = False  # whether paired tests compare it: AUROC or one of the first six kinds
 
     def __post_init__(self) -> None:
         if self.is_paired and self.kind == "ranking":
@@ -146,6 +147,8 @@ _SPECS = (
     MetricSpec("ece", "ECE", "calibration", calibration.ece_of_gaps, higher_is_better=False,
                interval="centered bootstrap", weights_images_equally=True, in_summary=True,
                is_paired=True),
+    MetricSpec("smooth_ece", "ECE, smooth", "smooth_calibration", calibration.smooth_ece_of_gaps,
+               higher_is_better=False, interval="centered bootstrap", weights_images_equally=True),
     MetricSpec("ece_classwise", "ECE, classwise", "classwise_calibration",
                calibration.classwise_ece_of_gaps, scope="overall and class", higher_is_better=False,
                interval="centered bootstrap", weights_images_equally=True, in_outcomes=True),

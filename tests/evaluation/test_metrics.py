@@ -3,6 +3,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
 from sklearn import metrics as sk
 
 from evaluation.metrics import compute, confusion
@@ -157,6 +159,39 @@ def test_calibration_error_follows_its_definition() -> None:
     gaps = [abs(confidence[b].mean() - is_correct[b].mean()) * len(b) / 450 for b in bins]
     estimate = compute.compute_metrics(table, draws=200)["ece"]
     assert estimate.value == pytest.approx(sum(gaps))
+    assert estimate.low < estimate.value < estimate.high
+
+
+def direct_smooth_ece(confidence: np.ndarray, gaps: np.ndarray, points: int) -> float:
+    """The bandwidth that equals the error at it, from all pairs of images and points."""
+    grid, sides = (np.arange(points)[:, None] + 0.5) / points, range(-4, 5, 2)
+
+    def excess(bandwidth: float) -> float:
+        kernel = [
+            norm.pdf(grid, m + sign * confidence, bandwidth) for m in sides for sign in (1, -1)
+        ]
+        return float(np.abs(np.sum(kernel, axis=0) @ gaps).mean() / len(gaps) - bandwidth)
+
+    return float(brentq(excess, 1e-3, 1, xtol=1e-12))
+
+
+@pytest.mark.parametrize(("is_in_cells", "points", "error"), [(1, 200, 1e-6), (0, 1000, 1e-3)])
+@pytest.mark.parametrize("gain", [0.0, 1.0, 3.0])
+def test_smooth_calibration_error_follows_its_definition(
+    gain: float, is_in_cells: int, points: int, error: float
+) -> None:
+    table = make_table(300, gain=gain)
+    confidence = table.probabilities.max(1)
+    if is_in_cells:  # at their centers, so that sorting into cells moves nothing
+        confidence = (np.floor(confidence * 200) + 0.5) / 200
+    others = np.repeat((1 - confidence[:, None]) / 2, 3, axis=1)
+    first = np.arange(3) == table.predictions[:, None]
+    table = table.with_probabilities(np.where(first, confidence[:, None], others))
+    estimate = compute.compute_metrics(table, draws=200)["smooth_ece"]
+    is_correct = table.predictions == table.labels
+    expected = direct_smooth_ece(confidence, confidence - is_correct, points)
+    assert estimate.value == pytest.approx(expected, abs=error)
+    assert estimate.method == "bootstrap over patients, centered"
     assert estimate.low < estimate.value < estimate.high
 
 
