@@ -19,7 +19,7 @@ from callbacks.wandb_logger import WandbLogger, log_image, log_table
 from evaluation import sparsity
 from evaluation.ensemble import calibrate_table
 from evaluation.files import write_text
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.operating_points import OperatingPoints, evaluate_thresholds
 from evaluation.metrics.registry import metric_label, summary_metrics
@@ -143,9 +143,9 @@ class ResultsWriter(L.Callback):
         table, size = tables[""], count_parameters(module)
         metrics = {member: compute_metrics(predictions) for member, predictions in tables.items()}
         for member, predictions in tables.items():
-            temperature = Temperature(predictions.meta.get("temperature", 1.0))
-            if temperature.value != 1.0:
-                calibrated = calibrate_table(predictions, temperature)
+            calibration = Calibration(**predictions.meta.get("calibration", {}))
+            if not calibration.is_neutral:
+                calibrated = calibrate_table(predictions, calibration)
                 metrics[f"{CALIBRATED_MEMBER}{member}"] = compute_metrics(calibrated)
         is_saving = size > 0 and run.describes_weights(folder, size, zero_fraction(module))
         measures = run.measured_ratios(folder) if is_saving else {}

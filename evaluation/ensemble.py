@@ -12,7 +12,7 @@ from evaluation import diversity
 from evaluation.diversity import NllDecomposition, PairDiversity
 from evaluation.files import read_json, write_json
 from evaluation.metrics import calibration
-from evaluation.metrics.calibration import Temperature, fit_temperature
+from evaluation.metrics.calibration import Calibration, fit_calibration
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.predictions import (
@@ -40,7 +40,7 @@ FILE, VERSION = "evaluation.json", 6
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS = (0.01, 0.02, 0.05)  # of referral
-CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Temperature)  # in the file
+CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Calibration)  # in the file
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class FittedVoters:
 
     ensembles: dict[str, FittedEnsemble]  # by name of the voter
     not_fitted: dict[str, str]  # the reason, by name of the voter
-    temperatures: dict[str, Temperature]  # of each member alone
-    best_member: str  # that of least validation NLL at its own temperature
+    calibrations: dict[str, Calibration]  # of each member alone
+    best_member: str  # that of least validation NLL once calibrated
     num_patients: int  # with labels in val
     warnings: list[str] = field(default_factory=list)
 
@@ -58,14 +58,14 @@ class FittedVoters:
         """The voter of a name; `auto` is the learned weights if val is large enough for them."""
         if voter != AUTO:
             return voter
-        is_large = self.num_patients >= AUTO_PATIENTS * len(self.temperatures)
+        is_large = self.num_patients >= AUTO_PATIENTS * len(self.calibrations)
         return "learned" if is_large and "learned" in self.ensembles else "soft"
 
     def reason(self, voter: str) -> str:
         """How `select` came to its choice; empty if there was none."""
         if voter != AUTO:
             return ""
-        count, members = self.num_patients, len(self.temperatures)
+        count, members = self.num_patients, len(self.calibrations)
         relation = "at least" if count >= AUTO_PATIENTS * members else "fewer than"
         needed = f"{AUTO_PATIENTS} for each of {members} members"
         return f"Voter chosen by the size of val: {count:,} patients, {relation} {needed}"
@@ -76,9 +76,9 @@ class EvaluatedVoters:
     """Metrics of members and calibrated voters on test."""
 
     member_metrics: dict[str, Estimates]  # of raw probabilities
-    calibrated_metrics: dict[str, Estimates]  # of the members at their own temperatures
+    calibrated_metrics: dict[str, Estimates]  # of the members, each calibrated like a voter
     voter_metrics: dict[str, Estimates]
-    gains: dict[str, Differences]  # each voter minus the best member at its own temperature
+    gains: dict[str, Differences]  # each voter minus the best member, also calibrated
     diversity: dict[str, PairDiversity]  # of each two members, by names joined with ' & '
     agreement: Estimate  # fraction of the rows on which all members predict the same class
     nll_decomposition: NllDecomposition
@@ -91,19 +91,19 @@ class EnsemblePredictions:
 
     voter: str
     members: dict[str, PredictionTable]
-    uncalibrated: PredictionTable  # the voter's table before its temperature
+    uncalibrated: PredictionTable  # the voter's table before calibration
     calibrated: PredictionTable
 
 
 def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
-    """Fits every voter whose options are given, then its temperature; refuses test tables."""
+    """Fits every voter whose options are given, then its calibration; refuses test tables."""
     for table in val.values():
         refuse_test(table, "an ensemble")
     tables = align_members(val)
     ensembles, not_fitted = dict[str, FittedEnsemble](), dict[str, str]()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        temperatures = {name: fit_temperature(table) for name, table in tables.items()}
+        calibrations = {name: fit_calibration(table) for name, table in tables.items()}
         for name, spec in VOTERS.items():
             if spec.missing_options(options):
                 continue
@@ -114,26 +114,26 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
                     raise
                 not_fitted[name] = str(error)
             else:
-                ensembles[name] = _calibrate(voter, tables, temperatures)
+                ensembles[name] = _calibrate(voter, tables, calibrations)
     best_member = min(
-        tables, key=lambda n: calibration.nll(calibrate_table(tables[n], temperatures[n])).mean()
+        tables, key=lambda n: calibration.nll(calibrate_table(tables[n], calibrations[n])).mean()
     )
     messages = sorted({str(warning.message) for warning in caught})
     patients = len(np.unique(next(iter(tables.values())).labeled.patients.astype(str)))
-    return FittedVoters(ensembles, not_fitted, temperatures, best_member, patients, messages)
+    return FittedVoters(ensembles, not_fitted, calibrations, best_member, patients, messages)
 
 
 def _calibrate(
-    voter: Voter, tables: Tables, temperatures: Mapping[str, Temperature]
+    voter: Voter, tables: Tables, calibrations: Mapping[str, Calibration]
 ) -> FittedEnsemble:
     pooled = pool_tables(voter, list(tables.values()))
     return FittedEnsemble(
         voter,
         [member_hash(table, name) for name, table in tables.items()],
         pooled.class_names,
-        fit_temperature(pooled),
+        fit_calibration(pooled),
         str(pooled.meta.get("manifest_digest") or ""),
-        [temperatures[name] for name in tables],
+        [calibrations[name] for name in tables],
         common_precision(tables),
     )
 
@@ -153,14 +153,14 @@ def member_hash(table: PredictionTable, name: str) -> str:
     return str(table.meta.get("weights") or table.meta.get("checkpoint_hash") or name)
 
 
-def calibrate_table(table: PredictionTable, temperature: Temperature) -> PredictionTable:
-    """The table with its probabilities at a temperature."""
-    return table.with_probabilities(temperature(table.probabilities))
+def calibrate_table(table: PredictionTable, fitted: Calibration) -> PredictionTable:
+    """The table with calibrated probabilities."""
+    return table.with_probabilities(fitted(table.probabilities))
 
 
 def combine_members(ensemble: FittedEnsemble, tables: Sequence[PredictionTable]) -> PredictionTable:
     """The ensemble's prediction table; ValueError if the tables come from other members."""
-    return pool_tables(ensemble.voter, _members(ensemble, tables), ensemble.temperature)
+    return pool_tables(ensemble.voter, _members(ensemble, tables), ensemble.calibration)
 
 
 def ensemble_predictions(
@@ -172,7 +172,7 @@ def ensemble_predictions(
         ensemble.voter.name,
         {name: aggregate(table, *level) for name, table in tables.items()},
         aggregate(pool_tables(ensemble.voter, members), *level),
-        aggregate(pool_tables(ensemble.voter, members, ensemble.temperature), *level),
+        aggregate(pool_tables(ensemble.voter, members, ensemble.calibration), *level),
     )
 
 
@@ -200,7 +200,7 @@ def evaluate_voters(
         voters[voter] = aggregate(combine_members(ensemble, list(tables.values())), *level)
     members = {name: aggregate(table, *level) for name, table in tables.items()}
     calibrated = {
-        name: aggregate(calibrate_table(table, fitted.temperatures[name]), *level)
+        name: aggregate(calibrate_table(table, fitted.calibrations[name]), *level)
         for name, table in tables.items()
     }
     baseline = calibrated[fitted.best_member]

@@ -100,6 +100,11 @@ class PredictionTable:
         names = cell_text(self.rows["patient"])
         return np.where(names == "", "id:" + self.rows["id"].to_numpy(dtype=object), names)
 
+    def patient_folds(self, num_folds: int) -> np.ndarray:
+        """Fold (n,) of each row, drawn by patient, with about as many patients in each."""
+        patients, patient = np.unique(self.patients.astype(str), return_inverse=True)
+        return np.asarray(np.random.default_rng(0).permutation(len(patients))[patient] % num_folds)
+
     @property
     def splits(self) -> list[str]:
         """Names of the splits in the table, sorted."""

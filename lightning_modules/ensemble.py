@@ -2,7 +2,7 @@
 
 import glob
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +96,15 @@ class EnsembleModule(BaseModule):
 
     def combine_tables(self, members: Tables, meta: Metadata) -> Tables:
         """The members' tables, with hashes of their own weights, and under "" the ensemble's."""
-        voter, temperature = self.ensemble.voter, self.ensemble.temperature
-        pooled = simple.pool_tables(voter, list(members.values()), temperature)
+        voter, calibration = self.ensemble.voter, self.ensemble.calibration
+        pooled = simple.pool_tables(voter, list(members.values()), calibration)
         tables = {"": replace(pooled, meta=meta)}
         shared = {key: value for key, value in meta.items() if key not in ("members", "voter")}
         for (name, table), block in zip(members.items(), self.blocks, strict=True):
             own = {"module": block.module, "weights": block.weights}
             tables[name] = replace(table, meta={**shared, **own})
-        for name, fitted in zip(members, self.ensemble.member_temperatures, strict=False):
-            tables[name].meta["temperature"] = fitted.value
+        for name, fitted in zip(members, self.ensemble.member_calibrations, strict=False):
+            tables[name].meta["calibration"] = asdict(fitted)
         return tables
 
     def all_weights(self) -> dict[str, Tensor]:

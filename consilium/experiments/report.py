@@ -168,7 +168,7 @@ def _summary_table(results: ExperimentResults) -> html.Table:
 
 
 def summary_metrics_by_row(results: ExperimentResults) -> dict[str, Estimates]:
-    """Metrics of ensembles, of their members at their own temperatures, and of raw members."""
+    """Metrics of ensembles, of their calibrated members, and of raw members."""
     calibrated = results.ensemble_metrics
     for ensemble_results in results.ensembles:
         calibrated |= ensemble_results.evaluated.calibrated_metrics

@@ -47,7 +47,8 @@ class ModelInfo(BaseModel):
     voter_label: str = Field(description="the same for people")
     calibrated: bool
     members_calibrated: bool = Field(description="whether members' probabilities are calibrated")
-    temperature: float
+    calibration: str = Field(description="how probabilities are calibrated, in words")
+    temperature: float | None = Field(description="null: each class has its own scale and bias")
     temperature_at_bound: bool = Field(description="whether val had too few errors to fit it")
     refer_below: float | None
     sets: float | None = Field(description="rate at which sets contain the class; null: no sets")

@@ -237,7 +237,7 @@ class Service:
     def model_info(self) -> schemas.ModelInfo:
         """Description of the served ensemble and of the limits."""
         predictor, settings, limits = self.predictor, self.settings, self.settings.limits
-        voter, temperature = predictor.ensemble.voter, predictor.ensemble.temperature
+        voter, calibration = predictor.ensemble.voter, predictor.ensemble.calibration
         members = [
             MemberInfo(name=m.name, weights=m.weights_hash, preprocess=m.preprocess.to_dict())
             for m in predictor.members
@@ -248,10 +248,11 @@ class Service:
             class_names=predictor.class_names,
             voter=voter.name,
             voter_label=voter_spec(voter.name).label,
-            calibrated=temperature.value != 1.0,
-            members_calibrated=bool(predictor.ensemble.member_temperatures),
-            temperature=temperature.value,
-            temperature_at_bound=temperature.at_bound,
+            calibrated=not calibration.is_neutral,
+            members_calibrated=bool(predictor.ensemble.member_calibrations),
+            temperature=None if calibration.scales else calibration.temperature,
+            temperature_at_bound=calibration.at_bound,
+            calibration=calibration.describe(),
             refer_below=settings.refer_below,
             sets=None if settings.sets is None else 1 - settings.sets.alpha,
             group_attribute=voter.attribute or None,

@@ -19,11 +19,11 @@ from evaluation.stats.estimate import Estimate, Estimates, decimals_of
 from evaluation.stats.paired_tests import Differences, better_or_worse
 from evaluation.voters.registry import voter_spec
 
-SAME = 1e-6  # difference of two metrics up to the rounding of a fitted temperature
+SAME = 1e-6  # difference of two metrics up to the rounding of a fitted calibration
 CALIBRATED_NOTE = (
-    f"{html.SMALL_PRINT} Calibrated: probabilities at a temperature fitted on validation, the same "
-    "way for voters and members. Raw: probabilities as the network gives them; a voter or "
-    "an ensemble has no raw row: its temperature is a part of it."
+    f"{html.SMALL_PRINT} Calibrated: by a temperature or vector scaling, fitted and chosen on "
+    "validation in the same way for voters and members. Raw: probabilities as the network gives "
+    "them; a voter or an ensemble has no raw row: its calibration is a part of it."
 )
 
 
@@ -103,7 +103,7 @@ def gain_table(fitted: FittedVoters, evaluated: EvaluatedVoters) -> html.Table:
         rows.append((voter_spec(voter).label, *cells, p_value, "; ".join(outcomes)))
     test = next(iter(evaluated.gains.values()))["accuracy"].test
     note = (
-        f"Each voter minus {fitted.best_member} at its own temperature, on the same "
+        f"Each voter minus {fitted.best_member}, also calibrated, on the same "
         f"{evaluated.rows}. {html.SMALL_PRINT} p: {test}. A gain is claimed only if the interval "
         "excludes 0 and the corrected p-value is below 0.05."
     )
@@ -118,9 +118,8 @@ def _plot_sections(
     ensemble, members = predictions.calibrated, predictions.members
     tables = {f"ensemble ({voter_spec(predictions.voter).label})": ensemble, **members}
     reliability = {"uncalibrated": predictions.uncalibrated, "calibrated": ensemble}
-    temperature = fitted.ensembles[predictions.voter].temperature.value
     bars = curves.reliability_caption(reliability.values())
-    bars = f"Temperature {temperature:.3f}, fitted on validation. {bars}"
+    bars = f"{fitted.ensembles[predictions.voter].calibration.describe()}. {bars}"
     calibration = curves.reliability_plot(reliability)
     circled = "The best members of each class are circled; results.json has the intervals."
     recalls = plots.recall_plot(evaluated.member_metrics, ensemble.class_names)
@@ -219,7 +218,7 @@ def ensemble_results(
     meta = {
         "voter": voter,
         "best_member_on_val": fitted.best_member,
-        "temperatures": {v: e.temperature.value for v, e in fitted.ensembles.items()},
+        "calibrations": {v: asdict(e.calibration) for v, e in fitted.ensembles.items()},
         "not_fitted": fitted.not_fitted,
         "notes": [*fitted.warnings, *collect_notes(tables.values())],
         **paired_meta(evaluated.gains, evaluated.diversity, evaluated.agreement, evaluated.rows),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import softmax
 
+from evaluation.metrics.calibration import minimize_near
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, safe_log
 from evaluation.voters import learned
 from evaluation.voters.simple import Voter, attribute_values, check_member_count, normalized_weights
@@ -136,5 +137,5 @@ def _fit_layer(
         return loss, np.column_stack([by_score.sum(axis=1), by_keys])
 
     start = np.column_stack([np.log(np.maximum(own, 0.01)), np.zeros(features[:, 0].shape)])
-    layer = learned.minimize_near(start, nll, len(labels))
+    layer = minimize_near(start, nll, len(labels))
     return layer[:, 0], layer[:, 1:]

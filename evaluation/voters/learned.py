@@ -1,12 +1,13 @@
 """Voters whose convex weights minimize the NLL on validation tables, and that objective."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from evaluation.metrics.calibration import minimize_near
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, align, refuse_test, safe_log
 from evaluation.voters.simple import Voter, Weighted, check_member_count, normalized_weights
 
@@ -84,8 +85,7 @@ def fit_learned(tables: Sequence[PredictionTable]) -> Learned:
 def fit_greedy(tables: Sequence[PredictionTable]) -> Greedy:
     """Adds the member that lowers the NLL most, with replacement; ties go to the first member."""
     members, table = fitting_data(tables, "greedy selection")
-    patients = np.unique(table.patients.astype(str), return_inverse=True)[1]
-    half = np.random.default_rng(0).permutation(patients.max() + 1)[patients] % 2 == 0
+    half = table.patient_folds(2) == 0
     gaps = []
     for inside in (half, ~half):
         if inside.any() and (~inside).any():
@@ -135,23 +135,6 @@ def fit_stacked(tables: Sequence[PredictionTable]) -> Stacked:
     start = np.hstack([np.tile(np.eye(k), count) / count, np.zeros((k, 1))])
     w = minimize_near(start, nll, len(table))
     return Stacked(w[:, :-1], w[:, -1])
-
-
-def minimize_near(
-    start: np.ndarray, nll: Callable[[np.ndarray], tuple[float, np.ndarray]], n: int
-) -> np.ndarray:
-    """Parameters of least NLL on n rows; half the squared change from `start` counts as one row.
-
-    `nll` returns the mean over rows and the gradient of the sum over rows.
-    """
-
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        change = flat.reshape(start.shape) - start
-        mean, gradient = nll(flat.reshape(start.shape))
-        return mean + float((change**2).sum()) / 2 / n, (gradient + change).ravel() / n
-
-    solution = minimize(loss, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300})
-    return np.asarray(solution.x.reshape(start.shape))
 
 
 def _side_by_side(members: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import softmax
 
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.predictions import PredictionTable, align, cell_text, safe_log
 
-UNCALIBRATED = Temperature()
+UNCALIBRATED = Calibration()
 
 
 class Voter(ABC):
@@ -119,12 +119,12 @@ def stacked_probabilities(tables: Sequence[PredictionTable]) -> np.ndarray:
 
 
 def pool_tables(
-    voter: Voter, tables: Sequence[PredictionTable], temperature: Temperature = UNCALIBRATED
+    voter: Voter, tables: Sequence[PredictionTable], calibration: Calibration = UNCALIBRATED
 ) -> PredictionTable:
-    """The voter's table at a temperature, with the rows and classes of the first table."""
+    """The voter's calibrated table, with the rows and classes of the first table."""
     first = tables[0]
     groups = attribute_values(first, voter.attribute, voter.name) if voter.attribute else None
-    return first.with_probabilities(temperature(voter(stacked_probabilities(tables), groups)))
+    return first.with_probabilities(calibration(voter(stacked_probabilities(tables), groups)))
 
 
 def attribute_values(table: PredictionTable, name: str, voter: str) -> np.ndarray:

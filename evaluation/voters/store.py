@@ -1,4 +1,4 @@
-"""A fitted voter with its temperature, saved with the hashes of the members it was fitted for."""
+"""A fitted voter with its calibration, saved with the hashes of the members it was fitted for."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,24 +21,24 @@ from evaluation.files import (
     write_bytes,
     write_json,
 )
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.voters.registry import voter_spec
 from evaluation.voters.simple import Voter
 
-SCHEMA, VERSION = "consilium.voter", 5
+SCHEMA, VERSION = "consilium.voter", 6
 FILE = "voter.json"
 
 
 @dataclass(frozen=True)
 class FittedEnsemble:
-    """Combines the members' probabilities by a voter and calibrates them by a temperature."""
+    """Combines the members' probabilities by a voter and calibrates them."""
 
     voter: Voter
     members: list[str]  # hashes of the members' weights, in the order of the first axis
     class_names: list[str]
-    temperature: Temperature = field(default_factory=Temperature)
+    calibration: Calibration = field(default_factory=Calibration)
     fitted_on: str = ""  # manifest digest of the validation tables, if known
-    member_temperatures: list[Temperature] = field(default_factory=list)  # empty if unknown
+    member_calibrations: list[Calibration] = field(default_factory=list)  # empty if unknown
     precision: str = ""  # that the members were evaluated in, if known
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
@@ -46,14 +46,14 @@ class FittedEnsemble:
         if members.shape[::2] != (len(self.members), len(self.class_names)):
             required = (len(self.members), "n", len(self.class_names))
             raise ValueError(f"members have shape {members.shape}, this ensemble needs {required}")
-        return self.temperature(self.voter(members, groups))
+        return self.calibration(self.voter(members, groups))
 
     def calibrate_members(self, members: np.ndarray) -> np.ndarray:
-        """Probabilities (members, n, K), each member's at its own temperature, if it is known."""
-        if not self.member_temperatures:
+        """Probabilities (members, n, K), each member's calibrated, if that is known."""
+        if not self.member_calibrations:
             return members
-        pairs = zip(self.member_temperatures, members, strict=True)
-        return np.stack([temperature(probabilities) for temperature, probabilities in pairs])
+        pairs = zip(self.member_calibrations, members, strict=True)
+        return np.stack([calibration(probabilities) for calibration, probabilities in pairs])
 
 
 def save(folder: Path | str, ensemble: FittedEnsemble) -> None:
@@ -78,9 +78,9 @@ def _content(ensemble: FittedEnsemble) -> tuple[dict[str, Any], bytes]:
         "members": ensemble.members,
         "class_names": ensemble.class_names,
         "fitted_on": ensemble.fitted_on,
-        "temperature": asdict(ensemble.temperature),
+        "calibration": asdict(ensemble.calibration),
         "precision": ensemble.precision,
-        "member_temperatures": list(map(asdict, ensemble.member_temperatures)),
+        "member_calibrations": list(map(asdict, ensemble.member_calibrations)),
         "voter": {"name": ensemble.voter.name, **plain},
         "arrays": hashlib.sha256(data).hexdigest(),
     }
@@ -120,8 +120,8 @@ def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnse
         voter_spec(settings.pop("name")).voter_class(**settings, **arrays),
         content["members"],
         content["class_names"],
-        Temperature(**content["temperature"]),
+        Calibration(**content["calibration"]),
         content["fitted_on"],
-        [Temperature(**values) for values in content["member_temperatures"]],
+        [Calibration(**values) for values in content["member_calibrations"]],
         content["precision"],
     )

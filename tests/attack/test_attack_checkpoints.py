@@ -16,7 +16,7 @@ from consilium.cli.main import main
 from consilium.inference.export import load_with_backend
 from datamodules.preprocess import Preprocess
 from evaluation.files import json_digest
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.voters.simple import Weighted
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import EnsembleModule, ImageClassifier, packing
@@ -90,7 +90,7 @@ def test_malformed_checkpoints_are_refused_in_one_line_without_much_memory(
 def ensemble(checkpoint):
     """Folder of an ensemble with a fitted voter."""
     weights = read(checkpoint)[0].weights
-    voter = FittedEnsemble(Weighted(np.ones(1)), [weights], CLASSES, Temperature(0.7), "val")
+    voter = FittedEnsemble(Weighted(np.ones(1)), [weights], CLASSES, Calibration(0.7), "val")
     return write_ensemble(checkpoint.parent / "ensemble", [checkpoint], voter)
 
 

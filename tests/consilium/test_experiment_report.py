@@ -469,7 +469,7 @@ def test_a_report_bootstraps_every_table_once_and_fits_no_voter(write, monkeypat
     write_ensembles(config)
     fits = [
         count_calls(monkeypatch, function, lambda *args, **kwargs: "")
-        for function in (ensemble.fit_voters, ensemble.evaluate_voters, calibration.fit_temperature)
+        for function in (ensemble.fit_voters, ensemble.evaluate_voters, calibration.fit_calibration)
     ]
     resampled = count_calls(
         monkeypatch, bootstrap.bootstrap,
@@ -542,7 +542,7 @@ def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write
     assert text.body == lead(results)
     assert facts.answers["For whom is it worse?"] == [sentence]
     (table,) = (s for s in sections(results) if s.heading == "Ensembles and members")
-    assert "an ensemble has no raw row: its temperature is a part of it" in table.note
+    assert "an ensemble has no raw row: its calibration is a part of it" in table.note
 
 
 def test_maps_of_an_ensemble_are_named_after_its_run(tmp_path):

@@ -54,7 +54,7 @@ def test_the_ensemble_predicts_the_calibrated_mean_of_its_members(experiment):
     )
     voter = yaml.safe_load((experiment / "voters" / "voter.json").read_text())
     calibrated = ((small.probabilities + large.probabilities) / 2) ** (
-        1 / voter["temperature"]["value"]
+        1 / voter["calibration"]["temperature"]
     )
     expected = calibrated / calibrated.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(ensemble.probabilities, expected, atol=1e-6)

@@ -20,7 +20,7 @@ from consilium.inference.export import (
 from consilium.inference.export_formats import FORMATS, ExportFormat
 from consilium.inference.predictor import load_predictor
 from datamodules.preprocess import Preprocess
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.voters.simple import Weighted
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import ImageClassifier, OneVsOneClassifier
@@ -41,7 +41,7 @@ def ensemble(tmp_path_factory):
         save_checkpoint(pairs, Preprocess(size=48, clahe=2.0), folder / "pairs.ckpt"),
     ]
     hashes = [read(file)[0].weights for file in files]
-    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.7), "val")
+    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Calibration(0.7), "val")
     return write_ensemble(folder / "ensemble", files, voter)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from consilium.cli.main import main
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.predictions import PredictionTable
 from evaluation.voters import store
 from evaluation.voters.simple import Soft
@@ -159,7 +159,7 @@ def test_an_ensemble_is_what_was_evaluated_or_is_refused(resnet, tmp_path, capsy
     """Of a member with the same weights and another class order, whose digest was made to fit."""
     member = shutil.copy(resnet / "best.ckpt", tmp_path / "member.ckpt")
     weights = checkpoints.read(member)[0].weights
-    voter = FittedEnsemble(Soft(), [weights], ["none", "simple", "comminuted"], Temperature(0.5))
+    voter = FittedEnsemble(Soft(), [weights], ["none", "simple", "comminuted"], Calibration(0.5))
     folder = write_ensemble(tmp_path / "ensemble", [member], voter)
     assert main(["inspect", str(folder)]) == 0
     content = torch.load(member, weights_only=True)
@@ -171,12 +171,12 @@ def test_an_ensemble_is_what_was_evaluated_or_is_refused(resnet, tmp_path, capsy
         load_ensemble(folder)
     assert main(["inspect", str(folder)]) == 1
     shutil.copy(resnet / "best.ckpt", member)
-    assert load_ensemble(folder).ensemble.temperature.value == 0.5
+    assert load_ensemble(folder).ensemble.calibration.temperature == 0.5
     text = (folder / "voter.json").read_text()
     (folder / "voter.json").write_text(text.replace('"value": 0.5', '"value": 2.0'))
     with pytest.raises(ValueError, match=r"voter\.json: was changed after it was written"):
         load_ensemble(folder)
-    store.save(folder, replace(voter, temperature=Temperature(2.0)))
+    store.save(folder, replace(voter, calibration=Calibration(2.0)))
     with pytest.raises(ValueError, match=r"ensemble\.json: voter\.json of its voter 'soft'"):
         load_ensemble(folder)
     store.save(folder, voter)

@@ -19,7 +19,7 @@ from consilium.inference.export import load_with_backend
 from consilium.inference.predictor import load_predictor
 from consilium.serving import server
 from evaluation import saliency
-from evaluation.metrics.calibration import Temperature, fit_referral
+from evaluation.metrics.calibration import Calibration, fit_referral
 from evaluation.metrics.conformal import fit_conformal_sets
 from evaluation.predictions import PredictionTable
 from evaluation.voters import store
@@ -44,7 +44,7 @@ def tested_ensemble(tiny, resnet, larger):
     """Run folder of an ensemble with a fitted, calibrated voter, after `consilium test`."""
     folder = tiny.root / "served"
     hashes = [checkpoints.read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
-    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Temperature(0.6), "val")
+    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Calibration(0.6), "val")
     store.save(folder / "voters", voter)
     init_args = {"members": [str(resnet), str(larger)], "voter": str(folder / "voters")}
     model = {"class_path": "lightning_modules.EnsembleModule", "init_args": init_args}
@@ -258,8 +258,8 @@ def test_pointing_scores_are_those_measured_in_the_experiment(predictor, tmp_pat
 
 
 def test_members_are_calibrated_by_their_own_temperatures(predictor):
-    temperatures = [Temperature(2.0), Temperature(0.5)]
-    fitted = replace(predictor.ensemble, member_temperatures=temperatures)
+    temperatures = [Calibration(2.0), Calibration(0.5)]
+    fitted = replace(predictor.ensemble, member_calibrations=temperatures)
     with open_client(replace(predictor, ensemble=fitted)) as client:
         assert client.get("/v1/model").json()["members_calibrated"] is True
         prediction = post_images(client, [image_file()]).json()["predictions"][0]

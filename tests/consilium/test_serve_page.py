@@ -15,7 +15,7 @@ from consilium.serving import server
 from consilium.serving.server import create_app
 from consilium.serving.service import ServerSettings
 from datamodules.preprocess import Preprocess
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.stats.estimate import Estimate
 from lightning_modules import ImageClassifier
 from tests.consilium.untrained import CLASSES, save_checkpoint, write_ensemble
@@ -234,8 +234,8 @@ def test_a_damaged_file_is_refused_in_plain_words(page, image_folder, tmp_path):
 def test_members_and_maps_have_their_calibration_and_measured_pointing_score(
     browser, predictor, image_folder
 ):
-    fitted = replace(predictor.ensemble, temperature=Temperature(0.5),
-                     member_temperatures=[Temperature(2.0)] * 3)  # fmt: skip
+    fitted = replace(predictor.ensemble, calibration=Calibration(0.5),
+                     member_calibrations=[Calibration(2.0)] * 3)  # fmt: skip
     pointing = {"ensemble": Estimate(0.62, 0.4, 0.8, "Wilson", 18, 18),
                 "tiny": Estimate(0.25, 0.1, 0.5, "Wilson", 18, 18)}  # fmt: skip
     with running_server(replace(predictor, ensemble=fitted), pointing=pointing) as url:

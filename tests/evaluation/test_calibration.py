@@ -3,11 +3,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
 
 from evaluation.metrics.calibration import (
-    Temperature,
+    Calibration,
+    fit_calibration,
     fit_referral,
     fit_temperature,
+    nll,
     reliability_bins,
     risk_coverage,
 )
@@ -29,7 +33,7 @@ def calibrated_table(n: int, temperature: float, seed: int) -> PredictionTable:
 def test_planted_temperature_is_recovered(planted: float) -> None:
     table = calibrated_table(20000, planted, 3)
     temperature = fit_temperature(table)
-    assert temperature.value == pytest.approx(planted, abs=0.1)
+    assert temperature.temperature == pytest.approx(planted, abs=0.1)
     assert not temperature.at_bound
     bins = reliability_bins(temperature(table.probabilities), table.labels)
     assert bins.ece < 0.015
@@ -39,17 +43,17 @@ def test_fitted_temperature_has_the_smallest_nll() -> None:
     table = calibrated_table(500, 2.0, 5)
 
     def nll(value: float) -> float:
-        p = Temperature(value)(table.probabilities)
+        p = Calibration(value)(table.probabilities)
         return float(-np.log(p[np.arange(500), table.labels]).mean())
 
-    best = fit_temperature(table).value
+    best = fit_temperature(table).temperature
     assert nll(best) < min(nll(best * 1.05), nll(best / 1.05))
 
 
 def test_temperature_one_changes_nothing_and_no_temperature_changes_predictions() -> None:
     p = make_table().probabilities
-    assert np.array_equal(Temperature()(p), p)
-    assert np.array_equal(Temperature(3.0)(p).argmax(1), p.argmax(1))
+    assert np.array_equal(Calibration()(p), p)
+    assert np.array_equal(Calibration(3.0)(p).argmax(1), p.argmax(1))
 
 
 @pytest.mark.parametrize("n", [60, 600])
@@ -71,6 +75,92 @@ def test_temperature_outside_its_range_is_clipped_with_a_warning() -> None:
 def test_fitting_a_temperature_on_test_is_an_error() -> None:
     with pytest.raises(ValueError, match="a temperature may not be fitted on split 'test'"):
         fit_temperature(make_table())
+
+
+DISTORTION = np.array([0.4, 1.0, 1.8]), np.array([0.5, 0.0, -0.7])  # scales and biases
+
+
+def distorted(table: PredictionTable) -> PredictionTable:
+    """The table with log-probabilities times a scale of each class plus a bias of each class."""
+    scales, biases = DISTORTION
+    return replace(table, logits=table.log_probabilities * scales + biases)
+
+
+def mean_nll(table: PredictionTable, calibration: Calibration) -> float:
+    return float(nll(table.with_probabilities(calibration(table.probabilities))).mean())
+
+
+def test_a_planted_distortion_of_classes_is_chosen_and_repaired() -> None:
+    val, fresh = (calibrated_table(n, 1.0, seed) for n, seed in ((1000, 3), (20000, 4)))
+    calibration = fit_calibration(distorted(val))
+    assert calibration.gain is not None
+    assert calibration.gain > calibration.gain_error > 0
+    before, ideal = mean_nll(distorted(fresh), fit_temperature(distorted(val))), nll(fresh).mean()
+    assert before > ideal + 0.05
+    assert mean_nll(distorted(fresh), calibration) < ideal + 0.01
+    assert "A scale and a bias of each class" in calibration.describe()
+    assert f"is {calibration.gain:.4f} lower than that of a temp" in calibration.describe()
+    changed = calibration(distorted(fresh).probabilities).argmax(1) != distorted(fresh).predictions
+    assert changed.any()
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+def test_a_model_that_is_only_tempered_keeps_its_temperature(n: int) -> None:
+    tables = [calibrated_table(n, 2.0, seed) for seed in range(20)]
+    fits = [fit_calibration(table) for table in tables]
+    kept = [(fit, table) for fit, table in zip(fits, tables, strict=True) if not fit.scales]
+    assert len(kept) >= 19
+    for fit, table in kept:
+        assert fit.temperature == fit_temperature(table).temperature
+        assert fit.describe().startswith(f"Temperature {fit.temperature:.3f}, fitted on validation")
+
+
+def test_vector_scaling_of_two_classes_is_a_regression_on_both_log_probabilities() -> None:
+    logits, rng = np.random.default_rng(0).normal(size=4000) * 2, np.random.default_rng(1)
+    table = make_table(4000, 2, split="val")
+    logits = np.stack([np.zeros(4000), logits], axis=1)
+    table = replace(table, logits=logits)
+    logs = table.log_probabilities
+    true = expit(1.5 * logs[:, 1] - 0.5 * logs[:, 0] + 0.5)
+    table = replace(table, rows=table.rows.assign(label=(rng.random(4000) < true).astype(int)))
+    fitted = fit_calibration(table)
+    np.testing.assert_allclose(fitted(table.probabilities)[:, 1], true, atol=0.04)
+    features = logs * [-1, 1]
+    expected = LogisticRegression(C=1e6, tol=1e-8).fit(features, table.labels)
+    p = expected.predict_proba(features)
+    np.testing.assert_allclose(fitted(table.probabilities), p, atol=5e-3)
+
+
+def test_folds_are_of_patients_and_do_not_depend_on_the_order_of_rows() -> None:
+    table = make_table(90, images_per_patient=3)
+    folds = table.patient_folds(5)
+    assert np.bincount(folds).tolist() == [18] * 5
+    assert all(len(set(folds[table.patients == patient])) == 1 for patient in table.patients)
+    order = np.random.default_rng(0).permutation(90)
+    assert np.array_equal(table.take(order).patient_folds(5), folds[order])
+
+
+def test_images_that_repeat_within_patients_are_no_evidence_for_vector_scaling() -> None:
+    """30 copies of an image in folds of images would be in the fit and in the held-out rows."""
+    chosen = {"patients": 0, "images": 0}
+    for seed in range(10):
+        few = calibrated_table(40, 2.0, seed)
+        repeated, ids = np.repeat(np.arange(40), 30), [f"image{i}" for i in range(1200)]
+        rows = few.rows.iloc[repeated].assign(id=ids)
+        table = replace(few, rows=rows, logits=few.logits[repeated])
+        by_image = replace(table, rows=table.rows.assign(patient=ids))
+        chosen["patients"] += bool(fit_calibration(table).scales)
+        chosen["images"] += bool(fit_calibration(by_image).scales)
+    assert chosen["patients"] <= 3
+    assert chosen["images"] >= 8
+
+
+def test_neither_calibration_is_fitted_on_test_nor_compared_on_few_patients() -> None:
+    with pytest.raises(ValueError, match="may not be fitted on split 'test'"):
+        fit_calibration(make_table())
+    few = make_table(40, images_per_patient=10, split="val")
+    assert fit_calibration(few) == fit_temperature(few)
+    assert fit_calibration(few).describe().endswith("fitted on validation")
 
 
 def test_confidence_of_one_is_in_the_last_bin() -> None:

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from evaluation.ensemble import (
 from evaluation.metrics.calibration import nll
 from evaluation.metrics.compute import compute_metrics
 from evaluation.predictions import aggregate
-from evaluation.reports.ensemble import ensemble_results, mean_of_members
+from evaluation.reports.ensemble import ensemble_results, ensemble_sections, mean_of_members
+from evaluation.reports.html import Plot
 from evaluation.stats.paired_tests import better_or_worse
 from evaluation.voters import VoterOptions
 from tests.evaluation.tables import make_table, named_copies, named_experts
@@ -86,7 +87,7 @@ def test_pooling_and_temperature_halve_a_planted_overconfidence() -> None:
     assert evaluated.voter_metrics["soft"]["ece"].value <= mean.value / 2
 
 
-def test_members_are_evaluated_raw_and_at_their_own_temperatures() -> None:
+def test_members_are_evaluated_raw_and_calibrated() -> None:
     val, test = (
         {n: replace(t, logits=3 * t.logits) for n, t in named_experts(split, seed).items()}
         for seed, split in enumerate(("val", "test"))
@@ -95,12 +96,34 @@ def test_members_are_evaluated_raw_and_at_their_own_temperatures() -> None:
     evaluated = evaluate_voters(fitted, test, draws=50)
     for name, table in test.items():
         raw, calibrated = evaluated.member_metrics[name], evaluated.calibrated_metrics[name]
-        value = fitted.temperatures[name].value
-        assert value > 2
-        at_temperature = replace(table, logits=table.logits / value)
-        assert calibrated["nll"].value == pytest.approx(nll(at_temperature).mean(), rel=1e-5)
+        calibration = fitted.calibrations[name]
+        assert calibration.temperature > 2
+        expected = table.with_probabilities(calibration(table.probabilities))
+        assert calibrated["nll"].value == pytest.approx(nll(expected).mean(), rel=1e-5)
         assert calibrated["nll"].value < raw["nll"].value
-        assert calibrated["accuracy"] == raw["accuracy"]
+        assert calibrated["accuracy"] == compute_metrics(expected, draws=50)["accuracy"]
+
+
+def test_a_distortion_of_classes_is_repaired_and_changes_decisions_and_the_report() -> None:
+    """The bias of a class, as in a model that was trained on other prevalences."""
+    val, test = (
+        {n: replace(t, logits=t.logits + [0, 0, 3]) for n, t in named_experts(split, seed).items()}
+        for seed, split in enumerate(("val", "test"))
+    )
+    fitted = fit_voters(val)
+    evaluated = evaluate_voters(fitted, test, draws=50)
+    calibration = fitted.ensembles["geometric"].calibration
+    assert calibration.scales
+    predictions = ensemble_predictions(fitted.ensembles["geometric"], test)
+    plain = compute_metrics(predictions.uncalibrated, draws=50)["accuracy"]
+    accuracy = evaluated.voter_metrics["geometric"]["accuracy"]
+    assert accuracy == compute_metrics(predictions.calibrated, draws=50)["accuracy"]
+    assert accuracy.value > plain.value + 0.05
+    results = ensemble_results("ensemble", fitted, evaluated, test, "geometric")
+    assert results.meta["calibrations"]["geometric"] == asdict(calibration)
+    sections = ensemble_sections(fitted, evaluated, predictions)
+    captions = [section.caption for section in sections if isinstance(section, Plot)]
+    assert any(caption.startswith(calibration.describe()) for caption in captions)
 
 
 def test_the_stored_ensemble_calibrates_its_members() -> None:
@@ -108,7 +131,7 @@ def test_the_stored_ensemble_calibrates_its_members() -> None:
     members = np.stack([table.probabilities for table in test.values()])
     calibrated = fitted.ensembles["soft"].calibrate_members(members)
     for row, (name, table) in enumerate(test.items()):
-        expected = fitted.temperatures[name](table.probabilities)
+        expected = fitted.calibrations[name](table.probabilities)
         np.testing.assert_allclose(calibrated[row], expected)
 
 
@@ -150,7 +173,7 @@ def test_predictions_of_an_ensemble_are_those_of_combine_members_by_level() -> N
     assert predictions.voter == "learned"
     assert np.array_equal(predictions.calibrated.logits, aggregate(images, "patient").logits)
     assert list(predictions.members) == list(test)
-    calibrated = ensemble.temperature(predictions.uncalibrated.probabilities)
+    calibrated = ensemble.calibration(predictions.uncalibrated.probabilities)
     np.testing.assert_allclose(calibrated, predictions.calibrated.probabilities, atol=1e-6)
 
 

@@ -1,14 +1,15 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluation.files import with_digest
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.voters.registry import VOTERS, VoterOptions, unfitted_voters, voter_spec
 from evaluation.voters.simple import Soft, Weighted, stacked_probabilities
-from evaluation.voters.store import FittedEnsemble, load, save
+from evaluation.voters.store import FittedEnsemble, digest, load, save
 from tests.evaluation.tables import expert_tables
 
 HASHES = ["aaa", "bbb", "ccc"]
@@ -19,18 +20,32 @@ OPTIONS = VoterOptions("body_part", ["elbow"], [1, 2, 3])
 def test_every_voter_of_the_registry_loads_as_it_was_saved(tmp_path: Path) -> None:
     val, tables = expert_tables(1200), expert_tables(200, seed=5)
     members, groups = stacked_probabilities(tables), tables[0].rows["body_part"].to_numpy()
-    temperatures = [Temperature(value) for value in (0.5, 1.0, 2.0)]
+    temperatures = [Calibration(value) for value in (0.5, 1.0, 2.0)]
     for name, spec in VOTERS.items():
         voter = spec.create(val, OPTIONS)
         assert (voter.name, spec.name, type(voter)) == (name, name, spec.voter_class)
         ensemble = FittedEnsemble(
-            voter, HASHES, CLASS_NAMES, Temperature(1.7), "digest", temperatures
+            voter, HASHES, CLASS_NAMES, Calibration(1.7), "digest", temperatures
         )
         save(tmp_path / name, ensemble)
         loaded = load(tmp_path / name, HASHES, CLASS_NAMES)
         assert np.array_equal(loaded(members, groups), ensemble(members, groups)), name
-        assert (loaded.temperature.value, loaded.fitted_on) == (1.7, "digest")
-        assert loaded.member_temperatures == temperatures
+        assert (loaded.calibration.temperature, loaded.fitted_on) == (1.7, "digest")
+        assert loaded.member_calibrations == temperatures
+
+
+def test_vector_scaling_is_stored_and_is_a_part_of_the_digest(tmp_path: Path) -> None:
+    scaled = Calibration(1.7, scales=[0.5, 1.0, 2.0], biases=[0.1, 0.0, -0.2], gain=0.3)
+    ensemble = FittedEnsemble(Soft(), HASHES, CLASS_NAMES, scaled, "", [scaled] * 3)
+    save(tmp_path, ensemble)
+    loaded = load(tmp_path, HASHES, CLASS_NAMES)
+    assert (loaded.calibration, loaded.member_calibrations) == (scaled, [scaled] * 3)
+    p = np.array([[0.2, 0.3, 0.5]])
+    powers = np.power(p, np.array([0.5, 1, 2]) / 1.7) * np.exp([0.1, 0, -0.2])
+    np.testing.assert_allclose(loaded.calibration(p), powers / powers.sum())
+    others = (replace(scaled, scales=[0.5, 1.0, 2.1]), replace(scaled, biases=[0.1, 0.0, 0.0]))
+    digests = {digest(replace(ensemble, calibration=each)) for each in (scaled, *others)}
+    assert len(digests) == 3
 
 
 def test_an_unknown_voter_is_an_error_that_names_the_known_ones() -> None:
@@ -100,6 +115,6 @@ def test_an_ensemble_refuses_another_number_of_members() -> None:
 
 def test_an_ensemble_pools_first_and_calibrates_then() -> None:
     members = stacked_probabilities(expert_tables(50))
-    softened = FittedEnsemble(Soft(), HASHES, CLASS_NAMES, Temperature(2.0))(members)
+    softened = FittedEnsemble(Soft(), HASHES, CLASS_NAMES, Calibration(2.0))(members)
     root = np.sqrt(Soft()(members))
     np.testing.assert_allclose(softened, root / root.sum(1, keepdims=True), rtol=1e-10)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from consilium.cli.main import main
-from evaluation.metrics.calibration import Temperature
+from evaluation.metrics.calibration import Calibration
 from evaluation.results import read_results
 from evaluation.voters import store
 from evaluation.voters.simple import Soft
@@ -116,7 +116,7 @@ def write_ensemble(runs, tmp_path):
     def write(name, fitted_on, temperature=None):
         files = [Path(run) / "best.ckpt" for run in runs]
         hashes = [checkpoints.read(file)[0].weights for file in files]
-        calibration = Temperature(1.0 if temperature is None else temperature)
+        calibration = Calibration(1.0 if temperature is None else temperature)
         fitted = store.FittedEnsemble(Soft(), hashes, CLASSES, calibration, fitted_on)
         voters = tmp_path / name.replace("ensemble", "voters")
         untrained.write_ensemble(tmp_path / name, files, fitted, voter_folder=voters)
@@ -131,9 +131,9 @@ def test_each_ensemble_of_an_experiment_has_its_own_voter(write_ensemble, monkey
     temperatures = {"ensemble": 0.5, "ensemble-all_7": 0.6, "ensemble-seed0-fold1": 0.7}
     for name, value in temperatures.items():
         ensemble = load_ensemble(write_ensemble(name, "val", value)).ensemble
-        assert ensemble.temperature.value == value
+        assert ensemble.calibration.temperature == value
         monkeypatch.chdir(write_ensemble(f"{name}-cwd", "val", value))
-        assert load_ensemble("ensemble.json").ensemble.temperature.value == value
+        assert load_ensemble("ensemble.json").ensemble.calibration.temperature == value
 
 
 def test_a_voter_with_another_identity_is_not_used(write_ensemble):
@@ -141,4 +141,4 @@ def test_a_voter_with_another_identity_is_not_used(write_ensemble):
     with pytest.raises(ValueError, match=r"no voter.json of its voter 'soft' in .*voters-lost"):
         load_ensemble(lost)
     write_ensemble("ensemble", "val", 0.5)
-    assert load_ensemble(write_ensemble("plain", "")).ensemble.temperature.value == 1
+    assert load_ensemble(write_ensemble("plain", "")).ensemble.calibration.temperature == 1
