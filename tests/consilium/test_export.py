@@ -41,7 +41,8 @@ def ensemble(tmp_path_factory):
         save_checkpoint(pairs, Preprocess(size=48, clahe=2.0), folder / "pairs.ckpt"),
     ]
     hashes = [read(file)[0].weights for file in files]
-    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Calibration(0.7), "val")
+    calibration = Calibration(0.7, scales=[0.5, 1.0, 1.5], biases=[0.3, 0.0, -0.2])
+    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, calibration, "val")
     return write_ensemble(folder / "ensemble", files, voter)
 
 

@@ -173,7 +173,7 @@ def test_an_ensemble_is_what_was_evaluated_or_is_refused(resnet, tmp_path, capsy
     shutil.copy(resnet / "best.ckpt", member)
     assert load_ensemble(folder).ensemble.calibration.temperature == 0.5
     text = (folder / "voter.json").read_text()
-    (folder / "voter.json").write_text(text.replace('"value": 0.5', '"value": 2.0'))
+    (folder / "voter.json").write_text(text.replace('"temperature": 0.5', '"temperature": 2.0'))
     with pytest.raises(ValueError, match=r"voter\.json: was changed after it was written"):
         load_ensemble(folder)
     store.save(folder, replace(voter, calibration=Calibration(2.0)))

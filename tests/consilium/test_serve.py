@@ -44,7 +44,8 @@ def tested_ensemble(tiny, resnet, larger):
     """Run folder of an ensemble with a fitted, calibrated voter, after `consilium test`."""
     folder = tiny.root / "served"
     hashes = [checkpoints.read(run / "best.ckpt")[0].weights for run in (resnet, larger)]
-    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, Calibration(0.6), "val")
+    calibration = Calibration(0.6, scales=[0.5, 1.0, 1.5], biases=[1.0, 0.0, -1.0])
+    voter = FittedEnsemble(Weighted(np.array([3, 1])), hashes, CLASSES, calibration, "val")
     store.save(folder / "voters", voter)
     init_args = {"members": [str(resnet), str(larger)], "voter": str(folder / "voters")}
     model = {"class_path": "lightning_modules.EnsembleModule", "init_args": init_args}
@@ -255,6 +256,20 @@ def test_pointing_scores_are_those_measured_in_the_experiment(predictor, tmp_pat
     assert measured == {name: estimates["pointing"] for name in ("a", "ensemble")}
     arguments = parse_arguments("serve", [str(tmp_path / "ensemble")])
     assert server_settings(arguments, predictor).pointing == measured
+
+
+def test_an_ensemble_with_vector_scaling_is_served_as_it_predicts(predictor):
+    scaled = Calibration(0.6, scales=[0.5, 1.0, 1.5], biases=[1.0, 0.0, -1.0])
+    fitted = replace(predictor, ensemble=replace(predictor.ensemble, calibration=scaled))
+    with open_client(fitted) as client:
+        info = client.get("/v1/model").json()
+        served = post_images(client, [image_file()]).json()["predictions"][0]["probabilities"]
+    assert (info["calibrated"], info["temperature"]) == (True, None)
+    assert info["calibration"] == scaled.describe()
+    pixels = decode_gray(image_file()[1])
+    plain = replace(predictor, ensemble=replace(predictor.ensemble, calibration=Calibration()))
+    powers = plain.predict(pixels)[-1] ** (np.array([0.5, 1, 1.5]) / 0.6) * np.exp([1, 0, -1])
+    assert list(served.values()) == pytest.approx((powers / powers.sum()).tolist(), abs=1e-5)
 
 
 def test_members_are_calibrated_by_their_own_temperatures(predictor):

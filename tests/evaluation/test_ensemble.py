@@ -107,7 +107,10 @@ def test_members_are_evaluated_raw_and_calibrated() -> None:
 def test_a_distortion_of_classes_is_repaired_and_changes_decisions_and_the_report() -> None:
     """The bias of a class, as in a model that was trained on other prevalences."""
     val, test = (
-        {n: replace(t, logits=t.logits + [0, 0, 3]) for n, t in named_experts(split, seed).items()}
+        {
+            n: replace(t, logits=t.logits + np.array([0, 0, 3]))
+            for n, t in named_experts(split, seed).items()
+        }
         for seed, split in enumerate(("val", "test"))
     )
     fitted = fit_voters(val)
