@@ -149,10 +149,10 @@ def fit_calibration(table: PredictionTable) -> Calibration:
         return calibration
     gains = np.empty(len(labeled))
     for k in range(NUM_FOLDS):
-        rest, held_out = (labeled.take(np.flatnonzero(m)) for m in (fold != k, fold == k))
+        rest, holdout = (labeled.take(np.flatnonzero(m)) for m in (fold != k, fold == k))
         simple = _temperature(rest)
         fits = (simple, _vector_scaling(rest, simple))
-        nlls = [nll(held_out.with_probabilities(fit(held_out.probabilities))) for fit in fits]
+        nlls = [nll(holdout.with_probabilities(fit(holdout.probabilities))) for fit in fits]
         gains[fold == k] = nlls[0] - nlls[1]
     gain = float(gains.mean())
     squares = float((np.bincount(patient, gains - gain) ** 2).sum())
