@@ -16,7 +16,7 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.reports import html
 from evaluation.reports.ensemble import CALIBRATED_NOTE
-from evaluation.reports.glance import glance
+from evaluation.reports.overview import overview
 from evaluation.reports.run import readable_details, what_it_is
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentences
 from evaluation.results import Results, write_results
@@ -136,7 +136,7 @@ def _glance(results: ExperimentResults) -> list[html.Section]:
     for name, table in ensemble.shown_tables(results.ensembles, results.members).items():
         run = results.runs[name]
         points = {e.run: e.operating_points for e in results.ensembles}.get(name, {})
-        return [glance(what_it_is(run), run.metrics, table, points, groups, notes)]
+        return [overview(what_it_is(run), run.metrics, table, points, groups, notes)]
     return [html.Text(note) for note in notes]
 
 

@@ -134,7 +134,7 @@ class Thumbnails(Section):
 
 
 @dataclass(frozen=True)
-class Facts(Section):
+class Overview(Section):
     """Short questions with their answers, for the first screen of a report."""
 
     answers: Mapping[str, Sequence[str]]  # by question; one line each
@@ -146,7 +146,7 @@ class Facts(Section):
             for question, lines in self.answers.items()
             if lines
         ]
-        return f'<dl class="facts">{"".join(items)}</dl>'
+        return f'<dl class="overview">{"".join(items)}</dl>'
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import clinical, html
-from evaluation.reports.glance import glance
+from evaluation.reports.overview import overview
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import CALIBRATED_MEMBER, Results
 from evaluation.stats.estimate import Estimates
@@ -45,7 +45,7 @@ def run_sections(
     groups = [subgroup_sentence(results.subgroups)] if results.subgroups else []
     notes = [str(note) for note in results.meta.get("notes", [])]
     points = results.operating_points
-    page.append(glance(what_it_is(results), metrics, table, points, groups, notes))
+    page.append(overview(what_it_is(results), metrics, table, points, groups, notes))
     if results.others:
         models = labeled_models(results)
         page.append(html.models_table(models, "Ensemble and members", strong=[0]))

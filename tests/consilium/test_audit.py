@@ -56,7 +56,7 @@ def test_a_leak_gives_exit_code_1_and_a_page_with_the_pair(folders, tmp_path, ca
     count = len(list((folders / "test").glob("*/*.png")))
     first = f"1 of {count} test images also occurs in training"
     lines = printed.splitlines()
-    assert next(line for line in lines if "%" not in line).startswith(first)
+    assert next(line for line in lines if line and "%" not in line).startswith(first)
     assert page.index(first) < page.index("1 kind of leak")
     expected = {"split": "test", "images": count, "copied": 1, "same_patient": 0}
     assert content["overlaps"] == [expected]

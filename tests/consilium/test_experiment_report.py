@@ -538,9 +538,9 @@ def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write
     assert rows["b, raw"]["nll"] != rows["b, calibrated"]["nll"]
     sentence = f"ensemble: {subgroup_sentence(results.runs['ensemble'].subgroups)}"
     assert summary(results)[1] == sentence
-    text, facts = sections(results)[:2]
+    text, overview = sections(results)[:2]
     assert text.body == lead(results)
-    assert facts.answers["For whom is it worse?"] == [sentence]
+    assert overview.answers["For whom is it worse?"] == [sentence]
     (table,) = (s for s in sections(results) if s.heading == "Ensembles and members")
     assert "an ensemble has no raw row: its calibration is a part of it" in table.note
 

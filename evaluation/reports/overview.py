@@ -6,7 +6,7 @@ from evaluation.metrics.clinical import outcome_members, shown_outcomes, use_of
 from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.predictions import PredictionTable
 from evaluation.reports.html import (
-    Facts,
+    Overview,
     format_count,
     format_estimate,
     format_percent,
@@ -18,20 +18,20 @@ FEW_PATIENTS = 100  # with the outcome or without: fewer give wide intervals and
 DECIMALS = 3
 
 
-def glance(
+def overview(
     what: str,
     metrics: Estimates,
     table: PredictionTable,
     points: OperatingPoints,
     groups: Sequence[str] = (),
     notes: Sequence[str] = (),
-) -> Facts:
+) -> Overview:
     """Answers for people who decide whether to read on; ``groups`` says for whom it is worse."""
     outcome = shown_outcomes(table)[0]
     sample = format_sample_size(metrics["accuracy"])
-    return Facts(
+    return Overview(
         {
-            "What is it?": [f"{what} for {_listed(table.class_names)}."],
+            "What is it?": [f"{what} for {_alternatives(table.class_names)}."],
             f"How good is it for {outcome}?": _performance(metrics, table, points, outcome),
             "Measured on whom?": [f"{sample}, the split {table.rows['split'].iloc[0]}; "
                                   f"{_prevalence(table, outcome)}."],
@@ -41,7 +41,7 @@ def glance(
     )  # fmt: skip
 
 
-def _listed(names: Sequence[str]) -> str:
+def _alternatives(names: Sequence[str]) -> str:
     """`a, b or c`."""
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
@@ -66,18 +66,20 @@ def _performance(
                          for name in ("net_benefit", "net_benefit_over_all"))  # fmt: skip
     if benefit and benefit.value is not None and over_all and over_all.value is not None:
         lines.append(
-            f"Net benefit at {use_of(table).threshold:.0%}: {format_estimate(benefit, DECIMALS)}; "
+            f"Net benefit at {100 * use_of(table).threshold:g} %: {format_estimate(benefit, DECIMALS)}; "
             f"treating everyone has {benefit.value - over_all.value:.3f}, treating no one 0."
         )
     rule = next((name for name in points.get(outcome, {}) if "sensitivity" in name), None)
     if rule:
         decided = points[outcome][rule]
-        found, spared = (decided.get(f"{name}/{outcome}") for name in ("recall", "specificity"))
-        if found and spared:
-            lines.append(f"Decided by {rule}: finds {format_percent(found)} of {outcome} "
-                         f"(sensitivity), spares {format_percent(spared)} of the others "
+        sensitivity, specificity = (
+            decided.get(f"{name}/{outcome}") for name in ("recall", "specificity")
+        )
+        if sensitivity and specificity:
+            lines.append(f"Decided by {rule}: finds {format_percent(sensitivity)} of {outcome} "
+                         f"(sensitivity), spares {format_percent(specificity)} of the others "
                          "(specificity).")  # fmt: skip
-    return [line.replace("%:", " %:") if line.startswith("Net") else line for line in lines]
+    return lines
 
 
 def _prevalence(table: PredictionTable, outcome: str) -> str:
