@@ -65,9 +65,11 @@ def _performance(
     benefit, over_all = (metrics.get(f"{name}/{outcome}")
                          for name in ("net_benefit", "net_benefit_over_all"))  # fmt: skip
     if benefit and benefit.value is not None and over_all and over_all.value is not None:
+        of_all = benefit.value - over_all.value
         lines.append(
-            f"Net benefit at {100 * use_of(table).threshold:g} %: {format_estimate(benefit, DECIMALS)}; "
-            f"treating everyone has {benefit.value - over_all.value:.3f}, treating no one 0."
+            f"Net benefit at {100 * use_of(table).threshold:g} %: "
+            f"{format_estimate(benefit, DECIMALS)}; treating everyone has {of_all:.3f}, treating "
+            "no one 0."
         )
     rule = next((name for name in points.get(outcome, {}) if "sensitivity" in name), None)
     if rule:
