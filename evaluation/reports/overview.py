@@ -31,9 +31,9 @@ def overview(
     sample = format_sample_size(metrics["accuracy"])
     return Overview(
         {
-            "What is it?": [f"{what} for {_alternatives(table.class_names)}."],
+            "What is it?": [f"{what} that answers {_alternatives(table.class_names)}."],
             f"How good is it for {outcome}?": _performance(metrics, table, points, outcome),
-            "Measured on whom?": [f"{sample}, the split {table.rows['split'].iloc[0]}; "
+            "Measured on whom?": [f"{sample} of the {table.rows['split'].iloc[0]} split; "
                                   f"{_prevalence(table, outcome)}."],
             "For whom is it worse?": groups or ["Not measured: the images have no attributes."],
             "What limits it?": [*_limits(table, outcome), *notes],
@@ -57,7 +57,9 @@ def _performance(
             f"AUROC {format_estimate(auroc, DECIMALS)}: 1 separates perfectly, 0.5 is chance."
         )
     slope = metrics.get(f"calibration_slope/{outcome}")
-    if slope:
+    if slope and slope.value is None:
+        lines.append(f"Calibration slope not measured: {slope.reason}.")
+    elif slope:
         lines.append(
             f"Calibration slope {format_estimate(slope, DECIMALS)}: 1 is ideal; below 1, "
             "probabilities are too extreme."
@@ -78,9 +80,10 @@ def _performance(
             decided.get(f"{name}/{outcome}") for name in ("recall", "specificity")
         )
         if sensitivity and specificity:
-            lines.append(f"Decided by {rule}: finds {format_percent(sensitivity)} of {outcome} "
-                         f"(sensitivity), spares {format_percent(specificity)} of the others "
-                         "(specificity).")  # fmt: skip
+            lines.append(
+                f"Above the probability {rule}: finds {format_percent(sensitivity)} of {outcome} "
+                f"(sensitivity), spares {format_percent(specificity)} of the others (specificity)."
+            )
     return lines
 
 
