@@ -27,6 +27,7 @@ from evaluation import ensemble
 from evaluation.plots import curves
 from evaluation.plots import ensemble as ensemble_plots
 from evaluation.reports import ensemble as ensemble_report
+from evaluation.reports.conformal import conformal_tables
 from evaluation.reports.html import show
 from evaluation.reports.run import predictions_frame
 from evaluation.results import ExperimentFolder
@@ -65,8 +66,9 @@ show(ensemble_plots.risk_coverage_plot({f"ensemble ({VOTER})": calibrated, **tes
 
 # %%
 fitted_on = ensemble.combine_members(voter_ensemble, list(val.values()))
-rules, aurc = ensemble.evaluate_selective(fitted_on, calibrated)
-show(ensemble_report.selective_table(rules, aurc, calibrated))
+rules, aurc = ensemble.evaluate_referral(fitted_on, calibrated)
+referral = ensemble_report.referral_table(rules, aurc, calibrated)
+show(referral, *conformal_tables(fitted_on, calibrated))
 
 # %% [markdown]
 # ## Which predictions are least certain?
