@@ -29,7 +29,7 @@ from consilium.inference.panels import plot_explanations
 from consilium.inference.predictor import load_predictor
 from consilium.inference.saliency_evaluation import evaluate_saliency, results_table, select_correct
 from evaluation.predictions import PredictionTable
-from evaluation.reports.html import show
+from evaluation.reports.html import Text, show
 from evaluation.reports.run import most_confident
 from evaluation.results import ExperimentFolder
 
@@ -54,7 +54,8 @@ show(*plot_explanations(predictor, manifest, correct))
 
 # %%
 wrong = most_confident(table, correct=False, count=NUM_IMAGES)
-show(*plot_explanations(predictor, manifest, wrong))
+explanations = plot_explanations(predictor, manifest, wrong)
+show(*(explanations or [Text("No prediction is wrong.")]))
 
 # %% [markdown]
 # ## Is the maximum of a map in the lesion, and does the prediction depend on it?

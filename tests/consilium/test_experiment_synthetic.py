@@ -17,7 +17,7 @@ HEADINGS = {
     "fracture_synthetic": ("Ensembles and members", "Member weights", "Diversity and accuracy",
                            "Confusion"),
     "fundus_synthetic": ("ensemble-old_4: every voter of", "ensemble-all_7: every voter of"),
-    "mura_synthetic": ("By study", "by body_part"),
+    "mura_synthetic": ("By study", "Subgroups: ensemble", "Metrics of groups: ensemble"),
     "chest_sparse_synthetic": ("Sparse minus dense", "Changed decisions"),
     "gradcam_synthetic": ("ROC of all",),
 }  # fmt: skip

@@ -64,7 +64,7 @@ def test_a_voter_registered_in_one_place_is_fitted_evaluated_stored_and_shown(
     evaluated = evaluate_voters(fitted, test, draws=20)
     ensemble = fitted.ensembles["most_accurate"]
     best = int(ensemble.voter.weight_rows([])[""].argmax())
-    alone = evaluated.member_metrics[list(test)[best]]["accuracy"]
+    alone = evaluated.calibrated_metrics[list(test)[best]]["accuracy"]
     assert evaluated.voter_metrics["most_accurate"]["accuracy"].value == alone.value
 
     assert "voter: Most accurate member" in section_html(
