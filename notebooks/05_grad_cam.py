@@ -55,7 +55,7 @@ show(*plot_explanations(predictor, manifest, correct))
 # %%
 wrong = most_confident(table, correct=False, count=NUM_IMAGES)
 explanations = plot_explanations(predictor, manifest, wrong)
-show(*(explanations or [Text("No prediction is wrong.")]))
+show(*explanations, *([] if explanations else [Text("No prediction is wrong.")]))
 
 # %% [markdown]
 # ## Is the maximum of a map in the lesion, and does the prediction depend on it?
