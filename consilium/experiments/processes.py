@@ -107,10 +107,11 @@ class ForkServer:
         """Starts the forking process as a fork of this one."""
         self._connection, theirs = Pipe()
         sys.stdout.flush()
+        program = os.getpid()
         self._server_pid = os.fork()
         if self._server_pid == 0:
+            _end_with_parent(program)
             self._connection.close()
-            _end_with_parent()
             serve(theirs)
             os._exit(0)
         theirs.close()
@@ -202,7 +203,7 @@ def serve(connection: Connection) -> None:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a fork neither scans nor copies what was imported
-    children = set[int]()
+    server, children = os.getpid(), set[int]()
     while True:
         try:
             if connection.poll(POLL_SECONDS if children else None):
@@ -210,6 +211,7 @@ def serve(connection: Connection) -> None:
                 files = [recv_handle(connection) for _ in range(2)]
                 pid = os.fork()
                 if pid == 0:
+                    _end_with_parent(server)
                     break
                 children.add(pid)
                 connection.send(pid)
@@ -234,7 +236,6 @@ def _become_command(arguments: list[str], environment: dict[str, str], log: int,
     """Turns a fork into `python -m consilium ARGUMENTS`; ends with SystemExit."""
     import torch
 
-    _end_with_parent()
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
@@ -263,11 +264,13 @@ def _start_python(
         stderr=log,
         env=run_environment(threads),
         pass_fds=[descriptor],
-        preexec_fn=_end_with_parent,
+        preexec_fn=partial(_end_with_parent, os.getpid()),
     )
 
 
-def _end_with_parent() -> None:
-    """Requests SIGKILL when the parent dies; only Linux has this."""
+def _end_with_parent(parent: int) -> None:
+    """Requests SIGKILL when the parent dies, also if it is dead already; only Linux has this."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the request
+            os._exit(128 + signal.SIGKILL)

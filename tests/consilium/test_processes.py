@@ -90,6 +90,29 @@ def test_forks_end_with_the_process_that_forked_them_and_the_next_start_works(en
     assert start(tmp_path, ["--version"]).wait() == 0
 
 
+ORPHAN = """
+import os, sys, time
+from pathlib import Path
+from consilium.experiments.processes import _end_with_parent
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == parent:
+    time.sleep(0.01)
+Path(sys.argv[1]).touch()
+_end_with_parent(parent)
+Path(sys.argv[2]).touch()
+"""
+
+
+def test_a_fork_ends_although_its_parent_was_dead_before_it_could_ask_for_that(tmp_path):
+    orphaned, survived = tmp_path / "orphaned", tmp_path / "survived"
+    subprocess.run([sys.executable, "-c", ORPHAN, orphaned, survived], cwd=ROOT,
+                   stdout=subprocess.PIPE, check=True)  # fmt: skip
+    assert orphaned.is_file()  # the pipe closes when the fork has ended
+    assert not survived.exists()
+
+
 def reset_sigint() -> None:
     """Lets Ctrl-C reach a process even if the tests run in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
