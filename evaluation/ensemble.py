@@ -12,7 +12,7 @@ from evaluation import diversity
 from evaluation.diversity import NllDecomposition, PairDiversity
 from evaluation.files import read_json, write_json
 from evaluation.metrics import calibration
-from evaluation.metrics.calibration import Calibration, fit_calibration
+from evaluation.metrics.calibration import Calibration, CalibrationMethod, fit_calibration
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.predictions import (
@@ -95,7 +95,9 @@ class EnsemblePredictions:
     calibrated: PredictionTable
 
 
-def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
+def fit_voters(
+    val: Tables, options: VoterOptions = NO_OPTIONS, method: CalibrationMethod = "temperature"
+) -> FittedVoters:
     """Fits every voter whose options are given, then its calibration; refuses test tables."""
     for table in val.values():
         refuse_test(table, "an ensemble")
@@ -103,7 +105,7 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
     ensembles, not_fitted = dict[str, FittedEnsemble](), dict[str, str]()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        calibrations = {name: fit_calibration(table) for name, table in tables.items()}
+        calibrations = {name: fit_calibration(table, method) for name, table in tables.items()}
         for name, spec in VOTERS.items():
             if spec.missing_options(options):
                 continue
@@ -114,7 +116,7 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
                     raise
                 not_fitted[name] = str(error)
             else:
-                ensembles[name] = _calibrate(voter, tables, calibrations)
+                ensembles[name] = _calibrate(voter, tables, calibrations, method)
     best_member = min(
         tables, key=lambda n: calibration.nll(calibrate_table(tables[n], calibrations[n])).mean()
     )
@@ -124,14 +126,15 @@ def fit_voters(val: Tables, options: VoterOptions = NO_OPTIONS) -> FittedVoters:
 
 
 def _calibrate(
-    voter: Voter, tables: Tables, calibrations: Mapping[str, Calibration]
-) -> FittedEnsemble:
+    voter: Voter, tables: Tables, calibrations: Mapping[str, Calibration],
+    method: CalibrationMethod,
+) -> FittedEnsemble:  # fmt: skip
     pooled = pool_tables(voter, list(tables.values()))
     return FittedEnsemble(
         voter,
         [member_hash(table, name) for name, table in tables.items()],
         pooled.class_names,
-        fit_calibration(pooled),
+        fit_calibration(pooled, method),
         str(pooled.meta.get("manifest_digest") or ""),
         [calibrations[name] for name in tables],
         common_precision(tables),

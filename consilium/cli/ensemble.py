@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.table import Table
 from consilium.cli.options import LEVEL_HELP, level
 from evaluation import ensemble as voting
 from evaluation.ensemble import EvaluatedVoters, FittedVoters
+from evaluation.metrics.calibration import CalibrationMethod
 from evaluation.metrics.operating_points import evaluate_thresholds
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     voting.check_test_tables(val, test)
     console = Console(soft_wrap=True, width=max(110, Console().width))
     console.print(f"fitting voters on {len(next(iter(val.values()))):,} validation images")
-    fitted = voting.fit_voters(val, options)
+    fitted = voting.fit_voters(val, options, args.calibration)
     reason, args.voter = fitted.reason(args.voter), fitted.select(args.voter)
     if reason:
         console.print(f"{reason}: {VOTERS[args.voter].label}")
@@ -77,6 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL_HELP)
     help_ = "voter of the ensemble; auto: learned weights, or the mean if val is small (auto)"
     add("--voter", default=AUTO, choices=[AUTO, *VOTERS], help=help_)
+    help_ = "auto: vector scaling if val favors it; it may change decisions (temperature)"
+    add("--calibration", default="temperature", choices=get_args(CalibrationMethod), help=help_)
     add("--attribute", default="", help="attribute with weights per value, such as body_part")
     help_ = "values of the attribute with weights from attention"
     add("--attended-values", nargs="+", default=[], metavar="VALUE", help=help_)

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from consilium.config_files import explain_parser_error
 from consilium.experiments.members import layer_arguments, read_experiment
+from evaluation.metrics.calibration import CalibrationMethod
 from evaluation.metrics.registry import METRICS, MetricSpec, matching_specs
 from evaluation.predictions import Level
 from evaluation.saliency import SALIENCY_METHODS
@@ -33,6 +34,7 @@ KEYS = {
     "ensemble": "config of the ensembles; without it members are only compared",
     "ensembles": "NAME: [MEMBER, ...] or `all`; several ensembles in place of one of all members",
     "voter": "rule that combines members; auto: learned weights, or soft if val is small (auto)",
+    "calibration": "auto: vector scaling if val favors it; may change decisions (temperature)",
     "attribute": "column of the data for voters with weights by group, such as body_part",
     "attended_values": "values of `attribute` that get an attention layer (voter group_attention)",
     "level": "study or patient: metrics by imaging exam or by patient as well (image)",
@@ -107,6 +109,7 @@ class ExperimentConfig:
     ensembles: dict[str, list[str]] = field(default_factory=dict)
     controls: dict[str, list[str]] = field(default_factory=dict)
     voter: str = AUTO
+    calibration: CalibrationMethod = "temperature"
     attribute: str = ""
     attended_values: list[str | int] = field(default_factory=list)
     level: Level = "image"

@@ -140,6 +140,7 @@ def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) 
     for split in ("val", "test"):
         fit += [f"--{split}", *(str(m / "predictions" / f"{split}.parquet") for m in members)]
     fit += ["-o", str(voters), "--voter", config.voter]
+    fit += ["--calibration", config.calibration] if config.calibration != "temperature" else []
     fit += ["--attribute", config.attribute] if config.attribute else []
     attended = map(str, config.attended_values)
     fit += ["--attended-values", *attended] if config.attended_values else []

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from scipy.fft import dct, idct
@@ -15,6 +16,7 @@ NUM_BINS = 15  # of the calibration error
 NUM_CELLS = 200  # of the smooth calibration error
 COVERAGES = (0.8, 0.9, 0.95)
 TEMPERATURE_RANGE = (0.05, 20.0)
+CalibrationMethod = Literal["temperature", "auto"]  # auto: also vector scaling
 NUM_FOLDS = 5  # of the patients of val, to choose between temperature and vector scaling
 
 
@@ -130,17 +132,23 @@ class Calibration:
         if self.gain is None or self.gain_error is None:
             return f"{fitted}, fitted on validation"
         lower = "lower" if self.gain >= 0 else "higher"
-        return (
+        text = (
             f"{fitted}, fitted on validation; on held-out patients, the NLL of vector scaling is "
             f"{abs(self.gain):.4f} {lower} than that of a temperature "
             f"(standard error {self.gain_error:.4f})"
         )
+        if self.gain > self.gain_error and not self.scales:
+            text += "; it can change predicted classes and is fitted with calibration: auto only"
+        return text
 
 
-def fit_calibration(table: PredictionTable) -> Calibration:
-    """Temperature, or vector scaling if that has a lower NLL on held-out patients; refuses test.
+def fit_calibration(
+    table: PredictionTable, method: CalibrationMethod = "temperature"
+) -> Calibration:
+    """A temperature; with `auto` vector scaling if its NLL is lower on held-out patients.
 
     The difference must be more than its standard error over patients, in folds of the patients.
+    Test tables are refused.
     """
     calibration, labeled = fit_temperature(table), table.labeled
     patient = np.unique(labeled.patients.astype(str), return_inverse=True)[1]
@@ -157,7 +165,7 @@ def fit_calibration(table: PredictionTable) -> Calibration:
     gain = float(gains.mean())
     squares = float((np.bincount(patient, gains - gain) ** 2).sum())
     error = np.sqrt(squares * num_patients / (num_patients - 1)) / len(labeled)
-    if gain > error:
+    if method == "auto" and gain > error:
         calibration = _vector_scaling(labeled, calibration)
     return replace(calibration, gain=gain, gain_error=float(error))
 

@@ -21,9 +21,9 @@ from evaluation.voters.registry import voter_spec
 
 SAME = 1e-6  # difference of two metrics up to the rounding of a fitted calibration
 CALIBRATED_NOTE = (
-    f"{html.SMALL_PRINT} Calibrated: by a temperature or vector scaling, fitted and chosen on "
-    "validation in the same way for voters and members. Raw: probabilities as the network gives "
-    "them; a voter or an ensemble has no raw row: its calibration is a part of it."
+    f"{html.SMALL_PRINT} Calibrated: on validation, in the same way for voters and members. Raw: "
+    "probabilities as the network gives them; a voter or an ensemble has no raw row: its "
+    "calibration is a part of it."
 )
 
 

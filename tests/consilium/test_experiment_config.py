@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from consilium.cli.main import main
+from consilium.cli.main import main, parse_arguments
 from consilium.experiments.config import KEYS, ExperimentConfig, load_experiment
 from consilium.experiments.members import expand_matrix, fill_template, flatten_settings
 from consilium.experiments.plan import Round, plan, select_runs
@@ -97,6 +97,13 @@ def test_ensembles_get_the_overrides_that_are_not_about_the_model(write):
         "--data.init_args.num_workers", "0", "--trainer.devices", "1"]  # fmt: skip
     assert arguments[-1] == '--model.init_args.members=["out/members/m"]'
     assert "x" not in arguments
+
+
+def test_the_calibration_of_an_experiment_is_that_of_its_voters_command(write):
+    content = {"base": "base.yaml", "members": {"m": "a.yaml"}, "ensemble": "ensemble.yaml"}
+    for method in ("temperature", "auto"):
+        voters = plan(write({**content, "calibration": method}), Path("out"))[1]
+        assert parse_arguments("ensemble", voters.arguments[1:]).calibration == method
 
 
 def test_rounds_are_seeds_times_folds(write):

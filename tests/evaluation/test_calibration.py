@@ -92,7 +92,7 @@ def mean_nll(table: PredictionTable, calibration: Calibration) -> float:
 
 def test_a_planted_distortion_of_classes_is_chosen_and_repaired() -> None:
     val, fresh = (calibrated_table(n, 1.0, seed) for n, seed in ((1000, 3), (20000, 4)))
-    calibration = fit_calibration(distorted(val))
+    calibration = fit_calibration(distorted(val), "auto")
     assert calibration.gain is not None
     assert calibration.gain > calibration.gain_error > 0
     before, ideal = mean_nll(distorted(fresh), fit_temperature(distorted(val))), nll(fresh).mean()
@@ -104,10 +104,19 @@ def test_a_planted_distortion_of_classes_is_chosen_and_repaired() -> None:
     assert changed.any()
 
 
+def test_by_default_no_decision_changes_but_the_gain_of_vector_scaling_is_stated() -> None:
+    val, fresh = (distorted(calibrated_table(1000, 1.0, seed)) for seed in (3, 4))
+    calibration = fit_calibration(val)
+    assert calibration.temperature == fit_temperature(val).temperature
+    assert np.array_equal(calibration(fresh.probabilities).argmax(1), fresh.predictions)
+    assert calibration.gain == fit_calibration(val, "auto").gain
+    assert "is fitted with calibration: auto only" in calibration.describe()
+
+
 @pytest.mark.parametrize("n", [100, 1000])
 def test_a_model_that_is_only_tempered_keeps_its_temperature(n: int) -> None:
     tables = [calibrated_table(n, 2.0, seed) for seed in range(20)]
-    fits = [fit_calibration(table) for table in tables]
+    fits = [fit_calibration(table, "auto") for table in tables]
     kept = [(fit, table) for fit, table in zip(fits, tables, strict=True) if not fit.scales]
     assert len(kept) >= 19
     for fit, table in kept:
@@ -123,7 +132,7 @@ def test_vector_scaling_of_two_classes_is_a_regression_on_both_log_probabilities
     logs = table.log_probabilities
     true = expit(1.5 * logs[:, 1] - 0.5 * logs[:, 0] + 0.5)
     table = replace(table, rows=table.rows.assign(label=(rng.random(4000) < true).astype(int)))
-    fitted = fit_calibration(table)
+    fitted = fit_calibration(table, "auto")
     np.testing.assert_allclose(fitted(table.probabilities)[:, 1], true, atol=0.04)
     features = logs * [-1, 1]
     expected = LogisticRegression(C=1e6, tol=1e-8).fit(features, table.labels)
@@ -149,8 +158,8 @@ def test_images_that_repeat_within_patients_are_no_evidence_for_vector_scaling()
         rows = few.rows.iloc[repeated].assign(id=ids)
         table = replace(few, rows=rows, logits=few.logits[repeated])
         by_image = replace(table, rows=table.rows.assign(patient=ids))
-        chosen["patients"] += bool(fit_calibration(table).scales)
-        chosen["images"] += bool(fit_calibration(by_image).scales)
+        chosen["patients"] += bool(fit_calibration(table, "auto").scales)
+        chosen["images"] += bool(fit_calibration(by_image, "auto").scales)
     assert chosen["patients"] <= 3
     assert chosen["images"] >= 8
 
@@ -159,8 +168,8 @@ def test_neither_calibration_is_fitted_on_test_nor_compared_on_few_patients() ->
     with pytest.raises(ValueError, match="may not be fitted on split 'test'"):
         fit_calibration(make_table())
     few = make_table(40, images_per_patient=10, split="val")
-    assert fit_calibration(few) == fit_temperature(few)
-    assert fit_calibration(few).describe().endswith("fitted on validation")
+    assert fit_calibration(few, "auto") == fit_temperature(few)
+    assert fit_calibration(few, "auto").describe().endswith("fitted on validation")
 
 
 def test_confidence_of_one_is_in_the_last_bin() -> None:
