@@ -101,6 +101,7 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
         "timm": type(module.net).__module__.startswith("timm."),
         "class_names": list(module.class_names),
         "head": module.head_name.replace("_", "-"),
+        "outputs_meaning": module.head.meaning,
         "preprocess": preprocess,
         "cam_layer": cam_layer,
         "structure": module.structure,
@@ -156,9 +157,8 @@ def _examples(folder: Path, model: dict[str, Any]) -> list[str]:
         parts += [intro, f"```python\n{LOAD_EXAMPLE}```"]
     fits_timm = model["timm"] and model["outputs"] and not model["structure"]
     if fits_timm and (folder / "model.json").exists():
-        single = "the output is the logit of the second class"
-        outputs = single if model["head"] == "sigmoid" else "outputs are logits"
-        intro = f"With timm alone; images must be preprocessed as above, and {outputs}:"
+        meaning = model["outputs_meaning"]
+        intro = f"With timm alone; images must be preprocessed as above, and {meaning}:"
         parts += [intro, f"```python\n{TIMM_EXAMPLE}```"]
     return ["## Usage", *parts] if parts else []
 

@@ -18,7 +18,9 @@ from lightning_modules.tta import Images, mean_logits, tta_notes
 
 Tables = dict[str, PredictionTable]  # by member; the own table of a module is under ""
 Metadata = dict[str, Any]  # of a table
-EPOCH_METRICS = ("loss", "accuracy", "balanced_accuracy", "auroc", "training_loss")
+EPOCH_METRICS = (
+    "loss", "accuracy", "balanced_accuracy", "kappa_quadratic", "auroc", "training_loss",
+)  # fmt: skip
 
 
 class Batch(TypedDict):

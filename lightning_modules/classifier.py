@@ -4,6 +4,7 @@ import inspect
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch.plugins import TorchSyncBatchNorm
@@ -17,7 +18,7 @@ from evaluation.metrics.compute import recall_and_precision
 from evaluation.metrics.confusion import pair_accuracies
 from evaluation.predictions import PredictionTable
 from lightning_modules import backbones, checkpoints
-from lightning_modules.base import BaseModule, Batch
+from lightning_modules.base import BaseModule, Batch, Metadata
 from lightning_modules.batch_norm import InPlaceSyncBatchNorm
 from lightning_modules.cam import Explainer
 from lightning_modules.freezing import FineTuning
@@ -45,8 +46,9 @@ class ImageClassifier(BaseModule):
             weight file.
         image_size: side of the input in pixels; taken from the data.
         backbone_args: further arguments of the timm model, for instance {drop_rate: 0.3}.
-        head: softmax (one output per class), sigmoid (one output for two classes), or another
-            entry of `lightning_modules.heads.HEADS`.
+        head: softmax (one output per class), sigmoid (one output for two classes), ordinal (for
+            ordered classes such as grades), one_vs_one (one output per pair of classes), or
+            another entry of `lightning_modules.heads.HEADS`.
         loss: cross entropy, focal loss or a loss of your own, label smoothing, Mixup and CutMix.
         optimizer: optimizer, learning rate and weight decay.
         lr_scheduler: course of the learning rate.
@@ -146,16 +148,26 @@ class ImageClassifier(BaseModule):
     def training_metrics(self, table: PredictionTable) -> dict[str, float]:
         """The loss that is trained, with class weights and label smoothing, on a labeled table."""
         known = table.labels >= 0
-        values = table.logits if table.pair_logits is None else table.pair_logits
-        outputs = torch.from_numpy(values[known]).float().to(self.device)
-        if self.head.num_outputs == 1:  # the logits are [0, z]
-            outputs = outputs[:, 1:] - outputs[:, :1]
+        kept = table.logits if table.pair_logits is None else table.pair_logits
+        values = torch.from_numpy(kept[known]).float().to(self.device)
         target = torch.from_numpy(table.labels[known]).to(self.device)
-        return {"training_loss": float(self.compute_loss(outputs, target, self.class_weights))}
+        loss = self.compute_loss(self.head.outputs(values), target, self.class_weights)
+        return {"training_loss": float(loss)}
 
     def member_logits(self, images: Images) -> Tensor:
-        """Its own logits, as those of one member, (B, 1, K)."""
-        return torch.unsqueeze(self(single_view(images)), 1)
+        """Its own logits, as those of one member, (B, 1, K), or the outputs if its head keeps them.
+
+        Pair logits (B, 1, P), which test-time augmentation averages before they are coupled.
+        """
+        outputs: Tensor = self.net(single_view(images))
+        return (outputs if self.head.keeps_outputs else self.logits(outputs)).unsqueeze(1)
+
+    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
+        """The table of logits (n, K), or of kept outputs (n, P), which it has as well."""
+        if not self.head.keeps_outputs:
+            return super().make_table(rows, logits, meta)
+        coupled = self.head.logits(torch.from_numpy(logits)).numpy()
+        return PredictionTable(rows, coupled, self.class_names, meta, pair_logits=logits)
 
     def explainer(self, size: int, method: str = "GradCAM") -> Explainer:
         """Computes saliency maps for images of `size` pixels."""

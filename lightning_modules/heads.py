@@ -1,5 +1,7 @@
 """What the outputs of a network mean: number of outputs, logits per class and training loss."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,11 @@ MIN_PROBABILITY = 1e-30  # of a coupled class, whose logarithm is the logit
 class Head:
     """One output per class; their softmax gives the class probabilities."""
 
+    #: whether predictions and exported files have the outputs instead of the logits, which follow
+    keeps_outputs = False
+    #: what the outputs are, for someone who loads the network with timm alone
+    meaning = "the outputs are logits"
+
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
         self.num_classes, self.loss_function = len(class_names), loss_function
         self.num_outputs = self.num_classes  # that the network needs
@@ -22,6 +29,10 @@ class Head:
     def logits(self, outputs: Tensor) -> Tensor:
         """One logit per class, (B, K), of the outputs; their softmax are the probabilities."""
         return outputs
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """The outputs of what predictions have: logits, or outputs if the head keeps them."""
+        return values
 
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
         """Scalar training loss of the outputs and labels (B,) or class probabilities (B, K)."""
@@ -35,6 +46,8 @@ class SigmoidHead(Head):
     `pos_weight` w.
     """
 
+    meaning = "the output is the logit of the second class"
+
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
         if len(class_names) != 2:
             raise ValueError(f"head: sigmoid is for two classes, not {class_names}")
@@ -46,9 +59,46 @@ class SigmoidHead(Head):
         z = outputs.reshape(-1, 1)
         return torch.cat([torch.zeros_like(z), z], dim=1)
 
+    def outputs(self, values: Tensor) -> Tensor:
+        """The difference of the logits, (B, 1)."""
+        return values[:, 1:] - values[:, :1]
+
+
+class OrdinalHead(Head):
+    """K-1 outputs for K ordered classes: output k tells the grades above k from grade k.
+
+    The sigmoid of output k plus log(K-1-k) is the probability of a grade above k among those that
+    are at least k (a continuation ratio model), so that outputs of 0 are equally likely classes.
+    Two classes give the logits of the sigmoid head.
+    """
+
+    meaning = "output k plus log(K-1-k) is the logit of a class above k, given at least class k"
+
+    def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
+        super().__init__(class_names, loss_function)
+        self.num_outputs = self.num_classes - 1
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Logarithms of the class probabilities (B, K) up to a constant, of outputs (B, K-1)."""
+        z = outputs.reshape(-1, self.num_outputs) + self._offsets(outputs)
+        # log p(k+1) - log p(k): that of passing k, and of stopping at k+1 unless it is the last
+        steps = z + functional.pad(functional.logsigmoid(-z[:, 1:]), (0, 1))
+        return functional.pad(steps.cumsum(dim=1), (1, 0))
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """The outputs (B, K-1) of logits (B, K): the log-odds of all classes above k against k."""
+        above = [values[:, k + 1 :].logsumexp(dim=1) for k in range(self.num_outputs)]
+        return torch.stack(above, dim=1) - values[:, :-1] - self._offsets(values)
+
+    def _offsets(self, like: Tensor) -> Tensor:
+        return like.new_tensor([math.log(above) for above in range(self.num_outputs, 0, -1)])
+
 
 class OneVsOneHead(Head):
     """One binary output per pair of classes, P = K(K-1)/2, coupled into class probabilities."""
+
+    keeps_outputs = True  # pair logits; only torch can solve the linear systems that couple them
+    meaning = "the outputs are logits of the first against the second class of each pair"
 
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
         super().__init__(class_names, loss_function)
@@ -81,7 +131,12 @@ def coupled_logits(pair_logits: Tensor, num_classes: int) -> Tensor:
 
 
 #: To add a head, enter its class here; `head: NAME` in a config then selects it.
-HEADS = {"softmax": Head, "sigmoid": SigmoidHead, "one_vs_one": OneVsOneHead}
+HEADS = {
+    "softmax": Head,
+    "sigmoid": SigmoidHead,
+    "ordinal": OrdinalHead,
+    "one_vs_one": OneVsOneHead,
+}
 
 
 def create_head(name: str, class_names: list[str], loss_function: LossFunction) -> Head:

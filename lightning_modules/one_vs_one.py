@@ -5,17 +5,12 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from evaluation.predictions import PredictionTable
 from lightning_modules import backbones, checkpoints
-from lightning_modules.base import Metadata
-from lightning_modules.classifier import ImageClassifier, single_view
-from lightning_modules.tta import Images
+from lightning_modules.classifier import ImageClassifier
 
 
 class OneVsOneClassifier(ImageClassifier):
@@ -51,15 +46,6 @@ class OneVsOneClassifier(ImageClassifier):
             return super().build_net(backbone, options)
         trunks = [backbones.build(backbone, 1, **options) for _ in range(self.head.num_outputs)]
         return ParallelTrunks(trunks)
-
-    def member_logits(self, images: Images) -> Tensor:
-        """Pair logits, as those of one member, (B, 1, P)."""
-        return torch.unsqueeze(self.net(single_view(images)), 1)
-
-    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
-        """The table of coupled logits (n, K), given pair logits (n, P), which it has as well."""
-        coupled = self.head.logits(torch.from_numpy(logits)).numpy()
-        return PredictionTable(rows, coupled, self.class_names, meta, pair_logits=logits)
 
 
 class ParallelTrunks(nn.Module):

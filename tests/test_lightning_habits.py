@@ -169,7 +169,8 @@ def test_plain_loaders_train_and_test_and_metrics_are_returned(tmp_path):
     (best,) = trainer.test(dataloaders=loader, ckpt_path="best", verbose=False)
     for values in (metrics, best):
         assert set(values) == {
-            f"test/{n}" for n in ("loss", "accuracy", "balanced_accuracy", "auroc")
+            f"test/{n}"
+            for n in ("loss", "accuracy", "balanced_accuracy", "kappa_quadratic", "auroc")
         }
         assert values["test/loss"] > 0
     path = trainer.checkpoint_callback.best_model_path

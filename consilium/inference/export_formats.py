@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from consilium.inference.predictor import require_image_classifier
 from lightning_modules import ImageClassifier, checkpoints, packing
 from lightning_modules.cam import frozen_for_inference
-from lightning_modules.heads import OneVsOneHead
 
 KEY = "consilium"  # of the metadata, in every format
 FREE_BATCH_SIZE = {"image": {0: torch.export.Dim("batch")}}
@@ -36,9 +35,9 @@ class ExportNetwork(nn.Module):
         self.block = block  # metadata of its checkpoint
         self.__dict__["classifier"] = classifier  # a submodule would store its weights twice
         self.net: nn.Module = classifier.net
-        # pairs are coupled outside of the network: only torch can solve the linear systems
-        is_coupled = output_name(classifier) == "pair_logits"
-        self.head: OutputFunction | None = None if is_coupled else classifier.logits
+        # outputs that the head keeps become logits outside of the network
+        keeps_outputs = classifier.head.keeps_outputs
+        self.head: OutputFunction | None = None if keeps_outputs else classifier.logits
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (n, K), or pair logits (n, K(K-1)/2)."""
@@ -60,7 +59,7 @@ class ExportFormat:
 
 def output_name(module: ImageClassifier) -> str:
     """Name of the outputs of a module's exported network."""
-    return "pair_logits" if isinstance(module.head, OneVsOneHead) else "logits"
+    return "pair_logits" if module.head.keeps_outputs else "logits"
 
 
 def to_onnx(network: ExportNetwork, metadata: Metadata) -> bytes:

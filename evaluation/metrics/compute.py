@@ -46,12 +46,13 @@ def compute_metrics(
 
 
 def epoch_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy and macro AUROC without intervals; NaN if a class is absent."""
+    """Metrics of an epoch, without intervals; NaN if a class is absent."""
     predictions = probabilities.argmax(axis=1)
     matrix = confusion.confusion_matrix(labels, predictions, probabilities.shape[1])
     return {
         "accuracy": float(confusion.accuracy(matrix)),
         "balanced_accuracy": float(confusion.recall(matrix).mean()),
+        "kappa_quadratic": float(confusion.kappa(matrix, quadratic=True)),
         "auroc": float(np.mean([auc(p, labels == c) for c, p in enumerate(probabilities.T)])),
     }
 

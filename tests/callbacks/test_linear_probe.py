@@ -70,9 +70,10 @@ def make_problem(module, class_weights=None, count=90, size=20):
         ImageClassifier(CLASSES, "test_resnet"),
         ImageClassifier(CLASSES, "test_resnet", loss={"name": "focal", "label_smoothing": 0.1}),
         ImageClassifier(CLASSES[:2], "test_resnet", head="sigmoid"),
+        ImageClassifier(CLASSES, "test_resnet", head="ordinal"),
         OneVsOneClassifier(CLASSES, "test_resnet"),
     ],
-    ids=["softmax", "focal", "sigmoid", "pairs"],
+    ids=["softmax", "focal", "sigmoid", "ordinal", "pairs"],
 )
 def test_the_head_is_the_optimum_of_the_loss_of_the_module(module):
     weights = torch.linspace(0.5, 1.5, len(module.class_names))

@@ -28,6 +28,7 @@ MODEL = {
     "timm": True,
     "class_names": ["none", "simple", "comminuted"],
     "head": "softmax",
+    "outputs_meaning": "the outputs are logits",
     "cam_layer": {"name": "layer1", "layout": "NCHW", "side": 8},
     "structure": {},
     "pretrained": None,

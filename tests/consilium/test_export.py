@@ -119,11 +119,14 @@ def test_different_weights_and_nan_are_refused(ensemble):
         export.require_agreement("onnx", {"x": difference})
 
 
-def test_sigmoid_head_of_two_classes_is_exported(tmp_path):
-    module = ImageClassifier(["no", "yes"], "test_resnet", image_size=32, head="sigmoid")
+@pytest.mark.parametrize(("head", "classes", "format_"), [
+    ("sigmoid", 2, "torch_export"), ("ordinal", 4, "torch_export"), ("ordinal", 4, "onnx"),
+])  # fmt: skip
+def test_heads_are_part_of_an_exported_network(head, classes, format_, tmp_path):
+    module = ImageClassifier(list("0123")[:classes], "test_resnet", image_size=32, head=head)
     file = save_checkpoint(module, Preprocess(size=32), tmp_path / "one.ckpt")
     folder = tmp_path / "out"
-    assert main(["export", str(file), "--format", "torch_export", "-o", str(folder)]) == 0
+    assert main(["export", str(file), "--format", format_, "-o", str(folder)]) == 0
     image = generated_images(1)[0]
     expected = load_predictor(file).predict(image)
     np.testing.assert_allclose(load_export(folder).predict(image), expected, atol=1e-6)

@@ -34,6 +34,7 @@ VARIANTS = {
     "ovo": OVO,
     "ovo_pair": {**OVO, "model.init_args.trunks": "pair"},
     "sigmoid": SIGMOID,
+    "ordinal": {"model.init_args.head": "ordinal"},
     "mixup": {"model.init_args.loss": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0}},
     "ema": {"trainer.callbacks+": [EMA]},
     "grad_checkpointing": {"model.init_args.backbone_args": {"grad_checkpointing": True}},

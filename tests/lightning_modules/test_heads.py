@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from lightning_modules import ImageClassifier, OneVsOneClassifier
 from lightning_modules.heads import HEADS, Head, create_head
-from lightning_modules.losses import CrossEntropyLoss
+from lightning_modules.losses import CrossEntropyLoss, FocalLoss
 
 
-@pytest.mark.parametrize(("name", "outputs"), [("softmax", 4), ("one_vs_one", 6)])
+@pytest.mark.parametrize(("name", "outputs"), [("softmax", 4), ("ordinal", 3), ("one_vs_one", 6)])
 def test_outputs_become_one_logit_per_class(name: str, outputs: int) -> None:
     head = create_head(name, list("abcd"), CrossEntropyLoss())
     assert head.num_outputs == outputs
@@ -30,6 +30,41 @@ def test_a_sigmoid_head_learns_by_binary_cross_entropy() -> None:
     assert head.num_outputs == 1
     expected = functional.binary_cross_entropy_with_logits(z[:, 0], label.float())
     assert torch.allclose(head.loss(z, label, None), expected)
+
+
+def test_an_ordinal_head_of_two_classes_is_the_sigmoid_head() -> None:
+    ordinal, sigmoid = (create_head(h, ["no", "yes"], FocalLoss()) for h in ("ordinal", "sigmoid"))
+    z, label = torch.randn(50, 1) * 10, torch.arange(50) % 2
+    assert torch.equal(ordinal.logits(z), sigmoid.logits(z))
+    weights = torch.tensor([0.5, 1.5])
+    assert torch.equal(ordinal.loss(z, label, weights), sigmoid.loss(z, label, weights))
+
+
+def test_an_ordinal_head_is_a_sequence_of_binary_decisions() -> None:
+    head, z = create_head("ordinal", list("0123"), CrossEntropyLoss()), torch.randn(20, 3).double()
+    p = head.logits(z).softmax(dim=1)
+    passed = torch.sigmoid(z + torch.tensor([3.0, 2.0, 1.0]).log())  # grade k, if at least k
+    above = torch.stack([p[:, k + 1 :].sum(dim=1) for k in range(3)], dim=1)
+    assert torch.allclose(above, passed.cumprod(dim=1))
+    label = torch.arange(20) % 4
+    is_asked = label[:, None] >= torch.arange(3)
+    terms = functional.binary_cross_entropy(
+        passed, (label[:, None] > torch.arange(3)).double(), reduction="none"
+    )
+    expected = (terms * is_asked).sum(dim=1).mean()
+    assert torch.allclose(head.loss(z, label, None), expected.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("softmax", 4), ("sigmoid", 2), ("ordinal", 2), ("ordinal", 5)]
+)
+def test_outputs_follow_from_logits_up_to_a_constant(name: str, classes: int) -> None:
+    head = create_head(name, list("abcde")[:classes], CrossEntropyLoss())
+    outputs = torch.randn(30, head.num_outputs) * 3
+    logits = head.logits(outputs)
+    assert torch.allclose(head.outputs(logits), outputs, atol=1e-5)
+    if head.num_outputs < classes:
+        assert torch.allclose(head.outputs(logits.log_softmax(dim=1)), outputs, atol=1e-5)
 
 
 @pytest.mark.parametrize("backbone", [*timm.list_models("test_*"), "residual_attention"])
@@ -47,10 +82,11 @@ def test_a_pretrained_network_starts_with_equally_likely_classes(
     ("build", "class_names"),
     [
         (partial(ImageClassifier, head="sigmoid"), ["no", "yes"]),
+        (partial(ImageClassifier, head="ordinal"), ["no", "yes"]),
         (OneVsOneClassifier, ["a", "b", "c"]),
         (partial(OneVsOneClassifier, trunks="pair"), ["a", "b", "c"]),
     ],
-    ids=["sigmoid", "pairs", "trunk per pair"],
+    ids=["sigmoid", "ordinal", "pairs", "trunk per pair"],
 )
 def test_binary_heads_of_a_pretrained_network_start_at_even_odds(
     build: Callable[..., ImageClassifier], class_names: list[str], tmp_path: Path
@@ -62,6 +98,11 @@ def test_binary_heads_of_a_pretrained_network_start_at_even_odds(
     assert loss.item() == pytest.approx(math.log(2))
     probabilities = module(image).softmax(1)
     assert torch.allclose(probabilities, torch.full_like(probabilities, 1 / probabilities.shape[1]))
+
+
+def test_an_ordinal_head_that_starts_at_zero_has_equally_likely_classes() -> None:
+    logits = create_head("ordinal", list("01234"), CrossEntropyLoss()).logits(torch.zeros(2, 4))
+    assert torch.allclose(logits.softmax(dim=1), torch.full((2, 5), 0.2))
 
 
 def test_the_head_of_a_network_from_scratch_is_random() -> None:
