@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -263,6 +264,14 @@ def in_class_order(table: PredictionTable, names: list[str]) -> PredictionTable:
         pair_logits = pair_logits[:, [column((min(p), max(p))) for p in pairs]] * signs
     rows, logits = table.rows.assign(label=labels), table.logits[:, order]
     return PredictionTable(rows, logits, list(names), table.meta, pair_logits)
+
+
+def has_grades(class_names: Sequence[str]) -> bool:
+    """Whether there are more than two classes with rising numbers: `0`, `1`, `2` or `KL0`, ..."""
+    parts = [re.fullmatch(r"(\D*)(\d+)", name) for name in class_names]
+    prefixes, numbers = {p and p[1] for p in parts}, [int(p[2]) for p in parts if p]
+    is_rising = numbers == sorted(set(numbers)) and len(numbers) == len(class_names)
+    return len(class_names) > 2 and len(prefixes) == 1 and is_rising
 
 
 def class_pairs(num_classes: int) -> list[tuple[int, int]]:

@@ -1,12 +1,11 @@
 """Conformal prediction: sets of classes that contain the label at a stated rate, by patient."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import betabinom
 
-from evaluation.predictions import PredictionTable, refuse_test
+from evaluation.predictions import PredictionTable, has_grades, refuse_test
 from evaluation.stats.bootstrap import LEVEL
 from evaluation.stats.estimate import Estimate, mean_estimate
 
@@ -62,11 +61,6 @@ class ConformalSets:
         """The sets of the rows of a table, (n, K)."""
         has_attribute = self.by not in ("", BY_CLASS)
         return self(table.probabilities, table.rows[self.by].to_numpy() if has_attribute else None)
-
-
-def has_grades(class_names: Sequence[str]) -> bool:
-    """Whether the classes are more than two numbers: sets of grades have no gaps."""
-    return len(class_names) > 2 and all(name.isdecimal() for name in class_names)
 
 
 def set_scores(probabilities: np.ndarray, is_graded: bool) -> np.ndarray:

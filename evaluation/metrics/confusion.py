@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from evaluation.predictions import PredictionTable, class_pairs
+from evaluation.predictions import PredictionTable, class_pairs, has_grades
 from evaluation.stats import estimate
 from evaluation.stats.bootstrap import Clusters, bootstrap
 from evaluation.stats.estimate import Estimates, mean_estimate, replicate_estimate
@@ -144,6 +144,21 @@ def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed:
     reason = estimate.NO_SPREAD if np.isfinite(gap[0]) else absent
     estimates["pairs"] = replicate_estimate(replicates, at, size, absent, float(fall), float(rise))
     return {**estimates, "pairs_gap": estimate.make_estimate(gap, estimate.BCA, *size, reason)}
+
+
+def grade_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
+    """For grades: the mean distance of the predicted from the true one, and how often it is 0 or 1.
+
+    Empty for other classes.
+    """
+    if not has_grades(table.class_names):
+        return {}
+    distance = np.abs(table.predictions - table.labels)
+    values = {"grade_error": distance, "within_one_grade": distance <= 1}
+    return {
+        name: mean_estimate(table.patients, value, draws=draws, seed=seed)
+        for name, value in values.items()
+    }
 
 
 def pair_accuracies(table: PredictionTable) -> dict[str, float]:

@@ -5,9 +5,8 @@ from evaluation.metrics.conformal import (
     SetCoverage,
     evaluate_sets,
     fit_conformal_sets,
-    has_grades,
 )
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import PredictionTable, has_grades
 from evaluation.reports.html import SMALL_PRINT, Table
 
 ALPHAS = (0.1, 0.05)  # sets without the label, at most

@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 from evaluation.metrics import compute, confusion
 from evaluation.metrics.ranking import average_precision, ranking_value, sensitivity_of_counts
 from evaluation.metrics.registry import METRICS
+from evaluation.predictions import has_grades
 from tests.evaluation.tables import make_table
 
 MACRO = ("balanced_accuracy", "recall_macro", "f1_macro", "precision_macro", "specificity_macro")
@@ -242,3 +243,30 @@ def test_missing_values_and_intervals_have_reasons() -> None:
             assert (estimate.low is None) == (estimate.high is None), name
             assert estimate.value is not None or estimate.low is None, name
             assert estimate.low is not None or estimate.reason, name
+
+
+def test_distances_of_grades_are_measured_for_grades_only() -> None:
+    table, names = make_table(200, 4, images_per_patient=2), ["KL0", "KL1", "KL2", "KL4"]
+    graded = replace(table, class_names=names)
+    metrics = compute.compute_metrics(graded, draws=200)
+    distance = np.abs(table.predictions - table.labels)
+    assert metrics["grade_error"].value == sk.mean_absolute_error(table.labels, table.predictions)
+    assert metrics["within_one_grade"].value == np.mean(distance <= 1)
+    for name in ("grade_error", "within_one_grade"):
+        low, high = metrics[name].low, metrics[name].high
+        assert low is not None
+        assert high is not None
+        assert low < metrics[name].value < high
+    assert not {"grade_error", "within_one_grade"} & set(compute.compute_metrics(table, draws=20))
+
+
+@pytest.mark.parametrize(
+    ("names", "is_graded"),
+    [
+        ("0 1 2 3 4", True), ("KL0 KL1 KL3", True), ("grade2 grade10 grade11", True),
+        ("0 1", False), ("1 0 2", False), ("0 0 1", False), ("a b c", False), ("0 1 c", False),
+        ("a0 b1 c2", False), ("0 1 1+", False),
+    ],
+)  # fmt: skip
+def test_classes_with_rising_numbers_are_grades(names: str, is_graded: bool) -> None:
+    assert has_grades(names.split()) == is_graded

@@ -23,9 +23,8 @@ from tests.evaluation.tables import make_table
 def pair_table() -> PredictionTable:
     table = make_table(120, classes=3)
     pair_logits = np.random.default_rng(1).normal(size=(120, 3))
-    return PredictionTable(
-        table.rows, table.logits, table.class_names, table.meta, pair_logits=pair_logits
-    )
+    grades = ["0", "1", "2"]
+    return PredictionTable(table.rows, table.logits, grades, table.meta, pair_logits=pair_logits)
 
 
 def label_distance(table: PredictionTable) -> np.ndarray:
