@@ -148,23 +148,23 @@ class ImageClassifier(BaseModule):
     def training_metrics(self, table: PredictionTable) -> dict[str, float]:
         """The loss that is trained, with class weights and label smoothing, on a labeled table."""
         known = table.labels >= 0
-        kept = table.logits if table.pair_logits is None else table.pair_logits
-        values = torch.from_numpy(kept[known]).float().to(self.device)
+        stored = table.logits if table.pair_logits is None else table.pair_logits
+        values = torch.from_numpy(stored[known]).float().to(self.device)
         target = torch.from_numpy(table.labels[known]).to(self.device)
         loss = self.compute_loss(self.head.outputs(values), target, self.class_weights)
         return {"training_loss": float(loss)}
 
     def member_logits(self, images: Images) -> Tensor:
-        """Its own logits, as those of one member, (B, 1, K), or the outputs if its head keeps them.
+        """Its own logits, as of one member, (B, 1, K), or the outputs if its head stores them.
 
         Pair logits (B, 1, P), which test-time augmentation averages before they are coupled.
         """
         outputs: Tensor = self.net(single_view(images))
-        return (outputs if self.head.keeps_outputs else self.logits(outputs)).unsqueeze(1)
+        return (outputs if self.head.stores_outputs else self.logits(outputs)).unsqueeze(1)
 
     def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
-        """The table of logits (n, K), or of kept outputs (n, P), which it has as well."""
-        if not self.head.keeps_outputs:
+        """The table of logits (n, K), or of stored outputs (n, P), which it has as well."""
+        if not self.head.stores_outputs:
             return super().make_table(rows, logits, meta)
         coupled = self.head.logits(torch.from_numpy(logits)).numpy()
         return PredictionTable(rows, coupled, self.class_names, meta, pair_logits=logits)

@@ -18,7 +18,7 @@ class Head:
     """One output per class; their softmax gives the class probabilities."""
 
     #: whether predictions and exported files have the outputs instead of the logits, which follow
-    keeps_outputs = False
+    stores_outputs = False
     #: what the outputs are, for someone who loads the network with timm alone
     meaning = "the outputs are logits"
 
@@ -31,7 +31,7 @@ class Head:
         return outputs
 
     def outputs(self, values: Tensor) -> Tensor:
-        """The outputs of what predictions have: logits, or outputs if the head keeps them."""
+        """The outputs of what predictions have: logits, or outputs if the head stores them."""
         return values
 
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
@@ -97,7 +97,7 @@ class OrdinalHead(Head):
 class OneVsOneHead(Head):
     """One binary output per pair of classes, P = K(K-1)/2, coupled into class probabilities."""
 
-    keeps_outputs = True  # pair logits; only torch can solve the linear systems that couple them
+    stores_outputs = True  # pair logits; only torch can solve the linear systems that couple them
     meaning = "the outputs are logits of the first against the second class of each pair"
 
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:

@@ -35,9 +35,9 @@ class ExportNetwork(nn.Module):
         self.block = block  # metadata of its checkpoint
         self.__dict__["classifier"] = classifier  # a submodule would store its weights twice
         self.net: nn.Module = classifier.net
-        # outputs that the head keeps become logits outside of the network
-        keeps_outputs = classifier.head.keeps_outputs
-        self.head: OutputFunction | None = None if keeps_outputs else classifier.logits
+        # outputs that the head stores become logits outside of the network
+        stores_outputs = classifier.head.stores_outputs
+        self.head: OutputFunction | None = None if stores_outputs else classifier.logits
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (n, K), or pair logits (n, K(K-1)/2)."""
@@ -59,7 +59,7 @@ class ExportFormat:
 
 def output_name(module: ImageClassifier) -> str:
     """Name of the outputs of a module's exported network."""
-    return "pair_logits" if module.head.keeps_outputs else "logits"
+    return "pair_logits" if module.head.stores_outputs else "logits"
 
 
 def to_onnx(network: ExportNetwork, metadata: Metadata) -> bytes:
