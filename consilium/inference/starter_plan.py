@@ -24,7 +24,7 @@ SIZE_STEP = 32  # of the sizes of inputs, in pixels
 TRAINING_COST = 6.0  # of a training step in forward passes, as measured on CPUs
 PROBE_COST = 1.2  # of the features of an image, with the fit of the head
 STARTUP_MINUTES = 0.5  # of a member: imports, evaluation, report
-PROBE_SHARE = 0.5  # of the time at most for probes; fine-tuning gets the rest
+PROBE_SHARE = 0.5  # of the time at most for probes, if networks are fine-tuned as well
 EPOCHS = (3, 10)  # of fine-tuning: fewer would not pay, more would not help
 MIN_FINETUNED_IMAGES = 1_000  # with fewer, probes were better on fundus photographs
 NORMALIZATIONS = (  # mean and std that pretraining commonly uses
@@ -194,33 +194,35 @@ def time_image(backbone: str, preprocess: Preprocess, samples: Sequence[np.ndarr
 def plan_members(
     candidates: Sequence[Candidate], num_train: int, num_evaluated: int, minutes: float
 ) -> list[PlannedMember]:
-    """Probes and fine-tuned networks that fit into the time, the fastest first.
+    """Probes that fit into the time, and fine-tuned networks in place of them, the fastest first.
 
     In the time that remains inputs get larger, then the epochs of all fine-tuned networks more.
     """
     fewest, most = EPOCHS
-    fastest_first = sorted(candidates, key=lambda candidate: candidate.seconds)
+    by_time = sorted(candidates, key=lambda candidate: candidate.seconds)
+    smallest = {c.weights: c for c in sorted(by_time, key=lambda c: -c.preprocess.size)}
+    by_time.sort(key=lambda candidate: smallest[candidate.weights] != candidate)  # larger: last
+    can_finetune = num_train >= MIN_FINETUNED_IMAGES
 
     def member(candidate: Candidate, epochs: int) -> PlannedMember:
         images = PROBE_COST * num_train + num_evaluated
         images += epochs * (TRAINING_COST * num_train + num_evaluated / 2)
         return PlannedMember(candidate, epochs, STARTUP_MINUTES + candidate.seconds * images / 60)
 
-    def add(members: dict[Path, PlannedMember], new: PlannedMember, limit: float) -> None:
-        """Takes it, in place of another one of its weights, if the time allows."""
+    members = {by_time[0].weights: member(by_time[0], 0)}
+
+    def add(new: PlannedMember, limit: float) -> None:
+        """Adds the member, or replaces that of the same weight file, if the time allows it."""
         weights = new.candidate.weights
         if sum(members[m].minutes for m in members if m != weights) + new.minutes <= limit:
             members[weights] = new
 
-    fastest = member(fastest_first[0], 0)
-    probes, finetuned = {fastest.candidate.weights: fastest}, dict[Path, PlannedMember]()
-    for candidate in fastest_first:
-        add(probes, member(candidate, 0), PROBE_SHARE * minutes)
-    remaining = minutes - sum(probe.minutes for probe in probes.values())
-    if num_train >= MIN_FINETUNED_IMAGES:
-        for candidate in fastest_first:
-            add(finetuned, member(candidate, fewest), remaining)
+    for candidate in by_time:
+        add(member(candidate, 0), minutes * (PROBE_SHARE if can_finetune else 1))
+    if can_finetune:
+        for candidate in by_time:
+            add(member(candidate, fewest), minutes)
     for epochs in range(fewest + 1, most + 1):
-        for chosen in [*finetuned.values()]:
-            add(finetuned, member(chosen.candidate, epochs), remaining)
-    return [*probes.values(), *finetuned.values()]
+        for chosen in [m for m in members.values() if m.epochs]:
+            add(member(chosen.candidate, epochs), minutes)
+    return list(members.values())

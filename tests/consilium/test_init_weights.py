@@ -37,22 +37,26 @@ def planned(minutes: float, *candidates: Candidate) -> dict[str, int]:
     return {m.name: m.epochs for m in plan_members(candidates, 1000, 400, minutes)}
 
 
-def test_all_weights_are_probed_and_the_fastest_are_fine_tuned_in_the_time_that_remains():
-    probes = {"test_resnet_224_probe": 0, "resnet50_224_probe": 0}
-    assert planned(80, SLOW, FAST) == {**probes, "test_resnet_224": 10, "resnet50_224": 10}
-    assert planned(25, SLOW, FAST) == {**probes, "test_resnet_224": 8, "resnet50_224": 3}
-    assert planned(12, SLOW, FAST) == {**probes, "test_resnet_224": 10}
-    assert planned(4, SLOW, FAST) == {"test_resnet_224_probe": 0, "test_resnet_224": 5}
+def test_the_fastest_networks_are_fine_tuned_and_the_others_probed_in_the_time():
+    assert planned(80, SLOW, FAST) == {"test_resnet_224": 10, "resnet50_224": 10}
+    assert planned(25, SLOW, FAST) == {"test_resnet_224": 10, "resnet50_224": 3}
+    assert planned(12, SLOW, FAST) == {"test_resnet_224": 10, "resnet50_224_probe": 0}
+    assert planned(4, SLOW, FAST) == {"test_resnet_224": 6}
 
 
-def test_a_network_has_one_probe_of_the_largest_size_in_the_time():
-    assert planned(60, FAST, LARGER) == {"test_resnet_384_probe": 0, "test_resnet_384": 10}
+def test_all_networks_are_fine_tuned_before_one_gets_larger_inputs():
+    assert planned(20, SLOW, FAST, LARGER) == {"test_resnet_224": 3, "resnet50_224": 3}
+    assert planned(25, SLOW, FAST, LARGER) == {"test_resnet_384": 4, "resnet50_224": 3}
+
+
+def test_a_network_has_the_largest_size_in_the_time():
+    assert planned(60, FAST, LARGER) == {"test_resnet_384": 10}
     assert planned(1.5, FAST, LARGER) == {"test_resnet_224_probe": 0}
 
 
 def test_networks_are_not_fine_tuned_on_few_images():
     assert [member.epochs for member in plan_members([FAST], 999, 100, 60)] == [0]
-    assert [member.epochs for member in plan_members([FAST], 1000, 100, 60)] == [0, 10]
+    assert [member.epochs for member in plan_members([FAST], 1000, 100, 60)] == [10]
 
 
 @pytest.mark.parametrize("minutes", [1, 3, 8, 15, 40])
