@@ -12,6 +12,7 @@ BCA, CENTERED = "bootstrap over patients, BCa", "bootstrap over patients, center
 WILSON = "Wilson, by patients"
 BCA_AND_WILSON = f"{BCA}; {WILSON}, for classes without spread"
 NO_SPREAD = "too few resamples have a value, or all have the same"
+ONE_PATIENT = "an interval needs more than one patient"
 PAIRS = "median of pairs, bootstrap"
 
 
@@ -96,6 +97,8 @@ def mean_estimate(
         interval = wilson_interval(round(value * num_patients), num_patients)
         method = "Wilson" if num_patients == n else WILSON
         return Estimate(value, *interval, method, n, num_patients)
+    if num_patients == 1:
+        return Estimate(value, None, None, "none", n, 1, ONE_PATIENT)
     clusters = Clusters.from_patients(patients, np.zeros(n, dtype=np.int64))
     sums = clusters.sum_by_patient(np.column_stack([values.astype(float), np.ones(n)]))
     replicates = bootstrap(sums, lambda s: s[:, :1] / s[:, 1:], clusters, draws, seed)

@@ -54,6 +54,15 @@ def test_mean_of_no_image_has_a_reason() -> None:
     assert (estimate.value, estimate.n, estimate.reason) == (None, 0, "no image is answered")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [np.array([0.2, 0.6]), np.array([True, False]), np.ones(1)])
+def test_mean_of_one_patient_has_no_interval_and_a_reason(values: np.ndarray) -> None:
+    estimate = mean_estimate(patients(1, images=len(values)), values)
+    assert (estimate.value, estimate.low, estimate.high) == (values.mean(), None, None)
+    assert (estimate.n, estimate.patients) == (len(values), 1)
+    assert estimate.reason == "an interval needs more than one patient"
+
+
 @pytest.mark.parametrize("number", [0.1, 0.3, 1e-7])
 def test_equal_numbers_have_no_interval_in_spite_of_rounding(number: float) -> None:
     estimate = mean_estimate(patients(50), np.full(50, number))
