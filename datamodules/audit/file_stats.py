@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress, track
 
-from datamodules.audit.memo import Memo, audit_version, key_of
+from datamodules.audit.memo import AUDIT_VERSION, Memo, key_of
 from datamodules.audit.thumbnails import make_thumbnails, stack_thumbnails
 from datamodules.images import (
     ImageError,
@@ -72,8 +72,7 @@ class FileReader:
         self._memo, self._pool = memo, ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         states = np.array([*self._pool.map(_state, paths)])
         parts = [slice(k, k + _CHUNK) for k in range(0, len(paths), _CHUNK)]
-        version = audit_version()
-        self._chunks = {key_of(version, *paths[p], states[p]): paths[p] for p in parts}
+        self._chunks = {key_of(AUDIT_VERSION, *paths[p], states[p]): paths[p] for p in parts}
 
     def stats(self) -> pd.DataFrame:
         """One row per file.

@@ -80,12 +80,6 @@ class Memo:
             file.unlink()
 
 
-def audit_version() -> str:
-    """A hash of the code that reads and compares images, and of OpenCV's version."""
-    texts = [(Path(__file__).parents[1] / name).read_text("utf-8") for name in HASHED_FILES]
-    return key_of(cv2.__version__, *texts)
-
-
 def key_of(*parts: str | np.ndarray) -> str:
     """A hash of texts and arrays."""
     digest = hashlib.sha256()
@@ -93,3 +87,13 @@ def key_of(*parts: str | np.ndarray) -> str:
         data = part.encode() if isinstance(part, str) else part.tobytes()
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()[:32]
+
+
+def _hash_sources() -> str:
+    texts = [(Path(__file__).parents[1] / name).read_text("utf-8") for name in HASHED_FILES]
+    return key_of(cv2.__version__, *texts)
+
+
+#: A hash of the code that reads and compares images, and of OpenCV's version. Files that change
+#: while a program runs do not change what it computes: they are hashed when it imports this.
+AUDIT_VERSION = _hash_sources()

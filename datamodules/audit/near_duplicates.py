@@ -29,7 +29,7 @@ from datamodules.audit.alignment import (
     refine_pose,
     resize,
 )
-from datamodules.audit.memo import Memo, audit_version, key_of
+from datamodules.audit.memo import AUDIT_VERSION, Memo, key_of
 from datamodules.audit.thumbnails import THUMBNAIL_SIZE, Thumbnails, simulate_copy
 from datamodules.splits import Groups
 
@@ -80,7 +80,7 @@ class NearDuplicateSearch:
         self, digests: list[str], load_thumbnails: Callable[[], Thumbnails], memo: Memo
     ) -> None:
         self._load_thumbnails, self._memo = load_thumbnails, memo
-        self._key = key_of(audit_version(), *digests)
+        self._key = key_of(AUDIT_VERSION, *digests)
 
     def find(self, patients: np.ndarray, is_searched: np.ndarray) -> list[NearDuplicate]:
         """Pairs that show the same; every duplicate is connected to its original by such pairs.

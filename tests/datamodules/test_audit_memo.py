@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -126,11 +127,29 @@ def test_damaged_results_and_those_of_other_code_are_computed_again(
     calls.clear()
     assert results(audit_manifest(leaky, tmp_path / "out")) == expected
     assert calls["decode"] >= len(leaky.table)
-    monkeypatch.setattr(memo, "audit_version", lambda: "next")
-    monkeypatch.setattr(file_stats, "audit_version", lambda: "next")
+    for module in (file_stats, near_duplicates):
+        monkeypatch.setattr(module, "AUDIT_VERSION", "next")
+        calls.clear()
+        assert results(audit_manifest(leaky, tmp_path / "out")) == expected
+        assert calls["decode"] >= len(leaky.table)
+
+
+def test_source_files_that_change_during_an_audit_do_not_change_its_version(
+    leaky, calls, tmp_path, monkeypatch
+):
+    copy = tmp_path / "datamodules"
+    shutil.copytree(Path(memo.__file__).parents[1], copy)
+    monkeypatch.setattr(memo, "__file__", str(copy / "audit" / "memo.py"))
+    assert memo._hash_sources() == memo.AUDIT_VERSION
+    expected = results(audit_manifest(leaky, tmp_path / "out"))
+    for name in memo.HASHED_FILES:
+        before = memo._hash_sources()
+        with (copy / name).open("a") as file:
+            file.write("# another line\n")
+        assert memo._hash_sources() != before
     calls.clear()
     assert results(audit_manifest(leaky, tmp_path / "out")) == expected
-    assert calls["decode"] >= len(leaky.table)
+    assert calls == {"decode": 1}
 
 
 def test_a_file_that_a_disk_could_not_read_is_read_again(tmp_path, monkeypatch):
