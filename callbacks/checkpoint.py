@@ -25,12 +25,12 @@ PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")
 class BestAndLastCheckpoint(ModelCheckpoint):
     """Saves the best epoch by `monitor` as best.ckpt and the latest as last.ckpt.
 
-    A resumed fit continues with the best epoch before, also in a renamed or another folder.
+    A resumed fit keeps its best epoch so far, also if it continues in a renamed or another folder.
 
     Args:
         monitor: metric that decides which epoch is best.
-        mode: whether a smaller (`min`) or a larger (`max`) value is better; null for a loss or a
-            metric of `evaluation.metrics.registry`, which states it.
+        mode: whether a smaller (`min`) or a larger (`max`) value is better; null is enough for a
+            loss and for a metric of `evaluation.metrics.registry`, which records it.
     """
 
     def __init__(self, monitor: str = "val/loss", mode: Mode | None = None) -> None:
@@ -40,7 +40,7 @@ class BestAndLastCheckpoint(ModelCheckpoint):
         self.restores_best = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Saves into the run folder itself."""
+        """Lets checkpoints be written into the run folder, by `AtomicCheckpointIO`."""
         self.dirpath = str(Path(trainer.default_root_dir))
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -49,7 +49,7 @@ class BestAndLastCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Copies the best checkpoint of the resumed fit, before `load_state_dict` refers to it."""
+        """Copies the best checkpoint of a resumed fit from its folder, for `load_state_dict`."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         self.restores_best = False
         if state and trainer.state.fn == "fit" and trainer.ckpt_path:
@@ -62,11 +62,12 @@ class BestAndLastCheckpoint(ModelCheckpoint):
         if self.restores_best:
             folder = Path(str(self.dirpath))
 
-            def moved(path: str) -> str:
+            def in_run_folder(path: str) -> str:
+                """The path of the same file in this fit's folder; "" stays."""
                 return str(folder / Path(path).name) if path else path
 
-            paths = {key: moved(state_dict[key]) for key in PATH_KEYS}
-            best = {moved(path): x for path, x in state_dict["best_k_models"].items()}
+            paths = {key: in_run_folder(state_dict[key]) for key in PATH_KEYS}
+            best = {in_run_folder(path): x for path, x in state_dict["best_k_models"].items()}
             state_dict = {**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
 
@@ -77,20 +78,23 @@ class BestAndLastCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _copy_best(self, state: dict[str, Any], source: Path) -> bool:
-        """Copies the best checkpoint from `source` if necessary; false if there is none to use."""
+        """Copies the best checkpoint that `state` names from folder `source` to the run folder.
+
+        Returns False if it is missing, or if the run folder has one of another fit.
+        """
         folder = Path(str(self.dirpath))
         if not state["best_model_path"] or folder.resolve() == source.resolve():
             return True
         best = source / Path(state["best_model_path"]).name
         if not best.is_file() or (folder / best.name).is_file():
-            return False  # never overwrite, or use, the best checkpoint of another fit
+            return False
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(best, folder / best.name)
         return True
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it; keeps the last.ckpt before.
+    """Writes a temporary file and renames it; the last.ckpt that it replaces is previous.ckpt.
 
     Lightning writes into the folder of temporary files; if that is on another file system, a kill
     or a full disk leaves half a checkpoint.
@@ -114,8 +118,8 @@ class ResumableEarlyStopping(EarlyStopping):
     Args:
         monitor: metric that must improve.
         patience: validations without improvement after which the fit stops; by default never.
-        mode: whether a smaller (`min`) or a larger (`max`) value is better; null for a loss or a
-            metric of `evaluation.metrics.registry`, which states it.
+        mode: whether a smaller (`min`) or a larger (`max`) value is better; null is enough for a
+            loss and for a metric of `evaluation.metrics.registry`, which records it.
         **kwargs: further arguments of Lightning's EarlyStopping.
     """
 
@@ -159,7 +163,10 @@ class StepSeeding(L.Callback):
 
 
 def resumable_checkpoint(folder: Path) -> tuple[Path | None, str]:
-    """The latest checkpoint that a fit can resume from, and what is wrong with later ones."""
+    """The latest checkpoint of a run folder that a fit can resume from, or None.
+
+    The second value is a text with the problems of newer checkpoints, or "".
+    """
     problems: list[str] = []
     for file in (folder / LAST, folder / PREVIOUS):
         problem = _resume_problem(file) if file.is_file() else None
@@ -185,7 +192,7 @@ def _resume_problem(file: Path) -> str:
 
 
 def _read_intact(file: Path) -> dict[str, Any]:
-    """The content of a checkpoint; an error if any of its bytes changed after it was written."""
+    """The content of a checkpoint; ValueError if its bytes and its checksums disagree."""
     content = read_content(file, mmap=True)
     with zipfile.ZipFile(file) as archive:
         if name := archive.testzip():
@@ -194,7 +201,7 @@ def _read_intact(file: Path) -> dict[str, Any]:
 
 
 def resolve_mode(monitor: str, mode: Mode | None) -> Mode:
-    """The direction of a known metric; ValueError if `mode` contradicts it or is missing."""
+    """The mode of a known metric, else `mode`; ValueError if they differ or both are missing."""
     try:
         known = monitor_mode(monitor)
     except ValueError as error:

@@ -30,13 +30,13 @@ class LinearProbe(L.Callback):
 
     Minimizes the module's own loss, with its class weights and label smoothing, plus an L2 penalty
     on the weights of the standardized features; L-BFGS finds the optimum. The penalty is the one
-    with the lowest negative log-likelihood of patients of the training split that were held out.
+    with the lowest negative log-likelihood in cross-validation by patients of the training split.
     With `recipe/probe.yaml` the fit ends there; `recipe/probe_then_finetune.yaml` trains on.
 
     Args:
         cache_dir: folder of the stored features; null keeps them in memory.
-        augmented: augmented copies of each training image beside the image itself.
-        folds: parts of the patients, each of which is held out once.
+        augmented: number of augmented copies of each training image, used with the image itself.
+        folds: number of parts of the patients, each of which is held out once.
         penalties: L2 penalties to choose from.
     """
 
@@ -52,7 +52,7 @@ class LinearProbe(L.Callback):
         self.penalties = sorted(penalties, reverse=True)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fits the head; a resumed fit has its own."""
+        """Fits the head, except in a resumed fit, whose checkpoint has it."""
         if trainer.ckpt_path:
             return
         data = pl_module.datamodule if isinstance(pl_module, ImageClassifier) else None
@@ -76,7 +76,7 @@ class LinearProbe(L.Callback):
     def _training_features(
         self, extractor: FeatureExtractor, data: ImageDataModule
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Features (n, D) of the training images and their copies, and the row of each."""
+        """Features (n, D) of the training images and their copies, and their manifest rows (n,)."""
         rows = data.rows("train")
         epochs = [None, *range(self.augmented)]
         features = [extractor.features(rows, epoch) for epoch in epochs]
@@ -90,7 +90,7 @@ class LinearHead(NamedTuple):
     bias: Tensor
 
     def copy_to(self, layer: nn.Linear) -> None:
-        """Sets the parameters of a layer."""
+        """Sets weight and bias of `layer` to these values."""
         with torch.no_grad():
             layer.weight.copy_(self.weight)
             layer.bias.copy_(self.bias)
@@ -98,21 +98,21 @@ class LinearHead(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadProblem:
-    """The head of a module as a convex problem on the features of its training images."""
+    """The fit of a module's head to features of its training images, a convex problem."""
 
     module: ImageClassifier
     features: Tensor  # (n, D), standardized
-    mean: Tensor  # (D,) of the features before
+    mean: Tensor  # (D,) of the features before they were standardized
     scale: Tensor  # (D,) that they were divided by
-    labels: Tensor
-    class_weights: Tensor | None
-    patients: list[str]
+    labels: Tensor  # (n,)
+    class_weights: Tensor | None  # (K,)
+    patients: list[str]  # of all images, also in a problem of some rows
 
     @classmethod
     def of_module(
         cls, module: ImageClassifier, data: ImageDataModule, features: np.ndarray, rows: np.ndarray
     ) -> "HeadProblem":
-        """The problem of features (n, D) of rows of the manifest."""
+        """The problem of raw features (n, D) of manifest rows (n,)."""
         table, values = data.manifest.table.iloc[rows], torch.from_numpy(features)
         std, mean = torch.std_mean(values, dim=0, correction=0)
         # what varies little is not magnified: its weights would be so large that the first steps
@@ -129,33 +129,35 @@ class HeadProblem:
         )  # fmt: skip
 
     def choose_penalty(self, penalties: Sequence[float], num_folds: int) -> tuple[float, float]:
-        """The penalty with the lowest mean negative log-likelihood of held-out patients.
+        """The penalty with the lowest mean negative log-likelihood of held-out patients, and that.
 
-        Tries them in the given order, each from the heads before, until two in a row are worse.
+        Tries penalties in order, starting at the heads of the one before, until two in a row are
+        not better.
         """
         fold_of_row = np.array([fold_of_patient(patient, num_folds) for patient in self.patients])
         folds = [torch.from_numpy(fold_of_row == fold) for fold in np.unique(fold_of_row)]
         heads, nlls = dict[int, LinearHead](), list[float]()
         for penalty in penalties:
             for k, fold in enumerate(folds):
-                heads[k] = self._rows(~fold).minimize(penalty, heads.get(k))
+                heads[k] = self._of_rows(~fold).minimize(penalty, heads.get(k))
             nlls.append(sum(self._nll(heads[k], fold) for k, fold in enumerate(folds)))
             if sorted(nlls[-3:]) == nlls[-3:] and len(nlls) > 2:
                 break
         best = int(np.argmin(nlls))
         return penalties[best], nlls[best] / len(self.labels)
 
-    def _rows(self, rows: Tensor) -> "HeadProblem":
+    def _of_rows(self, rows: Tensor) -> "HeadProblem":
+        """The problem with the features and labels of some rows only, (n,) bool."""
         return replace(self, features=self.features[rows], labels=self.labels[rows])
 
     def fit(self, penalty: float) -> LinearHead:
-        """The optimal head for features as they are, not standardized."""
+        """The head that `minimize` finds, converted to features that are not standardized."""
         weight, bias = self.minimize(penalty)
         weight = weight / self.scale
         return LinearHead(weight, bias - weight @ self.mean)
 
     def minimize(self, penalty: float, start: LinearHead | None = None) -> LinearHead:
-        """The optimal head for standardized features."""
+        """The head of standardized features that minimizes loss + penalty / 2 * ||weight||^2."""
         shape = (self.module.head.num_outputs, self.features.shape[1])
         head = start or LinearHead(torch.zeros(shape), torch.zeros(shape[0]))
         parameters = [value.clone().requires_grad_() for value in head]
@@ -165,6 +167,7 @@ class HeadProblem:
         )  # fmt: skip
 
         def closure() -> float:
+            """The penalized loss; sets the gradients of `parameters`."""
             optimizer.zero_grad()
             outputs = functional.linear(self.features, *parameters)
             loss = self.module.compute_loss(outputs, self.labels, self.class_weights)
@@ -177,14 +180,14 @@ class HeadProblem:
         return LinearHead(*(value.detach() for value in parameters))
 
     def _nll(self, head: LinearHead, rows: Tensor) -> float:
-        """Sum of the negative log-likelihoods of rows."""
+        """Sum of the negative log-likelihoods of some rows, (n,) bool."""
         logits = self.module.logits(functional.linear(self.features[rows], *head))
         return float(functional.cross_entropy(logits, self.labels[rows], reduction="sum"))
 
 
 @contextmanager
 def first_process_first(trainer: L.Trainer) -> Iterator[None]:
-    """Lets the other processes wait for the first one, which fills the store."""
+    """Context that other processes enter after the first one has left it and filled the cache."""
     if not trainer.is_global_zero:
         trainer.strategy.barrier()
     yield

@@ -75,7 +75,7 @@ class ModelCard(L.Callback):
         folder, data = Path(trainer.default_root_dir), pl_module.datamodule
         if data is None or not trainer.is_global_zero:
             return
-        model = describe(pl_module, data.preprocess.to_dict())
+        model = describe_model(pl_module, data.preprocess.to_dict())
         weights = {k: v.cpu().contiguous().clone() for k, v in pl_module.net.state_dict().items()}
         write_bytes(folder / "model.safetensors", to_safetensors(weights))
         write_json(folder / "model.json", model)
@@ -84,7 +84,7 @@ class ModelCard(L.Callback):
         write_text(folder / "README.md", readme(folder, model, results, pl_module.preprocess_note))
 
 
-def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, Any]:
+def describe_model(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, Any]:
     """The content of model.json: plain values that are enough to rebuild the network with timm."""
     name, options, size = module.backbone, module.backbone_args, preprocess["size"]
     fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
@@ -110,7 +110,7 @@ def describe(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[str, A
 
 
 def describe_pretrained(backbone: str, pretrained: object) -> dict[str, str] | None:
-    """The weights that training started from, and their license; None if they were random."""
+    """Name and license of the weights that training started from; None if they were random."""
     if isinstance(pretrained, str):
         content = hashlib.sha256(Path(pretrained).read_bytes()).hexdigest()
         return {"weights": Path(pretrained).name, "sha256": content, "license": UNKNOWN_LICENSE}
@@ -121,7 +121,7 @@ def describe_pretrained(backbone: str, pretrained: object) -> dict[str, str] | N
 def readme(
     folder: Path, model: dict[str, Any], results: Results | None, preprocess_note: str = ""
 ) -> str:
-    """The README: model, metrics, files, preprocessing, how to load it, saliency maps."""
+    """The text of README.md: model, metrics, files, preprocessing, usage, saliency maps."""
     files = [f"- `{name}`: {text}" for name, text in FILES.items() if (folder / name).exists()]
     network = f"{model['backbone']} ({model['module']}, {model['head']} head)"
     names, preprocess = ", ".join(model["class_names"]), json.dumps(model["preprocess"])
@@ -143,6 +143,7 @@ def readme(
 
 
 def _metrics(results: Results) -> str:
+    """Markdown section with a table of the summary metrics."""
     metrics = {k: results.metrics[k] for k in summary_metrics() if k in results.metrics}
     count = f"{format_sample_size(next(iter(metrics.values())))}, {results.split} split"
     rows = [f"| {metric_label(name)} | {format_estimate(x)} |" for name, x in metrics.items()]
@@ -150,7 +151,7 @@ def _metrics(results: Results) -> str:
 
 
 def _examples(folder: Path, model: dict[str, Any]) -> list[str]:
-    """How to load the files that exist in the folder."""
+    """Markdown paragraphs on how to load the files that exist in the folder."""
     parts = []
     if (folder / "best.ckpt").exists():
         intro = "In this folder, with Consilium installed and the path of an image as argument:"
@@ -164,6 +165,7 @@ def _examples(folder: Path, model: dict[str, Any]) -> list[str]:
 
 
 def _saliency(folder: Path, model: dict[str, Any]) -> list[str]:
+    """Markdown paragraphs on saliency maps: the recommended layer, a command, an example."""
     layer, size, title = model["cam_layer"], model["preprocess"]["size"], "## Saliency maps"
     if layer is None:
         return [title, "This network has no layer with feature maps."]

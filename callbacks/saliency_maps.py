@@ -24,8 +24,9 @@ from lightning_modules.freezing import require
 class SaliencyMaps(L.Callback):
     """Writes saliency_maps/epoch-NNN.png: images, predictions and maps of the true class.
 
-    The validation images are from each class in turn. Predictions and maps are of the validated
-    weights, which may be averages. W&B and TensorBoard get the plot with a code for each id.
+    The images are the same in all epochs, taken from each class of val in turn. Predictions and
+    maps are of the validated weights, which may be averages. W&B and TensorBoard get the plot with
+    hashes in place of ids.
 
     Args:
         every_n_epochs: number of epochs from one plot to the next; the last of max_epochs is
@@ -42,7 +43,7 @@ class SaliencyMaps(L.Callback):
         require("num_images", num_images, num_images >= 1, "at least 1")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Selects the images."""
+        """Loads the images; ValueError if the module has no saliency maps by the method."""
         if not isinstance(pl_module, ImageClassifier) or pl_module.datamodule is None:
             needed = "an ImageClassifier and an ImageDataModule"
             raise ValueError(
@@ -62,7 +63,7 @@ class SaliencyMaps(L.Callback):
         pl_module.explainer(self.images.shape[-1], self.method)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Plots the images of an epoch."""
+        """Writes and logs the plot of an epoch, if it is due."""
         epoch = trainer.current_epoch
         is_due = epoch % self.every_n_epochs == 0 or epoch + 1 == trainer.max_epochs
         is_epoch_of_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -80,7 +81,7 @@ class SaliencyMaps(L.Callback):
             log_image(trainer.loggers, "val/saliency_maps", png)
 
     def explain(self, module: ImageClassifier) -> list[Panel]:
-        """True class, prediction and saliency map of each image."""
+        """A panel of each image: true class, prediction and saliency map of the true class."""
         explainer = module.explainer(self.images.shape[-1], self.method)
         explained = explainer(self.images.to(next(module.parameters()).device), self.labels)
         probabilities = torch.from_numpy(explained.logits).softmax(dim=1).numpy()
@@ -91,7 +92,7 @@ class SaliencyMaps(L.Callback):
         return panels
 
     def plot(self, panels: Sequence[Panel], ids: Sequence[str]) -> bytes:
-        """The images with their maps as PNG, with `ids` in the captions."""
+        """PNG of the images with their maps, with `ids` in the captions."""
         images = [to_rgb(image.numpy()) for image in self.images]
         pairs = zip(panels, ids, strict=True)
         captioned = [replace(panel, caption=f"{panel.caption}\n{name}") for panel, name in pairs]
@@ -105,6 +106,6 @@ def balanced_positions(labels: np.ndarray, count: int) -> list[int]:
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """A preprocessed image (3, H, W) as RGB uint8, scaled to the full range."""
+    """A preprocessed image (3, H, W) as RGB uint8 (H, W, 3), scaled to 0..255."""
     scaled = (image - image.min()) / (np.ptp(image) or 1)
     return np.asarray(np.rint(scaled.transpose(1, 2, 0) * 255), dtype=np.uint8)

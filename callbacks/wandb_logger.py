@@ -27,8 +27,8 @@ WANDB_FOLDER, RUN_ID_FILE = "wandb", "wandb/run-id"
 class WandbLogger(LightningWandbLogger):
     """One W&B run per run folder, stored there and uploaded later by `wandb sync`, or at once.
 
-    Patients, other attributes, ids and notes are not sent: tables have classes, probabilities and
-    a code for each id, which may name a patient. Its runs start offline, unlike Lightning's.
+    Patients, other attributes, notes and ids (which may name a patient) are not sent: tables have
+    classes, probabilities and a hash of each id. Runs start offline, unlike Lightning's.
 
     Args:
         project: W&B project.
@@ -67,7 +67,7 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Adds to the row of the epoch in `metrics`, or to the latest row; a test has no epoch."""
+        """Logs at step `metrics["epoch"]`, else at the latest; leaves a test to `log_summary`."""
         steps = {} if step is None else {"trainer/global_step": step}
         if "epoch" not in metrics:
             self.experiment.log({**metrics, **steps}, commit=False)
@@ -76,12 +76,12 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_summary(self, key: str, values: Mapping[str, Any]) -> None:
-        """Sets values of the whole run: metrics with intervals, hashes."""
+        """Sets values of the whole run (metrics with intervals, say) under `key` in its summary."""
         self.experiment.summary.update({key: dict(values)})
 
     @rank_zero_only
     def close(self, failed: bool = False) -> None:
-        """Adds the checkpoint, finishes the run and prints how to upload it."""
+        """Adds best.ckpt if `checkpoints` is set, ends the run and prints how to upload it."""
         run, best = self._experiment, self.folder / "best.ckpt"
         if run is None:
             return
@@ -98,6 +98,7 @@ class WandbLogger(LightningWandbLogger):
             print(f"W&B: upload this run with `wandb sync {os.path.relpath(folder)}`")
 
     def _start_run(self) -> "Run":
+        """Starts the W&B run, or continues that of the run folder; ValueError if W&B refuses."""
         import wandb
 
         # not in the home directory
@@ -123,7 +124,7 @@ def group_and_name(folder: Path) -> tuple[str | None, str]:
 
 
 def set_run_folder(loggers: Iterable[object], folder: str, job_type: str) -> None:
-    """Sets the run folder of every WandbLogger, and whether it is of a member or an ensemble."""
+    """Sets the run folder (unless its config does) and `job_type` of every WandbLogger."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.job_type = job_type
@@ -133,7 +134,7 @@ def set_run_folder(loggers: Iterable[object], folder: str, job_type: str) -> Non
 
 @contextmanager
 def close_loggers(loggers: Iterable[object]) -> Iterator[None]:
-    """Finishes the run of every WandbLogger at the end, as a failed one after an error."""
+    """Context that ends the run of every WandbLogger at exit, after an error as a failed run."""
     failed = True
     try:
         yield
@@ -155,7 +156,7 @@ def log_image(loggers: Iterable[object], key: str, png: bytes) -> None:
 
 
 def log_table(loggers: Iterable[object], key: str, table: pd.DataFrame) -> None:
-    """Logs a table to every logger of W&B, in parts of the length that W&B allows."""
+    """Logs a table to every logger of W&B, in parts of at most `MAX_TABLE_ROWS` rows."""
     for logger in loggers:
         if isinstance(logger, LightningWandbLogger):
             for i, start in enumerate(range(0, len(table), MAX_TABLE_ROWS)):

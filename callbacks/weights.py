@@ -39,7 +39,7 @@ class EMA(EMAWeightAveraging):
 
 
 class WarmStart(L.Callback):
-    """Loads the weights, and the pruned channels, of a checkpoint before a fit.
+    """Loads the weights of a checkpoint before a fit, and first removes the channels it lacks.
 
     The checkpoint must have been trained on the same manifest and classes. A resumed fit loads its
     own checkpoint afterwards.
@@ -56,7 +56,7 @@ class WarmStart(L.Callback):
         if stage != "fit":
             return
         path = Path(self.checkpoint)
-        content = read_weights(path, trainer)
+        content = read_matching_checkpoint(path, trainer)
         structure = content.get(checkpoints.KEY, {}).get("structure")
         for module in (pl_module, *(a.module for a in averages(trainer))) if structure else ():
             if not isinstance(module, ImageClassifier):
@@ -83,13 +83,13 @@ class TrainableSummary(L.Callback):
 
 
 def averages(trainer: L.Trainer) -> list[AveragedModel]:
-    """The averages of the module, of EMA and of Lightning's own averaging callbacks."""
+    """The averaged copies of the module that EMA or other WeightAveraging callbacks maintain."""
     callbacks = [c for c in vars(trainer)["callbacks"] if isinstance(c, WeightAveraging)]
     return [c._average_model for c in callbacks if c._average_model is not None]
 
 
-def read_weights(path: Path, trainer: L.Trainer) -> dict[str, Any]:
-    """The content of a checkpoint, whose weights must be of the trainer's manifest and classes."""
+def read_matching_checkpoint(path: Path, trainer: L.Trainer) -> dict[str, Any]:
+    """The content of a checkpoint; ValueError unless the trainer has its manifest and classes."""
     content = checkpoints.read_content(path)
     if checkpoints.KEY in content:
         checkpoints.verified_block(content, str(path))
@@ -107,7 +107,7 @@ def read_weights(path: Path, trainer: L.Trainer) -> dict[str, Any]:
 def load_weights(
     path: Path, content: dict[str, Any], trainer: L.Trainer, module: L.LightningModule
 ) -> None:
-    """Loads a checkpoint and its training ids into the module; its averages start again from it."""
+    """Loads the content of the checkpoint `path` into the module and the averages of it."""
     train_ids = content.get(checkpoints.KEY, {}).get("train_ids")
     if isinstance(module, ImageClassifier) and train_ids is not None:
         module.initial_train_ids = train_ids

@@ -40,10 +40,10 @@ SHOWN_METRICS = ("train/loss", "val/loss", "val/accuracy")
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config to config.yaml and to loggers, without the resumed checkpoint."""
+    """Writes the resolved config to config.yaml and to loggers, with `ckpt_path: null`."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes at the start of a fit, or of another stage in a folder without config.yaml."""
+        """Writes config.yaml at the start of a fit, of another stage only if there is none."""
         file = Path(trainer.default_root_dir) / self.config_filename
         writes_file = stage == "fit" or not file.exists()
         if not trainer.is_global_zero or not (writes_file or trainer.loggers):
@@ -65,7 +65,7 @@ class HistoryWriter(L.Callback):
         self.epoch_start, self.is_validated = 0.0, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reads the epochs before a resume; the row of an interrupted epoch is dropped."""
+        """Reads the rows of epochs before a resume; the row of an interrupted epoch is dropped."""
         file = Path(trainer.default_root_dir) / HISTORY_FILE
         self.rows = []
         if file.is_file() and trainer.current_epoch > 0:
@@ -81,7 +81,7 @@ class HistoryWriter(L.Callback):
         self.is_validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the row of the epoch."""
+        """Adds the row of the epoch, writes history.csv, and logs epoch, rate and seconds."""
         if not trainer.is_global_zero:
             return
         rates = [group["lr"] for optim in trainer.optimizers for group in optim.param_groups]
@@ -101,12 +101,12 @@ class PredictionWriter(L.Callback):
     """Writes predictions/SPLIT.parquet, and predictions/SPLIT/MEMBER.parquet of an ensemble."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes val, except during a fit."""
+        """Writes predictions/val.parquet, except during a fit."""
         if trainer.state.fn == "validate":
             self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes test."""
+        """Writes predictions/test.parquet."""
         self._write(trainer, pl_module, "test")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -118,6 +118,7 @@ class PredictionWriter(L.Callback):
             print(f"predictions: {folder / split}.parquet")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str) -> Path:
+        """Writes the tables of the module and its members; returns the folder `predictions`."""
         folder = Path(trainer.default_root_dir) / "predictions"
         for name, table in _tables(trainer, module, split).items():
             table.write(folder / (f"{split}/{name}.parquet" if name else f"{split}.parquet"))
@@ -128,15 +129,16 @@ class ResultsWriter(L.Callback):
     """Writes metrics with intervals after validate and test, prints them and writes a report."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the results of val, except during a fit."""
+        """Writes results.val.json and the report of val, except during a fit."""
         if trainer.state.fn == "validate":
             self._write(trainer, pl_module, "val", "results.val.json")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the results of test."""
+        """Writes results.json and the report of test."""
         self._write(trainer, pl_module, "test", "results.json")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str, name: str) -> None:
+        """Computes the results of a split; writes them to the file `name`, logs and prints them."""
         tables, folder = _tables(trainer, module, split), Path(trainer.default_root_dir)
         if not tables:
             return
@@ -189,7 +191,7 @@ def log_results(
 
 
 def summary_table(results: Results) -> Table:
-    """The summary metrics of the run and of its members, for the terminal."""
+    """Table for the terminal: the summary metrics of the run and of each member."""
     first, *others = summary_metrics()
     titles = (f"{metric_label(first)} (95 % interval)", *map(metric_label, others))
     table = Table(f"{results.split} split", *titles, box=None)
@@ -209,12 +211,12 @@ class ProgressBar(RichProgressBar):
             self.disable()
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
-        """Losses and accuracy of the last epoch."""
+        """The metrics that the bar shows, by name: losses and accuracy."""
         metrics = super().get_metrics(*args)
         return {name: value for name, value in metrics.items() if name in SHOWN_METRICS}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prints the line of the epoch if there is no bar."""
+        """Prints one line with the metrics of the epoch if there is no bar."""
         super().on_train_epoch_end(trainer, pl_module)
         if self.is_disabled and trainer.is_global_zero:
             metrics = trainer.callback_metrics
@@ -223,6 +225,6 @@ class ProgressBar(RichProgressBar):
 
 
 def _tables(trainer: L.Trainer, module: object, split: str) -> dict[str, PredictionTable]:
-    """In the first process, the module's table (under "") of a split and those of its members."""
+    """The table of a split under "", and of each member; empty except on the first process."""
     is_writer = trainer.is_global_zero
     return module.tables.get(split, {}) if is_writer and isinstance(module, BaseModule) else {}

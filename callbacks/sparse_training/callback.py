@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks.sparse_training import masks, stages
 from callbacks.sparse_training.masked_weights import MaskedWeights, find_prunable
 from callbacks.sparse_training.stages import DensitySchedule, Recovery
-from callbacks.weights import averages, load_weights, read_weights
+from callbacks.weights import averages, load_weights, read_matching_checkpoint
 from datamodules.dataset import Batch
 from datamodules.preprocess import as_settings
 from evaluation.files import write_json
@@ -26,7 +26,7 @@ PROGRESS = ("is_sparse_stage", "updates", "is_selecting")
 
 
 class TwoStageSparseTraining(L.Callback):
-    """The first stage trains all weights; the second goes on from its best with `density` of them.
+    """The first stage trains all weights; the second prunes those of its best epoch to `density`.
 
     Pruned values are exactly 0 in weights, gradients, optimizer state, averages and files, at
     every step. A `density` of 1.0 is the control: the same second stage with all weights. The best
@@ -78,11 +78,11 @@ class TwoStageSparseTraining(L.Callback):
         self.is_sparse_stage, self.updates = False, 0
         self._previous_masks: list[Tensor] | None = None  # at the start of an epoch that sets some
         self.is_selecting = False  # whether the best epoch is chosen at the final density
-        self._regrows = False
+        self._regrows = False  # whether the next optimizer step exchanges values
         self._loaded_state: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses settings that cannot work, before anything is trained."""
+        """Gives the module the schedule of the dense stage; ValueError if settings cannot work."""
         if stage != "fit":
             return
         dense, sparse = self.dense_epochs, self.sparse_epochs
@@ -109,13 +109,13 @@ class TwoStageSparseTraining(L.Callback):
             self._module.lr_scheduler, self._own_schedule = self._own_schedule, None
 
     def on_exception(self, *args: object) -> None:
-        """The same after a fit that failed, which has no teardown."""
+        """Gives the module its own schedule back after a fit that failed, which has no teardown."""
         self.teardown()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses a `dense_checkpoint` that cannot be used; a resumed fit does not need it."""
+        """ValueError if `dense_checkpoint` cannot be used; a resumed fit does not need it."""
         if self.dense_checkpoint is not None and self._loaded_state is None:
-            read_weights(Path(self.dense_checkpoint), trainer)
+            read_matching_checkpoint(Path(self.dense_checkpoint), trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Joins the learning rates of both stages; a resume restores and verifies the masks."""
@@ -142,10 +142,10 @@ class TwoStageSparseTraining(L.Callback):
                 self._update_masks(trainer, updates)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *args: object) -> None:
-        """Exchanges values by the unmasked gradients if due; masks gradients before clipping."""
+        """Regrows values by their gradients if due; then masks gradients, before clipping."""
         if self._regrows:
             self._regrows = False
-            fraction = self.density_schedule.regrow(self.updates, self.num_steps)
+            fraction = self.density_schedule.exchanged_fraction(self.updates, self.num_steps)
             if (regrown := self._masked.regrown_masks(fraction)) is not None:
                 self._set_masks(trainer, regrown)
         self._masked.mask_gradients()
@@ -153,10 +153,11 @@ class TwoStageSparseTraining(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object
     ) -> None:
-        """Logs the epoch's sparsity; churn is the fraction of mask values that it changed."""
+        """Logs density, MACs and churn (fraction of the mask changed) once per epoch."""
         if trainer.is_last_batch:
-            metrics = {"stage": 1.0 + self.is_sparse_stage, **self._masked.metrics(pl_module)}
-            metrics["churn"] = self._masked.changed_fraction(self._previous_masks)
+            masked = self._masked
+            metrics = {"stage": 1.0 + self.is_sparse_stage, **masked.sparsity_metrics(pl_module)}
+            metrics["churn"] = masked.changed_fraction(self._previous_masks)
             values = {f"sparse/{name}": value for name, value in metrics.items()}
             pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
             self._previous_masks = None
@@ -198,7 +199,7 @@ class TwoStageSparseTraining(L.Callback):
         return plain_values({name: getattr(self, name) for name in names})
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings, prunable weights, packed masks with their digest, and progress."""
+        """Settings, prunable weights, masks as packed bits with their digest, and progress."""
         if self.masked is None:
             return {"settings": self.settings, "layers": []}
         progress = {name: getattr(self, name) for name in PROGRESS}
@@ -210,6 +211,7 @@ class TwoStageSparseTraining(L.Callback):
 
     @property
     def _masked(self) -> MaskedWeights:
+        """`masked`, which the first batch creates; ValueError before."""
         if self.masked is None:
             raise ValueError("masks: there are none before the first batch")
         return self.masked
@@ -220,7 +222,7 @@ class TwoStageSparseTraining(L.Callback):
         if self.dense_epochs:
             source = stages.save_dense_checkpoint(trainer, self.dense_epochs)
         if source is not None:
-            load_weights(source, read_weights(source, trainer), trainer, module)
+            load_weights(source, read_matching_checkpoint(source, trainer), trainer, module)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         for scheduler in closed_form_schedulers(trainer):
@@ -229,10 +231,10 @@ class TwoStageSparseTraining(L.Callback):
         self.is_sparse_stage = True
 
     def _update_masks(self, trainer: L.Trainer, updates: int) -> None:
-        """Prunes to the density after so many updates; the first process decides."""
+        """Prunes to the density after `updates` updates; the first process computes the masks."""
         pruned: list[Tensor] = []
         if trainer.is_global_zero:
-            remaining = self.density_schedule.remaining(updates, self.num_steps)
+            remaining = self.density_schedule.remaining_fraction(updates, self.num_steps)
             method = (self.density, self.distribution, self.criterion)
             pruned = self._masked.pruned_masks(*method, remaining)
         self._set_masks(trainer, pruned)
@@ -240,7 +242,7 @@ class TwoStageSparseTraining(L.Callback):
         self._regrows = self.density_schedule.regrow_fraction > 0 and not self.has_final_density
 
     def _set_masks(self, trainer: L.Trainer, new_masks: Sequence[Tensor]) -> None:
-        """Applies the first process's masks on every process."""
+        """Applies the first process's masks to all weights, optimizer states and averages."""
         masked = self._masked
         self._previous_masks = self._previous_masks or masked.masks
         packed = trainer.strategy.broadcast([masks.pack_mask(mask) for mask in new_masks])

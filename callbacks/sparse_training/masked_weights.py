@@ -22,11 +22,11 @@ MIN_SIZE = 4096  # values; smaller weights save little and are the most sensitiv
 
 @dataclass(frozen=True)
 class PrunableWeights:
-    """The weights that can be pruned, why others cannot, and the MACs of one image in all."""
+    """The weights of a module that can be pruned, and the others."""
 
     weights: list[PrunableWeight]
-    excluded: dict[str, str]
-    macs: int
+    excluded: dict[str, str]  # name of another weight -> why it cannot be pruned
+    macs: int  # multiply-accumulates of all weights for one image
 
 
 class MaskedWeights:
@@ -50,7 +50,7 @@ class MaskedWeights:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], module: nn.Module) -> Self:
-        """The masks of `state_dict`, on a module; a wrong digest is an error."""
+        """Restores what `state_dict` returned, for `module`; ValueError if the digest is wrong."""
         weights = [PrunableWeight(name, tuple(shape), n) for name, shape, n in state["layers"]]
         if masks.masks_digest(weights, state["masks"]) != state["digest"]:
             raise ValueError("masks: those of the checkpoint do not have the digest it states")
@@ -59,7 +59,7 @@ class MaskedWeights:
         return masked
 
     def state_dict(self) -> dict[str, Any]:
-        """Prunable weights and packed masks with their digest, as plain data."""
+        """Prunable weights, masks as packed bits and their digest, as plain data and tensors."""
         packed = self.packed_masks()
         return {
             "layers": [[w.name, list(w.shape), w.positions] for w in self.weights],
@@ -70,7 +70,7 @@ class MaskedWeights:
         }
 
     def set_masks(self, new_masks: Iterable[Tensor]) -> None:
-        """Sets flat masks, one per weight; a weight without pruned values is not touched."""
+        """Replaces the masks, flat and bool, one per weight; the `mask_*` methods apply them."""
         self.masks = [m.to(t.device) for m, t in zip(new_masks, self.tensors, strict=True)]
         pruned = [i for i, mask in enumerate(self.masks) if not bool(mask.all())]
         self._bits = {i: _mask_bits(self.masks[i], self.tensors[i]) for i in pruned}
@@ -78,7 +78,10 @@ class MaskedWeights:
     def pruned_masks(
         self, density: float, distribution: str, criterion: str, remaining: float
     ) -> list[Tensor]:
-        """Masks of a ramp to `density`, with the fraction `remaining` of the pruning to be done."""
+        """Masks, one per weight, in which the fraction `remaining` of the pruning is not done yet.
+
+        The density falls from 1 at `remaining` 1 to `density` at `remaining` 0.
+        """
         if criterion == "magnitude":
             scores = list(map(masks.magnitude_scores, self.tensors, self.masks))
         else:
@@ -95,7 +98,7 @@ class MaskedWeights:
         return masks.top_k_global(scores, k, minimums)
 
     def regrown_masks(self, fraction: float) -> list[Tensor] | None:
-        """Masks with a `fraction` of the values exchanged; None without finite gradients."""
+        """Masks, one per weight, after `masks.drop_and_grow`; None without finite gradients."""
         gradients = [t.grad for t in self.tensors if t.grad is not None]
         if len(gradients) < len(self.tensors) or not all(g.isfinite().all() for g in gradients):
             return None
@@ -104,7 +107,7 @@ class MaskedWeights:
         return [masks.drop_and_grow(s, g, mask, fraction) for s, g, mask in parts]
 
     def changed_fraction(self, before: list[Tensor] | None) -> float:
-        """Fraction of the mask values unlike those of `before`; 0 if that is None."""
+        """Fraction of the mask values that differ from masks `before`; 0 if that is None."""
         pairs = zip(before, self.masks, strict=True) if before else ()
         return sum(int((old != new).sum()) for old, new in pairs) / sum(self.sizes)
 
@@ -115,12 +118,12 @@ class MaskedWeights:
                 _apply_bits(gradient, bits)
 
     def mask_weights(self) -> None:
-        """Zeroes pruned values."""
+        """Zeroes the pruned values of the weights."""
         for i, bits in self._bits.items():
             _apply_bits(self.tensors[i].data, bits)
 
     def mask_optimizer_state(self, optimizer: Optimizer) -> None:
-        """Zeroes an optimizer's state of pruned values."""
+        """Zeroes the state (momentum, squares) that an optimizer has for pruned values."""
         for i, bits in self._bits.items():
             for state in state_tensors(optimizer, self.tensors[i]):
                 _apply_bits(state, bits)
@@ -132,14 +135,14 @@ class MaskedWeights:
             tensor = parameters[self.weights[i].name].data
             _apply_bits(tensor, bits.to(tensor.device))
 
-    def unmasked(self, tensors: Iterable[Tensor | None]) -> list[str]:
-        """Names of the weights whose tensor (one per weight) is not 0 at a pruned value."""
+    def unmasked_names(self, tensors: Iterable[Tensor | None]) -> list[str]:
+        """Names of the weights whose entry in `tensors` (one per weight) is not 0 where pruned."""
         parts = zip(self.weights, self.masks, tensors, strict=True)
         return [w.name for w, mask, t in parts if t is not None and _has_unmasked(t, mask)]
 
     def verify(self, optimizers: Sequence[Optimizer]) -> None:
-        """Refuses masks that disagree with the weights or with an optimizer's state."""
-        if names := self.unmasked(self.tensors):
+        """ValueError if a pruned value is not 0 in the weights or in the state of an optimizer."""
+        if names := self.unmasked_names(self.tensors):
             raise ValueError(f"masks: do not match the weights: pruned values of {names} are not 0")
         for optimizer in optimizers:
             for weight, tensor, mask in zip(self.weights, self.tensors, self.masks, strict=True):
@@ -147,11 +150,11 @@ class MaskedWeights:
                     raise ValueError(f"masks: do not match the optimizer's state of {weight.name}")
 
     def packed_masks(self) -> list[Tensor]:
-        """The masks as packed bits."""
+        """The masks as bytes of eight entries, one uint8 tensor per weight."""
         return list(map(masks.pack_mask, self.masks))
 
-    def metrics(self, module: nn.Module) -> dict[str, float]:
-        """Density of the prunable weights, zero fraction of all parameters, and MACs."""
+    def sparsity_metrics(self, module: nn.Module) -> dict[str, float]:
+        """Density, fraction of all parameters that are 0, theoretical MACs (ratio: to dense)."""
         nonzeros = [int(mask.sum()) for mask in self.masks]
         layers = [(w.size, k, w.positions) for w, k in zip(self.weights, nonzeros, strict=True)]
         macs = effective_macs(self.prunable.macs, layers)
@@ -171,7 +174,7 @@ class MaskedWeights:
             costs = {"macs": weight.macs, "macs_theoretical": nonzeros * weight.positions}
             layers.append({**layer, "nonzeros": nonzeros, **costs})
         return {
-            **self.metrics(module),
+            **self.sparsity_metrics(module),
             "macs_dense": self.prunable.macs,
             "latency_ratio_measured": None,
             "energy_ratio_measured": None,
@@ -189,16 +192,19 @@ def state_tensors(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
 
 
 def _mask_bits(mask: Tensor, tensor: Tensor) -> Tensor:
+    """Integers of the size and shape of `tensor`: all bits are 1 where `mask` is True, else 0."""
     bits = mask.to(INT_TYPES[tensor.element_size()]).neg_().reshape(tensor.shape)
     return torch.empty_like(tensor, dtype=bits.dtype).copy_(bits)  # in the tensor's memory format
 
 
 def _apply_bits(tensor: Tensor, bits: Tensor) -> None:
+    """Bitwise AND of `tensor` and `bits` in place: pruned values become +0, others stay."""
     dtype = INT_TYPES[tensor.element_size()]
     tensor.detach().view(dtype).bitwise_and_(bits if bits.dtype == dtype else bits.to(dtype))
 
 
 def _has_unmasked(tensor: Tensor, mask: Tensor) -> bool:
+    """Whether a value of `tensor` is not 0 where the flat `mask` is False."""
     return bool((tensor.detach().reshape(-1)[~mask.to(tensor.device)] != 0).any())
 
 
@@ -212,14 +218,14 @@ def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ())
     names, tensors = dict[int, str](), dict[str, Tensor]()  # a shared weight has its first name
     positions, reasons, uses = Counter[str](), dict[str, str](), list[str]()
     for use in layer_macs(module, image):
-        require_dense(use.name, use.weight)
+        require_plain_weight(use.name, use.weight)
         name = names.setdefault(id(use.weight), use.name)
         tensors[name] = use.weight
         positions[name] += use.positions
         uses.append(name)
         if isinstance(use.layer, nn.Conv2d) and use.layer.groups > 1:
             reasons[name] = "grouped or depthwise convolution"
-    reasons = _ends(module, uses, tensors) | reasons
+    reasons = _outer_layers(module, uses, tensors) | reasons
     for name, tensor in tensors.items():
         if reason := _exclusion_reason(name, tensor, positions[name], exclude):
             reasons.setdefault(name, reason)
@@ -235,8 +241,8 @@ def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ())
     return PrunableWeights(weights, excluded, macs)
 
 
-def require_dense(name: str, weight: object) -> None:
-    """Refuses weights that are sharded over processes or quantized."""
+def require_plain_weight(name: str, weight: object) -> None:
+    """ValueError if a weight is quantized, or sharded over processes or wrapped otherwise."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         kind = weight.dtype if isinstance(weight, Tensor) else "packed"
         raise ValueError(f"{name}: quantized weights ({kind}) cannot be pruned; prune before")
@@ -246,7 +252,7 @@ def require_dense(name: str, weight: object) -> None:
 
 
 def _exclusion_reason(name: str, tensor: Tensor, positions: int, exclude: Sequence[str]) -> str:
-    """Why a weight is excluded by its name or size, or an empty text."""
+    """Why a weight is excluded by its name, use or size; "" if it is not."""
     for pattern in exclude:
         if re.search(pattern, name):
             return f"matches exclude {pattern!r}"
@@ -255,8 +261,10 @@ def _exclusion_reason(name: str, tensor: Tensor, positions: int, exclude: Sequen
     return f"fewer than {MIN_SIZE:,} values" if tensor.numel() < MIN_SIZE else ""
 
 
-def _ends(module: nn.Module, uses: Sequence[str], tensors: dict[str, Tensor]) -> dict[str, str]:
-    """The first layer and the classifier of each trunk (a module may have several)."""
+def _outer_layers(
+    module: nn.Module, uses: Sequence[str], tensors: dict[str, Tensor]
+) -> dict[str, str]:
+    """Why the weights of the first layer and the classifier of each trunk are excluded, by name."""
     net, reasons = getattr(module, "net", module), dict[str, str]()
     for trunk in getattr(net, "trunks", [net]):
         ids = {id(parameter) for parameter in trunk.parameters()}

@@ -58,7 +58,7 @@ def nonzeros_per_weight(
 
 
 def interpolate_nonzeros(final: Sequence[int], sizes: Sequence[int], remaining: float) -> list[int]:
-    """Counts of a ramp from `sizes` down to `final`, with the fraction `remaining` to be pruned."""
+    """Counts `final + ceil((size - final) * remaining)`, one per weight; `remaining` 1 is dense."""
     ends = zip(final, sizes, strict=True)
     return [end + int(np.ceil((size - end) * remaining)) for end, size in ends]
 
@@ -77,13 +77,13 @@ def magnitude_scores(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def random_scores(size: int, seed: int) -> Tensor:
-    """Scores for `top_k` that ignore the weights: a baseline for other criteria."""
+    """Random scores for `top_k` (flat int32), as a baseline for other criteria."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, INFINITY_BITS, (size,), generator=generator, dtype=torch.int32)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """True at the `k` largest of non-negative flat int32 scores, the first ones among ties."""
+    """Mask of the `k` largest of non-negative flat int32 scores, the first ones among ties."""
     require("k", k, 0 <= k <= scores.numel(), f"in 0..{scores.numel()}")
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -102,7 +102,7 @@ def top_k_global(scores: Sequence[Tensor], k: int, minimums: Sequence[int]) -> l
 
 
 def drop_and_grow(scores: Tensor, gradient_scores: Tensor, mask: Tensor, fraction: float) -> Tensor:
-    """The mask with the lowest-scored `fraction` exchanged for the largest gradients."""
+    """`mask` without its lowest-scored `fraction`, and with as many others of largest gradients."""
     count = int(mask.sum())
     exchanged = min(int(fraction * count), mask.numel() - count)
     remaining = top_k(scores * mask, count - exchanged)
@@ -110,7 +110,7 @@ def drop_and_grow(scores: Tensor, gradient_scores: Tensor, mask: Tensor, fractio
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Eight entries per byte, the first in the highest bit."""
+    """A mask as a uint8 tensor, eight entries per byte, the first in the highest bit."""
     return torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy()))
 
 
@@ -131,7 +131,7 @@ def masks_digest(weights: Sequence[PrunableWeight], packed: Sequence[Tensor]) ->
 def _allocate(
     sizes: Sequence[int], proportions: Sequence[int], costs: Sequence[int], budget: float
 ) -> list[float]:
-    """Counts in proportion to `proportions`, none above its size, that cost `budget` together."""
+    """Counts in proportion to `proportions`, none above its size; sum(count * cost) is `budget`."""
     full: set[int] = set()
     while True:
         left = budget - sum(sizes[i] * costs[i] for i in full)
@@ -144,7 +144,7 @@ def _allocate(
 
 
 def _round_to_total(counts: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
-    """Integers that sum to `total`: the largest remainders are rounded up, ties in order."""
+    """Counts as integers that sum to `total`; those with the largest fractions are rounded up."""
     rounded = [min(int(count), size) for count, size in zip(counts, sizes, strict=True)]
     order = sorted(range(len(counts)), key=lambda i: (rounded[i] - counts[i], i))
     for i in [i for i in order if rounded[i] < sizes[i]][: total - sum(rounded)]:

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks.weights import read_weights
+from callbacks.weights import read_matching_checkpoint
 from lightning_modules import optim
 from lightning_modules.freezing import require
 from lightning_modules.optim import ClosedFormLR, LRSchedulerConfig
@@ -48,12 +48,12 @@ class DensitySchedule:
         """Number of mask updates in a stage of `num_steps` steps."""
         return max(1, min(self.num_updates, int(self.ramp_fraction * num_steps)))
 
-    def remaining(self, updates: int, num_steps: int) -> float:
-        """Fraction of the pruning that is still to be done after so many updates."""
+    def remaining_fraction(self, updates: int, num_steps: int) -> float:
+        """(1 - updates / total)^3, the fraction of the pruning that is still to be done."""
         return float((1 - updates / self.total_updates(num_steps)) ** 3)
 
-    def regrow(self, updates: int, num_steps: int) -> float:
-        """Fraction of the remaining values that are exchanged after so many updates."""
+    def exchanged_fraction(self, updates: int, num_steps: int) -> float:
+        """regrow_fraction * (1 + cos(pi * updates / total)) / 2, of the remaining values."""
         progress = math.pi * updates / self.total_updates(num_steps)
         return self.regrow_fraction * (1 + math.cos(progress)) / 2
 
@@ -84,7 +84,7 @@ class ScheduledModule(Protocol):
 
 
 def dense_schedule(config: LRSchedulerConfig, dense_epochs: int) -> LRSchedulerConfig:
-    """The model's schedule, ending where the dense stage ends."""
+    """The model's schedule, made for the length of the dense stage (unless that is 0)."""
     is_valid = not dense_epochs or config.epochs in (None, dense_epochs)
     require("lr_scheduler.epochs", config.epochs, is_valid, f"dense_epochs {dense_epochs}")
     return replace(config, epochs=dense_epochs) if dense_epochs else config
@@ -93,20 +93,22 @@ def dense_schedule(config: LRSchedulerConfig, dense_epochs: int) -> LRSchedulerC
 def sparse_schedule(
     config: LRSchedulerConfig, recovery: Recovery, sparse_epochs: int
 ) -> LRSchedulerConfig:
-    """The model's schedule with the settings of the sparse stage."""
+    """The model's schedule with the settings of `recovery` and the length of the sparse stage."""
     name, warmup, allowed = recovery.lr_scheduler, recovery.warmup_epochs, "below sparse_epochs"
     require("recovery.warmup_epochs", warmup, warmup < sparse_epochs, f"{allowed} {sparse_epochs}")
     return replace(config, name=name, warmup_epochs=warmup, epochs=sparse_epochs)
 
 
 def join_schedules(trainer: L.Trainer, start: int, config: LRSchedulerConfig, ratio: float) -> None:
-    """From optimizer step `start` on, learning rates follow the schedule of a stage times `ratio`.
+    """Lets learning rates follow `config` times `ratio` from optimizer step `start` on.
 
     Rates remain a function of the step, so that a resume needs no further state.
     """
     curve, steps = config.curve(float(config.epochs or 0)), optim.steps_per_epoch(trainer)
 
     def join(scheduler: ClosedFormLR, before: Callable[[int], float]) -> Callable[[int], float]:
+        """The rate function `before`, replaced from step `start` on."""
+
         def after(step: int) -> float:
             return ratio * curve((step - start) / steps) * scheduler.plateau_ratio
 
@@ -118,21 +120,23 @@ def join_schedules(trainer: L.Trainer, start: int, config: LRSchedulerConfig, ra
 
 
 def save_dense_checkpoint(trainer: L.Trainer, dense_epochs: int) -> Path:
-    """Moves the best checkpoint of the dense stage to dense.ckpt, where a resume may find it.
+    """Moves the best checkpoint of the dense stage to dense.ckpt; returns its path.
 
-    A best.ckpt of the sparse stage, from a fit that was killed there, does not move.
+    After a resume dense.ckpt may exist: a best.ckpt of the sparse stage does not move. The choice
+    of the best epoch starts again.
     """
-    dense, checkpoints = Path(trainer.default_root_dir) / "dense.ckpt", _best(trainer)
+    dense = Path(trainer.default_root_dir) / "dense.ckpt"
+    checkpoints = _best_epoch_callbacks(trainer)
     best = [Path(c.best_model_path) for c in checkpoints if c.best_model_path]
     is_writer = trainer.is_global_zero and best and best[0].is_file()
-    if is_writer and read_weights(best[0], trainer)["epoch"] < dense_epochs:
+    if is_writer and read_matching_checkpoint(best[0], trainer)["epoch"] < dense_epochs:
         best[0].replace(dense)
     trainer.strategy.barrier()
     if not dense.is_file():
         needed = "the dense stage needs a ModelCheckpoint that saves its best epoch"
         raise ValueError(f"{dense}: does not exist; {needed}")
     for checkpoint in checkpoints:
-        checkpoint.best_k_models, checkpoint.kth_value = {}, _worst(checkpoint.mode)
+        checkpoint.best_k_models, checkpoint.kth_value = {}, _worst_value(checkpoint.mode)
         checkpoint.best_model_path = checkpoint.kth_best_model_path = ""
         checkpoint.best_model_score = None
     return dense
@@ -145,24 +149,25 @@ class SelectionPause:
         self.save_top_k: dict[int, int] = {}
 
     def pause(self, trainer: L.Trainer, *, is_dense_stage: bool) -> None:
-        """Resets early stopping; the best epoch is chosen in the dense stage only."""
+        """Resets early stopping; in the sparse stage, suspends the choice of the best epoch."""
         for stopping in trainer.early_stopping_callbacks:
-            stopping.wait_count, stopping.best_score = 0, _worst(stopping.mode)
-        for checkpoint in _best(trainer):
+            stopping.wait_count, stopping.best_score = 0, _worst_value(stopping.mode)
+        for checkpoint in _best_epoch_callbacks(trainer):
             save_top_k = self.save_top_k.setdefault(id(checkpoint), checkpoint.save_top_k)
             checkpoint.save_top_k = save_top_k if is_dense_stage else 0
 
     def resume(self, trainer: L.Trainer) -> None:
         """Restores the choice of the best epoch."""
-        for checkpoint in _best(trainer):
+        for checkpoint in _best_epoch_callbacks(trainer):
             checkpoint.save_top_k = self.save_top_k.get(id(checkpoint), checkpoint.save_top_k)
 
 
-def _best(trainer: L.Trainer) -> list[ModelCheckpoint]:
-    """The callbacks that save the best epoch."""
+def _best_epoch_callbacks(trainer: L.Trainer) -> list[ModelCheckpoint]:
+    """The callbacks that save the best epoch, which have a `monitor`."""
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     return [callback for callback in callbacks if callback.monitor is not None]
 
 
-def _worst(mode: str) -> torch.Tensor:
+def _worst_value(mode: str) -> torch.Tensor:
+    """Infinity for a metric to be minimized (`mode` min), else minus infinity."""
     return torch.tensor(math.inf if mode == "min" else -math.inf)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from callbacks.model_card import describe
+from callbacks.model_card import describe_model
 from consilium.inference.export_formats import FORMATS, ExportNetwork, export_module, output_name
 from consilium.inference.predictor import (
     SINGLE,
@@ -116,7 +116,7 @@ def write_export(folder: Path, format_name: str, predictor: Predictor) -> list[P
     for member, stem in track(pairs, "exporting", transient=True):
         module = member.require_module()
         metadata = {
-            **describe(module, member.preprocess.to_dict()),
+            **describe_model(module, member.preprocess.to_dict()),
             "init_args": {**module.init_args, "pretrained": False},
             "weights": member.weights_hash,
             "output": output_name(module),

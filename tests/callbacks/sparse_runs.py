@@ -78,14 +78,14 @@ class Recorder(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         masked, optimizer = self.sparse.masked, trainer.optimizers[0]
         self.rates.append(optimizer.param_groups[0]["lr"])
-        self.unmasked += masked.unmasked(masked.tensors)
+        self.unmasked += masked.unmasked_names(masked.tensors)
         if trainer.global_step > self.steps:  # gradients are still accumulated otherwise
-            self.unmasked += masked.unmasked([tensor.grad for tensor in masked.tensors])
+            self.unmasked += masked.unmasked_names([tensor.grad for tensor in masked.tensors])
         self.steps = trainer.global_step
         for name in {name for state in optimizer.state.values() for name in state} - {"step"}:
             states = [optimizer.state.get(tensor, {}).get(name) for tensor in masked.tensors]
-            self.unmasked += masked.unmasked(states)
-        self.densities.append(masked.metrics(pl_module)["density"])
+            self.unmasked += masked.unmasked_names(states)
+        self.densities.append(masked.sparsity_metrics(pl_module)["density"])
         if trainer.global_step in self.save_at:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{trainer.global_step}.ckpt")
 

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from callbacks import TwoStageSparseTraining
-from callbacks.sparse_training.masked_weights import require_dense
+from callbacks.sparse_training.masked_weights import require_plain_weight
 from callbacks.sparse_training.stages import DensitySchedule, Recovery
 
 spec = importlib.util.spec_from_file_location(
@@ -73,6 +73,6 @@ def test_a_sharded_weight_is_refused_by_name():
         mesh = DeviceMesh("cpu", [0])
         weight = torch.nn.Parameter(distribute_tensor(torch.randn(8, 8), mesh, [Shard(0)]))
         with pytest.raises(ValueError, match=r"net\.w: sharded or wrapped weights \(DTensor\)"):
-            require_dense("net.w", weight)
+            require_plain_weight("net.w", weight)
     finally:
         dist.destroy_process_group()
