@@ -60,7 +60,7 @@ def build(
     if commercial_only and pretrained is not False and license(name) not in COMMERCIAL_LICENSES:
         raise ValueError(f"commercial_only: the weights of {name} are under {license(name)!r}")
     if image_size is not None and (reason := _size_error(name, image_size, options)):
-        accepted = ", ".join(map(str, sizes(name, **options))) or "none of those tried"
+        accepted = ", ".join(map(str, accepted_sizes(name, **options))) or "none of those tried"
         problem = f"{name} does not accept {image_size} ({reason})"
         raise ValueError(f"image_size: {problem}; it accepts {accepted}")
     net = _create(name, num_classes, image_size, options, download=pretrained is True)
@@ -91,7 +91,7 @@ def refuse_sources(options: Mapping[str, object], path: str = "backbone_args") -
             raise ValueError(f"{path}: {name}: {value!r}: {reason}")
 
 
-def nearest(name: str) -> list[str]:
+def nearest_names(name: str) -> list[str]:
     """Up to five known names closest to `name`: tags of its architecture, else architectures."""
     architecture = name.split(".")[0]
     if timm.is_model(architecture):
@@ -109,7 +109,7 @@ def license(name: str) -> str:
     return str(_pretrained_config(name).license or "unknown")
 
 
-def sizes(name: str, **options: object) -> list[int]:
+def accepted_sizes(name: str, **options: object) -> list[int]:
     """Multiples of 32 up to 512 that `name` accepts as `image_size`."""
     return [size for size in SIZES if _size_error(name, size, options) is None]
 
@@ -119,7 +119,7 @@ def _pretrained_config(name: str) -> timm.models.PretrainedCfg:
     with suppress(RuntimeError):  # the architecture exists, the tag behind the dot does not
         if timm.is_model(name) and (config := timm.models.get_pretrained_cfg(name)) is not None:
             return config
-    close = ", ".join(nearest(name)) or "none; `consilium backbones` lists all"
+    close = ", ".join(nearest_names(name)) or "none; `consilium backbones` lists all"
     raise ValueError(f"backbone: unknown name {name!r}; the nearest are: {close}")
 
 
@@ -137,6 +137,7 @@ def _size_error(name: str, size: int, options: dict[str, object]) -> str | None:
 def _create(
     name: str, num_classes: int, size: int | None, options: dict[str, object], download: bool
 ) -> nn.Module:
+    """The timm network with random or downloaded weights; ValueError if that fails."""
     arguments = {"num_classes": num_classes, **options}
     if size is not None and timm.models.get_pretrained_cfg(name).fixed_input_size:
         arguments.setdefault("img_size", size)
@@ -166,7 +167,8 @@ def load_weights(net: nn.Module, path: str) -> None:
     No code in the file (.safetensors, .pth or .bin) is run. Weights are resized to the network's
     input size if timm can do so. A missing, unknown or misshaped weight is a ValueError.
     """
-    weights = _adapt_first_layer(net, _convert(net, to_timm_names(_read_weights(path))))
+    weights = to_timm_names(_read_weight_file(path))
+    weights = _adapt_first_layer(net, _convert_by_timm(net, weights))
     own = net.state_dict()
     heads = tuple(f"{name}." for name in head_names(net))
     misshaped = [k for k in weights if k in own and own[k].shape != weights[k].shape]
@@ -204,11 +206,13 @@ def head_names(net: nn.Module) -> list[str]:
 
 
 def _recorded_names(net: nn.Module, key: str) -> list[str]:
+    """Names of the layers that timm records for a network as "first_conv" or "classifier"."""
     names = (getattr(net, "pretrained_cfg", None) or {}).get(key) or []
     return [names] if isinstance(names, str) else [str(name) for name in names]
 
 
-def _read_weights(path: str) -> Weights:
+def _read_weight_file(path: str) -> Weights:
+    """The tensors of a weight file by name; ValueError if it is missing or not readable."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"pretrained: no weight file at {path!r}")
@@ -221,7 +225,8 @@ def _read_weights(path: str) -> Weights:
         raise ValueError(f"pretrained: {path!r} is not a readable weight file: {error}") from error
 
 
-def _convert(net: nn.Module, weights: Weights) -> Weights:
+def _convert_by_timm(net: nn.Module, weights: Weights) -> Weights:
+    """Weights renamed and resized by the function in timm's file of the network, if it has one."""
     module = vars(sys.modules[type(net).__module__])
     convert = next((module[name] for name in CONVERTERS if name in module), None)
     if convert is None:
@@ -231,7 +236,7 @@ def _convert(net: nn.Module, weights: Weights) -> Weights:
 
 
 def _adapt_first_layer(net: nn.Module, weights: Weights) -> Weights:
-    """Weights whose first convolution has the number of input channels of `net`."""
+    """Weights with the first convolution converted to the number of input channels of `net`."""
     for name in _recorded_names(net, "first_conv"):
         key, own = f"{name}.weight", net.state_dict().get(f"{name}.weight")
         if key in weights and own is not None and own.shape != weights[key].shape:

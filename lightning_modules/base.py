@@ -24,7 +24,10 @@ EPOCH_METRICS = (
 
 
 class Batch(TypedDict):
-    """One batch; `image` is (B, C, H, W), or for an ensemble one such tensor per view name."""
+    """One batch; `image` is (B, C, H, W), or for an ensemble one such tensor per view name.
+
+    `label` and `index` (row in the manifest) are (B,).
+    """
 
     image: Images
     label: Tensor
@@ -83,11 +86,11 @@ class BaseModule(L.LightningModule):
         return {"module": type(self).__name__, "weights": self.measured_weights}
 
     def notes(self) -> list[str]:
-        """Warnings about the model, which stand in every report."""
+        """Warnings about the model, which every report shows."""
         return [self.preprocess_note] if self.preprocess_note else []
 
     def training_metrics(self, table: PredictionTable) -> dict[str, float]:
-        """Further metrics of val during a fit."""
+        """Additional metrics of val during a fit, by name; none by default."""
         return {}
 
     def split_ids(self, split: str) -> list[str]:
@@ -97,7 +100,7 @@ class BaseModule(L.LightningModule):
         return list(self.datamodule.manifest.table["id"].iloc[self.datamodule.rows(split)])
 
     def evaluation_split(self, stage: str) -> str | None:
-        """The split that a stage evaluates, if it is val or test: it must not have been trained."""
+        """`val` or `test` if that is the split that a stage (validate, test, predict) evaluates."""
         predicted = self.datamodule.predict_split if self.datamodule else None
         split = {"validate": "val", "test": "test", "predict": predicted}.get(stage)
         return split if split in ("val", "test") else None
@@ -107,7 +110,7 @@ class BaseModule(L.LightningModule):
         return self.state_dict()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects the logits of one batch."""
+        """Collects index, label and logits (B, M, K) of one batch on the CPU."""
         logits = mean_logits(self.member_logits, batch["image"], self._tta_names())
         outputs = (batch["index"], batch["label"], logits.detach().float())
         self._outputs.append(tuple(output.cpu() for output in outputs))
@@ -115,7 +118,10 @@ class BaseModule(L.LightningModule):
     test_step = predict_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
-        """Records the weights that are evaluated; averaged ones are swapped out after the loop."""
+        """Sets the hash of the weights; ValueError if it is not that of the loaded checkpoint.
+
+        It is computed here, as averaged weights are swapped out after the loop.
+        """
         self._outputs.clear()  # an interrupted loop may have left some
         self.measured_weights = weights_hash(self.all_weights())
         if self.checkpoint_weights and self.measured_weights != self.checkpoint_weights:
@@ -160,8 +166,8 @@ class BaseModule(L.LightningModule):
         self.log_dict(logged, prog_bar=True, logger=False if is_after_fit else None)
 
     def _gather(self, split: str, limit: float) -> None:
-        """Makes the tables of a split, and checks its ids if the loop had no limit of batches."""
-        index, label, logits = map(np.concatenate, zip(*self._all_processes(), strict=True))
+        """Sets `tables[split]`; ValueError if ids of the split are missing at `limit` 1.0."""
+        index, label, logits = map(np.concatenate, zip(*self._gather_outputs(), strict=True))
         order = np.argsort(index, kind="stable")
         order = order[index[order] >= 0]  # -1: placeholder of a process that has no sample
         data, meta = self.datamodule, self._table_metadata()
@@ -181,8 +187,8 @@ class BaseModule(L.LightningModule):
             require_ids(members[self.member_names[0]], self.split_ids(split))
         self.tables[split] = self.combine_tables(members, meta)
 
-    def _all_processes(self) -> list[tuple[np.ndarray, ...]]:
-        """Index, labels and logits of every process that has samples, in the order of ranks."""
+    def _gather_outputs(self) -> list[tuple[np.ndarray, ...]]:
+        """For each process with samples: index (n,), labels (n,) and logits (n, M, K)."""
         own = tuple(torch.cat(part).numpy() for part in zip(*self._outputs, strict=True))
         self._outputs.clear()
         gathered: list[Any] = [own]
@@ -192,6 +198,7 @@ class BaseModule(L.LightningModule):
         return [outputs for outputs in gathered if outputs]
 
     def _table_metadata(self) -> Metadata:
+        """Metadata of the prediction tables of this evaluation: weights, manifest, notes, TTA."""
         manifest, tta = self.datamodule.manifest if self.datamodule else None, self._tta_names()
         use = self.datamodule.clinical_use if self.datamodule else None
         return {

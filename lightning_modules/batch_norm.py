@@ -51,12 +51,13 @@ def update_statistics_once(net: nn.Module) -> None:
 
 
 def _is_recomputed(layer: nn.Module) -> bool:
-    """Whether a forward pass for training takes place inside a backward pass."""
+    """Whether this is a forward pass that gradient checkpointing repeats in the backward pass."""
     is_eager = not torch.compiler.is_compiling()  # compiled graphs do not repeat updates
     return layer.training and is_eager and torch._C._current_graph_task_id() != -1
 
 
 def _stop_updates(layer: _BatchNorm, inputs: object) -> None:
+    """Hook before a forward pass: a repeated one uses momentum 0, which updates nothing."""
     if _is_recomputed(layer):
         layer.momentum = 0.0
 
@@ -64,6 +65,7 @@ def _stop_updates(layer: _BatchNorm, inputs: object) -> None:
 def _restore_updates(
     momentum: float | None, layer: _BatchNorm, inputs: object, output: object
 ) -> None:
+    """Hook after a forward pass: undoes `_stop_updates` and the count of a repeated pass."""
     if _is_recomputed(layer):
         layer.momentum = momentum
         if layer.num_batches_tracked is not None:

@@ -55,7 +55,7 @@ class Explainer:
             self.layers = cam_layers(module.net, size)
 
     def __call__(self, images: Tensor, classes: Sequence[int] | None = None) -> Explanation:
-        """Maps of one class per image, (B,); of the predicted classes by default."""
+        """Explains one class per image: `classes` (B,), by default the predicted ones."""
         net, scores = self.module.net, _ClassScores(self.module)
         has_bar = self.method == "ScoreCAM"  # a progress bar for every image
         hidden_bar = redirect_stderr(io.StringIO()) if has_bar else nullcontext()
@@ -72,6 +72,7 @@ class Explainer:
         return Explanation(np.nan_to_num(maps), explained, scores.logits)
 
     def _targets(self, classes: Sequence[int], num_images: int) -> list[ClassifierOutputTarget]:
+        """`classes` as grad-cam expects them; ValueError unless each image has a valid class."""
         last = len(self.module.class_names) - 1
         if len(classes) != num_images or not all(0 <= k <= last for k in classes):
             given = f"{list(classes)} for {num_images} images"
@@ -115,7 +116,7 @@ def log_odds(logits: Tensor) -> Tensor:
 
 
 def cam_layers(net: nn.Module, size: int) -> list[CamLayer]:
-    """The recommended layer for images of `size` pixels; of parallel trunks one each."""
+    """The recommended layer for images of `size` pixels, or one per trunk; ValueError if none."""
     trunks = list(getattr(net, "trunks", []))
     layer = cam_layer(trunks[0] if trunks else net, (3, size, size))
     if layer is None:
@@ -126,7 +127,10 @@ def cam_layers(net: nn.Module, size: int) -> list[CamLayer]:
 
 @contextmanager
 def frozen_for_inference(net: nn.Module) -> Iterator[None]:
-    """Eval mode without parameter gradients and gradient checkpointing, which bypasses hooks."""
+    """Context with `net` in eval mode and its parameters frozen; restores both at exit.
+
+    Gradient checkpointing, which bypasses hooks, is off inside it.
+    """
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     layers: list[Any] = list(net.modules())
     checkpointed = [m for m in layers if getattr(m, "grad_checkpointing", False) is True]
@@ -144,10 +148,10 @@ def frozen_for_inference(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gradients_from(net: nn.Module, layers: Sequence[CamLayer]) -> Iterator[None]:
-    """Lets gradients begin at the layers, so that a map costs little more than a forward pass."""
+    """Context in which gradients start at `layers`: a map costs little more than a forward pass."""
 
     def as_leaf(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        # cloned, since the next layer may change its input in place
+        """Replaces an output by a new leaf, cloned: the next layer may change it in place."""
         return output.detach().requires_grad_().clone() if torch.is_grad_enabled() else output
 
     with ExitStack() as hooks, torch.inference_mode(False), torch.enable_grad():

@@ -1,4 +1,7 @@
-"""Self-describing checkpoints: written, read without pickle, verified and loaded."""
+"""Self-describing checkpoints: written, read without pickle, verified and loaded.
+
+Beside its state dict a checkpoint has a block: metadata that are enough to rebuild the network.
+"""
 
 import hashlib
 import inspect
@@ -51,7 +54,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """The part of a checkpoint that describes it; plain values only."""
+    """The metadata of a checkpoint, stored under `KEY` beside its state dict; plain values only."""
 
     module: str  # name of the class in `REGISTRY`
     init_args: dict[str, Any]  # of its constructor, config dataclasses as dicts
@@ -66,14 +69,14 @@ class Block:
     versions: dict[str, str]  # of packages, at the time of writing
     # channels that remain after pruning (`pruning.structure.Structure`); empty: all
     structure: dict[str, Any] = field(default_factory=dict)
-    # those of the images that the epoch was selected on
+    # 64-bit hashes of the contents of the validation images
     val_ids: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     format: int = FORMAT
     digest: str = ""  # of all other fields, and so of all that decides a prediction
 
 
 def register(cls: type[nn.Module]) -> None:
-    """Lets checkpoints name a class; ValueError if they know another class by that name."""
+    """Adds a module class to `REGISTRY`; ValueError if another class has its name there."""
     known = REGISTRY.get(cls.__name__, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         other = f"in checkpoints this name means {known.__module__}.{known.__qualname__}"
@@ -82,10 +85,10 @@ def register(cls: type[nn.Module]) -> None:
 
 
 def constructor_arguments(module: nn.Module, frame: FrameType | None) -> dict[str, Any]:
-    """Arguments that create `module` again, given the frame of a constructor that is running.
+    """Constructor arguments that create `module` again, by name; config dataclasses as dicts.
 
-    They are those of the constructor of its class, which may have called that of `frame`. Config
-    dataclasses become dicts.
+    `frame` is that of a running `__init__` of `module`, of its own class or of a base class.
+    ValueError if arguments were passed as `*args`.
     """
     arguments: dict[str, Any] = {}
     while frame is not None:
@@ -100,7 +103,7 @@ def constructor_arguments(module: nn.Module, frame: FrameType | None) -> dict[st
 
 
 def require_plain(module: str, arguments: dict[str, Any]) -> None:
-    """ValueError if an argument could not be read from a checkpoint, which holds plain values."""
+    """ValueError if an argument of class `module` is not a plain value, as checkpoints need."""
     for name, value in arguments.items():
         try:
             json.dumps(value)
@@ -146,18 +149,19 @@ def environment() -> dict[str, object]:
 
 
 def write_block(checkpoint: dict[str, Any], **values: Any) -> None:
-    """Adds the block to the content of a checkpoint that has its `state_dict`."""
+    """Adds a block of `values` to the content of a checkpoint, which has its `state_dict`."""
     weights = weights_hash(checkpoint["state_dict"])
     block = Block(weights=weights, versions=package_versions(), **values)
     checkpoint[KEY] = block_with_digest(asdict(block))
 
 
 def block_with_digest(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a block with its present digest."""
+    """A copy of the values of a block with a new digest of them."""
     return {**values, DIGEST: _block_digest(values)}
 
 
 def _block_digest(values: dict[str, Any]) -> str:
+    """SHA-256 of the values of a block without its digest; ids (tensors) by their hash."""
     return json_digest(values, lambda ids: weights_hash({"ids": ids}))
 
 
@@ -166,7 +170,7 @@ def read(
 ) -> tuple[Block, dict[str, Tensor]]:
     """The block and the state dict of a checkpoint.
 
-    With `mmap` weights are read when used, with `verify` they are checked.
+    With `mmap` weights are read when used. With `verify` they must be finite and have their hash.
     """
     content = read_content(Path(path), mmap)
     parse = verified_block if verify else parse_block
@@ -174,7 +178,7 @@ def read(
 
 
 def verified_block(content: dict[str, Any], path: str) -> Block:
-    """The block of the content of a checkpoint; its weights must be finite and have its hash."""
+    """`parse_block`; CheckpointError unless the weights are finite and have the block's hash."""
     block = parse_block(content, path)
     if weights_hash(content["state_dict"]) != block.weights:
         raise CheckpointError(f"{path}: the weights do not have the hash that the file states")
@@ -192,7 +196,7 @@ def require_finite(state: dict[str, Tensor], path: str) -> None:
 
 
 def parse_block(content: dict[str, Any], path: str) -> Block:
-    """The verified block of the content of a checkpoint; `path` is for messages."""
+    """The block in the content of a checkpoint; CheckpointError naming `path` if it is invalid."""
     values = content.get(KEY)
     with naming(path, CheckpointError):
         if not isinstance(values, dict):
@@ -232,7 +236,7 @@ def _nested_values(value: object) -> Iterator[object]:
 
 
 def _require_valid_values(values: dict[str, Any]) -> None:
-    """ValueError unless the values of a block have the types of its fields, and make sense."""
+    """ValueError unless the values of a block have the types of its fields and are consistent."""
     require_types(values, get_type_hints(Block))
     for name in packing.IDS:
         ids = values[name]
@@ -287,14 +291,14 @@ def build_module(block: Block) -> nn.Module:
 
 @contextmanager
 def _limited_layers() -> Iterator[None]:
-    """Ends the construction of a network that has too many layers to be one."""
+    """Context in which creating more than `MAX_LAYERS` layers is a ValueError."""
     numbers = count()
 
-    def check(*_: object) -> None:
+    def count_layer(*_: object) -> None:
         if next(numbers) > MAX_LAYERS:
             raise ValueError(f"its network has more than {MAX_LAYERS} layers")
 
-    hook = register_module_module_registration_hook(check)
+    hook = register_module_module_registration_hook(count_layer)
     try:
         yield
     finally:
@@ -308,7 +312,7 @@ def argument_types(cls: type) -> dict[str, Any]:
 
 
 def packed_checkpoint(block: Block, state: dict[str, Tensor]) -> bytes:
-    """A packed file of the weights in the precision of `packing.to_stored_precision`."""
+    """The bytes of a packed file (see `packing`) of the block and the weights in float16."""
     stored = packing.to_stored_precision(state)
     restored = {name: tensor.to(state[name].dtype) for name, tensor in stored.items()}
     values = block_with_digest(asdict(replace(block, weights=weights_hash(restored))))
@@ -323,9 +327,10 @@ def inference_checkpoint(block: Block, state: dict[str, Tensor]) -> dict[str, An
 
 
 def refuse_trained_samples(block: Block, paths: Sequence[str], split: str, source: str) -> None:
-    """CheckpointError, which names `source`, if images were trained on, or test chose the epoch.
+    """CheckpointError naming `source` if images are training samples of the checkpoint.
 
-    Images are compared by the contents of their files, so that names do not matter.
+    With `split` test, also if they are its validation samples. Images are compared by the contents
+    of their files, so that names do not matter.
     """
     hashes = torch.from_numpy(content_hashes(list(paths)))
     used = {"training": block.train_ids}
@@ -345,13 +350,16 @@ def require_same_network(block: Block, module: str, init_args: dict[str, Any]) -
         raise CheckpointError(f"checkpoint is of {block.module}, the config has {module}")
     for name in NETWORK_ARGUMENTS:
         if name in block.init_args and name in init_args:
-            theirs, ours = (_relevant(args[name]) for args in (block.init_args, init_args))
+            theirs, ours = (_without_neutral(args[name]) for args in (block.init_args, init_args))
             if theirs != ours:
                 raise CheckpointError(f"checkpoint has {name} {theirs}, the config has {ours}")
 
 
 def require_same_training(block: Block, init_args: dict[str, Any]) -> None:
-    """CheckpointError if a resume has other settings: an optimizer restores its own rates."""
+    """CheckpointError if a resumed fit has another optimizer, schedule, freezing or loss.
+
+    The optimizer restores the learning rates of the checkpoint, so that new ones have no effect.
+    """
     theirs, ours = (_training_settings(arguments) for arguments in (block.init_args, init_args))
     if differing := differing_settings(theirs, ours):
         reason = "a resume continues with the same settings; start a new fit to change them"
@@ -360,7 +368,10 @@ def require_same_training(block: Block, init_args: dict[str, Any]) -> None:
 
 
 def differing_settings(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Settings of a checkpoint unlike those of a config, among those that both have."""
+    """Text that lists the settings with other values in a checkpoint than in a config, or "".
+
+    Settings that only one of them has are left out.
+    """
     names = [name for name in ours if name in theirs and theirs[name] != ours[name]]
     return "; ".join(f"with {n} {theirs[n]!r}, the config has {ours[n]!r}" for n in names)
 
@@ -385,7 +396,7 @@ def read_content(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def _read_archive(path: Path, mmap: bool) -> object:
-    """What torch.load reads from an archive whose records are as long as they seem."""
+    """The result of torch.load without code; CheckpointError for a damaged or unsafe file."""
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: truncated, or not a checkpoint (no zip archive of torch)")
     try:
@@ -421,7 +432,7 @@ def _training_settings(init_args: dict[str, Any]) -> dict[str, Any]:
     return {f"{name}.{key}": v for name, group in groups.items() for key, v in group.items()}
 
 
-def _relevant(argument: object) -> object:
+def _without_neutral(argument: object) -> object:
     """An argument without the parts that do not change predictions."""
     if not isinstance(argument, dict):
         return argument or {}

@@ -34,8 +34,8 @@ Plain = bool | int | float | str | list[int] | list[float] | list[str] | None
 class ImageClassifier(BaseModule):
     """A timm backbone with one logit per class, (B, K), trained by a loss with class weights.
 
-    Checkpoints of a subclass can be loaded once the subclass is imported. They record the arguments
-    of its constructor, which must be plain values or dataclasses of such.
+    Checkpoints of a subclass can be loaded once the subclass is imported. Checkpoints record the
+    arguments of its constructor, which must be plain values or dataclasses of such.
 
     From Python, `loss`, `optimizer`, `lr_scheduler` and `fine_tuning` may also be dicts.
 
@@ -79,7 +79,7 @@ class ImageClassifier(BaseModule):
         self.loss, self.optimizer, self.lr_scheduler = loss, optimizer, lr_scheduler
         self.fine_tuning = fine_tuning
         self.class_weights: Tensor | None = None
-        #: hashes of the ids that the initial weights were trained on
+        #: hashes of the images that the initial weights were trained on
         self.initial_train_ids = torch.empty(0, dtype=torch.int64)
         self.structure: structure.Structure = {}
         weights = {"pretrained": pretrained, "image_size": image_size}
@@ -114,7 +114,7 @@ class ImageClassifier(BaseModule):
         return backbones.build(backbone, self.head.num_outputs, **options)
 
     def apply_structure(self, pruned: structure.Structure) -> None:
-        """Prunes the network to the channels of `pruned`; a second, different one is an error."""
+        """Prunes the network to the channels of `pruned`; ValueError if it is pruned otherwise."""
         if pruned == self.structure:
             return
         if self.structure:
@@ -135,7 +135,7 @@ class ImageClassifier(BaseModule):
         return self.head.loss(outputs, target, class_weights)
 
     def notes(self) -> list[str]:
-        """Warnings about preprocessing unlike that of the checkpoint or of pretrained weights."""
+        """Warnings if preprocessing differs from that of the checkpoint or pretrained weights."""
         notes, name = super().notes(), self.init_args.get("backbone")
         if self.datamodule and name and self.init_args.get("pretrained"):
             both = Preprocess.from_backbone(name), self.datamodule.preprocess
@@ -146,7 +146,7 @@ class ImageClassifier(BaseModule):
         return notes
 
     def training_metrics(self, table: PredictionTable) -> dict[str, float]:
-        """The loss that is trained, with class weights and label smoothing, on a labeled table."""
+        """`training_loss`: the loss that is trained (class weights, ...) on the labeled rows."""
         known = table.labels >= 0
         stored = table.logits if table.pair_logits is None else table.pair_logits
         values = torch.from_numpy(stored[known]).float().to(self.device)
@@ -155,26 +155,26 @@ class ImageClassifier(BaseModule):
         return {"training_loss": float(loss)}
 
     def member_logits(self, images: Images) -> Tensor:
-        """Its own logits, as of one member, (B, 1, K), or the outputs if its head stores them.
+        """Logits of this single member, (B, 1, K), or its outputs if the head stores them.
 
-        Pair logits (B, 1, P), which test-time augmentation averages before they are coupled.
+        These are pair logits (B, 1, P): test-time augmentation averages them before coupling.
         """
         outputs: Tensor = self.net(single_view(images))
         return (outputs if self.head.stores_outputs else self.logits(outputs)).unsqueeze(1)
 
     def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
-        """The table of logits (n, K), or of stored outputs (n, P), which it has as well."""
+        """The table of logits (n, K), or of stored outputs (n, P) and their coupled logits."""
         if not self.head.stores_outputs:
             return super().make_table(rows, logits, meta)
         coupled = self.head.logits(torch.from_numpy(logits)).numpy()
         return PredictionTable(rows, coupled, self.class_names, meta, pair_logits=logits)
 
     def explainer(self, size: int, method: str = "GradCAM") -> Explainer:
-        """Computes saliency maps for images of `size` pixels."""
+        """An Explainer, which computes saliency maps, for images of `size` pixels."""
         return Explainer(self, size, method)
 
     def setup(self, stage: str) -> None:
-        """Takes the class weights of the data and freezes what never trains."""
+        """Takes the class weights of the data and freezes parameters that never train."""
         if stage == "fit":
             checkpoints.require_plain(type(self).__name__, self.init_args)
             for note in self.notes():
@@ -277,7 +277,7 @@ class ImageClassifier(BaseModule):
             checkpoints.refuse_trained_samples(block, paths, split, f"split {split!r}")
 
     def _check_preprocess(self, block: checkpoints.Block) -> None:
-        """Refuses another Preprocess than the checkpoint's, or notes one that is allowed."""
+        """ValueError if Preprocess is not the checkpoint's; if that is allowed, sets a note."""
         ours = self.datamodule.preprocess.to_dict() if self.datamodule else {}
         differing = checkpoints.differing_settings(block.preprocess, ours)
         if differing and not self.allow_other_preprocess:
@@ -291,7 +291,7 @@ checkpoints.register(ImageClassifier)
 
 
 def single_view(images: Images) -> Tensor:
-    """The images of a batch for a single model, (B, C, H, W)."""
+    """The images of a batch, (B, C, H, W); ValueError if it has several views."""
     if isinstance(images, dict):
         raise ValueError(f"a single model takes one view, the batch has {sorted(images)}")
     return images

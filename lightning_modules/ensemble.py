@@ -123,7 +123,7 @@ class EnsembleModule(BaseModule):
         return {**super().metadata(), "voter": voter, "members": members}
 
     def _class_order(self, path: Path, block: checkpoints.Block) -> list[int]:
-        """Positions of the ensemble's classes among those of a member."""
+        """Positions of the ensemble's classes in those of a member; ValueError if they differ."""
         theirs, ours = block.class_names, self.class_names
         if sorted(theirs) != sorted(ours):
             raise ValueError(f"{path}: its classes are {theirs}, the ensemble's {ours}")
@@ -133,7 +133,7 @@ class EnsembleModule(BaseModule):
 
 
 def load_voter(voter: str, members: list[str], class_names: list[str]) -> FittedEnsemble:
-    """A voter by name, or from its folder, for members with these hashes of their weights."""
+    """The voter of a name, or a fitted one from its folder; `members` are weight hashes."""
     if (Path(voter) / store.FILE).is_file():
         return store.load(voter, members, class_names)
     if voter not in unfitted_voters():
@@ -228,7 +228,7 @@ def load_ensemble(path: str | Path) -> EnsembleModule:
 
 
 def read_voter(file: Path, content: dict[str, Any]) -> FittedEnsemble:
-    """The voter of an ensemble.json with this content, as it was evaluated."""
+    """The voter of an ensemble.json with this content; ValueError if it has changed since."""
     hashes = [member["weights"] for member in content["members"].values()]
     voter = load_voter(_voter_argument(file, content["voter"]), hashes, content["class_names"])
     _require_voter(file, content, voter)
@@ -236,6 +236,7 @@ def read_voter(file: Path, content: dict[str, Any]) -> FittedEnsemble:
 
 
 def _require_voter(file: Path, content: dict[str, Any], voter: FittedEnsemble) -> None:
+    """ValueError unless `voter` has the digest in the content of an ensemble.json."""
     if store.digest(voter) != content["voter"][DIGEST]:
         raise ValueError(f"{file}: {store.FILE} of its voter {voter.voter.name!r} is another one")
 

@@ -17,7 +17,6 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from datamodules.augment import Augment
 from datamodules.cache import FEATURES, FeatureStore, code_version, file_hashes
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import backbones
@@ -30,9 +29,9 @@ VERSION = 1  # of the code below, if it computes other features
 
 
 class FeatureExtractor:
-    """The features of samples for the network of a module that is attached to a trainer.
+    """Computes features of samples by the network of a module that is attached to a trainer.
 
-    `cache_dir` is the folder of their stores; None keeps them in memory.
+    `cache_dir` is the folder in which features are stored; None keeps them in memory.
     """
 
     def __init__(
@@ -42,7 +41,10 @@ class FeatureExtractor:
         self.head = head_layer(module.net, module.backbone)
 
     def features(self, rows: np.ndarray, epoch: int | None = None) -> np.ndarray:
-        """Features (n, D) of rows of the manifest, or of images augmented as in an epoch."""
+        """Features (n, D) of manifest rows (n,).
+
+        With `epoch`, of their images as they are augmented in that epoch.
+        """
         keys, store = self._keys(rows, epoch), FeatureStore(self._folder(epoch))
         positions, start = store.missing(keys), 0
         arrays: list[np.ndarray] = []
@@ -55,6 +57,7 @@ class FeatureExtractor:
         return store.read(keys)
 
     def _batches(self, rows: np.ndarray, epoch: int | None) -> Iterator[np.ndarray]:
+        """Yields features (B, D) of manifest rows in their order, computed by the network."""
         trainer, net = self.module.trainer, self.module.net
         loader, forward = self.data.ordered_dataloader(rows, epoch), trainer.precision_plugin
         with torch.inference_mode(), eval_mode(net), _inputs_of(self.head) as inputs:
@@ -65,7 +68,7 @@ class FeatureExtractor:
                 yield inputs.pop().float().cpu().numpy()
 
     def _keys(self, rows: np.ndarray, epoch: int | None) -> list[str]:
-        """The content of each file; augmentation depends on the row as well."""
+        """Keys of rows in the store: the hash of the image file, with augmentation also the row."""
         paths = self.data.manifest.table["path"].iloc[rows].tolist()
         if self.cache_dir is None:
             return [f"{row}" for row in rows]
@@ -75,17 +78,18 @@ class FeatureExtractor:
         return [hashes[path] + suffix for path, suffix in zip(paths, suffixes, strict=True)]
 
     def _folder(self, epoch: int | None) -> Path | None:
-        """The folder for this network, preprocessing, precision, augmentation and code."""
+        """Cache folder of this network, preprocessing, precision, augmentation, code; or None."""
         if self.cache_dir is None:
             return None
         state, augment = self.module.net.state_dict(), self.data.augment
+        augmented = [augment.policy, augment.args, self.data.seed, epoch]
         heads = tuple(f"{name}." for name in backbones.head_names(self.module.net))
         settings = {
             "weights": weights_hash({k: v for k, v in state.items() if not k.startswith(heads)}),
             "network": [self.module.backbone, self.module.backbone_args, timm.__version__],
             "preprocess": self.data.preprocess.to_dict(),
             "precision": self.module.trainer.precision,
-            "augment": None if epoch is None else [*_describe(augment), self.data.seed, epoch],
+            "augment": None if epoch is None else augmented,
             "code": [VERSION, code_version(), torch.__version__],
         }
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
@@ -93,7 +97,7 @@ class FeatureExtractor:
 
 
 def head_layer(net: nn.Module, backbone: str) -> nn.Linear:
-    """The linear layer that computes the outputs of a network."""
+    """The linear layer that computes the outputs of a network; ValueError for any other head."""
     layers = [net.get_submodule(name) for name in backbones.head_names(net)]
     if len(layers) != 1 or not isinstance(layers[0], nn.Linear):
         kinds = ", ".join(type(layer).__name__ for layer in layers) or "none that timm records"
@@ -101,13 +105,9 @@ def head_layer(net: nn.Module, backbone: str) -> nn.Linear:
     return layers[0]
 
 
-def _describe(augment: Augment) -> list[object]:
-    return [augment.policy, augment.args]
-
-
 @contextmanager
 def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what a layer receives in each forward pass."""
+    """Context that appends what a layer receives in each forward pass to the yielded list."""
     inputs: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:

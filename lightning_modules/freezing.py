@@ -66,9 +66,10 @@ class FineTuning:
         return {name for name, stage in stages.items() if stage <= frozen}
 
     def prepare(self, net: nn.Module, ddp_kwargs: dict[str, object] | None) -> None:
-        """Disables gradients of what never trains, before DDP wraps the network.
+        """Disables gradients of parameters that never train; call it before DDP wraps `net`.
 
-        `ddp_kwargs`, None on one process, must find unused parameters if some train only later.
+        `ddp_kwargs` are None on one process. ValueError if parameters that unfreeze later need
+        `find_unused_parameters=True` in them.
         """
         finds_unused = ddp_kwargs is None or ddp_kwargs.get("find_unused_parameters")
         if self.unfreeze_epochs and not finds_unused:
@@ -79,7 +80,7 @@ class FineTuning:
             parameter.requires_grad_(parameter.requires_grad and name not in frozen)
 
     def apply(self, net: nn.Module, epoch: int) -> None:
-        """Freezes and unfreezes `net` for a training epoch, whatever its state was before."""
+        """Sets which parameters of `net` are frozen in a training epoch, whatever it was before."""
         initially, now = self.frozen_parameters(net, -1), self.frozen_parameters(net, epoch)
         for name, parameter in net.named_parameters():
             if name in initially:
@@ -90,7 +91,7 @@ class FineTuning:
     def set_frozen_layers_to_eval(self, net: nn.Module) -> None:
         """Puts layers whose own parameters are all frozen into evaluation mode, batch norms too.
 
-        With `frozen_statistics` all batch norms.
+        With `frozen_statistics`, all other batch norms as well.
         """
         for layer in net.modules():
             own = list(layer.parameters(recurse=False))

@@ -17,7 +17,7 @@ MIN_PROBABILITY = 1e-30  # of a coupled class, whose logarithm is the logit
 class Head:
     """One output per class; their softmax gives the class probabilities."""
 
-    #: whether predictions and exported files have the outputs instead of the logits, which follow
+    #: whether predictions and exported files have the outputs, from which logits are computed
     stores_outputs = False
     #: what the outputs are, for someone who loads the network with timm alone
     meaning = "the outputs are logits"
@@ -27,11 +27,11 @@ class Head:
         self.num_outputs = self.num_classes  # that the network needs
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """One logit per class, (B, K), of the outputs; their softmax are the probabilities."""
+        """One logit per class, (B, K), of the outputs; the softmax gives the probabilities."""
         return outputs
 
     def outputs(self, values: Tensor) -> Tensor:
-        """The outputs of what predictions have: logits, or outputs if the head stores them."""
+        """The network's outputs, given what predictions store: logits (B, K), or the outputs."""
         return values
 
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
@@ -91,6 +91,7 @@ class OrdinalHead(Head):
         return torch.stack(above, dim=1) - values[:, :-1] - self._offsets(values)
 
     def _offsets(self, like: Tensor) -> Tensor:
+        """log(K-1-k) of each output k, (K-1,), of the device and type of `like`."""
         return like.new_tensor([math.log(above) for above in range(self.num_outputs, 0, -1)])
 
 
@@ -110,7 +111,7 @@ class OneVsOneHead(Head):
         return coupled_logits(outputs, self.num_classes)
 
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
-        """Mean over images and pairs; a pair learns from images of its two classes only."""
+        """Mean loss over images and the K-1 pairs that have the class of the image."""
         if target.ndim == 2:
             raise ValueError("head: one_vs_one needs labels; mixup cannot be combined with it")
         total = outputs[:, :0].sum()  # 0, but it gives every output a gradient
@@ -140,7 +141,7 @@ HEADS = {
 
 
 def create_head(name: str, class_names: list[str], loss_function: LossFunction) -> Head:
-    """The head of a name of `HEADS` for these classes."""
+    """Creates the head with this name in `HEADS`; ValueError for an unknown name."""
     require("head", repr(name), name in HEADS, f"one of {', '.join(HEADS)}")
     return HEADS[name](class_names, loss_function)
 

@@ -55,7 +55,7 @@ class FocalLoss(nn.Module):
         return self.alpha * (smooth * weights * terms).sum() / len(terms)
 
     def _class_terms(self, logits: Tensor) -> Tensor:
-        """Focal loss if each class were the true one, (B, K), in single precision."""
+        """`-(1 - p_k)^gamma log p_k` of each class k, (B, K), in single precision."""
         log_p = functional.log_softmax(logits.float(), dim=1)
         if self.gamma == 0:
             return -log_p
@@ -107,7 +107,7 @@ class LossConfig:
         require("loss.cutmix_alpha", self.cutmix_alpha, self.cutmix_alpha >= 0, "at least 0")
 
     def create(self) -> LossFunction:
-        """The loss; an unknown name or a setting that the loss does not have is an error."""
+        """The loss function; ValueError for an unknown name or a setting that it does not have."""
         try:
             factory: Any = LOSSES.get(self.name) or pkgutil.resolve_name(self.name)
         except (ImportError, AttributeError, ValueError) as error:
@@ -123,7 +123,7 @@ class LossConfig:
         return factory(**options) if isinstance(factory, type) else partial(factory, **options)
 
     def mix(self, image: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) and labels (B,), or mixed images and class probabilities (B, K)."""
+        """Images (B, C, H, W) and labels (B,) as given, or mixed ones and probabilities (B, K)."""
         alphas = ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
         transforms = [mix(alpha=a, num_classes=num_classes) for mix, a in alphas if a]
         if not transforms:

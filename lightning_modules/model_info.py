@@ -45,7 +45,7 @@ MIN_MAP_SIZE = 7  # a saliency map coarser than 7 x 7 localizes poorly
 class CamLayer:
     """The layer of a network that saliency maps are computed from, and the layout of its output.
 
-    Of the tokens of `NLC` the first `prefix` (class token, registers) have no position.
+    In `NLC` (tokens), the first `prefix` tokens (class token, registers) have no position.
     """
 
     name: str
@@ -79,7 +79,7 @@ class BackboneInfo:
 
 @dataclass(frozen=True)
 class WeightUse:
-    """One use of a weight in a forward pass, at `positions` places."""
+    """One use of a weight in a forward pass, at `positions` output positions of an image."""
 
     name: str
     weight: Tensor
@@ -104,7 +104,7 @@ def find_backbones(pattern: str | None = None, commercial_only: bool = False) ->
     if commercial_only:
         names = [name for name in names if backbones.license(name) in backbones.COMMERCIAL_LICENSES]
     if not names:
-        nearest = ", ".join(backbones.nearest(pattern or "")) or "none"
+        nearest = ", ".join(backbones.nearest_names(pattern or "")) or "none"
         raise ValueError(f"no backbone matches {pattern!r}; the nearest are: {nearest}")
     return names
 
@@ -154,7 +154,10 @@ def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
     """
     uses: list[WeightUse] = []
 
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record_weight_uses(
+        name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        """Forward hook: adds the uses of the layer's weights to `uses`."""
         weights, positions = ["weight"], inputs[0].numel() // inputs[0].shape[-1]
         if isinstance(layer, nn.Conv2d):
             positions = output.shape[-2] * output.shape[-1]
@@ -168,7 +171,8 @@ def layer_macs(net: nn.Module, image: Tensor) -> list[WeightUse]:
     with ExitStack() as hooks, eval_mode(net), torch.no_grad(), torch.random.fork_rng(devices=[]):
         for name, layer in net.named_modules():
             if isinstance(layer, kinds):
-                hooks.enter_context(layer.register_forward_hook(partial(record, name)))
+                hook = partial(record_weight_uses, name)
+                hooks.enter_context(layer.register_forward_hook(hook))
         net(image)
     return uses
 
@@ -192,19 +196,20 @@ def _stage_shapes(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     stages = [str(stage["module"]) for stage in (info if isinstance(info, list) else info.info)]
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
 
-    def record(name: str, stage: nn.Module, inputs: object, output: Tensor) -> None:
+    def record_shape(name: str, stage: nn.Module, inputs: object, output: Tensor) -> None:
         shapes[name] = tuple(output.shape)
 
     with ExitStack() as hooks, eval_mode(net), torch.no_grad():
         for name in stages:
             stage = net.get_submodule(name)
-            hooks.enter_context(stage.register_forward_hook(partial(record, name)))
+            hooks.enter_context(stage.register_forward_hook(partial(record_shape, name)))
         image = torch.zeros(1, *image_shape, device="meta")
         functional_call(net, {k: v.to("meta") for k, v in state.items()}, (image,))
     return shapes
 
 
 def _as_cam_layer(net: nn.Module, name: str, shape: tuple[int, ...]) -> CamLayer | None:
+    """The CAM layer in a stage whose output has this shape; None if it has no positions."""
     block = net.get_submodule(name)
     if len(shape) == 4 and getattr(net, "output_fmt", "NCHW") == "NHWC":
         # The output of the last block of a Swin stage mixes positions of a window; on a trained

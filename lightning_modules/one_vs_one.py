@@ -14,7 +14,7 @@ from lightning_modules.classifier import ImageClassifier
 
 
 class OneVsOneClassifier(ImageClassifier):
-    """K(K-1)/2 pair heads on one trunk; each learns from images of its two classes only.
+    """K(K-1)/2 binary pair heads, each trained on images of its two classes only.
 
     The logits, (B, K), are the logarithms of the coupled class probabilities
     (`lightning_modules.heads`); prediction tables have the pair logits as well. Dropout before the
@@ -63,7 +63,7 @@ class ParallelTrunks(nn.Module):
         return torch.cat([trunk(image) for trunk in self.trunks], dim=1)
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int]]:
-        """Layer group of a parameter: that of the same parameter in its trunk."""
+        """A function from a parameter's name to its layer group, which is that in its trunk."""
         trunk: Any = self.trunks[0]
         groups = group_parameters(trunk, trunk.group_matcher(coarse=coarse), reverse=True)
         return lambda name: (groups[re.sub(r"^trunks\.\d+\.", "", name)],)

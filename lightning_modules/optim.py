@@ -58,7 +58,7 @@ class OptimizerConfig:
         require("optimizer.momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
 
     def create(self, param_groups: list[ParamGroup]) -> optim.Optimizer:
-        """The optimizer of parameter groups that have their own rates and weight decays."""
+        """The optimizer of parameter groups, which have their own rates and weight decays."""
         momentum: dict[str, Option] = {"momentum": self.momentum} if self.name == "sgd" else {}
         options = TORCH_DEFAULTS.get(self.name, {}) | momentum | self.args
         try:
@@ -107,7 +107,7 @@ class LRSchedulerConfig:
         require("lr_scheduler.patience", self.patience, self.patience >= 1, "at least 1")
 
     def curve(self, epochs: float) -> Curve:
-        """Fraction of the peak rate at each moment of `epochs`; `plateau` is constant here."""
+        """Function from epochs since the start to a fraction of the peak rate; 1 for `plateau`."""
         warmup, lowest = self._warmup(epochs), self.min_lr_ratio
         size = self.step_size or epochs * DEFAULT_STEP_SIZES.get(self.name, 1.0)
         is_onecycle = self.name == "onecycle"
@@ -124,17 +124,17 @@ class LRSchedulerConfig:
         }
         after_warmup: Curve = curves.get(self.name, lambda t: 1.0)
 
-        def ratio(t: float) -> float:
+        def with_warmup(t: float) -> float:
             if t >= warmup:
                 return after_warmup(t)
             if is_onecycle:
                 return _half_cosine(ONECYCLE_START, 1.0, t / warmup)
             return t / warmup * after_warmup(t)
 
-        return ratio
+        return with_warmup
 
     def _warmup(self, epochs: float) -> float:
-        """Length of the rise in a training of `epochs`."""
+        """Epochs of warm-up in a training of `epochs` epochs."""
         if self.warmup_epochs is None:
             return DEFAULT_RISE * epochs if self.name == "onecycle" else 0.0
         is_too_long = 0 < epochs <= self.warmup_epochs
@@ -187,7 +187,7 @@ class ClosedFormLR(LambdaLR):
         self.plateau_ratio, self.best, self.num_bad_validations = 1.0, math.inf, 0
 
     def step_plateau(self, value: float, config: LRSchedulerConfig) -> None:
-        """Counts a validation by the value of `config.monitor`, and may reduce the rates."""
+        """Reduces the rates if `value` of `config.monitor` has not improved for long enough."""
         value = -value if monitor_mode(config.monitor) == "max" else value
         if self.best == math.inf or value < self.best - MIN_IMPROVEMENT * abs(self.best):
             self.best, self.num_bad_validations = value, 0
@@ -207,7 +207,7 @@ class ClosedFormLR(LambdaLR):
 
 
 def closed_form_schedulers(trainer: Trainer) -> list[ClosedFormLR]:
-    """The trainer's schedulers; one whose rates are no function of the step is refused."""
+    """The trainer's schedulers; ValueError if one is not a ClosedFormLR."""
     schedulers = []
     for config in trainer.lr_scheduler_configs:
         if not isinstance(config.scheduler, ClosedFormLR):
@@ -224,5 +224,5 @@ def steps_per_epoch(trainer: Trainer) -> int:
 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:
-    """Half a cosine from `start` to `end`, constant before and after."""
+    """Half a cosine from `start` (at progress 0) to `end` (at 1), constant before and after."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2

@@ -18,7 +18,7 @@ from evaluation.files import naming
 FORMAT = 2
 SUFFIX = ".packed.safetensors"
 KEY = "consilium.packed"
-IDS = ("train_ids", "val_ids")  # fields of a checkpoint's block that are tensors of their own
+IDS = ("train_ids", "val_ids")  # fields of `checkpoints.Block` that are tensors
 BITMAP, DENSE = "bitmap", "dense"
 MAX_GROWTH = 200  # memory of a network over the size of its file, at one weight of 100 not 0
 Weights = dict[str, Tensor]
@@ -66,12 +66,12 @@ def pack(state: Weights) -> tuple[Weights, list[Entry]]:
 
 
 def memory_limit(file_size: int) -> int:
-    """Bytes that the network of a file may need; more is a damaged file or an attack."""
+    """Most bytes that the network of a file may need; more is a damaged file or an attack."""
     return MAX_GROWTH * file_size + (64 << 20)
 
 
 def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
-    """The packed state in the dtypes of the network; bit for bit that of `to_stored_precision`.
+    """The state dict that was packed, in its dtypes; values as after `to_stored_precision`.
 
     Memory is allocated only for as many values as the entries state and the file can have.
     """
@@ -104,7 +104,7 @@ def unpack(packed: Weights, entries: Iterable[Entry]) -> Weights:
 def _parse_entry(
     name: str, dtype: str, shape: list[int], stored_dtype: str, layout: str
 ) -> tuple[str, list[int], torch.dtype, str, int]:
-    """An entry with its dtype, checked, and the bytes of its bitmap instead of its layout."""
+    """Name, shape, dtype, stored dtype and bytes of the bitmap; ValueError if invalid."""
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"{name} has the unknown dtype {dtype!r}")
@@ -113,15 +113,18 @@ def _parse_entry(
     return name, shape, kind, stored_dtype, -(-math.prod(shape) // 8) if layout == BITMAP else 0
 
 
-def to_bytes(state: Weights, block: dict[str, Any], ids: Weights) -> bytes:
-    """A safetensors file of packed weights and ids, with the plain values of `block` as header."""
+def to_bytes(state: Weights, block: dict[str, Any], ids: dict[str, Tensor]) -> bytes:
+    """The bytes of a safetensors file with `state` packed (nonzero bitmap + float16).
+
+    `block` is metadata, stored in the header; `ids` are hashes of training and val images.
+    """
     packed, entries = pack(state)
     header = {"format": FORMAT, "weights": entries, "block": block}
     return save(packed | ids, {KEY: json.dumps(header)})
 
 
 def read(path: Path) -> tuple[dict[str, Any], Weights]:
-    """The block and the state dict of a packed file; no code in it is run."""
+    """The block (metadata, see `to_bytes`) and the state dict of a packed file."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get(KEY, "null"))

@@ -13,7 +13,7 @@ ALLOWED = "hflip, vflip, rotate:DEGREES, zoom:FACTOR"
 
 
 def augmentation(name: str) -> Augmentation:
-    """The augmentation of a name such as `hflip`, `rotate:5` or `zoom:1.1`."""
+    """The function of a name such as `hflip`, `rotate:5` or `zoom:1.1`; ValueError for others."""
     kind, _, value = name.partition(":")
     if kind in ("hflip", "vflip") and not value:
         return lambda images: images.flip(-1 if kind == "hflip" else -2)
@@ -29,7 +29,10 @@ def augmentation(name: str) -> Augmentation:
 
 
 def affine(images: Tensor, angle: float, scale: float) -> Tensor:
-    """Images (B, C, H, W) rotated counterclockwise and enlarged; border pixels are repeated."""
+    """Images (B, C, H, W) rotated counterclockwise by `angle` (radians) and enlarged `scale` times.
+
+    Border pixels are repeated.
+    """
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     matrix = images.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(images), 2, 3)
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
@@ -48,7 +51,7 @@ def mean_logits(predict: Callable[[Images], Tensor], images: Images, names: list
 
 
 def tta_notes(names: list[str]) -> list[str]:
-    """The note that metrics with test-time augmentation carry; empty without it."""
+    """A list with the note for metrics with test-time augmentation; empty without it."""
     for name in names:
         augmentation(name)  # refuses an unknown name
     note = f"test-time augmentation: mean logits of the image and of {', '.join(names)}"

@@ -14,10 +14,10 @@ ATTENTION = ("q", "k", "v")  # one tensor in timm
 
 
 class WeightFormat(NamedTuple):
-    """Regular expressions for the names of a source; tensors not dropped must be of the network."""
+    """Regular expressions for tensor names in the files of one library or pretraining method."""
 
     marker: str  # of a tensor that only this source has
-    dropped: str  # of tensors beside the network, such as a decoder of the pretraining
+    dropped: str  # of tensors that are not of the network, such as a decoder; all others must be
     renames: tuple[tuple[str, str], ...] = ()  # applied in order
 
 
@@ -75,7 +75,7 @@ def read_pickled(path: str) -> dict[str, Tensor]:
 
 
 def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names of timm; those of a known format without what it drops."""
+    """Weights with timm's names, without the dropped ones, if their format is known; else as is."""
     for source in WEIGHT_FORMATS.values():
         if any(re.search(source.marker, name) for name in weights):
             remaining = {n: w for n, w in weights.items() if not re.search(source.dropped, n)}
@@ -84,13 +84,14 @@ def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename(name: str, source: WeightFormat) -> str:
+    """The name in timm of a tensor with this name in a file of `source`."""
     for pattern, replacement in source.renames:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def _join_attention(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With query, key and value of each layer as one tensor `qkv`."""
+    """Weights with query, key and value of each attention layer joined to one tensor `qkv`."""
     joined = {}
     for name, value in weights.items():
         match = re.fullmatch(r"(.*\.attn\.)([qkv])(\.\w+)", name)

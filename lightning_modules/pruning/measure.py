@@ -42,7 +42,7 @@ class EnergyMeter:
 
 
 def rapl_meter(powercap: Path) -> EnergyMeter:
-    """Whole processor packages below `powercap`, including the work of other processes."""
+    """Meter of all processor packages in `powercap` (Intel RAPL), other processes included."""
     names = powercap.glob("intel-rapl:*/name")
     psys = {name.parent for name in names if name.read_text().strip() == "psys"}
     zones = sorted(powercap.glob("intel-rapl:*"))  # parts of packages have a second colon
@@ -59,7 +59,7 @@ def rapl_meter(powercap: Path) -> EnergyMeter:
 
 
 def nvml_meter(index: int) -> EnergyMeter:
-    """One NVIDIA GPU of 2017 (Volta) or later, since its driver was loaded; needs nvidia-ml-py."""
+    """Meter of one NVIDIA GPU of 2017 (Volta) or later; needs nvidia-ml-py."""
     try:
         import pynvml
     except ImportError:
@@ -81,7 +81,7 @@ def nvml_meter(index: int) -> EnergyMeter:
 def measure_in_turns(
     first: Subject, second: Subject, measure: Callable[[Subject], Measurement], pairs: int
 ) -> list[tuple[Measurement, Measurement]]:
-    """Measures both `pairs` times, taking turns in going first; drift affects both alike."""
+    """Measures both `pairs` times, in turns which first (drift); returns (first, second) pairs."""
     measured = []
     for i in range(pairs):
         order = (first, second) if i % 2 == 0 else (second, first)
@@ -93,7 +93,7 @@ def measure_in_turns(
 def time_in_turns(
     first: Work, second: Work, pairs: int, device: torch.device = CPU
 ) -> list[tuple[float, float]]:
-    """Seconds of both in turns, after one call of each that is not measured."""
+    """Pairs of seconds that calls of `first` and `second` take; a warm-up pair is left out."""
 
     def seconds(work: Work) -> float:
         _synchronize(device)
@@ -129,7 +129,10 @@ def joules_per_image(net: nn.Module, image: Tensor, meter: EnergyMeter) -> float
 def energy_ratio(
     first: nn.Module, second: nn.Module, image: Tensor
 ) -> tuple[Estimate, list[tuple[float, float]]]:
-    """Ratio of energies per image, null without a readable counter, and the joules of each pair."""
+    """Energy per image of the first over the second network, and the joules of each pair.
+
+    The ratio has no value if there is no readable counter of energy.
+    """
     try:
         is_gpu = image.device.type == "cuda"
         meter = nvml_meter(image.device.index or 0) if is_gpu else rapl_meter(POWERCAP)
@@ -151,11 +154,13 @@ def describe_device(device: torch.device) -> str:
 
 
 def _synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done its work; does nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _read_int(file: Path) -> int:
+    """The number in a file; EnergyUnavailableError if it cannot be read."""
     try:
         return int(file.read_text())
     except PermissionError:

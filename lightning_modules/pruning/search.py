@@ -70,7 +70,10 @@ class Candidate:
 def choose_structure(
     net: nn.Module, image: Tensor, name: str, target: PruningTarget, losses: Iterable[Tensor]
 ) -> Structure:
-    """The largest structure within `target`; `losses` decide on the importance of channels."""
+    """The largest structure within `target`; ValueError if there is none.
+
+    The gradients of `losses`, scalars, give the importance of channels (`score_groups`).
+    """
     costs = layer_costs(net, image)
     write_cost = WRITE_COST if target.latency else 0
     channels = list(find_groups(net, image[:1], costs))
@@ -82,6 +85,7 @@ def choose_structure(
         raise ValueError(f"{name}: no channels can be pruned: {reason}")
 
     def latency_of(candidate: Candidate) -> float:
+        """Measured latency of the pruned network over that of `net`."""
         pruned = pruned_copy(net, candidate.structure)
         latency = latency_ratio(pruned, net, image[:1], target.pairs, target.device).value or 1.0
         print(f"{candidate.macs_ratio:.3f} of the multiply-accumulates: {latency:.3f} of the time")
@@ -113,7 +117,7 @@ def largest_within(
 
 
 def training_losses(module: ImageClassifier, data: ImageDataModule, count: int) -> Iterator[Tensor]:
-    """Yields the training loss of small batches, of about `count` training images in all."""
+    """Yields scalar training losses of small batches, of about `count` training images in all."""
     data.prepare_data()
     data.setup("fit")
     weights = None if data.class_weights is None else torch.tensor(data.class_weights)
@@ -167,7 +171,7 @@ def channel_cost(group: Sequence[LayerChannels], costs: Costs, write_cost: int) 
 
 
 def find_candidates(groups: Sequence[ChannelGroup], costs: Costs, round_to: int) -> list[Candidate]:
-    """Distinct structures without 1 to 99 % of all channels, from the most MACs to the fewest."""
+    """Distinct structures that prune 1 to 99 % of all channels, from most to fewest MACs."""
     by_macs: dict[int, Structure] = {}
     for percent in range(1, 100) if groups else ():
         structure = to_structure(groups, select_channels(groups, percent / 100, round_to), costs)
@@ -198,7 +202,7 @@ def select_channels(groups: Sequence[ChannelGroup], fraction: float, round_to: i
 
 
 def to_structure(groups: Sequence[ChannelGroup], masks: list[Tensor], costs: Costs) -> Structure:
-    """The structure that keeps the channels of `masks`; sides that lose no channel are left out."""
+    """The structure with the channels where `masks` (one per group) are True."""
     structure: Structure = {}
     for group, mask in zip(groups, masks, strict=True):
         removed = (~mask).nonzero().flatten().tolist()

@@ -63,7 +63,10 @@ def pruned_copy(net: nn.Module, structure: Structure) -> nn.Module:
 
 
 def compose_structures(first: Structure, second: Structure) -> Structure:
-    """The structure after pruning to `first` and then to `second`, whose numbers follow `first`."""
+    """One structure in place of two: pruning to `first`, then to `second`.
+
+    Channel numbers in `second` are those of the network after pruning to `first`.
+    """
     composed = {name: dict(sides) for name, sides in first.items()}
     for name, sides in second.items():
         own = composed.setdefault(name, {})
@@ -157,14 +160,15 @@ def is_prunable(layer: nn.Module) -> bool:
 
 
 def _is_attention(layer: nn.Module) -> bool:
-    return getattr(layer, "num_heads", None) is not None  # timm has one class for each family
+    """Whether a layer has attention heads; timm has one class for each family."""
+    return getattr(layer, "num_heads", None) is not None
 
 
 def _indices_by_channel(indices: Sequence[int], channels: Sequence[int]) -> list[list[int]]:
-    """For each channel of a group, its positions in one layer (of which `indices` are a list).
+    """For each channel of a group, its indices in one layer: all i of `indices` of that channel.
 
-    `channels` names the channel of each position; a channel has several positions in a layer that
-    follows a flattening or a concatenation.
+    `channels` has the channel of each index; a channel has several indices in a layer that follows
+    a flattening or a concatenation.
     """
     by_channel: dict[int, list[int]] = {}
     for index, channel in zip(indices, channels, strict=True):
@@ -173,16 +177,19 @@ def _indices_by_channel(indices: Sequence[int], channels: Sequence[int]) -> list
 
 
 def _channels_attribute(layer: nn.Module, side: str) -> str:
+    """Name of the attribute with the number of channels on a side ("in" or "out")."""
     if isinstance(layer, nn.BatchNorm2d):
         return "num_features"
     return f"{side}_channels" if isinstance(layer, nn.Conv2d) else f"{side}_features"
 
 
 def _num_channels(layer: nn.Module) -> dict[str, int]:
+    """Number of channels of a layer by side ("in" and "out")."""
     return {side: getattr(layer, _channels_attribute(layer, side)) for side in ("out", "in")}
 
 
 def _require_channels(where: str, channels: Sequence[int], width: int) -> None:
+    """ValueError naming `where` unless `channels` are ascending numbers from 0 to width - 1."""
     are_ints = isinstance(channels, list) and all(type(i) is int for i in channels)
     if not are_ints or not channels or channels != sorted(set(channels) & set(range(width))):
         allowed = f"some of the channels 0..{width - 1} in ascending order"

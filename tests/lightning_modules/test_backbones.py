@@ -232,8 +232,8 @@ def test_compiling_does_not_change_the_names_of_weights() -> None:
 
 @pytest.mark.exhaustive
 def test_sizes_of_a_convolutional_network_and_of_swin_v2() -> None:
-    assert 192 in backbones.sizes("resnet50")
-    assert {192, 224, 256} <= set(backbones.sizes("swinv2_tiny_window8_256"))
+    assert 192 in backbones.accepted_sizes("resnet50")
+    assert {192, 224, 256} <= set(backbones.accepted_sizes("swinv2_tiny_window8_256"))
 
 
 def test_weight_file_padding_and_normalization_reach_the_checkpoint(

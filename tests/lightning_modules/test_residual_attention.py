@@ -19,7 +19,7 @@ def net() -> ResidualAttention:
 
 def test_it_is_registered_in_timm() -> None:
     assert timm.is_model("residual_attention")
-    assert "residual_attention" in backbones.nearest("residual_atention")
+    assert "residual_attention" in backbones.nearest_names("residual_atention")
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (57, 91), (224, 224)])
