@@ -109,10 +109,10 @@ def join_schedules(trainer: L.Trainer, start: int, config: LRSchedulerConfig, ra
     def join(scheduler: ClosedFormLR, before: Callable[[int], float]) -> Callable[[int], float]:
         """The rate function `before`, replaced from step `start` on."""
 
-        def after(step: int) -> float:
+        def ratio_after(step: int) -> float:
             return ratio * curve((step - start) / steps) * scheduler.plateau_ratio
 
-        return lambda step: before(step) if step < start else after(step)
+        return lambda step: before(step) if step < start else ratio_after(step)
 
     for scheduler in optim.closed_form_schedulers(trainer):
         scheduler.lr_lambdas = [join(scheduler, before) for before in scheduler.lr_lambdas]

@@ -50,12 +50,12 @@ def rapl_meter(powercap: Path) -> EnergyMeter:
     if not packages:
         raise EnergyUnavailableError(f"energy: {powercap} has no RAPL packages (intel-rapl:N)")
 
-    def read() -> list[int]:
+    def read_counts() -> list[int]:
         return [_read_int(package / "energy_uj") for package in packages]
 
     ranges = [_read_int(package / "max_energy_range_uj") + 1 for package in packages]
-    read()  # an error if it is not readable
-    return EnergyMeter("RAPL (whole processor packages)", read, ranges, 1e6)
+    read_counts()  # an error if it is not readable
+    return EnergyMeter("RAPL (whole processor packages)", read_counts, ranges, 1e6)
 
 
 def nvml_meter(index: int) -> EnergyMeter:
@@ -65,17 +65,17 @@ def nvml_meter(index: int) -> EnergyMeter:
     except ImportError:
         raise EnergyUnavailableError("energy: NVML needs the package nvidia-ml-py") from None
 
-    def read() -> list[int]:
+    def read_counts() -> list[int]:
         return [int(pynvml.nvmlDeviceGetTotalEnergyConsumption(device))]
 
     try:
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByIndex(index)
-        read()
+        read_counts()
     except pynvml.NVMLError as error:
         reason = f"energy: NVML has no energy counter for this GPU ({error})"
         raise EnergyUnavailableError(reason) from None
-    return EnergyMeter("NVML total energy counter", read, [2**64], 1e3)
+    return EnergyMeter("NVML total energy counter", read_counts, [2**64], 1e3)
 
 
 def measure_in_turns(
