@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(options: argparse.Namespace) -> "tuple[Manifest, str, ImageDataModule | None]":
+    """The manifest, the dataset's name, and the data module if it is given by --config."""
     from consilium.inference import data_config
 
     if (options.target is None) == (not options.config):
@@ -89,6 +90,7 @@ def _dataset_arguments(options: argparse.Namespace) -> list[str]:
 
 
 def _print_issues(audit: "Audit") -> None:
+    """Prints overlaps of the splits, issues, notes, and the number of leaks."""
     from consilium.inference import audit_report
 
     for sentence in audit_report.overlap_sentences(audit):
@@ -97,4 +99,4 @@ def _print_issues(audit: "Audit") -> None:
         print(f"{'LEAK' if issue.is_leak else 'note'}: {issue.message}")
     for note in audit_report.audit_notes(audit):
         print(f"note: {note}")
-    print(audit_report.count_leaks(audit))
+    print(audit_report.leak_summary(audit))

@@ -19,7 +19,7 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints one row per backbone."""
+    """Prints a table of the backbones that match the pattern."""
     from lightning_modules.model_info import backbone_info, find_backbones
 
     names = find_backbones(args.pattern, args.commercial_only)
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def backbone_table(rows: "list[BackboneInfo]") -> Table:
-    """One row per backbone, for the terminal."""
+    """A table with one row per backbone, for the terminal."""
     numeric = [Column(title, justify="right") for title in ("parameters", "MACs", "pixels")]
     others = ("license of weights", "CAM layer")
     table = Table("backbone", *numeric, *others, box=None, pad_edge=False)

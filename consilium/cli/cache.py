@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def build(configs: list[str], root: Path) -> int:
-    """Builds the store of a config's data in its `cache_dir`, or in `root` if it has none."""
+    """Stores the preprocessed images of a config's data in its `cache_dir`, else in `root`."""
     from consilium.inference import data_config
     from datamodules import cache
 

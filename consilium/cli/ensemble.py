@@ -95,7 +95,7 @@ def write_files(
     args: argparse.Namespace, fitted: FittedVoters, evaluated: EvaluatedVoters, val: Tables,
     test: Tables,
 ) -> list[Subgroup]:  # fmt: skip
-    """Writes the fitted voters, predictions, results.json and report.html; returns the groups."""
+    """Writes voters, predictions, results.json and report.html; returns the test's subgroups."""
     folder, ensemble = args.output, fitted.ensembles[args.voter]
     store.save(folder, ensemble)
     on_val, on_test = (voting.combine_members(ensemble, list(t.values())) for t in (val, test))
@@ -121,7 +121,7 @@ def write_files(
 
 
 def thumbnails(images: Path | None, tables: Tables) -> list[tuple[bytes, str]]:
-    """The most disputed images with the predictions of the members as captions."""
+    """PNG and caption of the images on which members disagree most; [] without their folder."""
     if images is None:
         return []
     from datamodules.images import read_thumbnail

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def default_folder(config: ExperimentConfig, file: Path) -> Path:
-    """runs/NAME; refused if it belongs to another experiment file of that name."""
+    """runs/NAME; raises ValueError if it belongs to another experiment file of that name."""
     folder = Path("runs") / config.name
     owner = folder / OWNER
     other = Path(owner.read_text(encoding="utf-8")) if owner.is_file() else file.resolve()
@@ -97,7 +97,7 @@ def default_folder(config: ExperimentConfig, file: Path) -> Path:
 
 
 def make_executor(options: argparse.Namespace, runs: Sequence[Run]) -> Executor:
-    """The executor of --engine."""
+    """The executor that --engine names; it may start as many of `runs` at a time as --jobs."""
     if options.engine == "ray":
         return RayExecutor(options.ray_address, options.num_gpus)
     slots = default_slots([run for run in runs if not run.is_done()])
@@ -111,7 +111,7 @@ def is_program() -> bool:
 
 
 def write_report(config: ExperimentConfig, folder: Path) -> int:
-    """Writes the report of the runs that are done; 0 if every gate passed."""
+    """Writes the report of the runs that are done and prints its summary; 0 if all gates passed."""
     from consilium.experiments.report import write_experiment_report  # imports torch
 
     passed, lines = write_experiment_report(config, folder)

@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises if arguments contradict each other."""
+    """Raises ValueError if arguments contradict each other."""
     if bool(args.images) == bool(args.split):
         raise ValueError("give either IMAGE... or --split, with its dataset in --config")
     split_only = {"--config": args.config, "--limit": args.limit, "--measure": args.measure}

@@ -28,7 +28,7 @@ examples:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exports, and prints one line per member."""
+    """Exports the members of a model or ensemble, and prints one line for each."""
     from consilium.inference.export import export_ensemble, foreign_files, generated_images
     from consilium.inference.export_formats import FORMATS
     from consilium.inference.predictor import load_predictor
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def difference_table(differences: "dict[str, ExportDifference]") -> Table:
-    """Size and differences of each member's file."""
+    """A row per member with its file, file size and differences from PyTorch."""
     titles = ("MB", "logit difference", "probability difference")
     numeric = [Column(title, justify="right") for title in titles]
     table = Table("member", "file", *numeric, box=None, pad_edge=False)

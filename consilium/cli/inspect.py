@@ -81,7 +81,7 @@ def is_run(path: Path) -> bool:
 
 
 def inspect_model(path: Path) -> tuple[Path, str, list[dict[str, Any]]]:
-    """The file of a model that states its digest, that digest, and its checkpoints' contents."""
+    """The file that states a model's digest, the digest, and the content of each checkpoint."""
     from consilium.inference.export import FILE, load_export
     from lightning_modules.ensemble import find_ensemble_file, read_ensemble_file, read_voter
 
@@ -132,7 +132,7 @@ def inspect_checkpoint(
 
 
 def print_info(info: dict[str, Any], console: Console) -> None:
-    """Prints properties, then metrics of each class and of each pair of classes."""
+    """Prints the `inspect_checkpoint` of one file: properties, then metrics by class and pair."""
     table = Table(box=None, show_header=False, pad_edge=False, title_justify="left")
     table.title = info["path"]
     for name, value in properties(info).items():
@@ -149,7 +149,7 @@ def print_info(info: dict[str, Any], console: Console) -> None:
 
 
 def properties(info: dict[str, Any]) -> dict[str, str]:
-    """Labels and values of the printed table."""
+    """What is printed about a checkpoint, as text by label."""
     block = info["block"]
     recorded = block["weights"][:HASH_DIGITS]
     status = "intact" if info["is_intact"] else f"NOT the recorded ones ({recorded})"
@@ -173,7 +173,7 @@ def properties(info: dict[str, Any]) -> dict[str, str]:
 
 
 def describe_preprocess(preprocess: dict[str, Any]) -> str:
-    """The settings of a Preprocess that are in effect."""
+    """The settings of a Preprocess that are in effect, such as `224 px, clahe 2.0`."""
     settings = {name: value for name, value in preprocess.items() if value not in (None, False, 0)}
     hidden = ("size",) if preprocess["clahe"] else ("size", "grid")  # grid is CLAHE's
     others = [f"{name} {value}" for name, value in settings.items() if name not in hidden]
@@ -190,7 +190,7 @@ def describe_versions(saved: dict[str, str]) -> str:
 
 
 def metric_table(header: str, columns: list[str], rows: dict[str, list[float | None]]) -> Table:
-    """Metrics by class or by pair of classes."""
+    """A row per class or pair of classes; `rows` are its metrics in the order of `columns`."""
     table = Table(header, *(Column(name, justify="right") for name in columns), box=None)
     for name, values in rows.items():
         table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))

@@ -108,6 +108,7 @@ def parse_arguments(command: str, args: Sequence[str]) -> argparse.Namespace:
     """
 
     def with_dashes(arg: str) -> str:
+        """`--image_size=64` as `--image-size=64`."""
         name, *value = arg.partition("=")
         return "".join([name.replace("_", "-"), *value]) if arg.startswith("--") else arg
 

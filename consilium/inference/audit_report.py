@@ -41,10 +41,10 @@ NOT_MEASURED = f"confounds are not measured: fewer than two classes have {MIN_PA
 def write_audit_report(
     audit: Audit, folder: Path, name: str, commands: Sequence[str] = (), excluded: str | None = None
 ) -> None:
-    """Writes audit.json, both tables and audit.html; ``commands`` are what to do next.
+    """Writes audit.json, quarantine.csv, copies.csv and audit.html with the next ``commands``.
 
-    The quarantine begins with the samples in the table ``excluded``, which the dataset leaves out
-    already: it takes the place of that table.
+    The quarantine begins with the samples in the CSV file ``excluded``, which the dataset leaves
+    out already: it takes the place of that file.
     """
     earlier = [pd.read_csv(excluded, dtype=str)] if excluded else []
     quarantine = pd.concat([*earlier, audit.quarantine()])
@@ -56,7 +56,7 @@ def write_audit_report(
 
 
 def audit_to_dict(audit: Audit) -> dict[str, object]:
-    """The whole audit as plain values."""
+    """The content of audit.json."""
     table = audit.manifest.table
     return {
         "version": VERSION,
@@ -75,7 +75,7 @@ def audit_to_dict(audit: Audit) -> dict[str, object]:
 def audit_sections(audit: Audit) -> list[Section]:
     """Sections of the page: issues, counts, pairs of images side by side, confounds."""
     lead = "".join(f"{sentence}. " for sentence in overlap_sentences(audit))
-    lead += f"{count_leaks(audit)}; other issues: {len(audit.issues) - len(audit.leaks)}."
+    lead += f"{leak_summary(audit)}; other issues: {len(audit.issues) - len(audit.leaks)}."
     lines = [*(issue.message for issue in audit.issues), *audit_notes(audit)]
     paths = dict(zip(audit.manifest.table["id"], audit.manifest.table["path"], strict=True))
     pairs = [_pair_thumbnails(issue, paths) for issue in audit.issues if issue.matches]
@@ -86,7 +86,7 @@ def audit_sections(audit: Audit) -> list[Section]:
 
 
 def overlap_sentences(audit: Audit) -> list[str]:
-    """What the splits for evaluation share with train, such as "2 of 9 test images also occur"."""
+    """Sentences on what val and test share with train, such as "2 of 9 test images also ..."."""
     sentences = []
     for split, images, copied, same_patient in audit.overlaps():
         name = "validation" if split == "val" else split
@@ -99,15 +99,15 @@ def overlap_sentences(audit: Audit) -> list[str]:
     return sentences
 
 
-def count_leaks(audit: Audit) -> str:
-    """Such as "1,200 files, 1 kind of leak"."""
+def leak_summary(audit: Audit) -> str:
+    """The number of files and of kinds of leaks, such as "1,200 files, 1 kind of leak"."""
     count, unreadable = len(audit.leaks), "; none of them can be read" * audit.is_unreadable
     files = f"{len(audit.manifest.table):,} files"
     return f"{files}, {count} kind{'s' * (count != 1)} of leak{unreadable}"
 
 
 def describe_confound(confound: Confound) -> str:
-    """One sentence with the measure, its interval and the number of images."""
+    """A sentence on what alone predicts the class, its measure, interval and number of images."""
     target = f"class {confound.class_name}" if confound.class_name else "class"
     measure = f"{confound.measure} {_value_with_interval(confound)}, {confound.n:,} images"
     if confound.determines_class:
@@ -117,18 +117,20 @@ def describe_confound(confound: Confound) -> str:
 
 
 def audit_notes(audit: Audit) -> list[str]:
-    """What is no leak: suspect confounds, and notes on the dataset."""
+    """Sentences on what is no leak: suspect confounds, and notes on the dataset."""
     not_measured = [NOT_MEASURED] * _lacks_patients(audit)
     return [*map(describe_confound, audit.suspects), *not_measured, *audit.manifest.notes]
 
 
 def _value_with_interval(confound: Confound) -> str:
+    """`0.912 (0.874 to 0.940)`, or the value alone if there is no interval."""
     if confound.low is None or confound.high is None:
         return f"{confound.value:.3f}"
     return f"{confound.value:.3f} ({confound.low:.3f} to {confound.high:.3f})"
 
 
 def _lacks_patients(audit: Audit) -> bool:
+    """Whether the classes have too few patients to measure confounds."""
     return not audit.confounds and audit.manifest.table["label"].nunique() > 1
 
 
@@ -144,7 +146,7 @@ def _confounds_table(confounds: Sequence[Confound]) -> Table:
 def next_commands(
     audit: Audit, folder: Path, name: str, dataset: Sequence[str], excluded: str | None = None
 ) -> list[str]:
-    """What to do after an audit; ``dataset`` are the arguments that gave it the dataset."""
+    """What to do next, mostly commands; ``dataset`` are the arguments that named the dataset."""
     target, count = shlex.join(dataset), len(audit.quarantine())
     without = f"without {count} image{'s' * (count != 1)}"
     if dataset[0] == "--config":
@@ -173,6 +175,7 @@ def counts_table(manifest: Manifest) -> Table:
 
 
 def _split_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Images of each class, and patients, by split; splits without images are left out."""
     counts = {}
     for split in SPLITS:
         part = manifest.table.iloc[manifest.rows(split)]
@@ -185,6 +188,7 @@ def _split_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
 
 
 def _pair_thumbnails(issue: Issue, paths: dict[str, str]) -> Thumbnails:
+    """The matches of an issue as pairs of images side by side; `paths` are by sample id."""
     matches = _select_matches(issue.matches)
     captions = [
         f"{m.first} | {m.second}: {m.reason}" + f" ({m.similarity:.2f})" * (m.similarity < 1)
@@ -200,7 +204,7 @@ def _pair_thumbnails(issue: Issue, paths: dict[str, str]) -> Thumbnails:
 
 
 def _select_matches(matches: Sequence[Match]) -> list[Match]:
-    """At most MAX_PAIRS matches over the whole range of similarity, the least similar first."""
+    """At most MAX_PAIRS matches, the least similar first: half of them, then evenly spaced ones."""
     ordered = sorted(matches, key=lambda match: match.similarity)
     half = MAX_PAIRS // 2
     rest = np.linspace(half, len(ordered) - 1, half).astype(int)
@@ -208,22 +212,23 @@ def _select_matches(matches: Sequence[Match]) -> list[Match]:
 
 
 def _read_scaled(path: str) -> np.ndarray:
-    """RGB image of the page's height; a gray square if the file cannot be read."""
+    """The image as RGB, scaled to HEIGHT pixels; a gray square if it cannot be read."""
     try:
         image = read_image(path)
     except ImageError:
         return np.full((HEIGHT, HEIGHT, 3), 128, np.uint8)
     width = max(1, min(3 * HEIGHT, round(image.shape[1] * HEIGHT / image.shape[0])))
-    return _to_rgb(image, width)
+    return _resize_to_rgb(image, width)
 
 
-def _to_rgb(image: np.ndarray, width: int) -> np.ndarray:
+def _resize_to_rgb(image: np.ndarray, width: int) -> np.ndarray:
+    """The gray or color image as RGB (HEIGHT, width, 3)."""
     scaled = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(scaled if scaled.ndim == 3 else cv2.cvtColor(scaled, cv2.COLOR_GRAY2RGB))
 
 
 def example_images(manifest: Manifest, split: str = "train", per_class: int = 4) -> Thumbnails:
-    """The first images of each class of a split, with class and id."""
+    """Thumbnails of the first images of each class in a split, with class and id as captions."""
     table = manifest.table[manifest.table["split"] == split]
     rows = table.groupby("label").head(per_class).sort_values("label", kind="stable")
     names = [manifest.class_names[k] if k >= 0 else "unknown" for k in rows["label"]]
@@ -232,7 +237,7 @@ def example_images(manifest: Manifest, split: str = "train", per_class: int = 4)
 
 
 def augmentation_sheet(manifest: Manifest, data: "ImageDataModule | None" = None) -> bytes:
-    """PNG of images with seven augmentations each, those of the data or else of all policies."""
+    """PNG of rows: an image and seven augmentations by the policy of `data`, or one per policy."""
     from datamodules.augment import AUGMENTATIONS, Augment
     from datamodules.preprocess import Preprocess
 
@@ -244,5 +249,5 @@ def augmentation_sheet(manifest: Manifest, data: "ImageDataModule | None" = None
     for k, augment in zip(indices, augmentations, strict=True):
         pixels = preprocess.to_pixels(read_image(paths.iloc[k]))
         images = [pixels, *(augment(pixels, (0, epoch, k)) for epoch in range(COLUMNS - 1))]
-        rows.append(np.hstack([_to_rgb(image, HEIGHT) for image in images]))
+        rows.append(np.hstack([_resize_to_rgb(image, HEIGHT) for image in images]))
     return encode_png(np.vstack(rows))

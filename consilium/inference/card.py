@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from consilium.inference.card_contents import Artefacts, MissingArtefact
+from consilium.inference.card_contents import Artifacts, MissingArtifact
 from consilium.inference.card_items import ITEMS, Fill, Item
 from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
@@ -25,7 +25,7 @@ OPEN = "Open items"
 
 @dataclass(frozen=True)
 class FilledItem:
-    """An item, its content (empty if blank), and the files that show it."""
+    """An item, its text ("" if blank), and the files that the text was read from."""
 
     item: Item
     content: str
@@ -33,22 +33,22 @@ class FilledItem:
 
 
 def fill_items(run: Path) -> list[FilledItem]:
-    """All items of a run folder; blank are those for a person and those whose files are missing."""
-    contents = {fill: _content(fill, run) for fill in {item.fill for item in ITEMS}}
+    """All checklist items filled from a run folder; blank if for a person or a file is missing."""
+    contents = {fill: _fill_item(fill, run) for fill in {item.fill for item in ITEMS}}
     return [FilledItem(item, *contents[item.fill]) for item in ITEMS]
 
 
-def _content(fill: Fill | None, run: Path) -> tuple[str, tuple[Path, ...]]:
-    """The content of an item and its files, both empty if a file is missing."""
+def _fill_item(fill: Fill | None, run: Path) -> tuple[str, tuple[Path, ...]]:
+    """Text of an item and the files it was read from; both empty if a file is missing."""
     files: dict[Path, None] = {}
-    with suppress(MissingArtefact):
-        if fill and (content := fill(Artefacts(run, files))):
+    with suppress(MissingArtifact):
+        if fill and (content := fill(Artifacts(run, files))):
             return content, tuple(files)
     return "", ()
 
 
 def run_of(folder: Path) -> Path:
-    """The folder of a run, or of an experiment's first ensemble, else of its first member."""
+    """The run folder itself; of an experiment's folder its first ensemble, else first member."""
     if (folder / "members").is_dir():
         return ExperimentFolder(folder).first_run
     if not (folder / "config.yaml").is_file():
@@ -68,7 +68,7 @@ def write_card(folder: Path, run: Path) -> list[FilledItem]:
 
 
 def card_sections(filled: Sequence[FilledItem], run: Path, folder: Path) -> list[html.Section]:
-    """The card: what is known by section, metrics, what is open, and both checklists."""
+    """Sections of the card: filled items, metrics, open items, and both checklists."""
     page, shown = list[html.Section](), set[str]()
     for section in dict.fromkeys(item.section for item in ITEMS):
         rows: dict[str, str] = {}  # wording by content, for the first of equal ones
@@ -90,9 +90,9 @@ def card_sections(filled: Sequence[FilledItem], run: Path, folder: Path) -> list
     page.append(html.Table(("item", "wording", "why"), open_items, OPEN))
     for standard, (field, source) in STANDARDS.items():
         own_items = [f for f in filled if getattr(f.item, field)]
-        own_items.sort(key=lambda f: _order(getattr(f.item, field)))
+        own_items.sort(key=lambda f: _number_key(getattr(f.item, field)))
         checklist = [
-            (getattr(f.item, field), f.item.wording, f.content, _shown(f.files, folder))
+            (getattr(f.item, field), f.item.wording, f.content, _relative_paths(f.files, folder))
             for f in own_items
         ]
         note = f"{source}. The wording is ours; blank items are open."
@@ -102,27 +102,30 @@ def card_sections(filled: Sequence[FilledItem], run: Path, folder: Path) -> list
 
 
 def _metric_tables(run: Path) -> list[html.Section]:
-    """Metrics of the test, and those of subgroups, as far as there are files."""
+    """Tables of the test metrics and of subgroups; [] if results.json is missing."""
     tables: list[html.Section] = []
-    with suppress(MissingArtefact):
-        results = Artefacts(run, {}).results
+    with suppress(MissingArtifact):
+        results = Artifacts(run, {}).results
         tables.append(html.metrics_table({n: results.metrics[n] for n in summary_metrics()}))
         if groups := [group for group in results.subgroups if not group.is_intersection]:
             tables.append(subgroup_table(groups, "Metrics of groups"))
     return tables
 
 
-def _order(number: str) -> tuple[int, str]:
+def _number_key(number: str) -> tuple[int, str]:
+    """`12b` as (12, "b"), to sort the numbers of items."""
     digits = number.rstrip("abcdefg")
     return int(digits), number[len(digits) :]
 
 
 def _numbers(item: Item) -> str:
+    """The numbers of an item in the checklists, such as `CLAIM 22, TRIPOD+AI 22`."""
     numbers = {"CLAIM": item.claim, "TRIPOD+AI": item.tripod}
     return ", ".join(f"{name} {number}" for name, number in numbers.items() if number)
 
 
-def _shown(files: Sequence[Path], folder: Path) -> str:
+def _relative_paths(files: Sequence[Path], folder: Path) -> str:
+    """The paths of files relative to a folder, joined by commas."""
     return ", ".join(os.path.relpath(file, folder) for file in files)
 
 
@@ -138,5 +141,6 @@ def _markdown(section: html.Section) -> str:
 
 
 def _cell(cell: html.Cell) -> str:
+    """The content of a table cell in Markdown."""
     text = html.format_estimate(cell) if isinstance(cell, Estimate) else str(cell)
     return text.replace("|", r"\|")

@@ -1,4 +1,4 @@
-"""Items of a model card: those of CLAIM 2024 and TRIPOD+AI, in our words, and what fills each.
+"""Items of a model card: those of CLAIM 2024 and TRIPOD+AI, in our words, with their functions.
 
 Numbers are those of Tejani et al. 2024 (doi:10.1148/ryai.240300) and of Collins et al. 2024
 (doi:10.1136/bmj-2023-078378). An item without a function can only be answered by a person.
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from consilium.inference import card_contents as contents
-from consilium.inference.card_contents import Artefacts
+from consilium.inference.card_contents import Artifacts
 
-Fill = Callable[[Artefacts], str]
+Fill = Callable[[Artifacts], str]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a checklist: its numbers there, our wording, and what fills it, if not a person.
+    """One item of a checklist: its numbers there, our wording, and the function with its text.
 
-    An item is blank if a file that `fill` reads is missing, or if nothing in it answers the item.
+    The text is blank without a function, or if a file that the function reads is missing.
     """
 
     section: str
@@ -29,7 +29,7 @@ class Item:
 
 _SECTIONS: dict[str, tuple[tuple[str, str, str, Fill | None], ...]] = {
     "Study": (
-        ("1", "1", "Kind of method and what it predicts", contents.technology),
+        ("1", "1", "Kind of method and what it predicts", contents.model_kind),
         ("2", "2", "Summary of design, methods, results and conclusions", None),
         ("3", "3a", "Clinical background, and the role the model is meant to have", None),
         ("", "3b", "Intended use, target population and users", contents.purpose),
@@ -53,10 +53,10 @@ _SECTIONS: dict[str, tuple[tuple[str, str, str, Fill | None], ...]] = {
         ("", "9b", "What the inputs are, and when they are measured", None),
         ("", "9c", "Who assessed inputs that need judgment", None),
         ("19", "12a", "How samples were assigned to splits", contents.partitions),
-        ("20", "", "What is disjoint between the splits", contents.disjoint),
+        ("20", "", "What is disjoint between the splits", contents.split_overlaps),
         ("21", "10", "Reason for the sample size", None),
         ("35", "20a", "Numbers included and excluded", contents.exclusions),
-        ("", "21", "Images of each class in each split", contents.counts),
+        ("", "21", "Images of each class in each split", contents.class_counts),
         ("36", "20b", "Age, sex and clinical characteristics in each split", None),
     ),
     "Reference standard": (
@@ -88,13 +88,13 @@ _SECTIONS: dict[str, tuple[tuple[str, str, str, Fill | None], ...]] = {
         ("33", "", "External test", contents.external_test),
         ("", "12d", "How differences between hospitals were studied", None),
         ("", "12f", "Recalibration: what was tried", contents.recalibration),
-        ("", "12g", "Code that computes predictions", contents.usage),
+        ("", "12g", "Code that computes predictions", contents.prediction_code),
         ("", "14", "Fairness: groups that were compared", contents.subgroups),
         ("", "16", "Differences between training and test data", contents.external_shift),
     ),
     "Results": (
         ("37", "23a", "Performance with intervals", contents.performance),
-        ("38", "", "Performance for each class", contents.diagnostic),
+        ("38", "", "Performance for each class", contents.class_performance),
         ("39", "", "Errors", contents.errors),
         ("", "20c", "Distribution of the external data", contents.external_shift),
         ("", "23b", "Performance in groups and hospitals", contents.subgroups),

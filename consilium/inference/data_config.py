@@ -65,7 +65,7 @@ def _data_settings(path: Path) -> dict[str, Any]:
 def read_split(
     configs: list[str], split: str, class_names: list[str], limit: int | None = None
 ) -> pd.DataFrame:
-    """At most `limit` rows of a split of the data in config files, with exactly these classes."""
+    """At most `limit` rows of a split of the data in configs; ValueError for other classes."""
     data = load_datamodule(configs)
     if data.class_names != class_names:
         raise ValueError(f"the data has classes {data.class_names}, the model {class_names}")
@@ -99,12 +99,12 @@ def load_target(target: Path, columns: Columns) -> tuple[Manifest, str]:
 
 
 def patient_pattern(columns: Columns) -> str | None:
-    """The regex of the patient in the paths of a folder; without one, each image is a patient."""
+    """The regex that finds the patient in a path; None: each image is a patient of its own."""
     return None if columns["patient"] == NO_COLUMN else columns["patient"]
 
 
 def name_of_file(file: Path) -> str:
-    """The name of a dataset by its table or config, FOLDER-FILE; that of a manifest is FOLDER."""
+    """Name of the dataset in a table or config: FOLDER-FILE, or FOLDER if it is manifest.csv."""
     folder = file.resolve().parent.name
     return folder if file.name in TABLE_NAMES else f"{folder}-{file.stem}".lstrip("-")
 
@@ -135,9 +135,10 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
 
 
 def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
-    """The given column of each role (or several, for a patient), else a usual one, else None.
+    """Column name of each role in COLUMN_ALIASES: the given one, else a usual one, else None.
 
-    The column NO_COLUMN is none, and so is a split column without any cell filled in.
+    `patient` may be a list of columns. The given name `none` and a split column without any cell
+    filled in give None.
     """
     by_lower_case = {str(name).strip().lower(): str(name) for name in reversed(list(table))}
     names: dict[str, Any] = {
@@ -170,11 +171,12 @@ def manifest_from_folder(folder: Path, patient: str | None) -> Manifest:
 
 
 def _with_notes(manifest: Manifest, *notes: str) -> Manifest:
+    """The manifest with these notes before its own."""
     return replace(manifest, notes=(*notes, *manifest.notes))
 
 
 def _class_names(table: pd.DataFrame, column: str | None) -> list[str]:
-    """The labels of a column without white space around them, sorted; numbers by value."""
+    """The distinct labels in a column, stripped and sorted (numbers by value); [] for None."""
     if column is None:
         return []
     names = sorted(set(normal_text(table[column])) - {""})
@@ -183,7 +185,7 @@ def _class_names(table: pd.DataFrame, column: str | None) -> list[str]:
 
 
 def _case_notes(names: list[str]) -> list[str]:
-    """A note on labels that differ only in case."""
+    """[A note on labels that differ only in case], or [] if there are none."""
     keys = dict.fromkeys(map(str.lower, names))
     same = ([name for name in names if name.lower() == key] for key in keys)
     pairs = ", ".join(" and ".join(map(repr, group)) for group in same if len(group) > 1)

@@ -57,7 +57,10 @@ class ExportDifference:
 def export_ensemble(
     predictor: Predictor, format_name: str, folder: Path, images: Sequence[np.ndarray]
 ) -> dict[str, ExportDifference]:
-    """Exports and verifies all members, or changes nothing; returns differences from PyTorch."""
+    """Exports all members to a folder; returns each one's differences from PyTorch by name.
+
+    Raises ValueError and changes nothing if the differences are too large.
+    """
     folder = folder.resolve()  # "." has neither a name nor a parent
     if (others := foreign_files(folder)) and not own_files(folder):
         raise ValueError(f"--output {folder}: contains files of other kinds; name another folder")
@@ -75,9 +78,9 @@ def export_ensemble(
 
 
 def replace_files(new: Path, folder: Path) -> None:
-    """Moves the files of an export to a folder, in place of those of an export there.
+    """Moves the files in `new` to a folder, in place of those of an earlier export there.
 
-    An interruption leaves no FILE, but a list of the files that the next export replaces.
+    An interruption leaves no export.json, but a list of the files that the next export replaces.
     """
     files = sorted(new.iterdir(), key=lambda file: file.name == FILE)
     for name in sorted(own_files(folder), key=lambda name: name != FILE):
@@ -103,7 +106,7 @@ def file_sha256(file: Path) -> str:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Names of everything else in a folder."""
+    """Sorted names of what is in a folder and is not one of its `own_files`."""
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     return sorted(names - own_files(folder) - {OWN_FILES})
 
@@ -134,7 +137,7 @@ def write_export(folder: Path, format_name: str, predictor: Predictor) -> list[P
 
 
 def load_export(folder: Path) -> Predictor:
-    """Loads an exported ensemble; formats without gradients have no saliency maps."""
+    """Loads an exported ensemble and verifies its hashes; some formats have no saliency maps."""
     content = read_json(folder / FILE)
     version, format_name = content.get("version"), content.get("format")
     if version != VERSION or format_name not in tuple(FORMATS):
@@ -181,7 +184,7 @@ def load_with_backend(path: Path, backend: str | None, device: torch.device) -> 
 def compare_with_checkpoints(
     predictor: Predictor, exported: Predictor, images: Sequence[np.ndarray], files: Sequence[Path]
 ) -> dict[str, ExportDifference]:
-    """Largest differences of each member, for the first image alone and for all in one batch."""
+    """Largest differences of each member by name, in batches of the first image and of all."""
     differences = {}
     for ours, theirs, file in zip(predictor.members, exported.members, files, strict=True):
         inputs = torch.stack([ours.preprocess(image) for image in images])
@@ -193,7 +196,7 @@ def compare_with_checkpoints(
 
 
 def require_agreement(format_name: str, differences: dict[str, ExportDifference]) -> None:
-    """Raises if the probabilities of a member differ by more than the format's tolerance."""
+    """Raises ValueError if a member's probabilities differ by more than the format's tolerance."""
     tolerance = FORMATS[format_name].tolerance
     for name, difference in differences.items():
         if not difference.probability <= tolerance:  # also if it is NaN
@@ -204,13 +207,14 @@ def require_agreement(format_name: str, differences: dict[str, ExportDifference]
 
 
 def generated_images(count: int) -> list[np.ndarray]:
-    """Synthetic radiographs and, every fourth, a synthetic fundus photograph in color."""
+    """Synthetic gray radiographs; every fourth image is a synthetic fundus photograph in color."""
     gray = generate_images(PhantomSpec("fracture", count, 1, 256, seed=7))
     color = generate_images(PhantomSpec("retina", count, 1, 256, seed=7))
     return [next(color if index % 4 == 3 else gray)[1] for index in range(count)]
 
 
 def _load_member(folder: Path, name: str, content: dict[str, Any]) -> Member:
+    """The member `name` of export.json (`content`); ValueError if its file is not the one there."""
     entry = content["members"][name]
     require_types(entry, {"metadata": dict[str, Any], "file": str, "sha256": str})
     metadata, file = entry["metadata"], folder / Path(entry["file"]).name
@@ -228,6 +232,7 @@ def _load_member(folder: Path, name: str, content: dict[str, Any]) -> Member:
         return replace(member, module=module, explainer=Explainer(module, view.size))
 
     def logits(images: torch.Tensor) -> np.ndarray:
+        """Logits (n, K) of preprocessed images (n, 3, H, W)."""
         with torch.inference_mode():
             result = outputs(images)
             if metadata["output"] == "pair_logits":

@@ -58,12 +58,12 @@ class ExportFormat:
 
 
 def output_name(module: ImageClassifier) -> str:
-    """Name of the outputs of a module's exported network."""
+    """What the exported network returns: `pair_logits` of a one-vs-one head, else `logits`."""
     return "pair_logits" if module.head.stores_outputs else "logits"
 
 
 def to_onnx(network: ExportNetwork, metadata: Metadata) -> bytes:
-    """ONNX with a free batch dimension, by torch's exporter."""
+    """The content of an ONNX file with a free batch dimension, by torch's exporter."""
     import onnx
 
     import_module("onnxscript")  # torch's exporter needs it
@@ -77,7 +77,7 @@ def to_onnx(network: ExportNetwork, metadata: Metadata) -> bytes:
 
 
 def from_onnx(file: Path, metadata: Metadata) -> OutputFunction:
-    """Runs the file in onnxruntime on the CPU, with as many threads as torch uses."""
+    """A function that runs the file in onnxruntime on the CPU, with as many threads as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -87,7 +87,7 @@ def from_onnx(file: Path, metadata: Metadata) -> OutputFunction:
 
 
 def to_torch_export(network: ExportNetwork, metadata: Metadata) -> bytes:
-    """An archive of torch.export, which loads without Consilium and without timm."""
+    """The content of a torch.export archive, which loads without Consilium and without timm."""
     images, stream = (example_input(metadata),), io.BytesIO()
     program = torch.export.export(network, images, dynamic_shapes=FREE_BATCH_SIZE)
     torch.export.save(program, stream, extra_files={KEY: json.dumps(metadata)})
@@ -95,13 +95,13 @@ def to_torch_export(network: ExportNetwork, metadata: Metadata) -> bytes:
 
 
 def to_safetensors(network: ExportNetwork, metadata: Metadata) -> bytes:
-    """The weights of the backbone by the names that timm gives them."""
+    """The content of a safetensors file with the backbone's weights by timm's names."""
     state = {k: v.detach().cpu().contiguous().clone() for k, v in network.net.state_dict().items()}
     return save_safetensors(state, {KEY: json.dumps(metadata)})
 
 
 def from_safetensors(file: Path, metadata: Metadata) -> OutputFunction:
-    """The network built from the metadata, with the weights of the file."""
+    """An ExportNetwork built from the metadata, with the weights in the file."""
     values: dict[str, Any] = {field.name: None for field in fields(checkpoints.Block)}
     names = ("module", "init_args", "class_names", "preprocess")
     values |= {name: metadata[name] for name in names} | {"structure": metadata.get("structure")}
@@ -111,14 +111,14 @@ def from_safetensors(file: Path, metadata: Metadata) -> OutputFunction:
 
 
 def to_packed(network: ExportNetwork, metadata: Metadata) -> bytes:
-    """A checkpoint with float16 weights, and bitmaps where many are 0."""
+    """The content of a checkpoint with float16 weights, and bitmaps where many are 0."""
     if network.block is None:
         raise ValueError("format packed: only members loaded from checkpoints can be packed")
     return checkpoints.packed_checkpoint(network.block, network.classifier.state_dict())
 
 
 def from_packed(file: Path, metadata: Metadata) -> OutputFunction:
-    """The network of the checkpoint."""
+    """An ExportNetwork with the module in a packed checkpoint."""
     module = require_image_classifier(checkpoints.load(file)[0])
     return ExportNetwork(module.requires_grad_(False))
 
@@ -142,7 +142,7 @@ FORMATS: dict[str, ExportFormat] = {
 def export_module(
     name: str, module: ImageClassifier, metadata: Metadata, block: checkpoints.Block | None = None
 ) -> bytes:
-    """The file of a module in the named format; a failed export is a ValueError of one line."""
+    """The content of a module's file in format `name`; raises ValueError if the export fails."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # exporters print messages for their developers
     try:
@@ -156,6 +156,6 @@ def export_module(
 
 
 def example_input(metadata: Metadata) -> Tensor:
-    """A batch of two images: for a batch of one, exporters would fix the batch size."""
+    """Zeros (2, 3, size, size): with one image, exporters would fix the batch size."""
     side = int(metadata["preprocess"]["size"])
     return torch.zeros(2, 3, side, side)

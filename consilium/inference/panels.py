@@ -52,20 +52,20 @@ def explain_images(
         explanation = predictor.explain(pixels, label, group)
         overlay = maps.overlay(pixels, explanation.saliency_map)
         write_bytes(folder / f"{name}.png", encode_png(overlay))
-        write_bytes(folder / f"{name}.npy", _npy(explanation.saliency_map))
+        write_bytes(folder / f"{name}.npy", _npy_bytes(explanation.saliency_map))
         if len(predictor.members) > 1:
-            write_bytes(folder / f"{name}.members.npy", _npy(explanation.member_maps))
+            write_bytes(folder / f"{name}.members.npy", _npy_bytes(explanation.member_maps))
         panel = plot_panel(name, pixels, explanation, predictor)
         write_bytes(folder / f"{name}.panel.png", render_png(panel))
-        entries.append({"path": path, "name": name, **_entry(pixels, explanation, predictor)})
+        entries.append({"path": path, "name": name, **_image_entry(pixels, explanation, predictor)})
     if entries:
-        content = {"version": VERSION, "model": str(model), **_describe(predictor)}
+        content = {"version": VERSION, "model": str(model), **_model_entries(predictor)}
         write_json(folder / "explain.json", content | {"images": entries})
     return len(entries), errors
 
 
 def _refuse_to_overwrite(folder: Path, names: list[str], paths: list[str]) -> None:
-    """Raises if a file to be written is one of the images."""
+    """Raises ValueError if a file to be written is one of the images."""
     images = {split_frame_number(path)[0].resolve() for path in paths}
     written = (folder / f"{name}{end}" for name in names for end in (".png", ".panel.png"))
     if overwritten := next((file for file in written if file.resolve() in images), None):
@@ -109,11 +109,12 @@ def plot_explanations(predictor: Predictor, manifest: Manifest, ids: Sequence[st
 
 
 def _prediction_text(probabilities: np.ndarray, names: list[str]) -> str:
+    """The predicted class and its probability, such as `fracture 0.934`."""
     return f"{names[int(probabilities.argmax())]} {probabilities.max():.3f}"
 
 
-def _describe(predictor: Predictor) -> dict[str, Any]:
-    """Method, classes, voter and members, as in explain.json."""
+def _model_entries(predictor: Predictor) -> dict[str, Any]:
+    """The entries of explain.json that all images share: method, classes, voter and members."""
     explainers = [member.require_explainer() for member in predictor.members]
     members = {
         member.name: {"weights": member.weights_hash, "layers": [x.name for x in explainer.layers]}
@@ -128,10 +129,10 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _entry(
+def _image_entry(
     image: np.ndarray, explanation: ImageExplanation, predictor: Predictor
 ) -> dict[str, Any]:
-    """Predictions and map peaks of one image, as in explain.json."""
+    """The entry of one image in explain.json: predictions and peaks of the maps."""
     names = predictor.class_names
     members = {
         member.name: {
@@ -162,7 +163,8 @@ def _peak(saliency_map: np.ndarray) -> list[int] | None:
     return [int(x), int(y)]
 
 
-def _npy(values: np.ndarray) -> bytes:
+def _npy_bytes(values: np.ndarray) -> bytes:
+    """The content of a .npy file of the values."""
     stream = io.BytesIO()
     np.save(stream, values, allow_pickle=False)
     return stream.getvalue()

@@ -49,13 +49,13 @@ class Member:
     block: checkpoints.Block | None = None  # of its checkpoint, if it was loaded from one
 
     def require_module(self) -> ImageClassifier:
-        """The classifier, or an error if this member has none."""
+        """The classifier; raises ValueError if this member has none."""
         if self.module is None:
             raise ValueError(f"{self.name}: this export has no PyTorch module; use its checkpoint")
         return self.module
 
     def require_explainer(self) -> Explainer:
-        """The source of its saliency maps, or an error if this member has none."""
+        """The explainer that computes saliency maps; raises ValueError if this member has none."""
         if self.explainer is None:
             message = "this export has no saliency maps; explain its checkpoint"
             raise ValueError(f"{self.name}: {message}")
@@ -77,7 +77,7 @@ class Member:
         return self.probabilities(self.logits(images))
 
     def explain(self, image: torch.Tensor, label: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Saliency map (size, size), by default of its own prediction, and probabilities (K,)."""
+        """Saliency map (size, size) of `label` (default: predicted class), probabilities (K,)."""
         classes = None if label is None else [self.class_order[label]]
         explained = self.require_explainer()(image[None], classes)
         return explained.maps[0], self.probabilities(explained.logits)[0]
@@ -111,7 +111,7 @@ class Predictor:
         return replace(self, members=members)
 
     def preprocess(self, image: np.ndarray) -> Inputs:
-        """The members' inputs for one image."""
+        """The members' inputs (3, size, size) for one image, by the name of their Preprocess."""
         views = {member.preprocess.name: member.preprocess for member in self.members}
         return {name: view(image) for name, view in views.items()}
 
@@ -131,7 +131,10 @@ class Predictor:
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: Sequence[str]
     ) -> np.ndarray:
-        """Weights (n, M) of members with probabilities (M, n, K) in the scores of classes (n,)."""
+        """Weight (n, M) of each member in the ensemble's score of `classes` (n,).
+
+        `members` are the members' probabilities (M, n, K).
+        """
         return self.ensemble.voter.member_weights(members, classes, np.array(groups, dtype=object))
 
     def explain(
@@ -141,7 +144,7 @@ class Predictor:
         group: str = "",
         inputs: Inputs | None = None,
     ) -> ImageExplanation:
-        """Prediction and saliency maps (H, W) of an image, of a class or else the predicted one."""
+        """Prediction and saliency maps of an image; maps of `label`, else the predicted class."""
         inputs = inputs or self.preprocess(image)
         if label is None and len(self.members) > 1:
             label = int(self.predict_batch([inputs], [group])[-1, 0].argmax())
@@ -161,7 +164,7 @@ class Predictor:
         return ImageExplanation(mean_map, maps, calibrated, weights, ensemble, label)
 
     def refuse_trained_samples(self, paths: Sequence[str], split: str) -> None:
-        """Raises if a member was trained on one of these images, or was selected by it."""
+        """Raises ValueError if an image was used to train a member or to choose its epoch."""
         for member in self.members:
             if member.block is not None:
                 source = f"split {split!r}: member {member.name!r}"
@@ -182,7 +185,7 @@ def run_folder_of(path: Path) -> Path:
 def load_predictor(
     path: Path, method: str = "GradCAM", device: torch.device | None = None
 ) -> Predictor:
-    """Loads a checkpoint, a run folder or an ensemble.json; `method` makes the saliency maps.
+    """Loads a checkpoint, run folder or ensemble.json; saliency maps are computed by `method`.
 
     An ensemble predicts in the precision in which it was evaluated.
     """
@@ -214,14 +217,14 @@ def _recorded_precision(folder: Path) -> str:
 
 
 def warn_of_other_precision(path: Path, evaluated: str, own: str) -> None:
-    """Warns if an ensemble was evaluated in another precision than it is computed in."""
+    """Warns if the precision `evaluated` is known and is not that of predictions, `own`."""
     if evaluated not in ("", own):
         message = f"{path} was evaluated in precision {evaluated}, predictions are in {own}"
         warnings.warn(message, stacklevel=3)
 
 
 def require_image_classifier(module: torch.nn.Module) -> ImageClassifier:
-    """The module, or an error if it is not an ImageClassifier."""
+    """The module; raises ValueError if it is not an ImageClassifier."""
     if not isinstance(module, ImageClassifier):
         raise ValueError(f"{type(module).__name__} is not an ImageClassifier")
     return module

@@ -50,7 +50,7 @@ class SaliencyResult(NamedTuple):
 def evaluate_saliency(
     predictor: Predictor, methods: Sequence[str], rows: pd.DataFrame
 ) -> list[SaliencyResult]:
-    """Evaluates the maps of `select_correct` rows by each method, then with randomized weights."""
+    """Evaluates the maps of rows by each method, then by the first with randomized weights."""
     results = []
     for method in methods:
         results += evaluate_maps(predictor.with_method(method), method, rows)
@@ -71,13 +71,13 @@ def evaluate_maps(predictor: Predictor, method: str, rows: pd.DataFrame) -> list
         explanation = predictor.explain(image, int(label), group)
         maps = [*explanation.member_maps, explanation.saliency_map]
         for index, (name, saliency_map) in enumerate(zip(names, maps, strict=False)):
-            score = _class_score(predictor, index, int(label), group)
+            score = _score_function(predictor, index, int(label), group)
             scores[name].append(_score_map(score, image, saliency_map, str(patient), box))
     return [SaliencyResult(k, method, saliency_estimates(v)) for k, v in scores.items()]
 
 
 def select_correct(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that each member and the ensemble classify correctly; with boxes if any row has."""
+    """The rows that members and ensemble classify correctly; only rows with a box, if any has."""
     rows = table[table["label"] >= 0]
     has_box = np.array([box != "" for box in _boxes(rows)], dtype=bool)
     rows = rows[has_box] if has_box.any() else rows
@@ -100,7 +100,7 @@ def randomize_weights(predictor: Predictor) -> Predictor:
 
 
 def write_examples(predictor: Predictor, rows: pd.DataFrame, folder: Path) -> None:
-    """Writes a panel of the first row of each class; replaces earlier examples."""
+    """Writes a PNG of the maps of the first row of each class; replaces earlier examples."""
     shutil.rmtree(folder / EXAMPLES, ignore_errors=True)
     for label in sorted(rows["label"].unique()):
         first = rows[rows["label"] == label].head(1)
@@ -159,6 +159,7 @@ def _boxes(rows: pd.DataFrame) -> list[str]:
 def _score_map(
     score: saliency.Score, image: np.ndarray, saliency_map: np.ndarray, patient: str, box: str
 ) -> SaliencyScores:
+    """Scores of one map (H, W); without a `box`, those of the lesion are None."""
     lesion, hit, energy = saliency.parse_box(box), None, None
     if lesion is not None:
         mask = saliency.box_mask(lesion, saliency_map.shape)
@@ -170,10 +171,14 @@ def _score_map(
     return SaliencyScores(patient, hit, energy, deletion, insertion)
 
 
-def _class_score(predictor: Predictor, index: int, label: int, group: str) -> saliency.Score:
-    """Maps images (n, H, W, ...) to probabilities (n,) of a class, by a member or the ensemble."""
+def _score_function(predictor: Predictor, index: int, label: int, group: str) -> saliency.Score:
+    """A function from images (n, H, W, ...) to probabilities (n,) of the class `label`.
+
+    They are those of member `index`, or of the ensemble if `index` is the number of members.
+    """
 
     def score(images: np.ndarray) -> np.ndarray:
+        """Probabilities (n,) of the class."""
         if index == len(predictor.members):
             inputs = [predictor.preprocess(image) for image in images]
             return np.asarray(predictor.predict_batch(inputs, [group] * len(inputs))[-1, :, label])

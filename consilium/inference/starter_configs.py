@@ -98,7 +98,7 @@ def check_dataset(folder: Path, target: Path, manifest: Manifest) -> None:
 
 
 def _how_to_label(target: Path, table: Path | None) -> str:
-    """What to do about a dataset without classes."""
+    """The end of an error message: how to give classes to the dataset."""
     if table is not None:
         return f"--label names their column: {list(read_table(table))}"
     tables = [file for file in sorted(target.iterdir()) if file.suffix in (".csv", ".parquet")]
@@ -108,7 +108,7 @@ def _how_to_label(target: Path, table: Path | None) -> str:
 
 
 def experiment_file(folder: Path) -> Path:
-    """The experiment file of a folder; it has the name of the folder."""
+    """The path of the experiment file in a folder, such as mydata/mydata.yaml."""
     return folder / f"{folder.resolve().name}.yaml"
 
 
@@ -122,9 +122,9 @@ def write_configs(
     candidates: "Sequence[Candidate]" = (),
     minutes: float = 0.0,
 ) -> "list[PlannedMember]":
-    """Writes data.yaml, the experiment and both tables; returns the planned members.
+    """Writes data.yaml, the experiment, quarantine.csv and copies.csv; returns planned members.
 
-    Without pretrained `candidates` three small networks are trained from scratch.
+    Without pretrained `candidates` the list is empty: three small networks train from scratch.
     """
     file, data_file = experiment_file(folder), folder / DATA_FILE
     manifest, copies = audit.manifest, audit.copy_groups()
@@ -159,7 +159,7 @@ def write_configs(
     plan = _plan(split, candidates, minutes, num_folds)
     members = SMALL_NETWORKS.format(paths=paths)
     if plan:
-        members = "members:\n" + "".join(_planned_member(member, paths) for member in plan)
+        members = "members:\n" + "".join(_member_yaml(member, paths) for member in plan)
     title = _to_yaml(absolute.name)
     text = EXPERIMENT.format(
         file=quote(str(file)), title=title, paths=paths, members=members,
@@ -170,7 +170,7 @@ def write_configs(
 
 
 def choose_folds(manifest: Manifest) -> int:
-    """Folds of a dataset that is too small to spare a test split; 0 for a larger one.
+    """Number of cross-validation folds; 0 if the dataset is large enough to spare a test split.
 
     Also 0 if a class is so rare that a fold might lack it.
     """
@@ -182,6 +182,7 @@ def choose_folds(manifest: Manifest) -> int:
 def _plan(
     split: Manifest, candidates: "Sequence[Candidate]", minutes: float, num_folds: int
 ) -> "list[PlannedMember]":
+    """The members that fit into the minutes, which all folds share; [] without candidates."""
     if not candidates:
         return []
     from consilium.inference.starter_plan import plan_members
@@ -192,7 +193,8 @@ def _plan(
     return plan_members(candidates, num_train, num_all - num_train, minutes)
 
 
-def _planned_member(member: "PlannedMember", paths: dict[str, str]) -> str:
+def _member_yaml(member: "PlannedMember", paths: dict[str, str]) -> str:
+    """The YAML lines of a member in the experiment file; `paths` are those of shipped configs."""
     candidate = member.candidate
     settings = candidate.preprocess.to_dict()
     preprocess = {name: settings[name] for name in ("size", "mean", "std")}
@@ -206,7 +208,7 @@ def _planned_member(member: "PlannedMember", paths: dict[str, str]) -> str:
 
 
 def source_of(target: Path, columns: Columns) -> tuple[type[Folders | Table], dict[str, Any]]:
-    """Class and arguments of the source."""
+    """The data source class of a folder or table, and its constructor arguments."""
     table = find_table(target)
     if table is None:
         return Folders, {"root": str(target.resolve()), "patient": patient_pattern(columns)}

@@ -31,12 +31,12 @@ NORMALIZATIONS = (  # mean and std that pretraining commonly uses
     (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
     (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD),
 )
-CLEARLY_CLOSER = 0.5  # of the distance under the published normalization, to take another one
+CLEARLY_CLOSER = 0.5  # of the divergence under the published normalization, to take another one
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pretrained network at hand, and what it costs on this machine."""
+    """A pretrained network in a weights file, and its time per image on this machine."""
 
     backbone: str
     weights: Path
@@ -45,13 +45,13 @@ class Candidate:
 
     @property
     def has_other_normalization(self) -> bool:
-        """Whether it differs from what timm records."""
+        """Whether the mean of the normalization differs from what timm records."""
         return self.preprocess.mean != Preprocess.from_backbone(self.backbone).mean
 
 
 @dataclass(frozen=True)
 class PlannedMember:
-    """A member of the proposed experiment; 0 epochs are a probe."""
+    """A member of the proposed experiment; with 0 epochs it is a linear probe."""
 
     candidate: Candidate
     epochs: int
@@ -59,7 +59,7 @@ class PlannedMember:
 
     @property
     def name(self) -> str:
-        """`resnet50_224_probe` or `resnet50_224`, after the file of the weights and the size."""
+        """`resnet50_224_probe` or `resnet50_224`, after the weights file and the input size."""
         name = f"{self.candidate.weights.stem}_{self.candidate.preprocess.size}"
         return name if self.epochs else f"{name}_probe"
 
@@ -72,14 +72,15 @@ class PlannedMember:
 
     @property
     def recipe(self) -> str:
-        """Name of its config file."""
+        """Name of the shipped training config: recipe/probe or recipe/probe_then_finetune."""
         return "recipe/probe_then_finetune" if self.epochs else "recipe/probe"
 
 
 def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candidate]:
-    """The networks of weight files, or of all weight files in folders, timed on some images.
+    """The networks of weight files (or of all in a folder), timed on some images of the dataset.
 
-    A network is a second candidate at a larger size if the images have more detail than it shows.
+    If the images have more detail than an input of the published size shows, the network with a
+    larger input is a second candidate.
     """
     files = [
         file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])
@@ -96,7 +97,7 @@ def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candid
     for file, backbone in backbone_of.items():
         published = Preprocess.from_backbone(backbone)
         net = backbones.build(backbone, 2, pretrained=str(file))
-        published = measured_normalization(net, published, samples)
+        published = detect_normalization(net, published, samples)
         larger = larger_size(published.size, samples)
         for size in [published.size, *([larger] if larger else [])]:
             preprocess = replace(published, size=size)
@@ -109,7 +110,7 @@ def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candid
 
 
 def read_samples(paths: Sequence[str]) -> list[np.ndarray]:
-    """Some images of the dataset; those that cannot be read are left to the audit."""
+    """Up to SAMPLED_IMAGES evenly spaced images; those that cannot be read are left out."""
     samples = []
     for path in paths[:: max(1, len(paths) // SAMPLED_IMAGES)][:SAMPLED_IMAGES]:
         try:
@@ -120,7 +121,7 @@ def read_samples(paths: Sequence[str]) -> list[np.ndarray]:
 
 
 def larger_size(published: int, samples: Sequence[np.ndarray]) -> int | None:
-    """An input size at which a pretrained network sees more detail of such images, or None.
+    """An input size that shows more detail of the samples than the published one, or None.
 
     Networks with pooled features gain from inputs of up to about 1.75 times their published size.
     """
@@ -130,13 +131,13 @@ def larger_size(published: int, samples: Sequence[np.ndarray]) -> int | None:
     return size if size >= SMALLEST_RATIO * published else None
 
 
-def measured_normalization(
+def detect_normalization(
     net: nn.Module, published: Preprocess, samples: Sequence[np.ndarray]
 ) -> Preprocess:
-    """With the published normalization, or another one that the weights clearly were trained with.
+    """`published`, with another mean and std if the network was clearly trained with those.
 
-    The first batch norm has stored the mean and variance that its inputs had in pretraining; those
-    of other images are close to them under the normalization of the pretraining only.
+    The first batch norm has stored the mean and variance that its inputs had in pretraining. Inputs
+    from other images have similar ones only if normalized as in pretraining.
     """
     norm = next((module for module in net.modules() if isinstance(module, nn.BatchNorm2d)), None)
     if norm is None or not samples:
@@ -148,13 +149,13 @@ def measured_normalization(
         for preprocess in options:
             net(torch.stack([preprocess(image) for image in samples]))
     handle.remove()
-    distances = [_distance_to_statistics(norm, values) for values in inputs]
-    best = int(np.argmin(distances))
-    return options[best] if distances[best] < CLEARLY_CLOSER * distances[0] else published
+    divergences = [_divergence_from_statistics(norm, values) for values in inputs]
+    best = int(np.argmin(divergences))
+    return options[best] if divergences[best] < CLEARLY_CLOSER * divergences[0] else published
 
 
-def _distance_to_statistics(norm: nn.BatchNorm2d, inputs: torch.Tensor) -> float:
-    """Median over channels of the Kullback-Leibler divergence of normal distributions."""
+def _divergence_from_statistics(norm: nn.BatchNorm2d, inputs: torch.Tensor) -> float:
+    """Median over channels of KL(normal of the inputs (n, C, H, W), normal stored in the norm)."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     variance, mean = torch.var_mean(inputs, dim=(0, 2, 3))
@@ -164,7 +165,7 @@ def _distance_to_statistics(norm: nn.BatchNorm2d, inputs: torch.Tensor) -> float
 
 
 def backbone_of_file(file: Path) -> str:
-    """The network that the name of a weight file begins with."""
+    """The timm name that the file's name begins with; raises ValueError if there is none."""
     if timm.is_model(file.stem):  # perhaps with a tag of timm
         return file.stem
     names = [name for name in timm.list_models() if file.stem.startswith(name)]
@@ -175,7 +176,7 @@ def backbone_of_file(file: Path) -> str:
 
 
 def time_image(backbone: str, preprocess: Preprocess, samples: Sequence[np.ndarray]) -> float:
-    """Seconds to prepare an image and to predict it in a batch."""
+    """Seconds per image to preprocess the samples and to predict them as one batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = backbones.build(backbone, 2, image_size=preprocess.size).to(device)
     samples = samples or [np.zeros((preprocess.size, preprocess.size), np.uint8)]
@@ -194,9 +195,10 @@ def time_image(backbone: str, preprocess: Preprocess, samples: Sequence[np.ndarr
 def plan_members(
     candidates: Sequence[Candidate], num_train: int, num_evaluated: int, minutes: float
 ) -> list[PlannedMember]:
-    """Probes that fit into the time, and fine-tuned networks in place of them, the fastest first.
+    """Chooses linear probes that fit into the minutes, and fine-tunes some networks in their place.
 
-    In the time that remains inputs get larger, then the epochs of all fine-tuned networks more.
+    The fastest come first. Remaining time is spent on larger inputs, then on more epochs of the
+    fine-tuned networks.
     """
     fewest, most = EPOCHS
     by_time = sorted(candidates, key=lambda candidate: candidate.seconds)
@@ -205,24 +207,25 @@ def plan_members(
     can_finetune = num_train >= MIN_FINETUNED_IMAGES
 
     def member(candidate: Candidate, epochs: int) -> PlannedMember:
+        """A candidate with an estimate of its minutes; with 0 epochs it is a linear probe."""
         images = PROBE_COST * num_train + num_evaluated
         images += epochs * (TRAINING_COST * num_train + num_evaluated / 2)
         return PlannedMember(candidate, epochs, STARTUP_MINUTES + candidate.seconds * images / 60)
 
     members = {by_time[0].weights: member(by_time[0], 0)}
 
-    def add(new: PlannedMember, limit: float) -> None:
-        """Adds the member, or replaces that of the same weight file, if the time allows it."""
+    def add_if_it_fits(new: PlannedMember, limit: float) -> None:
+        """Adds or replaces the member with the same weights file, if `limit` minutes allow it."""
         weights = new.candidate.weights
         if sum(members[m].minutes for m in members if m != weights) + new.minutes <= limit:
             members[weights] = new
 
     for candidate in by_time:
-        add(member(candidate, 0), minutes * (PROBE_SHARE if can_finetune else 1))
+        add_if_it_fits(member(candidate, 0), minutes * (PROBE_SHARE if can_finetune else 1))
     if can_finetune:
         for candidate in by_time:
-            add(member(candidate, fewest), minutes)
+            add_if_it_fits(member(candidate, fewest), minutes)
     for epochs in range(fewest + 1, most + 1):
         for chosen in [m for m in members.values() if m.epochs]:
-            add(member(chosen.candidate, epochs), minutes)
+            add_if_it_fits(member(chosen.candidate, epochs), minutes)
     return list(members.values())

@@ -11,7 +11,7 @@ import yaml
 
 from consilium.cli.main import main
 from consilium.inference.card import OPEN, fill_items
-from consilium.inference.card_contents import Artefacts, data_source, partitions
+from consilium.inference.card_contents import Artifacts, data_source, partitions
 from consilium.inference.card_items import ITEMS
 from evaluation.files import write_json
 from evaluation.metrics.compute import compute_metrics
@@ -172,10 +172,10 @@ def test_a_card_names_files_without_their_folders(files, tmp_path):
     source = {"class_path": "datamodules.Table", "init_args": arguments}
     data = {"source": source, "fold": {"num_folds": 0}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": data}}))
-    shown = data_source(Artefacts(tmp_path, {}))
+    shown = data_source(Artifacts(tmp_path, {}))
     assert shown.startswith("Table: files a.csv")
     assert "patient person" in shown
-    assert "secret" not in shown + partitions(Artefacts(tmp_path, {}))
+    assert "secret" not in shown + partitions(Artifacts(tmp_path, {}))
 
 
 def test_another_folder_is_refused(tmp_path, capsys):

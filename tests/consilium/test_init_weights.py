@@ -18,8 +18,8 @@ from timm.data.constants import (
 from consilium.inference.starter_plan import (
     Candidate,
     backbone_of_file,
+    detect_normalization,
     find_candidates,
-    measured_normalization,
     plan_members,
 )
 from datamodules.preprocess import Preprocess
@@ -111,7 +111,7 @@ def test_the_normalization_is_the_one_that_the_weights_were_trained_with(mean):
     for _ in range(50):  # updates of the running statistics
         net.train()(torch.stack([trained(image) for image in pretraining]))
     published = Preprocess(size=64, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
-    assert measured_normalization(net, published, others) == trained
+    assert detect_normalization(net, published, others) == trained
     assert net.training
 
 
@@ -124,8 +124,8 @@ def random_images(seed: int) -> list[np.ndarray]:
 def test_without_batch_norms_or_images_the_published_normalization_stays():
     published = Preprocess(size=160)
     resnet, vit = (timm.create_model(name) for name in ("test_resnet", "test_vit"))
-    assert measured_normalization(resnet, published, []) == published
-    assert measured_normalization(vit, published, random_images(0)) == published
+    assert detect_normalization(resnet, published, []) == published
+    assert detect_normalization(vit, published, random_images(0)) == published
 
 
 def test_a_file_of_another_name_is_refused_in_one_line():
