@@ -48,7 +48,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a run beside its metrics that gates and claims can name."""
+    """Range of a quantity that gates and claims can name, beside the metrics of a run."""
 
     higher_is_better: bool
     minimum: float = 0.0
@@ -66,7 +66,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A published value or range of a metric (None for none), and the range of honest values."""
+    """A published value or range of a metric (None: none), and the range of believable values."""
 
     believable: tuple[float, float]
     why: str
@@ -98,8 +98,8 @@ class ExperimentConfig:
     """Members, their ensembles, and how both are evaluated; the fields are keys of the file.
 
     `name` is the stem of the file, `files` are the file and those that it extends. `members`
-    include the controls; they and `ensemble` are arguments that name configs and settings.
-    `ensembles` map a run to its members, `controls` to sparse members.
+    include the controls; they and `ensemble` are command-line arguments of configs and settings.
+    `ensembles` map an ensemble to its members, `controls` a dense member to its sparse ones.
     """
 
     name: str
@@ -122,7 +122,7 @@ class ExperimentConfig:
 
     @property
     def voter_options(self) -> VoterOptions:
-        """What voters need beside predictions."""
+        """The options of voters that need more than predictions."""
         return VoterOptions(self.attribute, list(map(str, self.attended_values)))
 
 
@@ -147,6 +147,7 @@ def load_experiment(path: str | Path) -> ExperimentConfig:
 
 
 def _build(name: str, content: dict[str, Any]) -> ExperimentConfig:
+    """The typed config of what `read_experiment` returns, with controls among the members."""
     base, members = content["base"], content["members"]
     if not isinstance(base, str) or not Path(base).is_file():
         raise ValueError(f"base {base!r} is not a file")
@@ -191,7 +192,7 @@ def _parse(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(config: ExperimentConfig) -> None:
-    """Refuses values that have the right type and cannot be meant."""
+    """Raises ValueError for values that have the right type but no meaning."""
     _require_names("members", config.members)
     for ensemble, members in config.ensembles.items():
         _require_members(f"ensembles: {ensemble}", members, config.members)
@@ -212,6 +213,7 @@ def _check(config: ExperimentConfig) -> None:
 
 
 def _check_saliency(saliency: SaliencyConfig) -> None:
+    """Raises ValueError without a method, for an unknown one, and for a limit below 1."""
     if not saliency.methods or set(saliency.methods) - set(SALIENCY_METHODS):
         allowed = ", ".join(SALIENCY_METHODS)
         raise ValueError(f"saliency: methods: {saliency.methods}; allowed: {allowed}")
@@ -220,12 +222,13 @@ def _check_saliency(saliency: SaliencyConfig) -> None:
 
 
 def _require_members(where: str, names: list[str], members: Collection[str]) -> None:
+    """Raises ValueError, which begins with `where`, unless `names` are one or more members."""
     if not names or set(names) - set(members) or len(set(names)) < len(names):
         raise ValueError(f"{where}: {names}; needs members, each once, of {', '.join(members)}")
 
 
 def _require_names(key: str, names: Collection[str]) -> None:
-    """Refuses an empty list of names, and names that are no folder names or are reserved."""
+    """Raises ValueError without names, and for names that are reserved or no folder names."""
     if not names:
         raise ValueError(f"{key}: at least one is required")
     for name in map(str, names):
@@ -237,7 +240,7 @@ def _require_names(key: str, names: Collection[str]) -> None:
 
 
 def _check_voter(config: ExperimentConfig) -> None:
-    """Refuses an unknown voter, and one that needs a value that is not given."""
+    """Raises ValueError for an unknown voter, and if the voter needs a value that is not given."""
     allowed = [name for name, spec in VOTERS.items() if "weights" not in spec.requirements]
     options = config.voter_options
     if config.voter == AUTO:
@@ -249,7 +252,7 @@ def _check_voter(config: ExperimentConfig) -> None:
 
 
 def _check_metric(key: str, name: str, config: ExperimentConfig, values: list[float]) -> None:
-    """Refuses a metric that the experiment does not have, and values outside its range."""
+    """Raises ValueError if there is no metric `name` (WHO.METRIC) or a value is out of range."""
     who, _, metric = name.partition(".")
     subjects = {MEMBERS, *config.members, *config.ensembles}
     subjects |= {ENSEMBLE} if config.ensembles else set()
@@ -266,9 +269,10 @@ def _check_metric(key: str, name: str, config: ExperimentConfig, values: list[fl
 
 
 def find_specs(config: ExperimentConfig, name: str) -> Sequence[MetricSpec | Measure]:
-    """What `WHO.METRIC` names: metrics or measures; metrics of val (`val/accuracy`) or of a voter.
+    """The metrics or measures that `name`, which is WHO.METRIC, matches; METRIC may contain `*`.
 
-    Members have metrics of val, ensembles have metrics of each voter (`learned/accuracy`).
+    WHO is `members`, `ensemble`, or the name of a member or an ensemble. Members also have metrics
+    on val (`val/accuracy`), ensembles also have metrics of each voter (`learned/accuracy`).
     """
     who, _, metric = name.partition(".")
     source, _, rest = metric.partition("/")

@@ -21,9 +21,9 @@ DEFAULTS = {BATCH_SIZE: "32", IMAGE_SIZE: "224"}  # of ImageDataModule
 
 
 class LocalExecutor:
-    """Runs processes of this machine, `slots` at a time: forks, or interpreters if `isolated`.
+    """Executes runs on this machine, `slots` at a time: forks, or new interpreters if `isolated`.
 
-    The threads of this process are divided among as many of `runs` as can work side by side.
+    torch's threads are divided by `slots`, or by the number of `runs` of a command if that is less.
     """
 
     def __init__(self, slots: int, isolated: bool = False, runs: Sequence[Run] = ()) -> None:
@@ -31,7 +31,7 @@ class LocalExecutor:
         self.num_runs = Counter(run.arguments[0] for run in runs)
 
     def start(self, run: Run) -> list[str] | None:
-        """Starts a process and returns its arguments; None if the folder is locked by another."""
+        """Starts the run and returns its arguments; None if another process has its folder."""
         import torch
 
         # not the number of runs at this moment, which would make results depend on the time
@@ -39,11 +39,11 @@ class LocalExecutor:
         return run.start(self.launch, max(1, torch.get_num_threads() // side_by_side))
 
     def has_ended(self, run: Run) -> bool:
-        """Whether the process has ended, successfully or not."""
+        """Whether the run's process has ended, successfully or not."""
         return run.process is None or run.poll()
 
     def stop(self, runs: list[Run]) -> None:
-        """Ends the processes."""
+        """Ends the processes of the runs."""
         for run in runs:
             run.stop()
 
@@ -66,7 +66,7 @@ class RayExecutor:
         self.tasks: dict[str, Any] = {}
 
     def start(self, run: Run) -> list[str]:
-        """Submits the run; the cluster starts it when a GPU is free."""
+        """Submits the run and returns its arguments; the cluster starts it when a GPU is free."""
         if not self.ray.is_initialized():
             options = {} if self.address else {"include_dashboard": False}  # a cluster refuses it
             self.ray.init(
@@ -78,12 +78,12 @@ class RayExecutor:
         if run.arguments[0] == "ensemble":  # arithmetic on prediction tables
             gpus = 0
         threads = os.environ.get("OMP_NUM_THREADS")
-        task = self.ray.remote(max_retries=self.MAX_RETRIES, max_calls=1)(_execute)
+        task = self.ray.remote(max_retries=self.MAX_RETRIES, max_calls=1)(_run_in_worker)
         self.tasks[run.name] = task.options(num_gpus=gpus, name=run.name).remote(run, threads)
         return run.arguments
 
     def has_ended(self, run: Run) -> bool:
-        """Whether the task has ended; one that lost its worker too often is marked as failed."""
+        """Whether the run's task has ended; marks the run as failed if the task raised an error."""
         task = self.tasks[run.name]
         if not self.ray.wait([task], timeout=0)[0]:
             return False
@@ -104,7 +104,7 @@ Executor = LocalExecutor | RayExecutor
 
 
 def default_slots(runs: Sequence[Run]) -> int:
-    """Runs at a time without --jobs: 1 with a GPU, else as many as cores and free memory allow.
+    """Number of runs at a time: 1 with a GPU, else as many as cores and free memory allow.
 
     A training is expected to take 1 GiB and, per pixel of a batch, 8 KiB.
     """
@@ -128,8 +128,8 @@ def available_memory() -> int:
     return available if limit == "max" else min(available, int(limit))
 
 
-def _execute(run: Run, threads: str | None) -> None:
-    """Runs the command in a process that ends with the Ray worker.
+def _run_in_worker(run: Run, threads: str | None) -> None:
+    """Executes a run as a Ray task: starts its process, which ends with the worker, and waits.
 
     Ray sets OMP_NUM_THREADS; bitwise equal results need the number of the submitting process.
     """

@@ -26,8 +26,9 @@ def read_experiment(
 ) -> dict[str, Any]:
     """Content of an experiment file on top of the experiment that it extends.
 
-    `members` maps each member to its layers: the extended experiment's, this file's, the overrides.
-    `files` are this file and the extended ones. Paths are relative to the working directory.
+    `members` maps each member to its layers (config files and settings): those of the extended
+    experiment, of this file, and the overrides. `files` are this file and the extended ones. Paths
+    are relative to the working directory. `extended_by` are files that must not be extended again.
     """
     if file in extended_by:
         raise ValueError(f"experiment {file}: `extends` is circular")
@@ -53,6 +54,7 @@ def as_list(value: Value) -> list[Value]:
 
 
 def _read(file: Path, keys: set[str]) -> dict[str, Any]:
+    """The checked content of one experiment file, without what it extends."""
     if not file.is_file():
         raise ValueError(f"experiment {file}: no such file")
     content = read_yaml(file)
@@ -66,7 +68,7 @@ def _read(file: Path, keys: set[str]) -> dict[str, Any]:
 
 
 def _check_keys(file: Path, content: dict[str, Any], keys: set[str]) -> None:
-    """Refuses unknown keys, an experiment without members, and lists in place of mappings."""
+    """Raises ValueError for unknown keys, missing members, and lists in place of mappings."""
     for key in content.keys() - keys:
         hint = suggestion(str(key), sorted(keys))
         raise ValueError(f"experiment {file}: unknown key {key!r}{hint}")
@@ -82,7 +84,7 @@ def _check_keys(file: Path, content: dict[str, Any], keys: set[str]) -> None:
 def _members(
     file: Path, content: dict[str, Any], inherited: dict[str, Any]
 ) -> tuple[dict[str, list[Value]], dict[str, Any]]:
-    """Layers and matrix axes of each member: the extended experiment's, then this file's."""
+    """Layers by member, and matrix axes by member: the extended experiment's, then this file's."""
     parents: dict[str, list[Value]] = inherited.get("members", {})
     members = {name: list(layers) for name, layers in parents.items()}
     axes = expand_matrix(content["matrix"]) if "matrix" in content else {}
@@ -139,7 +141,7 @@ def flatten_settings(
 
 
 def expand_matrix(matrix: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
-    """Every combination of the axes; its name joins the names of its values by `_`.
+    """Every combination of the axes as {axis: value}, by a name that joins those of values by `_`.
 
     An axis is a list of values, which are names as well, or a mapping of names to values.
     """
@@ -159,6 +161,7 @@ def fill_template(template: Value, axes: Mapping[str, Value]) -> Value:
     """The template with `{axis}` replaced; a text that is only `{axis}` becomes the value."""
 
     def fill(text: str) -> Value:
+        """The text with every `{axis}` replaced."""
         for axis, value in axes.items():
             if text == f"{{{axis}}}":
                 return value
@@ -171,7 +174,8 @@ def fill_template(template: Value, axes: Mapping[str, Value]) -> Value:
 def resolve_paths(folder: Path, value: Value) -> Value:
     """The value with every path of a YAML file made relative to the working directory."""
 
-    def resolve(text: str) -> Value:  # normalized, so that commands stay short
+    def resolve(text: str) -> Value:
+        """The path of a YAML file, normalized so that commands stay short; other texts as is."""
         return os.path.normpath(folder / text) if is_reference(text) else text
 
     return _map_texts(value, resolve)

@@ -34,7 +34,7 @@ class Round:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments that set seed and fold."""
+        """Command-line arguments that set seed and fold."""
         arguments = [] if self.seed is None else ["--seed_everything", str(self.seed)]
         if self.fold is not None:
             arguments += ["--data.init_args.fold.index", str(self.fold)]
@@ -50,14 +50,14 @@ def rounds(config: ExperimentConfig) -> list[Round]:
 
 
 def run_names(config: ExperimentConfig, who: str) -> list[str]:
-    """Runs of `ensemble`, of `members`, or of one member or ensemble, in all rounds."""
+    """Names of runs in all rounds; `who` is `members`, `ensemble`, or a member or ensemble."""
     groups = {ENSEMBLE: list(config.ensembles), MEMBERS: list(config.members)}
     names = [who] if who in config.ensembles else groups.get(who, [who])
     return [name + r.suffix for r in rounds(config) for name in names]
 
 
 def plan(config: ExperimentConfig, folder: Path) -> list[Run]:
-    """Every run, each after the runs that it needs."""
+    """Every run of an experiment in its folder, each after the runs that it needs."""
     runs: dict[str, Run] = {}
     for run, portable in zip(_runs(config, folder), _runs(config, Path()), strict=True):
         inputs = tuple(runs[name] for name in run.needs)
@@ -66,7 +66,7 @@ def plan(config: ExperimentConfig, folder: Path) -> list[Run]:
 
 
 def select_runs(config: ExperimentConfig, runs: list[Run], only: list[str] | None) -> list[Run]:
-    """The runs of the members named in `only` and those that need no others; all if None."""
+    """The runs of the members in `only`, and the runs that need no other members; all if None."""
     member_of = {name + r.suffix: name for r in rounds(config) for name in config.members}
     for name in only or []:
         if name not in member_of and name not in config.members:
@@ -82,7 +82,7 @@ def select_runs(config: ExperimentConfig, runs: list[Run], only: list[str] | Non
 
 
 def validate_runs(config: ExperimentConfig, runs: list[Run]) -> None:
-    """Parses the configs of members and ensembles that are not done, those of rounds once."""
+    """Raises ValueError for an invalid config of a member or ensemble; parses one of its rounds."""
     names = (*config.members, *config.ensembles)
     name_of = {name + r.suffix: name for r in rounds(config) for name in names}
     commands = {name_of[r.name]: r.arguments for r in runs if r.name in name_of and not r.is_done()}
@@ -97,7 +97,7 @@ def validate_runs(config: ExperimentConfig, runs: list[Run]) -> None:
 
 
 def _require_one_precision(config: ExperimentConfig, precisions: Mapping[str, str]) -> None:
-    """Refuses an ensemble that would be evaluated in another precision than its members."""
+    """Raises ValueError if an ensemble has another precision than a member; both are by name."""
     for ensemble, members in config.ensembles.items():
         for member in members:
             theirs, own = precisions.get(member), precisions.get(ensemble)
@@ -112,6 +112,7 @@ def command_line(arguments: list[str]) -> str:
 
 
 def _runs(config: ExperimentConfig, folder: Path) -> list[Run]:
+    """Every run of an experiment, with `inputs` and `portable_arguments` still empty."""
     runs = []
     for r in rounds(config):
         runs += [_member_run(config, folder, name, r) for name in config.members]
@@ -125,13 +126,14 @@ def _runs(config: ExperimentConfig, folder: Path) -> list[Run]:
 
 
 def _member_run(config: ExperimentConfig, folder: Path, name: str, r: Round) -> Run:
+    """The run that trains and tests a member in one round."""
     run = folder / MEMBERS / (name + r.suffix)
     options = [*r.arguments, "--run", str(run), "--test", "true"]
     return Run(run.name, run, ["fit", *config.members[name], *options])
 
 
 def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) -> list[Run]:
-    """Fits and evaluates every voter on the members' predictions, then tests the ensemble."""
+    """The run that fits and evaluates every voter, and the run that then tests the ensemble."""
     names = [member + r.suffix for member in config.ensembles[name]]
     members = [folder / MEMBERS / name for name in names]
     run = folder / (name + r.suffix)
@@ -154,7 +156,7 @@ def _ensemble_runs(config: ExperimentConfig, folder: Path, name: str, r: Round) 
 
 
 def _saliency_run(config: SaliencyConfig, folder: Path, target: Path) -> Run:
-    """Evaluates the saliency maps of one run."""
+    """The run that evaluates the saliency maps of the model in the run folder `target`."""
     name, output = f"{SALIENCY}-{target.name}", folder / SALIENCY / target.name
     arguments = ["explain", str(target), "--split", "test", "--measure", *config.methods]
     arguments += ["--limit", str(config.limit)] if config.limit else []

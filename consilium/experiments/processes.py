@@ -63,7 +63,7 @@ def start_interpreter(
 
 
 def run_environment(threads: int = 0) -> dict[str, str]:
-    """The environment with this source tree first, so that runs use the code that started them."""
+    """Environment variables of a run, with this source tree first so that it uses the same code."""
     tree = "" if IS_INSTALLED else str(ROOT)
     path = os.pathsep.join(filter(None, [tree, os.environ.get("PYTHONPATH", "")]))
     own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
@@ -141,7 +141,7 @@ class ForkServer:
         return self._running[pid]
 
     def collect(self) -> None:
-        """Records the processes that have ended; all were killed if the server was."""
+        """Sets the exit codes of processes that have ended; all were killed if the server was."""
         try:
             while self._connection is not None and self._connection.poll():
                 self._record_end(*self._connection.recv())
@@ -149,9 +149,11 @@ class ForkServer:
             self._mark_all_killed()
 
     def _record_end(self, pid: int, code: int) -> None:
+        """Sets the exit code of a process."""
         self._running.pop(pid).returncode = code
 
     def _mark_all_killed(self) -> None:
+        """Closes the connection to an ended server and records that its forks were killed."""
         if self._connection is not None:
             self._connection.close()
             self._wait_for_server()
@@ -161,7 +163,7 @@ class ForkServer:
 
 
 class ForkedProcess:
-    """A process that the server forked."""
+    """A process that a ForkServer forked."""
 
     def __init__(self, server: ForkServer, pid: int, returncode: int | None = None) -> None:
         self.server, self.pid, self.returncode = server, pid, returncode
@@ -189,6 +191,7 @@ class ForkedProcess:
         self._send_signal(signal.SIGKILL)
 
     def _send_signal(self, number: int) -> None:
+        """Sends a signal unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -197,7 +200,7 @@ _SHARED_SERVER = ForkServer()
 
 
 def serve(connection: Connection) -> None:
-    """Imports everything, then forks a process per request until the other side is gone."""
+    """Imports everything, then forks a process per request until the connection is closed."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
     for module in PRELOADED:
         importlib.import_module(module)
@@ -233,7 +236,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)  # also sent to the whole process gro
 
 
 def _become_command(arguments: list[str], environment: dict[str, str], log: int, lock: int) -> None:
-    """Turns a fork into `python -m consilium ARGUMENTS`; ends with SystemExit."""
+    """Runs `python -m consilium ARGUMENTS` in this fork, given two descriptors; then exits."""
     import torch
 
     for stream in (1, 2):
@@ -256,7 +259,7 @@ def _become_command(arguments: list[str], environment: dict[str, str], log: int,
 def _start_python(
     arguments: list[str], log: IO[bytes], descriptor: int, threads: int = 0
 ) -> subprocess.Popen[bytes]:
-    """An interpreter that inherits a file descriptor and ends with this process."""
+    """Starts an interpreter that inherits a file descriptor and ends with this process."""
     return subprocess.Popen(
         [sys.executable, "-P", *arguments],
         stdin=subprocess.DEVNULL,
@@ -269,7 +272,7 @@ def _start_python(
 
 
 def _end_with_parent(parent: int) -> None:
-    """Requests SIGKILL when the parent dies, also if it is dead already; only Linux has this."""
+    """Has this process killed when its parent (a process id) dies; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the request

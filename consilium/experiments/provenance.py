@@ -33,15 +33,15 @@ class Provenance:
     threads: int = 0  # of OpenMP, on which the last bits depend; 0 is the environment's number
 
     def write(self, folder: Path) -> None:
-        """Writes it to a run folder."""
+        """Writes .provenance.json to a run folder."""
         write_json(folder / FILE, asdict(self))
 
     def difference(self, current: "Provenance") -> str:
-        """The first difference to the current provenance as text, "" if there is none."""
+        """The first difference of `current` from this provenance as text, "" if there is none."""
         for name in dict.fromkeys([*current.settings, *self.settings]):
             before, now = self.settings.get(name), current.settings.get(name)
             if before != now and not name.startswith(IGNORED):
-                return _describe(name, before, now)
+                return _describe_change(name, before, now)
         for name, digest in current.inputs.items():
             if self.inputs.get(name) != digest:
                 return f"from another {name}"
@@ -61,12 +61,15 @@ def file_digest(file: Path) -> str:
 
 @cache
 def _digest(file: Path, modified: int) -> str:
-    """`modified` is part of the cache key: the file is read again after it was written."""
+    """SHA-256 of a file; a new time `modified` is a new cache key, so the file is read again."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def read_settings(command: list[str]) -> dict[str, str]:
-    """Settings of a command as text; later values win, those of `name+` are appended."""
+    """Settings of a command and its config files as text by dotted name.
+
+    Later values replace earlier ones; those of `name+` are appended.
+    """
     settings: dict[str, Any] = {"command": command[0]}
     for name, value in _given_settings(command[1:]):
         is_appended = name.endswith("+") and isinstance(value, list)
@@ -78,7 +81,7 @@ def read_settings(command: list[str]) -> dict[str, str]:
 
 
 def _given_settings(arguments: list[str]) -> Iterator[tuple[str, Any]]:
-    """Settings of each config file and option, in their order."""
+    """Yields name and value of the settings in each config file and option, in their order."""
     for name, values in _options(arguments):
         if name == "config":
             contents = [(Path(file).parent, read_config(Path(file))) for file in values]
@@ -90,7 +93,7 @@ def _given_settings(arguments: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _options(arguments: list[str]) -> list[tuple[str, list[str]]]:
-    """`--name value ...` and `--name=value`; values before the first option have no name."""
+    """(name, values) of each `--name value ...` or `--name=value`; ("", values) of those before."""
     options: list[tuple[str, list[str]]] = [("", [])]
     for argument in arguments:
         if argument.startswith("--"):
@@ -110,7 +113,7 @@ def _parse_values(values: list[str]) -> object:
 
 
 def _split_lists(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The settings with lists of mappings split by index, so that a difference is short."""
+    """Yields settings; a list of mappings as `name.0`, `name.1`, so that a difference is short."""
     for name, value in settings.items():
         if isinstance(value, list) and any(isinstance(item, dict) for item in value):
             items = {f"{name}.{index}": item for index, item in enumerate(value)}
@@ -119,7 +122,8 @@ def _split_lists(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _describe(name: str, before: str | None, now: str | None) -> str:
+def _describe_change(name: str, before: str | None, now: str | None) -> str:
+    """`with NAME BEFORE, the experiment has NOW`; None for a value that is not set."""
     if before is None:
         return f"without {name}, the experiment has {_shorten(now)}"
     current = "does not have it" if now is None else f"has {_shorten(now)}"
@@ -127,5 +131,6 @@ def _describe(name: str, before: str | None, now: str | None) -> str:
 
 
 def _shorten(value: str | None) -> str:
+    """The value cut to MAX_LENGTH characters."""
     text = str(value)
     return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."

@@ -129,7 +129,7 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
 
 
 def _read_run(config: ExperimentConfig, folder: Path, table: PredictionTable) -> Results:
-    """The stored results of a run, with those of the experiment's level as `study/accuracy`."""
+    """The stored results of a run, with metrics by the experiment's level as `study/accuracy`."""
     results = read_results(folder / "results.json")
     if config.level == "image":
         return results
@@ -142,7 +142,7 @@ def add_measures(
     runs: Runs, folders: Mapping[str, Path], histories: Mapping[str, pd.DataFrame],
     evaluated: Mapping[str, EvaluatedVoters],
 ) -> Runs:  # fmt: skip
-    """The runs with everything that gates and claims can name, see `config.find_specs`."""
+    """The runs with all that gates and claims can name: MEASURES, metrics on val and of voters."""
     minutes = {name: float(history["seconds"].sum()) / 60 for name, history in histories.items()}
     for name, voters in evaluated.items():
         if voters.member_metrics.keys() <= minutes.keys():
@@ -156,7 +156,7 @@ def add_measures(
 
 
 def _measures(folder: Path, minutes: float | None) -> Estimates:
-    """Every measure of a run, not measured if absent, and its metrics on val."""
+    """Each of MEASURES of a run (value None if not measured), and its metrics on val."""
     sparse, val = folder / SPARSITY_FILE, folder / "results.val.json"
     content = read_json(sparse) if sparse.is_file() else {}
     values = {**dict.fromkeys(MEASURES), **content, "training_minutes": minutes}
@@ -167,9 +167,10 @@ def _measures(folder: Path, minutes: float | None) -> Estimates:
 
 
 def find_estimates(config: ExperimentConfig, name: str, runs: Runs) -> dict[str, Estimate | None]:
-    """Estimates by RUN.METRIC that `WHO.METRIC` matches; None for a run that is not done.
+    """Estimates by RUN.METRIC that `name`, which is WHO.METRIC, matches; None if a run is not done.
 
-    METRIC may contain `*`: `recall/*` is the recall of every class.
+    WHO is `members`, `ensemble`, or the name of a member or an ensemble. METRIC may contain `*`:
+    `recall/*` is the recall of every class.
     """
     who, pattern = name.split(".", 1)
     estimates: dict[str, Estimate | None] = {}
@@ -183,11 +184,12 @@ def find_estimates(config: ExperimentConfig, name: str, runs: Runs) -> dict[str,
 
 
 def evaluate_gates(config: ExperimentConfig, runs: Runs) -> list[html.Gate]:
-    """Every gate; one of several estimates passes if the worst of them does."""
+    """Every gate with what was measured; a gate of several estimates passes if the worst does."""
     return [_evaluate_gate(config, name, limit, runs) for name, limit in config.gates.items()]
 
 
 def _evaluate_gate(config: ExperimentConfig, name: str, limit: float, runs: Runs) -> html.Gate:
+    """The gate WHO.METRIC (`name`): its worst estimate compared with the limit."""
     estimates = find_estimates(config, name, runs)
     values = {at: e.value for at, e in estimates.items() if e is not None and e.value is not None}
     spec = find_specs(config, name)[0]
@@ -209,7 +211,7 @@ def _evaluate_gate(config: ExperimentConfig, name: str, limit: float, runs: Runs
 
 
 def check_claims(config: ExperimentConfig, runs: Runs) -> list[CheckedClaim]:
-    """Every claim with each estimate that it is about."""
+    """One entry for each claim and each estimate that its WHO.METRIC matches."""
     return [
         CheckedClaim(name, metric, claim, estimate)
         for name, claim in config.claims.items()

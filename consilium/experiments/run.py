@@ -28,7 +28,7 @@ TERMINATE_SECONDS = 10  # between SIGTERM and SIGKILL
 
 @dataclass(frozen=True)
 class RunState:
-    """State of a run, read from its folder."""
+    """Status and progress of a run, read from its folder."""
 
     status: str  # waiting, running, stopped, failed, done, or changed: made with other settings
     epoch: int = 0  # completed epochs
@@ -58,7 +58,7 @@ class Run:
     returncode: int | None = None
 
     def state(self) -> RunState:
-        """The state, from the folder alone."""
+        """Status and progress, read from the folder alone."""
         epoch, metrics, best = read_progress(self.folder)
         config = self.folder / "config.yaml"
         has_epochs = self.arguments[0] == "fit" and config.is_file()
@@ -80,9 +80,10 @@ class Run:
         return provenance.read_settings(self.portable_arguments or self.arguments)
 
     def change(self) -> str:
-        """How the files were made if not with the experiment's settings, else "".
+        """How the files were made if not with the experiment's current settings, else "".
 
-        Files without recorded provenance are trusted.
+        Such as `from another NAME` or `with SETTING VALUE, the experiment has OTHER`. Files without
+        recorded provenance are trusted.
         """
         if not any((self.folder / name).is_file() for name in (self.result, *CHECKPOINTS)):
             return ""
@@ -93,7 +94,7 @@ class Run:
         return recorded.difference(self._provenance()) if recorded else ""
 
     def refuse_change(self) -> None:
-        """Raises ValueError if training would continue with, or accept, other settings."""
+        """Raises ValueError if this is a fit whose files were made with other settings."""
         if self.arguments[0] == "fit" and self.change():
             raise ValueError(
                 f"{self.folder} was made {self.change()}; remove that folder or use --output DIR"
@@ -108,11 +109,12 @@ class Run:
             provenance.Provenance({}, {}).write(self.folder)
 
     def _provenance(self, threads: int = 0) -> provenance.Provenance:
+        """The provenance of files that this run would write now."""
         digests = {run.name: provenance.file_digest(run.folder / run.result) for run in self.inputs}
         return provenance.Provenance(self.settings, digests, threads)
 
     def start(self, launch: Launcher = start_fork, threads: int = 0) -> list[str] | None:
-        """Starts the process, from the last epoch that was saved; returns its arguments.
+        """Starts the command in a process, from the last saved epoch; returns its arguments.
 
         None if another process has the folder's lock. A run that is done is not started. A run
         that was interrupted keeps its number of threads, unless OMP_NUM_THREADS is set.
@@ -136,7 +138,7 @@ class Run:
         return arguments
 
     def prepare_folder(self, threads: int = 0) -> None:
-        """Removes marks and files of other settings, and records the provenance."""
+        """Removes the marks of an earlier end and files of other settings; records provenance."""
         self.refuse_change()
         results = ("results.json", "results.val.json") if self.arguments[0] == "fit" else ()
         for name in (FAILED, DONE, *results):
@@ -147,9 +149,11 @@ class Run:
         self._provenance(threads).write(self.folder)
 
     def _has_checkpoint(self) -> bool:
+        """Whether the folder has a checkpoint to resume from."""
         return any((self.folder / name).is_file() for name in CHECKPOINTS)
 
     def _resume_arguments(self) -> list[str]:
+        """`--ckpt_path FILE` to resume a fit, [] if there is nothing to resume."""
         if not self._has_checkpoint():
             return []
         from consilium.training.preflight import checkpoint_to_resume  # imports torch
@@ -158,7 +162,7 @@ class Run:
         return ["--ckpt_path", str(checkpoint)] if checkpoint else []
 
     def poll(self) -> bool:
-        """Whether the process has ended; records how."""
+        """Whether the process has ended; if so, marks the folder as done or failed."""
         if self.process is None or self.process.poll() is None:
             return False
         self.returncode = self.process.returncode
@@ -180,7 +184,7 @@ class Run:
             self.poll()
 
     def require_checkpoint(self) -> None:
-        """Makes a finished fit that has no best.ckpt, which another run needs, unfinished."""
+        """Marks a finished fit as failed if best.ckpt, which another run needs, is missing."""
         if self.arguments[0] == "fit" and self.is_done() and not (self.folder / BEST).is_file():
             (self.folder / DONE).unlink(missing_ok=True)
             self.fail(f"{self.folder / BEST} is missing")
@@ -204,15 +208,17 @@ class Run:
         self._release_lock()
 
     def error_message(self) -> str:
-        """The last line of the log."""
+        """The last line of the log, or the exit code if the log is empty."""
         lines = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"ended with exit code {self.returncode} and an empty log"
 
     def _release_lock(self) -> None:
+        """Closes the lock file."""
         if self.lock is not None:
             self.lock.close()
 
     def _status(self) -> str:
+        """The status of a `RunState`."""
         if self.is_done():
             return "done"
         if is_locked(self.folder / LOCK_FILE):
@@ -232,7 +238,7 @@ def read_progress(folder: Path) -> tuple[int, dict[str, float] | None, float | N
 
 @cache
 def _read_history(path: Path, modified: int) -> tuple[int, dict[str, float], float | None]:
-    """`modified` is in the cache key: the state is read several times a second."""
+    """`read_progress` of a history.csv; `modified` is in the cache key to read a new file."""
     history = pd.read_csv(path)
     last = history.iloc[-1].to_dict()
     best = float(history[MONITOR].min()) if MONITOR in history else None

@@ -40,7 +40,7 @@ class Scheduler:
         return self._report(runs)
 
     def _execute(self, selected: list[Run], runs: dict[str, Run]) -> None:
-        """Runs as many at a time as the executor takes; a failure only stops what needs it."""
+        """Executes the selected runs; a failed one only stops those that need it."""
         for run in selected:
             if not run.is_done():
                 run.mark_outdated()
@@ -69,11 +69,12 @@ class Scheduler:
             display.close()
 
     def _removed_inputs(self, waiting: list[Run], selected: list[Run]) -> list[Run]:
-        """Inputs that were done and whose folders have been removed since."""
+        """Selected runs that waiting ones need and that were done, but whose folders are gone."""
         needed = {name for run in waiting for name in run.needs} - self.failures.keys()
         return [r for r in selected if r.name in needed and r not in waiting and not r.is_done()]
 
     def _has_failed_input(self, run: Run) -> bool:
+        """Whether a run that this one needs has failed; if so, counts this one as failed."""
         failed = [name for name in run.needs if name in self.failures]
         if failed:
             self.failures[run.name] = f"requires {', '.join(failed)}"
@@ -81,12 +82,14 @@ class Scheduler:
         return bool(failed)
 
     def _start(self, run: Run) -> bool:
+        """Starts a run and logs its command; False if another process has its folder."""
         arguments = self.executor.start(run)
         if arguments is not None:
             self._log(f"{run.name}: {command_line(arguments)}")
         return arguments is not None
 
     def _has_ended(self, run: Run) -> bool:
+        """Whether a run has ended; if so, logs its success or failure."""
         if not self.executor.has_ended(run):
             return False
         if run.is_done():
@@ -97,11 +100,12 @@ class Scheduler:
         return True
 
     def _log(self, text: str) -> None:
+        """Appends a line with the time to experiment.log."""
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def _report(self, runs: list[Run]) -> int:
-        """Writes the report of the runs that are done and prints the summary."""
+        """Writes the report of the runs that are done, prints a summary, returns the exit code."""
         console = Console(soft_wrap=True)
         for name, reason in self.failures.items():
             console.print(f"{name} failed: {reason}", markup=False)
@@ -171,7 +175,7 @@ def status_line(name: str, state: RunState, name_width: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
+    """Seconds as text: `45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
