@@ -34,12 +34,12 @@ class TimedProtocol(H11Protocol):
             self.loop.call_later(CHECK_SECONDS, self._close_oldest)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the time limit."""
+        """Cancels the time limit of the closed connection."""
         self.head_timer.cancel()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
-        """Ends the time limit once a request has begun."""
+        """Handles arrived data, and cancels the time limit once the head of a request is whole."""
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete:
             self.head_timer.cancel()
@@ -62,11 +62,12 @@ class TimedProtocol(H11Protocol):
         return self.client[0] if self.client else None
 
     def _start_waiting(self) -> None:
+        """Starts the time limit for the head of the next request."""
         self.since = self.loop.time()
         self.head_timer = self.loop.call_later(HEAD_SECONDS, lambda: self.transport.abort())
 
     def _close_oldest(self) -> None:
-        """Closes the oldest of the waiting connections of an address, or of all, if too many."""
+        """Closes the oldest waiting connections above the limits, per address and in total."""
         self.servers_to_check.discard(self.server_state)
         waiting = [c for c in self.connections if isinstance(c, TimedProtocol) and c.is_waiting]
         waiting.sort(key=lambda connection: connection.since)
@@ -80,5 +81,6 @@ class TimedProtocol(H11Protocol):
 
 
 def _abort(connections: Iterable[TimedProtocol]) -> None:
+    """Closes connections at once."""
     for connection in connections:
         connection.transport.abort()

@@ -133,7 +133,7 @@ class PreparedImage:
 def prepare_image(
     predictor: Predictor, form: UploadForm, name: str, data: bytes, max_pixels: int
 ) -> PreparedImage:
-    """Decodes and preprocesses an image as in evaluation; ValueError if it cannot be read."""
+    """Decodes and preprocesses an image file as in evaluation; ValueError if it cannot be read."""
     image = decode_bytes(np.frombuffer(data, np.uint8), form.frame, max_pixels)
     height, width = image.shape[:2]
     inputs, preview = predictor.preprocess(image), downscale(image, MAX_SIDE)
@@ -191,7 +191,7 @@ def predict_images(
 def add_saliency_maps(
     predictor: Predictor, image: PreparedImage, prediction: ImagePrediction
 ) -> ImagePrediction:
-    """The prediction with saliency maps of its class."""
+    """A copy of the prediction with saliency maps of its class added."""
     label = predictor.class_names.index(prediction.label)
     explanation = predictor.explain(image.preview, label, image.group, image.inputs)
     members = zip(predictor.members, explanation.member_maps, strict=True)
@@ -205,7 +205,7 @@ def add_saliency_maps(
 
 
 def map_overlay(saliency_map: np.ndarray) -> np.ndarray:
-    """A map as RGBA whose opacity is its value, with a white contour at half of its maximum."""
+    """Enlarges a map (H, W) to RGBA: its value is the opacity, half its maximum a white contour."""
     scale = max(1, round(MAX_SIDE / max(saliency_map.shape) - 0.5))  # makes the contour thin
     enlarged = cv2.resize(saliency_map, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     levels = np.rint(np.clip(enlarged, 0.0, 1.0) * MAP_LEVELS) / MAP_LEVELS

@@ -92,10 +92,12 @@ def create_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
 
     @app.exception_handler(ServerBusy)
     async def busy(request: Request, error: ServerBusy) -> Response:
+        """Status 503 with the seconds after which to try again."""
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": str(error.retry_after)})
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
+        """Status 499, for the metrics only: the client has closed the connection."""
         return Response(status_code=CLIENT_GONE)
 
     token_check = [Depends(require_token(settings.token))] if settings.token else []
@@ -122,6 +124,7 @@ def add_api(app: FastAPI, service: Service, token_check: list[Any]) -> None:
 
     @app.get("/openapi.json", include_in_schema=False)
     async def schema(request: Request) -> dict[str, Any]:
+        """The OpenAPI schema with the address at which the client sees the server."""
         url, content = str(request.base_url), app.openapi()
         info = {**content["info"], "description": DESCRIPTION.format(url=url)}
         return {**content, "info": info, "servers": [{"url": url}]}
@@ -145,10 +148,12 @@ def add_page(app: FastAPI, service: Service, token_check: list[Any]) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
+        """The web page with the title of the model."""
         text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
         return page_response(text.replace("{title}", html.escape(service.settings.title)))
 
-    def path_of(index: int) -> Path:
+    def example_file(index: int) -> Path:
+        """The file of an example image; raises HTTPException 404 if there is none."""
         if not 0 <= index < len(examples):
             raise HTTPException(404, f"example {index} does not exist; there are {len(examples)}")
         if not examples[index].is_file():
@@ -157,15 +162,17 @@ def add_page(app: FastAPI, service: Service, token_check: list[Any]) -> None:
 
     @app.get("/examples/{index}", include_in_schema=False, dependencies=token_check)
     def example(index: int) -> Response:
-        return Response(path_of(index).read_bytes(), media_type="application/octet-stream")
+        """The content of an example image file."""
+        return Response(example_file(index).read_bytes(), media_type="application/octet-stream")
 
     @app.get("/examples/{index}/thumbnail", include_in_schema=False, dependencies=token_check)
     def thumbnail(index: int) -> Response:
-        return Response(read_thumbnail(path_of(index), THUMBNAIL_SIDE), media_type="image/png")
+        """A small PNG of an example image."""
+        return Response(read_thumbnail(example_file(index), THUMBNAIL_SIDE), media_type="image/png")
 
 
 def page_response(text: str) -> HTMLResponse:
-    """A page that may load only its own style and script, and data of its own server."""
+    """The response with an HTML page, which may load only its own style, script and server."""
     policy = f"{DENY_ALL}; img-src 'self' data: blob:; connect-src 'self'"
     for tag in ("style", "script"):
         for part in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S):
@@ -178,6 +185,7 @@ def require_token(token: str) -> Callable[[Request], None]:
     """A dependency that refuses requests without the token."""
 
     def check(request: Request) -> None:
+        """Raises HTTPException 401 if the request lacks the token."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_given = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
         if scheme.lower() != "bearer" or not is_given:
@@ -200,6 +208,7 @@ class MetricsAndHeaders:
         start, status = time.perf_counter(), 500
 
         async def send_with_headers(message: Message) -> None:
+            """Sends a message of the response, with HEADERS in its first one."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -217,7 +226,7 @@ class MetricsAndHeaders:
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A listening socket; an address that is in use or invalid is a ValueError of one line."""
+    """A listening socket; raises ValueError if the address is invalid or in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -250,7 +259,7 @@ def serve(predictor: Predictor, settings: ServerSettings, listener: socket.socke
 
 
 def greeting(settings: ServerSettings, listener: socket.socket) -> str:
-    """The address, and a warning if the server is open to others without a token."""
+    """The text at the start: title, address, and a warning if others need no token."""
     host, port = listener.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     text = f"{settings.title}: http://{name}:{port}  (API: /openapi.json; stop: Ctrl-C)\n{NOTICE}"
@@ -261,7 +270,7 @@ def greeting(settings: ServerSettings, listener: socket.socket) -> str:
 
 
 def default_title(model: Path) -> str:
-    """`demo ensemble` for runs/demo/ensemble, `resnet10t` for runs/demo/members/resnet10t."""
+    """The title of a page: `demo ensemble` for runs/demo/ensemble, else the run folder's name."""
     folder = run_folder_of(model).resolve()
     return f"{folder.parent.name} ensemble" if folder.name == "ensemble" else folder.name
 
@@ -272,12 +281,12 @@ def referral_threshold(model: Path, predictor: Predictor, risk: float) -> float:
 
 
 def prediction_sets(model: Path, predictor: Predictor, rate: float) -> ConformalSets:
-    """Sets that contain the class at this rate, within each class, by limits fitted on val."""
+    """Fits prediction sets on val that contain the true class at this rate, in each class."""
     return fit_conformal_sets(val_table(model, predictor, "--sets"), 1 - rate, BY_CLASS)
 
 
 def val_table(model: Path, predictor: Predictor, flag: str) -> PredictionTable:
-    """The model's predictions of the val split; an error about ``flag`` if there are none."""
+    """The model's predictions on val; raises ValueError that names ``flag`` if there are none."""
     file = val_table_path(model, predictor, flag)
     table = PredictionTable.read(file)
     if not is_table_of(table, file.parents[1], predictor):
@@ -287,7 +296,10 @@ def val_table(model: Path, predictor: Predictor, flag: str) -> PredictionTable:
 
 
 def is_table_of(table: PredictionTable, folder: Path, predictor: Predictor) -> bool:
-    """Whether the model predicted a folder's val table; a voter of other members is an error."""
+    """Whether the model predicted `table`, the val table of a run folder.
+
+    Raises ValueError if the folder has a fitted voter of other members.
+    """
     weights = [member.weights_hash for member in predictor.members]
     if (folder / "voter.json").is_file():
         fitted = store.load(folder, weights, predictor.class_names)
@@ -298,7 +310,7 @@ def is_table_of(table: PredictionTable, folder: Path, predictor: Predictor) -> b
 
 
 def val_table_path(model: Path, predictor: Predictor, flag: str) -> Path:
-    """The val table in the run folder of a model, or in the folder of the ensemble's voters."""
+    """The val predictions in a model's run folder or its voters' folder; ValueError if missing."""
     folder = run_folder_of(model).resolve()
     candidates = [folder / "predictions" / "val.parquet"]
     voters = voters_folder(folder)
@@ -310,9 +322,9 @@ def val_table_path(model: Path, predictor: Predictor, flag: str) -> Path:
 
 
 def find_examples(folder: Path | None, model: Path) -> list[Path]:
-    """The first readable image files of a folder and its subfolders.
+    """The first MAX_EXAMPLES readable image files in a folder and its subfolders.
 
-    Of a folder with images of the model's data, only those of the test split.
+    If the folder contains images of the model's data, only those of the test split.
     """
     if folder is None:
         return []
@@ -349,7 +361,7 @@ def is_readable(path: Path) -> bool:
 
 
 def pointing_scores(model: Path) -> Estimates:
-    """Pointing scores of Grad-CAM measured in the model's experiment, by member or `ensemble`."""
+    """Pointing game estimates of Grad-CAM from the model's experiment, by member or `ensemble`."""
     run = run_folder_of(model).resolve()
     folders = [parent / "saliency" / run.name for parent in (run.parent, run.parent.parent)]
     folder = next((f for f in folders if (f / saliency.FILE).is_file()), None)

@@ -52,7 +52,7 @@ class ServerSettings:
 
 
 class ServerMetrics:
-    """Counters, gauges and histograms of one server, for Prometheus."""
+    """Prometheus counters, gauges and histograms of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -107,17 +107,18 @@ class Batcher:
         return self._thread.is_alive()
 
     def submit(self, image: PreparedImage) -> "Future[ImagePrediction]":
-        """The future prediction of an image; canceled before its turn, it is not computed."""
+        """Queues an image and returns its future prediction, which may be canceled."""
         future: Future[ImagePrediction] = Future()
         self._queue.put((image, future))
         return future
 
     def close(self) -> None:
-        """Predicts what was submitted, then ends the thread."""
+        """Predicts the images in the queue, then ends the thread."""
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
+        """Predicts batches from the queue until it is closed; the target of the thread."""
         is_open = True
         while is_open:
             items = self._next_items()
@@ -131,14 +132,14 @@ class Batcher:
                 self.seconds_per_image = 0.8 * average + 0.2 * seconds if average else seconds
 
     def _next_items(self) -> list[Job | None]:
-        """Waits for the next item, and adds those that are queued behind it."""
+        """Waits for the next item of the queue; returns it and those behind it, None at the end."""
         items = [self._queue.get()]
         while len(items) < self.max_batch and items[-1] and not self._queue.empty():
             items.append(self._queue.get())
         return items
 
     def _complete(self, jobs: Sequence[Job]) -> None:
-        """Sets the results of a batch, those without saliency maps first: maps take longer.
+        """Predicts a batch and sets its futures, last those with saliency maps, which take longer.
 
         A failed batch is repeated image by image, so that only the cause of the error fails.
         """
@@ -167,6 +168,7 @@ class Batcher:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
+        """Calls `on_work` with the seconds that the context took."""
         start = time.perf_counter()
         try:
             yield
@@ -176,7 +178,7 @@ class Batcher:
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`, which is canceled if the client closes the connection."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -187,7 +189,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) 
         gone.cancel()
 
 
-async def _disconnect(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     """Returns when the client of a request, whose body has been read, has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -216,13 +218,13 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Completes what is in progress before the application ends."""
+        """Completes the images in progress before the application ends."""
         yield
         self.decoders.shutdown()
         self.batcher.close()
 
     async def predict(self, request: Request) -> PredictResponse:
-        """Predicts all images of a request, or none."""
+        """Predicts all images of a request, or none: then raises HTTPException or ServerBusy."""
         limits = self.settings.limits
         upload.refuse_long_body(request, limits)
         if not self._has_capacity(1, 0):
@@ -231,7 +233,7 @@ class Service:
         with self._admission() as admit:
             form = await upload.read_form(request, limits, partial(admit, 0))
             admit(len(form.files), 0)
-            self._check(form)
+            self._check_form(form)
             return await until_disconnect(request, self._predict_form(form, partial(admit, 0)))
 
     def model_info(self) -> schemas.ModelInfo:
@@ -277,26 +279,26 @@ class Service:
         return min(60, max(1, math.ceil(self.batcher.seconds_per_image * self.num_images)))
 
     def _has_capacity(self, num_images: int, num_bytes: int) -> bool:
-        """Whether so many more images and bytes are within the limits."""
+        """Whether this many more images and bytes would be within the limits."""
         images_fit = self.num_images + num_images <= self.settings.queue_size
         max_bytes = 8 * self.settings.limits.max_bytes + self.max_decoded_bytes
         return images_fit and self.num_bytes + num_bytes <= max_bytes
 
     @property
     def max_decoded_bytes(self) -> int:
-        """Memory for the decoded images of all requests: two large ones, or many usual ones."""
+        """Bytes for the decoded images of all requests: two large ones, or many usual ones."""
         return DECODED_BYTES_PER_PIXEL * self.settings.limits.max_pixels
 
     @contextmanager
     def _admission(self) -> Iterator[Callable[[int, int], None]]:
-        """A function that counts images and bytes as in progress until the context ends.
+        """Yields a function that counts images and bytes as in progress until the context ends.
 
-        It raises ServerBusy if they exceed the limits. Only what has arrived counts, so that a
-        client that sends nothing takes nothing.
+        Only what has arrived counts, so that a client that sends nothing takes nothing.
         """
         images = size = 0
 
         def admit(num_images: int, num_bytes: int) -> None:
+            """Adds images and bytes to those in progress; raises ServerBusy over the limits."""
             nonlocal images, size
             if not self._has_capacity(num_images, num_bytes):
                 raise ServerBusy(self.retry_after)
@@ -314,6 +316,7 @@ class Service:
     async def _predict_form(
         self, form: UploadForm, admit: Callable[[int], None]
     ) -> PredictResponse:
+        """Predicts the images of a form; `admit` counts the bytes of the decoded images."""
         timeout = self.settings.limits.timeout
         try:
             async with asyncio.timeout(timeout):
@@ -331,7 +334,10 @@ class Service:
         return PredictResponse(predictions=predictions)
 
     async def _decoded_bytes(self, name: str, data: bytes) -> int:
-        """Memory that decoding takes at most; a limit of it is also one of the time it takes."""
+        """Bytes that decoding an image file takes at most; HTTPException if it is none.
+
+        A limit of this memory is also one of the time that decoding takes.
+        """
         if detect_format(data[:132]) is None:
             formats = ", ".join(IMAGE_FORMATS)
             raise HTTPException(415, f"{name}: not an image file; allowed are {formats}")
@@ -339,19 +345,20 @@ class Service:
         return await self._decode(name, decoded_bytes, pixels, self.settings.limits.max_pixels)
 
     async def _prepare(self, form: UploadForm, name: str, data: bytes) -> PreparedImage:
+        """Decodes and preprocesses an image file in the thread pool of decoders."""
         arguments = (self.predictor, form, name, data, self.settings.limits.max_pixels)
         return await self._decode(name, schemas.prepare_image, *arguments)
 
     async def _decode(self, name: str, function: Callable[..., Result], *arguments: Any) -> Result:
-        """The result of a function in the thread pool of decoders; a ValueError is a refusal."""
+        """The result of a function in the thread pool of decoders; its ValueError is status 422."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self.decoders, function, *arguments)
         except ValueError as error:
             raise HTTPException(422, f"{name}: {error}") from None
 
-    def _check(self, form: UploadForm) -> None:
-        """Refuses a form that lacks the voter's attribute or requests impossible maps."""
+    def _check_form(self, form: UploadForm) -> None:
+        """Raises HTTPException if the voter's attribute is missing or maps are impossible."""
         attribute = self.predictor.ensemble.voter.attribute
         if attribute and form.group.strip() in ("", "nan"):
             reason = f"group is {form.group!r}; this ensemble needs the {attribute} of the image"

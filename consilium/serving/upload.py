@@ -42,14 +42,14 @@ class InMemoryParser(MultiPartParser):
 
 
 def refuse_long_body(request: Request, limits: UploadLimits) -> None:
-    """Refuses a request whose Content-Length is too large."""
+    """Raises HTTPException 413 if the Content-Length of a request is too large."""
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length) > limits.max_bytes:
         raise HTTPException(413, too_large(int(length), limits.max_bytes))
 
 
 def too_large(size: int, max_bytes: int) -> str:
-    """Why a body of `size` bytes is refused."""
+    """The reason of a refusal, such as `65.0 MB are too large; at most 64.0 MB`."""
     megabyte = 1 << 20
     return f"{size / megabyte:,.1f} MB are too large; at most {max_bytes / megabyte:,.1f} MB"
 
@@ -57,9 +57,9 @@ def too_large(size: int, max_bytes: int) -> str:
 async def read_form(
     request: Request, limits: UploadLimits, admit: Callable[[int], None]
 ) -> UploadForm:
-    """The form of a request, or an HTTPException with status and reason.
+    """Reads the form of a request; raises HTTPException if it is invalid, too large or too slow.
 
-    `admit` is called with the number of bytes of each piece; it may raise an error.
+    `admit` is called with the number of bytes of each piece of the body; it may raise an error.
     """
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "multipart/form-data":
@@ -87,7 +87,7 @@ async def read_form(
 async def limited_body(
     request: Request, limits: UploadLimits, admit: Callable[[int], None]
 ) -> AsyncGenerator[bytes, None]:
-    """The body in pieces; it is refused if it is too long, and a TimeoutError if it is too slow."""
+    """Yields the body in pieces; HTTPException 413 if it is too long, TimeoutError if too slow."""
     size, start, pieces = 0, time.monotonic(), request.stream()
     while True:
         seconds = GRACE_SECONDS + size / MIN_RATE - (time.monotonic() - start)
@@ -103,7 +103,7 @@ async def limited_body(
 
 
 async def discard_body(request: Request, limits: UploadLimits) -> None:
-    """Reads a body without storing it, so that a client that is still sending gets the refusal."""
+    """Reads a body without storing it, so that a client that is still sending gets the response."""
     with suppress(TimeoutError, ClientDisconnect, HTTPException):
         async with asyncio.timeout(limits.timeout):
             async for _ in limited_body(request, limits, lambda size: None):
@@ -111,7 +111,7 @@ async def discard_body(request: Request, limits: UploadLimits) -> None:
 
 
 async def parse_fields(items: list[tuple[str, UploadFile | str]]) -> UploadForm:
-    """The checked fields of a form."""
+    """The fields of a form by type; HTTPException 400 if one is unknown, missing or invalid."""
     files, values = [], {}
     for name, value in items:
         if name not in FIELDS or isinstance(value, str) == (name == "files"):
@@ -133,6 +133,6 @@ async def parse_fields(items: list[tuple[str, UploadFile | str]]) -> UploadForm:
 
 
 def display_name(name: str) -> str:
-    """The file name of a client without folders and unprintable characters, at most 80 long."""
+    """A client's file name without folders and unprintable characters, its last 80 characters."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(c for c in last if c.isprintable())[-80:] or "image"
