@@ -54,7 +54,7 @@ def is_reference(value: object) -> bool:
 
 
 def find_packaged(argument: str) -> str:
-    """The argument with `configs/...`, if there is no such file, as the path of our file."""
+    """The argument with `configs/...` as the path of the shipped file, unless that path exists."""
     option, equals, value = argument.rpartition("=")
     file = CONFIGS.parent / value
     is_ours = is_reference(value) and value.startswith(f"{CONFIGS.name}/") and file.is_file()
@@ -109,26 +109,26 @@ def explain_parser_error(
     the arguments of the command line.
     """
     if match := UNKNOWN_KEY.search(message):
-        return _unknown_key(match, files, list(keys), args)
+        return _unknown_key_message(match, files, list(keys), args)
     if match := UNKNOWN_CLASS.search(message):
-        return _unknown_class(match[1], match[2], files)
+        return _unknown_class_message(match[1], match[2], files)
     matches = list(PARSER_KEY.finditer(message))
     if not matches:
-        return _unreadable(files) or shorten_parser_error(message)
+        return _read_error(files) or shorten_parser_error(message)
     key, reason = matches[-1][1], message[matches[-1].end() :]
     if (match := NO_CLASS.search(reason)) and not is_reference(value := match[1] or match[2]):
-        return f"{source_file(files, key, value)}: {key}: {_class_needed(key, value)}"
+        return f"{source_file(files, key, value)}: {key}: {_class_path_message(key, value)}"
     if match := MISSING_FILE.search(reason):
         file = source_file(files, key, match[1])
         if not (Path(file).parent / match[1]).is_file():
             return f"{file}: {key}: no such file: {match[1]}"
-        return _unreadable(files)
+        return _read_error(files)
     if expected := _expected_types(message):
         value = GIVEN_VALUE.findall(message)[0]
         return f"{source_file(files, key, value)}: {key}: expected {expected}, got {value!r}"
     is_argument = any(arg.startswith("--") and f".{key}" in arg.partition("=")[0] for arg in args)
     source = "command line" if is_argument else source_file(files, key)
-    return _unreadable(files) or f"{source}: {key}: {shorten_parser_error(reason)}"
+    return _read_error(files) or f"{source}: {key}: {shorten_parser_error(reason)}"
 
 
 def shorten_parser_error(message: str) -> str:
@@ -136,11 +136,11 @@ def shorten_parser_error(message: str) -> str:
     message = worker_error(message).replace('in "<unicode string>", ', "at ")
     message = message.replace("Problems parsing config", "invalid YAML")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    return " ".join(_cut(line) for line in lines if line and not line.startswith(NOISE))
+    return " ".join(_shorten_line(line) for line in lines if line and not line.startswith(NOISE))
 
 
 def worker_error(message: str) -> str:
-    """The original message of an error that a DataLoader worker raised; others are unchanged."""
+    """The original message of an error from a DataLoader worker; other messages unchanged."""
     is_from_worker = message.strip().startswith("Caught ")
     return message.strip().splitlines()[-1].split(": ", 1)[-1] if is_from_worker else message
 
@@ -162,7 +162,7 @@ def class_keys(class_path: str) -> list[str]:
 
 
 def source_file(files: Sequence[Path], key: str, value: str | None = None) -> str:
-    """The last of the files that sets a key (to `value`, if given), or `command line`."""
+    """Path of the last file that sets a key (to `value`, if given), else "command line"."""
     last = key.removesuffix("+").split(".")[-1]
     for file in reversed(files):
         content = read_yaml(file) if file.is_file() else None
@@ -188,9 +188,10 @@ def _find_key(file: Path, content: object, key: str, value: str | None) -> Path 
     return None
 
 
-def _unknown_key(
+def _unknown_key_message(
     match: re.Match[str], files: Sequence[Path], keys: list[str], args: Sequence[str]
 ) -> str:
+    """The message on the unknown key that UNKNOWN_KEY matched, with the nearest allowed key."""
     key = ".".join(filter(None, match.groups()))
     class_paths = CLASS_PATH.findall(match.string[: match.start()])
     allowed = class_keys(class_paths[-1]) if class_paths else keys
@@ -211,29 +212,31 @@ def _unknown_segment(key: str, allowed: Sequence[str]) -> str:
     return segments[-1]
 
 
-def _unknown_class(module: str, name: str, files: Sequence[Path]) -> str:
+def _unknown_class_message(module: str, name: str, files: Sequence[Path]) -> str:
+    """The message on a `class_path` MODULE.NAME that does not exist, with the nearest class."""
     members = vars(resolve_name(module))
     classes = [item for item, value in members.items() if isinstance(value, type)]
     file = source_file(files, "class_path", f"{module}.{name}")
     return f"{file}: no class {name!r} in {module}{suggestion(name, classes)}"
 
 
-def _class_needed(key: str, value: str) -> str:
+def _class_path_message(key: str, value: str) -> str:
+    """The message on a value that must be a mapping with `class_path`, with an example."""
     example = CLASSES.get(key.split(".")[-1])
     class_path = f"class_path, such as {example}," if example else "class_path"
     return f"{value} is no class: give {class_path} and init_args, or a YAML file of both"
 
 
 def _expected_types(message: str) -> str:
-    """`int or one of 'a', 'b'`; "" if the error is about something else than a type."""
+    """The types that an error expects: `int or one of 'a', 'b'`; "" if it is not about a type."""
     types = WRONG_TYPE.findall(message)  # <class 'int'>, typing.Literal['a', 'b']
     names = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", name) for name in types]
     names = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", name) for name in names]
     return " or ".join(name for name in dict.fromkeys(names) if name != "NoneType")
 
 
-def _unreadable(files: Sequence[Path]) -> str:
-    """The error of the first config file that cannot be read, or a file that it refers to."""
+def _read_error(files: Sequence[Path]) -> str:
+    """The error of the first config file, or file that one refers to, that is invalid; else ""."""
     for file in files:
         try:
             resolve_references(file.parent, read_config(file))
@@ -244,6 +247,7 @@ def _unreadable(files: Sequence[Path]) -> str:
     return ""
 
 
-def _cut(line: str) -> str:
+def _shorten_line(line: str) -> str:
+    """The line without its middle if it has more than MAX_LINE characters."""
     half = MAX_LINE // 2 - 4
     return line if len(line) <= MAX_LINE else f"{line[:half]} [...] {line[-half:]}"

@@ -39,7 +39,7 @@ class ExternalCLI(ConsiliumCLI):
     """A test that writes no model card: the model is that of the run."""
 
     def parse(self, args: list[str], files: Sequence[Path] = ()) -> Namespace:
-        """The checked settings without the callback that writes weights and README.md."""
+        """The checked settings without ModelCard, which would write weights and README.md."""
         config = super().parse(args, files)
         trainer = config["test"]["trainer"]
         trainer["callbacks"] = [
@@ -49,7 +49,7 @@ class ExternalCLI(ConsiliumCLI):
 
 
 def run_external(args: Sequence[str]) -> int:
-    """Tests a run (the first argument) on other data and compares; returns 0."""
+    """Tests a run (the first argument) on other data and reports both tests; returns 0."""
     options, further = _parse(args)
     run, folder = options.run, options.run / FOLDER / options.name
     if (folder / RESULTS).exists():
@@ -83,7 +83,7 @@ def run_external(args: Sequence[str]) -> int:
 
 
 def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of an external validation, and those of Lightning's test."""
+    """Values of the arguments of an external validation; and the others, for Lightning's test."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path)
@@ -102,7 +102,7 @@ def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def data_arguments(data: Path, of_run: dict[str, Any]) -> list[str]:
-    """The arguments of a test on other data; `of_run` are the data settings of the run.
+    """Command-line arguments of a test on other data; `of_run` are the data settings of the run.
 
     Of a data config the test split is tested; of a table or a folder all images, unless the folder
     has split folders.
@@ -124,7 +124,7 @@ def data_arguments(data: Path, of_run: dict[str, Any]) -> list[str]:
 
 
 def read_image_stats(config: Path, class_names: list[str]) -> pd.DataFrame:
-    """Patient and statistics of each test image of a config; empty if its images are not found."""
+    """One row per test image of a config: patient, image statistics; empty if files are missing."""
     with suppress(OSError, ValueError):
         table = read_split([str(config)], "test", class_names).reset_index(drop=True)
         stats = describe_images(table["path"].tolist())

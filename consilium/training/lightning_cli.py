@@ -102,6 +102,7 @@ class ConsiliumCLI(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
+        """Adds our arguments and help texts to Lightning's parser of a subcommand."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         help_text = CHECKPOINT_HELP
         if subcommand == "fit":
@@ -114,7 +115,7 @@ class ConsiliumCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses, locks the run folder and picks the checkpoint; refuses what cannot work."""
+        """Parses, locks the run folder, sets the checkpoint; ValueError if a run cannot start."""
         self.config = self.parse(cast(list[str], args))
         command = self.config["subcommand"]
         config, run = self.config[command], Path(self.config[command]["run"])
@@ -139,7 +140,7 @@ class ConsiliumCLI(LightningCLI):
         last = run / LAST
         if command == "fit" and last.is_file() and last.resolve() == Path(name).resolve():
             file = preflight.checkpoint_to_resume(run)
-        config["ckpt_path"] = file and self._unpacked(file)
+        config["ckpt_path"] = file and self._unpack(file)
         arguments = config["model"].init_args
         pretrained = arguments.get("pretrained")
         if command != "fit" and isinstance(pretrained, str) and not Path(pretrained).exists():
@@ -155,7 +156,10 @@ class ConsiliumCLI(LightningCLI):
         print_once("fast_dev_run: the first batches of each split; no file is kept")
 
     def parse(self, args: list[str], files: Sequence[Path] = ()) -> Namespace:
-        """The checked settings of a run by its arguments (subcommand first)."""
+        """The settings that arguments (subcommand first) give; ValueError if a check fails.
+
+        `files` are further files in which `args` may be written, for the error message.
+        """
         paths = [*files, *map(Path, given_options(args).config)]
         try:
             config = self.parser.parse_args(args)
@@ -172,8 +176,8 @@ class ConsiliumCLI(LightningCLI):
             preflight.check_fit_config(config[command])
         return config
 
-    def _unpacked(self, path: Path) -> str:
-        """The path of a checkpoint that Lightning can read: packed ones are unpacked meanwhile."""
+    def _unpack(self, path: Path) -> str:
+        """Verifies a checkpoint; returns its path, or that of an unpacked temporary copy."""
         block, state = checkpoints.read(path, verify=True)
         if not path.name.endswith(packing.SUFFIX):
             return str(path)
@@ -186,7 +190,7 @@ class ConsiliumCLI(LightningCLI):
         return str(file)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs the command; running out of memory and signals become exceptions of ours."""
+        """Runs the command; raises OutOfMemory, and RunStopped after a signal."""
         folder, accumulate = self.trainer.default_root_dir, self.trainer.accumulate_grad_batches
         with (
             preflight.raise_out_of_memory(self.datamodule.batch_size, accumulate, folder),
@@ -196,7 +200,7 @@ class ConsiliumCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Creates the trainer; an accelerator that this machine lacks is an error of one line."""
+        """Creates the trainer; ValueError if this machine lacks the accelerator."""
         try:
             return super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
@@ -265,16 +269,16 @@ class ConfigValidator(ConsiliumCLI):
         self.config = self.parse(cast(list[str], args), self.files)
 
     def _do_nothing(self, subcommand: str = "") -> None:
-        pass
+        """Replaces the steps of LightningCLI that follow parsing."""
 
     _set_seed = instantiate_classes = after_instantiate_classes = _run_subcommand = _do_nothing
 
 
 def run_training(args: list[str], cli: type[ConsiliumCLI] = ConsiliumCLI) -> int:
-    """Runs `args` (subcommand first) and returns 0; invalid input is a ValueError."""
+    """Runs fit, validate, test or predict (the first of `args`); returns 0 or raises ValueError."""
     silence_lightning()
     try:
-        args = [args[0], *preflight.default_config(args), *with_class_of_help(args[1:])]
+        args = [args[0], *preflight.default_config(args), *complete_help_arguments(args[1:])]
         preflight.run_with_smaller_batches(cli, args)
     except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise ValueError(shorten_parser_error(str(error))) from error
@@ -282,7 +286,7 @@ def run_training(args: list[str], cli: type[ConsiliumCLI] = ConsiliumCLI) -> int
 
 
 def validate_config(args: list[str], files: Sequence[Path] = ()) -> Namespace:
-    """Parses the arguments of a run (subcommand first) completely, without creating anything.
+    """The settings that arguments (subcommand first) give, parsed and checked; creates nothing.
 
     An unknown key or a wrong value is a ValueError of one line: file, key, nearest allowed key.
     `files` are further files in which flags of `args` may be written, such as an experiment's.
@@ -291,8 +295,8 @@ def validate_config(args: list[str], files: Sequence[Path] = ()) -> Namespace:
     return cast(Namespace, ConfigValidator(args, files).config)
 
 
-def with_class_of_help(args: Sequence[str]) -> list[str]:
-    """The arguments with the class that `--data.help` or `--model.help` describes by default."""
+def complete_help_arguments(args: Sequence[str]) -> list[str]:
+    """The arguments with a class added to each `--data.help` or `--model.help` without one."""
     pairs = zip(args, [*args, "--"][1:], strict=True)
     return [f"{arg}={CLASS_HELP[arg]}" if arg in CLASS_HELP and after.startswith("-") else arg
             for arg, after in pairs]  # fmt: skip

@@ -47,9 +47,10 @@ class OutOfMemory(ValueError):
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The checkpoint from which a fit in a run folder continues; None if all are unusable.
+    """The checkpoint from which a fit in a run folder continues; None if none is usable.
 
-    Those are removed, because the fit has to start anew, unless it would overwrite a finished run.
+    Then unusable ones are removed, because the fit starts anew; ValueError if that would overwrite
+    a finished run.
     """
     file, problem = resumable_checkpoint(folder)
     if file is None:
@@ -71,7 +72,7 @@ def require_result_callbacks(callbacks: Callbacks, files: Sequence[Path]) -> Non
 
 
 def check_fit_config(config: Namespace) -> None:
-    """Raises ValueError if a fit would train nothing, or follow a metric that is not computed."""
+    """Raises ValueError if a fit would train nothing, or monitor a metric that is not computed."""
     for name in ("max_epochs", "max_steps"):
         if config.trainer[name] == 0:
             raise ValueError(f"--trainer.{name} 0: must be at least 1, or -1 for no limit")
@@ -114,7 +115,7 @@ def check_settings(config: Namespace, files: Sequence[Path]) -> None:
 
 
 def monitored_metrics(config: Namespace) -> dict[str, str]:
-    """The metrics that a fit follows, by the argument that names each."""
+    """The metrics that a fit monitors, by the argument that names each."""
     monitors = {"early_stopping.monitor": config.early_stopping.monitor}
     for callback in _as_list(config.trainer.callbacks):
         monitors[f"{callback.class_path}: monitor"] = callback.get("init_args.monitor")
@@ -134,7 +135,7 @@ def limit_to_first_batches(trainer: Namespace) -> None:
 
 
 def default_config(args: Sequence[str]) -> list[str]:
-    """`--config` and `--run` of the run whose checkpoint or folder is given without a config."""
+    """`--config` and `--run` to add if `args` name a checkpoint or a run folder but no config."""
     given = given_options(args)
     if given.config or given.model or not (given.ckpt_path or given.run):
         return []
@@ -147,7 +148,7 @@ def default_config(args: Sequence[str]) -> list[str]:
 
 
 def default_checkpoint(run: Path, configs: Iterable[object], name: str = "best") -> Path:
-    """best.ckpt, or another, of the run folder or of the folder of a config file."""
+    """Path of NAME.ckpt in the run folder or a config's folder; ValueError unless there is one."""
     folders = [run, *(Path(str(config)).parent for config in configs if config is not None)]
     file = f"{name}.ckpt"
     candidates = {(folder / file).resolve(): folder / file for folder in folders}
@@ -171,7 +172,7 @@ def raise_out_of_memory(batch_size: int, accumulate: int, run: str) -> Iterator[
 
 
 def run_with_smaller_batches(run: Callable[[list[str]], object], args: list[str]) -> None:
-    """Calls `run(args)`; with --auto_batch again with half the batch while memory is exceeded.
+    """Calls `run(args)`; with --auto_batch again with half the batch size after each OutOfMemory.
 
     A run that has saved an epoch is resumed from there.
     """
@@ -194,11 +195,12 @@ def run_with_smaller_batches(run: Callable[[list[str]], object], args: list[str]
 
 
 def _as_list(callbacks: Callbacks) -> list[Namespace]:
+    """The settings of no, one or several callbacks as a list."""
     return [callbacks] if isinstance(callbacks, Namespace) else callbacks or []
 
 
 def _create_group(hint: object, values: object) -> object:
-    """The dataclass of a type hint with nested values, or the values if it is not a dataclass."""
+    """The dataclass `hint` with nested values, which it checks; values if it is no dataclass."""
     if not is_dataclass(hint) or not isinstance(values, Namespace):
         return values
     hints = get_type_hints(hint)  # values of a referenced file have `__path__` as well

@@ -57,7 +57,7 @@ class PruningRun(PruningTarget):
     lr: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses values outside their range and folders that are not complete runs."""
+        """Raises ValueError for values out of range and folders that are not complete runs."""
         if self.macs is None and self.latency is None:
             raise ValueError("give --macs, --latency or both: how small or how fast")
         for name, value in (("macs", self.macs), ("latency", self.latency)):
@@ -79,7 +79,7 @@ class PruningRun(PruningTarget):
                              "or remove it")  # fmt: skip
 
     def arguments(self) -> dict[str, Any]:
-        """The entries of pruning.json that a resumed run must share."""
+        """The arguments as entries of pruning.json, which must be equal to resume a run."""
         values = asdict(self) | {"device": str(self.device)}
         del values["dense"], values["output"]
         return {"dense": os.path.relpath(self.dense, self.output), "arguments": values}
@@ -116,7 +116,10 @@ def _prune(run: PruningRun) -> None:
 def measure_pruned(
     net: nn.Module, pruned: nn.Module, image: Tensor, target: PruningTarget
 ) -> dict[str, Any]:
-    """The content of pruning.json: pruned channels, and size, latency and energy over the dense."""
+    """The content of pruning.json: channels by layer, and ratios of MACs, latency and energy.
+
+    Ratios are those of the pruned to the dense network `net`; `image` is a batch (2, 3, H, W).
+    """
     before, after = (layer_costs(model, image) for model in (net, pruned))
     macs, macs_dense = (sum(cost.macs for cost in costs.values()) for costs in (after, before))
     pairs, device = target.pairs, target.device
@@ -149,7 +152,7 @@ def measure_pruned(
 
 
 def save_pruned(file: Path, block: checkpoints.Block, net: nn.Module, structure: Structure) -> None:
-    """Writes a checkpoint of a pruned network; `block` is that of the network before pruning."""
+    """Writes a checkpoint of a pruned network; `block` is the metadata of that before pruning."""
     state = {f"net.{name}": tensor.cpu() for name, tensor in net.state_dict().items()}
     structure = compose_structures(block.structure, structure)
     weights = checkpoints.weights_hash(state)
@@ -169,7 +172,7 @@ def _fine_tune(run: PruningRun) -> None:
 
 
 def _resume(run: PruningRun) -> None:
-    """Continues the fine-tuning of the same arguments from its last epoch."""
+    """Continues fine-tuning from its last epoch; ValueError if it had other arguments."""
     file, last = run.output / pruning_report.PRUNING_FILE, run.output / "last.ckpt"
     content = read_json(file) if file.is_file() else {}
     if any(content.get(name) != value for name, value in run.arguments().items()):
@@ -181,7 +184,7 @@ def _resume(run: PruningRun) -> None:
 
 
 def fine_tuning_config(config: dict[str, Any], run: PruningRun) -> dict[str, Any]:
-    """The dense run's config, changed to train all layers of the pruned network with a cosine."""
+    """The dense run's config, changed to start from the pruned network with a cosine schedule."""
     model, trainer = config["model"]["init_args"], config["trainer"]
     if run.lr is not None:
         model["optimizer"]["lr"] = run.lr
@@ -197,7 +200,7 @@ def fine_tuning_config(config: dict[str, Any], run: PruningRun) -> dict[str, Any
 
 
 def _summary(run: PruningRun) -> str:
-    """Size, speed and accuracy of the pruned model over the dense one, in two or three lines."""
+    """Size, speed and accuracy of the pruned model next to the dense one, in two or three lines."""
     lines = [pruning_report.pruning_sentence(read_json(run.output / pruning_report.PRUNING_FILE))]
     files = [folder / "predictions" / "test.parquet" for folder in (run.output, run.dense)]
     if all(file.is_file() for file in files):

@@ -33,7 +33,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
     """Locks a run folder, or raises ValueError while another process has its lock.
 
     With several processes per run, the first one takes the lock. Nothing is done if this process
-    inherited the lock from the one that started it. A folder that is still empty is removed.
+    inherited the lock from the one that started it. At the end a new, empty folder is removed.
     """
     path = folder / LOCK_FILE
     if not is_first_process() or owns_lock(path):
@@ -55,7 +55,7 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
 
 
 def acquire_lock(path: Path) -> IO[str] | None:
-    """The open, locked file; closing it releases the lock. None while another process has it."""
+    """Locks a file and returns it; closing it releases the lock. None if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.open("w")
     if _try_flock(lock, fcntl.LOCK_EX):
@@ -65,7 +65,7 @@ def acquire_lock(path: Path) -> IO[str] | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether any process has the lock."""
+    """Whether any process has the lock on a file."""
     if not path.is_file():
         return False
     with path.open() as lock:
@@ -73,7 +73,7 @@ def is_locked(path: Path) -> bool:
 
 
 def owns_lock(path: Path) -> bool:
-    """Whether this process has the lock, by its own or an inherited file descriptor."""
+    """Whether this process has the lock on a file, by its own or an inherited descriptor."""
     for number in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
         with suppress(OSError):  # no such file; or the descriptor that listed /dev/fd is closed
             is_same_file = os.path.samestat(os.fstat(number), path.stat())
@@ -83,7 +83,7 @@ def owns_lock(path: Path) -> bool:
 
 
 def given_options(args: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command that decide on its config files."""
+    """The values of --config, --model, --ckpt_path and --run, which decide on config files."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", "-c", action="append", default=[])
     for name in ("--model", "--ckpt_path", "--run"):
@@ -166,6 +166,7 @@ def print_once(line: str) -> None:
 
 
 def _try_flock(lock: IO[str] | int, kind: int) -> bool:
+    """Tries to lock an open file (`kind` is LOCK_EX or LOCK_SH); whether that succeeded."""
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
