@@ -109,12 +109,14 @@ def write_files(
     write_results(folder / "results.json", results)
     disputed = report.disputed_section(test, thumbnails(args.images, test))
     predictions = voting.ensemble_predictions(ensemble, test, args.level)
-    page = report.ensemble_sections(fitted, evaluated, predictions, disputed)
+    sentences = [subgroup_sentence(groups)] if groups else []
+    page = [
+        *report.first_screen(fitted, evaluated, predictions, points, sentences),
+        *operating_point_tables(points, on_test),
+        *report.ensemble_sections(fitted, evaluated, predictions, disputed),
+    ]
     referral = report.referral_table(*voting.evaluate_referral(on_val, on_test), on_test)
     page = [*page, referral, *conformal_tables(on_val, on_test)]
-    page[3:3] = operating_point_tables(points, on_test)
-    if groups:
-        page.insert(1, html.Text(subgroup_sentence(groups)))
     page += subgroup_sections(groups, results.metrics, on_test)
     html.write_report(folder / "report.html", args.title, page)
     return groups

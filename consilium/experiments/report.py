@@ -16,7 +16,7 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.reports import html
 from evaluation.reports.ensemble import CALIBRATED_NOTE
-from evaluation.reports.overview import overview
+from evaluation.reports.overview import ONE_DATASET, overview
 from evaluation.reports.run import readable_details, what_it_is
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentences
 from evaluation.results import Results, write_results
@@ -121,7 +121,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
         *_subgroup_sections(results),
         *appendix.saliency_sections(results.saliency),
         *(
-            html.Plot(curves.learning_curves(history), "", f"Learning: {name}", folded=True)
+            html.Plot(curves.learning_curves(history), "", f"Learning: {name}")
             for name, history in results.histories.items()
         ),
         *appendix.cost_sections(results.costs),
@@ -142,7 +142,10 @@ def _glance(results: ExperimentResults) -> list[html.Section]:
 
 def _notes(results: ExperimentResults) -> list[str]:
     """Warnings about the data of any run, each once, and the runs that are not in the report."""
-    notes = [str(note) for run in results.runs.values() for note in run.meta.get("notes", [])]
+    notes = [f"Gate not passed: {g.name}, {g.required}, measured {g.measured}."
+             for g in results.gates if not g.passed]  # fmt: skip
+    notes.append(ONE_DATASET)
+    notes += [str(note) for run in results.runs.values() for note in run.meta.get("notes", [])]
     groups = {"Not done yet": results.unfinished, "Made with other settings": results.changed}
     for reason, names in groups.items():
         notes += [f"{reason}, and not in this report: {', '.join(names)}."] if names else []

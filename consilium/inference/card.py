@@ -97,7 +97,7 @@ def card_sections(filled: Sequence[FilledItem], run: Path, folder: Path) -> list
         ]
         note = f"{source}. The wording is ours; blank items are open."
         columns = ("item", "wording", "content", "shown in")
-        page.append(html.Table(columns, checklist, standard, note, folded=True))
+        page.append(html.Table(columns, checklist, standard, note))
     return page
 
 

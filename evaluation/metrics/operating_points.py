@@ -73,14 +73,14 @@ def evaluate_thresholds(
     val, points = with_use_of(test, val), OperatingPoints()
     for outcome in shown_outcomes(test):
         on_val, on_test = (outcome_table(table, outcome) for table in (val, test))
-        points[outcome] = {"0.5": _decision_metrics(on_test, outcome, 0.5, draws, seed)}
+        points[outcome] = {"0.5": decision_metrics(on_test, outcome, 0.5, draws, seed)}
         for rule, threshold in fit_thresholds(on_val, use_of(test)).items():
             name = rule if threshold is None else f"{threshold:.3g}, {rule}"
-            points[outcome][name] = _decision_metrics(on_test, outcome, threshold, draws, seed)
+            points[outcome][name] = decision_metrics(on_test, outcome, threshold, draws, seed)
     return points
 
 
-def _decision_metrics(
+def decision_metrics(
     table: PredictionTable, outcome: str, threshold: float | None, draws: int, seed: int
 ) -> Estimates:
     """Summary metrics of decisions at a threshold, and those of the outcome."""

@@ -4,8 +4,9 @@
 `pair/<class>/<class>`, `study/accuracy` and `patient/recall/<class>`.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -80,6 +81,8 @@ class MetricSpec:
     in_headline: bool = False  # whether it has a column in tables of paired comparisons
     in_outcomes: bool = False  # whether it has a column in the table of classes and groups
     is_paired: bool = False  # whether paired tests compare it: AUROC or one of the first six kinds
+    meaning: str = field(kw_only=True)  # in plain words, for the glossary of a report
+    also: str = ""  # another name of it in tables
 
     def __post_init__(self) -> None:
         if self.is_paired and self.kind == "ranking":
@@ -113,78 +116,146 @@ _macro = partial(partial, confusion.macro_average)  # rate of each class -> its 
 _weighted = partial(partial, confusion.weighted_average)
 _SPECS = (
     MetricSpec("accuracy", "Accuracy", "confusion", confusion.accuracy, interval="proportion",
-               weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True),
+               weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True,
+               meaning="Fraction of the images whose predicted class is the label."),
     MetricSpec("balanced_accuracy", "Balanced accuracy", "confusion", _macro(confusion.recall),
-               in_summary=True, is_paired=True),
+               in_summary=True, is_paired=True,
+               meaning="Mean of the recall of all classes: a rare class counts as much as a "
+                       "frequent one."),
     MetricSpec("auroc", "AUROC", "estimates", ranking.auroc_estimates,
                scope="overall and outcome", in_summary=True, in_headline=True, in_outcomes=True,
-               is_paired=True),
+               is_paired=True,
+               meaning="Probability that an image with the class has a higher score than one "
+                       "without it: 1 separates perfectly, 0.5 is chance. Without a class, "
+                       "the mean over classes."),
     MetricSpec("average_precision", "Average precision", "ranking",
                ranking.average_precision_of_counts, scope="overall and class",
-               perfect_bound=ranking.average_precision_bound),
+               perfect_bound=ranking.average_precision_bound,
+               meaning="Area under the curve of precision and recall over all thresholds; a "
+                       "random score has the frequency of the class."),
     MetricSpec("sensitivity_at_specificity_0.95", "Sensitivity at 95 % specificity", "ranking",
                ranking.sensitivity_of_counts, scope="overall and class",
-               perfect_bound=lambda sensitivity, false_positive_rate, prevalence: sensitivity),
-    MetricSpec("f1_macro", "F1, macro", "confusion", _macro(confusion.f1), is_paired=True),
-    MetricSpec("f1_weighted", "F1, weighted", "confusion", _weighted(confusion.f1)),
-    MetricSpec("precision_macro", "Precision, macro", "confusion", _macro(confusion.precision)),
+               perfect_bound=lambda sensitivity, false_positive_rate, prevalence: sensitivity,
+               meaning="Fraction of the images with the class that are found when 95 % of the"
+                       " others are spared."),
+    MetricSpec("f1_macro", "F1, macro", "confusion", _macro(confusion.f1), is_paired=True,
+               meaning="Mean F1 of the classes."),
+    MetricSpec("f1_weighted", "F1, weighted", "confusion", _weighted(confusion.f1),
+               meaning="Mean F1 of the classes, each weighted by its number of images."),
+    MetricSpec("precision_macro", "Precision, macro", "confusion", _macro(confusion.precision),
+               meaning="Mean precision of the classes."),
     MetricSpec("precision_weighted", "Precision, weighted", "confusion",
-               _weighted(confusion.precision)),
-    MetricSpec("recall_macro", "Recall, macro", "confusion", _macro(confusion.recall)),
+               _weighted(confusion.precision),
+               meaning="Mean precision of the classes, each weighted by its number of images."),
+    MetricSpec("recall_macro", "Recall, macro", "confusion", _macro(confusion.recall),
+               meaning="Mean recall of the classes, the same as balanced accuracy."),
     MetricSpec("recall_weighted", "Recall, weighted", "confusion", _weighted(confusion.recall),
-               interval="proportion", weights_images_equally=True),
+               interval="proportion", weights_images_equally=True,
+               meaning="Mean recall of the classes, each weighted by its number of images: "
+                       "the same as accuracy."),
     MetricSpec("specificity_macro", "Specificity, macro", "confusion",
-               _macro(confusion.specificity)),
+               _macro(confusion.specificity),
+               meaning="Mean specificity of the classes."),
     MetricSpec("kappa", "Cohen's kappa", "confusion", confusion.kappa, minimum=-1.0,
-               in_summary=True, is_paired=True),
-    MetricSpec("kappa_quadratic", "Kappa, quadratic weights", "confusion",
-               partial(confusion.kappa, quadratic=True), minimum=-1.0, is_paired=True),
+               in_summary=True, is_paired=True,
+               meaning="Agreement of predictions and labels beyond chance: 1 is perfect, 0 is"
+                       " chance."),
+    MetricSpec("kappa_quadratic", "Quadratic kappa", "confusion",
+               partial(confusion.kappa, quadratic=True), minimum=-1.0, is_paired=True,
+               meaning="Agreement beyond chance for ordered classes: an error counts by its "
+                       "distance squared."),
     MetricSpec("grade_error", "Mean distance of grades", "estimates", confusion.grade_estimates,
-               higher_is_better=False, maximum=inf, weights_images_equally=True),
+               higher_is_better=False, maximum=inf, weights_images_equally=True,
+               meaning="Mean distance of the predicted from the true grade, in grades."),
     MetricSpec("within_one_grade", "Within one grade", "estimates", confusion.grade_estimates,
-               weights_images_equally=True),
-    MetricSpec("mcc", "MCC", "confusion", confusion.mcc, minimum=-1.0, is_paired=True),
+               weights_images_equally=True,
+               meaning="Fraction of the images whose predicted grade is the true one or next to "
+                       "it."),
+    MetricSpec("mcc", "MCC", "confusion", confusion.mcc, minimum=-1.0, is_paired=True,
+               meaning="Matthews correlation coefficient of predictions and labels: 1 is "
+                       "perfect, 0 is chance."),
     MetricSpec("nll", "NLL", "image_mean", calibration.nll, higher_is_better=False, maximum=inf,
-               weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True),
+               weights_images_equally=True, in_summary=True, in_headline=True, is_paired=True,
+               meaning="Negative log-likelihood: the mean of -log p of the label. Confident "
+                       "errors cost most."),
     MetricSpec("brier", "Brier score", "image_mean", calibration.brier, higher_is_better=False,
-               maximum=2.0, weights_images_equally=True, is_paired=True),
+               maximum=2.0, weights_images_equally=True, is_paired=True,
+               meaning="Mean squared distance of the probabilities from the label, between 0 "
+                       "and 2."),
     MetricSpec("ece", "ECE", "calibration", calibration.ece_of_gaps, higher_is_better=False,
                interval="centered bootstrap", weights_images_equally=True, in_summary=True,
-               is_paired=True),
+               is_paired=True,
+               meaning="Expected calibration error: mean difference between the probability "
+                       "of the predicted class and how often it is right, in bins of "
+                       "probability."),
     MetricSpec("smooth_ece", "ECE, smooth", "smooth_calibration", calibration.smooth_ece_of_gaps,
-               higher_is_better=False, interval="centered bootstrap", weights_images_equally=True),
+               higher_is_better=False, interval="centered bootstrap", weights_images_equally=True,
+               meaning="Expected calibration error with smoothing in place of bins."),
     MetricSpec("ece_classwise", "ECE, classwise", "classwise_calibration",
                calibration.classwise_ece_of_gaps, scope="overall and class", higher_is_better=False,
-               interval="centered bootstrap", weights_images_equally=True, in_outcomes=True),
-    _SLOPE("calibration_slope", "Calibration slope", ideal=1.0, in_outcomes=True),
-    _SLOPE("calibration_intercept", "Calibration intercept", ideal=0.0),
-    _SLOPE("calibration_in_the_large", "Calibration in the large", ideal=0.0, in_outcomes=True),
+               interval="centered bootstrap", weights_images_equally=True, in_outcomes=True,
+               meaning="Expected calibration error of the probability of each class, "
+                       "predicted or not."),
+    _SLOPE("calibration_slope", "Calibration slope", ideal=1.0, in_outcomes=True,
+           meaning="Slope of a logistic regression of the outcome on the logit of its "
+                   "probability: 1 is ideal, below 1 probabilities are too extreme."),
+    _SLOPE("calibration_intercept", "Calibration intercept", ideal=0.0,
+           meaning="Intercept of the same regression as the calibration slope: 0 is ideal."),
+    _SLOPE("calibration_in_the_large", "Calibration in the large", ideal=0.0, in_outcomes=True,
+           meaning="Shift of the logits that makes probabilities right on average: 0 is "
+                   "ideal, below 0 they are too large."),
     MetricSpec("observed_minus_expected", "Observed minus expected", "image_mean",
                clinical.observed_minus_expected, scope="outcome", ideal=0.0, minimum=-1.0,
-               weights_images_equally=True),
-    _NET_BENEFIT("net_benefit", "Net benefit", compute=clinical.net_benefit),
+               weights_images_equally=True,
+               meaning="Frequency of the outcome minus its mean probability: 0 is ideal."),
+    _NET_BENEFIT("net_benefit", "Net benefit", compute=clinical.net_benefit,
+                 meaning="Cases found per image, minus false alarms per image times the odds "
+                         "of the threshold. Treating no one has 0."),
     _NET_BENEFIT("net_benefit_over_all", "Net benefit minus treating all",
-                 compute=clinical.net_benefit_over_all),
+                 compute=clinical.net_benefit_over_all,
+                 meaning="Net benefit minus that of treating everyone."),
     MetricSpec("recall", "Recall", "confusion", confusion.recall, scope="class",
-               interval="proportion", counted_images=lambda labels, predictions: labels),
+               interval="proportion", counted_images=lambda labels, predictions: labels,
+               meaning="Fraction of the images with the class that are predicted as it.",
+               also="sensitivity"),
     MetricSpec("precision", "Precision", "confusion", confusion.precision, scope="class",
-               interval="proportion", counted_images=lambda labels, predictions: predictions),
+               interval="proportion", counted_images=lambda labels, predictions: predictions,
+               meaning="Fraction of the images predicted as the class that have it: positive "
+                       "predictive value.",
+               also="PPV"),
     MetricSpec("specificity", "Specificity", "confusion", confusion.specificity, scope="class",
-               interval="proportion", counted_images=lambda labels, predictions: ~labels),
+               interval="proportion", counted_images=lambda labels, predictions: ~labels,
+               meaning="Fraction of the images without the class that are not predicted as "
+                       "it."),
     MetricSpec("npv", "NPV", "confusion", confusion.npv, scope="class", interval="proportion",
-               counted_images=lambda labels, predictions: ~predictions),
+               counted_images=lambda labels, predictions: ~predictions,
+               meaning="Negative predictive value: fraction of the images not predicted as "
+                       "the class that do not have it."),
     MetricSpec("number_needed_to_refer", "Number needed to refer", "confusion",
                confusion.number_needed_to_refer, scope="class", higher_is_better=False,
-               minimum=1.0, maximum=inf),
-    _PREVALENCE("ppv_at_prevalence", "PPV at prevalence", compute=confusion.ppv_at_prevalence),
-    _PREVALENCE("npv_at_prevalence", "NPV at prevalence", compute=confusion.npv_at_prevalence),
-    MetricSpec("f1", "F1", "confusion", confusion.f1, scope="class"),
-    MetricSpec("pairs", "Accuracy, mean of pairs", "estimates", confusion.pair_estimates),
+               minimum=1.0, maximum=inf,
+               meaning="Images predicted as the class per case found among them: 1 is best.",
+               also="referred per case found"),
+    _PREVALENCE("ppv_at_prevalence", "PPV at prevalence", compute=confusion.ppv_at_prevalence,
+                meaning="Positive predictive value if this fraction of the patients had the "
+                        "class."),
+    _PREVALENCE("npv_at_prevalence", "NPV at prevalence", compute=confusion.npv_at_prevalence,
+                meaning="Negative predictive value if this fraction of the patients had the "
+                        "class."),
+    MetricSpec("f1", "F1", "confusion", confusion.f1, scope="class",
+               meaning="Harmonic mean of precision and recall."),
+    MetricSpec("pairs", "Accuracy, mean of pairs", "estimates", confusion.pair_estimates,
+               meaning="Accuracy between two classes, on the images of the two: the mean over"
+                       " all pairs."),
     MetricSpec("pairs_gap", "Mean of pairs minus accuracy", "estimates", confusion.pair_estimates,
-               minimum=-1.0),
-    MetricSpec("pair", "Accuracy of a pair", "estimates", confusion.pair_estimates, scope="pair"),
-    _ODDS("tpr_gap", "Largest difference of sensitivity"),
-    _ODDS("fpr_gap", "Largest difference of false positive rate"),
+               minimum=-1.0,
+               meaning="How much harder it is to choose among all classes than between two."),
+    MetricSpec("pair", "Accuracy of a pair", "estimates", confusion.pair_estimates, scope="pair",
+               meaning="Accuracy between two classes, on the images of the two."),
+    _ODDS("tpr_gap", "Largest difference of sensitivity",
+          meaning="Between any two groups of the attribute: 0 is ideal."),
+    _ODDS("fpr_gap", "Largest difference of false positive rate",
+          meaning="Between any two groups of the attribute, in 1 - specificity: 0 is ideal."),
 )  # fmt: skip
 
 METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}
@@ -232,6 +303,15 @@ def matching_specs(pattern: str, level: str | None = None) -> list[MetricSpec]:
         return []
     specs = [spec for spec in METRICS.values() if fnmatchcase(spec.name, base)]
     return [spec for spec in specs if base.endswith("*") or _fits(spec, class_names)]
+
+
+def named_metrics(text: str) -> list[MetricSpec]:
+    """Entries whose label, or other name, is in a text; within a longer one it does not count."""
+    names = {name.lower(): spec for spec in METRICS.values() for name in (spec.label, spec.also)}
+    longest_first = "|".join(map(re.escape, sorted(filter(None, names), key=len, reverse=True)))
+    matches = re.findall(rf"(?<!\w)(?:{longest_first})(?!\w)", text.lower())
+    specs = [names[name] for name in matches]
+    return [spec for spec in METRICS.values() if spec in specs]
 
 
 def summary_metrics() -> list[str]:

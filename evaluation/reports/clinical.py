@@ -12,7 +12,7 @@ from evaluation.reports import html
 from evaluation.stats.estimate import Estimate
 from evaluation.stats.paired_tests import Differences
 
-PANELS = 3  # outcomes in one plot; those of the first plot are not folded
+PANELS = 3  # outcomes in one plot
 MAX_PAIRS = 3  # of models whose differences have a plot
 RATES = {"recall/{}": "sensitivity", "specificity/{}": "specificity", "precision/{}": "PPV",
          "npv/{}": "NPV", "number_needed_to_refer/{}": "referred per case found",
@@ -21,35 +21,40 @@ RATES = {"recall/{}": "sensitivity", "specificity/{}": "specificity", "precision
 
 def operating_point_tables(points: OperatingPoints, table: PredictionTable) -> list[html.Table]:
     """Tables of `evaluate_thresholds`: the first outcome, the others, predictive values of all."""
-    values = {f"{name}_at_prevalence/{{}}/{p:g}": f"{name.upper()} at {100 * p:g}\u00a0%"
-              for p in use_of(table).prevalences for name in ("ppv", "npv")}  # fmt: skip
+    values = {f"{name}/{{}}/{p:g}": f"{METRICS[name].label} {100 * p:g}\u00a0%"
+              for p in use_of(table).prevalences
+              for name in ("ppv_at_prevalence", "npv_at_prevalence")}  # fmt: skip
     (first, rules), *others = points.items() or [("", {})]
     note = (
         "The class is decided above this probability; thresholds were fitted on val. Cost: "
         f"{_trade(use_of(table))}. {html.SMALL_PRINT}"
     )
     tables = [
-        _rules_table({first: rules}, RATES, f"Decision thresholds for {first}", note, False),
-        _rules_table(dict(others), RATES, "Decision thresholds for the other classes", note, True),
-        _rules_table(points, values, "Predictive values at other prevalences", note, True),
+        _rules_table({first: rules}, RATES, f"Decision thresholds for {first}", note, True),
+        _rules_table(dict(others), RATES, "Decision thresholds for the other classes", note),
+        _rules_table(points, values, "Predictive values at other prevalences", note),
     ]
     return [rules for rules in tables if rules.rows]
 
 
 def _rules_table(
-    points: OperatingPoints, columns: Mapping[str, str], heading: str, note: str, folded: bool
+    points: OperatingPoints,
+    columns: Mapping[str, str],
+    heading: str,
+    note: str,
+    is_first: bool = False,
 ) -> html.Table:
     """One row per outcome and rule; `columns` are labels by name of a metric, {} the outcome."""
     rows = [
         (
-            f"{outcome}: {rule}" if folded else rule,
+            rule if is_first else f"{outcome}: {rule}",
             *(metrics.get(n.format(outcome)) for n in columns),
         )
         for outcome, rules in points.items()
         for rule, metrics in rules.items()
     ]
     names = ("threshold", *columns.values())
-    return html.Table(names, rows, heading, note, folded=folded)
+    return html.Table(names, rows, heading, note)
 
 
 def outcome_table(metrics: Mapping[str, Estimate], table: PredictionTable) -> html.Table:
@@ -84,8 +89,8 @@ def decision_curves(tables: Tables) -> list[html.Section]:
         "confidence interval" + (f" of {next(iter(tables))}." if len(tables) > 1 else ".")
     )
     return [
-        html.Plot(plots.decision_curve_plot(tables, part), caption, heading, folded)
-        for part, heading, folded in _parts(first, "Decision curves")
+        html.Plot(plots.decision_curve_plot(tables, part), caption, heading)
+        for part, heading in _parts(first, "Decision curves")
     ]
 
 
@@ -96,19 +101,17 @@ def calibration_curves(table: PredictionTable) -> list[html.Section]:
         "large. Histograms: images with the outcome upwards, without it downwards, in percent."
     )
     return [
-        html.Plot(plots.calibration_plot(table, part), caption, heading, folded)
-        for part, heading, folded in _parts(table, "Calibration curves")
+        html.Plot(plots.calibration_plot(table, part), caption, heading)
+        for part, heading in _parts(table, "Calibration curves")
     ]
 
 
-def _parts(table: PredictionTable, heading: str) -> list[tuple[Sequence[str], str, bool]]:
-    """Outcomes of each plot, its heading, and whether it is folded."""
+def _parts(table: PredictionTable, heading: str) -> list[tuple[Sequence[str], str]]:
+    """Outcomes of each plot, and its heading."""
     outcomes = shown_outcomes(table)
     parts = [outcomes[at : at + PANELS] for at in range(0, len(outcomes), PANELS)]
-    return [
-        (part, heading if not at else f"{heading}: {', '.join(part)}", at > 0)
-        for at, part in enumerate(parts)
-    ]
+    headings = [heading, *(f"{heading}: {', '.join(part)}" for part in parts[1:])]
+    return list(zip(parts, headings, strict=True))
 
 
 def difference_sections(
@@ -127,12 +130,12 @@ def difference_sections(
     columns = ["first & second", *(label for spec in paired for label in (spec.label, "p"))]
     note = f"First minus second. {html.SMALL_PRINT} p is corrected by Holm over the pairs."
     heading = "Paired differences of each class"
-    page.append(html.Table(columns, rows, heading, note, folded=True))
+    page.append(html.Table(columns, rows, heading, note))
     aligned = align_members(tables)
     pairs = {f"{a} minus {b}": (aligned[a], aligned[b]) for a, b in combinations(aligned, 2)}
     if len(pairs) <= MAX_PAIRS:
         caption = "Above 0 the first is better. Bands: 95 % confidence intervals."
-        for part, title, folded in _parts(first, "Differences of net benefit"):
+        for part, title in _parts(first, "Differences of net benefit"):
             plot = plots.net_benefit_difference_plot(pairs, part)
-            page.append(html.Plot(plot, caption, title, folded))
+            page.append(html.Plot(plot, caption, title))
     return page

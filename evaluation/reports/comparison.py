@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 
 from evaluation.diversity import PairDiversity, member_diversity
+from evaluation.metrics.clinical import outcome_table, shown_outcomes, use_of
 from evaluation.metrics.compute import compute_metrics
+from evaluation.metrics.operating_points import decision_metrics
 from evaluation.metrics.registry import headline_metrics, metric_label
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
-from evaluation.predictions import Tables, align_members, row_unit
+from evaluation.predictions import PredictionTable, Tables, align_members, row_unit
 from evaluation.reports import clinical, html
 from evaluation.reports.ensemble import diversity_table, paired_meta
+from evaluation.reports.overview import ONE_DATASET, about_data
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentences
 from evaluation.results import Results, collect_notes
 from evaluation.stats import paired_tests
@@ -23,6 +26,7 @@ from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.stats.paired_tests import Differences
 from evaluation.subgroups import Subgroup, compute_subgroups
 
+OUTCOME_METRICS = ("auroc", "calibration_slope", "net_benefit", "recall", "specificity")
 RAW_NOTE = (
     "Probabilities are those of the prediction tables: raw for a single model, calibrated for an "
     "ensemble with a fitted voter."
@@ -34,6 +38,7 @@ class Comparison:
     """Metrics of several members on the same images; pairs are named `first & second`."""
 
     metrics: dict[str, Estimates]  # of each member
+    decisions: dict[str, Estimates]  # about the first outcome at the stated threshold
     differences: dict[str, Differences]  # first minus second of each two members
     diversity: dict[str, PairDiversity]  # of each two members
     agreement: Estimate  # fraction of the rows on which all members predict the same class
@@ -53,9 +58,14 @@ def compare_models(
     groups = {name: compute_subgroups(table, attribute) for name, table in aligned.items()}
     metrics = {name: compute_metrics(table, draws, seed) for name, table in aligned.items()}
     pairs, agreement = member_diversity(aligned, draws, seed)
-    rows = row_unit(next(iter(aligned.values())))
     corrected = paired_tests.holm_corrected(differences)
-    return Comparison(metrics, corrected, pairs, agreement, rows, groups)
+    first = next(iter(aligned.values()))
+    outcome, threshold = shown_outcomes(first)[0], use_of(first).threshold
+    decisions = {
+        name: decision_metrics(outcome_table(table, outcome), outcome, threshold, draws, seed)
+        for name, table in aligned.items()
+    }
+    return Comparison(metrics, decisions, corrected, pairs, agreement, row_unit(first), groups)
 
 
 def summary_sentence(comparison: Comparison) -> str:
@@ -78,36 +88,46 @@ def comparison_sections(
     comparison: Comparison, tables: Tables, histories: Mapping[str, pd.DataFrame]
 ) -> list[html.Section]:
     """The report from top to bottom."""
-    class_names = next(iter(tables.values())).class_names
+    first = next(iter(tables.values()))
+    class_names, notes = first.class_names, collect_notes(tables.values())
+    groups = subgroup_sentences(comparison.subgroups)
     bars = curves.reliability_caption(tables.values())
     recalls = plots.recall_plot(comparison.metrics, class_names)
     return [
         html.Text(summary_sentence(comparison), lead=True),
-        *[html.Text(sentence) for sentence in subgroup_sentences(comparison.subgroups)],
-        *[html.Text(f"Note: {note}.") for note in collect_notes(tables.values())],
+        outcome_comparison(comparison, first),
+        html.Overview(about_data(first, groups, [ONE_DATASET, *notes])),
         member_table(comparison),
         recall_table(comparison.metrics, class_names),
-        html.Plot(recalls, "The best members of each class are circled.", "Recall", folded=True),
+        html.Plot(recalls, "The best members of each class are circled.", "Recall"),
         *pair_sections(comparison, tables),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
-        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),
+        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
         *clinical.decision_curves(tables),
         html.Plot(curves.reliability_plot(tables), bars, "Reliability"),
-        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
+        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
         *[
             section
             for name, groups in comparison.subgroups.items()
             for section in subgroup_sections(groups, comparison.metrics[name], tables[name], name)
         ],
         *[
-            html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}", folded=True)
+            html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}")
             for name, table in tables.items()
         ],
         *[
-            html.Plot(curves.learning_curves(history), "", f"Learning curves: {name}", folded=True)
+            html.Plot(curves.learning_curves(history), "", f"Learning curves: {name}")
             for name, history in histories.items()
         ],
     ]
+
+
+def outcome_comparison(comparison: Comparison, table: PredictionTable) -> html.Table:
+    """Metrics of the first outcome of each member, for the first screen."""
+    names = [f"{name}/{shown_outcomes(table)[0]}" for name in OUTCOME_METRICS]
+    members = {n: m | comparison.decisions[n] for n, m in comparison.metrics.items()}
+    note = f"Net benefit and decisions at the threshold {use_of(table).threshold:g}."
+    return html.models_table(members, "", f"{note} {html.SMALL_PRINT}", names=names)
 
 
 def member_table(comparison: Comparison) -> html.Table:

@@ -73,4 +73,4 @@ def _group_table(val: PredictionTable, test: PredictionTable, by: str, rule: str
         f"Sets at {percent(1 - ALPHAS[0])}. Expected: where 95 of 100 samples of val and test "
         "lie if the patients of both are alike. With too few patients in val a set has all classes."
     )
-    return Table(columns, rows, f"Prediction sets by {by}", note, folded=True)
+    return Table(columns, rows, f"Prediction sets by {by}", note)

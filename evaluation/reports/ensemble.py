@@ -1,7 +1,7 @@
 """The report of an ensemble: every voter next to the best single member."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,13 @@ import numpy as np
 from evaluation import ensemble as voting
 from evaluation.diversity import NllDecomposition, PairDiversity
 from evaluation.ensemble import EnsemblePredictions, EvaluatedVoters, FittedVoters
+from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.metrics.registry import headline_metrics, metric_label, summary_metrics
 from evaluation.plots import curves
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, Tables
 from evaluation.reports import clinical, html
+from evaluation.reports.overview import ONE_DATASET, overview
 from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
 from evaluation.stats.estimate import Estimate, Estimates, decimals_of
 from evaluation.stats.paired_tests import Differences, better_or_worse
@@ -31,23 +33,35 @@ def ensemble_sections(
     fitted: FittedVoters, evaluated: EvaluatedVoters, predictions: EnsemblePredictions,
     disputed: Sequence[html.Section] = (),
 ) -> list[html.Section]:  # fmt: skip
-    """The report from top to bottom; `predictions` are those of the ensemble's own voter."""
+    """The report below the first screen; `predictions` are those of the ensemble's own voter."""
     voter, rows = predictions.voter, evaluated.rows
     not_fitted = [(voter_spec(name).label, reason) for name, reason in fitted.not_fitted.items()]
     columns = ("voter", "reason")
-    notes = (*fitted.warnings, *collect_notes(predictions.members.values()))
     heading = f"All metrics of the ensemble ({voter_spec(voter).label})"
     pairs, agreement = evaluated.diversity, evaluated.agreement
     return [
-        html.Text(summary_sentence(fitted, evaluated, voter), lead=True),
-        *[html.Text(f"Note: {note}.") for note in notes],
         voter_table(fitted, evaluated, voter),
         gain_table(fitted, evaluated),
         *([html.Table(columns, not_fitted, "Voters that were not fitted")] if not_fitted else []),
         *_plot_sections(fitted, evaluated, predictions),
-        replace(html.metrics_table(evaluated.voter_metrics[voter], heading, rows), folded=True),
+        html.metrics_table(evaluated.voter_metrics[voter], heading, rows),
         diversity_table(pairs, agreement, rows, evaluated.nll_decomposition),
         *disputed,
+    ]
+
+
+def first_screen(
+    fitted: FittedVoters, evaluated: EvaluatedVoters, predictions: EnsemblePredictions,
+    points: OperatingPoints, groups: Sequence[str],
+) -> list[html.Section]:  # fmt: skip
+    """The summary, and the answers about the ensemble's own voter."""
+    voter, tables = predictions.voter, predictions.members
+    what = f"An ensemble of {html.format_count(len(tables), 'networks')}"
+    notes = [ONE_DATASET, *fitted.warnings, *collect_notes(tables.values())]
+    metrics, table = evaluated.voter_metrics[voter], predictions.calibrated
+    return [
+        html.Text(summary_sentence(fitted, evaluated, voter), lead=True),
+        overview(what, metrics, table, points, groups, notes),
     ]
 
 
@@ -129,19 +143,19 @@ def _plot_sections(
         html.Plot(plots.gain_plot(evaluated.gains), "Right of the line is better.", "Gains"),
         html.Plot(confusion, "Rows are the true classes.", "Confusion matrix"),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
-        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall", folded=True),
+        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
         html.Plot(calibration, bars, "Reliability before and after calibration"),
         clinical.outcome_table(evaluated.voter_metrics[predictions.voter], ensemble),
         *clinical.decision_curves(tables),
         *clinical.calibration_curves(ensemble),
-        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage", folded=True),
-        html.Plot(plots.agreement_plot(members), unit, "Agreement of members", folded=True),
-        html.Plot(recalls, circled, "Recall of members by class", folded=True),
+        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
+        html.Plot(plots.agreement_plot(members), unit, "Agreement of members"),
+        html.Plot(recalls, circled, "Recall of members by class"),
         *member_weight_sections(fitted, list(members), ensemble.class_names),
     ]
     if evaluated.diversity:
         plot = plots.diversity_plot(evaluated)
-        sections.append(html.Plot(plot, "", "Diversity and accuracy", folded=True))
+        sections.append(html.Plot(plot, "", "Diversity and accuracy"))
     return sections
 
 
@@ -153,7 +167,7 @@ def member_weight_sections(
     if not weights:
         return []
     plot = plots.member_weights_plot(weights, members)
-    return [html.Plot(plot, "In percent.", "Member weights", folded=True)]
+    return [html.Plot(plot, "In percent.", "Member weights")]
 
 
 def diversity_table(
@@ -175,7 +189,7 @@ def diversity_table(
             f" Raw NLL of the geometric mean {nll.pool:.3f} = mean member {nll.mean_member:.3f} - "
             f"diversity {nll.diversity:.3f}."
         )
-    return html.Table(columns, cells, "Diversity", note, folded=True)
+    return html.Table(columns, cells, "Diversity", note)
 
 
 def disputed_section(

@@ -8,7 +8,8 @@ from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import clinical, html
-from evaluation.reports.run import readable_details
+from evaluation.reports.overview import overview
+from evaluation.reports.run import readable_details, what_it_is
 from evaluation.results import Results
 from evaluation.stats.estimate import Estimate, Estimates
 
@@ -32,7 +33,9 @@ def external_sections(
     page: list[html.Section] = [html.accuracy_sentence(results.name, external["accuracy"])]
     page.append(html.accuracy_sentence("The internal test", internal["accuracy"]))
     page.append(html.Text(shift_sentence(results)))
-    page += [html.Text(f"Note: {note}.") for note in results.meta.get("notes", [])]
+    notes = [str(note) for note in results.meta.get("notes", [])]
+    points = results.operating_points
+    page.append(overview(what_it_is(results), external, table, points, notes=notes))
     page += [
         side_by_side(results, summary_metrics(), "Internal and external"),
         _three_columns(results, "prevalence", "external minus internal", "Prevalence", DIFFERENCE),
@@ -41,14 +44,14 @@ def external_sections(
             "Means of the image files. The standardized difference is in standard deviations.",
         ),
         recalibration_table(results, first, "Recalibration with local patients"),
-        *(recalibration_table(results, o, f"Recalibration: {o}", folded=True) for o in others),
+        *(recalibration_table(results, o, f"Recalibration: {o}") for o in others),
         net_benefit_table(results, table),
-        *clinical.operating_point_tables(results.operating_points, table),
+        *clinical.operating_point_tables(points, table),
         html.Plot(curves.roc_comparison(both), "Mean over classes.", "ROC"),
         html.Plot(curves.reliability_plot(both), curves.reliability_caption(both.values()),
                   "Reliability"),
         *clinical.calibration_curves(table),
-        side_by_side(results, external, "All metrics", folded=True),
+        side_by_side(results, external, "All metrics"),
         html.Details({**readable_details(results), **environment}),
     ]  # fmt: skip
     return [section for section in page if not isinstance(section, html.Table) or section.rows]
@@ -65,9 +68,7 @@ def shift_sentence(results: Results) -> str:
     return f"Shifts found. {' '.join(texts)}" if texts else "No shift was found."
 
 
-def side_by_side(
-    results: Results, names: Iterable[str], heading: str, folded: bool = False
-) -> html.Table:
+def side_by_side(results: Results, names: Iterable[str], heading: str) -> html.Table:
     """Metrics of the internal test, of the external set and their differences."""
     internal, difference = (results.others[n] for n in ("internal", "external minus internal"))
     rows: list[tuple[html.Cell, ...]] = [
@@ -76,7 +77,7 @@ def side_by_side(
         if n in difference
     ]
     columns = ("", "internal", results.name, "difference")
-    return html.Table(columns, rows, heading, f"{html.SMALL_PRINT} {DIFFERENCE}", folded=folded)
+    return html.Table(columns, rows, heading, f"{html.SMALL_PRINT} {DIFFERENCE}")
 
 
 def _three_columns(
@@ -92,9 +93,7 @@ def _three_columns(
     return html.Table(columns, rows, heading, f"{html.SMALL_PRINT} {note}")
 
 
-def recalibration_table(
-    results: Results, outcome: str, heading: str, folded: bool = False
-) -> html.Table:
+def recalibration_table(results: Results, outcome: str, heading: str) -> html.Table:
     """Metrics of an outcome after recalibration, one row per number of local patients."""
     recalibrated = {k: results.others[f"recalibrated/{k}"] for k in LOCAL_PATIENTS}
     names = [n for n in recalibrated[0] if "/" not in n or n.endswith(f"/{outcome}")]
@@ -103,8 +102,7 @@ def recalibration_table(
         for k, of in recalibrated.items()
     ]
     note = f"{RECALIBRATION} At least {MIN_REMAINING} patients have to remain."
-    return html.Table(("local patients", *map(metric_label, names)), rows, heading, note,
-                      folded=folded)  # fmt: skip
+    return html.Table(("local patients", *map(metric_label, names)), rows, heading, note)
 
 
 def net_benefit_table(results: Results, table: PredictionTable) -> html.Table:

@@ -3,9 +3,11 @@
 import base64
 import html
 import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation.files import write_text
-from evaluation.metrics.registry import metric_label, metric_spec, summary_metrics
+from evaluation.metrics.registry import metric_label, metric_spec, named_metrics, summary_metrics
 from evaluation.stats.estimate import Estimate
 
 NOTICE = "Research use only. Not a medical device."
 SMALL_PRINT = "Small print: 95 % confidence intervals."
 PIXELS_PER_INCH = 104  # the same in each plot, so that text has one size down the page
-MIN_CONTENTS = 4  # headings; a shorter page has no list of contents
+GLOSSARY = "Metrics in plain words"
 PLAIN_NAMES = {  # in place of names in results.json
     "manifest_digest": "hash of the table of samples", "module": "class of the model",
     "tta": "test-time augmentation", "weights": "hash of the weights",
@@ -29,10 +31,9 @@ PLAIN_NAMES = {  # in place of names in results.json
 
 
 class Section(ABC):
-    """One part of a report, under a heading unless that is empty; closed at first if folded."""
+    """One part of a report, under a heading unless that is empty."""
 
     heading: str
-    folded: bool = False
 
     @abstractmethod
     def _content(self) -> str:
@@ -73,7 +74,6 @@ class Table(Section):
     note: str = ""
     digits: int = 3  # decimals of plain numbers; those of estimates depend on their n
     strong: Sequence[int] = ()  # indices of bold rows
-    folded: bool = False
 
     def _content(self) -> str:
         head = ""
@@ -100,7 +100,6 @@ class Plot(Section):
     image: Figure | bytes
     caption: str = ""
     heading: str = ""
-    folded: bool = False
 
     def _content(self) -> str:
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
@@ -123,7 +122,6 @@ class Thumbnails(Section):
     captions: Sequence[str]
     heading: str = ""
     note: str = ""
-    folded: bool = False
 
     def _content(self) -> str:
         items = [
@@ -181,7 +179,6 @@ class Details(Section):
 
     entries: Mapping[str, object]
     heading: str = "How this report was made"
-    folded: bool = True
 
     def _content(self) -> str:
         rows = [(_cell(plain_name(k)), _cell(plain_value(v))) for k, v in self.entries.items()]
@@ -195,7 +192,7 @@ class NotebookSections:
     sections: tuple[Section, ...]
 
     def _repr_html_(self) -> str:
-        body = "\n".join(section_html(section, can_fold=False) for section in self.sections)
+        body = "\n".join(map(section_html, self.sections))
         return f'<style>{_template("notebook.css")}</style><div class="consilium">{body}</div>'
 
 
@@ -205,30 +202,45 @@ def show(*sections: Section | Figure) -> NotebookSections:
 
 
 def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> None:
-    """Writes one self-contained HTML file."""
-    headings = {f"section{at}": s.heading for at, s in enumerate(sections) if s.heading}
-    anchors = [f"section{at}" if s.heading else "" for at, s in enumerate(sections)]
-    parts = [section_html(s, anchor) for s, anchor in zip(sections, anchors, strict=True)]
-    start = next((at for at, s in enumerate(sections) if s.heading), len(parts))
-    if len(headings) >= MIN_CONTENTS:
-        links = [f'<li><a href="#{a}">{html.escape(h)}</a></li>' for a, h in headings.items()]
-        contents = f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'
-        parts.insert(start, contents)  # after the summary, which has no heading
+    """Writes one self-contained HTML file.
+
+    Sections before the first heading are the first screen. The others fold out of a list of their
+    headings, unless there is no first screen. One without a heading belongs to the one above it.
+    """
+    drawn = [(section.heading, section._content()) for section in sections]
+    is_text = [not isinstance(section, Details) for section in sections]
+    if rows := _glossary_rows(" ".join(chain.from_iterable(compress(drawn, is_text)))):
+        table = Table(("", ""), rows, GLOSSARY)
+        drawn.append((table.heading, table._content()))
+    start = next((at for at, (heading, _) in enumerate(drawn) if heading), len(drawn))
+    parts, chapters = [content for _, content in drawn[:start]], list[list[str]]()
+    for heading, content in drawn[start:]:
+        chapters += [[html.escape(heading)]] if heading else []
+        chapters[-1].append(content)
+    parts.append("<div class=contents>" if start else "<div>")
+    for at, (heading, *contents) in enumerate(chapters):
+        head, body = f"<h2>{heading}</h2>", "".join(contents)
+        # a link to an element inside of details opens them
+        section = f'<section id="section{at}">{body}</section>'
+        details = f"<details><summary>{head}</summary>{section}</details>"
+        parts.append(details if start else head + section)
+    parts.append("</div>")
     page = _template("page.html").format(
         title=html.escape(title), style=_template("style.css"), notice=NOTICE, body="\n".join(parts)
     )
     write_text(path, page)
 
 
-def section_html(section: Section, anchor: str = "", can_fold: bool = True) -> str:
-    """One section as HTML; `anchor` is the target of links to it."""
-    attribute = f' id="{anchor}"' if anchor else ""
+def _glossary_rows(page: str) -> list[tuple[str, str]]:
+    """Names and meaning of the metrics that a page of HTML names."""
+    specs = named_metrics(html.unescape(re.sub("<[^>]*>", " ", page)))
+    return [(", ".join(filter(None, (s.label, s.also))), s.meaning) for s in specs]
+
+
+def section_html(section: Section) -> str:
+    """One section as HTML."""
     heading = f"<h2>{html.escape(section.heading)}</h2>" if section.heading else ""
-    content = section._content()
-    if can_fold and section.folded and heading:
-        body = f"<details><summary>{heading}</summary>{content}</details>"
-        return f"<section{attribute}>{body}</section>"
-    return f"<section{attribute}>{heading}{content}</section>"
+    return f"<section>{heading}{section._content()}</section>"
 
 
 def format_number(value: float, decimals: int, sign: str = "") -> str:
@@ -324,7 +336,7 @@ def models_table(
     columns = [corner, *([count] if count else []), *metric_columns(names)[1:]]
     rows: list[tuple[Cell, ...]] = []
     for model, metrics in models.items():
-        first = metrics[names[0]]
+        first = metrics.get(names[0])
         size = [first.n if first else None] if count else []
         rows.append((model, *size, *(metrics.get(name) for name in names)))
     return Table(columns, rows, heading, note, strong=strong)

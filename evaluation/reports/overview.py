@@ -4,18 +4,20 @@ from collections.abc import Mapping, Sequence
 
 from evaluation.metrics.clinical import outcome_members, shown_outcomes, use_of
 from evaluation.metrics.operating_points import OperatingPoints
-from evaluation.predictions import PredictionTable
+from evaluation.predictions import PredictionTable, row_unit
 from evaluation.reports.html import (
     Overview,
     format_count,
     format_estimate,
     format_percent,
-    format_sample_size,
 )
 from evaluation.stats.estimate import Estimate, Estimates
 
 FEW_PATIENTS = 100  # with the outcome or without: fewer give wide intervals and unsure calibration
 DECIMALS = 3
+ONE_DATASET = (
+    "One dataset. On images of another hospital: consilium test RUN --data OTHER --name NAME."
+)
 
 
 def overview(
@@ -24,21 +26,29 @@ def overview(
     table: PredictionTable,
     points: OperatingPoints,
     groups: Sequence[str] = (),
-    notes: Sequence[str] = (),
+    notes: Sequence[str] = (ONE_DATASET,),
 ) -> Overview:
     """Answers for people who decide whether to read on; ``groups`` says for whom it is worse."""
-    outcome = shown_outcomes(table)[0]
-    sample = format_sample_size(metrics["accuracy"])
-    return Overview(
-        {
-            "What is it?": [f"{what} that answers {_alternatives(table.class_names)}."],
-            f"How good is it for {outcome}?": _performance(metrics, table, points, outcome),
-            "Measured on whom?": [f"{sample} of the {table.rows['split'].iloc[0]} split; "
-                                  f"{_prevalence(table, outcome)}."],
-            "For whom is it worse?": groups or ["Not measured: the images have no attributes."],
-            "What limits it?": [*_limits(table, outcome), *notes],
-        }
-    )  # fmt: skip
+    outcome, classes = shown_outcomes(table)[0], _alternatives(table.class_names)
+    how_good = _performance(metrics, table, points, outcome)
+    answers = {"What is it?": [f"{what} that answers {classes}."],
+               f"How good is it for {outcome}?": how_good}  # fmt: skip
+    return Overview({**answers, **about_data(table, groups, notes)})
+
+
+def about_data(
+    table: PredictionTable, groups: Sequence[str], notes: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """On whom something was measured, for whom it is worse, and what limits it."""
+    outcome, labeled = shown_outcomes(table)[0], table.labeled
+    patients, unit = format_count(len(set(labeled.patients)), "patients"), row_unit(table)
+    sample = f"{format_count(len(labeled), unit)} of {patients}" * (unit != "patients") or patients
+    split = table.rows["split"].iloc[0]
+    return {
+        "Measured on whom?": [f"{sample} of the {split} split; {_prevalence(table, outcome)}."],
+        "For whom is it worse?": groups or ["Not measured: the images have no attributes."],
+        "What limits it?": [*_limits(table, outcome), *notes],
+    }
 
 
 def _alternatives(names: Sequence[str]) -> str:
@@ -104,6 +114,4 @@ def _limits(table: PredictionTable, outcome: str) -> list[str]:
         if len(patients) < FEW_PATIENTS:
             count = format_count(len(patients), "patients")
             limits.append(f"{count} {name}; {FEW_PATIENTS} or more are advised.")
-    limits.append("One dataset. On images of another hospital: consilium test RUN --data OTHER "
-                  "--name NAME.")  # fmt: skip
     return limits

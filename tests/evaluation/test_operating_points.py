@@ -178,18 +178,16 @@ def test_an_outcome_that_val_does_not_have_is_null_with_a_reason() -> None:
     assert all(m["recall/none"].value is not None for m in points["none"].values())
 
 
-def test_only_the_first_outcome_of_a_report_is_unfolded() -> None:
+def test_the_first_outcome_of_a_report_has_a_table_of_its_own() -> None:
     val, test = (
         replace(make_table(90, 4, split=split), meta={"clinical_use": USE})
         for split in ("val", "test")
     )
     points = evaluate_thresholds(val, test, draws=20)
     tables = operating_point_tables(points, test)
-    assert [table.heading for table in tables if not table.folded] == [
-        "Decision thresholds for severe"
-    ]
+    assert [table.heading for table in tables][:1] == ["Decision thresholds for severe"]
     assert [len(table.rows) for table in tables] == [5, 20, 25]
     values = tables[2]
-    assert values.columns[1:3] == ("PPV at 2\u00a0%", "NPV at 2\u00a0%")
+    assert values.columns[1:3] == ("PPV at prevalence 2\u00a0%", "NPV at prevalence 2\u00a0%")
     assert values.rows[0][1] == points["severe"]["0.5"]["ppv_at_prevalence/severe/0.02"]
     assert operating_point_tables({}, test) == []

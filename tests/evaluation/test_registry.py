@@ -34,10 +34,12 @@ def label_distance(table: PredictionTable) -> np.ndarray:
 DISTANCE = MetricSpec(
     "distance", "Mean distance", "image_mean", label_distance, higher_is_better=False,
     maximum=2.0, weights_images_equally=True, in_summary=True, is_paired=True,
+    meaning="Mean distance of the labels.",
 )  # fmt: skip
 TOP_HALF = MetricSpec(
     "top_half", "Sensitivity at half of the positives", "ranking",
     lambda tp, fp: (tp * (fp <= fp[:, -1:] / 2)).max(axis=1) / tp[:, -1], scope="overall and class",
+    meaning="Sensitivity where half of the positives are found.",
 )  # fmt: skip
 
 
@@ -138,4 +140,4 @@ def test_lists_of_names_follow_the_registry() -> None:
 
 def test_ranking_metric_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="top: paired tests cannot compare a metric of kind"):
-        MetricSpec("top", "Top", "ranking", TOP_HALF.compute, is_paired=True)
+        MetricSpec("top", "Top", "ranking", TOP_HALF.compute, is_paired=True, meaning="")

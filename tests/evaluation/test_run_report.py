@@ -74,7 +74,7 @@ def _page(sections: list[html.Section]) -> str:
 def test_a_metric_registered_in_one_place_is_in_the_run_report(monkeypatch):
     spec = MetricSpec(
         "certainty", "Mean certainty", "image_mean", lambda t: t.probabilities.max(axis=1),
-        in_summary=True,
+        in_summary=True, meaning="Largest probability, on average.",
     )  # fmt: skip
     monkeypatch.setitem(registry.METRICS, "certainty", spec)
     table = make_table()
@@ -124,7 +124,7 @@ def test_a_run_report_is_made_from_values_and_shows_labels_instead_of_names():
     assert "No difference between groups was shown (2 groups tested" in page_of_groups
     assert "<h2>Subgroups</h2>" in page_of_groups
     assert page.index("a note") < page.index("Savings") < page.index("Learning curves")
-    assert "Kappa, quadratic weights" in page
+    assert "Quadratic kappa" in page
     assert "kappa_quadratic" not in page
     assert "<td>seed</td><td>3</td>" in page
     [curves] = [s.image for s in sections if s.heading == "Learning curves"]

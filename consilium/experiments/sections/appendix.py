@@ -108,7 +108,7 @@ def cost_sections(costs: pd.DataFrame) -> list[html.Section]:
     if costs.empty:
         return []
     rows = costs.to_numpy().tolist()
-    return [html.Table(COST_COLUMNS, rows, "Cost", COST_NOTE, digits=2, folded=True)]
+    return [html.Table(COST_COLUMNS, rows, "Cost", COST_NOTE, digits=2)]
 
 
 def audit_data(runs: Runs, folder: Path) -> dict[str, dict[str, Any]]:

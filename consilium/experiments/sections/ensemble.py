@@ -123,7 +123,7 @@ def _voter_sections(e: EnsembleResults, voter: str, with_plots: bool) -> list[ht
         ]
     predictions = ensemble_predictions(e.fitted.ensembles[voter], e.tables)
     disputed = ensemble_report.disputed_section(e.tables, e.disputed)
-    return ensemble_report.ensemble_sections(e.fitted, e.evaluated, predictions, disputed)[1:]
+    return ensemble_report.ensemble_sections(e.fitted, e.evaluated, predictions, disputed)
 
 
 def shown_tables(ensembles: list[EnsembleResults], members: MemberComparison | None) -> Tables:

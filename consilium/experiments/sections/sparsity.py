@@ -1,7 +1,7 @@
 """Sparse members compared with their controls, which are trained alike at density 1."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,9 @@ def _pair_sections(
     pair: tuple[str, str], tables: Tables, changed: pd.DataFrame
 ) -> list[html.Section]:
     sparse, control = align([tables[run] for run in pair])
-    return [
-        html.Text("", f"{pair[0]} compared with {pair[1]}"),
+    parts = [
         sparsity.sensitivity_table(sparse, control, "sparse", "control"),
         sparsity.changed_table(changed, len(sparse), "sparse", "control", MAX_ROWS),
     ]
+    of = f"{pair[0]} compared with {pair[1]}"
+    return [replace(part, heading=f"{of}: {part.heading}") for part in parts]
