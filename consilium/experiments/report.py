@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from consilium.experiments.config import ENSEMBLE, ExperimentConfig
+from consilium.experiments.config import ENSEMBLE, MEMBERS, ExperimentConfig
+from consilium.experiments.plan import run_names
 from consilium.experiments.results import ExperimentResults, load_results
 from consilium.experiments.sections import appendix, ensemble, seeds_folds, sparsity
 from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
-from evaluation.plots import curves
+from evaluation.plots import curves, style
 from evaluation.reports import html
 from evaluation.reports.ensemble import CALIBRATED_NOTE
 from evaluation.reports.overview import ONE_DATASET, overview
@@ -33,7 +34,8 @@ CLAIMS_NOTE = (
 def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
     """Writes all files; returns whether all gates passed, and the lines of the summary."""
     results = load_results(config, folder)
-    html.write_report(folder / "report.html", config.title, sections(results))
+    with style.member_colors(run_names(config, MEMBERS)):
+        html.write_report(folder / "report.html", config.title, sections(results))
     for name, table in tables(results).items():
         file = folder / "results" / f"{name}.csv"
         file.unlink(missing_ok=True)
@@ -121,7 +123,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
         *_subgroup_sections(results),
         *appendix.saliency_sections(results.saliency),
         *(
-            html.Plot(curves.learning_curves(history), "", f"Learning: {name}")
+            html.Plot(curves.learning_curves(history, name), "", f"Learning: {name}")
             for name, history in results.histories.items()
         ),
         *appendix.cost_sections(results.costs),

@@ -1,6 +1,8 @@
 """Plots of clinical use: decision curves, their differences, smooth calibration curves."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +26,8 @@ def decision_curve_plot(tables: Tables, outcomes: Sequence[str]) -> Figure:
         }
         for outcome in outcomes
     }
-    fig, axes = _plot_curves(curves, "net benefit")
+    lines = [style.line_style(style.model_index(name, at)) for at, name in enumerate(tables)]
+    fig, axes = _plot_curves(curves, "net benefit", lines)
     labeled = Outcomes.from_table(next(iter(tables.values())).labeled)
     for ax, (outcome, of_models) in zip(axes, curves.items(), strict=True):
         if known := [curve for curve in of_models.values() if curve]:
@@ -38,21 +41,25 @@ def decision_curve_plot(tables: Tables, outcomes: Sequence[str]) -> Figure:
     return fig
 
 
-def net_benefit_difference_plot(
-    pairs: Mapping[str, tuple[PredictionTable, PredictionTable]], outcomes: Sequence[str]
-) -> Figure:
+def net_benefit_difference_plot(tables: Tables, outcomes: Sequence[str]) -> Figure:
     """First minus second of each pair of models by threshold with bands, one panel per outcome."""
-    curves = {o: {n: decision_curve(a, o, b) for n, (a, b) in pairs.items()} for o in outcomes}
-    fig, axes = _plot_curves(curves, "net benefit, first minus second")
+    pairs = {f"{a} minus {b}": (a, b) for a, b in combinations(tables, 2)}
+    curves = {
+        outcome: {n: decision_curve(tables[a], outcome, tables[b]) for n, (a, b) in pairs.items()}
+        for outcome in outcomes
+    }
+    index = {name: style.model_index(name, at) for at, name in enumerate(tables)}
+    lines = [style.pair_style(index[a], index[b]) for a, b in pairs.values()]
+    fig, axes = _plot_curves(curves, "net benefit, first minus second", lines)
     for ax in axes:
         style.legend(ax)
     return fig
 
 
 def _plot_curves(
-    curves: Mapping[str, Mapping[str, Curve | None]], label: str
+    curves: Mapping[str, Mapping[str, Curve | None]], label: str, lines: Sequence[dict[str, Any]]
 ) -> tuple[Figure, list[Axes]]:
-    """Curves by outcome and name, one panel per outcome."""
+    """Curves by outcome and name, one panel per outcome; `lines` are their styles."""
     fig, axes = style.subplots(WIDTH * max(len(curves), 1.2), HEIGHT, columns=len(curves))
     axes[0].set_ylabel(label)
     for ax, (outcome, of_outcome) in zip(axes, curves.items(), strict=True):
@@ -60,8 +67,7 @@ def _plot_curves(
         style.panel_title(ax, outcome)
         ax.axhline(0, color=style.DARK, linewidth=0.8)
         ax.set_xlabel("threshold probability")
-        for index, (name, curve) in enumerate(of_outcome.items()):
-            line = style.line_style(index)
+        for line, (name, curve) in zip(lines, of_outcome.items(), strict=True):
             if curve is None:
                 _write_absent(ax)
             else:
@@ -78,8 +84,9 @@ def _plot_band(ax: Axes, curve: Curve, color: str) -> None:
     ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
 
 
-def calibration_plot(table: PredictionTable, outcomes: Sequence[str]) -> Figure:
+def calibration_plot(table: PredictionTable, outcomes: Sequence[str], name: str = "") -> Figure:
     """Smooth calibration curve of each outcome, above histograms of its probability by class."""
+    line = style.line_style(style.model_index(name))
     k, all_outcomes = len(outcomes), Outcomes.from_table(table.labeled)
     fig, axes = style.subplots(WIDTH * max(k, 1.2), 4.6, 2, k, height_ratios=(3, 1))
     for upper, lower, outcome in zip(axes[:k], axes[k:], outcomes, strict=True):
@@ -88,8 +95,8 @@ def calibration_plot(table: PredictionTable, outcomes: Sequence[str]) -> Figure:
         upper.set_aspect("auto")
         style.panel_title(upper, outcome)
         if curve := calibration_curve(table, outcome):
-            upper.plot(curve.x, curve.value, **style.line_style(0))
-            _plot_band(upper, curve, style.COLORS[0])
+            upper.plot(curve.x, curve.value, **line)
+            _plot_band(upper, curve, line["color"])
         else:
             _write_absent(upper)
         _plot_histograms(lower, all_outcomes.probabilities[:, at], all_outcomes.positive[:, at])
@@ -102,7 +109,7 @@ def _plot_histograms(ax: Axes, p: np.ndarray, positive: np.ndarray) -> None:
     """Probabilities of images with the outcome upwards, of the others downwards."""
     edges = np.linspace(0, 1, NUM_BINS + 1)
     for rows, sign, color, label in (
-        (positive, 1, style.COLORS[1], "with it"), (~positive, -1, style.COLORS[0], "without it"),
+        (positive, 1, style.DARK, "with it"), (~positive, -1, style.LIGHT, "without it"),
     ):  # fmt: skip
         counts = np.histogram(np.clip(p[rows], 0, 1), edges)[0]
         percent = sign * 100 * counts / max(rows.sum(), 1)

@@ -79,8 +79,8 @@ def precision_recall_plot(tables: Tables) -> Figure:
 def _macro_lines(tables: Tables, macro_curve: MacroCurve) -> dict[int, Line]:
     """The curve of each table, with the area under it in its label."""
     lines = {}
-    for index, (name, table) in enumerate(tables.items()):
-        x, y, area = macro_curve(table.labeled)
+    for position, (name, table) in enumerate(tables.items()):
+        index, (x, y, area) = style.model_index(name, position), macro_curve(table.labeled)
         lines[index] = (f"{name}  {style.rounded(area, len(table.labeled))}".strip(), x, y)
     return lines
 
@@ -156,7 +156,8 @@ def reliability_caption(tables: Iterable[PredictionTable]) -> str:
 def reliability_plot(tables: Tables) -> Figure:
     """Accuracy against confidence in equal-mass bins, one panel per table, with the ECE."""
     fig, axes = style.subplots(max(4.2, 3.7 * len(tables)), 4.0, columns=len(tables))
-    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+    for position, (ax, (name, table)) in enumerate(zip(axes, tables.items(), strict=True)):
+        color = style.line_style(style.model_index(name, position))["color"]
         style.unit_axes(ax, "confidence", "", diagonal=True)
         known = table.labeled
         is_correct, patients = known.predictions == known.labels, known.patients
@@ -169,18 +170,19 @@ def reliability_plot(tables: Tables) -> Figure:
         errors = np.clip([bins.accuracy - low, high - bins.accuracy], 0, None)
         shape = "o-" if bins.count.min() >= MIN_IN_LINE else "o"
         ax.errorbar(bins.confidence, bins.accuracy, errors, fmt=shape, markersize=4, linewidth=1.0,
-                    color=style.COLORS[0], ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
+                    color=color, ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
         ece = reliability_bins(known.probabilities, known.labels).ece
         style.panel_title(ax, f"{name}   ECE {style.rounded(ece, len(known))}".strip())
     axes[0].set_ylabel("accuracy")
     return fig
 
 
-def learning_curves(history: pd.DataFrame) -> Figure:
-    """One panel per metric of `history` (columns `epoch`, `train/accuracy`, `val/accuracy`, …).
+def learning_curves(history: pd.DataFrame, name: str = "") -> Figure:
+    """One panel per metric of a model's `history` (columns `epoch`, `train/accuracy`, …).
 
     The loss that is trained, of train and of val, has a panel, and the NLL of val another.
     """
+    color = style.line_style(style.model_index(name))["color"]
     columns = [c for c in history.columns if "/" in c and history[c].notna().any()]
     metrics = list(dict.fromkeys(map(_panel_title, columns)))
     num_columns = min(3, max(1, len(metrics)))
@@ -190,7 +192,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         style.show_grid(ax)
         for index, column in enumerate(c for c in columns if _panel_title(c) == metric):
             known, label = history[["epoch", column]].dropna(), column.split("/", 1)[0]
-            line = style.line_style(index)
+            line = style.line_style(index) | {"color": color}
             ax.plot(
                 known["epoch"] + 1, known[column], label=label, marker="o", markersize=2.5, **line
             )

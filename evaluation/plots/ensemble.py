@@ -60,9 +60,9 @@ def recall_plot(members: Mapping[str, Estimates], class_names: Sequence[str]) ->
     count, columns = len(members), np.arange(len(class_names))
     offsets = (np.arange(count) - (count - 1) / 2) * min(0.16, 0.7 / count)
     style.show_grid(ax)
-    for index, name in enumerate(members):
-        x = columns + offsets[index]
-        ax.plot(x, values[index], label=name, markersize=6, **style.point_style(index))
+    for at, name in enumerate(members):
+        point = style.point_style(style.model_index(name, at))
+        ax.plot(columns + offsets[at], values[at], label=name, markersize=6, **point)
     best, column = np.nonzero(values == np.fmax.reduce(values, axis=0))
     ax.plot(columns[column] + offsets[best], values[best, column], "o", markersize=11,
             markerfacecolor="none", markeredgecolor=style.DARK, markeredgewidth=0.9)  # fmt: skip
@@ -76,11 +76,18 @@ def diversity_plot(evaluated: EvaluatedVoters) -> Figure:
     """Mean accuracy of each two members against how often their predictions differ."""
     fig, [ax] = style.subplots(5.4, 3.6)
     style.show_grid(ax)
+    positions = {name: at for at, name in enumerate(evaluated.member_metrics)}
     for index, (names, pair) in enumerate(evaluated.diversity.items()):
-        members = [evaluated.member_metrics[name] for name in names.split(" & ")]
+        pair_names = names.split(" & ")
+        members = [evaluated.member_metrics[name] for name in pair_names]
+        colors = style.pair_style(*(style.model_index(n, positions[n]) for n in pair_names))
         accuracy = np.mean([metrics["accuracy"].value or 0.0 for metrics in members])
         disagreement = 100 * (pair.disagreement.value or 0.0)
-        ax.plot(disagreement, accuracy, markersize=6.5, label=names, **style.point_style(index))
+        ax.plot(
+            disagreement, accuracy, style.MARKERS[index % len(style.MARKERS)], markersize=9,
+            fillstyle="left", color=colors["color"], markerfacecoloralt=colors["gapcolor"],
+            markeredgewidth=0, label=names,
+        )  # fmt: skip
     ax.set(xlabel=f"{evaluated.rows} with different predictions, %", ylabel="mean accuracy")
     style.legend_right(ax)
     ax.margins(0.12)
@@ -111,11 +118,11 @@ def risk_coverage_plot(tables: Tables) -> Figure:
     """Error rate among the answered images against the fraction that is answered."""
     fig, [ax] = style.subplots(7.2, 3.6)
     style.show_grid(ax)
-    for index, (name, table) in enumerate(tables.items()):
-        labeled = table.labeled
+    for position, (name, table) in enumerate(tables.items()):
+        labeled, line = table.labeled, style.line_style(style.model_index(name, position))
         curve = risk_coverage(labeled.probabilities, labeled.labels)
         label = f"{name}  {style.rounded(curve.aurc, len(labeled))}"
-        ax.step(curve.coverage, curve.risk, label=label, where="post", **style.line_style(index))
+        ax.step(curve.coverage, curve.risk, label=label, where="post", **line)
     for coverage in COVERAGES:
         ax.axvline(coverage, color=style.LIGHT, linewidth=0.7, linestyle=":")
     unit = row_unit(next(iter(tables.values())))

@@ -1,6 +1,8 @@
 """The common style of all plots: readable in grayscale print and for color-blind readers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from textwrap import wrap
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DARK, LIGHT = "#222222", "#B8B8B8"
+_members: ContextVar[tuple[str, ...]] = ContextVar("members", default=())
 _SETTINGS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"], "font.size": 9.0, "text.color": DARK,
     "axes.titlesize": 10.0, "axes.titlepad": 8.0, "axes.labelcolor": DARK,
@@ -39,10 +42,35 @@ def subplots(
     return fig, [ax for row in grid for ax in row]
 
 
+@contextmanager
+def member_colors(members: Iterable[str]) -> Iterator[None]:
+    """Plots in it show each member alike, also if some are left out; an outer one has priority."""
+    token = _members.set(_members.get() or tuple(members))
+    try:
+        yield
+    finally:
+        _members.reset(token)
+
+
+def model_index(name: str, position: int = 0) -> int:
+    """Index of a model's color, dashes and marker: in `member_colors` its own, else its position.
+
+    A model that is not among the members, such as their ensemble, has the first color.
+    """
+    members = _members.get()
+    return members.index(name) + 1 if name in members else 0 if members else position
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Color and dashes of a series, so that a grayscale print is readable."""
     dashes = DASHES[(index + index // len(COLORS)) % len(DASHES)]
     return {"color": COLORS[index % len(COLORS)], "linestyle": dashes}
+
+
+def pair_style(first: int, second: int) -> dict[str, Any]:
+    """A line in the colors of two models in turn."""
+    colors = (COLORS[index % len(COLORS)] for index in (first, second))
+    return dict(zip(("color", "gapcolor"), colors, strict=True), linestyle="--")
 
 
 def point_style(index: int) -> dict[str, Any]:
@@ -77,15 +105,15 @@ def unit_axes(ax: Axes, x: str, y: str, diagonal: bool = False) -> None:
 
 def plot_estimate(
     ax: Axes, row: int, e: Estimate, linewidth: float, markersize: float, scale: float = 1.0,
-    color: int = 0,
+    color: int = 0, marker: int = 0,
 ) -> None:  # fmt: skip
     """Draws a value as a marker and its interval as a line, as far as they are known."""
+    color %= len(COLORS)
     if e.low is not None and e.high is not None:
         ends = [scale * e.low, scale * e.high]
         ax.plot(ends, [row, row], color=COLORS[color], linewidth=linewidth)
     if e.value is not None:
-        marker = MARKERS[color]
-        ax.plot(scale * e.value, row, marker, color=COLORS[color], markersize=markersize)
+        ax.plot(scale * e.value, row, MARKERS[marker], color=COLORS[color], markersize=markersize)
 
 
 def panel_title(ax: Axes, text: str) -> None:

@@ -9,7 +9,7 @@ from evaluation.plots import style
 from evaluation.subgroups import LEVEL, Subgroup
 
 
-def forest_plot(subgroups: Sequence[Subgroup], metrics: Sequence[str]) -> Figure:
+def forest_plot(subgroups: Sequence[Subgroup], metrics: Sequence[str], model: str = "") -> Figure:
     """Metrics of groups, one panel each, with intervals and a line at the value of the first."""
     height = 1.0 + 0.22 * len(subgroups)
     fig, axes = style.subplots(2.6 + 2.1 * len(metrics), height, columns=len(metrics))
@@ -19,7 +19,8 @@ def forest_plot(subgroups: Sequence[Subgroup], metrics: Sequence[str]) -> Figure
             ax.axvline(of_all, color=style.DARK, linewidth=0.8)
         for row, s in enumerate(subgroups):
             is_flagged = metric in s.gaps and s.gaps[metric].p_value < LEVEL
-            style.plot_estimate(ax, row, s.metrics[metric], 1.4, 4.5, color=int(is_flagged))
+            color, marker = style.model_index(model), int(is_flagged)
+            style.plot_estimate(ax, row, s.metrics[metric], 1.4, 4.5, color=color, marker=marker)
         ax.set_ylim(len(subgroups) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
         ax.tick_params(axis="x", labelsize=7.5)

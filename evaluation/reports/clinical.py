@@ -1,7 +1,7 @@
 """Sections about clinical use: operating points, each class and group, decision curves."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, product
+from itertools import product
 
 from evaluation.metrics.clinical import ClinicalUse, shown_outcomes, use_of, with_use_of
 from evaluation.metrics.operating_points import OperatingPoints
@@ -94,14 +94,14 @@ def decision_curves(tables: Tables) -> list[html.Section]:
     ]
 
 
-def calibration_curves(table: PredictionTable) -> list[html.Section]:
+def calibration_curves(table: PredictionTable, name: str = "") -> list[html.Section]:
     """Smooth calibration curves and histograms of probabilities, a few outcomes in each plot."""
     caption = (
         "Kernel mean with its 95 % confidence interval; below the diagonal, probabilities are too "
         "large. Histograms: images with the outcome upwards, without it downwards, in percent."
     )
     return [
-        html.Plot(plots.calibration_plot(table, part), caption, heading)
+        html.Plot(plots.calibration_plot(table, part, name), caption, heading)
         for part, heading in _parts(table, "Calibration curves")
     ]
 
@@ -132,10 +132,12 @@ def difference_sections(
     heading = "Paired differences of each class"
     page.append(html.Table(columns, rows, heading, note))
     aligned = align_members(tables)
-    pairs = {f"{a} minus {b}": (aligned[a], aligned[b]) for a, b in combinations(aligned, 2)}
-    if len(pairs) <= MAX_PAIRS:
-        caption = "Above 0 the first is better. Bands: 95 % confidence intervals."
+    if len(differences) <= MAX_PAIRS:
+        caption = (
+            "Above 0 the first is better. A line has the colors of both. Bands: 95 % confidence "
+            "intervals."
+        )
         for part, title in _parts(first, "Differences of net benefit"):
-            plot = plots.net_benefit_difference_plot(pairs, part)
+            plot = plots.net_benefit_difference_plot(aligned, part)
             page.append(html.Plot(plot, caption, title))
     return page

@@ -12,7 +12,7 @@ from evaluation.metrics.clinical import outcome_table, shown_outcomes, use_of
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.operating_points import decision_metrics
 from evaluation.metrics.registry import headline_metrics, metric_label
-from evaluation.plots import curves
+from evaluation.plots import curves, style
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, Tables, align_members, row_unit
 from evaluation.reports import clinical, html
@@ -92,34 +92,37 @@ def comparison_sections(
     class_names, notes = first.class_names, collect_notes(tables.values())
     groups = subgroup_sentences(comparison.subgroups)
     bars = curves.reliability_caption(tables.values())
-    recalls = plots.recall_plot(comparison.metrics, class_names)
-    return [
-        html.Text(summary_sentence(comparison), lead=True),
-        outcome_comparison(comparison, first),
-        html.Overview(about_data(first, groups, [ONE_DATASET, *notes])),
-        member_table(comparison),
-        recall_table(comparison.metrics, class_names),
-        html.Plot(recalls, "The best members of each class are circled.", "Recall"),
-        *pair_sections(comparison, tables),
-        html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
-        html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
-        *clinical.decision_curves(tables),
-        html.Plot(curves.reliability_plot(tables), bars, "Reliability"),
-        html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
-        *[
-            section
-            for name, groups in comparison.subgroups.items()
-            for section in subgroup_sections(groups, comparison.metrics[name], tables[name], name)
-        ],
-        *[
-            html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}")
-            for name, table in tables.items()
-        ],
-        *[
-            html.Plot(curves.learning_curves(history), "", f"Learning curves: {name}")
-            for name, history in histories.items()
-        ],
-    ]
+    with style.member_colors(tables):
+        recalls = plots.recall_plot(comparison.metrics, class_names)
+        return [
+            html.Text(summary_sentence(comparison), lead=True),
+            outcome_comparison(comparison, first),
+            html.Overview(about_data(first, groups, [ONE_DATASET, *notes])),
+            member_table(comparison),
+            recall_table(comparison.metrics, class_names),
+            html.Plot(recalls, "The best members of each class are circled.", "Recall"),
+            *pair_sections(comparison, tables),
+            html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
+            html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
+            *clinical.decision_curves(tables),
+            html.Plot(curves.reliability_plot(tables), bars, "Reliability"),
+            html.Plot(plots.risk_coverage_plot(tables), "", "Risk and coverage"),
+            *[
+                section
+                for name, groups in comparison.subgroups.items()
+                for section in subgroup_sections(
+                    groups, comparison.metrics[name], tables[name], name
+                )
+            ],
+            *[
+                html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}")
+                for name, table in tables.items()
+            ],
+            *[
+                html.Plot(curves.learning_curves(history, name), "", f"Learning curves: {name}")
+                for name, history in histories.items()
+            ],
+        ]
 
 
 def outcome_comparison(comparison: Comparison, table: PredictionTable) -> html.Table:

@@ -11,7 +11,7 @@ from evaluation.diversity import NllDecomposition, PairDiversity
 from evaluation.ensemble import EnsemblePredictions, EvaluatedVoters, FittedVoters
 from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.metrics.registry import headline_metrics, metric_label, summary_metrics
-from evaluation.plots import curves
+from evaluation.plots import curves, style
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, Tables
 from evaluation.reports import clinical, html
@@ -39,11 +39,13 @@ def ensemble_sections(
     columns = ("voter", "reason")
     heading = f"All metrics of the ensemble ({voter_spec(voter).label})"
     pairs, agreement = evaluated.diversity, evaluated.agreement
+    with style.member_colors(predictions.members):
+        plot_sections = _plot_sections(fitted, evaluated, predictions)
     return [
         voter_table(fitted, evaluated, voter),
         gain_table(fitted, evaluated),
         *([html.Table(columns, not_fitted, "Voters that were not fitted")] if not_fitted else []),
-        *_plot_sections(fitted, evaluated, predictions),
+        *plot_sections,
         html.metrics_table(evaluated.voter_metrics[voter], heading, rows),
         diversity_table(pairs, agreement, rows, evaluated.nll_decomposition),
         *disputed,

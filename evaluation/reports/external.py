@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from evaluation.external import LOCAL_PATIENTS, MIN_REMAINING, largest_shifts
 from evaluation.metrics.clinical import shown_outcomes, use_of
 from evaluation.metrics.registry import metric_label, summary_metrics
-from evaluation.plots import curves
+from evaluation.plots import curves, style
 from evaluation.predictions import PredictionTable
 from evaluation.reports import clinical, html
 from evaluation.reports.overview import overview
@@ -36,6 +36,13 @@ def external_sections(
     notes = [str(note) for note in results.meta.get("notes", [])]
     points = results.operating_points
     page.append(overview(what_it_is(results), external, table, points, notes=notes))
+    with style.member_colors(["external"]):
+        bars = curves.reliability_caption(both.values())
+        plots = [
+            html.Plot(curves.roc_comparison(both), "Mean over classes.", "ROC"),
+            html.Plot(curves.reliability_plot(both), bars, "Reliability"),
+            *clinical.calibration_curves(table, "external"),
+        ]
     page += [
         side_by_side(results, summary_metrics(), "Internal and external"),
         _three_columns(results, "prevalence", "external minus internal", "Prevalence", DIFFERENCE),
@@ -47,10 +54,7 @@ def external_sections(
         *(recalibration_table(results, o, f"Recalibration: {o}") for o in others),
         net_benefit_table(results, table),
         *clinical.operating_point_tables(points, table),
-        html.Plot(curves.roc_comparison(both), "Mean over classes.", "ROC"),
-        html.Plot(curves.reliability_plot(both), curves.reliability_caption(both.values()),
-                  "Reliability"),
-        *clinical.calibration_curves(table),
+        *plots,
         side_by_side(results, external, "All metrics"),
         html.Details({**readable_details(results), **environment}),
     ]  # fmt: skip

@@ -79,13 +79,13 @@ def labeled_models(results: Results) -> dict[str, Estimates]:
     return {own: results.metrics, **calibrated, **raw}
 
 
-def prediction_plots(table: PredictionTable) -> list[html.Plot]:
+def prediction_plots(table: PredictionTable, name: str = "") -> list[html.Plot]:
     """Confusion matrix, ROC curves and reliability of one table."""
     bars = curves.reliability_caption([table])
     return [
         html.Plot(curves.confusion_plot(table), "Rows are the true classes.", "Confusion matrix"),
         html.Plot(curves.roc_plot(table), "Each class against the others.", "ROC"),
-        html.Plot(curves.reliability_plot({"": table}), bars, "Reliability"),
+        html.Plot(curves.reliability_plot({name: table}), bars, "Reliability"),
     ]
 
 

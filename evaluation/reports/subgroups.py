@@ -65,13 +65,13 @@ def subgroup_sections(
     decided = "the largest probability" if threshold is None else f"the probability {threshold:g}"
     caption = (
         "Patients in parentheses; lines are 95 % confidence intervals, the vertical line is the "
-        "value of all images. Another color: the difference to all others is significant after "
+        "value of all images. A square: the difference to all others is significant after "
         f"correction. Sensitivity and specificity are of decisions by {decided}. {NOTE}"
     )
     others = [s for s in subgroups if s.is_intersection]
     of = f": {name}" if name else ""
     return [
-        html.Plot(forest_plot(single, names[:PANELS]), caption, f"{HEADING}{of}"),
+        html.Plot(forest_plot(single, names[:PANELS], name), caption, f"{HEADING}{of}"),
         html.Text(_worst_text(subgroups)),
         _odds_table(single, metrics),
         _gaps_table(subgroups, f"Differences of groups{of}"),

@@ -7,14 +7,18 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from sklearn.metrics import roc_auc_score
 
+from evaluation.ensemble import ensemble_predictions, evaluate_voters, fit_voters
 from evaluation.metrics.calibration import reliability_bins
 from evaluation.metrics.compute import confusion_matrix
 from evaluation.plots import curves, ensemble, style
+from evaluation.plots.clinical import calibration_plot, net_benefit_difference_plot
 from evaluation.predictions import PredictionTable
+from evaluation.reports import comparison, html
+from evaluation.reports.ensemble import ensemble_sections
 from evaluation.reports.html import render_png
 from evaluation.stats.auc import auc
 from evaluation.stats.estimate import Estimate, wilson_interval
-from tests.evaluation.tables import make_table
+from tests.evaluation.tables import make_table, named_experts
 
 
 def _lines(ax: Axes) -> dict[str, list[list[float]]]:
@@ -144,3 +148,59 @@ def test_the_area_under_the_roc_curve_is_the_auc() -> None:
     fpr, tpr = curves.roc_curve(table.probabilities[:, 1], positive)
     area = np.trapezoid(tpr, fpr)
     assert area == pytest.approx(auc(table.probabilities[:, 1], positive))
+
+
+def _colors(page: list[html.Section], names: list[str]) -> dict[str, set[str]]:
+    """Colors of lines and points with the name of a model, in all plots of a page."""
+    colors: dict[str, set[str]] = {name: set() for name in names}
+    lines = [line for part in page if isinstance(part, html.Plot)
+             for ax in part.image.axes for line in ax.lines]  # fmt: skip
+    for line in lines:
+        title = line.axes.get_title(loc="left")
+        label = title if "   ECE" in title and line.get_marker() == "o" else line.get_label()
+        if (name := str(label).partition("  ")[0]) in colors:
+            colors[name].add(line.get_color())
+    return colors
+
+
+def test_a_member_has_one_color_in_all_plots_of_a_report_and_the_ensemble_the_first() -> None:
+    val, test = named_experts("val", 0, 300), named_experts("test", 1, 300)
+    fitted = fit_voters(val)
+    evaluated = evaluate_voters(fitted, test, draws=20)
+    predictions = ensemble_predictions(fitted.ensembles["soft"], test)
+    own = "ensemble (Mean probability)"
+    expected = {own: {style.COLORS[0]}} | {
+        name: {color} for name, color in zip(test, style.COLORS[1:], strict=False)
+    }
+    page = ensemble_sections(fitted, evaluated, predictions)
+    assert _colors(page, [own, *test]) == expected
+    assert _colors(page, ["uncalibrated", "calibrated"]) == {
+        "uncalibrated": {style.COLORS[0]}, "calibrated": {style.COLORS[0]}}  # fmt: skip
+    compared = comparison.compare_models(test, draws=20)
+    history = pd.DataFrame({"epoch": [0], "train/nll": [0.2], "val/nll": [0.3]})
+    page = comparison.comparison_sections(compared, test, dict.fromkeys(test, history))
+    assert _colors(page, list(test)) == {name: expected[name] for name in test}
+    for name in test:  # its own plots
+        [plot] = [part for part in page if part.heading == f"Learning curves: {name}"]
+        assert {line.get_color() for line in plot.image.axes[0].lines} == expected[name]
+
+
+def test_a_member_keeps_its_color_where_others_are_left_out() -> None:
+    tables = named_experts("test", 1, 300)
+    *_, last = tables
+    with style.member_colors(tables):
+        alone = curves.roc_comparison({last: tables[last]}).axes[0]
+        with style.member_colors([last]):  # of a part of the report
+            again = curves.roc_comparison({last: tables[last]}).axes[0]
+        calibrated = calibration_plot(tables[last], ["none"], last).axes[0]
+    for ax in (alone, again, calibrated):
+        assert style.COLORS[len(tables)] in [line.get_color() for line in ax.lines]
+    assert style.model_index(last) == 0  # outside of a report
+
+
+def test_a_difference_of_two_members_has_the_colors_of_both() -> None:
+    tables = named_experts("test", 1, 300)
+    a, b, *_ = tables
+    ax = net_benefit_difference_plot({a: tables[a], b: tables[b]}, ["none"]).axes[0]
+    [line] = [line for line in ax.lines if line.get_label() == f"{a} minus {b}"]
+    assert [line.get_color(), line.get_gapcolor()] == list(style.COLORS[:2])

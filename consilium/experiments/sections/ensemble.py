@@ -144,6 +144,6 @@ def member_sections(compared: MemberComparison) -> list[html.Section]:
     roc = curves.roc_comparison(compared.tables)
     page.append(html.Plot(roc, "Mean over classes.", "ROC of all"))
     for name, table in list(compared.tables.items())[:MAX_PLOTTED]:
-        plots = prediction_plots(table)
+        plots = prediction_plots(table, name)
         page += [replace(plot, heading=f"{name}: {plot.heading}") for plot in plots]
     return page
