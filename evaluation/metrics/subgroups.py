@@ -28,6 +28,7 @@ MISSING = ("", "nan", "na", "n/a", "<na>", "unknown", NOT_RECORDED)
 TOO_FEW_GROUPS = (
     f"fewer than two groups have {MIN_PATIENTS} patients, {MIN_OF_KIND} of them with such images"
 )
+ONE_CLASS = f"each of its groups of {MIN_PATIENTS} patients or more has one class only"
 FAMILIES = {  # of metrics that are corrected together
     "accuracy": "performance", "auroc": "performance", "recall": "equalized odds",
     "specificity": "equalized odds", "observed_minus_expected": "calibration",
@@ -44,10 +45,32 @@ class Groups:
 
 
 def attribute_groups(table: PredictionTable, only: str = "") -> dict[str, Groups]:
-    """Groups by attribute, or by `only`; none for one value, or texts of more than 12 values."""
+    """Groups by attribute, or by `only`; none for one value, or texts of more than 12 values.
+
+    Nor of attributes that determine the class, see `class_attributes`.
+    """
     if only and only not in table.attributes:
         raise ValueError(f"attribute {only!r} is not among {table.attributes}")
-    of_all = {n: _groups(n, table.rows[n]) for n in ([only] if only else table.attributes)}
+    of_all, left_out = _all_groups(table), class_attributes(table)
+    if only in left_out:
+        raise ValueError(f"attribute {only!r}: {ONE_CLASS}")
+    names = {only} if only else of_all.keys() - left_out
+    return {name: groups for name, groups in of_all.items() if name in names}
+
+
+def class_attributes(table: PredictionTable) -> list[str]:
+    """Attributes that are another name of the class: each group that is large enough has one."""
+    return [name for name, groups in _all_groups(table).items() if _has_one_class(groups, table)]
+
+
+def _has_one_class(groups: Groups, table: PredictionTable) -> bool:
+    masks = [groups.of_row == at for at in range(len(groups.names))]
+    large = [mask for mask in masks if len(set(table.patients[mask])) >= MIN_PATIENTS]
+    return bool(large) and all(len({*table.labels[mask]} - {-1}) == 1 for mask in large)
+
+
+def _all_groups(table: PredictionTable) -> dict[str, Groups]:
+    of_all = {name: _groups(name, table.rows[name]) for name in table.attributes}
     return {name: groups for name, groups in of_all.items() if 1 < len(groups.names) <= MAX_GROUPS}
 
 

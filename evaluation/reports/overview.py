@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from evaluation.metrics.clinical import outcome_members, shown_outcomes, use_of
 from evaluation.metrics.operating_points import OperatingPoints
+from evaluation.metrics.subgroups import ONE_CLASS, class_attributes
 from evaluation.predictions import PredictionTable, row_unit
 from evaluation.reports.html import (
     Overview,
@@ -15,6 +16,7 @@ from evaluation.stats.estimate import Estimate, Estimates
 
 FEW_PATIENTS = 100  # with the outcome or without: fewer give wide intervals and unsure calibration
 DECIMALS = 3
+NO_ATTRIBUTES = "Not measured: the images have no attributes."
 ONE_DATASET = (
     "One dataset. On images of another hospital: consilium test RUN --data OTHER --name NAME."
 )
@@ -44,9 +46,10 @@ def about_data(
     patients, unit = format_count(len(set(labeled.patients)), "patients"), row_unit(table)
     sample = f"{format_count(len(labeled), unit)} of {patients}" * (unit != "patients") or patients
     split = table.rows["split"].iloc[0]
+    left_out = [f"Not compared by {name}: {ONE_CLASS}." for name in class_attributes(labeled)]
     return {
         "Measured on whom?": [f"{sample} of the {split} split; {_prevalence(table, outcome)}."],
-        "For whom is it worse?": groups or ["Not measured: the images have no attributes."],
+        "For whom is it worse?": [*groups, *left_out] or [NO_ATTRIBUTES],
         "What limits it?": [*_limits(table, outcome), *notes],
     }
 

@@ -10,9 +10,10 @@ from scipy.stats import t as student
 
 from benchmarks.coverage import simulate_groups
 from evaluation.metrics.compute import compute_metrics
-from evaluation.metrics.subgroups import attribute_groups, group_metrics
+from evaluation.metrics.subgroups import ONE_CLASS, attribute_groups, group_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports import html
+from evaluation.reports.overview import about_data, overview
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import Results, read_results, write_results
 from evaluation.stats.auc import auc, delong
@@ -238,6 +239,27 @@ def test_images_without_a_value_are_a_group_that_is_not_compared() -> None:
     parts = [groups[name].metrics["accuracy"].value for name in ("sex: f", "sex: m")]
     gap = groups["sex: f"].gaps["accuracy"].estimate.value
     assert gap == pytest.approx(parts[0] - parts[1])  # not with those without a value
+
+
+def test_another_name_of_the_class_is_left_out_of_all_tests_and_the_first_screen_says_so() -> None:
+    table = table_of(600)
+    subtype = np.where(table.labels == 1, "spiral", "intact").astype(object)
+    subtype[:10] = "rare"  # of both classes: too small to be compared
+    named = replace(table, rows=table.rows.assign(subtype=subtype))
+    assert compute_subgroups(named) == compute_subgroups(table)  # the same corrected p-values
+    metrics = compute_metrics(named, draws=20)
+    assert {"tpr_gap/sex", "tpr_gap/site"} == {name for name in metrics if "tpr_gap" in name}
+    answers = overview("A network", metrics, named, {}, ["Worse for x."]).answers
+    left_out = f"Not compared by subtype: {ONE_CLASS}."
+    assert answers["For whom is it worse?"] == ["Worse for x.", left_out]
+    with pytest.raises(ValueError, match="attribute 'subtype': each of its groups"):
+        compute_subgroups(named, "subtype")
+    alone = with_attributes(table, subtype=subtype)
+    assert about_data(alone, [], [])["For whom is it worse?"] == [left_out]
+    mixed = replace(
+        table, rows=table.rows.assign(subtype=np.where(table.labels, subtype, "spiral"))
+    )
+    assert "subtype" in attribute_groups(mixed)
 
 
 def test_attributes_become_groups_by_a_stated_rule() -> None:
