@@ -93,12 +93,15 @@ def _subgroup_sections(results: ExperimentResults) -> list[html.Section]:
 
 
 def lead(results: ExperimentResults) -> str:
-    """Accuracy of the ensembles and of the best member, in one or two sentences."""
-    accuracies = {name: metrics["accuracy"] for name, metrics in results.ensemble_metrics.items()}
-    members = {name: metrics["accuracy"] for name, metrics in results.member_metrics.items()}
+    """Accuracy of the ensembles and of the best member, which is calibrated like them."""
+    accuracies = {f"{name}, calibrated": metrics["accuracy"]
+                  for name, metrics in results.ensemble_metrics.items()}  # fmt: skip
+    calibrated = _calibrated_members(results)
+    members, kind = (calibrated, "calibrated") if calibrated else (results.member_metrics, "raw")
     if members:
-        best = max(members, key=lambda name: members[name].value or 0.0)
-        accuracies[f"{best}, the best of {len(members)} members on test"] = members[best]
+        best = max(members, key=lambda name: members[name]["accuracy"].value or 0.0)
+        of = f"{best}, {kind}, the best of {len(members)} members on test"
+        accuracies[of] = members[best]["accuracy"]
     return " ".join(
         f"{name}: accuracy {html.format_estimate(e)} on {html.format_sample_size(e)}."
         for name, e in accuracies.items()
@@ -172,11 +175,15 @@ def _summary_table(results: ExperimentResults) -> html.Table:
     return html.models_table(metrics, heading, CALIBRATED_NOTE, strong=strong, count="n")
 
 
+def _calibrated_members(results: ExperimentResults) -> dict[str, Estimates]:
+    """Metrics of the members of all ensembles, each calibrated like a voter."""
+    parts = [e.evaluated.calibrated_metrics for e in results.ensembles]
+    return {name: metrics for part in parts for name, metrics in part.items()}
+
+
 def summary_metrics_by_row(results: ExperimentResults) -> dict[str, Estimates]:
     """Metrics of ensembles, of their calibrated members, and of raw members."""
-    calibrated = results.ensemble_metrics
-    for ensemble_results in results.ensembles:
-        calibrated |= ensemble_results.evaluated.calibrated_metrics
+    calibrated = results.ensemble_metrics | _calibrated_members(results)
     rows = {f"{name}, calibrated": metrics for name, metrics in calibrated.items()}
     return rows | {f"{name}, raw": metrics for name, metrics in results.member_metrics.items()}
 

@@ -28,6 +28,7 @@ from evaluation.files import write_json
 from evaluation.metrics import calibration, compute
 from evaluation.metrics.registry import METRICS, MetricSpec, summary_metrics
 from evaluation.predictions import PredictionTable
+from evaluation.reports.html import format_estimate, format_sample_size
 from evaluation.reports.subgroups import subgroup_sentence
 from evaluation.results import Results, read_results, write_results
 from evaluation.stats import bootstrap
@@ -519,6 +520,17 @@ def test_voters_in_the_report_are_those_that_were_stored(write):
     )
 
 
+def best_of(rows: dict[str, Any]) -> str:
+    """The calibrated member of highest accuracy."""
+    return max(("a, calibrated", "b, calibrated"), key=lambda name: rows[name]["accuracy"].value)
+
+
+def accuracy_text(rows: dict[str, Any], name: str) -> str:
+    estimate = rows[name]["accuracy"]
+    shown = f"{format_estimate(estimate)} on {format_sample_size(estimate)}"
+    return f"{name}: accuracy {shown}."
+
+
 @pytest.mark.usefixtures("disputed_ids")
 def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write):
     config, _ = write({"ensemble": "ensemble.yaml"})
@@ -540,6 +552,16 @@ def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write
     assert summary(results)[1] == sentence
     text, overview = sections(results)[:2]
     assert text.body == lead(results)
+    shown = [accuracy_text(rows, name) for name in ("ensemble, calibrated", best_of(rows))]
+    assert lead(results) == " ".join(shown).replace(
+        best_of(rows), f"{best_of(rows)}, the best of 2 members on test"
+    )
+    [e] = results.ensembles
+    changed = {name: {"accuracy": replace(metrics["accuracy"], value=0.125)}
+               for name, metrics in e.evaluated.calibrated_metrics.items()}  # fmt: skip
+    evaluated = replace(e.evaluated, calibrated_metrics=changed)
+    other = replace(results, ensembles=[replace(e, evaluated=evaluated)])
+    assert "members on test: accuracy 0.125 (" in lead(other)
     assert overview.answers["For whom is it worse?"] == [sentence]
     (table,) = (s for s in sections(results) if s.heading == "Ensembles and members")
     assert "an ensemble has no raw row: its calibration is a part of it" in table.note
@@ -560,7 +582,9 @@ def test_maps_of_an_ensemble_are_named_after_its_run(tmp_path):
 
 def test_members_without_an_ensemble_are_labeled_as_raw(write):
     config, _ = write({})
-    assert list(summary_metrics_by_row(load_results(config, Path("out")))) == ["a, raw", "b, raw"]
+    results = load_results(config, Path("out"))
+    assert list(summary_metrics_by_row(results)) == ["a, raw", "b, raw"]
+    assert ", raw, the best of 2 members on test: accuracy" in lead(results)
 
 
 @pytest.mark.exhaustive
