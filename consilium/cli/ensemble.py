@@ -24,7 +24,6 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import ensemble as report
 from evaluation.reports import html
 from evaluation.reports.clinical import operating_point_tables
-from evaluation.reports.conformal import conformal_tables
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import read_tables, write_results
 from evaluation.stats.paired_tests import better_or_worse
@@ -115,8 +114,7 @@ def write_files(
         *operating_point_tables(points, on_test),
         *report.ensemble_sections(fitted, evaluated, predictions, disputed),
     ]
-    referral = report.referral_table(*voting.evaluate_referral(on_val, on_test), on_test)
-    page = [*page, referral, *conformal_tables(on_val, on_test)]
+    page += report.referral_sections(on_val, on_test)
     page += subgroup_sections(groups, results.metrics, on_test)
     html.write_report(folder / "report.html", args.title, page)
     return groups

@@ -123,6 +123,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
         *sparsity.sections(results.sparsity),
         *ensemble.ensemble_sections(results.config, results.ensembles),
         *(ensemble.member_sections(results.members) if results.members else []),
+        *ensemble.referral_sections(results.val_and_test),
         *_subgroup_sections(results),
         *appendix.saliency_sections(results.saliency),
         *(

@@ -71,6 +71,7 @@ class ExperimentResults:
     sparsity: SparsityComparison
     ensembles: list[ensemble.EnsembleResults]
     members: ensemble.MemberComparison | None  # if there is no ensemble
+    val_and_test: dict[str, list[PredictionTable]]  # of the runs with plots, if there is val
     saliency: appendix.SaliencyResults
     costs: pd.DataFrame  # one row per member
     audits: dict[str, dict[str, Any]]  # of each dataset, by the members that use it
@@ -107,6 +108,7 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
     histories = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
     pooled = seeds_folds.pool_folds(config, runs, tables)
     ensembles = ensemble.load_ensembles(config, folder, runs, tables)
+    members = None if ensembles else ensemble.compare_members(config, runs, tables)
     gated = add_measures(runs, folders, histories, {e.run: e.evaluated for e in ensembles})
     return ExperimentResults(
         config=config,
@@ -121,7 +123,8 @@ def load_results(config: ExperimentConfig, folder: Path) -> ExperimentResults:
         seeds=seeds_folds.spread_over_seeds(config, pooled),
         sparsity=compare_with_controls(config, folder, tables),
         ensembles=ensembles,
-        members=None if ensembles else ensemble.compare_members(config, runs, tables),
+        members=members,
+        val_and_test=ensemble.read_val_and_test(folders, tables, ensembles, members),
         saliency=appendix.read_saliency(finished),
         costs=appendix.read_costs(histories, folder),
         audits=appendix.audit_data(runs, folder),

@@ -1,5 +1,8 @@
 """Tables of conformal sets in reports."""
 
+from functools import cache
+from itertools import product
+
 from evaluation.metrics.conformal import (
     BY_CLASS,
     SetCoverage,
@@ -7,7 +10,7 @@ from evaluation.metrics.conformal import (
     fit_conformal_sets,
 )
 from evaluation.predictions import PredictionTable, has_grades
-from evaluation.reports.html import SMALL_PRINT, Table
+from evaluation.reports.html import SMALL_PRINT, Cell, Table
 
 ALPHAS = (0.1, 0.05)  # sets without the label, at most
 MAX_GROUPS = 20  # values of an attribute that get limits of their own
@@ -17,15 +20,16 @@ def conformal_tables(val: PredictionTable, test: PredictionTable) -> list[Table]
     """Sets by limits for all images, for each class and each attribute; then coverage by group."""
     rules = {"": "one limit", BY_CLASS: "a limit for each class"}
     rules |= {name: f"a limit for each {name}" for name in attributes(val, test)}
-    rows, tables = [], list[Table]()
-    for alpha in ALPHAS:
-        for by, rule in rules.items():
-            sets = fit_conformal_sets(val, alpha, by)
-            (overall,) = evaluate_sets(sets, test, "")
-            lowest = lowest_coverage(evaluate_sets(sets, test, by or BY_CLASS))
-            rows.append(
-                (f"{percent(1 - alpha)}, {rule}", overall.coverage, overall.set_size, lowest)
-            )
+
+    @cache
+    def evaluate(alpha: float, by: str, groups: str) -> list[SetCoverage]:
+        return evaluate_sets(fit_conformal_sets(val, alpha, by), test, groups)
+
+    rows: list[tuple[Cell, ...]] = []
+    for alpha, (by, rule) in product(ALPHAS, rules.items()):
+        (overall,), lowest = evaluate(alpha, by, ""), evaluate(alpha, by, by or BY_CLASS)
+        cells = overall.coverage, overall.set_size, lowest_coverage(lowest)
+        rows.append((f"{percent(1 - alpha)}, {rule}", *cells))
     note = (
         f"The classes that contain the label in so many images of new patients like those of val; "
         f"limits were fitted there, each patient counting once. {SMALL_PRINT} With one limit, sets "
@@ -36,8 +40,8 @@ def conformal_tables(val: PredictionTable, test: PredictionTable) -> list[Table]
         note += " The grades of a set have no gaps."
     columns = ("", "sets with the label", "classes in a set", "lowest of a class or group")
     first = Table(columns, rows, "Prediction sets", note)
-    tables = [_group_table(val, test, by, rule) for by, rule in rules.items() if by]
-    return [first, *tables]
+    of_groups = {by: [evaluate(ALPHAS[0], own, by) for own in ("", by)] for by in rules if by}
+    return [first, *(_group_table(by, rules[by], *of) for by, of in of_groups.items())]
 
 
 def percent(rate: float) -> str:
@@ -57,11 +61,10 @@ def lowest_coverage(groups: list[SetCoverage]) -> str:
     return "{:.3f} ({})".format(*min(known)) if known else "-"
 
 
-def _group_table(val: PredictionTable, test: PredictionTable, by: str, rule: str) -> Table:
+def _group_table(
+    by: str, rule: str, one_limit: list[SetCoverage], own_limits: list[SetCoverage]
+) -> Table:
     """Coverage of each class or value at the first rate, by one limit and by its own."""
-    one_limit, own_limits = (
-        evaluate_sets(fit_conformal_sets(val, ALPHAS[0], of), test, by) for of in ("", by)
-    )
     rows = []
     for one, own in zip(one_limit, own_limits, strict=True):
         patients = own.limit.num_patients if own.limit else 0

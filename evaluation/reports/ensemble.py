@@ -15,6 +15,7 @@ from evaluation.plots import curves, style
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, Tables
 from evaluation.reports import clinical, html
+from evaluation.reports.conformal import conformal_tables
 from evaluation.reports.overview import ONE_DATASET, overview
 from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
 from evaluation.stats.estimate import Estimate, Estimates, decimals_of
@@ -204,6 +205,12 @@ def disputed_section(
         return [html.Thumbnails(images, captions, heading)]
     rows = [(name, caption.replace("\n", "; ")) for name, caption in voting.most_disputed(tables)]
     return [html.Table(("image", "label and predictions"), rows, heading)]
+
+
+def referral_sections(val: PredictionTable, test: PredictionTable) -> list[html.Table]:
+    """Referral and prediction sets of one model, fitted on val and evaluated on test."""
+    referral = referral_table(*voting.evaluate_referral(val, test), test)
+    return [referral, *conformal_tables(val, test)]
 
 
 def referral_table(

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from consilium.inference import saliency_evaluation
 from datamodules.preprocess import Preprocess
 from evaluation import ensemble, saliency
 from evaluation.files import write_json
-from evaluation.metrics import calibration, compute
+from evaluation.metrics import calibration, compute, conformal
 from evaluation.metrics.registry import METRICS, MetricSpec, summary_metrics
 from evaluation.predictions import PredictionTable
 from evaluation.reports.html import format_estimate, format_sample_size
@@ -455,6 +456,17 @@ def count_calls(
     return calls
 
 
+def folded(page: str, heading: str) -> str:
+    """What folds out under a heading, without the number of the section."""
+    _, _, after = page.partition(f"<summary><h2>{heading}</h2></summary>")
+    return after.partition("</details>")[0].partition(">")[2]
+
+
+def is_about_sets() -> bool:
+    """Sets by different rules may be equal: their coverage is counted by rule."""
+    return any(f.f_code.co_name == "evaluate_sets" for f, _ in traceback.walk_stack(None))
+
+
 @pytest.mark.usefixtures("disputed_ids")
 @pytest.mark.parametrize(
     "content",
@@ -474,9 +486,13 @@ def test_a_report_bootstraps_every_table_once_and_fits_no_voter(write, monkeypat
     ]
     resampled = count_calls(
         monkeypatch, bootstrap.bootstrap,
-        lambda sums, statistic, clusters, *args, **kwargs: (
+        lambda sums, statistic, clusters, *args, **kwargs: object() if is_about_sets() else (
             sums.shape, csr_matrix(sums).toarray().tobytes(), clusters.stratum.tobytes(),
         ),
+    )  # fmt: skip
+    of_sets = count_calls(
+        monkeypatch, conformal.evaluate_sets,
+        lambda sets, test, by: (sets.alpha, sets.by, by, test.logits.tobytes()),
     )  # fmt: skip
     grouped = count_calls(monkeypatch, compute_subgroups, lambda *args: "")
     computed = count_calls(
@@ -486,7 +502,7 @@ def test_a_report_bootstraps_every_table_once_and_fits_no_voter(write, monkeypat
     assert [sum(calls.values()) for calls in fits] == [0, 0, 0]
     assert resampled
     assert not grouped  # groups are read
-    assert max(resampled.values()) == 1
+    assert max(resampled.values()) == max(of_sets.values()) == 1
     assert max(computed.values(), default=0) <= 1
     if config.level == "image" and not config.folds:
         assert not computed  # metrics of runs are read
@@ -504,6 +520,9 @@ def test_voters_in_the_report_are_those_that_were_stored(write):
         values = voters.loc[name]["value"].dropna().to_dict()
         assert values == pytest.approx(expected), name
     page = Path("out/report.html").read_text()
+    own = Path("out/voters/report.html").read_text()
+    for heading in ("Referral", "Prediction sets", "Prediction sets by class"):  # the same tables
+        assert folded(page, heading) == folded(own, heading) != ""
     assert "ensemble: every voter of a, b" in page
     assert "Subgroups: ensemble" in page
     groups = pd.read_csv("out/results/subgroups.csv").set_index(["run", "group", "metric"])
@@ -585,6 +604,8 @@ def test_members_without_an_ensemble_are_labeled_as_raw(write):
     results = load_results(config, Path("out"))
     assert list(summary_metrics_by_row(results)) == ["a, raw", "b, raw"]
     assert ", raw, the best of 2 members on test: accuracy" in lead(results)
+    headings = [section.heading for section in sections(results)]
+    assert {"Referral of a", "Prediction sets of b"} < set(headings)
 
 
 @pytest.mark.exhaustive
@@ -600,13 +621,16 @@ def test_an_empty_table_leaves_no_csv_file_of_an_earlier_report(write):
 
 def test_notes_of_all_runs_are_in_the_report_each_once(write):
     _, args = write({})
-    for name, notes in {"a": ["of both", "of a only"], "b": ["of b only", "of both"]}.items():
+    for name, notes in {
+        "a": ["note of both", "of a only"],
+        "b": ["of b only", "note of both"],
+    }.items():
         file = Path(f"out/members/{name}/results.json")
         results = read_results(file)
         write_results(file, replace(results, meta={**results.meta, "notes": notes}))
     assert main(args) == 0
     page = Path("out/report.html").read_text()
-    assert [page.count(note) for note in ("of both", "of a only", "of b only")] == [1, 1, 1]
+    assert [page.count(note) for note in ("note of both", "of a only", "of b only")] == [1, 1, 1]
 
 
 def test_an_experiment_without_finished_runs_has_no_report(write, capsys):

@@ -1,5 +1,6 @@
 """Evaluated voters of the ensembles, or a comparison of members without an ensemble."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -131,6 +132,29 @@ def shown_tables(ensembles: list[EnsembleResults], members: MemberComparison | N
     if members:
         return dict(list(members.tables.items())[:MAX_PLOTTED])
     return {e.run: next(iter(e.tables.values())) for e in ensembles if e.is_shown}
+
+
+def read_val_and_test(
+    folders: Mapping[str, Path], tables: Tables, ensembles: list[EnsembleResults],
+    members: MemberComparison | None,
+) -> dict[str, list[PredictionTable]]:  # fmt: skip
+    """Predictions of each of `shown_tables` on val and test; val of an ensemble is its voters'."""
+    read = dict[str, list[PredictionTable]]()
+    for name in shown_tables(ensembles, members):
+        folder = folders[name] if members else voters_folder(folders[name])
+        if (val := folder / "predictions/val.parquet").is_file():
+            read[name] = [PredictionTable.read(val), tables[name]]
+    return read
+
+
+def referral_sections(val_and_test: Mapping[str, list[PredictionTable]]) -> list[html.Section]:
+    """Referral and prediction sets of each run, with its name in the headings of several."""
+    page = list[html.Section]()
+    for name, (val, test) in val_and_test.items():
+        of = f" of {name}" * (len(val_and_test) > 1)
+        sections = ensemble_report.referral_sections(val, test)
+        page += [replace(section, heading=f"{section.heading}{of}") for section in sections]
+    return page
 
 
 def member_sections(compared: MemberComparison) -> list[html.Section]:
