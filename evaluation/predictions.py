@@ -17,6 +17,7 @@ from scipy.special import log_softmax, softmax
 
 from evaluation.files import write_bytes
 
+SETS = "prediction_set"  # column of `predict --sets`
 COLUMNS = ("id", "label", "split", "patient", "study")
 VERSION = 1
 MIN_PROBABILITY = 1e-30  # below any probability that float32 logits can distinguish from 0
@@ -113,8 +114,8 @@ class PredictionTable:
 
     @property
     def attributes(self) -> list[str]:
-        """Columns other than the five that every table has."""
-        return [str(c) for c in self.rows.columns if c not in COLUMNS]
+        """Columns other than the five that every table has, and prediction sets."""
+        return [str(c) for c in self.rows.columns if c not in (*COLUMNS, SETS)]
 
     @property
     def labeled(self) -> "PredictionTable":
@@ -306,7 +307,7 @@ def aggregate(table: PredictionTable, level: Level, rule: Rule = "mean") -> Pred
     if level == "image":
         return table
     names, group = np.unique(_group_names(table, level), return_inverse=True)
-    grouped = table.rows.drop(columns="id").groupby(group)
+    grouped = table.rows.drop(columns=["id", SETS], errors="ignore").groupby(group)
     if (differs := grouped["label"].nunique() > 1).any():
         name = names[int(np.argmax(differs))]
         raise ValueError(f"{level} '{name}' has images with different labels")

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from consilium.cli.main import main
 from consilium.inference.data_config import load_datamodule
 from datamodules.images import read_image
-from evaluation.predictions import PredictionTable
+from evaluation.metrics.conformal import fit_conformal_sets
+from evaluation.predictions import SETS, PredictionTable, aggregate
 from evaluation.results import read_results
 from lightning_modules import backbones, checkpoints
 from lightning_modules.base import EPOCH_METRICS
@@ -106,6 +107,33 @@ def test_best_checkpoint_of_the_run_is_the_default(resnet, tmp_path, capsys):
     table = tmp_path / "predicted/predictions/test.parquet"
     assert f"predictions: {table}\n" in capsys.readouterr().out
     assert PredictionTable.read(table).meta["weights"] == results.meta["weights"]
+
+
+def test_predictions_have_the_sets_that_are_fitted_on_val(resnet, tmp_path, capsys):
+    args = ["predict", "--config", str(resnet / "config.yaml"), "--run", str(tmp_path / "sets")]
+    assert main([*args, "--sets", "0.8"]) == 0
+    table = PredictionTable.read(tmp_path / "sets/predictions/test.parquet")
+    val = PredictionTable.read(resnet / "predictions/val.parquet")
+    sets = fit_conformal_sets(val, 0.2, "class")
+    names = [[name for name, is_in in zip(table.class_names, row, strict=True) if is_in]
+             for row in sets.of_table(table)]  # fmt: skip
+    assert [text.split(", ") for text in table.rows[SETS]] == [of or [""] for of in names]
+    assert SETS not in table.attributes
+    assert SETS not in aggregate(table, "patient").rows
+    assert main([*args, "--sets", "1.5"]) == 2
+    assert "--sets 1.5: must be between 0 and 1" in last_line(capsys)
+    shutil.copytree(resnet, tmp_path / "run", ignore=shutil.ignore_patterns("val.parquet"))
+    (tmp_path / "sets/predictions/test.parquet").unlink()
+    args[2] = str(tmp_path / "run/config.yaml")
+    assert main([*args, "--sets", "0.8"]) == 2
+    assert "--sets: no val predictions in " in last_line(capsys)
+    assert not (tmp_path / "sets/predictions/test.parquet").exists()
+
+
+def last_line(capsys) -> str:
+    """The error, which is one line."""
+    [line] = [li for li in capsys.readouterr().err.splitlines() if li.startswith("consilium ")]
+    return line
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])

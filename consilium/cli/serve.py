@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def server_settings(args: argparse.Namespace, predictor: "Predictor") -> "ServerSettings":
     """The settings that the arguments and the model's folder give."""
+    from consilium.inference.val_predictions import prediction_sets
     from consilium.serving import server, service, upload
 
     if args.refer_risk is not None:
@@ -56,7 +57,7 @@ def server_settings(args: argparse.Namespace, predictor: "Predictor") -> "Server
     return service.ServerSettings(
         title=args.title or server.default_title(args.model),
         refer_below=args.refer_below,
-        sets=args.sets and server.prediction_sets(args.model, predictor, args.sets),
+        sets=args.sets and prediction_sets(args.model, predictor, args.sets),
         limits=upload.UploadLimits(args.max_mb << 20, max_files, args.max_pixels, args.timeout),
         queue_size=args.queue_size,
         max_batch=args.batch_size,

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consilium.inference import data_config, saliency_evaluation
 from consilium.inference.predictor import Predictor, run_folder_of
+from consilium.inference.val_predictions import val_table
 from consilium.serving import TOKEN_VARIABLE
 from consilium.serving.connections import BACKLOG, TimedProtocol
 from consilium.serving.schemas import ModelInfo, PredictResponse
@@ -32,12 +33,8 @@ from consilium.serving.service import ServerBusy, ServerMetrics, ServerSettings,
 from datamodules.images import ImageError, read_image, read_thumbnail
 from evaluation import saliency
 from evaluation.metrics.calibration import fit_referral
-from evaluation.metrics.conformal import BY_CLASS, ConformalSets, fit_conformal_sets
-from evaluation.predictions import PredictionTable
 from evaluation.reports.html import NOTICE
-from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimates
-from evaluation.voters import store
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -278,47 +275,6 @@ def default_title(model: Path) -> str:
 def referral_threshold(model: Path, predictor: Predictor, risk: float) -> float:
     """The probability above which the error rate on the val split is at most `risk`."""
     return fit_referral(val_table(model, predictor, "--refer-risk"), risk)
-
-
-def prediction_sets(model: Path, predictor: Predictor, rate: float) -> ConformalSets:
-    """Fits prediction sets on val that contain the true class at this rate, in each class."""
-    return fit_conformal_sets(val_table(model, predictor, "--sets"), 1 - rate, BY_CLASS)
-
-
-def val_table(model: Path, predictor: Predictor, flag: str) -> PredictionTable:
-    """The model's predictions on val; raises ValueError that names ``flag`` if there are none."""
-    file = val_table_path(model, predictor, flag)
-    table = PredictionTable.read(file)
-    if not is_table_of(table, file.parents[1], predictor):
-        what = "was not predicted by this model (classes, weights or voter)"
-        raise ValueError(f"{flag}: {file} {what}")
-    return table
-
-
-def is_table_of(table: PredictionTable, folder: Path, predictor: Predictor) -> bool:
-    """Whether the model predicted `table`, the val table of a run folder.
-
-    Raises ValueError if the folder has a fitted voter of other members.
-    """
-    weights = [member.weights_hash for member in predictor.members]
-    if (folder / "voter.json").is_file():
-        fitted = store.load(folder, weights, predictor.class_names)
-        return fitted.voter.name == predictor.ensemble.voter.name
-    sources = list(table.meta.get("members", {}).values()) or [table.meta]
-    table_weights = [source.get("weights") for source in sources]
-    return (table.class_names, table_weights) == (predictor.class_names, weights)
-
-
-def val_table_path(model: Path, predictor: Predictor, flag: str) -> Path:
-    """The val predictions in a model's run folder or its voters' folder; ValueError if missing."""
-    folder = run_folder_of(model).resolve()
-    candidates = [folder / "predictions" / "val.parquet"]
-    voters = voters_folder(folder)
-    if len(predictor.members) > 1 and (voters / "voter.json").is_file():
-        candidates.append(voters / "predictions" / "val.parquet")
-    if file := next(filter(Path.is_file, candidates), None):
-        return file
-    raise ValueError(f"{flag}: no val predictions in {', '.join(map(str, candidates))}")
 
 
 def find_examples(folder: Path | None, model: Path) -> list[Path]:

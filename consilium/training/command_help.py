@@ -23,6 +23,7 @@ EXAMPLES = {
     "predict": """\
   consilium predict --run runs/resnet10t
   consilium predict --config runs/resnet10t/config.yaml --data.predict_split val --run runs/val
+  consilium predict --run runs/resnet10t --sets 0.9
 """,
 }
 OPTIONS = {
@@ -36,6 +37,10 @@ early stopping and learning rate:
   --model.optimizer.lr LR               peak learning rate
   --model.lr_scheduler.name NAME        none, cosine, onecycle, step, cyclic or plateau
   --model.lr_scheduler.warmup_epochs N  length of the warm-up
+""",
+    "predict": """\
+  --sets RATE                 add the column prediction_set: the classes that contain the right one
+                              at this rate in images of new patients, in each class; by val
 """,
     "test": """
 other data, a config, table or folder; the run comes first, its pipeline stays as it is:

@@ -24,6 +24,8 @@ from callbacks.checkpoint import LAST, PREVIOUS, ResumableEarlyStopping
 from callbacks.wandb_logger import close_loggers, set_run_folder
 from callbacks.writers import SaveConfig
 from consilium.config_files import explain_parser_error, shorten_parser_error
+from consilium.inference.predictor import load_predictor
+from consilium.inference.val_predictions import prediction_sets, write_sets
 from consilium.training import COMMANDS, preflight
 from consilium.training.command_help import USAGE
 from consilium.training.run_lock import (
@@ -37,10 +39,11 @@ from consilium.training.run_lock import (
 from datamodules.datamodule import ImageDataModule
 from lightning_modules import checkpoints, packing
 from lightning_modules.base import BaseModule
-from lightning_modules.ensemble import EnsembleModule
+from lightning_modules.ensemble import EnsembleModule, find_ensemble_file
 from lightning_modules.tta import ALLOWED, tta_notes
 
 CHECKPOINT_HELP = "checkpoint; default: best.ckpt of --run, or that in the folder of the config"
+SETS_HELP = "add the set of classes that has the right one at this rate, in each class; by val"
 NO_ACCELERATOR = ("No supported gpu backend found", "since the accelerator is not available")
 DEV_RUN_FOLDER = ".fast_dev_run"  # in the run folder, removed at the end
 CLASS_HELP = {  # what the help of an argument describes if no class is named
@@ -109,6 +112,8 @@ class ConsiliumCLI(LightningCLI):
             help_text = "last.ckpt of an interrupted run, to resume it"
             test_help = "also evaluate the best epoch on the test split"
             parser.add_argument("--test", type=bool, default=False, help=test_help)
+        if subcommand == "predict":
+            parser.add_argument("--sets", type=float | None, default=None, help=SETS_HELP)
         parser._option_string_actions["--ckpt_path"].help = help_text  # Lightning's names URLs
         parser._option_string_actions["--data"].__class__ = ReplaceValue
         parser.add_argument("--trainer.help", action="help", help="show all arguments and exit")
@@ -131,12 +136,15 @@ class ConsiliumCLI(LightningCLI):
         """Sets the path of the checkpoint: the default one, `best`, `last`, or the given file."""
         name = config["ckpt_path"]
         is_ensemble = issubclass(resolve_name(config["model"].class_path), EnsembleModule)
+        folders = [run, *(Path(str(file)).parent for file in config["config"] or [])]
+        self.model_path = next(filter(find_ensemble_file, folders), run)
         if not name and (command == "fit" or is_ensemble):
             return
         if name in (None, "best", "last"):
             name = preflight.default_checkpoint(run, config["config"] or [], name or "best")
             print_once(f"checkpoint: {name}")
         file: Path | None = Path(name)
+        self.model_path = Path(name)
         last = run / LAST
         if command == "fit" and last.is_file() and last.resolve() == Path(name).resolve():
             file = preflight.checkpoint_to_resume(run)
@@ -220,6 +228,21 @@ class ConsiliumCLI(LightningCLI):
             print_once(note)
         job = "ensemble" if isinstance(self.model, EnsembleModule) else "member"
         set_run_folder(self.trainer.loggers, self.trainer.default_root_dir, job)
+
+    def before_predict(self) -> None:
+        """Fits the prediction sets, if they are asked for, on the model's predictions of val."""
+        self.sets, rate = None, self.config["predict"]["sets"]
+        if rate is not None and not 0 < rate < 1:
+            raise ValueError(f"--sets {rate:g}: must be between 0 and 1")
+        if rate is not None:
+            predictor = load_predictor(self.model_path)
+            self.sets = prediction_sets(self.model_path, predictor, rate)
+
+    def after_predict(self) -> None:
+        """Adds the sets to the table that was written."""
+        if self.sets and is_first_process():
+            folder = Path(self.trainer.default_root_dir) / "predictions"
+            write_sets(folder / f"{self.datamodule.predict_split}.parquet", self.sets)
 
     def after_fit(self) -> None:
         """Evaluates the best epoch on val, and with `--test true` on test."""

@@ -17,6 +17,7 @@ from consilium.cli.serve import server_settings
 from consilium.inference import saliency_evaluation
 from consilium.inference.export import load_with_backend
 from consilium.inference.predictor import load_predictor
+from consilium.inference.val_predictions import is_table_of, prediction_sets
 from consilium.serving import server
 from evaluation import saliency
 from evaluation.metrics.calibration import Calibration, fit_referral
@@ -304,7 +305,7 @@ def test_threshold_for_a_risk_is_fitted_on_val(resnet, untrained_ensemble):
 
 def test_sets_of_classes_are_fitted_on_val_and_served(resnet, untrained_ensemble):
     predictor = load_predictor(resnet)
-    sets = server.prediction_sets(resnet, predictor, 0.8)
+    sets = prediction_sets(resnet, predictor, 0.8)
     table = PredictionTable.read(resnet / "predictions" / "val.parquet")
     assert sets == fit_conformal_sets(table, 1 - 0.8, "class")
     with open_client(predictor, sets=sets) as client:
@@ -317,7 +318,7 @@ def test_sets_of_classes_are_fitted_on_val_and_served(resnet, untrained_ensemble
         assert predict_one(client)["prediction_set"] is None
     untrained = load_predictor(untrained_ensemble)
     with pytest.raises(ValueError, match=r"--sets: no val predictions in .*predictions"):
-        server.prediction_sets(untrained_ensemble, untrained, 0.8)
+        prediction_sets(untrained_ensemble, untrained, 0.8)
 
 
 def test_threshold_is_not_fitted_on_the_table_of_another_model(resnet, larger, tmp_path):
@@ -363,8 +364,8 @@ def test_table_of_an_ensemble_belongs_to_it_only_with_its_members_in_order(
     for weights, expected in ((hashes, True), (hashes[::-1], False)):
         members = {str(i): {"weights": weights[i]} for i in range(len(weights))}
         with_members = replace(table, meta={**table.meta, "members": members})
-        assert server.is_table_of(with_members, tmp_path, predictor) is expected
-    assert not server.is_table_of(table, tmp_path, predictor)
+        assert is_table_of(with_members, tmp_path, predictor) is expected
+    assert not is_table_of(table, tmp_path, predictor)
 
 
 def test_port_in_use_and_missing_model_are_errors_of_one_line(untrained_ensemble, tmp_path, capsys):
