@@ -50,7 +50,8 @@ class SaveConfig(SaveConfigCallback):
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         config["ckpt_path"] = None
-        config.pop("test", None)  # an argument of fit alone
+        for name in ("test", "verbose", "sets"):  # arguments of some commands alone
+            config.pop(name, None)
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
         if writes_file:

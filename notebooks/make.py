@@ -85,7 +85,7 @@ def section_outputs(section: Section) -> list[nbformat.NotebookNode]:
         texts = (section.heading, "\n".join([*captions, section.note]))
         image = thumbnail_sheet([open_png(png) for png in section.images])
     else:
-        return [html_output(section_html(section, can_fold=False))]
+        return [html_output(section_html(section))]
     heading, caption = ([new_output("display_data", {"text/plain": t})] if t else [] for t in texts)
     return [*heading, image_output(image), *caption]
 

@@ -118,6 +118,8 @@ def test_predictions_have_the_sets_that_are_fitted_on_val(resnet, tmp_path, caps
     names = [[name for name, is_in in zip(table.class_names, row, strict=True) if is_in]
              for row in sets.of_table(table)]  # fmt: skip
     assert [text.split(", ") for text in table.rows[SETS]] == [of or [""] for of in names]
+    written = yaml.safe_load((tmp_path / "sets/config.yaml").read_text())
+    assert not {"sets", "verbose"} & written.keys()  # other commands read it
     assert SETS not in table.attributes
     assert SETS not in aggregate(table, "patient").rows
     assert main([*args, "--sets", "1.5"]) == 2

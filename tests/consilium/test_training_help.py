@@ -22,6 +22,7 @@ from tests.evaluation.tables import make_table
 MODELS = ("ImageClassifier", "OneVsOneClassifier", "EnsembleModule")
 SOURCES = ("Folders", "Table", "Mura", "Phantoms")
 OURS = {"auto_batch", "print_config", "data", "name", "net_benefit"}  # read before Lightning
+OURS |= {"sets"}  # of predict alone
 HELP_ARGUMENTS = [
     ["--help"],
     ["--trainer.help"],
