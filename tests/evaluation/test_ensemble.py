@@ -113,7 +113,7 @@ def test_a_distortion_of_classes_is_repaired_and_changes_decisions_and_the_repor
         }
         for seed, split in enumerate(("val", "test"))
     )
-    fitted = fit_voters(val)
+    fitted = fit_voters(val, method="auto")
     evaluated = evaluate_voters(fitted, test, draws=50)
     calibration = fitted.ensembles["geometric"].calibration
     assert calibration.scales
