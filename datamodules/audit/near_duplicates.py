@@ -41,6 +41,7 @@ _LOWEST_SCORE = 0.6  # of the coarse alignment of a pair whose details are compa
 _FALSE_PAIRS = 0.05  # expected number among the neighbors
 _FEWEST_NEIGHBORS = 20  # that are compared in detail, to know how similar others are
 _LOWEST_LIMIT, _SMALLEST_SLOPE, _MARGIN = 0.7, 0.03, 0.1  # as Fisher's z
+_RISE_PER_OCTAVE = 0.5  # of Fisher's z of different images, for each halving of their size
 _BLOCK, _TILE = 128, 4096  # images whose neighbors are searched, images compared with them
 _ALIGNED, _REMEMBERED = 32, 2048  # pairs aligned together, and saved in one file
 _TOGETHER = 64  # pairs compared in detail before their images count as connected
@@ -55,7 +56,8 @@ class NearDuplicate(NamedTuple):
 
     first: int  # position of one image
     second: int  # position of the other
-    similarity: float  # mean correlation of aligned details on three scales, at most 1
+    similarity: float  # mean correlation of aligned details on three scales, at most 1; as expected
+    # of images of ``THUMBNAIL_SIZE``: smaller ones lack the detail in which different images differ
     pose: Pose  # how the one is moved onto the other
     is_exposure: bool = False  # of the same patient, and not as similar as most copies
 
@@ -257,7 +259,9 @@ class _Comparison:
         rows = [k if k < self.count else self.originals[k - self.count] for k in pair]
         side = int(np.clip(self.thumbnails.shorter_sides[rows].min(), 48, THUMBNAIL_SIZE))
         images = [resize(self._image(int(k)), side) for k in (*fixed, *moving)]
-        return NearDuplicate(*pair, detail_similarity(images[0], images[1], pose), pose)
+        z = np.arctanh(detail_similarity(images[0], images[1], pose))
+        z -= _RISE_PER_OCTAVE * np.log2(THUMBNAIL_SIZE / side)
+        return NearDuplicate(*pair, float(np.tanh(z)), pose)
 
 
 def _search(comparison: _Comparison) -> list[NearDuplicate]:

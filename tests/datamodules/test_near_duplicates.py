@@ -71,6 +71,12 @@ def test_bones_that_hardly_differ_are_not_copies():
     assert precision >= 0.98
 
 
+def test_small_images_are_no_copies_of_large_ones_which_have_more_detail():
+    images = generate("pneumonia", 60, 128)
+    images[::6] = [cv2.resize(i, (64, 64), interpolation=cv2.INTER_AREA) for i in images[::6]]
+    assert not search(images, np.arange(60))
+
+
 def test_an_inverted_copy_is_found():
     images = generate("chest", 30, 96)
     images.append(255 - images[4])
