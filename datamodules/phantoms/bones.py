@@ -9,6 +9,7 @@ from datamodules.phantoms.primitives import PhantomImage, Rng
 
 FRACTURES = ["none", "simple", "comminuted"]
 PARTS = ["elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist"]
+Shape = tuple[int, int, int, int]  # half width, thicknesses of cortex and flesh, flare of the ends
 Shafts = tuple[tuple[int, ...], int, int]  # their center lines, half width, radius of the joint
 _SHAFTS: dict[str, Shafts] = {
     "elbow": ((-70, 90), 70, 170),
@@ -42,14 +43,13 @@ def limb(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImag
 
 def osteoporosis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
     """Thick cortex and dense marrow (label 0), or thin cortex and faint, coarse marrow (1)."""
-    cortex, marrow = ((44, 60), (12, 20))[label], (145, 105)[label]
-    x, y = draw.grid(size)
-    along, across = draw.rotate(x, y, image_rng.between(0, 359))
+    cortex, level = ((44, 60), (12, 20))[label], (151, 123)[label]
     half, rim = patient_rng.between(150, 230), patient_rng.between(*cortex)
-    depth = half - np.abs(across - image_rng.between(-60, 60))
-    coarse = ((along // 24) * 7 + (across // 24) * 11) % 5 * (3, 9)[label]
-    density = np.where(depth > rim, marrow + coarse, np.where(depth > 0, 190, 40))
-    return draw.radiograph(density, (depth > 0) & (label == 1), image_rng, noise=10)
+    shape = (half, rim, patient_rng.between(60, 220), patient_rng.between(0, 90))
+    along, across = draw.random_pose(size, image_rng, (60, 60), 180)
+    marrow = level + _trabeculae(along, across, patient_rng) * (4, 13)[label] // 148
+    density, is_bone = _long_bone(along, across, shape, marrow)
+    return draw.radiograph(density, is_bone & (label == 1), image_rng, noise=10)
 
 
 def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
@@ -67,6 +67,24 @@ def osteoarthritis(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> P
             density = np.where(draw.ellipse(across, along, center, (60, 34)) > 0, 180, density)
     lesion = (np.abs(across) < half) & (np.abs(along) < 60) & (label == 1)
     return draw.radiograph(density, lesion, image_rng, noise=10)
+
+
+def _long_bone(
+    along: np.ndarray, across: np.ndarray, shape: Shape, marrow: int | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Density of a bone that widens towards its ends, and which pixels are in the bone."""
+    half, cortex, flesh, flare = shape
+    depth = half + np.maximum(0, np.abs(along) - 250) * flare // 256 - np.abs(across)
+    density = np.where(depth > -flesh, 70, 12)
+    density = np.where(depth > 0, 190, density)
+    return np.where(depth > cortex, marrow, density), depth > 0
+
+
+def _trabeculae(along: np.ndarray, across: np.ndarray, patient_rng: Rng) -> np.ndarray:
+    """Irregular struts of the width and direction of a patient, as ``Rng.noise``."""
+    along, across = draw.rotate(along, across, patient_rng.between(-30, 30))
+    width, length = patient_rng.between(16, 32), patient_rng.between(32, 64)
+    return np.asarray(patient_rng.noise(64)[along // length % 64, across // width % 64])
 
 
 def _limb_density(
@@ -106,12 +124,8 @@ def fracture(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Phantom
     x, y = x - image_rng.between(-90, 90), y - image_rng.between(-90, 90)
     along, across = draw.rotate(x, y, image_rng.between(0, 359))
     across, gap = _break_bone(label, along, across, image_rng)
-    half = half + np.maximum(0, np.abs(along) - 250) * flare // 256
-    depth = half - np.abs(across)
-    density = np.where(depth > -flesh, 70, 12)
-    density = np.where(depth > 0, 190, density)
-    density = np.where(depth > cortex, 140, density)
-    gap = gap & (depth > 0)
+    density, is_bone = _long_bone(along, across, (half, cortex, flesh, flare), 140)
+    gap = gap & is_bone
     return draw.radiograph(np.where(gap, 74, density).astype(np.int32), gap, image_rng, noise=12)
 
 

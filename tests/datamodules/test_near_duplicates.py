@@ -55,18 +55,13 @@ def test_copies_of_a_third_of_the_images_are_found():
 @pytest.mark.parametrize(("kind", "fraction", "per_original"), [
     ("fracture", 0.0, 1), ("fracture", 0.05, 1), ("fracture", 0.3, 1), ("fracture", 0.9, 1),
     ("fracture", 1.0, 9), ("retina", 0.05, 1), ("retina", 1.0, 9),
+    ("osteoporosis", 0.0, 1), ("osteoporosis", 0.05, 1), ("osteoporosis", 0.3, 1),
+    ("osteoporosis", 0.9, 1),
 ])  # fmt: skip
 def test_recall_and_precision_do_not_depend_on_the_number_of_copies(kind, fraction, per_original):
     count = 30 if per_original > 1 else 200
     originals = generate(kind, count, 160)
     recall, precision = recall_and_precision(originals, fraction, per_original)
-    assert recall >= 0.95
-    assert precision >= 0.98
-
-
-@pytest.mark.exhaustive
-def test_bones_that_hardly_differ_are_not_copies():
-    recall, precision = recall_and_precision(generate("osteoporosis", 120, 160), 0.3)
     assert recall >= 0.95
     assert precision >= 0.98
 

@@ -16,7 +16,7 @@ PIXELS = {
     "chest": "57c871a593ea",
     "pneumonia": "93b7e6a5578b",
     "cardiomegaly": "8ebb796b5d5c",
-    "osteoporosis": "ba94c9fde85a",
+    "osteoporosis": "8cd072353ee8",
     "osteoarthritis": "0395ad4e9535",
     "limb_abnormality": "4df9beb4d902",
 }
