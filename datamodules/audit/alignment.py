@@ -31,9 +31,9 @@ FEATURES = np.dtype([  # what the alignment needs to know of an image
 
 
 class Pose(NamedTuple):
-    """How the second image is moved onto the first, in pixels of images of ``SIDE``."""
+    """How the second image of a pair is moved onto the first, in pixels of images of ``SIDE``."""
 
-    score: float  # correlation of the structure; negative if one image is inverted
+    score: float  # correlation of ``local_structure``; negative if one image is inverted
     matrix: np.ndarray  # (2, 3)
 
     @property
@@ -43,7 +43,7 @@ class Pose(NamedTuple):
 
     @property
     def degrees(self) -> float:
-        """The rotation, from -180 to 180."""
+        """The rotation in degrees, from -180 to 180."""
         return float(np.rad2deg(np.arctan2(self.matrix[1, 0], self.matrix[0, 0])))
 
     @property
@@ -56,13 +56,13 @@ class Pose(NamedTuple):
 
 
 def resize(gray: np.ndarray, side: int) -> np.ndarray:
-    """The image as a square of this side."""
+    """The gray image resized to (side, side), whatever its aspect ratio."""
     method = cv2.INTER_AREA if min(gray.shape) > side else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(gray, (side, side), interpolation=method))
 
 
 def local_structure(image: np.ndarray, scale: float = 4.0) -> np.ndarray:
-    """float32 image without the local brightness and contrast."""
+    """float32 image minus its local mean, divided by its local standard deviation."""
     values = image.astype(np.float32)
     values -= cv2.GaussianBlur(values, (0, 0), scale)
     variance = cv2.GaussianBlur(values * values, (0, 0), 2 * scale)
@@ -80,7 +80,7 @@ def pose_matrix(
 
 
 def describe(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``FEATURES`` of an image; descriptors by rings (d,) and by Fourier transform (zooms, e).
+    """``FEATURES`` of a gray image, its descriptor by rings (d,) and by Fourier (zooms, e).
 
     Both descriptors ignore rotation, mirroring, brightness and inversion. Rings are the more
     specific ones, the Fourier transform is not changed by shifts and its zooms find crops.
@@ -104,8 +104,8 @@ def coarse_poses(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Correlations (b, p) and matrices (b, p, 2, 3) of poses of b pairs, given as ``FEATURES``.
 
-    Poses have the best angle without zoom and with ``zooms`` (b,), and the best shift. With a
-    ``count`` of 2, they also have the other direction, and the second best shift.
+    Poses have the best angle without zoom and with ``ZOOMS[zooms]`` (b,), and the best shift.
+    With a ``count`` of 2, they also have the opposite mirroring, and the second best shift.
     """
     first, second = (part["structure"].astype(np.float32) for part in (fixed, moving))
     by_rings = _best_angles(fixed["rings"], moving["rings"], 360)
@@ -131,13 +131,13 @@ def coarse_poses(
 def coarse_scores(
     fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray, lowest: float
 ) -> np.ndarray:
-    """Absolute correlations (b,) of pairs; the best pose is refined if it reaches ``lowest``."""
+    """Absolute correlations (b,) in the best pose of each pair, refined from ``lowest`` on."""
     scores, matrices = coarse_poses(fixed, moving, zooms)
     best = np.abs(scores).argmax(axis=1)
     highest = np.abs(scores).max(axis=1)
     for k in np.flatnonzero(highest >= lowest):
         score, matrix = scores[k, best[k]], matrices[k, best[k]]
-        pose = _refined_pose(fixed[k], moving[k], Pose(score, matrix), 6)
+        pose = _improve_pose(fixed[k], moving[k], Pose(score, matrix), 6)
         highest[k] = abs(pose.score)
     return np.asarray(highest)
 
@@ -146,9 +146,9 @@ def refine_pose(fixed: np.ndarray, moving: np.ndarray, zooms: np.ndarray) -> Pos
     """The best of a few poses of one pair after each was refined to a fraction of a pixel."""
     scores, matrices = (part[0] for part in coarse_poses(fixed, moving, zooms, 2))
     refined: list[Pose] = []
-    for k in _most_different(matrices, np.argsort(-np.abs(scores), kind="stable")):
+    for k in _distinct_poses(matrices, np.argsort(-np.abs(scores), kind="stable")):
         pose = Pose(float(scores[k]), matrices[k])
-        refined.append(_refined_pose(fixed[0], moving[0], pose, 20))
+        refined.append(_improve_pose(fixed[0], moving[0], pose, 20))
     return max(refined, key=lambda pose: abs(pose.score))
 
 
@@ -159,7 +159,7 @@ def detail_similarity(first: np.ndarray, second: np.ndarray, pose: Pose) -> floa
     matrix = _scale_matrix(pose.matrix, len(fixed))
     sharp = [local_structure(cv2.GaussianBlur(v, (0, 0), 0.8), 3.0) for v in (fixed, moving)]
     matrix[:, 2] += _best_shifts(sharp[0], _move(sharp[1], matrix)[None], 1)[0, 0]
-    matrix = _refine(sharp[0], sharp[1], matrix, 20)
+    matrix = _refine_matrix(sharp[0], sharp[1], matrix, 20)
     mask, moved, disc = _overlap(matrix, len(fixed)), _move(moving, matrix), _box(len(fixed))
     if mask.sum() < _MIN_OVERLAP * _disc(len(fixed)).sum():
         return 0.0
@@ -172,7 +172,7 @@ def detail_similarity(first: np.ndarray, second: np.ndarray, pose: Pose) -> floa
 
 
 def _magnify(image: np.ndarray, zoom: float) -> np.ndarray:
-    """The center of an image as a square of ``SIDE``."""
+    """The center of an image, resized to (SIDE, SIDE) and magnified ``zoom`` times."""
     scale, center = zoom * SIDE / len(image), (len(image) - 1) / 2
     offset = (SIDE - 1) / 2 - scale * center
     matrix = np.array([[scale, 0, offset], [0, scale, offset]])
@@ -196,7 +196,7 @@ def _fourier_spectra(structure: np.ndarray) -> np.ndarray:
 
 
 def _to_real(spectra: np.ndarray) -> np.ndarray:
-    """Real and imaginary parts one after another, twice as many along the last axis."""
+    """float32 with real and imaginary parts by turns, twice as many along the last axis."""
     return np.ascontiguousarray(spectra, np.complex64).view(np.float32)
 
 
@@ -205,7 +205,7 @@ def _best_angles(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rotations (b,) in degrees and whether to mirror (b,), from spectra (b, rings, 66).
 
-    The best one, and the best one in the other direction, since many bones are symmetric.
+    The best one of each pair, then the best one if mirrored otherwise, as many bones are symmetric.
     """
     first, second = (part.astype(np.float32).view(np.complex64) for part in (first, second))
     first = first * (_RING_WEIGHTS if period == 360 else _WITHOUT_MEAN)
@@ -222,10 +222,10 @@ def _best_shifts(first: np.ndarray, moved: np.ndarray, count: int) -> np.ndarray
     side = first.shape[-1]
     product = fft.rfft2(first * _disc(side))[..., None, :, :] * np.conj(fft.rfft2(moved))
     maps = fft.irfft2(product, s=(side, side))[..., _SHIFTS[:, None], _SHIFTS]
-    return _highest(np.abs(maps), count)
+    return _highest_peaks(np.abs(maps), count)
 
 
-def _highest(maps: np.ndarray, count: int) -> np.ndarray:
+def _highest_peaks(maps: np.ndarray, count: int) -> np.ndarray:
     """Shifts (..., count, 2) as x and y at the highest peaks of maps (..., shifts, shifts)."""
     flat, peaks = maps.reshape(*maps.shape[:-2], -1).copy(), []
     y, x = np.divmod(np.arange(flat.shape[-1]), len(_SHIFTS))
@@ -237,8 +237,8 @@ def _highest(maps: np.ndarray, count: int) -> np.ndarray:
     return np.stack(peaks, axis=-2)
 
 
-def _most_different(matrices: np.ndarray, order: np.ndarray) -> list[int]:
-    """The first few poses, without those that refinement would make equal to an earlier one."""
+def _distinct_poses(matrices: np.ndarray, order: np.ndarray) -> list[int]:
+    """Positions of the first few poses in ``order`` that are not close to an earlier one."""
     chosen: list[int] = []
     for k in order.tolist():
         changes = np.abs(matrices[k] - matrices[chosen])
@@ -251,41 +251,43 @@ def _most_different(matrices: np.ndarray, order: np.ndarray) -> list[int]:
 
 
 def _move(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The image, moved by a matrix (2, 3), in its own size."""
     return np.asarray(cv2.warpAffine(image, matrix, image.shape[1::-1]))
 
 
 def _move_to_box(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The moved image in the box of the disc."""
+    """The part of the moved image in ``_box``."""
     start, stop = _box(len(image))[0].start, _box(len(image))[0].stop
     offset = np.array([[0, 0, start], [0, 0, start]])
     return np.asarray(cv2.warpAffine(image, matrix - offset, (stop - start, stop - start)))
 
 
 def _overlap(matrix: np.ndarray, side: int) -> np.ndarray:
-    """The part of the disc that both images show, in the box of the disc."""
+    """Mask of the part of the disc that both images show after the motion, in ``_box``."""
     moved = _move_to_box(np.ones((side, side), np.float32), matrix)
     return np.asarray(_disc(side)[_box(side)] & (moved > 0.99))
 
 
 def _scale_matrix(matrix: np.ndarray, side: int) -> np.ndarray:
-    """The same motion for images of another side."""
+    """The motion ``matrix`` of images of ``SIDE`` as one of images of ``side``."""
     scale = np.diag([side / SIDE] * 2 + [1.0])
     scale[:2, 2] = (side / SIDE - 1) / 2  # pixel centers, as cv2.resize
     full = np.vstack([matrix, [0, 0, 1]])
     return np.asarray((scale @ full @ np.linalg.inv(scale))[:2])
 
 
-def _refined_pose(fixed: np.ndarray, moving: np.ndarray, pose: Pose, iterations: int) -> Pose:
+def _improve_pose(fixed: np.ndarray, moving: np.ndarray, pose: Pose, iterations: int) -> Pose:
+    """The pose after ``_refine_matrix``, or as it is if that does not raise its correlation."""
     first, second = (image["structure"].astype(np.float32) for image in (fixed, moving))
-    matrix = _refine(first, np.sign(pose.score) * second, pose.matrix, iterations)
+    matrix = _refine_matrix(first, np.sign(pose.score) * second, pose.matrix, iterations)
     refined = Pose(float(_correlations(first, second, matrix[None])[0]), matrix)
     return max(pose, refined, key=lambda pose: abs(pose.score))
 
 
-def _refine(
+def _refine_matrix(
     fixed: np.ndarray, moving: np.ndarray, matrix: np.ndarray, iterations: int
 ) -> np.ndarray:
-    """The matrix after a small affine correction; unchanged if none is found.
+    """The matrix (2, 3) after a small affine correction; unchanged if none is found.
 
     Fits the moved image by the fixed one and its derivatives, which need not be computed again in
     each iteration; ``cv2.findTransformECC`` does so, is no more accurate and takes 3 times as long.
@@ -322,7 +324,7 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _correlations(first: np.ndarray, second: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """(p,) correlations where both images overlap after each motion; 0 if they hardly do."""
+    """(p,) correlations of two images where they overlap after p motions; 0 if they hardly do."""
     masks = np.stack([_overlap(matrix, len(first)) for matrix in matrices])
     moved = np.stack([_move_to_box(second, matrix) for matrix in matrices])
     is_enough = masks.sum(axis=(1, 2)) >= _MIN_OVERLAP * _disc(len(first)).sum()
@@ -341,6 +343,7 @@ def _masked_correlations(first: np.ndarray, second: np.ndarray, masks: np.ndarra
 
 @cache
 def _disc(side: int) -> np.ndarray:
+    """Mask (side, side) of the central disc in which images are compared."""
     y, x = np.mgrid[:side, :side] - (side - 1) / 2
     return np.asarray(np.hypot(x, y) < side * 0.43)
 

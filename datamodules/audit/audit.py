@@ -72,13 +72,13 @@ class Audit:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether no file can be read, so that nothing else was found out."""
+        """Whether no file of the dataset can be read, so that the audit says nothing else."""
         unreadable = (name for i in self.issues if i.kind == BROKEN for name in i.ids)
         return len(set(unreadable)) == len(self.manifest.table)
 
     @property
     def suspects(self) -> list[Confound]:
-        """What predicts the class so well that a network may learn it instead."""
+        """Statistics and columns that predict the class so well that a network may learn them."""
         return [confound for confound in self.confounds if confound.is_suspect]
 
     def quarantine(self) -> pd.DataFrame:
@@ -125,6 +125,7 @@ class Audit:
 
 
 def _ids_to_exclude(issue: Issue, rank: dict[str, int]) -> list[str]:
+    """Ids that ``quarantine`` excludes for an issue; ``rank`` is the order of the split by id."""
     if issue.kind == CONFLICT:
         return [name for group in issue.groups for name in group]
     if not issue.is_leak:
@@ -164,8 +165,8 @@ def find_recorded_leaks(digest: str) -> tuple[list[str], Path | None]:
 def audit_manifest(manifest: Manifest, folder: Path | None = None) -> Audit:
     """Decodes every file once and reports all issues and confounds.
 
-    In the folder of the audit, another audit finds what it need not compute again: of unchanged
-    files everything, after an interruption what had been computed.
+    With ``folder``, results are saved in it: another audit of unchanged files reuses all of them,
+    and one after an interruption those that had been computed.
     """
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -177,6 +178,7 @@ def audit_manifest(manifest: Manifest, folder: Path | None = None) -> Audit:
 
 
 def _audit(manifest: Manifest, memo: Memo) -> Audit:
+    """Searches near duplicates until there are no new ones among images outside the quarantine."""
     reader = FileReader(manifest.table["path"].tolist(), memo)
     stats = reader.stats()
     search = _copy_search(stats, reader, memo)
@@ -222,6 +224,7 @@ def _name_issues(table: pd.DataFrame) -> list[Issue]:
 
 
 def _identical_matches(table: pd.DataFrame) -> list[Match]:
+    """Matches of identical files, each with the first of them; those of other splits come first."""
     ids, split, matches = table["id"], table["split"], []
     for rows in _rows_by_digest(table):
         others = sorted(rows[1:], key=lambda k: split.iloc[k] == split.iloc[rows[0]])
@@ -230,16 +233,18 @@ def _identical_matches(table: pd.DataFrame) -> list[Match]:
 
 
 def _is_comparable(stats: pd.DataFrame) -> np.ndarray:
+    """Mask (n,) of the images that can be read and are not constant."""
     return ((stats["error"] == "") & (stats["std"] >= MIN_STD)).to_numpy()
 
 
 def _first_of_digest(stats: pd.DataFrame) -> np.ndarray:
-    """Rows of the images that are compared: of identical files the first."""
+    """Row numbers of comparable images, of identical files only that of the first."""
     digests = stats["digest"][_is_comparable(stats)]
     return digests.index[~digests.duplicated()].to_numpy()
 
 
 def _copy_search(stats: pd.DataFrame, reader: FileReader, memo: Memo) -> NearDuplicateSearch:
+    """The search for near duplicates among the images of ``_first_of_digest``."""
     rows = _first_of_digest(stats)
     size = stats[["width", "height"]].to_numpy(float)[rows]
 
@@ -252,7 +257,7 @@ def _copy_search(stats: pd.DataFrame, reader: FileReader, memo: Memo) -> NearDup
 def _near_matches(
     table: pd.DataFrame, stats: pd.DataFrame, search: NearDuplicateSearch, is_left: np.ndarray
 ) -> list[Match]:
-    """Images that show the same although their bytes differ, among those that are left."""
+    """Matches of images that show the same although their bytes differ, where ``is_left``."""
     compared = _first_of_digest(stats).copy()
     digests = stats["digest"][is_left & _is_comparable(stats)]
     rows = digests.index[~digests.duplicated()].to_numpy()
@@ -273,7 +278,7 @@ def _near_matches(
 
 
 def _conflict_issues(manifest: Manifest, table: pd.DataFrame, issues: list[Issue]) -> list[Issue]:
-    """Duplicates with different labels; its groups are the identical files among them."""
+    """The issue of duplicates with different labels; its groups are the identical files."""
     label = dict(zip(manifest.table["id"], manifest.table["label"], strict=True))
     names = manifest.class_names
     conflicts = [
@@ -311,7 +316,7 @@ def _copy_issues(table: pd.DataFrame, same: list[Match], near: list[Match]) -> l
 
 
 def _without_repeated_exposures(table: pd.DataFrame, near: list[Match]) -> list[Match]:
-    """Without pairs of the same patient, split and label, which do no harm."""
+    """Near duplicates without pairs of the same patient, split and label, which do no harm."""
     keys = zip(table["id"], table["patient"], table["split"], table["label"], strict=True)
     key = {name: rest for name, *rest in keys}
     is_repeated = set(table["id"][table["digest"].duplicated(keep=False)])
@@ -347,10 +352,12 @@ def _original_name(name: str) -> str:
 
 
 def _has_derived(names: pd.Series) -> bool:
+    """Whether a word for derived files, such as "_aug1", ends one of the names."""
     return any(_DERIVED.search(PurePosixPath(name).stem) for name in names)
 
 
 def _file_digest(path: str) -> str:
+    """``content_digest`` of a file, or "" if it cannot be read."""
     try:
         return content_digest(read_file_bytes(path), path)
     except ImageError:

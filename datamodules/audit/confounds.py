@@ -47,7 +47,7 @@ def statistic_label(name: str) -> str:
 
 
 def measure_confounds(stats: pd.DataFrame, manifest: Manifest) -> list[Confound]:
-    """Suspects first; the last of them are the columns that determine the class.
+    """Confounds, suspects first; the last suspects are the columns that determine the class.
 
     Left out are files that cannot be read, and classes of fewer than ``MIN_PATIENTS`` patients.
     ``stats`` has the statistics of the files, in the order of the manifest.
@@ -69,7 +69,7 @@ def measure_confounds(stats: pd.DataFrame, manifest: Manifest) -> list[Confound]
 def _measure_column(
     values: pd.Series, samples: pd.DataFrame, class_names: list[str]
 ) -> list[Confound]:
-    """A column of the table: numbers if it has only numbers, and many; else categories."""
+    """Confounds of a column: of numbers if it has only numbers, and many; else of categories."""
     text = cell_text(values)
     numbers, is_empty = pd.to_numeric(text, errors="coerce"), text == ""
     is_number = bool((numbers.notna() | is_empty).all())
@@ -82,7 +82,7 @@ def _measure_column(
 
 
 def _determines(values: pd.Series, labels: pd.Series) -> bool:
-    """Whether the value follows from the class, or the class from the value, without exception."""
+    """Whether each value has a single class, or each class a single value."""
     counts = pd.crosstab(values, labels).to_numpy() > 0
     return bool((counts.sum(axis=1) == 1).all() or (counts.sum(axis=0) == 1).all())
 
@@ -111,7 +111,7 @@ def _measure_number(
 
 
 def _measure_category(values: pd.Series, samples: pd.DataFrame) -> list[Confound]:
-    """Cramer's V, if there are at least two categories and not too many."""
+    """The confound with Cramer's V, if there are at least two categories and not too many."""
     rows = _compared_rows(samples)
     values = values[rows.index].astype(str)
     if not 2 <= values.nunique() <= _max_categories(len(rows)):
@@ -121,6 +121,7 @@ def _measure_category(values: pd.Series, samples: pd.DataFrame) -> list[Confound
 
 
 def _max_categories(num_rows: int) -> int:
+    """The largest number of categories that this many rows can tell apart."""
     return min(_MAX_CATEGORIES, num_rows // 5)
 
 

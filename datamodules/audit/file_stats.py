@@ -55,7 +55,7 @@ CATEGORIES = {"format": "file format", "color": "color or grayscale"}
 
 
 class ThumbnailFiles:
-    """Thumbnails (n, views, side, side) in files of a memo; what is read leaves the memory."""
+    """Thumbnails (side, side) by (row, view), each read from the memo's files when needed."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
@@ -102,6 +102,7 @@ class FileReader:
     def _rows(
         self, key: str, paths: list[str], advance: Callable[[], None]
     ) -> list[dict[str, str | float]]:
+        """The rows of a chunk; read again if an unreadable file can be read, or fails otherwise."""
         name, read = f"stats-{key}", partial(self._read, key, paths, advance)
         rows: list[dict[str, str | float]]
         rows = json.loads(self._memo.load(name, read, is_result=True).tobytes())
@@ -112,7 +113,7 @@ class FileReader:
         return list(json.loads(text.tobytes()))
 
     def _read(self, key: str, paths: list[str], advance: Callable[[], None]) -> np.ndarray:
-        """The rows of a chunk as JSON; saves its thumbnails."""
+        """The rows of a chunk as the uint8 bytes of a JSON list; saves its thumbnails."""
         rows, views = [], []
         with _stderr_in_file() as printed:
             for row, thumbnails in self._pool.map(partial(_file_stats, printed=printed), paths):
@@ -131,18 +132,20 @@ class FileReader:
         return np.frombuffer(json.dumps(rows).encode(), np.uint8)
 
     def _thumbnails(self, paths: list[str]) -> np.ndarray:
+        """Thumbnails (n, views, side, side) of n files, which are decoded."""
         with _stderr_in_file():
             return stack_thumbnails([views for _, views in self._pool.map(_file_stats, paths)])
 
 
 def describe_images(paths: list[str]) -> pd.DataFrame:
-    """The ``NUMBERS`` and ``CATEGORIES`` of each file by label; missing if it cannot be read."""
+    """One row per file: ``NUMBERS`` and ``CATEGORIES`` by label, missing if it is unreadable."""
     with tempfile.TemporaryDirectory() as folder, Memo(Path(folder)) as memo:
         stats = FileReader(paths, memo).stats()
     return stats[[*NUMBERS, *CATEGORIES]].rename(columns=NUMBERS | CATEGORIES)
 
 
 def _state(path: str) -> str:
+    """The ``file_state`` of a path, or the reason why there is none."""
     try:
         return file_state(split_frame_number(path)[0])
     except OSError as error:
@@ -151,7 +154,10 @@ def _state(path: str) -> str:
 
 @contextmanager
 def _stderr_in_file() -> Iterator[int]:
-    """A file that gets what C libraries print; at the end it is printed, but for JPEG damages."""
+    """Collects what C libraries print to stderr in a file, and yields its descriptor.
+
+    At the end, prints the file without the warnings on damaged JPEG files.
+    """
     with tempfile.TemporaryFile() as file:
         stderr = os.dup(2)
         os.dup2(file.fileno(), 2)
@@ -165,7 +171,7 @@ def _stderr_in_file() -> Iterator[int]:
 
 
 def jpeg_warnings(paths: list[str]) -> list[str]:
-    """What is damaged in each JPEG file that can be decoded, "" if nothing is.
+    """Path and warning for each JPEG file that is damaged but can be decoded, else "".
 
     OpenCV fills what is missing with gray, and only prints what libjpeg found: hence a process.
     """
@@ -178,6 +184,10 @@ def jpeg_warnings(paths: list[str]) -> list[str]:
 
 
 def _file_stats(path: str, printed: int = 2) -> tuple[dict[str, str | float], np.ndarray | None]:
+    """A file's row of ``stats``, without ``warning``, and its thumbnails, None if it is unreadable.
+
+    ``has_printed`` is whether something was printed to the descriptor ``printed`` meanwhile.
+    """
     row: dict[str, str | float] = {"digest": "", "format": "", "color": "", "error": ""}
     row["has_printed"], size = False, os.fstat(printed).st_size
     try:
@@ -190,11 +200,11 @@ def _file_stats(path: str, printed: int = 2) -> tuple[dict[str, str | float], np
     row["has_printed"] = os.fstat(printed).st_size > size
     row["color"] = "gray" if image.ndim == 2 else "color"
     views = make_thumbnails(image)
-    return row | _numbers(image, views[-1], len(data)), views
+    return row | _image_statistics(image, views[-1], len(data)), views
 
 
-def _numbers(image: np.ndarray, thumbnail: np.ndarray, num_bytes: int) -> dict[str, float]:
-    """The ``NUMBERS`` of an image; none of them should predict its class."""
+def _image_statistics(image: np.ndarray, thumbnail: np.ndarray, num_bytes: int) -> dict[str, float]:
+    """The statistics ``NUMBERS`` by column; those of brightness are of the thumbnail."""
     height, width = image.shape[:2]
     brightness = thumbnail.astype(np.float32)
     corners = [brightness[y, x].mean() for y in (slice(0, 9), slice(-9, None)) for x in (0, -1)]

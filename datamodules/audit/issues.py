@@ -40,11 +40,12 @@ class Issue:
 
 
 def patient_issues(table: pd.DataFrame, exposures: Iterable[Match] = ()) -> list[Issue]:
-    """Patients with images in several splits, and patients with images of several classes."""
+    """Issues of patients with images in several splits, and with images of several classes."""
     return _split_issues(table) + _class_issues(table, exposures)
 
 
 def _split_issues(table: pd.DataFrame) -> list[Issue]:
+    """The issue of patients with images in several splits, if there are any."""
     rows = table[table.groupby("patient")["split"].transform("nunique") > 1]
     parts = {str(patient): part for patient, part in rows.groupby("patient")}
     message = f"{len(parts)} patients are in more than one split: {first_few(list(parts))}"
@@ -53,7 +54,7 @@ def _split_issues(table: pd.DataFrame) -> list[Issue]:
 
 
 def _class_issues(table: pd.DataFrame, exposures: Iterable[Match]) -> list[Issue]:
-    """Correct for labels of images, but wrong if the label is that of the patient.
+    """The issue of patients with several classes: wrong only if labels are of patients.
 
     Its pairs are exposures with different labels, which hardly differ otherwise.
     """
@@ -74,7 +75,7 @@ def _class_issues(table: pd.DataFrame, exposures: Iterable[Match]) -> list[Issue
 
 
 def shared_id_issues(table: pd.DataFrame, issues: list[Issue]) -> list[Issue]:
-    """Copies of one image under several patient IDs, which may be of one person."""
+    """The issue of copies of one image with several patient IDs, which may be one person."""
     rows = table[table["patient"] != table["id"]]  # patients are known
     patient = dict(zip(rows["id"], rows["patient"], strict=True))
     copies = [m for issue in issues if issue.kind in (SAME, NEAR) for m in issue.matches]
@@ -86,7 +87,7 @@ def shared_id_issues(table: pd.DataFrame, issues: list[Issue]) -> list[Issue]:
 
 
 def file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
-    """Files that cannot be read, are constant, or are far larger than a network can use."""
+    """Issues of files that are unreadable, damaged, constant or larger than a network can use."""
     is_huge = (stats["width"] * stats["height"] > _HUGE_PIXELS) | (stats["bytes"] > _HUGE_BYTES)
     checks = {CONSTANT: stats["std"] < MIN_STD, HUGE: is_huge}
     issues = _reason_issues(BROKEN, ids, stats["error"])
@@ -99,7 +100,7 @@ def file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
 
 
 def _reason_issues(kind: str, ids: pd.Series, reasons: pd.Series) -> list[Issue]:
-    """The files that have a reason, with all reasons, each of which is counted in the message."""
+    """The issue of files with a reason that is not ""; its message counts the reasons."""
     reasons = reasons[reasons != ""]
     kinds = reasons.map(lambda reason: str(reason).partition(": ")[2]).value_counts()
     counted = [f"{reason} ({n})" for reason, n in kinds.items()]
@@ -111,7 +112,7 @@ def _reason_issues(kind: str, ids: pd.Series, reasons: pd.Series) -> list[Issue]
 def issue_of_groups(
     kind: str, is_leak: bool, message: str, parts: list[pd.DataFrame], reason: str
 ) -> Issue:
-    """The issue of groups of samples, with a match from each, across splits if possible."""
+    """An issue of groups of samples, with one match per group, across splits if possible."""
     matches = []
     for part in parts:
         first, others = part.iloc[0], part[part["split"] != part["split"].iloc[0]]
@@ -123,15 +124,15 @@ def issue_of_groups(
 
 
 def ids_of(matches: Iterable[Match]) -> list[str]:
-    """The samples of matches, each once."""
+    """The ids of all samples of the matches, each once."""
     return list(dict.fromkeys(name for m in matches for name in (m.first, m.second)))
 
 
 def count_pairs(matches: Sequence[Match]) -> str:
-    """Such as "1 pair" or "2 pairs"."""
+    """The number of matches as text, such as "1 pair" or "2 pairs"."""
     return f"{len(matches)} pair{'s' * (len(matches) != 1)}"
 
 
 def first_few(names: list[str]) -> str:
-    """At most three of the names, for a message."""
+    """At most three of the names as text, with "..." if there are more."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

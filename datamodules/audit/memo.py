@@ -46,13 +46,13 @@ class Memo:
         self._lock.close()
 
     def file(self, key: str) -> Path:
-        """Where the array of a key is."""
+        """The file of the array of a key."""
         return self.folder / f"{key}.npy"
 
     def load(
         self, key: str, compute: Callable[[], np.ndarray], is_result: bool = False
     ) -> np.ndarray:
-        """The array of a key, computed unless it is there; a result stays when an audit is done."""
+        """The array of a key, computed and saved if absent; ``remove_steps`` leaves results."""
         if is_result:
             self._results.add(self.file(key))
         with suppress(OSError, ValueError, EOFError):
@@ -75,13 +75,13 @@ class Memo:
         temporary.replace(self.file(key))
 
     def remove_steps(self) -> None:
-        """Removes all arrays but the results that this audit used."""
+        """Removes all arrays but those that this audit has loaded with ``is_result``."""
         for file in set(self.folder.glob("*.npy")) - self._results:
             file.unlink()
 
 
 def key_of(*parts: str | np.ndarray) -> str:
-    """A hash of texts and arrays."""
+    """A hash of texts and arrays as 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part.tobytes()

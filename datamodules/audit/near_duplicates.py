@@ -63,14 +63,14 @@ class NearDuplicate(NamedTuple):
 
 
 def find_near_duplicates(thumbnails: Thumbnails, patients: np.ndarray) -> list[NearDuplicate]:
-    """Pairs that show the same, as of a ``NearDuplicateSearch`` among all images."""
+    """``NearDuplicateSearch.find`` among all of m images of ``patients`` (m,)."""
     with tempfile.TemporaryDirectory() as folder:
         search = NearDuplicateSearch([""] * len(thumbnails), lambda: thumbnails, Memo(Path(folder)))
         return search.find(patients, patients == patients)
 
 
 class NearDuplicateSearch:
-    """Searches images for copies; what it computed serves further searches among some of them.
+    """Searches images for copies; keeps what further searches among some of them need.
 
     Args:
         digests: What identifies the content of each of m images.
@@ -98,6 +98,7 @@ class NearDuplicateSearch:
         return _unpack(self._memo.load(f"copies-{key}", search, is_result=True))
 
     def _search(self, patients: np.ndarray, is_searched: np.ndarray) -> np.ndarray:
+        """``find`` without the memo, as rows of ``_pack``; each pair once, whatever its views."""
         pairs: dict[Pair, NearDuplicate] = {}
         for comparison in self._comparisons:
             comparison.patients, comparison.is_searched = patients, is_searched
@@ -108,13 +109,14 @@ class NearDuplicateSearch:
 
     @cached_property
     def _comparisons(self) -> list["_Comparison"]:
+        """One comparison per view; square images have a single view."""
         thumbnails = self._load_thumbnails()
         views = (0,) if thumbnails.is_square.all() else (0, 1)
         return [_Comparison(thumbnails, k, self._memo, key_of(self._key, str(k))) for k in views]
 
 
 def _pack(pairs: list[NearDuplicate]) -> np.ndarray:
-    """(n, 11) of numbers."""
+    """(n, 11) floats of n pairs, from which ``_unpack`` restores them."""
     rows = [
         (p.first, p.second, p.similarity, p.is_exposure, p.pose.score, *p.pose.matrix.ravel())
         for p in pairs
@@ -153,7 +155,10 @@ class _Comparison:
         self.results: dict[Pair, NearDuplicate] = {}
 
     def scores(self, pairs: list[Pair]) -> np.ndarray:
-        """Correlation of the structure of each pair after a coarse alignment."""
+        """(n,) absolute correlations of the ``local_structure`` of n pairs, coarsely aligned.
+
+        They are absolute so that inverted copies have high scores.
+        """
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in self.known_scores]
         parts = list(_batches(missing, _REMEMBERED))
         for part in track(parts, "aligning neighbors", disable=len(parts) < 2):
@@ -162,7 +167,7 @@ class _Comparison:
         return np.array([self.known_scores[pair] for pair in pairs])
 
     def compare(self, pairs: Iterable[Pair]) -> list[NearDuplicate]:
-        """Each pair with its similarity in detail, in the given order; computed once."""
+        """Each pair with its pose and detail similarity, in the given order; computed once."""
         missing = [pair for pair in pairs if pair not in self.results]
         if missing:
             results = _unpack(self._load("details", missing, self._compare_all))
@@ -172,13 +177,16 @@ class _Comparison:
     def _load(
         self, kind: str, pairs: list[Pair], compute: Callable[[list[Pair]], np.ndarray]
     ) -> np.ndarray:
+        """The memo's array of this kind for these pairs, computed if it is absent."""
         key = key_of(self.key, np.array(pairs, np.int64))
         return self.memo.load(f"{kind}-{key}", partial(compute, pairs))
 
     def _align_all(self, pairs: list[Pair]) -> np.ndarray:
+        """``_align`` on all cores."""
         return np.concatenate([*self.pool.map(self._align, _batches(pairs, _ALIGNED))])
 
     def _compare_all(self, pairs: list[Pair]) -> np.ndarray:
+        """``_compare`` of each pair on all cores, as rows of ``_pack``."""
         return _pack([*self.pool.map(self._compare, pairs)])
 
     def is_same_patient(self, pair: Pair) -> bool:
@@ -187,15 +195,20 @@ class _Comparison:
         return bool(first == second >= 0)
 
     def neighbors(self, counts: np.ndarray) -> set[Pair]:
-        """Pairs of each image with its nearest neighbors, as many as ``counts`` says."""
+        """Pairs of each image k with its ``counts[k]`` nearest neighbors by either descriptor.
+
+        The smaller number comes first in each pair; ``counts`` is (m,).
+        """
         pairs: set[Pair] = set()
         rows = np.flatnonzero(counts)
         blocks = [rows[k : k + _BLOCK] for k in range(0, len(rows), _BLOCK)]
         for block in track(blocks, "searching neighbors", disable=len(blocks) < 8):
-            for distances, fewer in zip(self._distances(block), (_FEWER_BY_RINGS, 0), strict=True):
+            by_descriptor = zip(self._all_distances(block), (_FEWER_BY_RINGS, 0), strict=True)
+            for distances, fewer in by_descriptor:
                 distances[:, ~self.is_searched] = np.inf
                 distances[np.arange(len(block)), block] = np.inf
-                nearest = _smallest(distances, min(counts[block].max(), self.is_searched.sum() - 1))
+                count = min(counts[block].max(), self.is_searched.sum() - 1)
+                nearest = _argsmallest(distances, count)
                 for k, others in zip(block, nearest, strict=True):
                     pairs |= {(min(k, n), max(k, n)) for n in others[: counts[k] - fewer].tolist()}
         return {(int(i), int(j)) for i, j in pairs}
@@ -212,40 +225,41 @@ class _Comparison:
         ]  # fmt: skip
 
     def _describe(self) -> tuple[np.ndarray, np.ndarray]:
-        """Descriptors of all images; writes their features."""
+        """Descriptors of images and copies, by rings and by Fourier; writes their features."""
         images, descriptors = range(self.count + len(self.copies)), []
         with self.features.open("wb") as file:
             for start in track(images[::_DESCRIBED], "describing every image"):
-                part = self.pool.map(self._describe_image, images[start : start + _DESCRIBED])
+                numbers = images[start : start + _DESCRIBED]
+                part = self.pool.map(lambda k: describe(self._image(k)), numbers)
                 features, *parts = (np.stack(values) for values in zip(*part, strict=True))
                 file.write(features.data)
                 descriptors.append(parts)
         by_rings, by_fourier = zip(*descriptors, strict=True)
         return np.concatenate(by_rings), np.concatenate(by_fourier)
 
-    def _describe_image(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return describe(self._image(k))
-
     def _features(self, rows: np.ndarray) -> np.ndarray:
-        """The features of some images; a map that stayed open would fill the memory."""
+        """``FEATURES`` (n,) of n images; a map that stayed open would fill the memory."""
         return np.array(np.memmap(self.features, FEATURES, "r")[rows])
 
     def _image(self, k: int) -> np.ndarray:
+        """The thumbnail of an image, or a simulated copy."""
         is_copy = k >= self.count
         return self.copies[k - self.count] if is_copy else self.thumbnails.view(k, self.which)
 
-    def _distances(self, block: np.ndarray) -> Iterable[np.ndarray]:
-        """(b, count) by rings, and by Fourier transform with the best zoom of either image."""
-        yield _squared_distances([(self.rings[block], self.rings[: self.count])])
+    def _all_distances(self, block: np.ndarray) -> Iterable[np.ndarray]:
+        """Yields squared distances (b, count) of b images to all, by rings, then by Fourier."""
+        yield _min_squared_distances([(self.rings[block], self.rings[: self.count])])
         points = self.fourier[: self.count]
-        yield _squared_distances([(points[block, i], points[:, j]) for i, j in _RELATIVE_ZOOMS])
+        zoomed = [(points[block, i], points[:, j]) for i, j in _RELATIVE_ZOOMS]
+        yield _min_squared_distances(zoomed)
 
     def _align(self, pairs: list[Pair]) -> np.ndarray:
-        fixed, moving, zooms = self._order(pairs)
+        """``coarse_scores`` (n,) of n pairs."""
+        fixed, moving, zooms = self._split_by_zoom(pairs)
         return coarse_scores(self._features(fixed), self._features(moving), zooms, _LOWEST_SCORE)
 
-    def _order(self, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The images that show less, the images that show more, and the zooms of the latter."""
+    def _split_by_zoom(self, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Numbers (n,) of the images that show less and more, and positions of zooms of these."""
         (i, j), (first, second) = np.transpose(pairs), np.transpose(_RELATIVE_ZOOMS)
         changes = self.fourier[i][:, first] - self.fourier[j][:, second]
         best = np.square(changes).sum(axis=2).argmin(axis=1)
@@ -254,7 +268,8 @@ class _Comparison:
         return fixed, moving, np.maximum(first, second)[best]
 
     def _compare(self, pair: Pair) -> NearDuplicate:
-        fixed, moving, zooms = self._order([pair])
+        """The pair with its pose and detail similarity."""
+        fixed, moving, zooms = self._split_by_zoom([pair])
         pose = refine_pose(self._features(fixed), self._features(moving), zooms)
         rows = [k if k < self.count else self.originals[k - self.count] for k in pair]
         side = int(np.clip(self.thumbnails.shorter_sides[rows].min(), 48, THUMBNAIL_SIZE))
@@ -265,7 +280,7 @@ class _Comparison:
 
 
 def _search(comparison: _Comparison) -> list[NearDuplicate]:
-    """Pairs that connect every duplicate with its original."""
+    """The near duplicates of one view: pairs that connect every duplicate with its original."""
     copies = list(enumerate(comparison.originals.tolist(), start=comparison.count))
     lowest_score = max(0.98 * float(np.quantile(comparison.scores(copies), 0.02)), _LOWEST_SCORE)
     of_copies = _fisher_z(comparison.compare(copies))
@@ -279,9 +294,9 @@ def _search(comparison: _Comparison) -> list[NearDuplicate]:
 
 
 def _highest_of_neighbors(comparison: _Comparison, lower: float) -> float:
-    """Fisher's z that hardly any two neighbors exceed that are no copies, as it is nearly normal.
+    """The limit that Fisher's z of neighbors that are no copies hardly ever exceeds.
 
-    Hardly any copies are below ``lower``.
+    Their distribution is nearly normal. Neighbors below ``lower`` count as no copies.
     """
     pairs = (p for p in comparison.results.values() if p.first < comparison.count)
     others = _fisher_z(pair for pair in pairs if np.arctanh(pair.similarity) < lower)
@@ -293,7 +308,7 @@ def _highest_of_neighbors(comparison: _Comparison, lower: float) -> float:
 
 
 def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> float:
-    """Fisher's z that hardly any pair of a sample exceeds.
+    """The limit that Fisher's z of random pairs hardly ever exceeds.
 
     The tail is exponential. The highest values do not count, since the patients may be unknown and
     some of these pairs copies nevertheless.
@@ -314,8 +329,9 @@ def _connect(
 ) -> tuple[Groups, list[NearDuplicate]]:
     """Groups of images that show the same, and the pairs that connect them; also exposures.
 
-    Pairs of one patient that reach the limit, but not that of patients, are exposures. Images are
-    compared with more neighbors if some of them are duplicates, for which the limit must be final.
+    Pairs whose Fisher's z reaches ``limit`` are duplicates, or exposures if they are of one patient
+    and below ``of_patient``. Images are compared with more neighbors if some of them are
+    duplicates, for which the limit must be final.
     """
     groups, duplicates = Groups(comparison.count), list[NearDuplicate]()
     searched = np.where(comparison.is_searched, _NUM_NEIGHBORS, 0)
@@ -346,13 +362,17 @@ def _batches(items: list[Pair], size: int) -> Iterable[list[Pair]]:
 
 
 def _fisher_z(pairs: Iterable[NearDuplicate]) -> np.ndarray:
+    """Fisher's z (n,) of the similarities of n pairs."""
     return np.arctanh([pair.similarity for pair in pairs])
 
 
 def _project(
     descriptors: np.ndarray, originals: np.ndarray, count: int, is_used: np.ndarray
 ) -> np.ndarray:
-    """Descriptors (n, zooms, d) scaled by how little copies change them, on principal axes."""
+    """float32 (n, zooms, ``_DIMENSIONS``) of descriptors (n, zooms, d), for distances.
+
+    They are scaled by how little copies change them, then projected to their principal axes.
+    """
     copies = descriptors[count:][is_used, :1]
     changes = copies - descriptors[originals[is_used]]
     best = np.square(changes).sum(axis=2).argmin(axis=1)
@@ -362,28 +382,30 @@ def _project(
     return np.asarray(scaled @ axes[:, -_DIMENSIONS:], dtype=np.float32)
 
 
-def _squared_distances(sets: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """(b, n) the smallest distance over sets of points (b, d) and (n, d)."""
+def _min_squared_distances(sets: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Smallest squared Euclidean distances (b, n) over pairs of arrays (b, d) and (n, d)."""
     count = len(sets[0][1])
     distances = np.empty((len(sets[0][0]), count), np.float32)
-    first = [np.hstack([a, np.ones((len(a), 1), a.dtype), _squares(a)]) for a, _ in sets]
+    first = [np.hstack([a, np.ones((len(a), 1), a.dtype), _squared_norms(a)]) for a, _ in sets]
     for start in range(0, count, _TILE):  # products of this size stay in the processor's cache
         tile = slice(start, start + _TILE)
         others = (b[tile] for _, b in sets)
-        second = [np.hstack([-2 * b, _squares(b), np.ones((len(b), 1), b.dtype)]) for b in others]
+        second = [
+            np.hstack([-2 * b, _squared_norms(b), np.ones((len(b), 1), b.dtype)]) for b in others
+        ]
         products = [a @ b.T for a, b in zip(first, second, strict=True)]
         distances[:, tile] = np.minimum.reduce(products)
     return distances
 
 
-def _squares(points: np.ndarray) -> np.ndarray:
+def _squared_norms(points: np.ndarray) -> np.ndarray:
     return np.asarray(np.square(points).sum(axis=1, keepdims=True))
 
 
-def _smallest(distances: np.ndarray, count: int) -> np.ndarray:
-    """(b, count) columns of the smallest of distances (b, n) in ascending order.
+def _argsmallest(distances: np.ndarray, count: int) -> np.ndarray:
+    """Column numbers (b, count) of the smallest of distances (b, n) in ascending order.
 
-    They are in the groups of columns with the smallest minima: few columns have to be sorted.
+    They are in the ``count`` groups of columns with the smallest minima, so few must be sorted.
     """
     num_groups = max(count, -(-distances.shape[1] // 64))
     missing = -distances.shape[1] % num_groups

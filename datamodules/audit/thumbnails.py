@@ -15,7 +15,7 @@ class Images(Protocol):
     """Gray images, in memory or in files."""
 
     def __getitem__(self, place: tuple[int, int], /) -> np.ndarray:
-        """The image at a row and a view."""
+        """The image (side, side) at (row, view)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def stack_thumbnails(thumbnails: list[np.ndarray | None]) -> np.ndarray:
 def simulate_copy(
     image: np.ndarray, rng: np.random.Generator, crop: bool, original_side: float
 ) -> np.ndarray:
-    """A thumbnail as offline augmentation changes it; about half of the changes are made.
+    """A thumbnail, randomly changed as by offline augmentation: pose, brightness, blur, JPEG.
 
     Compression of the original changes its thumbnail less if the original is larger, and more if
     it is smaller, for it is changed before it is magnified.

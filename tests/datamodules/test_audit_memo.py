@@ -218,8 +218,8 @@ def test_nearest_neighbors_are_exact(count):
     rng = np.random.default_rng(0)
     sets = [(rng.normal(size=(5, 32)), rng.normal(size=(9001, 32))) for _ in range(3)]
     sets = [(a.astype(np.float32), b.astype(np.float32)) for a, b in sets]
-    distances = near_duplicates._squared_distances(sets)
+    distances = near_duplicates._min_squared_distances(sets)
     expected = np.min([np.square(a[:, None] - b).sum(axis=2) for a, b in sets], axis=0)
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
-    nearest = near_duplicates._smallest(distances, count)
+    nearest = near_duplicates._argsmallest(distances, count)
     assert nearest.tolist() == distances.argsort(axis=1)[:, :count].tolist()
