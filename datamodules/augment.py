@@ -16,7 +16,7 @@ AugmentArgs = dict[str, float]
 
 
 class Augment:
-    """A policy as a function of pixels and (seed, epoch, index); random crops to ``crop`` first."""
+    """Augments images by a named policy; a random crop to ``crop`` pixels a side comes first."""
 
     def __init__(
         self, policy: str, args: AugmentArgs | None = None, crop: int | None = None
@@ -30,7 +30,7 @@ class Augment:
         self._gray, self._color = self._compose(False, crop), self._compose(True, crop)
 
     def __call__(self, pixels: np.ndarray, rng_seed: tuple[int, int, int]) -> np.ndarray:
-        """The augmented pixels, of the same type and number of channels."""
+        """The augmented pixels, of the same type; equal (seed, epoch, row), equal changes."""
         transform = self._gray if pixels.ndim == 2 else self._color
         if transform is None:
             return pixels
@@ -39,6 +39,7 @@ class Augment:
         return np.asarray(transform(image=pixels)["image"])
 
     def _compose(self, is_color: bool, crop: int | None) -> Transform:
+        """The policy's transforms as one for gray or for color images; None if there are none."""
         transforms = AUGMENTATIONS[self.policy].transforms(self.args, is_color)
         if not transforms:
             return None
@@ -46,10 +47,10 @@ class Augment:
 
 
 class AugmentationPolicy(NamedTuple):
-    """Makes transforms from arguments, and from whether images are in color; its defaults."""
+    """The transforms of a policy, and the arguments that they take."""
 
-    transforms: Callable[[AugmentArgs, bool], list[Transform]]
-    defaults: AugmentArgs
+    transforms: Callable[[AugmentArgs, bool], list[Transform]]  # of (arguments, is_color)
+    defaults: AugmentArgs  # every argument, with its default
 
 
 def _affine(args: AugmentArgs) -> Transform:
@@ -64,6 +65,7 @@ def _affine(args: AugmentArgs) -> Transform:
 
 
 def _basic(args: AugmentArgs, is_color: bool) -> list[Transform]:
+    """Affine motion, horizontal flip, brightness and contrast, and blur if it is switched on."""
     moves = [_affine(args), A.HorizontalFlip(p=0.5)]
     return [*moves, _brightness_contrast(args), *_softening(args)]
 
@@ -80,7 +82,7 @@ def _brightness_contrast(args: AugmentArgs) -> Transform:
 
 
 def _color_jitter(args: AugmentArgs, is_color: bool) -> list[Transform]:
-    """Saturation and hue; a gray image has neither."""
+    """Random saturation and hue of half of the images, if they are in color."""
     if not is_color or not args["tint"]:
         return []
     return [A.ColorJitter((1, 1), (1, 1), args["tint"], args["tint"] / 5, p=0.5)]

@@ -48,7 +48,7 @@ def code_version() -> str:
 
 @dataclass(frozen=True)
 class PixelStore:
-    """A complete store; workers and processes share its memory pages."""
+    """Preprocessed pixels of a dataset in a memory-mapped file, which processes share."""
 
     folder: Path  # of its two files
     side: int  # of its square images
@@ -56,7 +56,7 @@ class PixelStore:
     failures: dict[str, str]  # the reason for each path that cannot be read
 
     def pixels(self, path: str) -> np.ndarray:
-        """The pixels of a file, read-only; ImageError if the file could not be read."""
+        """uint8 (side, side[, 3]) of a file, read-only; ImageError if it could not be read."""
         if path in self.failures:
             raise ImageError(self.failures[path])
         offset, channels = self.entries[path]
@@ -74,6 +74,7 @@ class PixelStore:
 
     @cached_property
     def _map(self) -> np.ndarray:
+        """The memory-mapped pixels of all files, one after another."""
         if not (self.folder / PIXELS).stat().st_size:
             return np.empty(0, dtype=np.uint8)
         return np.asarray(np.memmap(self.folder / PIXELS, dtype=np.uint8, mode="r"))
@@ -150,6 +151,7 @@ class FeatureStore:
         return np.stack([self._features[key] for key in keys]).astype(np.float32)
 
     def _read_file(self, file: Path, keys: Sequence[str]) -> None:
+        """Maps a file of features (n, D) into memory as those of n keys."""
         self._features |= dict(zip(keys, np.load(file, mmap_mode="r"), strict=True))
 
 
@@ -186,7 +188,7 @@ def clear_stores(root: Path) -> tuple[int, list[Path]]:
 
 
 def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
-    """SHA-256 of each file and its frame number; of unchanged files from ``root/hashes.json``."""
+    """SHA-256 by path, with "#1" for frame 1; of unchanged files from ``root/hashes.json``."""
     memo_path = root / MEMO
     memo = _read_memo(memo_path)
     frames = {path: split_frame_number(path) for path in paths}
@@ -204,6 +206,7 @@ def file_hashes(paths: list[str], root: Path) -> dict[str, str]:
 
 
 def _hash_file(path: str, memo: dict[str, list[str]]) -> list[str]:
+    """State and SHA-256 of a file, or "" and the reason why it cannot be read."""
     try:
         state = file_state(path)
         if path in memo and memo[path][0] == state:
@@ -247,7 +250,7 @@ def _read_memo(file: Path) -> dict[str, list[str]]:
 
 
 def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -> None:
-    """Preprocesses all files; threads suffice, as OpenCV releases the GIL."""
+    """Writes pixels and index of all files; threads suffice, as OpenCV releases the GIL."""
     first_path = {digest: path for path, digest in reversed(hashes.items())}
     paths, work = [*first_path.values()], partial(_preprocess_file, preprocess=preprocess)
     chunks = (paths[k : k + _CHUNK] for k in range(0, len(paths), _CHUNK))
@@ -272,6 +275,7 @@ def _build_store(folder: Path, hashes: dict[str, str], preprocess: Preprocess) -
 
 
 def _preprocess_file(path: str, preprocess: Preprocess) -> np.ndarray | str:
+    """The pixels of a file, or the reason why it cannot be read."""
     try:
         return preprocess.to_pixels(decode(read_file_bytes(path), path))
     except ImageError as error:

@@ -28,7 +28,7 @@ DAMAGED_FILE_ERRORS = (
 
 
 def decode_dicom(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3): modality LUT, then window, then inversion of MONOCHROME1."""
+    """A frame as uint8 (H, W[, 3]): modality LUT, then window, then inversion of MONOCHROME1."""
     try:
         from pydicom import dcmread, errors  # an extra: not everybody has DICOM files
     except ImportError as error:
@@ -43,7 +43,7 @@ def decode_dicom(data: bytes, frame: int | None, max_pixels: int) -> np.ndarray:
 
 
 def decoded_bytes(data: bytes, max_pixels: int) -> int:
-    """Memory that decoding takes at most, by the header; ValueError if it cannot be read."""
+    """Bytes of memory that decoding takes at most, by the header; ValueError if it is damaged."""
     try:
         from pydicom import dcmread, errors
     except ImportError as error:
@@ -61,7 +61,7 @@ def decoded_bytes(data: bytes, max_pixels: int) -> int:
 
 
 def read_tags(file: Path) -> dict[str, str]:
-    """The ``TAGS`` of a file by column; empty if it lacks them or cannot be read."""
+    """Values of ``TAGS`` by manifest column; "" for what a file lacks, or if it is damaged."""
     try:
         from pydicom import dcmread, errors
     except ImportError as error:
@@ -74,7 +74,10 @@ def read_tags(file: Path) -> dict[str, str]:
 
 
 def _refuse_decompression_bomb(data: bytes, max_bytes: int) -> None:
-    """Inflates a deflated file in small parts, because pydicom inflates it as a whole."""
+    """Raises ValueError if a deflated file inflates to more than ``max_bytes``.
+
+    Inflates it in small parts, because pydicom inflates it as a whole.
+    """
     end = _end_of_meta(data)
     if DEFLATED_TRANSFER_SYNTAX not in data[132:end]:
         return
@@ -87,7 +90,7 @@ def _refuse_decompression_bomb(data: bytes, max_bytes: int) -> None:
 
 
 def _end_of_meta(data: bytes) -> int:
-    """Where the elements of group 2 end; their stated length may be missing or false."""
+    """Offset at which group 2 (file meta) ends; its stated length may be missing or false."""
     offset = 132
     while data[offset : offset + 2] == b"\2\0":
         is_long = data[offset + 4 : offset + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
@@ -97,6 +100,7 @@ def _end_of_meta(data: bytes) -> int:
 
 
 def _check_header(dataset: "Dataset", frame: int | None, max_pixels: int) -> None:
+    """Raises ValueError unless the file has this frame, in a size and color that are allowed."""
     if not any(name in dataset for name in _PIXELS):
         kind = dataset.SOPClassUID.name.removesuffix(" Storage")
         raise ValueError(f"{kind}, modality {dataset.get('Modality')}, has no image")
@@ -106,21 +110,22 @@ def _check_header(dataset: "Dataset", frame: int | None, max_pixels: int) -> Non
     check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)
 
 
-def check_frame(frame: int | None, frames: int, example: str) -> None:
-    """ValueError unless a frame is selected if there are several, and exists."""
-    if frame is None and frames > 1:
-        raise ValueError(f"{frames} frames; select one by its number, as in '{example}#0'")
-    if frame is not None and frame >= frames:
-        raise ValueError(f"frame is {frame}; the file has the frames 0 to {frames - 1}")
+def check_frame(frame: int | None, num_frames: int, example: str) -> None:
+    """Raises ValueError if no frame of several is selected, or one that does not exist."""
+    if frame is None and num_frames > 1:
+        raise ValueError(f"{num_frames} frames; select one by its number, as in '{example}#0'")
+    if frame is not None and frame >= num_frames:
+        raise ValueError(f"frame is {frame}; the file has the frames 0 to {num_frames - 1}")
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """ValueError for an image of too many pixels."""
+    """Raises ValueError if an image has more than ``max_pixels``."""
     if width * height > max_pixels:
         raise ValueError(f"{width} x {height} pixels; allowed are {max_pixels}")
 
 
 def _render(dataset: "Dataset", frame: int) -> np.ndarray:
+    """The pixels of a frame as uint8 (H, W) or (H, W, 3)."""
     from pydicom.pixels import pixel_array
 
     raw = np.asarray(pixel_array(dataset, index=frame))
@@ -138,12 +143,12 @@ def _render(dataset: "Dataset", frame: int) -> np.ndarray:
 
 
 def _gray_levels(stored: np.ndarray, occurs: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """The gray level of each stored value; `occurs` tells which are in the image.
+    """uint8 gray level of each stored value; `occurs` tells which are in the image.
 
     Padding is black. A slope or window without meaning is ignored, as the image would be black.
     """
     is_padding = _is_padding(stored, dataset)
-    slope, intercept = (_number(dataset, f"Rescale{name}") for name in ("Slope", "Intercept"))
+    slope, intercept = (_first_number(dataset, f"Rescale{name}") for name in ("Slope", "Intercept"))
     has_units = "RescaleSlope" not in dataset or bool(slope and intercept is not None)
     values = _modality_values(stored, dataset) if has_units else stored.astype(np.float64)
     brightness = _apply_window(values, dataset) if has_units else None
@@ -157,23 +162,24 @@ def _gray_levels(stored: np.ndarray, occurs: np.ndarray, dataset: "Dataset") -> 
 
 
 def _modality_values(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
+    """float64 values by the modality LUT, or by rescale slope and intercept."""
     from pydicom.pixels import apply_modality_lut
 
     return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
 
 
 def _is_padding(stored: np.ndarray, dataset: "Dataset") -> np.ndarray:
-    """Which stored values fill the area around the image."""
-    first = _number(dataset, "PixelPaddingValue")
+    """Mask of the stored values that pad the area around the image."""
+    first = _first_number(dataset, "PixelPaddingValue")
     if first is None:
         return np.zeros(stored.shape, dtype=bool)
-    last = _number(dataset, "PixelPaddingRangeLimit")
+    last = _first_number(dataset, "PixelPaddingRangeLimit")
     last = first if last is None else last
     return np.asarray((stored >= min(first, last)) & (stored <= max(first, last)))
 
 
-def _number(dataset: "Dataset", name: str) -> float | None:
-    """The first number of an element, or None if it is missing, empty or not finite."""
+def _first_number(dataset: "Dataset", name: str) -> float | None:
+    """The first number of a DICOM element; None if it is missing, empty or not finite."""
     try:
         value = float(np.ravel(dataset.get(name))[0])
     except (TypeError, ValueError, IndexError):
@@ -182,13 +188,13 @@ def _number(dataset: "Dataset", name: str) -> float | None:
 
 
 def _apply_window(values: np.ndarray, dataset: "Dataset") -> np.ndarray | None:
-    """0 to 1 by the VOI table or first window of the file; None if it has none."""
+    """Brightness, 0 to 1, by the VOI LUT or first window of the file; None without either."""
     if "VOILUTSequence" in dataset:
         from pydicom.pixels import apply_voi
 
         brightness = np.asarray(apply_voi(values.astype(np.int32), dataset), dtype=np.float64)
         return brightness / (2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    center, width = _first_number(dataset, "WindowCenter"), _first_number(dataset, "WindowWidth")
     if center is None or width is None or width <= 0:
         return None
     kind = str(dataset.get("VOILUTFunction") or "LINEAR")
@@ -200,4 +206,5 @@ def _apply_window(values: np.ndarray, dataset: "Dataset") -> np.ndarray | None:
 
 
 def _to_eight_bits(brightness: np.ndarray) -> np.ndarray:
+    """uint8 gray levels of brightness from 0 to 1."""
     return np.asarray(np.rint(np.clip(brightness, 0.0, 1.0) * 255.0), dtype=np.uint8)

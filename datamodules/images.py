@@ -65,13 +65,14 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def find_unreadable(paths: list[str]) -> dict[str, str]:
-    """The reason for each file that cannot be decoded; tries all files, on all cores."""
+    """The reason by path for each file that cannot be decoded; tries all, on all cores."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         reasons = track(pool.map(_reading_error, paths), "reading every image", total=len(paths))
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
 def _reading_error(path: str) -> str | None:
+    """Why a file cannot be decoded; None if it can."""
     try:
         read_image(path)
         return None
@@ -80,7 +81,7 @@ def _reading_error(path: str) -> str | None:
 
 
 def file_state(path: str | Path) -> str:
-    """What changes with the content of a file; OSError if there is none."""
+    """Size, times and inode of a file, which change with its content; OSError if it is none."""
     status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a file")
@@ -89,7 +90,7 @@ def file_state(path: str | Path) -> str:
 
 
 def read_file_bytes(path: str | Path) -> np.ndarray:
-    """The bytes of a file as a uint8 array; refuses empty files and more than ``MAX_BYTES``."""
+    """The bytes of a file as uint8 (n,); ImageError if n is 0 or above ``MAX_BYTES``."""
     file = split_frame_number(path)[0]
     try:
         status = file.stat()
@@ -106,7 +107,7 @@ def read_file_bytes(path: str | Path) -> np.ndarray:
 
 
 def decode(data: np.ndarray, path: str | Path) -> np.ndarray:
-    """The pixels of a file's bytes; ``path`` gives the frame number and the name in messages."""
+    """``read_image`` from a file's bytes; ``path`` gives frame number and name in messages."""
     file, frame = split_frame_number(path)
     try:
         return decode_bytes(data, frame)
@@ -129,7 +130,7 @@ def content_digest(data: np.ndarray, path: str) -> str:
 
 
 def content_hashes(paths: list[str]) -> np.ndarray:
-    """Signed 64-bit hash of each image: equal for identical copies, whatever their names.
+    """int64 hash (n,) of n images: equal for identical copies, whatever their names.
 
     Each file is read as a whole once, however many of its frames are among the images.
     """
@@ -143,6 +144,7 @@ def content_hashes(paths: list[str]) -> np.ndarray:
 
 
 def _file_digest(file: Path) -> bytes:
+    """SHA-256 of a file's bytes; ImageError if it cannot be read."""
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
@@ -153,7 +155,7 @@ def _file_digest(file: Path) -> bytes:
 def decode_bytes(
     data: np.ndarray, frame: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """The pixels of an encoded image; ValueError with the reason, without the name of any file."""
+    """``read_image`` from encoded bytes; ValueError with a reason that names no file."""
     kind = detect_format(data[:132].tobytes())
     if kind is None:
         start = data[:12].tobytes()
@@ -170,7 +172,7 @@ def decode_bytes(
 
 
 def decoded_bytes(data: np.ndarray, max_pixels: int = MAX_PIXELS) -> int:
-    """Memory that decoding takes at most, by the header; ValueError if the file is refused."""
+    """Bytes of memory that decoding takes at most, by the header; ValueError if it is refused."""
     kind = detect_format(data[:132].tobytes())
     if kind is None or kind == "dicom":
         return dicom.decoded_bytes(data.tobytes(), max_pixels)
@@ -182,6 +184,7 @@ def decoded_bytes(data: np.ndarray, max_pixels: int = MAX_PIXELS) -> int:
 
 
 def _decode_with_opencv(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
+    """Gray (H, W) or RGB (H, W, 3) in the bit depth of the file; ValueError if it is damaged."""
     try:
         if frame:
             _, pages = cv2.imdecodemulti(data, _FLAGS, range=(frame, frame + 1))
@@ -198,6 +201,7 @@ def _decode_with_opencv(data: np.ndarray, header: ImageHeader, frame: int | None
 
 
 def _decode_with_pillow(data: np.ndarray, header: ImageHeader, frame: int | None) -> np.ndarray:
+    """As ``_decode_with_opencv``, for TIFF compressions that OpenCV lacks."""
     try:
         file = Image.open(io.BytesIO(data.tobytes()), formats=["TIFF"])
         file.seek(frame or 0)
@@ -209,6 +213,7 @@ def _decode_with_pillow(data: np.ndarray, header: ImageHeader, frame: int | None
 
 
 def _to_eight_bits(image: np.ndarray) -> np.ndarray:
+    """uint8 pixels, scaled from one of ``_BIT_DEPTHS`` or floats from 0 to 1; else ValueError."""
     if image.dtype == np.uint8:
         return image
     low, high = float(image.min()), float(image.max())
@@ -247,18 +252,23 @@ def read_header(kind: str, data: np.ndarray) -> ImageHeader:
 
 
 def _bmp_header(data: np.ndarray) -> ImageHeader:
+    """Width and height of a BMP; ValueError if its format is that of OS/2."""
     if data[14] == 12:  # size of the old header
         raise ValueError("an OS/2 BMP, whose colors OpenCV decodes to gray; convert it to PNG")
     return ImageHeader(*BmpImagePlugin.BmpImageFile(io.BytesIO(data[:4096].tobytes())).size)
 
 
 def _webp_header(data: np.ndarray) -> ImageHeader:
+    """Width and height of a WebP file, and 2 pages for any animation."""
     image = WebPImagePlugin.WebPImageFile(io.BytesIO(data.tobytes()))
     return ImageHeader(*image.size, pages=2 if image.is_animated else 1)
 
 
 def _png_header(data: np.ndarray) -> ImageHeader:
-    """By hand: Pillow walks any number of chunks, and OpenCV allocates a false chunk length."""
+    """Width, height and pixel type of a PNG.
+
+    By hand: Pillow walks any number of chunks, and OpenCV allocates a false chunk length.
+    """
     width, height, depth, color_type = struct.unpack(">IIBB", data[16:26].tobytes())
     _png_chunks(data)
     size = {0: 1, 4: 4, 6: 4}.get(color_type, 3) * (2 if depth == 16 else 1)
@@ -266,7 +276,7 @@ def _png_header(data: np.ndarray) -> ImageHeader:
 
 
 def _png_chunks(data: np.ndarray) -> list[tuple[bytes, slice]]:
-    """Kind and place of each chunk of a PNG."""
+    """Kind of each chunk of a PNG, and the slice of ``data`` that it fills."""
     offset, chunks = 8, []
     for _ in range(MAX_PARTS):
         length, kind = struct.unpack(">I4s", data[offset : offset + 8].tobytes())
@@ -289,7 +299,10 @@ def _without_animation(data: np.ndarray) -> np.ndarray:
 
 
 def _jpeg_header(data: np.ndarray) -> ImageHeader:
-    """By hand: Pillow walks any number of markers and accepts a file without an end marker."""
+    """Width and height of a JPEG.
+
+    By hand: Pillow walks any number of markers and accepts a file without an end marker.
+    """
     offset, size = 2, None
     for _ in range(MAX_PARTS):
         marker, length = int(data[offset + 1]), int(data[offset + 2]) << 8 | int(data[offset + 3])
@@ -310,7 +323,7 @@ def _jpeg_header(data: np.ndarray) -> ImageHeader:
 
 
 def _tiff_header(data: np.ndarray) -> ImageHeader:
-    """Number of pages that are no thumbnails, and the size of the largest page."""
+    """Number of TIFF pages that are no thumbnails, and the size of the largest page."""
     pages = _tiff_pages(data)
     # thumbnails count as well: OpenCV decodes the first page even if it is marked as a thumbnail
     sizes = [(tags.get(256, 0), tags.get(257, 0)) for tags in pages]
@@ -326,7 +339,10 @@ def _tiff_header(data: np.ndarray) -> ImageHeader:
 
 
 def _tiff_memory(tags: dict[int, int], file_size: int) -> tuple[float, int]:
-    """Half the bytes that decoding takes per pixel (floats: a third), and those of a strip."""
+    """Bytes per decoded pixel, and bytes of the buffers of a strip or tile.
+
+    ``decoded_bytes`` doubles the first for a copy; deep pixels count 1.5 times for a second copy.
+    """
     width, height, samples, color = (tags.get(tag, 1) for tag in (256, 257, 277, 262))
     bits = 32 if color in _TIFF_OF_FLOATS else tags.get(258, 1)
     size = next((size for size in (1, 2, 4) if bits <= 8 * size), 8)
@@ -341,7 +357,7 @@ def _tiff_memory(tags: dict[int, int], file_size: int) -> tuple[float, int]:
 
 
 def _tiff_pages(data: np.ndarray) -> list[dict[int, int]]:
-    """The first number of each tag that is a whole number, by tag, of each page.
+    """For each page, the integer values by tag number; of several values the first.
 
     By hand: Pillow walks any number of pages and tags, and counts thumbnails as pages.
     """

@@ -18,20 +18,20 @@ T = TypeVar("T")
 
 
 def as_settings(kind: type[T], values: T | Mapping[str, Any]) -> T:
-    """A group of settings, created from its values if they are a mapping."""
+    """``values`` as a ``kind``, a dataclass of settings; a mapping gives its arguments."""
     return kind(**values) if isinstance(values, Mapping) else values
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A rectangle of the image that fills a rectangle of the square, both ``x0, y0, x1, y1``."""
+    """Which rectangle of an image fills which of the square input, both ``x0, y0, x1, y1``."""
 
     source: Box  # the part of the image that the network sees
     target: Box  # the part of the square that it fills; the rest of the square is black
     side: int  # of the square
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """The square: area average where the image shrinks, linear where it grows."""
+        """The (side, side) or (side, side, 3) square of an image, resized as by ``resize``."""
         x0, y0, x1, y1 = self.target
         part = _resize_part(image, self.source, self.target)
         if (x0, y0, x1, y1) == (0, 0, self.side, self.side):
@@ -111,11 +111,11 @@ class Preprocess:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """The network input of a decoded image without augmentation."""
+        """The network input, float32 (3, size, size), of a decoded image without augmentation."""
         return self.to_tensor(self.to_pixels(image))
 
     def to_pixels(self, image: np.ndarray) -> np.ndarray:
-        """The cacheable part: uint8, (side, side) for gray and (side, side, 3) for color."""
+        """Pixels before normalization, uint8 (side, side) or, in color, (side, side, 3)."""
         square = self.placement(image).apply(image)
         return square if self.clahe is None else _equalize(square, self.clahe, self.grid)
 
@@ -147,7 +147,7 @@ class Preprocess:
         return self.placement(image).invert(square, *image.shape[:2])
 
     def to_tensor(self, pixels: np.ndarray) -> torch.Tensor:
-        """float32 (3, size, size) of ``to_pixels``, normalized; gray is repeated three times."""
+        """Pixels of ``to_pixels`` as normalized float32 (3, size, size); gray is repeated."""
         return self.normalize(torch.from_numpy(np.ascontiguousarray(self.to_channels(pixels))))
 
     def to_channels(self, pixels: np.ndarray) -> np.ndarray:
@@ -177,7 +177,7 @@ class Preprocess:
 
     @classmethod
     def from_backbone(cls, name: str, changes: dict[str, Any] | None = None) -> Self:
-        """The size, mean and std that timm's weights of this name were trained with."""
+        """Size, mean and std of timm's pretrained weights ``name``, updated by ``changes``."""
         import timm  # takes seconds, and nothing else here needs it
 
         try:
@@ -189,7 +189,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Settings from plain values; a name that is not a setting is an error."""
+        """Settings from plain values; ValueError for a name that is not a setting."""
         allowed = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(allowed))
         if unknown:
@@ -225,6 +225,7 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _resize_part(image: np.ndarray, part: Box, goal: Box) -> np.ndarray:
+    """The rectangle ``part`` of an image, resized to the size of the rectangle ``goal``."""
     x0, y0, x1, y1 = part
     return resize(image[y0:y1, x0:x1], goal[2] - goal[0], goal[3] - goal[1])
 
