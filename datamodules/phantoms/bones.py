@@ -90,6 +90,7 @@ def _trabeculae(along: np.ndarray, across: np.ndarray, patient_rng: Rng) -> np.n
 def _limb_density(
     part: str, across: np.ndarray, along: np.ndarray, shafts: Shafts, patient_rng: Rng
 ) -> np.ndarray:
+    """Density map of a normal body part: flesh, shafts and, in some parts, joints."""
     lines, half, joint = shafts
     flesh = max(abs(line) for line in lines) + half + patient_rng.between(60, 140)
     density = np.where(np.abs(across) < flesh, 70, 12)
@@ -107,11 +108,13 @@ def _limb_density(
 
 
 def _gap(across: np.ndarray, along: np.ndarray, half: int, rng: Rng) -> tuple[np.ndarray, int]:
+    """Mask of an oblique gap in a shaft of this half width, and the density of the gap."""
     cut = along - rng.between(-40, 220) - across * rng.sign() * rng.between(120, 300) // 256
     return (np.abs(cut) < rng.between(22, 34)) & (np.abs(across) < half), 74
 
 
 def _plate(across: np.ndarray, along: np.ndarray, half: int, rng: Rng) -> tuple[np.ndarray, int]:
+    """Mask of a metal plate on a shaft of this half width, and the density of the plate."""
     is_inside = np.abs(along - rng.between(0, 180)) < rng.between(90, 160)
     return is_inside & (np.abs(across - rng.between(-20, 20)) < half * 2 // 5), 250
 
@@ -132,7 +135,7 @@ def fracture(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Phantom
 def _break_bone(
     label: int, along: np.ndarray, across: np.ndarray, rng: Rng
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates across the bone after its fragments have moved, and the gaps between them."""
+    """Coordinates across the bone after its fragments have moved, and the mask of the gaps."""
     if label == 0:
         return across, np.zeros(along.shape, dtype=bool)
     middle, half_gap = rng.between(-160, 160), rng.between(16, 26)

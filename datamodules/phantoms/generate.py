@@ -29,6 +29,7 @@ class PhantomKind:
 
 
 def _binary(name: str, generate: Generator) -> PhantomKind:
+    """A kind with the equally frequent classes normal and ``name``."""
     return PhantomKind(["normal", name], generate, (1, 1))
 
 
@@ -102,7 +103,7 @@ def write_dataset(spec: PhantomSpec, root: Path) -> Path:
 
 
 def generate_images(spec: PhantomSpec) -> Iterator[tuple[dict[str, str], np.ndarray]]:
-    """Every row of the manifest with its image, one after another."""
+    """Yields each row of the manifest with the pixels of its image."""
     kind = KINDS[spec.kind]
     for number in range(spec.num_patients):
         patient = f"p{number:05d}"

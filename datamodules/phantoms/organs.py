@@ -32,6 +32,7 @@ def cardiomegaly(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Pha
 def _chest_image(
     patient_rng: Rng, image_rng: Rng, size: int, spots: Spots, heart: int, is_enlarged: bool = False
 ) -> PhantomImage:
+    """A chest with these spots in the lungs; ``heart`` is the half width of the heart."""
     x, y = draw.random_pose(size, image_rng, (40, 40), 8)
     density, lungs = _thorax(x, y, patient_rng)
     in_heart = draw.ellipse(x, y, (60, 170), (heart, 190)) > 0
@@ -46,6 +47,7 @@ def _chest_image(
 
 
 def _thorax(x: np.ndarray, y: np.ndarray, patient_rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+    """Density map of soft tissue, lungs and ribs, and the mask of the lungs."""
     width, height = patient_rng.between(165, 195), patient_rng.between(330, 380)
     left, right = (draw.ellipse(x, y, (side * 225, 0), (width, height)) > 0 for side in (-1, 1))
     lungs = left | right
@@ -55,6 +57,7 @@ def _thorax(x: np.ndarray, y: np.ndarray, patient_rng: Rng) -> tuple[np.ndarray,
 
 
 def _sample_spots(disease: str, rng: Rng) -> Spots:
+    """Random bright spots in the lungs, as this disease has them; none if it is normal."""
     if disease == "tuberculosis":
         side = rng.sign()
         centers = [(side * rng.between(140, 300), rng.between(-280, -120)) for _ in range(4)]
@@ -92,10 +95,12 @@ def retina(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomIm
 
 
 def _random_point(rng: Rng) -> tuple[int, int]:
+    """(x, y) within the retina."""
     return rng.between(-290, 290), rng.between(-290, 290)
 
 
 def _vessels(x: np.ndarray, y: np.ndarray, rng: Rng) -> np.ndarray:
+    """Map of the darkness of four curved vessels; 0 elsewhere."""
     dark = np.zeros(x.shape, dtype=np.int64)
     for _ in range(4):
         bend = rng.sign() * rng.between(300, 900)
@@ -115,7 +120,7 @@ def _new_vessels(x: np.ndarray, y: np.ndarray, rng: Rng) -> np.ndarray:
 def _to_rgb(
     pale: np.ndarray, dark: np.ndarray, disc: np.ndarray, tone: int, rng: Rng
 ) -> np.ndarray:
-    """uint8 (H, W, 3) of bright and dark structures under random gain and noise."""
+    """uint8 (H, W, 3) of maps of brightness and darkness, with random gain; black off the disc."""
     gain = rng.between(190, 280)
     grain = rng.noise(len(disc)) * rng.between(2, 6) // 148
     base = ((170 + tone, 1, 1), (80 + tone // 2, 1, 2), (40, 0, 2))

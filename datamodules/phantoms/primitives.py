@@ -101,12 +101,12 @@ def bounding_box(mask: np.ndarray) -> str:
 def ellipse(
     x: np.ndarray, y: np.ndarray, center: tuple[int, int], radii: tuple[int, int]
 ) -> np.ndarray:
-    """1024 in the center of an ellipse, 0 at its rim, negative outside."""
+    """int64 map: 1024 in the center of an ellipse, 0 at its rim, negative outside."""
     across = (x - center[0]).astype(np.int64) ** 2 * 1024 // radii[0] ** 2
     down = (y - center[1]).astype(np.int64) ** 2 * 1024 // radii[1] ** 2
     return np.asarray(1024 - across - down)
 
 
-def add_bump(image: np.ndarray, shape: np.ndarray, height: int) -> np.ndarray:
-    """The image plus a smooth bump of this height over an ``ellipse``."""
-    return np.asarray(image + np.clip(shape, 0, 1024) * height // 1024)
+def add_bump(image: np.ndarray, ellipse_map: np.ndarray, height: int) -> np.ndarray:
+    """The image plus a bump: ``height`` in the center of an ``ellipse``, 0 at its rim."""
+    return np.asarray(image + np.clip(ellipse_map, 0, 1024) * height // 1024)
