@@ -11,7 +11,7 @@ __all__ = ["Folders", "ImageDataModule", "Mura", "Phantoms", "Table"]
 
 
 def __getattr__(name: str) -> object:
-    """Imports torch and Lightning only where loaders are used; an audit does without."""
+    """Imports ``ImageDataModule``, hence torch and Lightning, at first use; audits need neither."""
     if name != "ImageDataModule":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from datamodules.datamodule import ImageDataModule

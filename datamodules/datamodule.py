@@ -27,7 +27,7 @@ from datamodules.splits import Fold
 class MultiViewModule(Protocol):
     """A LightningModule whose members need their own preprocessing, such as an ensemble."""
 
-    member_preprocesses: list[dict[str, Any]]
+    member_preprocesses: list[dict[str, Any]]  # ``Preprocess.to_dict()`` of each member
 
 
 PREPROCESS, BALANCE, FOLD = Preprocess(), Balance(), Fold()
@@ -112,13 +112,13 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def manifest(self) -> Manifest:
-        """The samples, after ``setup``."""
+        """The table of samples; RuntimeError before ``setup``."""
         if self._manifest is None:
             raise RuntimeError("ImageDataModule has no manifest before setup(); call it first")
         return self._manifest
 
     def prepare_data(self) -> None:
-        """Creates what the source has to create, and the cache, in one process."""
+        """Calls ``source.prepare`` and builds the pixel cache; Lightning does so in one process."""
         self.source.prepare()
         if self.cache_dir is not None:
             self._read_views()
@@ -127,9 +127,9 @@ class ImageDataModule(LightningDataModule):
             self._open_stores(check | self.views)
 
     def load_manifest(self) -> Manifest:
-        """The samples of the source in the splits of the fold, without those of ``exclude``.
+        """The source's manifest with the splits of ``fold``, without the samples of ``exclude``.
 
-        At most ``balance.max_per_class`` per class, if that is the number in all splits.
+        It has at most ``balance.max_per_class`` samples per class if that limits all splits.
         """
         manifest = self.fold.apply(self.source.manifest(self.class_names))
         if self.exclude is not None:
@@ -148,7 +148,11 @@ class ImageDataModule(LightningDataModule):
         return self.balance.limit_manifest(manifest)
 
     def setup(self, stage: str) -> None:
-        """Reads the manifest once, and checks it for this stage."""
+        """Loads the manifest once and sets ``class_weights``.
+
+        Raises ValueError if a split that the stage needs is empty, or, for ``fit``, if a class has
+        no training images or there is a leak.
+        """
         stage = stage[:]  # plain text, also of Lightning's enumeration
         self._read_views()
         if self._manifest is None:
@@ -171,7 +175,7 @@ class ImageDataModule(LightningDataModule):
             self._manifest = self._check_leaks(self._manifest)
 
     def rows(self, split: str) -> np.ndarray:
-        """Row numbers of a split in the manifest; of train at most ``balance.max_per_class``."""
+        """Manifest row numbers of a split; of train at most ``balance.max_per_class`` per class."""
         rows = self.manifest.rows(split)
         if split != "train":
             return rows
@@ -183,9 +187,9 @@ class ImageDataModule(LightningDataModule):
         return list(self.manifest.table["path"].iloc[self.rows(split)])
 
     def used_images(self) -> tuple[np.ndarray, np.ndarray]:
-        """Content hashes of the images of train and of val, each image once.
+        """Sorted int64 content hashes of the images of train and of val, each hash once.
 
-        Those that ``allow_leaks`` lets a later split have as well are left out.
+        Left out are images that a later split has as well, as ``allow_leaks`` permits.
         """
         if self._used_images is None:
             splits = ("train", "val", "test") if self.allow_leaks else ("train", "val")
@@ -195,7 +199,7 @@ class ImageDataModule(LightningDataModule):
         return self._used_images
 
     def train_dataloader(self) -> LazyDataLoader:
-        """Shuffled and augmented, as a function of seed, epoch and row number only."""
+        """Loader of train, shuffled and augmented by seed, epoch and row number only."""
         rows, views = self.rows("train"), {"": self.preprocess}
         stores = self._open_stores(views)
         dataset = ImageDataset(self.manifest, rows, views, stores, self.augment, self.seed)
@@ -206,19 +210,19 @@ class ImageDataModule(LightningDataModule):
         return self._loader(dataset, sampler, drop_last=is_single and self.batch_size > 1)
 
     def val_dataloader(self) -> LazyDataLoader:
-        """Every sample of val once."""
+        """Loader of every sample of val once, over all processes."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> LazyDataLoader:
-        """Every sample of test once."""
+        """Loader of every sample of test once, over all processes."""
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> LazyDataLoader:
-        """Every sample of ``predict_split`` once."""
+        """Loader of every sample of ``predict_split`` once, over all processes."""
         return self._evaluation_loader(self.predict_split)
 
     def ordered_dataloader(self, rows: np.ndarray, epoch: int | None = None) -> LazyDataLoader:
-        """Rows of the manifest in their order, or as they are augmented in a training epoch."""
+        """Loader of these manifest rows in this order, augmented as in ``epoch`` if it is given."""
         views = {"": self.preprocess}
         augment = None if epoch is None else self.augment
         stores = self._open_stores(views)
@@ -233,7 +237,7 @@ class ImageDataModule(LightningDataModule):
         return cast(Batch, self.trainer.precision_plugin.convert_input(normalized))  # bf16-true
 
     def _read_views(self) -> None:
-        """Takes the views of evaluation batches from the LightningModule of the trainer."""
+        """Sets ``views`` (Preprocess by name) as the trainer's LightningModule needs them."""
         if self.trainer is None:
             return
         module, self.views = self.trainer.lightning_module, {"": self.preprocess}
@@ -242,10 +246,11 @@ class ImageDataModule(LightningDataModule):
             self.views = {view.name: view for view in views}
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
+        """The labels (n,) of n manifest rows."""
         return np.asarray(self.manifest.table["label"].to_numpy()[rows])
 
     def _skip_unreadable(self, manifest: Manifest) -> Manifest:
-        """Without files that cannot be read, if ``corrupt`` is skip; adds a note."""
+        """The manifest; if ``corrupt`` is skip, without unreadable files, which a note lists."""
         if self.corrupt == "raise":
             return manifest
         paths = manifest.table["path"]
@@ -255,7 +260,7 @@ class ImageDataModule(LightningDataModule):
         return manifest.drop(ids, "skipped because they cannot be read")
 
     def _check_leaks(self, manifest: Manifest) -> Manifest:
-        """The manifest if it has no leak; with a note for each leak if they are allowed."""
+        """The manifest with a note per leak; ValueError if there are leaks that are not allowed."""
         recorded, folder = find_recorded_leaks(manifest.digest())
         leaks = [issue.message for issue in find_leaks_without_decoding(manifest)]
         leaks += [message for message in recorded if message not in leaks]
@@ -267,6 +272,7 @@ class ImageDataModule(LightningDataModule):
         return replace(manifest, notes=tuple(dict.fromkeys(notes)))
 
     def _open_stores(self, views: dict[str, Preprocess]) -> dict[str, cache.PixelStore]:
+        """Cached pixels for each view, by view name; empty without ``cache_dir``."""
         if self.cache_dir is None:
             return {}
         root, paths = Path(self.cache_dir), self._cached_paths
@@ -277,6 +283,7 @@ class ImageDataModule(LightningDataModule):
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
     def _evaluation_loader(self, split: str) -> LazyDataLoader:
+        """Loader of every sample of a split once, in all views."""
         rows = self.rows(split)
         sampler = ExactSampler(len(rows), *self._rank_and_world_size())
         dataset = ImageDataset(self.manifest, rows, self.views, self._open_stores(self.views))
@@ -285,6 +292,7 @@ class ImageDataModule(LightningDataModule):
     def _loader(
         self, dataset: ImageDataset, sampler: Sampler[Any], drop_last: bool = False
     ) -> LazyDataLoader:
+        """Loader with these settings; ``overfit_batches`` repeats the sampler's first epoch."""
         if self.trainer is not None and vars(self.trainer)["overfit_batches"]:
             sampler = FixedSampler(sampler)
         return LazyDataLoader(

@@ -22,10 +22,11 @@ AnyIterator = Any  # an Iterator[Batch]; torch declares a private class for it
 
 
 class ImageDataset(Dataset[Batch]):
-    """Samples of some rows by ``(epoch, position)``; a file is decoded at most once per sample.
+    """Samples of some manifest rows, indexed by ``(epoch, position in rows)``.
 
-    ``views`` is the preprocessing by view name; the single name "" gives a tensor instead of a
-    dict. ``stores`` has cached pixels of views. The augmentation depends on seed, epoch and row.
+    ``views`` maps view names to preprocessing; the single name "" gives a tensor instead of a dict.
+    ``stores`` maps them to cached pixels; if one lacks, the file is decoded once for all views.
+    The augmentation depends on seed, epoch and row.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ImageDataset(Dataset[Batch]):
         return {"image": image.get("", image), "label": label, "index": index}
 
     def _load(self, path: str, rng_seed: tuple[int, int, int]) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and uint8 (C, H, W) of each view of a file."""
+        """Yields name and uint8 image (C, H, W) of each view of a file, augmented."""
         image = None if len(self.stores) == len(self.views) else read_image(path)
         for name, view in self.views.items():
             pixels = self.stores[name].pixels(path) if image is None else view.to_pixels(image)
@@ -99,7 +100,7 @@ def identity(batch: Batch) -> Batch:
 
 
 def prepare_worker(worker_id: int) -> None:
-    """Leaves threads to the other workers, and SIGTERM to the main process.
+    """Turns off OpenCV's threads, and ignores SIGTERM, in a worker.
 
     Schedulers send SIGTERM to all processes; the main one then ends the epoch and its workers.
     """
@@ -108,7 +109,7 @@ def prepare_worker(worker_id: int) -> None:
 
 
 def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
-    """(B, C, H, W), in shared memory in a worker; C is 1 unless there is a color image."""
+    """uint8 (B, C, H, W) of B images, in shared memory in a worker; C is 3 if any is in color."""
     shape = (len(arrays), max(map(len, arrays)), *arrays[0].shape[1:])
     if get_worker_info() is None:
         batch = torch.empty(shape, dtype=torch.uint8)

@@ -74,14 +74,14 @@ class Manifest:
         return replace(self, table=self.table[~dropped], notes=(*self.notes, *notes))
 
     def digest(self) -> str:
-        """Hash of every (id, label, split, patient); the order of the rows does not matter."""
+        """SHA-256 over (id, label, split, patient) of all rows, whatever their order."""
         columns = (self.table[name].tolist() for name in ("id", "label", "split", "patient"))
         lines = sorted(json.dumps(row) for row in zip(*columns, strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV as text (NA and empty cells stay as they are), or a Parquet file."""
+    """A CSV (every cell a str, "NA" and "" too) or Parquet file; ValueError if it is no table."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -106,8 +106,8 @@ def cell_text(column: pd.Series) -> pd.Series:
     return column.astype(object).where(column.notna(), "").astype(str).str.strip()
 
 
-def normal_text(column: pd.Series) -> pd.Series:
-    """The text of cells that are compared: one form (NFKC) of spaces and letters that look alike.
+def normalize_text(column: pd.Series) -> pd.Series:
+    """``cell_text`` in Unicode's form NFKC, in which most look-alike characters are equal.
 
     Otherwise a patient ID with a no-break space would be another patient. Case is kept.
     """

@@ -71,7 +71,7 @@ class Balance:
         return [float(weight) for weight in raw * counts.sum() / total]
 
     def limit_manifest(self, manifest: Manifest) -> Manifest:
-        """At most ``max_per_class`` samples per class of train, val and test together if asked."""
+        """The manifest; if ``limited_splits`` is all, with at most ``max_per_class`` per class."""
         if self.limited_splits == "train":
             return manifest
         table = manifest.table[manifest.table["split"] != "predict"]
@@ -81,7 +81,7 @@ class Balance:
         return manifest.drop(excess, f"left out, as max_per_class is {self.max_per_class}")
 
     def limit_rows(self, rows: np.ndarray, labels: np.ndarray, ids: list[str]) -> np.ndarray:
-        """At most ``max_per_class`` rows per class, chosen by the hash of the id."""
+        """At most ``max_per_class`` of the rows per class, chosen by the hash of the id."""
         if self.max_per_class is None:
             return rows
         order = sorted(range(len(rows)), key=lambda k: hashlib.sha256(ids[k].encode()).digest())
@@ -91,7 +91,7 @@ class Balance:
     def make_sampler(
         self, labels: np.ndarray, seed: int, rank: int, world_size: int
     ) -> "ShuffledSampler":
-        """The sampler of the training split in this process."""
+        """The sampler of the training split for the process ``rank``."""
         samplers = {"shuffled": ShuffledSampler, "weighted": WeightedSampler}
         return samplers.get(self.sampler, BalancedSampler)(labels, seed, rank, world_size)
 
@@ -122,7 +122,7 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
 
 
 class FixedSampler(SequentialSampler):
-    """The same ``(epoch, position)`` in every epoch, such as those of another sampler's first.
+    """Repeats one list of ``(epoch, position)`` in every epoch, such as another sampler's first.
 
     ``overfit_batches`` needs equal epochs; Lightning leaves a ``SequentialSampler`` in its place,
     and replaces any other.

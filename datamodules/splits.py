@@ -37,7 +37,7 @@ class SplitFractions:
     def assign(self, table: pd.DataFrame, file_splits: list[str] | None = None) -> list[str]:
         """One split per row of a table with ``id``, ``patient`` and ``label``.
 
-        Rows of one patient in the same file split get the same split.
+        Rows keep their split in ``file_splits``, but for train: val and test are taken from it.
         """
         patients = connect_patients(table, self.copies)
         given = file_splits or ["train"] * len(table)
@@ -57,7 +57,10 @@ class SplitFractions:
     def _split_stratified(
         self, patients: pd.Series, labels: np.ndarray, val: float, test: float
     ) -> dict[str, str]:
-        """Patients with rare classes first, each to the split that lacks most of its classes."""
+        """The split by patient; those with rare classes are assigned first.
+
+        Each patient goes to the split that still lacks most of the patient's classes.
+        """
         counts = pd.crosstab(patients.to_numpy(), labels)
         class_ratios = (counts / counts.sum()).to_numpy()
         tie_breaks = [hash_64(f"{self.seed}/{name}") / 2**64 for name in counts.index]
@@ -100,7 +103,7 @@ class Fold:
             raise ValueError(f"fold.index is {self.index}; allowed are 0 to {max(0, n - 1)}")
 
     def apply(self, manifest: Manifest) -> Manifest:
-        """The manifest with the splits of this fold."""
+        """The manifest with the splits of this fold; unchanged if ``num_folds`` is 0."""
         n = self.num_folds
         if not n:
             return manifest
@@ -136,7 +139,7 @@ def fold_of_patient(patient: str, num_folds: int, seed: int = 0) -> int:
 
 
 def assign_split(patient: str, val: float, test: float, seed: int = 0) -> str:
-    """The split of a patient, by its name and the seed only, whatever other patients there are."""
+    """train, val or test for a patient, by its name and the seed only."""
     if val < 0 or test < 0 or val + test > 1:
         raise ValueError(f"val is {val} and test is {test}; both from 0, their sum at most 1")
     u = hash_64(f"{seed}/{patient}") / 2**64
@@ -155,7 +158,7 @@ class Groups:
         self._parents = np.arange(count)
 
     def find(self, row: int) -> int:
-        """The row that stands for the group of a row: the first one."""
+        """The lowest row number in the group of a row."""
         while (parent := self._parents[row]) != row:
             self._parents[row] = self._parents[parent]  # so that the next search is shorter
             row = int(parent)
@@ -171,7 +174,7 @@ class Groups:
         return self.find(first) == self.find(second)
 
     def labels(self) -> np.ndarray:
-        """(n,) the first row of the group of each row."""
+        """(n,) the lowest row number in the group of each row."""
         return np.array([self.find(row) for row in range(len(self._parents))], dtype=int)
 
     def sizes(self) -> np.ndarray:

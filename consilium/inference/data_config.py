@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from consilium import config_files
 from consilium.config_files import shorten_parser_error
-from datamodules.manifest import Manifest, cell_text, normal_text, read_table
+from datamodules.manifest import Manifest, cell_text, normalize_text, read_table
 from datamodules.sources import Folders, Table, has_split_folders, scan_folder
 from datamodules.splits import SplitFractions
 
@@ -165,7 +165,7 @@ def manifest_from_folder(folder: Path, patient: str | None) -> Manifest:
     if classes:
         notes = [ONE_SPLIT] * (not has_splits) + _case_notes(classes)
         return _with_notes(source.manifest(classes), *notes)
-    table, patient_notes = source.identify(files)
+    table, patient_notes = source.patient_table(files)
     manifest = Manifest(table.assign(label=-1, split="predict"), UNKNOWN_CLASS, patient_notes)
     return _with_notes(manifest, ONE_SPLIT, NO_CLASSES, *skipped)
 
@@ -179,7 +179,7 @@ def _class_names(table: pd.DataFrame, column: str | None) -> list[str]:
     """The distinct labels in a column, stripped and sorted (numbers by value); [] for None."""
     if column is None:
         return []
-    names = sorted(set(normal_text(table[column])) - {""})
+    names = sorted(set(normalize_text(table[column])) - {""})
     are_numbers = all(name.replace(".", "", 1).isdecimal() for name in names)
     return sorted(names, key=float) if are_numbers else names
 

@@ -22,7 +22,7 @@ _NO_SUFFIX = re.compile(r"(\.\d*)?")  # or a number, as at the end of DICOM's UI
 
 
 def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Relative paths of all images below a folder, and a note on other files, by suffix.
+    """Relative paths of all images below a folder, and notes on other files, by suffix.
 
     Links are followed, hidden files left out; a folder without images is a ValueError.
     """
@@ -44,12 +44,13 @@ def scan_folder(root: Path) -> tuple[list[Path], tuple[str, ...]]:
 
 
 def _counts(suffixes: Counter[str]) -> str:
+    """Text such as "12 .txt, 3 without a suffix", the most frequent one first."""
     ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in ordered)
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    """All files, those of linked folders too, except links to a folder that contains the link."""
+    """Yields all files, also of linked folders, except links to a folder that contains the link."""
     for folder, folders, names in os.walk(root, followlinks=True):
         yield from (Path(folder, name) for name in names)
         real = Path(folder).resolve()
@@ -57,11 +58,12 @@ def _files_below(root: Path) -> Iterator[Path]:
 
 
 def _is_unicode(text: str) -> bool:
+    """Whether a file name is in UTF-8, so that it can be written to a file."""
     return text.encode("utf-8", "ignore").decode() == text
 
 
 def file_format(file: Path) -> str | None:
-    """Whether a file is "dicom", another image or none, by suffix; without one by content."""
+    """dicom, image or None by the suffix; without one, as ``detect_format`` by the content."""
     suffix = file.suffix.lower()
     if suffix in SUFFIXES:
         return "dicom" if suffix in DICOM_SUFFIXES else "image"
@@ -77,10 +79,10 @@ def has_split_folders(files: list[Path]) -> bool:
 
 
 def complete_patients(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Fills empty patients and studies from DICOM headers, whose other tags become attributes.
+    """The table with empty patients and studies filled from DICOM headers, and notes.
 
-    A row that still lacks a patient is its own patient, with a note; a row that lacks a study has
-    the name of its patient as study.
+    Other tags of the headers become attributes. A row that still lacks a patient is its own
+    patient, with a note; a row that lacks a study has the name of its patient as study.
     """
     tags, notes = _dicom_tags(table["path"])
     patient = table["patient"].where(table["patient"] != "", tags["patient"])
@@ -95,7 +97,10 @@ def complete_patients(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...
 
 
 def _dicom_tags(paths: pd.Series) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Tags of DICOM files, empty for others; a patient ID that all studies share is ignored."""
+    """A row of ``dicom.TAGS`` for each path, "" for files other than DICOM, and notes.
+
+    A patient ID that all of several studies share is ignored.
+    """
     files = [split_frame_number(path)[0] for path in paths]
     headers = [file for file in dict.fromkeys(files) if file_format(file) == "dicom"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -64,7 +64,7 @@ class Folders(Source):
         files, notes = scan_folder(self.root)
         has_splits = has_split_folders(files)
         labels = self._labels(files, int(has_splits), class_names)
-        table, patient_notes = self.identify(files)
+        table, patient_notes = self.patient_table(files)
         table = table.assign(label=labels)
         splits = [self._split(path) for path in files] if has_splits else None
         if self.fractions is not None:
@@ -73,8 +73,8 @@ class Folders(Source):
             raise ValueError(f"{self.root}: no train, val, test folders; give fractions to split")
         return Manifest(table.assign(split=splits), class_names, (*notes, *patient_notes))
 
-    def identify(self, files: list[Path]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """Id, path, patient and study of each file, with what DICOM headers say, and notes."""
+    def patient_table(self, files: list[Path]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+        """Table of id, path, patient, study and DICOM attributes of each file, and notes."""
         ids = pd.Series([path.as_posix() for path in files])
         table = pd.DataFrame({"id": ids, "path": [str(self.root / path) for path in files]})
         table = table.assign(patient="", study="")
@@ -87,6 +87,7 @@ class Folders(Source):
         return complete_patients(table)
 
     def _labels(self, files: list[Path], level: int, class_names: list[str]) -> list[int]:
+        """The label of each file, by the name of its path's folder at this level."""
         if outside := [str(path) for path in files if len(path.parts) <= level + 1]:
             raise ValueError(f"{self.root}: {outside[:3]} are not in a class folder")
         names = [path.parts[level] for path in files]
@@ -94,6 +95,7 @@ class Folders(Source):
         return [class_names.index(name) for name in names]
 
     def _split(self, path: Path) -> str:
+        """The split of a file, by its path's first folder."""
         folder = path.parts[0].lower()
         if folder not in SPLIT_ALIASES:
             folders = sorted(SPLIT_ALIASES)
@@ -139,6 +141,7 @@ class Mura(Source):
         return Manifest(pd.DataFrame(map(self._row, paths)), class_names)
 
     def _row(self, path: str) -> dict[str, str | int]:
+        """The manifest row of an image path below ``root``."""
         match = _MURA_PATH.fullmatch(path)
         if match is None:
             raise ValueError(f"{self.root / path}: not a path in MURA's layout")

@@ -10,7 +10,7 @@ from datamodules.manifest import (
     SPLITS,
     Manifest,
     cell_text,
-    normal_text,
+    normalize_text,
     read_table,
 )
 from datamodules.phantoms.generate import PhantomSpec, write_dataset
@@ -86,7 +86,7 @@ class Table(Source):
         return Manifest(table, class_names, (*notes, *patient_notes))
 
     def _clean(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-        """Rows with a path and a label, with the columns used as text in one form, and notes.
+        """The rows with a path and a label, in columns of normalized text, and notes.
 
         Rows of the split predict need no label.
         """
@@ -96,7 +96,7 @@ class Table(Source):
             if column is None:
                 continue
             cells, present = raw[column], raw[column].notna()
-            text = cell_text(cells) if role == "path" else normal_text(cells)
+            text = cell_text(cells) if role == "path" else normalize_text(cells)
             raw = raw.assign(**{column: text})
             if count := int((text != cells.astype(str))[present].sum()):
                 noun = "studies" if role == "study" else f"{role}s"
@@ -116,6 +116,7 @@ class Table(Source):
         return raw, notes
 
     def _labels(self, raw: pd.DataFrame, class_names: list[str]) -> list[int]:
+        """The label of each row, from class names or numbers in its cell; -1 if it is empty."""
         column = self.columns["label"]
         if column is None:
             return [-1] * len(raw)
@@ -130,6 +131,7 @@ class Table(Source):
         return [class_names.index(value) if value else -1 for value in values]
 
     def _splits(self, raw: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+        """The split of each row by its cell and ``fractions``; predict if labels are unknown."""
         column = self.columns["split"]
         if column is not None and raw[column].ne("").any():
             given = self._given_splits(raw, column)
@@ -142,7 +144,7 @@ class Table(Source):
         return self.fractions.assign(table)
 
     def _given_splits(self, raw: pd.DataFrame, column: str) -> list[str]:
-        """The split of each row in the files."""
+        """The split that each row gives; ValueError if it is empty or not allowed."""
         values = raw[column]
         if empty := raw[self.path][values == ""].tolist():
             message = f"{len(empty)} rows have no {column!r}, such as {empty[:3]}"
@@ -155,6 +157,7 @@ class Table(Source):
         return splits
 
     def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
+        """The columns of ``attributes``, or all, without those that have another use."""
         single = self.patient if self.patient and len(self.patient) == 1 else []
         used = {*self.columns.values(), *single, self.study, *COLUMNS}
         names = self.attributes if self.attributes is not None else list(raw.columns)
