@@ -30,7 +30,7 @@ class Augment:
         self._gray, self._color = self._compose(False, crop), self._compose(True, crop)
 
     def __call__(self, pixels: np.ndarray, rng_seed: tuple[int, int, int]) -> np.ndarray:
-        """The augmented pixels, of the same type; equal (seed, epoch, row), equal changes."""
+        """The augmented pixels, of the same dtype, random by (seed, epoch, row) only."""
         transform = self._gray if pixels.ndim == 2 else self._color
         if transform is None:
             return pixels

@@ -56,7 +56,7 @@ class PixelStore:
     failures: dict[str, str]  # the reason for each path that cannot be read
 
     def pixels(self, path: str) -> np.ndarray:
-        """uint8 (side, side[, 3]) of a file, read-only; ImageError if it could not be read."""
+        """Pixels of a file, uint8 (side, side[, 3]), read-only; ImageError if it is unreadable."""
         if path in self.failures:
             raise ImageError(self.failures[path])
         offset, channels = self.entries[path]

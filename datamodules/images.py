@@ -267,7 +267,7 @@ def _webp_header(data: np.ndarray) -> ImageHeader:
 def _png_header(data: np.ndarray) -> ImageHeader:
     """Width, height and pixel type of a PNG.
 
-    By hand: Pillow walks any number of chunks, and OpenCV allocates a false chunk length.
+    Read by hand: Pillow walks any number of chunks, and OpenCV allocates a false chunk length.
     """
     width, height, depth, color_type = struct.unpack(">IIBB", data[16:26].tobytes())
     _png_chunks(data)
@@ -301,7 +301,7 @@ def _without_animation(data: np.ndarray) -> np.ndarray:
 def _jpeg_header(data: np.ndarray) -> ImageHeader:
     """Width and height of a JPEG.
 
-    By hand: Pillow walks any number of markers and accepts a file without an end marker.
+    Read by hand: Pillow walks any number of markers and accepts a file without an end marker.
     """
     offset, size = 2, None
     for _ in range(MAX_PARTS):
@@ -359,7 +359,7 @@ def _tiff_memory(tags: dict[int, int], file_size: int) -> tuple[float, int]:
 def _tiff_pages(data: np.ndarray) -> list[dict[int, int]]:
     """For each page, the integer values by tag number; of several values the first.
 
-    By hand: Pillow walks any number of pages and tags, and counts thumbnails as pages.
+    Read by hand: Pillow walks any number of pages and tags, and counts thumbnails as pages.
     """
     order = "<" if data[0] == ord("I") else ">"
     (offset,) = struct.unpack(order + "I", data[4:8].tobytes())

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def as_settings(kind: type[T], values: T | Mapping[str, Any]) -> T:
-    """``values`` as a ``kind``, a dataclass of settings; a mapping gives its arguments."""
+    """``kind(**values)`` if ``values`` is a mapping, else ``values``, which is a ``kind``."""
     return kind(**values) if isinstance(values, Mapping) else values
 
 
@@ -41,7 +41,7 @@ class Placement:
         return square
 
     def invert(self, square: np.ndarray, height: int, width: int) -> np.ndarray:
-        """A (side, side) map as a map of the whole image; 0 outside of ``source``."""
+        """A (side, side) map as a map (height, width) of the image; 0 outside of ``source``."""
         x0, y0, x1, y1 = self.source
         out = np.zeros((height, width, *square.shape[2:]), dtype=square.dtype)
         out[y0:y1, x0:x1] = _resize_part(square, self.target, self.source)
@@ -216,7 +216,7 @@ def fundus_bounding_box(image: np.ndarray, threshold: int = 12) -> Box:
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resizes by area average if the image shrinks, else linearly."""
+    """The image as (height, width[, 3]), by area average if it shrinks, else linearly."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = image.shape[0] > height or image.shape[1] > width

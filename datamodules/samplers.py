@@ -111,7 +111,7 @@ class ShuffledSampler(DistributedSampler[tuple[int, int]]):
         self.labels = labels
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
-        """The positions of an epoch; ``rng`` is the same in every process."""
+        """The positions (n,) of the samples of an epoch; ``rng`` is the same in every process."""
         return rng.permutation(len(self.labels))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

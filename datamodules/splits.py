@@ -37,7 +37,7 @@ class SplitFractions:
     def assign(self, table: pd.DataFrame, file_splits: list[str] | None = None) -> list[str]:
         """One split per row of a table with ``id``, ``patient`` and ``label``.
 
-        Rows keep their split in ``file_splits``, but for train: val and test are taken from it.
+        Rows keep their ``file_splits``, but val and test, if missing there, are taken from train.
         """
         patients = connect_patients(table, self.copies)
         given = file_splits or ["train"] * len(table)

@@ -38,7 +38,7 @@ class Pose(NamedTuple):
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether one is the mirror image of the other, upside down before the rotation."""
+        """Whether the motion mirrors the image; it does so upside down, before the rotation."""
         return bool(np.linalg.det(self.matrix[:, :2]) < 0)
 
     @property
@@ -196,7 +196,7 @@ def _fourier_spectra(structure: np.ndarray) -> np.ndarray:
 
 
 def _to_real(spectra: np.ndarray) -> np.ndarray:
-    """float32 with real and imaginary parts by turns, twice as many along the last axis."""
+    """Complex (..., n) as float32 (..., 2n), with real and imaginary parts alternating."""
     return np.ascontiguousarray(spectra, np.complex64).view(np.float32)
 
 
@@ -205,7 +205,8 @@ def _best_angles(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rotations (b,) in degrees and whether to mirror (b,), from spectra (b, rings, 66).
 
-    The best one of each pair, then the best one if mirrored otherwise, as many bones are symmetric.
+    First the best of each pair, then the best with the opposite mirroring, as many bones are
+    symmetric.
     """
     first, second = (part.astype(np.float32).view(np.complex64) for part in (first, second))
     first = first * (_RING_WEIGHTS if period == 360 else _WITHOUT_MEAN)
@@ -256,14 +257,14 @@ def _move(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _move_to_box(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The part of the moved image in ``_box``."""
+    """The image, moved by a matrix (2, 3) and cut to ``_box``."""
     start, stop = _box(len(image))[0].start, _box(len(image))[0].stop
     offset = np.array([[0, 0, start], [0, 0, start]])
     return np.asarray(cv2.warpAffine(image, matrix - offset, (stop - start, stop - start)))
 
 
 def _overlap(matrix: np.ndarray, side: int) -> np.ndarray:
-    """Mask of the part of the disc that both images show after the motion, in ``_box``."""
+    """Mask of the part of ``_disc`` that both images show after the motion, cut to ``_box``."""
     moved = _move_to_box(np.ones((side, side), np.float32), matrix)
     return np.asarray(_disc(side)[_box(side)] & (moved > 0.99))
 
@@ -317,7 +318,7 @@ def _refine_matrix(
 
 @cache
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates x and y from -1 to 1 in the box of the disc, and the matrix (3, 3) for them."""
+    """Coordinates x and y from -1 to 1 in ``_box``, and the matrix (3, 3) from pixels to them."""
     y, x = ((np.mgrid[:side, :side] + 0.5) * 2 / side - 1).astype(np.float32)
     to_grid = np.array([[2 / side, 0, 1 / side - 1], [0, 2 / side, 1 / side - 1], [0, 0, 1]])
     return x[_box(side)], y[_box(side)], to_grid
@@ -350,6 +351,6 @@ def _disc(side: int) -> np.ndarray:
 
 @cache
 def _box(side: int) -> tuple[slice, slice]:
-    """The rows and columns in which the disc is."""
+    """Slices of the rows and columns of the bounding box of ``_disc``."""
     inside = np.flatnonzero(_disc(side).any(axis=0))
     return (slice(int(inside[0]), int(inside[-1]) + 1),) * 2

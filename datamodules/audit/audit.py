@@ -67,7 +67,7 @@ class Audit:
 
     @property
     def leaks(self) -> list[Issue]:
-        """The issues for which the audit fails."""
+        """The issues that are leaks; the audit fails if there are any."""
         return [issue for issue in self.issues if issue.is_leak]
 
     @property
@@ -178,7 +178,7 @@ def audit_manifest(manifest: Manifest, folder: Path | None = None) -> Audit:
 
 
 def _audit(manifest: Manifest, memo: Memo) -> Audit:
-    """Searches near duplicates until there are no new ones among images outside the quarantine."""
+    """The audit; searches near duplicates until the images outside the quarantine have none."""
     reader = FileReader(manifest.table["path"].tolist(), memo)
     stats = reader.stats()
     search = _copy_search(stats, reader, memo)
@@ -209,7 +209,7 @@ def _all_issues(
 
 
 def _name_issues(table: pd.DataFrame) -> list[Issue]:
-    """Files whose names show that one was derived from another, such as a.png and a_aug1.png."""
+    """Issues of files whose names show that one derives from another, as a.png and a_aug1.png."""
     names = table["id"].map(_original_name)
     rows = table[names.duplicated(keep=False)]
     parts = [part for _, part in rows.groupby(names, sort=False) if _has_derived(part["id"])]
@@ -257,7 +257,7 @@ def _copy_search(stats: pd.DataFrame, reader: FileReader, memo: Memo) -> NearDup
 def _near_matches(
     table: pd.DataFrame, stats: pd.DataFrame, search: NearDuplicateSearch, is_left: np.ndarray
 ) -> list[Match]:
-    """Matches of images that show the same although their bytes differ, where ``is_left``."""
+    """Matches of images with the same content but different bytes, among rows ``is_left``."""
     compared = _first_of_digest(stats).copy()
     digests = stats["digest"][is_left & _is_comparable(stats)]
     rows = digests.index[~digests.duplicated()].to_numpy()

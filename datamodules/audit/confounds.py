@@ -30,12 +30,12 @@ class Confound:
 
     @property
     def label(self) -> str:
-        """The name for readers of a report."""
+        """The name of the statistic or column in reports."""
         return statistic_label(self.name)
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it predicts the class so well that a network may learn it instead."""
+        """Whether the statistic predicts the class so well that a network may learn it instead."""
         if self.low is not None and self.low <= 0.5:
             return False
         return self.value >= (SUSPECT_AUC if self.measure == "AUC" else SUSPECT_V)
@@ -97,7 +97,7 @@ def _compared_rows(samples: pd.DataFrame) -> pd.DataFrame:
 def _measure_number(
     numbers: pd.Series, samples: pd.DataFrame, class_names: list[str]
 ) -> list[Confound]:
-    """The AUC of the class that the numbers separate best from the others, if there is any."""
+    """The confound with the AUC of the class that the numbers separate best, if there is any."""
     rows = _compared_rows(samples[numbers.notna()])
     values, labels = numbers[rows.index].to_numpy(float), rows["label"].to_numpy()
     classes, confounds = np.unique(labels), []

@@ -54,7 +54,7 @@ def _split_issues(table: pd.DataFrame) -> list[Issue]:
 
 
 def _class_issues(table: pd.DataFrame, exposures: Iterable[Match]) -> list[Issue]:
-    """The issue of patients with several classes: wrong only if labels are of patients.
+    """The issue of patients with several classes, which is fine unless labels are of patients.
 
     Its pairs are exposures with different labels, which hardly differ otherwise.
     """

@@ -90,6 +90,7 @@ def key_of(*parts: str | np.ndarray) -> str:
 
 
 def _hash_sources() -> str:
+    """A hash of ``HASHED_FILES`` and of OpenCV's version."""
     texts = [(Path(__file__).parents[1] / name).read_text("utf-8") for name in HASHED_FILES]
     return key_of(cv2.__version__, *texts)
 

@@ -52,7 +52,7 @@ _RELATIVE_ZOOMS = [(k, 0) for k in range(len(ZOOMS))] + [(0, k) for k in range(1
 
 
 class NearDuplicate(NamedTuple):
-    """Two images that show the same."""
+    """Two images with the same content."""
 
     first: int  # position of one image
     second: int  # position of the other
@@ -85,11 +85,11 @@ class NearDuplicateSearch:
         self._key = key_of(AUDIT_VERSION, *digests)
 
     def find(self, patients: np.ndarray, is_searched: np.ndarray) -> list[NearDuplicate]:
-        """Pairs that show the same; every duplicate is connected to its original by such pairs.
+        """Pairs with the same content; every duplicate is connected to its original by such pairs.
 
-        Images of the same patient (m,), unless it is negative, must be more similar than others,
-        since two exposures of a patient are no copies; the less similar pairs are marked as
-        exposures. Only images that are searched (m,) are compared.
+        ``patients`` (m,) are numbers, negative if unknown. Images of one patient must be more
+        similar than others, since two exposures of a patient are no copies; the less similar pairs
+        are marked as exposures. Only images where ``is_searched`` (m,) are compared.
         """
         if is_searched.sum() < 2:
             return []
@@ -259,7 +259,7 @@ class _Comparison:
         return coarse_scores(self._features(fixed), self._features(moving), zooms, _LOWEST_SCORE)
 
     def _split_by_zoom(self, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Numbers (n,) of the images that show less and more, and positions of zooms of these."""
+        """Images (n,) that show less, those that show more, and positions in ``ZOOMS`` of these."""
         (i, j), (first, second) = np.transpose(pairs), np.transpose(_RELATIVE_ZOOMS)
         changes = self.fourier[i][:, first] - self.fourier[j][:, second]
         best = np.square(changes).sum(axis=2).argmin(axis=1)
@@ -310,8 +310,8 @@ def _highest_of_neighbors(comparison: _Comparison, lower: float) -> float:
 def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> float:
     """The limit that Fisher's z of random pairs hardly ever exceeds.
 
-    The tail is exponential. The highest values do not count, since the patients may be unknown and
-    some of these pairs copies nevertheless.
+    Their tail is taken as exponential. The highest values do not count, since the patients may be
+    unknown and some of these pairs copies nevertheless.
     """
     pairs = comparison.random_pairs(groups)
     ranked = np.argsort(-comparison.scores(pairs), kind="stable")[:_NUM_COMPARED]
@@ -327,7 +327,7 @@ def _highest_of_random_pairs(comparison: _Comparison, groups: Groups) -> float:
 def _connect(
     comparison: _Comparison, lowest_score: float, limit: float, of_patient: float, is_final: bool
 ) -> tuple[Groups, list[NearDuplicate]]:
-    """Groups of images that show the same, and the pairs that connect them; also exposures.
+    """Groups of images with the same content, and the pairs that connect them; also exposures.
 
     Pairs whose Fisher's z reaches ``limit`` are duplicates, or exposures if they are of one patient
     and below ``of_patient``. Images are compared with more neighbors if some of them are
@@ -399,6 +399,7 @@ def _min_squared_distances(sets: list[tuple[np.ndarray, np.ndarray]]) -> np.ndar
 
 
 def _squared_norms(points: np.ndarray) -> np.ndarray:
+    """(n, 1) squared norms of points (n, d)."""
     return np.asarray(np.square(points).sum(axis=1, keepdims=True))
 
 

@@ -68,8 +68,8 @@ def simulate_copy(
 ) -> np.ndarray:
     """A thumbnail, randomly changed as by offline augmentation: pose, brightness, blur, JPEG.
 
-    Compression of the original changes its thumbnail less if the original is larger, and more if
-    it is smaller, for it is changed before it is magnified.
+    Compression of the original changes its thumbnail less the larger the original is. An original
+    that is smaller than a thumbnail is changed before it is magnified.
     """
     side = int(np.clip(original_side, 48, THUMBNAIL_SIZE))
     zoom = rng.uniform(1.0, 1.17) if crop else 1.0

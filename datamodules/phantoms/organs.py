@@ -13,18 +13,18 @@ Spots = list[tuple[tuple[int, int], tuple[int, int], int]]  # center, radii, hei
 
 
 def chest(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
-    """Normal, nodules in the upper lung, one dense lower lobe, or patches at both lung margins."""
+    """A chest: normal (0), upper nodules (1), a dense lower lobe (2), patches at margins (3)."""
     spots = _sample_spots(DISEASES[label], image_rng)
     return _chest_image(patient_rng, image_rng, size, spots, heart=patient_rng.between(150, 185))
 
 
 def pneumonia(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
-    """Normal, or one dense lower lobe."""
+    """A normal chest (label 0), or one with a dense lower lobe (1)."""
     return chest(DISEASES.index(("normal", "pneumonia")[label]), patient_rng, image_rng, size)
 
 
 def cardiomegaly(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
-    """A normal heart (label 0), or one that is wider than half the chest (1)."""
+    """A chest with a normal heart (label 0), or a heart wider than half the chest (1)."""
     heart = patient_rng.between(*((140, 185), (250, 300))[label])
     return _chest_image(patient_rng, image_rng, size, [], heart, is_enlarged=label == 1)
 
@@ -71,7 +71,7 @@ def _sample_spots(disease: str, rng: Rng) -> Spots:
 
 
 def retina(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
-    """One eye; grades differ in red dots, yellow spots and, in the last grade, new vessels."""
+    """A fundus; grades differ in red dots, yellow spots and, in the last grade, new vessels."""
     x, y = draw.random_pose(size, image_rng, (30, 30), 20)
     tone, radius = patient_rng.between(-20, 20), image_rng.between(440, 490)
     pale = np.zeros(x.shape, dtype=np.int64)

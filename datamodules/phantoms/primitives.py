@@ -88,7 +88,7 @@ def expose(image: np.ndarray, rng: Rng, noise: int) -> np.ndarray:
 
 
 def radiograph(density: np.ndarray, lesion: np.ndarray, rng: Rng, noise: int) -> PhantomImage:
-    """The image of a density map with the box of its lesion."""
+    """The image of a density map, with the box around the mask ``lesion``."""
     return PhantomImage(expose(smooth(density), rng, noise), bounding_box(lesion))
 
 
