@@ -12,7 +12,13 @@ from evaluation import diversity
 from evaluation.diversity import NllDecomposition, PairDiversity
 from evaluation.files import read_json, write_json
 from evaluation.metrics import calibration
-from evaluation.metrics.calibration import Calibration, CalibrationMethod, fit_calibration
+from evaluation.metrics.calibration import (
+    Calibration,
+    CalibrationMethod,
+    fit_calibration,
+    fit_temperature,
+    held_out_gain,
+)
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.operating_points import OperatingPoints
 from evaluation.predictions import (
@@ -36,7 +42,7 @@ from evaluation.voters.registry import AUTO, AUTO_PATIENTS, VOTERS, VoterOptions
 from evaluation.voters.simple import Voter, pool_tables, stacked_probabilities
 from evaluation.voters.store import FittedEnsemble
 
-FILE, VERSION = "evaluation.json", 6
+FILE, VERSION = "evaluation.json", 7
 NO_OPTIONS = VoterOptions()
 BY_IMAGE: tuple[Level, Rule] = ("image", "mean")
 RISKS = (0.01, 0.02, 0.05)  # of referral
@@ -52,23 +58,35 @@ class FittedVoters:
     calibrations: dict[str, Calibration]  # of each member alone
     best_member: str  # that of least validation NLL once calibrated
     num_patients: int  # with labels in val
+    #: NLL of the mean minus that of learned weights on held-out patients of val, and its standard
+    #: error; empty if val is too small for learned weights
+    learned_gain: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def select(self, voter: str) -> str:
-        """The voter of a name; `auto` is the learned weights if val is large enough for them."""
+        """The voter of a name; `auto` is the learned weights if val has evidence for them.
+
+        On held-out patients of val their NLL must be lower than that of the mean by more than a
+        standard error; val must have 50 patients for each member.
+        """
         if voter != AUTO:
             return voter
-        is_large = self.num_patients >= AUTO_PATIENTS * len(self.calibrations)
-        return "learned" if is_large and "learned" in self.ensembles else "soft"
+        gain, error = self.learned_gain or (0.0, 0.0)
+        return "learned" if gain > error else "soft"
 
     def reason(self, voter: str) -> str:
         """How `select` came to its choice; empty if there was none."""
         if voter != AUTO:
             return ""
-        count, members = self.num_patients, len(self.calibrations)
-        relation = "at least" if count >= AUTO_PATIENTS * members else "fewer than"
-        needed = f"{AUTO_PATIENTS} for each of {members} members"
-        return f"Voter chosen by the size of val: {count:,} patients, {relation} {needed}"
+        if not self.learned_gain:
+            few = f"{self.num_patients:,} patients of val are fewer than {AUTO_PATIENTS}"
+            return f"Voter chosen by the size of val: {few} for each of {len(self.calibrations)}"
+        gain, error = self.learned_gain
+        return (
+            "Voter chosen on held-out patients of val: the NLL of learned weights is "
+            f"{abs(gain):.4f} {'lower' if gain >= 0 else 'higher'} than that of the mean "
+            f"(standard error {error:.4f})"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,24 @@ def fit_voters(
     )
     messages = sorted({str(warning.message) for warning in caught})
     patients = len(np.unique(next(iter(tables.values())).labeled.patients.astype(str)))
-    return FittedVoters(ensembles, not_fitted, calibrations, best_member, patients, messages)
+    is_large = patients >= AUTO_PATIENTS * len(tables) and "learned" in ensembles
+    gain = _learned_gain([table.labeled for table in tables.values()]) if is_large else []
+    return FittedVoters(ensembles, not_fitted, calibrations, best_member, patients, gain, messages)
+
+
+def _learned_gain(tables: Sequence[PredictionTable]) -> list[float]:
+    """NLL of the mean minus that of learned weights on held-out patients, and its error."""
+
+    def gains_of_fold(fold: np.ndarray) -> np.ndarray:
+        rest, holdout = ([t.take(np.flatnonzero(mask)) for t in tables] for mask in (~fold, fold))
+        nlls = []
+        for name in ("soft", "learned"):
+            voter = VOTERS[name].create(rest, NO_OPTIONS)
+            fitted = fit_temperature(pool_tables(voter, rest))
+            nlls.append(calibration.nll(pool_tables(voter, holdout, fitted)))
+        return np.asarray(nlls[0] - nlls[1])
+
+    return [*held_out_gain(tables[0], gains_of_fold)]
 
 
 def _calibrate(

@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder = Path("runs/ensemble")
     add("-o", "--output", type=Path, default=folder, metavar="DIR", help=f"({folder})")
     add("--level", type=level, default=("image", "mean"), metavar="LEVEL[:RULE]", help=LEVEL_HELP)
-    help_ = "voter of the ensemble; auto: learned weights, or the mean if val is small (auto)"
+    help_ = "voter of the ensemble; auto: learned weights if val favors them, else the mean (auto)"
     add("--voter", default=AUTO, choices=[AUTO, *VOTERS], help=help_)
     help_ = "auto: vector scaling if val favors it; it may change decisions (temperature)"
     add("--calibration", default="temperature", choices=get_args(CalibrationMethod), help=help_)

@@ -33,7 +33,7 @@ KEYS = {
     "controls": "NAME: [MEMBER, ...]; trained like the first MEMBER at density 1; `true`: for each",
     "ensemble": "config of the ensembles; without it members are only compared",
     "ensembles": "NAME: [MEMBER, ...] or `all`; several ensembles in place of one of all members",
-    "voter": "rule that combines members; auto: learned weights, or soft if val is small (auto)",
+    "voter": "rule that combines members; auto: learned weights if val favors them (auto)",
     "calibration": "auto: vector scaling if val favors it; may change decisions (temperature)",
     "attribute": "column of the data for voters with weights by group, such as body_part",
     "attended_values": "values of `attribute` that get an attention layer (voter group_attention)",

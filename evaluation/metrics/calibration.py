@@ -151,23 +151,37 @@ def fit_calibration(
     Test tables are refused.
     """
     calibration, labeled = fit_temperature(table), table.labeled
-    patient = np.unique(labeled.patients.astype(str), return_inverse=True)[1]
-    fold, num_patients = labeled.patient_folds(NUM_FOLDS), len(np.unique(patient))
-    if num_patients < NUM_FOLDS:
+    if len(np.unique(labeled.patients.astype(str))) < NUM_FOLDS:
         return calibration
-    gains = np.empty(len(labeled))
-    for k in range(NUM_FOLDS):
-        rest, holdout = (labeled.take(np.flatnonzero(m)) for m in (fold != k, fold == k))
+
+    def gains_of_fold(fold: np.ndarray) -> np.ndarray:
+        rest, holdout = (labeled.take(np.flatnonzero(mask)) for mask in (~fold, fold))
         simple = _temperature(rest)
         fits = (simple, _vector_scaling(rest, simple))
         nlls = [nll(holdout.with_probabilities(fit(holdout.probabilities))) for fit in fits]
-        gains[fold == k] = nlls[0] - nlls[1]
-    gain = float(gains.mean())
-    squares = float((np.bincount(patient, gains - gain) ** 2).sum())
-    error = np.sqrt(squares * num_patients / (num_patients - 1)) / len(labeled)
+        return np.asarray(nlls[0] - nlls[1])
+
+    gain, error = held_out_gain(labeled, gains_of_fold)
     if method == "auto" and gain > error:
         calibration = _vector_scaling(labeled, calibration)
-    return replace(calibration, gain=gain, gain_error=float(error))
+    return replace(calibration, gain=gain, gain_error=error)
+
+
+def held_out_gain(
+    table: PredictionTable, gains_of_fold: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    """Mean gain over all rows and its standard error over patients, in folds of the patients.
+
+    `gains_of_fold` gets the mask (n,) of the rows of a fold and returns their gains, after a fit on
+    the other rows.
+    """
+    fold, gains = table.patient_folds(NUM_FOLDS), np.empty(len(table))
+    for k in range(NUM_FOLDS):
+        gains[fold == k] = gains_of_fold(fold == k)
+    names, patient = np.unique(table.patients.astype(str), return_inverse=True)
+    squares = float((np.bincount(patient, gains - gains.mean()) ** 2).sum())
+    error = np.sqrt(squares * len(names) / (len(names) - 1)) / len(table)
+    return float(gains.mean()), float(error)
 
 
 def fit_temperature(table: PredictionTable) -> Calibration:

@@ -36,13 +36,28 @@ def test_a_weak_member_is_left_out_unless_val_is_small() -> None:
     members = {"good": val["first"], "weak": val["third"]}
     fitted = fit_voters(members)
     assert fitted.select("auto") == "learned"
-    assert "900 patients, at least 50 for each of 2 members" in fitted.reason("auto")
+    assert fitted.learned_gain[0] > fitted.learned_gain[1] > 0
+    assert f"weights is {fitted.learned_gain[0]:.4f} lower than" in fitted.reason("auto")
     [weights] = fitted.ensembles["learned"].voter.weight_rows(["a"]).values()
     assert weights[0] > 0.9
     few = {name: table.take(np.arange(90)) for name, table in members.items()}
     assert fit_voters(few).select("auto") == "soft"
+    assert "90 patients of val are fewer than 50 for each of 2" in fit_voters(few).reason("auto")
     assert fit_voters(few).select("greedy") == "greedy"
     assert fit_voters(few).reason("greedy") == ""
+
+
+def test_members_that_are_equally_good_get_equal_weights() -> None:
+    """Learned weights of such members only fit the noise of val."""
+    chosen = []
+    for seed in range(10):
+        labels = make_table(300, split="val")
+        noise = np.random.default_rng(seed).normal(size=(3, 300, 3))
+        members = {f"m{i}": replace(labels, logits=labels.logits + noise[i]) for i in range(3)}
+        fitted = fit_voters(members)
+        assert len(fitted.learned_gain) == 2
+        chosen.append(fitted.select("auto"))
+    assert chosen.count("soft") >= 8
 
 
 def in_precision(tables, **precisions):
