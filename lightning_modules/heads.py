@@ -80,9 +80,9 @@ class OrdinalHead(Head):
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Logarithms of the class probabilities (B, K) up to a constant, of outputs (B, K-1)."""
-        z = outputs.reshape(-1, self.num_outputs) + self._offsets(outputs)
+        z = outputs + self._offsets(outputs)
         # log p(k+1) - log p(k): that of passing k, and of stopping at k+1 unless it is the last
-        steps = z + functional.pad(functional.logsigmoid(-z[:, 1:]), (0, 1))
+        steps = z + functional.pad(functional.logsigmoid(-z[..., 1:]), (0, 1))
         return functional.pad(steps.cumsum(dim=1), (1, 0))
 
     def outputs(self, values: Tensor) -> Tensor:
