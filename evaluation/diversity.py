@@ -50,7 +50,7 @@ def pair_diversity(
 
 
 def _coefficients(sums: np.ndarray, k: int) -> np.ndarray:
-    """Q, kappa and correlation (r, 3) of summed cells and joint predictions (r, 4 + k * k)."""
+    """Q, kappa, error correlation (r, 3); `sums` (r, 4 + k * k) count joint errors and classes."""
     both, neither, only_first, only_second = sums[:, :4].T
     determinant = both * neither - only_first * only_second
     variances = (both + only_first) * (only_second + neither)
@@ -63,7 +63,7 @@ def _coefficients(sums: np.ndarray, k: int) -> np.ndarray:
 def member_diversity(
     tables: Tables, draws: int = DRAWS, seed: int = 0
 ) -> tuple[dict[str, PairDiversity], Estimate]:
-    """Diversity on labeled rows of each two members, `first & second`, and `agreement` of all."""
+    """PairDiversity by `first & second`, and the fraction of labeled rows on which all agree."""
     labeled = align([table.labeled for table in tables.values()])
     labels, patients = labeled[0].labels, labeled[0].patients
     predictions = [table.predictions for table in labeled]
@@ -85,7 +85,7 @@ class NllDecomposition:
 
 
 def decompose_nll(members: np.ndarray, labels: np.ndarray) -> NllDecomposition:
-    """NLL of the geometric mean, mean NLL of the members, and mean KL from the former to these."""
+    """The decomposition for members (members, n, K); `diversity` is the mean KL(pool || member)."""
     logs, rows = safe_log(members), np.arange(len(labels))
     pooled = log_softmax(logs.mean(axis=0), axis=1)
     divergence = (np.exp(pooled) * (pooled - logs)).sum(axis=2).mean()

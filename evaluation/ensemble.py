@@ -15,9 +15,9 @@ from evaluation.metrics import calibration
 from evaluation.metrics.calibration import (
     Calibration,
     CalibrationMethod,
+    cross_validated_gain,
     fit_calibration,
     fit_temperature,
-    held_out_gain,
 )
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.operating_points import OperatingPoints
@@ -51,7 +51,7 @@ CLASSES = (Estimate, Difference, PairDiversity, NllDecomposition, Calibration)  
 
 @dataclass(frozen=True)
 class FittedVoters:
-    """Every voter fitted on validation, and the best single member, to which they are compared."""
+    """Voters and member calibrations fitted on validation, and the best single member there."""
 
     ensembles: dict[str, FittedEnsemble]  # by name of the voter
     not_fitted: dict[str, str]  # the reason, by name of the voter
@@ -75,7 +75,7 @@ class FittedVoters:
         return "learned" if gain > error else "soft"
 
     def reason(self, voter: str) -> str:
-        """How `select` came to its choice; empty if there was none."""
+        """One sentence on why `select` chose its voter; empty if `voter` is not `auto`."""
         if voter != AUTO:
             return ""
         if not self.learned_gain:
@@ -116,7 +116,7 @@ class EnsemblePredictions:
 def fit_voters(
     val: Tables, options: VoterOptions = NO_OPTIONS, method: CalibrationMethod = "temperature"
 ) -> FittedVoters:
-    """Fits every voter whose options are given, then its calibration; refuses test tables."""
+    """Fits every voter whose options are given, then calibrates it; ValueError for test tables."""
     for table in val.values():
         refuse_test(table, "an ensemble")
     tables = align_members(val)
@@ -146,9 +146,10 @@ def fit_voters(
 
 
 def _learned_gain(tables: Sequence[PredictionTable]) -> list[float]:
-    """NLL of the mean minus that of learned weights on held-out patients, and its error."""
+    """[gain, standard error]: NLL of the mean minus that of learned weights, cross-validated."""
 
     def gains_of_fold(fold: np.ndarray) -> np.ndarray:
+        """Gains of the rows in the mask `fold` (n,), by voters fitted on the other rows."""
         rest, holdout = ([t.take(np.flatnonzero(mask)) for t in tables] for mask in (~fold, fold))
         nlls = []
         for name in ("soft", "learned"):
@@ -157,13 +158,14 @@ def _learned_gain(tables: Sequence[PredictionTable]) -> list[float]:
             nlls.append(calibration.nll(pool_tables(voter, holdout, fitted)))
         return np.asarray(nlls[0] - nlls[1])
 
-    return [*held_out_gain(tables[0], gains_of_fold)]
+    return [*cross_validated_gain(tables[0], gains_of_fold)]
 
 
 def _calibrate(
     voter: Voter, tables: Tables, calibrations: Mapping[str, Calibration],
     method: CalibrationMethod,
 ) -> FittedEnsemble:  # fmt: skip
+    """The fitted voter with a calibration fitted on the same `tables`, and those of its members."""
     pooled = pool_tables(voter, list(tables.values()))
     return FittedEnsemble(
         voter,
@@ -177,7 +179,7 @@ def _calibrate(
 
 
 def common_precision(tables: Tables) -> str:
-    """The precision of all members, "" if unknown; ValueError if they have different ones."""
+    """`trainer.precision` of all members, "" if unknown; ValueError if they have different ones."""
     stated = {name: str(p) for name, t in tables.items() if (p := t.meta.get("precision"))}
     if len(set(stated.values())) > 1:
         values = ", ".join(f"{name} {precision}" for name, precision in stated.items())
@@ -192,7 +194,7 @@ def member_hash(table: PredictionTable, name: str) -> str:
 
 
 def calibrate_table(table: PredictionTable, fitted: Calibration) -> PredictionTable:
-    """The table with calibrated probabilities."""
+    """A copy of the table with probabilities calibrated by `fitted`."""
     return table.with_probabilities(fitted(table.probabilities))
 
 
@@ -215,7 +217,7 @@ def ensemble_predictions(
 
 
 def _members(ensemble: FittedEnsemble, tables: Sequence[PredictionTable]) -> list[PredictionTable]:
-    """The tables, aligned, in the ensemble's class order, verified to be of its members."""
+    """The tables, aligned, in the ensemble's class order; ValueError if of other members."""
     aligned = [in_class_order(table, ensemble.class_names) for table in align(tables)]
     for number, (table, required) in enumerate(zip(aligned, ensemble.members, strict=True), 1):
         weights = member_hash(table, "")
@@ -228,7 +230,7 @@ def evaluate_voters(
     fitted: FittedVoters, test: Tables, draws: int = DRAWS, seed: int = 0,
     level: tuple[Level, Rule] = BY_IMAGE,
 ) -> EvaluatedVoters:  # fmt: skip
-    """Metrics of members and voters on test, by `level`, and each voter minus the best member."""
+    """Metrics of members and voters on test, by `level`, and gains over the best member."""
     tables, voters = align_members(test), dict[str, PredictionTable]()
     precision = common_precision(tables)
     for voter, ensemble in fitted.ensembles.items():
@@ -273,7 +275,7 @@ class ReferralMetrics:
 def evaluate_referral(
     val: PredictionTable, test: PredictionTable
 ) -> tuple[list[ReferralMetrics], float]:
-    """Referral by one ensemble, and its area under risk and coverage on test."""
+    """Metrics for each of `RISKS`, and the area under the risk-coverage curve on test."""
     val, test = val.labeled, test.labeled
     rules, patients, probabilities = [], test.patients, test.probabilities
     for risk in RISKS:
@@ -285,7 +287,7 @@ def evaluate_referral(
 
 
 def most_disputed(tables: Tables, count: int = 12) -> list[tuple[str, str]]:
-    """Ids of the images that members differ on most, with lines of the label and predictions."""
+    """(id, caption with label and predictions) of the images with the largest JS divergence."""
     first, members = next(iter(tables.values())), stacked_probabilities(list(tables.values()))
     order = np.argsort(-diversity.js_divergence(members), kind="stable")[:count]
     names, labels, images = first.class_names, first.label_names, []
@@ -328,13 +330,14 @@ def save_voters(
 
 
 def _plain_estimates(by_name: Mapping[str, Estimates]) -> dict[str, dict[str, Any]]:
+    """The same mapping with each Estimate as a dict of its fields."""
     return {name: {m: asdict(e) for m, e in of.items()} for name, of in by_name.items()}
 
 
 def load_voters(
     folder: Path, tables: Tables
 ) -> tuple[FittedVoters, EvaluatedVoters, OperatingPoints]:
-    """What `save_voters` wrote; refused unless fitted for the members and classes of `tables`."""
+    """What `save_voters` wrote; ValueError unless fitted for members and classes of `tables`."""
     content = read_json(folder / FILE)
     if content.get("version") != VERSION:
         raise ValueError(f"{folder / FILE}: version {content.get('version')!r}, not {VERSION}")
@@ -349,7 +352,7 @@ def load_voters(
 
 
 def _restore_classes(plain: dict[str, Any]) -> None:
-    """Replaces each inner dict that has exactly the fields of a class by an instance."""
+    """Replaces each inner dict that has the fields of one of `CLASSES` by an instance, in place."""
     for name, value in plain.items():
         if isinstance(value, dict):
             _restore_classes(value)

@@ -52,7 +52,7 @@ def validate_externally(
     others["external minus internal"] = differences(metrics, internal.metrics)
     if stats:
         others |= image_shift(stats, draws, seed)
-    recalibrated = {k: recalibrate(table, k, seed=seed) for k in LOCAL_PATIENTS}
+    recalibrated = {k: recalibrated_metrics(table, k, seed=seed) for k in LOCAL_PATIENTS}
     others |= {f"recalibrated/{k}": of for k, of in recalibrated.items()}
     points = evaluate_thresholds(tables["val"], table, draws, seed) if "val" in tables else {}
     targets = {o: internal.metrics[f"net_benefit/{o}"].value for o in shown_outcomes(table)}
@@ -69,13 +69,14 @@ def validate_externally(
 
 
 def _with_differences(name: str, sites: Mapping[str, Estimates]) -> dict[str, Estimates]:
+    """Estimates of both sites and external minus internal, under `<name>/<site>` and so on."""
     difference = differences(sites["external"], sites["internal"])
     named = {f"{name}/{site}": estimates for site, estimates in sites.items()}
     return {**named, f"{name}/external minus internal": difference}
 
 
 def differences(external: Estimates, internal: Estimates) -> Estimates:
-    """External minus internal of every metric that both have."""
+    """External minus internal of every metric that both have, by the metric's name."""
     return {k: independent_difference(e, internal[k]) for k, e in external.items() if k in internal}
 
 
@@ -102,10 +103,10 @@ def prevalences(table: PredictionTable) -> Estimates:
 
 
 def image_shift(stats: Stats, draws: int = DRAWS, seed: int = 0) -> dict[str, Estimates]:
-    """Means of each number of the images of both sets, and their standardized differences.
+    """Mean of each column of `stats` in both sets, and their standardized differences.
 
     A difference is divided by the root of the mean of both variances. Patients are resampled
-    within each set. Of a column of text, the share of each value is compared.
+    within each set. A column of text becomes a 0/1 column for each of its values.
     """
     frames = [stats[site] for site in SITES]
     both = pd.concat(frames, ignore_index=True)
@@ -138,7 +139,7 @@ def image_shift(stats: Stats, draws: int = DRAWS, seed: int = 0) -> dict[str, Es
 
 
 def _standardized_differences(sums: np.ndarray) -> np.ndarray:
-    """(r, m) from counts, sums and sums of squares of m numbers in both sets, (r, 2 + 4 m)."""
+    """Standardized differences (r, m) from count, sums, sums of squares by site: (r, 2 + 4 m)."""
     means, variances = [], []
     for part in np.split(sums, 2, axis=1):
         mean, square = np.split(part[:, 1:] / part[:, :1], 2, axis=1)
@@ -149,13 +150,13 @@ def _standardized_differences(sums: np.ndarray) -> np.ndarray:
         return np.where(spread > 1e-4, (means[1] - means[0]) / spread, np.nan)
 
 
-def recalibrate(
+def recalibrated_metrics(
     table: PredictionTable, num_patients: int, draws: int = RECALIBRATIONS, seed: int = 0
 ) -> Estimates:
-    """Metrics after recalibration with some patients of the table, on its other patients.
+    """Metrics after recalibration on `num_patients` patients of the table, on its other patients.
 
-    The patients are drawn `draws` times; a value is the median. For its interval, the patients it
-    is evaluated on are resampled as well, and the percentiles are shifted to the value.
+    The patients are drawn `draws` times; a value is the median. For its interval, the other
+    patients are resampled as well, and the percentiles are shifted to the median of the draws.
     """
     labeled = table.labeled
     clusters = Clusters.from_patients(labeled.patients, labeled.labels)
@@ -163,7 +164,7 @@ def recalibrate(
         np.argsort(clusters.patient_of_row, kind="stable"),
         np.cumsum(np.bincount(clusters.patient_of_row))[:-1],
     )
-    names, remaining = _measured(labeled), clusters.num_patients - num_patients
+    names, remaining = _metric_names(labeled), clusters.num_patients - num_patients
     method = f"median and 95 % range of {draws} draws of patients"
     if remaining < MIN_REMAINING:
         needed = f"needs {num_patients + MIN_REMAINING} patients; there are {len(rows_of)}"
@@ -186,27 +187,28 @@ def recalibrate(
     }
 
 
-def _measured(table: PredictionTable) -> list[str]:
-    """Full names of the metrics of `_measure`."""
+def _metric_names(table: PredictionTable) -> list[str]:
+    """Full names of the metrics that `_measure` computes, in its order."""
     of_outcome = (*calibration_slope.METRICS, "net_benefit")
     return ["nll", "ece", *(f"{m}/{o}" for o in shown_outcomes(table) for m in of_outcome)]
 
 
 def _measure(table: PredictionTable, logs: np.ndarray, rows: np.ndarray) -> list[float]:
-    """The metrics of log-probabilities (n, K) on some rows of a table."""
+    """Values of `_metric_names` for log-probabilities `logs` (n, K), on the positions `rows`."""
     logs, labels, threshold = logs[rows], table.labels[rows], use_of(table).threshold
     bins = reliability_bins(np.exp(logs), labels)
     measures = [float(-logs[np.arange(len(rows)), labels].mean()), bins.ece]
     for outcome in shown_outcomes(table):
         of = np.isin(np.arange(logs.shape[1]), outcome_members(table)[outcome])
         positive, log_p = np.isin(labels, np.flatnonzero(of)), logsumexp(logs[:, of], axis=1)
-        measures += [*calibration_slope.fit(log_p - logsumexp(logs[:, ~of], axis=1), positive)]
+        logits = log_p - logsumexp(logs[:, ~of], axis=1)
+        measures += [*calibration_slope.calibration_values(logits, positive)]
         measures += [float(net_benefit_of_rows(np.exp(log_p), positive, threshold).mean())]
     return measures
 
 
 def _centered_ranges(values: np.ndarray, resampled: np.ndarray) -> np.ndarray:
-    """Median and ends (3, m) of values (draws, m), the ends from resampled ones; NaN if few."""
+    """Median of `values` (draws, m), percentiles of `resampled` shifted to it: (3, m), or NaN."""
     parts = np.full((3, values.shape[1]), np.nan)
     is_defined = np.minimum(*(np.isfinite(x).mean(axis=0) for x in (values, resampled))) >= 0.9
     parts[0, is_defined] = np.nanmedian(values[:, is_defined], axis=0)
@@ -236,6 +238,7 @@ def fit_recalibration(
     start = np.eye(1, 1 + num_classes)[0]  # changes nothing
 
     def loss(fit: np.ndarray) -> np.ndarray:
+        """Penalized NLL (draws,) of parameters (draws, 1 + K)."""
         nll = logsumexp(np.einsum("drkp,dp->drk", gap, fit), axis=2)
         return np.asarray((weights * nll).sum(axis=1) + precision / 2 * ((fit - start) ** 2).sum(1))
 
@@ -264,7 +267,11 @@ def fit_recalibration(
 def local_patients_for(
     metric: str, target: float, recalibrated: Mapping[int, Estimates]
 ) -> dict[str, float | int | None]:
-    """The smallest number of patients from which on the interval reaches, or is above, a target."""
+    """Smallest numbers of local patients from which on a metric attains a target; None if none.
+
+    `reached` is by the upper end of the interval, `exceeded` by the lower end; `tried` is the
+    largest number with a value.
+    """
     tried = {k: of[metric] for k, of in recalibrated.items() if of[metric].value is not None}
     bounds = {"reached": {k: e.high for k, e in tried.items()},
               "exceeded": {k: e.low for k, e in tried.items()}}  # fmt: skip
@@ -279,7 +286,7 @@ def local_patients_for(
 
 
 def largest_shifts(results: Results, group: str, minimum: float = 0.0) -> dict[str, Estimate]:
-    """Differences of a group in `others` whose interval excludes 0, largest first."""
+    """Differences in `results.others[group]` above `minimum` whose interval excludes 0, sorted."""
     shifts = {name: e for name, e in results.others.get(group, {}).items()
               if e.value is not None and e.low is not None and e.high is not None
               and (e.low > 0 or e.high < 0) and abs(e.value) > minimum}  # fmt: skip

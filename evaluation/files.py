@@ -37,7 +37,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes the text as UTF-8, as `write_bytes` does."""
+    """Writes the text as UTF-8, completely or not at all."""
     write_bytes(path, text.encode())
 
 
@@ -70,13 +70,13 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_digest(content: Mapping[str, Any], digest: str) -> None:
-    """ValueError if content is not that of its digest."""
+    """ValueError unless the digest stored in `content` is `digest`, as computed from it now."""
     if content.get(DIGEST) != digest:
         raise ValueError("was changed after it was written: its content does not match its digest")
 
 
 def read_key(file: Path | None) -> bytes | None:
-    """The key of signatures, in a file or else in the environment; None if there is none."""
+    """The signing key from a file, else from `CONSILIUM_KEY`, or None; ValueError if too short."""
     source = f"--key {file}" if file else KEY_VARIABLE
     key = file.read_bytes().strip() if file else os.environ.get(KEY_VARIABLE, "").strip().encode()
     if (file or key) and len(key) < MIN_KEY_BYTES:
@@ -85,19 +85,19 @@ def read_key(file: Path | None) -> bytes | None:
 
 
 def signature(digest: str, key: bytes) -> str:
-    """HMAC-SHA256 of a digest: who has the key can make and verify it, nobody else."""
+    """HMAC-SHA256 of a digest in hex: it can be made and verified with the key only."""
     return hmac.new(key, f"consilium signature of {digest}".encode(), "sha256").hexdigest()
 
 
 def sign(file: Path, digest: str, key: bytes) -> Path:
-    """Writes the signature of a file with this digest beside it."""
+    """Writes the signature of `digest` to `<file>.signature`; returns that path."""
     path = file.with_name(file.name + SIGNATURE_SUFFIX)
     write_text(path, signature(digest, key) + "\n")
     return path
 
 
 def is_signed(file: Path, digest: str, key: bytes) -> bool | None:
-    """Whether the signature beside a file is of this digest and key; None if there is none."""
+    """Whether `<file>.signature` is of this digest and key; None if there is no such file."""
     path = file.with_name(file.name + SIGNATURE_SUFFIX)
     if not path.is_file():
         return None
@@ -134,6 +134,7 @@ def require_types(content: Mapping[str, Any], types: Mapping[str, Any]) -> None:
 
 
 def _is_of_type(value: object, hint: object) -> bool:
+    """Whether a JSON value has the type `hint`, items of a list or dict included."""
     kind: Any = get_origin(hint) or hint
     arguments = get_args(hint)
     if kind is Any:

@@ -119,11 +119,11 @@ class PredictionTable:
 
     @property
     def labeled(self) -> "PredictionTable":
-        """The rows with a known label."""
+        """The table of the rows with a known label."""
         return self if (self.labels >= 0).all() else self.take(np.flatnonzero(self.labels >= 0))
 
     def take(self, positions: np.ndarray) -> "PredictionTable":
-        """The rows at `positions`, in that order."""
+        """The table of the rows at `positions`, in that order."""
         pairs = None if self.pair_logits is None else self.pair_logits[positions]
         rows, logits = self.rows.iloc[positions], self.logits[positions]
         return replace(self, rows=rows, logits=logits, pair_logits=pairs)
@@ -133,7 +133,7 @@ class PredictionTable:
         return replace(self, logits=safe_log(probabilities), pair_logits=None)
 
     def at_threshold(self, threshold: float) -> "PredictionTable":
-        """Shifted so that the second of two classes is predicted from this probability on."""
+        """A copy with shifted logits: the second of two classes is predicted if p >= threshold."""
         t = min(max(threshold, MIN_PROBABILITY), 1 - 1e-16)
         return replace(self, logits=self.logits + np.array([0.0, np.log1p(-t) - np.log(t)]))
 
@@ -172,6 +172,7 @@ class PredictionTable:
             raise ValueError(f"{path}: {error}") from None
 
     def _check(self) -> None:
+        """Raises ValueError unless columns, class names, shapes, ids, labels, logits are valid."""
         if missing := [c for c in COLUMNS if c not in self.rows.columns]:
             raise ValueError(f"prediction table has no column {missing[0]!r}; it needs {COLUMNS}")
         n, k, pairs = len(self.rows), len(self.class_names), self.pair_logits
@@ -214,7 +215,7 @@ def refuse_test(table: PredictionTable, what: str) -> None:
 
 
 def align_members(tables: Tables) -> dict[str, PredictionTable]:
-    """`align` of tables by name."""
+    """The tables by name, aligned by `align`."""
     return dict(zip(tables, align(list(tables.values())), strict=True))
 
 
@@ -230,6 +231,7 @@ def align(tables: Sequence[PredictionTable]) -> list[PredictionTable]:
 
 
 def _align(table: PredictionTable, first: PredictionTable, at: int) -> PredictionTable:
+    """The table in the order of the first; `at` is its number in messages, see `align`."""
     if sorted(table.class_names) != sorted(first.class_names):
         others = f"the first {first.class_names}"
         raise ValueError(f"table {at} has classes {table.class_names}, {others}")
@@ -320,7 +322,7 @@ def aggregate(table: PredictionTable, level: Level, rule: Rule = "mean") -> Pred
 
 
 def _group_names(table: PredictionTable, level: Level) -> np.ndarray:
-    """Study or patient of each row (n,)."""
+    """Patient, or `patient/study`, of each row (n,); ValueError if a study is missing."""
     if level == "patient":
         return table.patients.astype(str)
     names = cell_text(table.rows[level])
@@ -331,7 +333,7 @@ def _group_names(table: PredictionTable, level: Level) -> np.ndarray:
 
 
 def _pool(p: np.ndarray, group: np.ndarray, num_groups: int, rule: Rule) -> np.ndarray:
-    """Probabilities (groups, K) from those of images (n, K)."""
+    """Probabilities (groups, K) from those of images (n, K), by a rule of `aggregate`."""
     pooled = np.zeros((num_groups, p.shape[1]))
     if rule == "mean":
         np.add.at(pooled, group, p)

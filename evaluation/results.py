@@ -60,31 +60,33 @@ def read_results(path: Path | str) -> Results:
     if schema != (SCHEMA, VERSION):
         raise ValueError(f"{path}: schema and version are {schema}, not {(SCHEMA, VERSION)}")
     try:
-        content["metrics"] = _estimates(content["metrics"])
-        content["others"] = {name: _estimates(group) for name, group in content["others"].items()}
+        content["metrics"] = _read_estimates(content["metrics"])
+        content["others"] = {
+            name: _read_estimates(group) for name, group in content["others"].items()
+        }
         points = content.get("operating_points", {}).items()
         content["operating_points"] = {
-            outcome: {rule: _estimates(group) for rule, group in rules.items()}
+            outcome: {rule: _read_estimates(group) for rule, group in rules.items()}
             for outcome, rules in points
         }
-        content["subgroups"] = [_subgroup(group) for group in content.get("subgroups", [])]
+        content["subgroups"] = [_read_subgroup(group) for group in content.get("subgroups", [])]
         return Results(**content)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _estimates(group: dict[str, dict[str, Any]]) -> Estimates:
+def _read_estimates(group: dict[str, dict[str, Any]]) -> Estimates:
     estimates = {name: Estimate(**content) for name, content in group.items()}
     _check_estimates(estimates)
     return estimates
 
 
-def _subgroup(content: dict[str, Any]) -> Subgroup:
+def _read_subgroup(content: dict[str, Any]) -> Subgroup:
     gaps = {
         name: Difference(**{**gap, "estimate": Estimate(**gap["estimate"])})
         for name, gap in content["gaps"].items()
     }
-    return Subgroup(**{**content, "metrics": _estimates(content["metrics"]), "gaps": gaps})
+    return Subgroup(**{**content, "metrics": _read_estimates(content["metrics"]), "gaps": gaps})
 
 
 def _check_estimates(estimates: Estimates, prefix: str = "") -> None:
@@ -97,7 +99,7 @@ def _check_estimates(estimates: Estimates, prefix: str = "") -> None:
 
 
 def voters_folder(ensemble: Path) -> Path:
-    """The folder of an ensemble's fitted voters: `voters-x` next to `ensemble-x`, else `voters`."""
+    """Folder of the voters of an ensemble's folder: `voters-x` for `ensemble-x`, else `voters`."""
     name = ensemble.name.replace("ensemble", "voters", 1)
     return ensemble.with_name(name if name != ensemble.name else "voters")
 
@@ -112,7 +114,7 @@ def member_name(path: Path) -> str:
 def read_tables(
     paths: Sequence[Path], argument: str, split: str = "test"
 ) -> dict[str, PredictionTable]:
-    """Prediction tables by member, of a run folder that of `split`; errors name `argument`."""
+    """Prediction tables by member, from files or from runs on `split`; errors name `argument`."""
     names = [member_name(path) for path in paths]
     if duplicates := [name for name in sorted(names) if names.count(name) > 1]:
         same = f"two paths belong to the member {duplicates[0]!r}"
@@ -164,9 +166,9 @@ class ExperimentFolder:
         return str(self.run(name) / "config.yaml")
 
     def tables(self, split: str) -> dict[str, PredictionTable]:
-        """Prediction tables of all members on a split."""
+        """Prediction tables of all members on a split, by name."""
         return read_tables([self.run(name) for name in self.members], "member", split)
 
     def histories(self) -> dict[str, pd.DataFrame]:
-        """Metrics of all members at each epoch."""
+        """history.csv of all members, by name."""
         return {name: pd.read_csv(self.run(name) / "history.csv") for name in self.members}

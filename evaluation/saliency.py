@@ -19,7 +19,7 @@ Score = Callable[[np.ndarray], np.ndarray]  # images (n, H, W, ...) -> probabili
 
 
 def parse_box(text: str) -> Box | None:
-    """The box of an attribute `x0,y0,x1,y1`; None for an empty one."""
+    """The box in a text `x0,y0,x1,y1`; None for an empty text; ValueError for others."""
     if not text or text == "nan":
         return None
     parts = text.split(",")
@@ -30,7 +30,7 @@ def parse_box(text: str) -> Box | None:
 
 
 def box_mask(box: Box, shape: tuple[int, ...], margin: float = BOX_MARGIN) -> np.ndarray:
-    """Mask (H, W) of a box with a margin on each side, as a fraction of the image's long side."""
+    """Mask (H, W) of a box in an image of `shape`; `margin` is a fraction of its long side."""
     x0, y0, x1, y1 = box
     pixels = margin * max(shape[:2])
     y, x = np.ogrid[: shape[0], : shape[1]]
@@ -67,9 +67,10 @@ def top_pixels(saliency_map: np.ndarray) -> np.ndarray:
 def deletion_auc(
     score: Score, image: np.ndarray, baseline: np.ndarray, saliency_map: np.ndarray
 ) -> float:
-    """Area under the class's probability as top pixels become the baseline; low is faithful.
+    """Area under the class's probability as pixels are deleted, largest map values first.
 
-    `baseline` has no information about the class, as a blurred copy (Petsiuk et al. 2018).
+    Deleted pixels become those of `baseline`, an image without information about the class such as
+    a blurred copy. A small area means a faithful map (Petsiuk et al. 2018).
     """
     changed = top_pixels(saliency_map)
     changed = changed.reshape(*changed.shape, *([1] * (image.ndim - 2)))
@@ -80,7 +81,7 @@ def deletion_auc(
 def insertion_auc(
     score: Score, image: np.ndarray, baseline: np.ndarray, saliency_map: np.ndarray
 ) -> float:
-    """Area under the probability as top pixels are inserted in the baseline; high is faithful."""
+    """Like `deletion_auc`, with pixels inserted in the baseline; a large area means faithful."""
     return deletion_auc(score, baseline, image, saliency_map)
 
 
@@ -96,7 +97,7 @@ class SaliencyScores:
 
 
 def saliency_estimates(scores: Sequence[SaliencyScores]) -> dict[str, Estimate]:
-    """Means of pointing, energy in the box, deletion and insertion, with intervals by patient."""
+    """Means over images of pointing hits, energy in the box, deletion and insertion, by name."""
     boxed = [s for s in scores if s.hit is not None]
     patients, boxed_patients = (np.array([s.patient for s in part]) for part in (scores, boxed))
     hits = np.array([s.hit for s in boxed], dtype=bool)

@@ -20,13 +20,16 @@ MAX_ROWS = 200  # changed decisions in a report; their number is always stated
 PRUNING_NOTE = "The dense model was not fine-tuned for the additional epochs."
 
 
-def effective_macs(dense: int, layers: Iterable[tuple[int, int, int]]) -> int:
-    """Those of `dense` that are not by zero, for layers of (size, nonzeros, positions)."""
+def theoretical_macs(dense: int, layers: Iterable[tuple[int, int, int]]) -> int:
+    """Multiply-accumulates of a network that are not by zero; `dense` is the number of all.
+
+    `layers` are (weights, nonzero weights, positions at which each weight is used).
+    """
     return dense - sum((size - nonzeros) * positions for size, nonzeros, positions in layers)
 
 
 def savings_sections(folder: Path, table: PredictionTable) -> list[html.Section]:
-    """Sections of a run folder with sparsity.json or pruning.json, and of its changed decisions."""
+    """Sections on sparsity.json or pruning.json of a run folder, and on changed decisions."""
     sections: list[html.Section] = []
     for file, content in read_savings_files(folder).items():
         describe = describe_sparsity if file == SPARSITY_FILE else describe_pruning
@@ -167,7 +170,7 @@ def _sensitivity_row(
 def changed_decisions(
     sparse: PredictionTable, control: PredictionTable, name: str = "sparse", other: str = "control"
 ) -> pd.DataFrame:
-    """One row an image with different predictions, with the probabilities of both."""
+    """One row per image with different predictions: label, both predictions, probabilities."""
     sparse, control = align([sparse, control])
     after, before = sparse.predictions, control.predictions
     rows, names = np.flatnonzero(after != before), np.array(sparse.class_names)

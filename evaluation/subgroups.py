@@ -47,7 +47,7 @@ class Subgroup:
         return f"{self.attribute}: {self.group}" if self.attribute else self.group
 
     def is_worse(self, metric: str) -> bool:
-        """Whether a metric is worse than that of all others."""
+        """Whether a metric is worse in the group than in all other images."""
         spec, gap, value = metric_spec(metric), self.gaps[metric], self.metrics[metric].value
         difference = gap.estimate.value or 0.0
         if spec.ideal is None or value is None:
@@ -84,14 +84,14 @@ def compute_subgroups(table: PredictionTable, only: str = "") -> list[Subgroup]:
             if count_patients(patient[rows]) >= MIN_PATIENTS:
                 name = (" and ".join(pair), group)
                 subgroups.append(_subgroup(name, rows, others, patient, metrics, True))
-    return _corrected(subgroups)
+    return _holm_corrected(subgroups)
 
 
 def _subgroup(
     name: tuple[str, str], rows: np.ndarray, others: np.ndarray, patient: np.ndarray,
     metrics: Mapping[str, GroupMetric], is_intersection: bool = False,
 ) -> Subgroup:  # fmt: skip
-    """The group of the rows of a mask, compared with those of another mask."""
+    """The Subgroup of the mask `rows` (n,), compared with the mask `others` (n,)."""
     size, gaps = (int(rows.sum()), count_patients(patient[rows])), Differences()
     prevalence = {key.partition("/")[2]: float(metric.selected[rows].mean())
                   for key, metric in metrics.items() if key.startswith("recall/")}  # fmt: skip
@@ -105,18 +105,19 @@ def _subgroup(
 
 
 def _gaps(rows: np.ndarray, others: np.ndarray, metrics: Mapping[str, GroupMetric]) -> Differences:
+    """Differences of the masks `rows` and `others` in each metric that has enough patients."""
     gaps = Differences()
     for key, metric in metrics.items():
         if gap := metric.difference(rows, others):
             half = gap.half_width()
             parts = gap.value, gap.value - half, gap.value + half
-            size = int(rows.sum()), gap.freedom + 1, ""
+            size = int(rows.sum()), gap.degrees_of_freedom + 1, ""
             gaps[key] = Difference(make_estimate(parts, T_TEST, *size), gap.p_value, TEST)
     return gaps
 
 
 def _intersections(first: Groups, second: Groups) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, rows and other rows of each two groups; not of rows that are a group already."""
+    """(name, mask, mask of the others) of each two groups; not if one contains the other."""
     is_recorded = (first.of_row >= 0) & (second.of_row >= 0)
     for i, a in enumerate(first.names):
         for j, b in enumerate(second.names):
@@ -126,7 +127,7 @@ def _intersections(first: Groups, second: Groups) -> Iterator[tuple[str, np.ndar
                 yield f"{a}, {b}", is_in, is_recorded & ~is_in
 
 
-def _corrected(subgroups: Sequence[Subgroup]) -> list[Subgroup]:
+def _holm_corrected(subgroups: Sequence[Subgroup]) -> list[Subgroup]:
     """The subgroups with p-values by Holm over all groups and outcomes of a family of metrics.
 
     Groups of attributes and intersections are corrected apart, each at half of the level. Of two
@@ -151,7 +152,7 @@ def _corrected(subgroups: Sequence[Subgroup]) -> list[Subgroup]:
 
 
 def _mirrors(subgroups: Sequence[Subgroup]) -> dict[int, int]:
-    """Position of the second of two groups of an attribute, and of the first."""
+    """{position of the second: of the first} for attributes with just two groups to compare."""
     positions = dict[str, list[int]]()
     for at, s in enumerate(subgroups):
         if not s.is_intersection and s.group != NOT_RECORDED:
@@ -160,7 +161,7 @@ def _mirrors(subgroups: Sequence[Subgroup]) -> dict[int, int]:
 
 
 def flagged_gaps(subgroups: Sequence[Subgroup]) -> list[tuple[Subgroup, str]]:
-    """Groups and metrics with a corrected p-value below 0.05: attributes first, smallest first."""
+    """(group, metric) with corrected p < 0.05, smallest first; intersections of groups last."""
     gaps = [(s, metric) for s in subgroups for metric, gap in s.gaps.items()
             if gap.p_value < LEVEL]  # fmt: skip
     return sorted(gaps, key=lambda g: (g[0].is_intersection, g[0].gaps[g[1]].p_value))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from callbacks.sparse_training import masks
 from callbacks.sparse_training.masks import PrunableWeight
-from evaluation.sparsity import effective_macs
+from evaluation.sparsity import theoretical_macs
 from lightning_modules.model_info import layer_macs, zero_fraction
 
 INT_TYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # by bytes per value
@@ -157,7 +157,7 @@ class MaskedWeights:
         """Density, fraction of all parameters that are 0, theoretical MACs (ratio: to dense)."""
         nonzeros = [int(mask.sum()) for mask in self.masks]
         layers = [(w.size, k, w.positions) for w, k in zip(self.weights, nonzeros, strict=True)]
-        macs = effective_macs(self.prunable.macs, layers)
+        macs = theoretical_macs(self.prunable.macs, layers)
         return {
             "density": sum(nonzeros) / sum(self.sizes),
             "weights_zero_fraction": zero_fraction(module),

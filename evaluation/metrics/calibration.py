@@ -31,17 +31,17 @@ def brier(table: PredictionTable) -> np.ndarray:
 
 
 def ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
-    """Calibration error (r,), mean over classes, from signed gaps (r, K, bins) of all images."""
+    """ECE (r,), mean over classes, of gaps (r, K, bins): sums of p - outcome over all images."""
     return np.asarray(np.abs(gaps).sum(axis=-1).mean(axis=-1))
 
 
 def classwise_ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
-    """Mean calibration error over classes and that of each class, (r, 1 + K)."""
+    """Mean calibration error over classes, then that of each class, (r, 1 + K), of `gaps`."""
     return np.column_stack([ece_of_gaps(gaps), np.abs(gaps).sum(axis=-1)])
 
 
 def smooth_ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
-    """Smooth calibration error (r,) from signed gaps (r, cells) of all images (Blasiok & Nakkiran).
+    """Smooth calibration error (r,) of gaps in equally wide cells, (r, cells): Blasiok & Nakkiran.
 
     The gaps are smoothed over confidence by a Gaussian kernel that is reflected at 0 and 1; the
     error is the sum of their absolute values, at the bandwidth that equals this error.
@@ -72,13 +72,13 @@ class ReliabilityBins:
 
 
 def equal_mass_bins(values: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
-    """The bin (n,) of each value: bins of equal count, equal values in one bin."""
+    """Index of each value's bin, (n,); bins have equally many values, equal values share one."""
     edges = np.quantile(values, np.linspace(0, 1, num_bins + 1)[1:-1])
     return np.searchsorted(np.unique(edges), values, side="right")
 
 
 def num_plotted_bins(n: int) -> int:
-    """Bins of a reliability plot of n images: ten images in each, but from 5 to `NUM_BINS` bins."""
+    """Number of bins of a reliability plot of n images: n // 10, within 5 and `NUM_BINS`."""
     return min(max(n // 10, 5), NUM_BINS)
 
 
@@ -97,10 +97,10 @@ def reliability_bins(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Divides log-probabilities by a temperature; with vector scaling, then times `scales` (K,).
+    """Divides log-probabilities by a temperature; vector scaling then applies scales and biases.
 
-    Vector scaling also adds `biases` (K,). `gain` is the NLL of held-out patients of val at a
-    temperature minus that of vector scaling, `gain_error` its standard error; None if unknown.
+    Both are (K,). `gain` is the NLL of held-out patients of val at a temperature minus that of
+    vector scaling, `gain_error` its standard error; None if unknown.
     """
 
     temperature: float = 1.0
@@ -125,7 +125,7 @@ class Calibration:
         return np.asarray(softmax(logits, axis=-1))
 
     def describe(self) -> str:
-        """What was fitted and why, for people."""
+        """A sentence for reports: what was fitted, and how much vector scaling gains."""
         fitted = f"Temperature {self.temperature:.3f}"
         if self.scales:
             fitted = "A scale and a bias of each class (vector scaling)"
@@ -145,35 +145,35 @@ class Calibration:
 def fit_calibration(
     table: PredictionTable, method: CalibrationMethod = "temperature"
 ) -> Calibration:
-    """A temperature; with `auto` vector scaling if its NLL is lower on held-out patients.
+    """A temperature; with `auto` vector scaling if it is better in cross-validation by patients.
 
-    The difference must be more than its standard error over patients, in folds of the patients.
-    Test tables are refused.
+    Its NLL on held-out patients must then be lower by more than the standard error. ValueError for
+    test tables.
     """
     calibration, labeled = fit_temperature(table), table.labeled
     if len(np.unique(labeled.patients.astype(str))) < NUM_FOLDS:
         return calibration
 
     def gains_of_fold(fold: np.ndarray) -> np.ndarray:
+        """NLL at a temperature minus that of vector scaling, for the rows in the mask `fold`."""
         rest, holdout = (labeled.take(np.flatnonzero(mask)) for mask in (~fold, fold))
         simple = _temperature(rest)
         fits = (simple, _vector_scaling(rest, simple))
         nlls = [nll(holdout.with_probabilities(fit(holdout.probabilities))) for fit in fits]
         return np.asarray(nlls[0] - nlls[1])
 
-    gain, error = held_out_gain(labeled, gains_of_fold)
+    gain, error = cross_validated_gain(labeled, gains_of_fold)
     if method == "auto" and gain > error:
         calibration = _vector_scaling(labeled, calibration)
     return replace(calibration, gain=gain, gain_error=error)
 
 
-def held_out_gain(
+def cross_validated_gain(
     table: PredictionTable, gains_of_fold: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
-    """Mean gain over all rows and its standard error over patients, in folds of the patients.
+    """Mean gain and its standard error over patients, by cross-validation in folds of patients.
 
-    `gains_of_fold` gets the mask (n,) of the rows of a fold and returns their gains, after a fit on
-    the other rows.
+    `gains_of_fold` fits on the rows outside of a mask (n,), and returns the gain of each row in it.
     """
     fold, gains = table.patient_folds(NUM_FOLDS), np.empty(len(table))
     for k in range(NUM_FOLDS):
@@ -185,7 +185,7 @@ def held_out_gain(
 
 
 def fit_temperature(table: PredictionTable) -> Calibration:
-    """The temperature with the smallest NLL, see `_temperature`; test rows are refused.
+    """The temperature with the smallest NLL, see `_temperature`; ValueError for test rows.
 
     If it is outside `TEMPERATURE_RANGE`, the bound is returned with a warning.
     """
@@ -200,8 +200,8 @@ def fit_temperature(table: PredictionTable) -> Calibration:
 def _temperature(labeled: PredictionTable) -> Calibration:
     """The temperature with the smallest NLL, by bisection on its increasing derivative in 1 / T.
 
-    One error more than occurred is assumed, spread over all images: images without any error would
-    give a temperature of 0.
+    Labels are smoothed by 1 / (n + 1), as if there were one more error: without any error, the best
+    temperature would be 0.
     """
     logs, targets = _logs_and_targets(labeled)
     of_label = (targets * logs).sum(axis=0)
@@ -217,7 +217,7 @@ def _temperature(labeled: PredictionTable) -> Calibration:
 
 
 def _logs_and_targets(labeled: PredictionTable) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities and one-hot labels, (K, n) each, the latter with one error spread."""
+    """Log-probabilities and one-hot labels smoothed by 1 / (n + 1), (K, n) each."""
     is_label = labeled.one_hot_labels.T
     num_classes, n = is_label.shape
     error = 1 / (n + 1)
@@ -226,14 +226,15 @@ def _logs_and_targets(labeled: PredictionTable) -> tuple[np.ndarray, np.ndarray]
 
 
 def _vector_scaling(labeled: PredictionTable, temperature: Calibration) -> Calibration:
-    """Scales >= 0 and biases of least NLL after a temperature, with its assumed error.
+    """The temperature, followed by scales >= 0 and biases of least penalized NLL.
 
-    The penalty, see `minimize_near`, pulls scales to 1 and biases to 0.
+    `minimize_penalized_nll` pulls scales to 1 and biases to 0; labels are smoothed as before.
     """
     logs, targets = _logs_and_targets(labeled)
     logs /= temperature.temperature
 
     def loss(fit: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean NLL of scales and biases (2, K), and the gradient of the sum."""
         scores = fit[0, :, None] * logs + fit[1, :, None]
         scores -= scores.max(axis=0)
         powers = np.exp(scores)
@@ -244,20 +245,21 @@ def _vector_scaling(labeled: PredictionTable, temperature: Calibration) -> Calib
 
     start = np.repeat([[1.0], [0.0]], len(logs), axis=1)
     bounds = [(0, None)] * len(logs) + [(None, None)] * len(logs)
-    scales, biases = minimize_near(start, loss, len(labeled), bounds)
+    scales, biases = minimize_penalized_nll(start, loss, len(labeled), bounds)
     return replace(temperature, scales=scales.tolist(), biases=biases.tolist())
 
 
-def minimize_near(
+def minimize_penalized_nll(
     start: np.ndarray, nll: Callable[[np.ndarray], tuple[float, np.ndarray]], n: int,
     bounds: Sequence[tuple[float | None, float | None]] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Parameters of least NLL on n rows; half the squared change from `start` counts as one row.
+    """Minimizes n * mean NLL + 0.5 * ||x - start||^2 by L-BFGS-B; returns x in the shape of start.
 
-    `nll` returns the mean over rows and the gradient of the sum over rows.
+    `nll` returns the mean NLL of n rows, but the gradient of their sum (n times that of the mean).
     """
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        """The objective divided by n, and its gradient."""
         change = flat.reshape(start.shape) - start
         mean, gradient = nll(flat.reshape(start.shape))
         return mean + float((change**2).sum()) / 2 / n, (gradient + change).ravel() / n
@@ -269,7 +271,7 @@ def minimize_near(
 
 
 def _nll_slope(logs: np.ndarray, of_label: np.ndarray, inverse_temperature: float) -> float:
-    """Derivative of the mean NLL in 1 / T, from log-probabilities (K, n) and those of labels."""
+    """Derivative by 1 / T of the mean NLL; `logs` are (K, n), `of_label` (n,) those of labels."""
     powers = np.exp(inverse_temperature * logs)
     expected = (powers * logs).sum(axis=0) / powers.sum(axis=0)
     return float((expected - of_label).mean())
@@ -289,7 +291,7 @@ class RiskCoverage:
 
 
 def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> RiskCoverage:
-    """The curve of probabilities (n, K); images of equal largest probability enter together."""
+    """Risk and coverage of probabilities (n, K); images with equal confidence enter together."""
     confidence, is_wrong = probabilities.max(axis=1), probabilities.argmax(axis=1) != labels
     order = np.argsort(-confidence, kind="stable")
     last_of_ties = np.append(np.diff(confidence[order]) != 0, True)
@@ -299,7 +301,7 @@ def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> RiskCoverage
 
 
 def fit_referral(table: PredictionTable, risk: float) -> float:
-    """The lowest confidence with a risk on val of at most `risk`, above 1 if none; refuses test."""
+    """Lowest confidence with an error rate on val <= `risk`, above 1 if none; no test rows."""
     refuse_test(table, "a referral threshold")
     labeled = table.labeled
     curve = risk_coverage(labeled.probabilities, labeled.labels)

@@ -22,7 +22,7 @@ METRICS = ("calibration_slope", "calibration_intercept", "calibration_in_the_lar
 def calibration_estimates(
     table: PredictionTable, clusters: Clusters, draws: int, seed: int
 ) -> Estimates:
-    """Calibration slope, intercept and calibration-in-the-large of each outcome.
+    """Calibration slope, intercept and calibration-in-the-large of each outcome, by full name.
 
     The outcome is regressed on the logit of its probability. The slope is below 1 if probabilities
     are too extreme. With the slope fixed at 1, the intercept is the calibration-in-the-large, which
@@ -33,7 +33,7 @@ def calibration_estimates(
         patients = clusters.patients_with(np.column_stack([y, ~y]))
         few = too_few_patients([name, f"not {name}"], patients)
         quantile = stdtrit(max(int(patients.min()) - 1, 1), 0.5 + LEVEL / 2)
-        fits = _fits(x, y, clusters)
+        fits = _values_and_errors(x, y, clusters)
         for metric, value, error in zip(METRICS, *fits, strict=True):
             half = np.nan if few else quantile * error
             reason = few or (ABSENT if np.isnan(fits[0][2]) else SEPARATED)
@@ -42,28 +42,28 @@ def calibration_estimates(
     return estimates
 
 
-def _fits(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> np.ndarray:
-    """Values and standard errors (2, 3) of METRICS from logits (n,); NaN if undefined."""
+def _values_and_errors(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """Values and standard errors (2, 3) of METRICS, for an outcome with logits x (n,), or NaN."""
     fits = np.full((2, 3), np.nan)
     if positive.any() and not positive.all():
-        fits[:, 2] = logistic_offset(x, positive, clusters)
+        fits[:, 2] = logistic_intercept(x, positive, clusters)
         if not _is_separated(x, positive):
             fits[:, :2] = logistic_line(x, positive, clusters)
     return fits
 
 
-def fit(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Values (3,) of METRICS from logits (n,), without standard errors; NaN if undefined."""
+def calibration_values(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Values (3,) of METRICS for an outcome with logits x (n,); NaN if undefined."""
     values = np.full(3, np.nan)
     if positive.any() and not positive.all():
-        values[2] = _fit_offset(x, positive)
+        values[2] = _fit_intercept(x, positive)
         if not _is_separated(x, positive):
             values[:2] = _fit_line(x, positive)
     return values
 
 
 def _is_separated(x: np.ndarray, positive: np.ndarray) -> bool:
-    """Whether a threshold separates both kinds, so that no slope has the greatest likelihood."""
+    """Whether a threshold on x separates positives from the others, so that no slope is best."""
     of, others = x[positive], x[~positive]
     return bool(of.min() >= others.max() or others.min() >= of.max())
 
@@ -71,7 +71,7 @@ def _is_separated(x: np.ndarray, positive: np.ndarray) -> bool:
 def logistic_line(
     x: np.ndarray, positive: np.ndarray, clusters: Clusters
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and intercept of a logistic regression on x (n,), and their standard errors, (2,)."""
+    """Slope and intercept (2,) of a logistic regression on x (n,), and standard errors (2,)."""
     beta, design = _fit_line(x, positive), np.column_stack([x, np.ones_like(x)])
     p = expit(design @ beta)
     hessian, scores = _hessian(design, p), design * (positive - p)[:, None]
@@ -79,6 +79,7 @@ def logistic_line(
 
 
 def _fit_line(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Slope and intercept (2,), by Newton's method."""
     design, beta = np.column_stack([x, np.ones_like(x)]), np.zeros(2)
     for _ in range(MAX_STEPS):
         p = expit(design @ beta)
@@ -90,18 +91,21 @@ def _fit_line(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def _hessian(design: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Hessian (d, d) of the NLL of a logistic regression, for a design (n, d)."""
     return np.asarray((design * (p * (1 - p))[:, None]).T @ design)
 
 
-def logistic_offset(x: np.ndarray, positive: np.ndarray, clusters: Clusters) -> tuple[float, float]:
+def logistic_intercept(
+    x: np.ndarray, positive: np.ndarray, clusters: Clusters
+) -> tuple[float, float]:
     """Intercept of a logistic regression with the offset x (n,), and its standard error."""
-    value = _fit_offset(x, positive)
+    value = _fit_intercept(x, positive)
     p = expit(x + value)
     influence = (positive - p) / (p * (1 - p)).sum()
     return value, float(_robust_errors(influence[:, None], clusters)[0])
 
 
-def _fit_offset(x: np.ndarray, positive: np.ndarray) -> float:
+def _fit_intercept(x: np.ndarray, positive: np.ndarray) -> float:
     bound = float(np.abs(x).max()) + np.log(len(x)) + 1
     return float(brentq(lambda a: (expit(x + a) - positive).sum(), -bound, bound, xtol=1e-14))
 
@@ -138,6 +142,7 @@ def calibration_curve(
     sums = clusters.sum_by_patient(np.hstack([weights, residuals]))
 
     def observed(sums: np.ndarray) -> np.ndarray:
+        """Frequencies (r, GRID) from sums of weights and of weighted residuals, (r, 2 GRID)."""
         total, residual = np.split(sums, 2, axis=1)
         return np.asarray(np.clip(start + residual / np.maximum(total, 1e-30), 0, 1))
 

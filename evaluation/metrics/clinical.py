@@ -56,7 +56,7 @@ class ClinicalUse:
 
 
 def clinical_use(settings: Mapping[str, Any] | None, class_names: Sequence[str]) -> ClinicalUse:
-    """The use that settings state for these classes; an unknown key or class is a ValueError."""
+    """The ClinicalUse with these settings; an unknown key or class is a ValueError."""
     settings = {**(settings or {})}
     allowed = list(ClinicalUse.__dataclass_fields__)
     if unknown := [key for key in settings if key not in allowed]:
@@ -75,12 +75,12 @@ def clinical_use(settings: Mapping[str, Any] | None, class_names: Sequence[str])
 
 
 def use_of(table: PredictionTable) -> ClinicalUse:
-    """The use that the `meta` of a table states, or the default."""
+    """The ClinicalUse that the `meta` of a table states, or the default."""
     return clinical_use(table.meta.get("clinical_use"), table.class_names)
 
 
 def with_use_of(first: PredictionTable, table: PredictionTable) -> PredictionTable:
-    """`table` with the use that the `meta` of the first one states."""
+    """A copy of `table` with the clinical use of `first` in its `meta`."""
     return replace(table, meta={**table.meta, "clinical_use": first.meta.get("clinical_use")})
 
 
@@ -121,20 +121,20 @@ class Outcomes:
 
 
 def outcome_members(table: PredictionTable) -> dict[str, list[int]]:
-    """Labels of each outcome by name: the classes one by one, then the named groups."""
+    """Indices of an outcome's classes, by its name: the classes one by one, then named groups."""
     names, groups = table.class_names, use_of(table).class_groups
     of_groups = {name: [names.index(member) for member in of] for name, of in groups.items()}
     return {name: [c] for c, name in enumerate(names)} | of_groups
 
 
 def shown_outcomes(table: PredictionTable) -> list[str]:
-    """Outcomes with plots and tables: named groups first; of two classes the second alone."""
+    """Names of outcomes with plots and tables: named groups first; of two classes the second."""
     k, names = len(table.class_names), list(outcome_members(table))
     return names[1:2] if k == 2 else [*names[k:], *names[:k]]
 
 
 def outcome_table(table: PredictionTable, outcome: str) -> PredictionTable:
-    """The table of two classes, of which the second is the outcome and the first all others."""
+    """A table of two classes: the second is the outcome, the first all other classes."""
     if table.class_names[1:] == [outcome]:
         return table
     outcomes, at = Outcomes.from_table(table), list(outcome_members(table)).index(outcome)
@@ -149,16 +149,16 @@ def outcome_table(table: PredictionTable, outcome: str) -> PredictionTable:
 
 
 def net_benefit_of_rows(p: np.ndarray, positive: np.ndarray, threshold: float) -> np.ndarray:
-    """What treating from a threshold on is worth for each image, in cases found per image.
+    """Net benefit of each image if those with p >= t, the threshold, are treated; shape of p.
 
-    A case that is found counts 1, a false alarm -t / (1 - t), an image below the threshold 0.
+    A case that is found counts 1, a false alarm -t / (1 - t), an image that is not treated 0.
     """
     odds = threshold / (1 - threshold)
     return np.asarray((p >= threshold) * np.where(positive, 1.0, -odds))
 
 
 def net_benefit(table: PredictionTable) -> np.ndarray:
-    """Net benefit of each image and outcome at the stated threshold, (n, O)."""
+    """Net benefit (n, O) at the stated threshold; NaN for outcomes that no or every image has."""
     outcomes, t = Outcomes.from_table(table), use_of(table).threshold
     positive = outcomes.positive
     has_both = positive.any(axis=0) & ~positive.all(axis=0)
@@ -192,7 +192,7 @@ def decision_curve(
     table: PredictionTable, outcome: str, minus: PredictionTable | None = None,
     has_interval: bool = True, draws: int = DRAWS, seed: int = 0,
 ) -> Curve | None:  # fmt: skip
-    """Net benefit of an outcome at the stated thresholds, or its difference to an aligned table.
+    """Net benefit of an outcome by threshold, or that minus the one of the aligned table `minus`.
 
     None if there are no images with the outcome, or no others.
     """

@@ -46,7 +46,7 @@ def compute_metrics(
 
 
 def epoch_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of an epoch, without intervals; NaN if a class is absent."""
+    """Accuracy, balanced accuracy, quadratic kappa and macro AUROC; NaN if a class is absent."""
     predictions = probabilities.argmax(axis=1)
     matrix = confusion.confusion_matrix(labels, predictions, probabilities.shape[1])
     return {
@@ -96,7 +96,7 @@ class SumColumns:
         return cls(specs, table.class_names, outcomes, prevalences)
 
     def names(self) -> list[tuple[str, MetricSpec]]:
-        """Full names of the metrics with their entries, in the order of `metrics`."""
+        """(full name, entry) of each metric, in the order of the columns of `metrics`."""
         at_prevalences = [f"{c}/{p:g}" for c in self.class_names for p in self.prevalences]
         parts = {"class": self.class_names, "overall and class": ["", *self.class_names],
                  "outcome": self.outcomes, "prevalence": at_prevalences}  # fmt: skip
@@ -125,7 +125,7 @@ class SumColumns:
         return hstack([cells, *means, *gaps]).tocsr()
 
     def metrics(self, sums: np.ndarray) -> np.ndarray:
-        """Sums (r, d) -> metrics (r, m), in the order of `names`."""
+        """Metrics (r, m), in the order of `names`, of sums (r, d) of the columns of `of_table`."""
         k = len(self.class_names)
         matrix = sums[:, : k * k].reshape(-1, k, k)
         n = matrix.sum(axis=(1, 2))
@@ -155,7 +155,7 @@ class SumColumns:
 def _sum_estimates(
     table: PredictionTable, clusters: Clusters, specs: Sequence[MetricSpec], draws: int, seed: int
 ) -> Estimates:
-    """Estimates by full name of labeled rows; all metrics share the resamples."""
+    """Estimates, by full name, of metrics of `KINDS` on labeled rows, from the same resamples."""
     columns = SumColumns.from_table(specs, table)
     sums = clusters.sum_by_patient(columns.of_table(table))
     stratified, plain = bootstrap.bootstrap_both(sums, columns.metrics, clusters, draws, seed)
@@ -184,7 +184,7 @@ def _proportion(value: float, n: int, patients: int) -> Estimate:
 def _mean_over_images(
     spec: MetricSpec, replicates: Replicates, at: int, size: tuple[int, int]
 ) -> Estimate:
-    """A metric that weights images equally."""
+    """Estimate of statistic `at`, a metric that weights images equally, from its replicates."""
     value, patients = float(replicates.value[at]), size[1]
     (low, high), method = replicates.bca_interval(at), estimate.BCA
     if spec.interval == "centered bootstrap":
@@ -199,7 +199,7 @@ def _mean_over_images(
 def _wilson_bounds(
     columns: SumColumns, sums: Sums, table: PredictionTable, clusters: Clusters
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far each metric may fall and rise, (m,) each, for classes that resamples do not vary."""
+    """How far below and above its value each metric may be by Wilson's bounds on recalls, (m,)."""
     k = len(table.class_names)
     total = np.ones((1, clusters.num_patients)) @ sums
     patients = clusters.patients_with(table.one_hot_labels)
@@ -212,11 +212,11 @@ def _wilson_bounds(
 
 
 def _matrices_at_wilson_bounds(matrix: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """The confusion matrix (K, K), then with one class at an end of its recall: (r, K, K).
+    """Confusion matrices (r, K, K): `matrix`, then copies with another recall of one class.
 
-    The ends are Wilson's, each of the `patients` (K,) of a class counting once. Only classes that
-    are always right, never right or rare are changed: resamples vary the others. The errors of
-    the class are scaled, or spread evenly.
+    The recall is an end of Wilson's interval, with one trial for each of the `patients` (K,). Only
+    classes that are always right, never right or rare are changed: resamples vary the others. The
+    errors of the class are scaled, or spread evenly.
     """
     matrices = [matrix.astype(float)]
     for c, n in enumerate(patients):
@@ -236,7 +236,7 @@ def _matrices_at_wilson_bounds(matrix: np.ndarray, patients: np.ndarray) -> np.n
 def _sizes(
     columns: SumColumns, table: PredictionTable, clusters: Clusters
 ) -> dict[str, tuple[int, int]]:
-    """Images and patients that each metric is computed from."""
+    """Number of images and of patients that each metric is computed from, by full name."""
     labels = table.one_hot_labels
     predictions = table.predictions[:, None] == np.arange(labels.shape[1])
     sizes = {name: (len(table), clusters.num_patients) for name, _ in columns.names()}

@@ -14,16 +14,16 @@ BY_CLASS = "class"  # limits of each class; other names are attributes
 
 @dataclass(frozen=True)
 class Limit:
-    """The largest score of a class in a set, and the patients of val that it was fitted on."""
+    """Sets have the classes with scores up to `value`, which was fitted on patients of val."""
 
     value: float  # infinite if they are too few
     rank: int  # of the limit among the scores of the patients
     num_patients: int
 
     def coverage_band(self, num_patients: int) -> tuple[float, float]:
-        """The coverage of so many new patients is in it in 95 of 100 repetitions of both samples.
+        """Low and high end of the range in which 95 % of coverages on so many new patients are.
 
-        It is 1 if the limit is infinite.
+        Patients of val and new patients vary. (1, 1) if the limit is infinite.
         """
         if np.isinf(self.value):
             return 1.0, 1.0
@@ -58,16 +58,16 @@ class ConformalSets:
         return np.asarray(set_scores(probabilities, self.is_graded) <= of_row)
 
     def of_table(self, table: PredictionTable) -> np.ndarray:
-        """The sets of the rows of a table, (n, K)."""
+        """Whether each class is in the set of each row of a table, (n, K)."""
         has_attribute = self.by not in ("", BY_CLASS)
         return self(table.probabilities, table.rows[self.by].to_numpy() if has_attribute else None)
 
 
 def set_scores(probabilities: np.ndarray, is_graded: bool) -> np.ndarray:
-    """How late each class enters the set of its row, (n, K); the limit is a score.
+    """Nonconformity scores (n, K): a set has the classes with a score up to the limit.
 
-    It is 1 - p; for grades, the sum of the probabilities of the grades that enter before, from the
-    most probable grade to its neighbors, the more probable one first.
+    A score is 1 - p. For grades, sets grow from the most probable grade to its neighbors, the more
+    probable one first; a score is the sum of the probabilities of the grades before.
     """
     if not is_graded:
         return 1 - probabilities
@@ -85,7 +85,7 @@ def set_scores(probabilities: np.ndarray, is_graded: bool) -> np.ndarray:
 
 
 def fit_conformal_sets(val: PredictionTable, alpha: float, by: str = "") -> ConformalSets:
-    """Limits for all images, for each class, or for each value of an attribute; refuses test."""
+    """Sets with a limit for all images or each class or value of `by`; ValueError for test rows."""
     refuse_test(val, "a conformal limit")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha {alpha} must be between 0 and 1")
@@ -100,7 +100,7 @@ def fit_conformal_sets(val: PredictionTable, alpha: float, by: str = "") -> Conf
 
 
 def group_of_row(table: PredictionTable, by: str) -> tuple[np.ndarray, list[str]]:
-    """The group (n,) of each row, and the names of all groups."""
+    """Name of each row's group (n,): its class, attribute or ""; and the names of all groups."""
     if by == BY_CLASS:
         return table.label_names, table.class_names
     groups = table.rows[by].astype(str).to_numpy() if by else np.full(len(table), "")
@@ -108,7 +108,7 @@ def group_of_row(table: PredictionTable, by: str) -> tuple[np.ndarray, list[str]
 
 
 def fit_limit(scores: np.ndarray, patients: np.ndarray, alpha: float) -> Limit:
-    """The k-th smallest score of P patients, k = ceil((P + 1)(1 - alpha)); infinite if P < k.
+    """Limit: the k-th smallest score of P patients, k = ceil((P + 1)(1 - alpha)), or infinite.
 
     Images of a patient are not exchangeable with those of others. Each image counts as 1 / m of a
     patient with m images: the mean over all ways to draw one image of each patient.

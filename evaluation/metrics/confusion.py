@@ -58,7 +58,7 @@ def number_needed_to_refer(m: np.ndarray) -> np.ndarray:
 
 
 def at_prevalences(m: np.ndarray, prevalences: Sequence[float]) -> np.ndarray:
-    """Fractions (..., K, P, 2, 2) of each class, last, against the others at each prevalence."""
+    """Confusion matrices of each class (last) against others, as fractions: (..., K, P, 2, 2)."""
     p = np.broadcast_to(prevalences, (*m.shape[:-1], len(prevalences)))
     hits, correct = recall(m)[..., None], specificity(m)[..., None]
     rows = [(1 - p) * correct, (1 - p) * (1 - correct), p * (1 - hits), p * hits]
@@ -119,7 +119,7 @@ def _diagonal(m: np.ndarray) -> np.ndarray:
 
 
 def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """Accuracy of each pair on its images, their mean, and that minus the overall accuracy."""
+    """Accuracy of each pair of classes, mean of pairs, and that minus the accuracy; or empty."""
     if table.pair_logits is None:
         return {}
     patients, empty = table.patients, "neither class has an image"
@@ -147,10 +147,7 @@ def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed:
 
 
 def grade_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """For grades: the mean distance of the predicted from the true one, and how often it is 0 or 1.
-
-    Empty for other classes.
-    """
+    """Mean distance of predicted and true grade, and the fraction within 1; empty if no grades."""
     if not has_grades(table.class_names):
         return {}
     distance = np.abs(table.predictions - table.labels)
@@ -177,7 +174,7 @@ def _pair_names(table: PredictionTable) -> list[str]:
 
 
 def _correct_and_counted(table: PredictionTable) -> tuple[np.ndarray, np.ndarray]:
-    """For each row and pair (n, P): is the pair right, and is the label one of its classes."""
+    """Masks (n, P) of rows and pairs: whether the pair is right, and has the label's class."""
     assert table.pair_logits is not None
     first, second = np.array(class_pairs(len(table.class_names))).T
     label = table.labels[:, None]
@@ -186,7 +183,10 @@ def _correct_and_counted(table: PredictionTable) -> tuple[np.ndarray, np.ndarray
 
 
 def _pair_accuracies_of_sums(sums: np.ndarray) -> np.ndarray:
-    """Sums (r, 2 P + 2) of correct, counted, coupled correct, rows -> accuracies (r, P + 2)."""
+    """Accuracies (r, P + 2): each pair's, their mean, and the mean minus the overall accuracy.
+
+    `sums` (r, 2 P + 2) count correct rows and rows of each pair, then correct rows and all rows.
+    """
     accuracy = ratio(*np.split(sums[:, :-2], 2, axis=1))
     mean = accuracy.mean(axis=1, keepdims=True)
     return np.concatenate([accuracy, mean, mean - sums[:, -2:-1] / sums[:, -1:]], axis=1)

@@ -21,13 +21,13 @@ TOLERANCE = 1e-9  # rates that differ by less are equal up to rounding
 
 
 def fit_thresholds(table: PredictionTable, use: ClinicalUse) -> dict[str, float | None]:
-    """Threshold of each rule for the probability of the second of two classes on val.
+    """Threshold, by rule, for the probability of the second of two classes, fitted on val.
 
     - The greatest balanced accuracy, accuracy at the expected prevalence if one is stated, or net
       benefit: in the middle of the best thresholds.
     - A sensitivity (specificity) of at least the stated one: the greatest (smallest) threshold.
 
-    None if val lacks a class. Test rows are refused.
+    None if val lacks a class. ValueError for test rows.
     """
     refuse_test(table, "a decision threshold")
     known = table.labels >= 0
@@ -83,7 +83,7 @@ def evaluate_thresholds(
 def decision_metrics(
     table: PredictionTable, outcome: str, threshold: float | None, draws: int, seed: int
 ) -> Estimates:
-    """Summary metrics of decisions at a threshold, and those of the outcome."""
+    """Summary metrics and those of the outcome, for decisions at a threshold; no value for None."""
     kinds = ("confusion", "prevalence")
     specs = [spec for spec in METRICS.values()
              if spec.kind in kinds and (spec.scope != "overall" or spec.in_summary)]  # fmt: skip

@@ -13,7 +13,7 @@ from evaluation.stats.bootstrap import Clusters, Sums, too_few_patients
 from evaluation.stats.estimate import Estimates, make_estimate, replicate_estimate, wilson_interval
 
 ABSENT = "a class has no image, or all images"
-_MAX_BLOCKS = 1024  # above this number of distinct scores, resamples rank blocks of equal count
+_MAX_RANKS = 1024  # with more distinct scores, neighboring ones share a rank in resamples
 
 # cumulative true and false positives (r, G), highest score first -> (r,)
 RankingFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -28,7 +28,7 @@ def average_precision_of_counts(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
 
 
 def sensitivity_of_counts(tp: np.ndarray, fp: np.ndarray, specificity: float = 0.95) -> np.ndarray:
-    """Largest sensitivity (r,) whose specificity is at least `specificity`."""
+    """Largest sensitivity (r,) at a specificity of at least `specificity`, from counts (r, G)."""
     allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
     return np.asarray((tp * allowed).max(axis=1) / np.maximum(tp[:, -1], 1))
 
@@ -36,13 +36,13 @@ def sensitivity_of_counts(tp: np.ndarray, fp: np.ndarray, specificity: float = 0
 def average_precision_bound(
     sensitivity: np.ndarray, false_positive_rate: np.ndarray, prevalence: np.ndarray
 ) -> np.ndarray:
-    """Average precision of positives that are found at one threshold with these rates."""
+    """Average precision (K,) if a single threshold finds positives, with these rates (K,)."""
     hits, false_alarms = prevalence * sensitivity, (1 - prevalence) * false_positive_rate
     return np.asarray(sensitivity * hits / np.maximum(hits + false_alarms, bootstrap.TIE))
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Mean precision over the positives, ties taken together; NaN without both kinds."""
+    """Mean precision over the positives, ties taken together; NaN if all or none is positive."""
     return ranking_value(average_precision_of_counts, scores, positive)
 
 
@@ -66,18 +66,19 @@ def ranking_estimates(
     table: PredictionTable, clusters: Clusters,
     functions: Mapping[str, tuple[RankingFunction, PerfectBound | None]], draws: int, seed: int,
 ) -> Estimates:  # fmt: skip
-    """Each function for each class, named `name/<class>`, and its mean over classes, `name`."""
+    """Estimates of each function: `name/<class>` for each class, `name` for the mean."""
     k, names, positive = len(table.class_names), table.class_names, table.one_hot_labels
     of_class = list(zip(table.probabilities.T, positive.T, strict=True))
-    blocks = [_block_columns(*pair) for pair in of_class]
-    ends = np.cumsum([b.shape[1] for b in blocks])[:-1]
+    ranks = [_rank_columns(*pair) for pair in of_class]
+    ends = np.cumsum([b.shape[1] for b in ranks])[:-1]
     compute = [function for function, _ in functions.values()]
 
-    def means_and_values(sums: np.ndarray) -> np.ndarray:  # (r, F + F K)
-        values = [_values(part, compute) for part in np.split(sums, ends, axis=1)]
+    def means_and_values(sums: np.ndarray) -> np.ndarray:
+        """Means over classes, then values of each class, (r, F + F K)."""
+        values = [_values_of_counts(part, compute) for part in np.split(sums, ends, axis=1)]
         return np.hstack([np.mean(values, axis=0), *values])
 
-    sums = clusters.sum_by_patient(hstack(blocks).tocsr())
+    sums = clusters.sum_by_patient(hstack(ranks).tocsr())
     replicates = bootstrap.bootstrap(sums, means_and_values, clusters, draws, seed)
     patients = np.column_stack([clusters.patients_with(mask) for mask in (positive, ~positive)])
     estimates, size = {}, (len(table), clusters.num_patients)
@@ -93,7 +94,7 @@ def ranking_estimates(
             strict=True,
         )
         for full_name, at, value, fall, reason in rows:
-            shift = value - float(replicates.value[at])  # not 0 if resamples rank blocks of scores
+            shift = value - float(replicates.value[at])  # not 0 if scores share ranks
             estimate = replicate_estimate(replicates, at, size, ABSENT, fall, shift=shift)
             if reason:
                 estimate = make_estimate((value, np.nan, np.nan), estimate.method, *size, reason)
@@ -126,8 +127,8 @@ def _possible_falls(
     return np.where(values == 1, 1 - bound(sensitivity, 1 - specificity, prevalence), 0.0)
 
 
-def _values(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndarray:
-    """Functions (r, F) of counts (r, 2G): positives, then negatives, highest scores first."""
+def _values_of_counts(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndarray:
+    """Values (r, F) of the functions for counts by rank (r, 2 G) as of `_rank_columns`."""
     positives, negatives = np.split(counts, 2, axis=1)
     cumulative = positives.cumsum(axis=1), negatives.cumsum(axis=1)
     has_both = (cumulative[0][:, -1] > 0) & (cumulative[1][:, -1] > 0)
@@ -136,18 +137,18 @@ def _values(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndar
 
 
 def ranking_value(function: RankingFunction, scores: np.ndarray, positive: np.ndarray) -> float:
-    """A function of the ranking of scores (n,) with ties; NaN without positives or negatives."""
-    block = np.unique(-scores, return_inverse=True)[1]
-    size = int(block.max()) + 1
-    counts = np.bincount(block + size * ~positive, minlength=2 * size)[None].astype(float)
-    return float(_values(counts, [function])[0, 0])
+    """The value of a function for scores (n,) with ties; NaN without positives or negatives."""
+    rank = np.unique(-scores, return_inverse=True)[1]
+    size = int(rank.max()) + 1
+    counts = np.bincount(rank + size * ~positive, minlength=2 * size)[None].astype(float)
+    return float(_values_of_counts(counts, [function])[0, 0])
 
 
-def _block_columns(scores: np.ndarray, positive: np.ndarray) -> Sums:
-    """One-hot block of each row, (n, 2G) sparse: positives first, highest scores first."""
-    block = np.unique(-scores, return_inverse=True)[1]
-    if block.max() >= _MAX_BLOCKS:
-        edges = np.quantile(block, np.linspace(0, 1, _MAX_BLOCKS + 1)[1:-1])
-        block = np.unique(np.searchsorted(edges, block), return_inverse=True)[1]
-    size = int(block.max()) + 1
-    return bootstrap.one_hot(block + size * ~positive, 2 * size)
+def _rank_columns(scores: np.ndarray, positive: np.ndarray) -> Sums:
+    """One-hot rank among G scores, highest first, (n, 2 G), sparse: positives, then negatives."""
+    rank = np.unique(-scores, return_inverse=True)[1]
+    if rank.max() >= _MAX_RANKS:
+        edges = np.quantile(rank, np.linspace(0, 1, _MAX_RANKS + 1)[1:-1])
+        rank = np.unique(np.searchsorted(edges, rank), return_inverse=True)[1]
+    size = int(rank.max()) + 1
+    return bootstrap.one_hot(rank + size * ~positive, 2 * size)

@@ -262,7 +262,7 @@ METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def metric_spec(name: str) -> MetricSpec:
-    """The entry of a full name; a ValueError names the nearest known metrics."""
+    """The entry of a metric by its full name; ValueError, with the nearest names, if unknown."""
     _, base, class_names = _split(name)
     if base in METRICS and _fits(METRICS[base], class_names):
         return METRICS[base]
@@ -283,7 +283,7 @@ def metric_label(name: str) -> str:
 
 
 def in_registry_order(metrics: Mapping[str, Value]) -> dict[str, Value]:
-    """Values by full name of a metric without level, in the order of the registry."""
+    """Values by full name, sorted in the order of the registry; the names have no level."""
     order = list(METRICS)
     return dict(sorted(metrics.items(), key=lambda item: order.index(item[0].partition("/")[0])))
 
@@ -306,7 +306,7 @@ def matching_specs(pattern: str, level: str | None = None) -> list[MetricSpec]:
 
 
 def named_metrics(text: str) -> list[MetricSpec]:
-    """Entries whose label, or other name, is in a text; within a longer one it does not count."""
+    """Entries whose label or other name is in a text, but not as a part of a longer such name."""
     names = {name.lower(): spec for spec in METRICS.values() for name in (spec.label, spec.also)}
     longest_first = "|".join(map(re.escape, sorted(filter(None, names), key=len, reverse=True)))
     matches = re.findall(rf"(?<!\w)(?:{longest_first})(?!\w)", text.lower())
@@ -339,5 +339,5 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def _fits(spec: MetricSpec, class_names: str) -> bool:
-    """Whether the scope of a metric allows what follows its name."""
+    """Whether the scope of a metric allows `class_names`, which follow its name, "" for none."""
     return spec.scope != "overall" if class_names else spec.scope.startswith("overall")

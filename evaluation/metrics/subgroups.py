@@ -38,16 +38,17 @@ ODDS = {"tpr_gap": "recall", "fpr_gap": "specificity"}  # equalized odds, and ra
 
 @dataclass(frozen=True)
 class Groups:
-    """Values of an attribute, or bands of them, and the position of each row's, -1 if missing."""
+    """The groups of an attribute: its values, or bands of numbers."""
 
     names: list[str]
-    of_row: np.ndarray  # (n,)
+    of_row: np.ndarray  # (n,), index of each row's group in `names`, -1 if the value is missing
 
 
 def attribute_groups(table: PredictionTable, only: str = "") -> dict[str, Groups]:
-    """Groups by attribute, or by `only`; none for one value, or texts of more than 12 values.
+    """Groups of each attribute, or of `only`, by attribute; ValueError if `only` has none.
 
-    Nor of attributes that determine the class, see `class_attributes`.
+    Left out are attributes with one value, with more than `MAX_GROUPS` texts, or that determine
+    the class, see `class_attributes`.
     """
     if only and only not in table.attributes:
         raise ValueError(f"attribute {only!r} is not among {table.attributes}")
@@ -59,22 +60,25 @@ def attribute_groups(table: PredictionTable, only: str = "") -> dict[str, Groups
 
 
 def class_attributes(table: PredictionTable) -> list[str]:
-    """Attributes that are another name of the class: each group that is large enough has one."""
+    """Names of the attributes that determine the class, see `_has_one_class`."""
     return [name for name, groups in _all_groups(table).items() if _has_one_class(groups, table)]
 
 
 def _has_one_class(groups: Groups, table: PredictionTable) -> bool:
+    """Whether each group of `MIN_PATIENTS` has one class only; False without such groups."""
     masks = [groups.of_row == at for at in range(len(groups.names))]
     large = [mask for mask in masks if len(set(table.patients[mask])) >= MIN_PATIENTS]
     return bool(large) and all(len({*table.labels[mask]} - {-1}) == 1 for mask in large)
 
 
 def _all_groups(table: PredictionTable) -> dict[str, Groups]:
+    """Groups of each attribute that has 2 to `MAX_GROUPS`, by attribute."""
     of_all = {name: _groups(name, table.rows[name]) for name in table.attributes}
     return {name: groups for name, groups in of_all.items() if 1 < len(groups.names) <= MAX_GROUPS}
 
 
 def _groups(name: str, column: pd.Series) -> Groups:
+    """Groups of a column: bands of ages and of more than `MAX_GROUPS` numbers, else its values."""
     codes, values = pd.factorize(column)
     text = pd.Series([str(value).strip() for value in values], dtype=object)
     is_known = ~text.str.lower().isin(MISSING).to_numpy(bool)
@@ -106,14 +110,14 @@ def subgroup_outcomes(table: PredictionTable) -> list[str]:
 
 
 def decision_threshold(table: PredictionTable) -> float | None:
-    """The stated threshold of a decision; None if it is the largest probability."""
+    """The threshold that `clinical_use` states; None if the largest probability decides."""
     return (table.meta.get("clinical_use") or {}).get("threshold")
 
 
 def group_metrics(
     table: PredictionTable, clusters: Clusters, names: Iterable[str] = FAMILIES
 ) -> dict[str, GroupMetric]:
-    """Accuracy, and `names` of each of `subgroup_outcomes`, of labeled rows by full name."""
+    """GroupMetric by full name: accuracy, and each of `names` for each of `subgroup_outcomes`."""
     outcomes, patient = Outcomes.from_table(table), clusters.patient_of_row
     threshold = decision_threshold(table)
     probabilities, positives = outcomes.probabilities, outcomes.positive
@@ -134,10 +138,10 @@ def group_metrics(
 
 
 def equalized_odds(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """The largest difference of sensitivity, and of 1 - specificity, by attribute.
+    """Largest differences of sensitivity and 1 - specificity: `<name of ODDS>/<attribute>`.
 
-    It is the largest of all pairs of groups and all outcomes. The interval holds for all of them
-    together, by Bonferroni.
+    They are the largest of all pairs of groups and all outcomes. The interval holds for all of
+    them together, by Bonferroni.
     """
     estimates, metrics = Estimates(), group_metrics(table, clusters, ODDS.values())
     for attribute, groups in attribute_groups(table).items():

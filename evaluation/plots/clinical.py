@@ -59,7 +59,7 @@ def net_benefit_difference_plot(tables: Tables, outcomes: Sequence[str]) -> Figu
 def _plot_curves(
     curves: Mapping[str, Mapping[str, Curve | None]], label: str, lines: Sequence[dict[str, Any]]
 ) -> tuple[Figure, list[Axes]]:
-    """Curves by outcome and name, one panel per outcome; `lines` are their styles."""
+    """A figure of curves by outcome and name, one panel per outcome; `lines` are their styles."""
     fig, axes = style.subplots(WIDTH * max(len(curves), 1.2), HEIGHT, columns=len(curves))
     axes[0].set_ylabel(label)
     for ax, (outcome, of_outcome) in zip(axes, curves.items(), strict=True):
@@ -69,14 +69,15 @@ def _plot_curves(
         ax.set_xlabel("threshold probability")
         for line, (name, curve) in zip(lines, of_outcome.items(), strict=True):
             if curve is None:
-                _write_absent(ax)
+                _write_why_no_curve(ax)
             else:
                 ax.plot(curve.x, curve.value, label=name or "model", **line)
                 _plot_band(ax, curve, line["color"])
     return fig, axes
 
 
-def _write_absent(ax: Axes) -> None:
+def _write_why_no_curve(ax: Axes) -> None:
+    """Writes on an empty panel that no image, or every image, has the outcome."""
     ax.text(0.5, 0.6, ABSENT, ha="center", transform=ax.transAxes, wrap=True)
 
 
@@ -98,7 +99,7 @@ def calibration_plot(table: PredictionTable, outcomes: Sequence[str], name: str 
             upper.plot(curve.x, curve.value, **line)
             _plot_band(upper, curve, line["color"])
         else:
-            _write_absent(upper)
+            _write_why_no_curve(upper)
         _plot_histograms(lower, all_outcomes.probabilities[:, at], all_outcomes.positive[:, at])
     axes[0].set_ylabel("observed frequency")
     axes[k].set_ylabel("% of images")
@@ -106,7 +107,7 @@ def calibration_plot(table: PredictionTable, outcomes: Sequence[str], name: str 
 
 
 def _plot_histograms(ax: Axes, p: np.ndarray, positive: np.ndarray) -> None:
-    """Probabilities of images with the outcome upwards, of the others downwards."""
+    """Histograms of probabilities p (n,): upwards of images with the outcome, downwards without."""
     edges = np.linspace(0, 1, NUM_BINS + 1)
     for rows, sign, color, label in (
         (positive, 1, style.DARK, "with it"), (~positive, -1, style.LIGHT, "without it"),

@@ -56,7 +56,7 @@ def roc_plot(table: PredictionTable) -> Figure:
     # of two classes, the curve of the first mirrors that of the second
     for c in range(len(table.class_names)) if len(table.class_names) > 2 else [1]:
         positive = labeled.labels == c
-        area = style.rounded(auc(scores[:, c], positive), len(labeled))
+        area = style.format_rounded(auc(scores[:, c], positive), len(labeled))
         lines[c] = (f"{table.class_names[c]}  {area}", *roc_curve(scores[:, c], positive))
     return _plot_roc(lines, "ROC, class and AUROC")
 
@@ -77,15 +77,16 @@ def precision_recall_plot(tables: Tables) -> Figure:
 
 
 def _macro_lines(tables: Tables, macro_curve: MacroCurve) -> dict[int, Line]:
-    """The curve of each table, with the area under it in its label."""
+    """The curve of each table by its index for `style.line_style`; the label has the area."""
     lines = {}
     for position, (name, table) in enumerate(tables.items()):
         index, (x, y, area) = style.model_index(name, position), macro_curve(table.labeled)
-        lines[index] = (f"{name}  {style.rounded(area, len(table.labeled))}".strip(), x, y)
+        lines[index] = (f"{name}  {style.format_rounded(area, len(table.labeled))}".strip(), x, y)
     return lines
 
 
 def _plot_lines(axes: Sequence[Axes], lines: Mapping[int, Line]) -> None:
+    """Plots each line in all axes, in the style of its index."""
     for index, (label, x, y) in lines.items():
         for ax in axes:
             ax.plot(x, y, label=label, **style.line_style(index))
@@ -129,7 +130,7 @@ def macro_roc_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, flo
 
 
 def _plot_roc(lines: Mapping[int, Line], title: str) -> Figure:
-    """The whole curves, and their upper left corner enlarged if one of them is in it."""
+    """A figure of ROC curves, with a panel of the upper left corner if a curve is in it."""
     has_corner = any(np.interp(CORNER[0], fpr, tpr) > CORNER[1] for _, fpr, tpr in lines.values())
     fig, axes = style.subplots(4.2 * (1 + has_corner), 4.2, columns=1 + has_corner)
     _plot_lines(axes, lines)
@@ -145,7 +146,7 @@ def _plot_roc(lines: Mapping[int, Line], title: str) -> Figure:
 
 
 def reliability_caption(tables: Iterable[PredictionTable]) -> str:
-    """What the points and bars of `reliability_plot` are."""
+    """Sentences for people about the points and bars of `reliability_plot`."""
     bins = sorted({num_plotted_bins(len(table.labeled)) for table in tables})
     return (
         f"{' or '.join(map(str, bins))} bins of equally many images. Bars are 95 % confidence "
@@ -172,7 +173,7 @@ def reliability_plot(tables: Tables) -> Figure:
         ax.errorbar(bins.confidence, bins.accuracy, errors, fmt=shape, markersize=4, linewidth=1.0,
                     color=color, ecolor=style.LIGHT, elinewidth=1.0)  # fmt: skip
         ece = reliability_bins(known.probabilities, known.labels).ece
-        style.panel_title(ax, f"{name}   ECE {style.rounded(ece, len(known))}".strip())
+        style.panel_title(ax, f"{name}   ECE {style.format_rounded(ece, len(known))}".strip())
     axes[0].set_ylabel("accuracy")
     return fig
 
@@ -205,7 +206,7 @@ def learning_curves(history: pd.DataFrame, name: str = "") -> Figure:
 
 
 def _panel_title(column: str) -> str:
-    """The metric of a column of history.csv: `Accuracy` of `val/accuracy`."""
+    """The label of a column of history.csv: `Accuracy` of `val/accuracy`."""
     if column in LOSSES:
         return LOSSES[column]
     metric = column.split("/", 1)[1]
@@ -224,7 +225,7 @@ class SparsityCost:
 
     @property
     def label(self) -> str:
-        """Label of the row."""
+        """Label of the row in `sparsity_cost_plot`."""
         zeros = "unknown" if self.zero_fraction is None else f"{100 * self.zero_fraction:.1f} %"
         return f"{self.name}, zeros: {zeros}\nminus {self.control}"
 

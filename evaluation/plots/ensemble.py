@@ -95,7 +95,7 @@ def diversity_plot(evaluated: EvaluatedVoters) -> Figure:
 
 
 def member_weights_plot(rows: Mapping[str, np.ndarray], members: Sequence[str]) -> Figure:
-    """Weights (members,) of each row in percent, see `member_weight_rows`."""
+    """A matrix of percentages: rows of `member_weight_rows`, columns of members."""
     fig, [ax] = style.subplots(2.8 + 0.95 * len(members), 0.9 + 0.3 * len(rows))
     values = np.stack(list(rows.values()))
     style.annotated_matrix(ax, 100 * values, values, list(rows), list(members), "{:.0f}")
@@ -106,7 +106,7 @@ def member_weights_plot(rows: Mapping[str, np.ndarray], members: Sequence[str]) 
 def member_weight_rows(
     ensembles: Mapping[str, FittedEnsemble], class_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Weights (members,) of every voter that has any, by its label and class or group."""
+    """Member weights (members,) of voters with weights, by `<voter label>: <class or group>`."""
     return {
         f"{voter_spec(name).label}: {row}" if row else voter_spec(name).label: weights
         for name, ensemble in ensembles.items()
@@ -121,7 +121,7 @@ def risk_coverage_plot(tables: Tables) -> Figure:
     for position, (name, table) in enumerate(tables.items()):
         labeled, line = table.labeled, style.line_style(style.model_index(name, position))
         curve = risk_coverage(labeled.probabilities, labeled.labels)
-        label = f"{name}  {style.rounded(curve.aurc, len(labeled))}"
+        label = f"{name}  {style.format_rounded(curve.aurc, len(labeled))}"
         ax.step(curve.coverage, curve.risk, label=label, where="post", **line)
     for coverage in COVERAGES:
         ax.axvline(coverage, color=style.LIGHT, linewidth=0.7, linestyle=":")

@@ -34,7 +34,7 @@ def colored_map(saliency_map: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, saliency_map: np.ndarray) -> np.ndarray:
-    """The map over a grayscale or RGB uint8 image of the same size, as RGB uint8."""
+    """A map from 0 to 1 blended over a gray or RGB uint8 image of its size, as RGB uint8."""
     if image.shape[:2] != saliency_map.shape:
         raise ValueError(f"the image is {image.shape[:2]}, the map {saliency_map.shape}")
     opacity = MAX_OPACITY * np.clip(saliency_map, 0.0, 1.0)[..., None]

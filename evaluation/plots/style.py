@@ -44,7 +44,7 @@ def subplots(
 
 @contextmanager
 def member_colors(members: Iterable[str]) -> Iterator[None]:
-    """Plots in it show each member alike, also if some are left out; an outer one has priority."""
+    """Within it, a member has the same style in all plots; an outer context has priority."""
     token = _members.set(_members.get() or tuple(members))
     try:
         yield
@@ -53,7 +53,7 @@ def member_colors(members: Iterable[str]) -> Iterator[None]:
 
 
 def model_index(name: str, position: int = 0) -> int:
-    """Index of a model's color, dashes and marker: in `member_colors` its own, else its position.
+    """Index for `line_style` and `point_style`: one per member in `member_colors`, else `position`.
 
     A model that is not among the members, such as their ensemble, has the first color.
     """
@@ -62,19 +62,19 @@ def model_index(name: str, position: int = 0) -> int:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Color and dashes of a series, so that a grayscale print is readable."""
+    """Keyword arguments of `ax.plot`: color, and dashes that tell lines apart in grayscale."""
     dashes = DASHES[(index + index // len(COLORS)) % len(DASHES)]
     return {"color": COLORS[index % len(COLORS)], "linestyle": dashes}
 
 
 def pair_style(first: int, second: int) -> dict[str, Any]:
-    """A line in the colors of two models in turn."""
+    """Keyword arguments of `ax.plot`: a dashed line that alternates the colors of two models."""
     colors = (COLORS[index % len(COLORS)] for index in (first, second))
     return dict(zip(("color", "gapcolor"), colors, strict=True), linestyle="--")
 
 
 def point_style(index: int) -> dict[str, Any]:
-    """Color and marker of a series of unconnected points."""
+    """Keyword arguments of `ax.plot`: color and marker of unconnected points."""
     marker = MARKERS[index % len(MARKERS)]
     return {"color": COLORS[index % len(COLORS)], "marker": marker, "linestyle": "none"}
 
@@ -107,7 +107,7 @@ def plot_estimate(
     ax: Axes, row: int, e: Estimate, linewidth: float, markersize: float, scale: float = 1.0,
     color: int = 0, marker: int = 0,
 ) -> None:  # fmt: skip
-    """Draws a value as a marker and its interval as a line, as far as they are known."""
+    """Plots a value as a marker and its interval as a line at height `row`, if known."""
     color %= len(COLORS)
     if e.low is not None and e.high is not None:
         ends = [scale * e.low, scale * e.high]
@@ -121,7 +121,7 @@ def panel_title(ax: Axes, text: str) -> None:
     ax.set_title(text, loc="left", fontsize=10)
 
 
-def rounded(value: float, n: int) -> str:
+def format_rounded(value: float, n: int) -> str:
     """A number with the decimals that n images can distinguish."""
     return f"{value:.{decimals_of(n)}f}"
 
@@ -136,7 +136,7 @@ def annotated_matrix(
     ax: Axes, values: np.ndarray, shade: np.ndarray, rows: Sequence[str], columns: Sequence[str],
     number_format: str,
 ) -> None:  # fmt: skip
-    """Draws a matrix of numbers over blue cells; `shade` is from 0 to 1."""
+    """Plots numbers (rows, columns) over blue cells; `shade`, of that shape, is from 0 to 1."""
     ax.imshow(shade, cmap="Blues", vmin=0, vmax=1.15)
     labels = [wrapped_label(name) for name in columns]
     ax.set_xticks(range(len(columns)), labels, rotation=30, ha="right", rotation_mode="anchor")

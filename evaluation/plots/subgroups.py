@@ -10,7 +10,7 @@ from evaluation.subgroups import LEVEL, Subgroup
 
 
 def forest_plot(subgroups: Sequence[Subgroup], metrics: Sequence[str], model: str = "") -> Figure:
-    """Metrics of groups, one panel each, with intervals and a line at the value of the first."""
+    """One panel per metric: its value and interval in each group, a line at that of the first."""
     height = 1.0 + 0.22 * len(subgroups)
     fig, axes = style.subplots(2.6 + 2.1 * len(metrics), height, columns=len(metrics))
     names = [f"{s.name} ({s.patients:,})" if s.attribute else s.name for s in subgroups]

@@ -20,14 +20,14 @@ RATES = {"recall/{}": "sensitivity", "specificity/{}": "specificity", "precision
 
 
 def operating_point_tables(points: OperatingPoints, table: PredictionTable) -> list[html.Table]:
-    """Tables of `evaluate_thresholds`: the first outcome, the others, predictive values of all."""
+    """Tables of operating points: the first outcome, the others, predictive values of all."""
     values = {f"{name}/{{}}/{p:g}": f"{METRICS[name].label} {100 * p:g}\u00a0%"
               for p in use_of(table).prevalences
               for name in ("ppv_at_prevalence", "npv_at_prevalence")}  # fmt: skip
     (first, rules), *others = points.items() or [("", {})]
     note = (
         "The class is decided above this probability; thresholds were fitted on val. Cost: "
-        f"{_trade(use_of(table))}. {html.SMALL_PRINT}"
+        f"{_cost_text(use_of(table))}. {html.SMALL_PRINT}"
     )
     tables = [
         _rules_table({first: rules}, RATES, f"Decision thresholds for {first}", note, True),
@@ -60,21 +60,21 @@ def _rules_table(
 def outcome_table(metrics: Mapping[str, Estimate], table: PredictionTable) -> html.Table:
     """Metrics of each class and each named group of classes against all others."""
     names, use = outcome_metrics(), use_of(table)
-    columns = ["", *map(_column, names)]
+    columns = ["", *map(_column_name, names)]
     rows = [(o, *(metrics.get(f"{name}/{o}") for name in names)) for o in shown_outcomes(table)]
     note = (
         f"{html.SMALL_PRINT} A calibration slope below 1: probabilities are too extreme. "
         "Calibration in the large below 0: they are too large on average. Net benefit is at the "
-        f"threshold {use.threshold:g}: {_trade(use)}. Treating no one has the net benefit 0."
+        f"threshold {use.threshold:g}: {_cost_text(use)}. Treating no one has the net benefit 0."
     )
     return html.Table(columns, rows, "Each class against the others", note)
 
 
-def _trade(use: ClinicalUse) -> str:
+def _cost_text(use: ClinicalUse) -> str:
     return f"{use.false_alarms_per_case:.3g} false alarms are as bad as one missed case"
 
 
-def _column(name: str) -> str:
+def _column_name(name: str) -> str:
     spec = METRICS[name]
     return spec.label + (f" (ideal {spec.ideal:g})" if spec.ideal is not None else "")
 
@@ -107,7 +107,7 @@ def calibration_curves(table: PredictionTable, name: str = "") -> list[html.Sect
 
 
 def _parts(table: PredictionTable, heading: str) -> list[tuple[Sequence[str], str]]:
-    """Outcomes of each plot, and its heading."""
+    """(outcomes, heading) of each plot, which has up to `PANELS` outcomes."""
     outcomes = shown_outcomes(table)
     parts = [outcomes[at : at + PANELS] for at in range(0, len(outcomes), PANELS)]
     headings = [heading, *(f"{heading}: {', '.join(part)}" for part in parts[1:])]

@@ -49,7 +49,7 @@ class Comparison:
 def compare_models(
     tables: Tables, draws: int = DRAWS, seed: int = 0, attribute: str = ""
 ) -> Comparison:
-    """Compares members, each two of them (p-values by Holm), and groups by attributes, or one."""
+    """Compares members, pairs of them (p-values by Holm), and groups by all attributes or one."""
     aligned = align_members(tables)
     differences = {
         f"{a} & {b}": paired_tests.paired_differences(aligned[a], aligned[b], draws, seed)
@@ -87,7 +87,7 @@ def summary_sentence(comparison: Comparison) -> str:
 def comparison_sections(
     comparison: Comparison, tables: Tables, histories: Mapping[str, pd.DataFrame]
 ) -> list[html.Section]:
-    """The report from top to bottom."""
+    """All sections of the report, from top to bottom."""
     first = next(iter(tables.values()))
     class_names, notes = first.class_names, collect_notes(tables.values())
     groups = subgroup_sentences(comparison.subgroups)
@@ -126,7 +126,7 @@ def comparison_sections(
 
 
 def outcome_comparison(comparison: Comparison, table: PredictionTable) -> html.Table:
-    """Metrics of the first outcome of each member, for the first screen."""
+    """`OUTCOME_METRICS` of the first outcome, one row per member, for the first screen."""
     names = [f"{name}/{shown_outcomes(table)[0]}" for name in OUTCOME_METRICS]
     members = {n: m | comparison.decisions[n] for n, m in comparison.metrics.items()}
     note = f"Net benefit and decisions at the threshold {use_of(table).threshold:g}."
@@ -134,7 +134,7 @@ def outcome_comparison(comparison: Comparison, table: PredictionTable) -> html.T
 
 
 def member_table(comparison: Comparison) -> html.Table:
-    """Summary metrics of each member."""
+    """One row per member with its summary metrics."""
     return html.models_table(comparison.metrics, "Members", f"{html.SMALL_PRINT} {RAW_NOTE}")
 
 
@@ -163,7 +163,7 @@ def recall_table(members: Mapping[str, Estimates], class_names: Sequence[str]) -
 
 
 def difference_table(comparison: Comparison) -> html.Table:
-    """First minus second of each two members, with corrected p-values."""
+    """One row per two members: headline metrics of the first minus the second, and p-values."""
     names, rows = headline_metrics(), list[tuple[html.Cell, ...]]()
     for pair, differences in comparison.differences.items():
         cells: list[html.Cell] = [pair]

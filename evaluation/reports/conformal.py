@@ -17,12 +17,13 @@ MAX_GROUPS = 20  # values of an attribute that get limits of their own
 
 
 def conformal_tables(val: PredictionTable, test: PredictionTable) -> list[Table]:
-    """Sets by limits for all images, for each class and each attribute; then coverage by group."""
+    """A table with a row per rate and kind of limit, then tables of coverage by class and group."""
     rules = {"": "one limit", BY_CLASS: "a limit for each class"}
     rules |= {name: f"a limit for each {name}" for name in attributes(val, test)}
 
     @cache
     def evaluate(alpha: float, by: str, groups: str) -> list[SetCoverage]:
+        """Coverage on test in each of `groups`, with limits fitted on val for each of `by`."""
         return evaluate_sets(fit_conformal_sets(val, alpha, by), test, groups)
 
     rows: list[tuple[Cell, ...]] = []
@@ -45,18 +46,18 @@ def conformal_tables(val: PredictionTable, test: PredictionTable) -> list[Table]
 
 
 def percent(rate: float) -> str:
-    """`97.5 %`."""
+    """`97.5 %` of 0.975."""
     return f"{100 * rate:g} %"
 
 
 def attributes(val: PredictionTable, test: PredictionTable) -> list[str]:
-    """The attributes of both tables with more than one value, and not too many."""
+    """Names of attributes that both tables have, with 2 to `MAX_GROUPS` values in val."""
     return [name for name in test.attributes if name in val.attributes
             and 1 < val.rows[name].nunique() <= MAX_GROUPS]  # fmt: skip
 
 
 def lowest_coverage(groups: list[SetCoverage]) -> str:
-    """`0.812 (ill)`; a dash if no group has images."""
+    """The lowest coverage and its group, `0.812 (ill)`; a dash if no group has images."""
     known = [(g.coverage.value, g.group) for g in groups if g.coverage.value is not None]
     return "{:.3f} ({})".format(*min(known)) if known else "-"
 

@@ -57,7 +57,7 @@ def first_screen(
     fitted: FittedVoters, evaluated: EvaluatedVoters, predictions: EnsemblePredictions,
     points: OperatingPoints, groups: Sequence[str],
 ) -> list[html.Section]:  # fmt: skip
-    """The summary, and the answers about the ensemble's own voter."""
+    """The summary sentence, and an overview of the ensemble's own voter."""
     voter, tables = predictions.voter, predictions.members
     what = f"An ensemble of {html.format_count(len(tables), 'networks')}"
     notes = [ONE_DATASET, *fitted.warnings, *collect_notes(tables.values())]
@@ -177,7 +177,7 @@ def diversity_table(
     pairs: Mapping[str, PairDiversity], agreement: Estimate, rows: str,
     nll: NllDecomposition | None = None,
 ) -> html.Table:  # fmt: skip
-    """Diversity of each two members, by their names, and its effect on the NLL if given."""
+    """One row per two members with their diversity; the note has the NLL decomposition."""
     cells: list[tuple[html.Cell, ...]] = [
         (names, p.disagreement, p.double_fault, p.q, p.kappa, p.error_correlation)
         for names, p in pairs.items()

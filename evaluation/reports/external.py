@@ -26,7 +26,7 @@ RECALIBRATION = (
 def external_sections(
     results: Results, tables: Mapping[str, PredictionTable], environment: Mapping[str, object] = {}
 ) -> list[html.Section]:
-    """The report from top to bottom; `tables` has predictions on `internal` and `external`."""
+    """All sections of the report; `tables` has predictions on `internal` and `external` images."""
     external, internal = results.metrics, results.others["internal"]
     table, both = tables["external"], {site: tables[site] for site in ("internal", "external")}
     first, *others = shown_outcomes(table)
@@ -110,7 +110,7 @@ def recalibration_table(results: Results, outcome: str, heading: str) -> html.Ta
 
 
 def net_benefit_table(results: Results, table: PredictionTable) -> html.Table:
-    """What it takes to reach a net benefit: the internal one, or the one that was stated."""
+    """One row per outcome: its net benefit, the target, and the local patients to reach it."""
     rows = list[tuple[html.Cell, ...]]()
     for outcome, needed in results.meta["net_benefit"].items():
         internal, external = (
@@ -119,7 +119,7 @@ def net_benefit_table(results: Results, table: PredictionTable) -> html.Table:
         possible: Estimates = results.others["prevalence/external"]
         cells: list[html.Cell] = [outcome, internal, external, float(needed["target"])]
         cells += [possible.get(outcome)]
-        cells += [_needed(needed[key], needed["tried"]) for key in ("reached", "exceeded")]
+        cells += [_needed_text(needed[key], needed["tried"]) for key in ("reached", "exceeded")]
         rows.append(tuple(cells))
     use = use_of(table)
     columns = ("", "internal", results.name, "to reach", "greatest possible",
@@ -132,17 +132,17 @@ def net_benefit_table(results: Results, table: PredictionTable) -> html.Table:
     return html.Table(columns, rows, "Net benefit", note)
 
 
-def _needed(patients: int | None, tried: int | None) -> str:
+def _needed_text(patients: int | None, tried: int | None) -> str:
     if patients is None:
         return f"not reached with {tried} patients" if tried is not None else "not measured"
     return f"reached with {patients} patients" if patients else "reached without recalibration"
 
 
 def net_benefit_sentence(results: Results) -> str:
-    """One line about the first outcome for the terminal."""
+    """One line for the terminal: the first outcome's net benefit, and what reaches the target."""
     if not results.meta["net_benefit"]:
         return "Net benefit was not measured in the internal test"
     outcome, needed = next(iter(results.meta["net_benefit"].items()))
     measured: Estimate = results.metrics[f"net_benefit/{outcome}"]
     shown = f"Net benefit for {outcome}: {html.format_estimate(measured)}"
-    return f"{shown}; {needed['target']:.3f}: {_needed(needed['reached'], needed['tried'])}"
+    return f"{shown}; {needed['target']:.3f}: {_needed_text(needed['reached'], needed['tried'])}"

@@ -83,14 +83,14 @@ class Table(Section):
         rows = [f"<tr>{head}</tr>"]
         for index, row in enumerate(self.rows):
             attribute = ' class="strong"' if index in self.strong else ""
-            cells = "".join(_cell(cell, self.digits) for cell in row)
+            cells = "".join(_cell_html(cell, self.digits) for cell in row)
             rows.append(f"<tr{attribute}>{cells}</tr>")
         shown = [cell for row in self.rows for cell in row]
         estimates = [cell.estimate if isinstance(cell, SignedEstimate) else cell for cell in shown]
         reasons = {e.reason: None for e in estimates if isinstance(e, Estimate) and e.reason}
         unsaid = [reason for reason in reasons if reason not in shown]
         missing = f"Without interval or value: {'; '.join(unsaid)}." if unsaid else ""
-        return _wide_table(rows) + _note(self.note) + _note(missing)
+        return _table_html(rows) + _note_html(self.note) + _note_html(missing)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Plot(Section):
         width = None
         if isinstance(self.image, Figure):
             width = round(self.image.get_figwidth() * PIXELS_PER_INCH)
-        image = _image(self.png(), self.caption or self.heading, width)
+        image = _image_html(self.png(), self.caption or self.heading, width)
         return f"<figure><div class=wide>{image}</div>{caption}</figure>"
 
     def png(self) -> bytes:
@@ -125,10 +125,10 @@ class Thumbnails(Section):
 
     def _content(self) -> str:
         items = [
-            f"<li>{_image(png, caption)}<span>{html.escape(caption)}</span></li>"
+            f"<li>{_image_html(png, caption)}<span>{html.escape(caption)}</span></li>"
             for png, caption in zip(self.images, self.captions, strict=True)
         ]
-        return f'<ul class="thumbnails">{"".join(items)}</ul>{_note(self.note)}'
+        return f'<ul class="thumbnails">{"".join(items)}</ul>{_note_html(self.note)}'
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ class Gates(Section):
         rows = ["<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"]
         for gate in self.gates:
             outcome = "pass" if gate.passed else "fail"
-            cells = "".join(_cell(text) for text in (gate.name, gate.required, gate.measured))
+            cells = "".join(_cell_html(text) for text in (gate.name, gate.required, gate.measured))
             rows.append(f'<tr>{cells}<td class="{outcome}">{outcome}</td></tr>')
-        return _wide_table(rows)
+        return _table_html(rows)
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,9 @@ class Details(Section):
     heading: str = "How this report was made"
 
     def _content(self) -> str:
-        rows = [(_cell(plain_name(k)), _cell(plain_value(v))) for k, v in self.entries.items()]
-        return _wide_table([f"<tr>{k}{v}</tr>" for k, v in rows], ' class="details"')
+        pairs = [(plain_name(k), plain_value(v)) for k, v in self.entries.items()]
+        rows = [f"<tr>{_cell_html(name)}{_cell_html(value)}</tr>" for name, value in pairs]
+        return _table_html(rows, ' class="details"')
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> N
 
 
 def _glossary_rows(page: str) -> list[tuple[str, str]]:
-    """Names and meaning of the metrics that a page of HTML names."""
+    """(names, meaning) of each metric that a page of HTML names."""
     specs = named_metrics(html.unescape(re.sub("<[^>]*>", " ", page)))
     return [(", ".join(filter(None, (s.label, s.also))), s.meaning) for s in specs]
 
@@ -244,7 +245,7 @@ def section_html(section: Section) -> str:
 
 
 def format_number(value: float, decimals: int, sign: str = "") -> str:
-    """A number; without a sign if it is rounded to zero."""
+    """A number with decimals, `sign` "+" for a sign; without a sign if it is rounded to zero."""
     text = f"{value:{sign}.{decimals}f}"
     return text if float(text) else text.lstrip("+-")
 
@@ -342,17 +343,17 @@ def models_table(
     return Table(columns, rows, heading, note, strong=strong)
 
 
-def _wide_table(rows: Sequence[str], attribute: str = "") -> str:
+def _table_html(rows: Sequence[str], attribute: str = "") -> str:
     return f"<div class=wide><table{attribute}>{''.join(rows)}</table></div>"
 
 
-def _cell(cell: Cell, digits: int = 3) -> str:
+def _cell_html(cell: Cell, digits: int = 3) -> str:
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
     if isinstance(cell, SignedEstimate):
-        text = _estimate(cell.estimate, "+")
+        text = _estimate_html(cell.estimate, "+")
     elif isinstance(cell, Estimate):
-        text = _estimate(cell)
+        text = _estimate_html(cell)
     elif isinstance(cell, int):
         text = f"{cell:,}"
     else:
@@ -360,8 +361,8 @@ def _cell(cell: Cell, digits: int = 3) -> str:
     return f'<td class="number">{text}</td>'
 
 
-def _estimate(estimate: Estimate, sign: str = "") -> str:
-    """The value, and under it the interval in small print."""
+def _estimate_html(estimate: Estimate, sign: str = "") -> str:
+    """The value, and under it the interval in small print; a dash without a value."""
     if estimate.value is None:
         return "&ndash;"
     value, _, interval = format_estimate(estimate, sign=sign).partition(" (")
@@ -369,7 +370,7 @@ def _estimate(estimate: Estimate, sign: str = "") -> str:
     return f"{value}<small>{interval}</small>" if interval else value
 
 
-def _note(note: str) -> str:
+def _note_html(note: str) -> str:
     return f'<p class="note">{html.escape(note)}</p>' if note else ""
 
 
@@ -382,12 +383,12 @@ def render_png(fig: Figure) -> bytes:
     return stream.getvalue()
 
 
-def _image(png: bytes, alternative: str, width: int | None = None) -> str:
+def _image_html(png: bytes, alternative: str, width: int | None = None) -> str:
     data = base64.b64encode(png).decode()
     attribute = f' width="{width}"' if width else ""
     return f'<img alt="{html.escape(alternative)}"{attribute} src="data:image/png;base64,{data}">'
 
 
 def _template(name: str) -> str:
-    """A file of this package."""
+    """The text of a file next to this module."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ def overview(
     groups: Sequence[str] = (),
     notes: Sequence[str] = (ONE_DATASET,),
 ) -> Overview:
-    """Answers for people who decide whether to read on; ``groups`` says for whom it is worse."""
+    """Questions and answers for the first screen; `groups` are sentences on who has it worse."""
     outcome, classes = shown_outcomes(table)[0], _alternatives(table.class_names)
     how_good = _performance(metrics, table, points, outcome)
     answers = {"What is it?": [f"{what} that answers {classes}."],
@@ -41,7 +41,7 @@ def overview(
 def about_data(
     table: PredictionTable, groups: Sequence[str], notes: Sequence[str]
 ) -> dict[str, Sequence[str]]:
-    """On whom something was measured, for whom it is worse, and what limits it."""
+    """Answers by question: measured on whom, for whom it is worse, what limits it."""
     outcome, labeled = shown_outcomes(table)[0], table.labeled
     patients, unit = format_count(len(set(labeled.patients)), "patients"), row_unit(table)
     sample = f"{format_count(len(labeled), unit)} of {patients}" * (unit != "patients") or patients
@@ -62,7 +62,7 @@ def _alternatives(names: Sequence[str]) -> str:
 def _performance(
     metrics: Mapping[str, Estimate], table: PredictionTable, points: OperatingPoints, outcome: str
 ) -> list[str]:
-    """Discrimination, calibration, net benefit and decisions, each with what it means."""
+    """Sentences on accuracy, AUROC, calibration, net benefit and decisions, as far as known."""
     lines = [f"Accuracy {format_percent(metrics['accuracy'])}."]
     auroc = metrics.get(f"auroc/{outcome}", metrics.get("auroc"))
     if auroc:
@@ -108,7 +108,7 @@ def _prevalence(table: PredictionTable, outcome: str) -> str:
 
 
 def _limits(table: PredictionTable, outcome: str) -> list[str]:
-    """What the numbers of this table alone cannot say."""
+    """A sentence for each kind of patients, with or without the outcome, that are too few."""
     labeled, members = table.labeled, outcome_members(table)[outcome]
     is_outcome = [label in members for label in labeled.labels]
     limits = []

@@ -104,7 +104,7 @@ def readable_details(results: Results) -> dict[str, object]:
 
 
 def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
-    """Writes changed.csv (changed.<split>.csv): decisions unlike those of control or dense."""
+    """Writes changed.csv (changed.<split>.csv): decisions that the control or dense run lacks."""
     split = table.rows["split"].iloc[0]
     file = folder / (sparsity.CHANGED_FILE if split == "test" else f"changed.{split}.csv")
     file.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
 
 
 def describes_weights(folder: Path, num_parameters: int, zero_fraction: float) -> bool:
-    """Whether sparsity.json or pruning.json is about weights of this size and sparsity."""
+    """Whether sparsity.json or pruning.json of a folder is of weights with these two numbers."""
     savings = read_savings(folder)  # the folder contains the dense model as well
     is_same_size = savings.get("parameters", num_parameters) == num_parameters
     zeros = savings.get("weights_zero_fraction", zero_fraction)
@@ -126,13 +126,13 @@ def describes_weights(folder: Path, num_parameters: int, zero_fraction: float) -
 
 
 def read_savings(folder: Path) -> dict[str, Any]:
-    """pruning.json or sparsity.json of a run folder, empty if there is neither."""
+    """Content of pruning.json, else sparsity.json, of a run folder; empty without both."""
     savings = sparsity.read_savings_files(folder)
     return savings.get(sparsity.PRUNING_FILE) or savings.get(sparsity.SPARSITY_FILE, {})
 
 
 def measured_ratios(folder: Path) -> dict[str, float | None]:
-    """Ratios of a sparse or pruned run for results.json; None if not measured."""
+    """`RATIOS` of a sparse or pruned run, None if not measured; empty for other runs."""
     savings = read_savings(folder)
     return {key: savings[key] for key in RATIOS} if savings else {}
 

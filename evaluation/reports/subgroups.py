@@ -27,7 +27,7 @@ GAPS_NOTE = (
 
 
 def subgroup_sentence(subgroups: Sequence[Subgroup]) -> str:
-    """For which groups the model is worse than for all others; empty without groups."""
+    """A sentence on the groups that the model is worse for than for all others; "" without any."""
     compared = [s for s in subgroups if s.gaps]
     if not compared:
         return f"No group has {MIN_PATIENTS} patients to be compared." if subgroups else ""
@@ -50,7 +50,7 @@ def subgroup_sentence(subgroups: Sequence[Subgroup]) -> str:
 
 
 def subgroup_sentences(models: Mapping[str, Sequence[Subgroup]]) -> list[str]:
-    """The sentence of each model with groups."""
+    """`<model>: <subgroup_sentence>` of each model with groups."""
     return [f"{name}: {subgroup_sentence(groups)}" for name, groups in models.items() if groups]
 
 
@@ -114,7 +114,7 @@ def _gaps_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
 
 
 def subgroup_table(subgroups: Sequence[Subgroup], heading: str) -> html.Table:
-    """Size, prevalence and metrics of each group."""
+    """One row per group with its size, prevalence and metrics."""
     names = list(subgroups[0].metrics)
     rows: list[tuple[html.Cell, ...]] = [
         (s.attribute, s.group, s.n, s.patients,

@@ -10,7 +10,7 @@ from evaluation.stats.bootstrap import LEVEL, TIE, Clusters
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties one half; NaN without both."""
+    """AUROC of scores (n,), ties count one half; NaN unless there are positives and negatives."""
     return _placements(scores, positive)[0]
 
 
@@ -62,11 +62,11 @@ class Areas:
         return value, value - half, value + half, float(p)
 
     def _quantile(self, at: np.ndarray) -> float:
-        """Student's quantile: intervals of 30 patients cover 93.7 %, by the normal one 92.5 %."""
+        """97.5 % quantile of Student's t: covers better than the normal one with few patients."""
         return float(stdtrit(self._degrees_of_freedom(at), 0.5 + LEVEL / 2))
 
     def _newcombe_mean(self, value: np.ndarray, at: np.ndarray) -> tuple[float, float]:
-        """Mean of Newcombe's intervals at `at` if the areas are `value`."""
+        """Mean low and mean high of Newcombe's intervals of the areas `value` at `at`."""
         ends = [newcombe_interval(value[j], self.positives[j], self.negatives[j]) for j in at]
         low, high = np.mean(ends, axis=0)
         return float(low), float(high)
@@ -76,6 +76,7 @@ class Areas:
         return max(1, int(min(self.positives[at].min(), self.negatives[at].min())) - 1)
 
     def _standard_error(self, weights: np.ndarray) -> float:
+        """Standard error of the sum of the areas times `weights` (J,)."""
         return float(np.sqrt(max(0.0, weights @ self.covariance @ weights)))
 
 
@@ -96,7 +97,7 @@ def delong(scores: np.ndarray, positive: np.ndarray, clusters: Clusters) -> Area
 
 
 def _placements(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray]:
-    """Area, and centered placements (n, 2) of positives and negatives divided by their counts."""
+    """AUROC, and centered DeLong placements (n, 2) of positives and negatives over their counts."""
     m, n = int(positive.sum()), int((~positive).sum())
     placements = np.zeros((len(scores), 2))
     if m == 0 or n == 0:
@@ -112,7 +113,7 @@ def _placements(scores: np.ndarray, positive: np.ndarray) -> tuple[float, np.nda
 
 
 def _small_sample_factor(has_image: np.ndarray) -> np.ndarray:
-    """I / (I - 1) for each pair of components, I the number of patients with either of them."""
+    """I / (I - 1) for each two columns (2 J, 2 J); I patients have an image of either of them."""
     indicator = has_image.astype(float)
     own = indicator.sum(axis=0)
     either = own[:, None] + own[None, :] - indicator.T @ indicator
@@ -127,6 +128,7 @@ def newcombe_interval(value: float, positives: int, negatives: int) -> tuple[flo
     z, star = float(ndtri(0.5 + LEVEL / 2)), (m + n) / 2 - 1
 
     def gap(a: float) -> float:
+        """0 if `a` is an end of the interval."""
         spread = 1 + star * (1 - a) / (2 - a) + star * a / (1 + a)
         return float((a - value) ** 2 - z * z * a * (1 - a) * spread / (m * n))
 

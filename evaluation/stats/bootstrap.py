@@ -119,7 +119,7 @@ class Replicates:
     left_out: np.ndarray
 
     def select(self, at: int, spread: float = 1.0) -> "Replicates":
-        """Statistic `at` alone; distances of replicates from its value are scaled by `spread`."""
+        """Statistic `at` alone; differences of replicates to its value are scaled by `spread`."""
         value, resampled = self.value[[at]], self.resampled[:, [at]]
         return Replicates(value, value + spread * (resampled - value), self.left_out[:, [at]])
 
@@ -141,7 +141,7 @@ class Replicates:
         return bca(float(self.value[at]), self._finite(at), left_out[np.isfinite(left_out)])
 
     def percentile_interval(self, at: int, is_centered: bool = False) -> tuple[float, float]:
-        """Percentiles of the replicates, shifted to the value if `is_centered`; or NaN."""
+        """95 % percentiles, or NaN; `is_centered` shifts them by value - mean of replicates."""
         if self.is_undefined(at) or self.has_no_spread(at):
             return np.nan, np.nan
         ends = np.quantile(self._finite(at), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
@@ -157,12 +157,13 @@ class Replicates:
 def bootstrap(
     sums: Sums, statistic: Statistic, clusters: Clusters, draws: int = DRAWS, seed: int = 0
 ) -> Replicates:
-    """Resamples `sums` (patients, d) in strata; `statistic` maps sums (r, d) to values (r, m)."""
+    """Resamples the rows of `sums` (patients, d) in strata; `statistic` maps (r, d) to (r, m)."""
     total = np.ones((1, clusters.num_patients)) @ sums
     counts, columns = clusters.resample_counts(draws, seed), sums.astype(np.float32).T
     step = max(1, min(5 * _CHUNK // sums.shape[0], _CHUNK // sums.shape[1]))
 
     def resample(start: int) -> np.ndarray:
+        """Values (step, m) of the draws from `start` on."""
         # float32 takes half the time and represents counts below 2 ** 24 exactly
         resampled = columns @ counts[:, start : start + step].astype(np.float32)
         return statistic(resampled.T.astype(float))
@@ -179,7 +180,7 @@ def bootstrap(
 def bootstrap_both(
     sums: Sums, statistic: Statistic, clusters: Clusters, draws: int, seed: int
 ) -> tuple[Replicates, Replicates]:
-    """Resampled within strata, for metrics that weight classes equally, and without strata."""
+    """Replicates of patients resampled within strata, and of patients resampled without strata."""
     within = bootstrap(sums, statistic, clusters, draws, seed)
     if (clusters.stratum < 0).all():
         return within, within
@@ -201,7 +202,7 @@ def bca(value: float, resampled: np.ndarray, left_out: np.ndarray) -> tuple[floa
 
 
 def too_few_patients(class_names: Sequence[str], patients: Iterable[int]) -> str:
-    """Reason of a missing interval: a class with 1 to 4 patients; "" if there is none."""
+    """Why there is no interval: the first class with 1 to 4 patients; "" if there is none."""
     for name, count in zip(class_names, patients, strict=True):
         if 0 < count < MIN_PATIENTS:
             return f"class {name!r} has {count} patients; an interval needs {MIN_PATIENTS}"

@@ -27,19 +27,19 @@ class Gap:
     """Difference of two groups, its standard error and degrees of freedom."""
 
     value: float
-    deviation: float
-    freedom: int
+    standard_error: float
+    degrees_of_freedom: int
 
     @property
     def p_value(self) -> float:
         """Two-sided p-value of no difference."""
-        ratio = abs(self.value) / self.deviation if self.deviation > 0 else 0.0
-        return 2 * float(stdtr(self.freedom, -ratio))
+        ratio = abs(self.value) / self.standard_error if self.standard_error > 0 else 0.0
+        return 2 * float(stdtr(self.degrees_of_freedom, -ratio))
 
     def half_width(self, comparisons: int = 1) -> float:
-        """Half of the interval, which holds for this number of differences together."""
-        quantile = stdtrit(self.freedom, 1 - (1 - LEVEL) / 2 / comparisons)
-        return float(quantile) * self.deviation
+        """Half of the width of the interval, by Bonferroni for `comparisons` differences."""
+        quantile = stdtrit(self.degrees_of_freedom, 1 - (1 - LEVEL) / 2 / comparisons)
+        return float(quantile) * self.standard_error
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class GroupMetric:
         patients = min(int(np.count_nonzero(of)) for of in (*counts, *counts_of_others))
         if patients < MIN_OF_KIND:
             return None
-        (value, error), (other, error_of_others) = self._part(first), self._part(second)
+        (value, error), (other, error_of_others) = self._influence(first), self._influence(second)
         errors = self._by_patient(first, error) - self._by_patient(second, error_of_others)
         observed = float(errors @ errors) * patients / (patients - 1)
         variance = max(observed, self._variance_if_equal(counts, counts_of_others))
@@ -95,7 +95,7 @@ class GroupMetric:
         size = len(rows), patients, TOO_FEW
         if min(kinds) < MIN_OF_KIND:
             return make_estimate((np.nan, np.nan, np.nan), "none", *size)
-        value, error = self._part(rows)
+        value, error = self._influence(rows)
         errors, freedom = self._by_patient(rows, error), min(kinds) - 1
         variance = float(errors @ errors) * (freedom + 1) / freedom
         if self.positive is not None:
@@ -124,11 +124,11 @@ class GroupMetric:
         return int(self.patient.max(initial=-1)) + 1
 
     def _by_patient(self, rows: np.ndarray, error: np.ndarray) -> np.ndarray:
-        """Sums (patients,) of errors of rows."""
+        """Sums (patients,) of the influences `error` of rows, by patient."""
         return np.bincount(self.patient[rows], error, self._num_patients)
 
-    def _part(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
-        """Value of some rows, and the error that each of them adds to it."""
+    def _influence(self, rows: np.ndarray) -> tuple[float, np.ndarray]:
+        """The metric on the m rows at `rows`, and the influence (m,) of each row on it."""
         values = self.values[rows]
         if self.positive is None:
             value = float(values.mean())
@@ -147,7 +147,7 @@ class GroupMetric:
     def _spread(self) -> list[tuple[float, float]]:
         """Variance, and correlation within a patient, of the rows of each kind."""
         rows = np.arange(len(self.values))
-        residuals, spread = self._part(rows)[1], list[tuple[float, float]]()
+        residuals, spread = self._influence(rows)[1], list[tuple[float, float]]()
         kinds = [rows] if self.positive is None else [rows[self.positive], rows[~self.positive]]
         for kind, counts in zip(kinds, self._counts(rows), strict=True):
             own, n = residuals[kind] * len(kind), len(kind)

@@ -108,7 +108,7 @@ def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> float:
 
 
 def sign_test(pairs: Sequence[Pair], clusters: Clusters) -> float:
-    """McNemar's p-value of the patients for whom the first is right more, or less, often."""
+    """p-value of the sign test: the first is right more often, or less, for how many patients."""
     correct = [[table.predictions == table.labels for table in pair] for pair in pairs]
     gaps = np.sum([first.astype(float) - second for first, second in correct], axis=0)
     of_patient = clusters.sum_by_patient(gaps[:, None])
@@ -132,6 +132,7 @@ def _differences_of_sums(
     parts = [clusters.sum_by_patient(columns.of_table(table)) for table in tables]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
+        """Mean differences (r, contrasts x m), contrast by contrast."""
         of_table = [columns.metrics(part) for part in np.split(sums, len(parts), axis=1)]
         means = [
             [np.mean([of_table[at] for at in side], axis=0) for side in zip(*pairs, strict=True)]
@@ -155,7 +156,7 @@ def _difference(
     replicates: tuple[Replicates, Replicates], at: int, spec: MetricSpec, pairs: Sequence[Pair],
     clusters: Clusters,
 ) -> Difference:  # fmt: skip
-    """One difference; its p-value is below 1 only with an interval or by an exact test."""
+    """The Difference of statistic `at`; p is below 1 only with an interval or by an exact test."""
     selected, reason = _select(replicates, at, spec, pairs[0][0], clusters)
     value, is_centered = float(selected.value[0]), spec.interval == "centered bootstrap"
     # percentiles agree with the p-value; BCa is too narrow if few patients differ
@@ -182,7 +183,7 @@ def _select(
     replicates: tuple[Replicates, Replicates], at: int, spec: MetricSpec, table: PredictionTable,
     clusters: Clusters,
 ) -> tuple[Replicates, str]:  # fmt: skip
-    """The replicates of one statistic, or NaN and the reason if a class has too few patients."""
+    """Replicates of statistic `at`, and "" or why they are NaN: a class has too few patients."""
     within, without_strata = replicates
     if spec.weights_images_equally:
         return without_strata.select(at), ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import softmax
 
-from evaluation.metrics.calibration import minimize_near
+from evaluation.metrics.calibration import minimize_penalized_nll
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, safe_log
 from evaluation.voters import learned
 from evaluation.voters.simple import Voter, attribute_values, check_member_count, normalized_weights
@@ -27,7 +27,7 @@ class PerGroup(Voter):
         object.__setattr__(self, "common", normalized_weights(self.common))
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Pools each image by its weights."""
+        """Weighted mean of the members, with the weights of each image."""
         check_member_count(members, len(self.common))
         return np.asarray(np.einsum("nm,mnk->nk", self.image_weights(members, groups), members))
 
@@ -91,7 +91,7 @@ def attention_weights(bias: np.ndarray, keys: np.ndarray, features: np.ndarray) 
 
 
 def fit_per_group(tables: Sequence[PredictionTable], attribute: str = "body_part") -> PerGroup:
-    """Weights of least NLL for each value of the attribute, shrunk towards common weights."""
+    """The voter with weights of least NLL for each value, shrunk towards common weights."""
     members, table = learned.fitting_data(tables, f"weights per {attribute}")
     groups = attribute_values(table, attribute, PerGroup.name)
     common, values = learned.min_nll_weights(members, table.labels), sorted(set(groups))
@@ -124,10 +124,11 @@ def fit_group_attention(
 def _fit_layer(
     members: np.ndarray, labels: np.ndarray, own: np.ndarray, b: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bias and keys of least penalized NLL at the inverse temperature b of the whole ensemble."""
+    """Bias (members,), keys (members, K + 1) of least penalized NLL at inverse temperature b."""
     features = attention_features(members)
 
     def nll(layer: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean NLL of bias and keys (members, K + 2), and the gradient of the sum."""
         w = attention_weights(layer[:, 0], layer[:, 1:], features).T
         pooled = np.maximum(np.einsum("mn,mnk->kn", w, members), MIN_PROBABILITY)
         loss, by_log, _, _ = learned.tempered_nll_gradients(np.log(pooled), labels, b)
@@ -137,5 +138,5 @@ def _fit_layer(
         return loss, np.column_stack([by_score.sum(axis=1), by_keys])
 
     start = np.column_stack([np.log(np.maximum(own, 0.01)), np.zeros(features[:, 0].shape)])
-    layer = minimize_near(start, nll, len(labels))
+    layer = minimize_penalized_nll(start, nll, len(labels))
     return layer[:, 0], layer[:, 1:]

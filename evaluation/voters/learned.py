@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from evaluation.metrics.calibration import minimize_near
+from evaluation.metrics.calibration import minimize_penalized_nll
 from evaluation.predictions import MIN_PROBABILITY, PredictionTable, align, refuse_test, safe_log
 from evaluation.voters.simple import Voter, Weighted, check_member_count, normalized_weights
 
@@ -18,7 +18,7 @@ GREEDY_ROUNDS, GREEDY_PATIENCE = 40, 5  # most members added; rounds without a l
 
 
 class Learned(Weighted):
-    """Convex weights of least validation NLL after temperature scaling of the pool."""
+    """Convex weights whose weighted mean has the least validation NLL, see `min_nll_weights`."""
 
     name = "learned"
 
@@ -83,7 +83,7 @@ def fit_learned(tables: Sequence[PredictionTable]) -> Learned:
 
 
 def fit_greedy(tables: Sequence[PredictionTable]) -> Greedy:
-    """Adds the member that lowers the NLL most, with replacement; ties go to the first member."""
+    """Weights by greedy selection: adds the member that lowers the NLL most, with replacement."""
     members, table = fitting_data(tables, "greedy selection")
     half = table.patient_folds(2) == 0
     gaps = []
@@ -98,7 +98,7 @@ def fit_greedy(tables: Sequence[PredictionTable]) -> Greedy:
 
 
 def fit_per_class(tables: Sequence[PredictionTable]) -> PerClass:
-    """Weights of least one-versus-rest log loss for each class, shrunk towards common weights."""
+    """Weights of least one-versus-rest NLL for each class, shrunk towards those of all classes."""
     members, table = fitting_data(tables, "per-class weights")
     common, rows = min_nll_weights(members, table.labels), []
     for c in range(len(table.class_names)):
@@ -113,13 +113,16 @@ def fit_per_class(tables: Sequence[PredictionTable]) -> PerClass:
 
 
 def shrink(own: np.ndarray, common: np.ndarray, n: int) -> np.ndarray:
-    """Own weights, fitted on n rows, pulled towards the common weights."""
+    """(n * own + s * common) / (n + s), s = `SHRINKAGE_ROWS`; `own` was fitted on n rows."""
     ratio = n / (n + SHRINKAGE_ROWS)
     return np.asarray(ratio * own + (1 - ratio) * common)
 
 
 def fit_stacked(tables: Sequence[PredictionTable]) -> Stacked:
-    """Weights of least penalized NLL; the penalty pulls towards the members' geometric mean."""
+    """Multinomial logistic regression on all members' log-probabilities, of least penalized NLL.
+
+    `minimize_penalized_nll` pulls it to the geometric mean of the members.
+    """
     members, table = fitting_data(tables, "stacking")
     k, count = len(table.class_names), len(members)
     if len(table) < (required := ROWS_PER_WEIGHT * count * k):
@@ -128,12 +131,13 @@ def fit_stacked(tables: Sequence[PredictionTable]) -> Stacked:
     inputs = np.vstack([_side_by_side(members).T, np.ones(len(table))])
 
     def nll(w: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean NLL of weights and bias (K, members x K + 1), and the gradient of the sum."""
         scores = w @ inputs
         loss, by_log, _, _ = tempered_nll_gradients(scores - scores.max(axis=0), table.labels, 1.0)
         return loss, by_log @ inputs.T
 
     start = np.hstack([np.tile(np.eye(k), count) / count, np.zeros((k, 1))])
-    w = minimize_near(start, nll, len(table))
+    w = minimize_penalized_nll(start, nll, len(table))
     return Stacked(w[:, :-1], w[:, -1])
 
 
@@ -145,7 +149,7 @@ def _side_by_side(members: np.ndarray) -> np.ndarray:
 def fitting_data(
     tables: Sequence[PredictionTable], purpose: str
 ) -> tuple[np.ndarray, PredictionTable]:
-    """Probabilities (members, n, K) of the labeled rows and the first table; refuses test rows."""
+    """Probabilities (members, n, K) and the first table, of labeled rows; ValueError for test."""
     for table in tables:
         refuse_test(table, purpose)
     labeled = align([table.labeled for table in tables])
@@ -153,10 +157,10 @@ def fitting_data(
 
 
 def min_nll_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Convex weights (members,) whose pool has the least NLL after temperature scaling.
+    """Convex weights (members,) whose weighted mean has the least NLL after temperature scaling.
 
-    Weights that suit the uncalibrated pool would favor single confident members over a good
-    mixture. The search starts at equal weights and near the best single member.
+    Without the scaling, weights would favor single confident members over a good mixture. The
+    search starts at equal weights and near the best single member.
     """
     pool, count = MemberPool(members, labels), len(members)
     equal = np.full(count, 1 / count)
@@ -175,7 +179,7 @@ def min_nll_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _select_members(pool: "MemberPool") -> tuple[np.ndarray, float]:
-    """Weights of the best prefix of a greedy selection, and their inverse temperature."""
+    """Weights (members,) after the best round of a greedy selection, and inverse temperature."""
     counts, best, least = np.zeros(len(pool)), (np.zeros(len(pool)), 1.0), np.inf
     b, best_size = 1.0, 0
     for size in range(1, GREEDY_ROUNDS + 1):

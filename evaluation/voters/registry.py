@@ -12,7 +12,7 @@ from evaluation.voters.simple import Voter
 
 @dataclass(frozen=True)
 class VoterOptions:
-    """What a user can give to voters besides validation tables; the fields are requirements."""
+    """What voters may require besides validation tables; `VoterSpec.requirements` names fields."""
 
     attribute: str = ""  # whose values get weights of their own, such as `body_part`
     attended_values: Sequence[str] = ()  # values of the attribute that get an attention layer
@@ -70,12 +70,12 @@ _SPECS = (
                   t, options.attended_values, options.attribute)),
 )  # fmt: skip
 VOTERS: dict[str, VoterSpec] = {spec.name: spec for spec in _SPECS}
-#: selects `learned` weights, or `soft` if val has fewer patients than this for each member
+#: selects `learned` or `soft`, see `FittedVoters.select`; patients of val required per member
 AUTO, AUTO_PATIENTS = "auto", 50
 
 
 def voter_spec(name: str) -> VoterSpec:
-    """The entry of a voter; an unknown name is an error that lists the known ones."""
+    """The entry of a voter; ValueError, with the known names, if it is unknown."""
     if name not in VOTERS:
         raise ValueError(f"unknown voter {name!r}; known are {', '.join(VOTERS)}")
     return VOTERS[name]

@@ -65,9 +65,9 @@ class Majority(Voter):
     name = "majority"
 
     def __call__(self, members: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-        """Fractions over the first axis."""
+        """Fraction of members that predict each class; the mean probability breaks ties."""
         predicted = np.eye(members.shape[2])[members.argmax(axis=2)].mean(axis=0)
-        # the mean probability breaks ties and keeps the NLL finite
+        # also keeps the NLL finite
         return np.asarray(0.999 * predicted + 0.001 * members.mean(axis=0))
 
 
@@ -93,7 +93,7 @@ class Weighted(Voter):
         return np.tile(self.weights, (members.shape[1], 1))
 
     def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:
-        """One row."""
+        """One row, "", for all classes."""
         return {"": self.weights}
 
 
@@ -121,14 +121,14 @@ def stacked_probabilities(tables: Sequence[PredictionTable]) -> np.ndarray:
 def pool_tables(
     voter: Voter, tables: Sequence[PredictionTable], calibration: Calibration = UNCALIBRATED
 ) -> PredictionTable:
-    """The voter's calibrated table, with the rows and classes of the first table."""
+    """The voter's calibrated probabilities, as a copy of the first table."""
     first = tables[0]
     groups = attribute_values(first, voter.attribute, voter.name) if voter.attribute else None
     return first.with_probabilities(calibration(voter(stacked_probabilities(tables), groups)))
 
 
 def attribute_values(table: PredictionTable, name: str, voter: str) -> np.ndarray:
-    """The attribute of each row as text; ValueError if it is absent or a value is empty."""
+    """Attribute `name` of each row as text (n,); ValueError if it is absent or a value empty."""
     if name not in table.attributes:
         raise ValueError(f"voter {voter!r} needs attribute {name!r}; has {table.attributes}")
     values = cell_text(table.rows[name])

@@ -49,7 +49,7 @@ class FittedEnsemble:
         return self.calibration(self.voter(members, groups))
 
     def calibrate_members(self, members: np.ndarray) -> np.ndarray:
-        """Probabilities (members, n, K), each member's calibrated, if that is known."""
+        """Calibrated probabilities (members, n, K); unchanged without `member_calibrations`."""
         if not self.member_calibrations:
             return members
         pairs = zip(self.member_calibrations, members, strict=True)
@@ -69,6 +69,7 @@ def digest(ensemble: FittedEnsemble) -> str:
 
 
 def _content(ensemble: FittedEnsemble) -> tuple[dict[str, Any], bytes]:
+    """The content of voter.json with its digest, and the bytes of voter.safetensors."""
     settings = vars(ensemble.voter)
     arrays = {k: np.ascontiguousarray(v) for k, v in settings.items() if isinstance(v, np.ndarray)}
     plain, data = {k: v for k, v in settings.items() if k not in arrays}, save_arrays(arrays)
@@ -113,6 +114,7 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
 
 
 def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
+    """The ensemble of `_content`; ValueError, TypeError or KeyError if `content` is damaged."""
     require_types(content, {"members": list[str], "class_names": list[str], "fitted_on": str,
                             "precision": str, "voter": dict[str, Any]})  # fmt: skip
     settings = dict(content["voter"])

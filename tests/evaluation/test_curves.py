@@ -76,7 +76,7 @@ def test_a_reliability_plot_of_few_images_has_fewer_bins_than_the_ece(n: int, bi
     assert curves.reliability_caption([table]).startswith(f"{bins} bins of equally many images")
     ece = reliability_bins(table.probabilities, table.labels, 15).ece
     title = curves.reliability_plot({"": table}).axes[0].get_title(loc="left")
-    assert title == f"ECE {style.rounded(ece, n)}"
+    assert title == f"ECE {style.format_rounded(ece, n)}"
 
 
 def test_learning_curves_skip_missing_values() -> None:

@@ -18,7 +18,7 @@ from evaluation.external import (
     largest_shifts,
     local_patients_for,
     prevalences,
-    recalibrate,
+    recalibrated_metrics,
     validate_externally,
 )
 from evaluation.metrics.clinical import net_benefit
@@ -87,7 +87,7 @@ def test_separated_and_extreme_cases_have_a_finite_fit():
     ],
 )
 def test_fifty_local_patients_restore_calibration(table, outcome, slope):
-    before, after = (recalibrate(table, k, draws=100) for k in (0, 50))
+    before, after = (recalibrated_metrics(table, k, draws=100) for k in (0, 50))
     slopes = [of[f"calibration_slope/{outcome}"] for of in (before, after)]
     assert slopes[0].value == pytest.approx(slope, rel=0.3)
     assert not slopes[0].low < 1 < slopes[0].high
@@ -105,7 +105,7 @@ def test_without_local_patients_values_are_those_of_the_whole_table():
     table = replace(
         make_table(300, images_per_patient=3), meta={"clinical_use": {"threshold": 0.3}}
     )
-    metrics, none = compute_metrics(table, draws=500), recalibrate(table, 0)
+    metrics, none = compute_metrics(table, draws=500), recalibrated_metrics(table, 0)
     assert "net_benefit/comminuted" in none
     for name, measured in none.items():
         assert measured.value == pytest.approx(metrics[name].value, abs=1e-9), name
@@ -133,7 +133,7 @@ def test_local_patients_leave_with_all_their_images():
 
         patch.setattr(external, "fit_recalibration", record_fit)
         patch.setattr(external, "_measure", record)
-        recalibrated = recalibrate(table, 30, draws=20)
+        recalibrated = recalibrated_metrics(table, 30, draws=20)
     assert len(seen) == 40
     assert all(len(of_fit) == 30 and not of_fit & rest for of_fit, rest in seen)
     assert {len(rest) for _, rest in seen[::2]} == {70}
@@ -145,16 +145,16 @@ def test_the_interval_accounts_for_images_of_one_patient():
     table = make_table(240, 2, gain=1.0)
     rows = table.rows.loc[np.repeat(np.arange(240), 4)].assign(id=[f"i{k}" for k in range(960)])
     copied = replace(table, rows=rows, logits=np.repeat(table.logits, 4, axis=0))
-    once, copies = (recalibrate(t, 0) for t in (table, copied))
+    once, copies = (recalibrated_metrics(t, 0) for t in (table, copied))
     widths = [of["nll"].high - of["nll"].low for of in (once, copies)]
     assert widths[1] == pytest.approx(widths[0], rel=0.15)  # images alone: half
 
 
 def test_the_same_seed_gives_the_same_numbers_and_too_few_patients_none():
     table = make_table(60)
-    assert recalibrate(table, 20, 30) == recalibrate(table, 20, 30)
-    assert recalibrate(table, 20, 30) != recalibrate(table, 20, 30, seed=1)
-    for estimate in recalibrate(table, 50).values():
+    assert recalibrated_metrics(table, 20, 30) == recalibrated_metrics(table, 20, 30)
+    assert recalibrated_metrics(table, 20, 30) != recalibrated_metrics(table, 20, 30, seed=1)
+    for estimate in recalibrated_metrics(table, 50).values():
         assert estimate.value is None
         assert estimate.reason == "needs 70 patients; there are 60"
 

@@ -38,8 +38,8 @@ def table(predictions, labels):
     return PredictionTable(rows, 4.0 * np.eye(2)[predictions], ["well", "ill"])
 
 
-def test_effective_macs_exclude_multiplications_by_pruned_weights():
-    assert sparsity.effective_macs(1000, [(100, 25, 4), (10, 10, 7)]) == 1000 - 75 * 4
+def test_theoretical_macs_exclude_multiplications_by_pruned_weights():
+    assert sparsity.theoretical_macs(1000, [(100, 25, 4), (10, 10, 7)]) == 1000 - 75 * 4
 
 
 def test_sparsity_is_not_called_a_speedup():

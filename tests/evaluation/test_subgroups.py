@@ -59,9 +59,9 @@ def test_a_proportion_and_its_difference_equal_the_closed_form() -> None:
     observed = (p * (1 - p) / 90 + q * (1 - q) / 210) * 90 / 89
     if_equal = all_rows * (1 - all_rows) * (1 / 90 + 1 / 210)
     assert gap.value == pytest.approx(p - q)
-    assert gap.deviation == pytest.approx(np.sqrt(max(observed, if_equal)))
-    assert gap.p_value == pytest.approx(2 * student.sf(abs(gap.value) / gap.deviation, 89))
-    assert gap.half_width(3) == pytest.approx(student.ppf(1 - 0.025 / 3, 89) * gap.deviation)
+    assert gap.standard_error == pytest.approx(np.sqrt(max(observed, if_equal)))
+    assert gap.p_value == pytest.approx(2 * student.sf(abs(gap.value) / gap.standard_error, 89))
+    assert gap.half_width(3) == pytest.approx(student.ppf(1 - 0.025 / 3, 89) * gap.standard_error)
 
 
 def test_a_mean_has_students_interval_and_that_of_patients() -> None:
@@ -91,7 +91,7 @@ def test_an_auroc_of_a_group_is_delongs_of_its_images() -> None:
     others = Clusters.from_patients(table.patients[~rows], table.labels[~rows])
     rest = delong(scores[~rows, None], positive[~rows, None], others)
     independent = np.sqrt(areas.covariance[0, 0] + rest.covariance[0, 0])
-    assert gap.deviation == pytest.approx(independent, rel=0.03)
+    assert gap.standard_error == pytest.approx(independent, rel=0.03)
 
 
 def copies_of(table: PredictionTable, count: int) -> PredictionTable:
@@ -121,9 +121,9 @@ def test_two_views_of_each_patient_are_compared_within_patients() -> None:
     is_first = np.arange(200) % 2 == 0
     gap = GroupMetric.mean(values, patient).difference(is_first, ~is_first)
     assert gap.value == 0
-    assert gap.deviation == pytest.approx(0, abs=1e-8)
+    assert gap.standard_error == pytest.approx(0, abs=1e-8)
     independent = GroupMetric.mean(values, np.arange(200)).difference(is_first, ~is_first)
-    assert independent.deviation > 0.05
+    assert independent.standard_error > 0.05
 
 
 def test_a_group_without_any_error_is_not_certain() -> None:
@@ -141,7 +141,7 @@ def test_groups_that_are_all_right_are_not_certainly_equal() -> None:
     for values in (np.ones(120, dtype=bool), np.zeros(120, dtype=bool)):
         gap = GroupMetric.mean(values, patient).difference(rows, ~rows)
         assert (gap.value, gap.p_value) == (0.0, 1.0)
-        assert gap.deviation == pytest.approx(deviation)
+        assert gap.standard_error == pytest.approx(deviation)
 
 
 @pytest.mark.parametrize("seed", [3, 4])
