@@ -32,17 +32,17 @@ CLAIMS_NOTE = (
 
 
 def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
-    """Writes all files; returns whether all gates passed, and the lines of the summary."""
+    """Writes report.html, results.json, results/*.csv; returns if gates passed, `summary_lines`."""
     results = load_results(config, folder)
     with style.member_colors(run_names(config, MEMBERS)):
         html.write_report(folder / "report.html", config.title, sections(results))
-    for name, table in tables(results).items():
+    for name, table in result_tables(results).items():
         file = folder / "results" / f"{name}.csv"
         file.unlink(missing_ok=True)
         if len(table):
             write_text(file, table.to_csv(index=False))
     write_results(folder / "results.json", experiment_summary(results))
-    return all(gate.passed for gate in results.gates), summary(results)
+    return all(gate.passed for gate in results.gates), summary_lines(results)
 
 
 def experiment_summary(results: ExperimentResults) -> Results:
@@ -64,14 +64,14 @@ def experiment_summary(results: ExperimentResults) -> Results:
     )
 
 
-def summary(results: ExperimentResults) -> list[str]:
+def summary_lines(results: ExperimentResults) -> list[str]:
     """The lines for the terminal: the lead, every gate, and the path of the report."""
     gates = [
         f"gate {g.name}: {'pass' if g.passed else 'FAIL'} ({g.required}, measured {g.measured})"
         for g in results.gates
     ]
     return [
-        lead(results),
+        lead_text(results),
         *_subgroup_sentences(results),
         *gates,
         f"Report: {results.folder / 'report.html'}",
@@ -79,7 +79,7 @@ def summary(results: ExperimentResults) -> list[str]:
 
 
 def _subgroup_sentences(results: ExperimentResults) -> list[str]:
-    """For which groups of images each ensemble, or member without one, is worse."""
+    """One sentence per ensemble, or per member without one, on the groups that it is worse for."""
     names = ensemble.shown_tables(results.ensembles, results.members)
     return subgroup_sentences({name: results.runs[name].subgroups for name in names})
 
@@ -92,8 +92,8 @@ def _subgroup_sections(results: ExperimentResults) -> list[html.Section]:
     return page
 
 
-def lead(results: ExperimentResults) -> str:
-    """Accuracy of the ensembles and of the best member, which is calibrated like them."""
+def lead_text(results: ExperimentResults) -> str:
+    """Sentences: accuracy of each ensemble, and of the best member, calibrated if ensembles are."""
     accuracies = {f"{name}, calibrated": metrics["accuracy"]
                   for name, metrics in results.ensemble_metrics.items()}  # fmt: skip
     calibrated = _calibrated_members(results)
@@ -109,11 +109,11 @@ def lead(results: ExperimentResults) -> str:
 
 
 def sections(results: ExperimentResults) -> list[html.Section]:
-    """The report from top to bottom."""
+    """All sections of the report, from top to bottom."""
     first = next(iter(results.runs.values()))
     return [
-        html.Text(lead(results), lead=True),
-        *_glance(results),
+        html.Text(lead_text(results), lead=True),
+        *_first_screen(results),
         *([html.Gates(results.gates)] if results.gates else []),
         *_claims_section(results),
         _summary_table(results),
@@ -136,7 +136,7 @@ def sections(results: ExperimentResults) -> list[html.Section]:
     ]
 
 
-def _glance(results: ExperimentResults) -> list[html.Section]:
+def _first_screen(results: ExperimentResults) -> list[html.Section]:
     """The first screen, about the first ensemble, or the first member without one."""
     groups, notes = _subgroup_sentences(results), _notes(results)
     for name, table in ensemble.shown_tables(results.ensembles, results.members).items():
@@ -147,7 +147,7 @@ def _glance(results: ExperimentResults) -> list[html.Section]:
 
 
 def _notes(results: ExperimentResults) -> list[str]:
-    """Warnings about the data of any run, each once, and the runs that are not in the report."""
+    """Sentences, each once: gates not passed, warnings about data, runs that are left out."""
     notes = [f"Gate not passed: {g.name}, {g.required}, measured {g.measured}."
              for g in results.gates if not g.passed]  # fmt: skip
     notes.append(ONE_DATASET)
@@ -183,7 +183,7 @@ def _calibrated_members(results: ExperimentResults) -> dict[str, Estimates]:
 
 
 def summary_metrics_by_row(results: ExperimentResults) -> dict[str, Estimates]:
-    """Metrics of ensembles, of their calibrated members, and of raw members."""
+    """Metrics by name: `<name>, calibrated` of ensembles and members, `<name>, raw` of members."""
     calibrated = results.ensemble_metrics | _calibrated_members(results)
     rows = {f"{name}, calibrated": metrics for name, metrics in calibrated.items()}
     return rows | {f"{name}, raw": metrics for name, metrics in results.member_metrics.items()}
@@ -202,19 +202,19 @@ def _level_table(results: ExperimentResults) -> list[html.Section]:
     return [html.models_table(metrics, f"By {level}", note, names=names, count="n")]
 
 
-def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
-    """Every table of results/ by name."""
+def result_tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
+    """Content of each results/<name>.csv, by name."""
     pooled = results.pooled if results.config.folds else {}
     folds = {f"{n} {seed}" if seed is not None else n: m for (n, seed), m in pooled.items()}
     return {
-        "members": _estimates(results.member_metrics),
-        "ensembles": _estimates(results.ensemble_metrics),
-        "operating_points": _operating_points(results),
+        "members": _estimates_frame(results.member_metrics),
+        "ensembles": _estimates_frame(results.ensemble_metrics),
+        "operating_points": _operating_points_frame(results),
         "subgroups": subgroups_frame({n: run.subgroups for n, run in results.runs.items()}, "run"),
-        "voters": _voters(results),
+        "voters": _voters_frame(results),
         "gates": pd.DataFrame([asdict(gate) for gate in results.gates]),
-        "claims": _claims(results),
-        "folds": _estimates(folds),
+        "claims": _claims_frame(results),
+        "folds": _estimates_frame(folds),
         "seeds": results.seeds,
         "sparse": _split_estimates(results.sparsity.pairs),
         "sparse_seeds": _split_estimates(results.sparsity.means),
@@ -224,7 +224,7 @@ def tables(results: ExperimentResults) -> dict[str, pd.DataFrame]:
     }
 
 
-def _estimates(groups: Mapping[str, Mapping[str, Estimate]], first: str = "run") -> pd.DataFrame:
+def _estimates_frame(groups: Mapping[str, Estimates], first: str = "run") -> pd.DataFrame:
     """One row per group and metric."""
     rows = [
         {first: group, "metric": name, **asdict(estimate)}
@@ -234,30 +234,30 @@ def _estimates(groups: Mapping[str, Mapping[str, Estimate]], first: str = "run")
     return pd.DataFrame(rows)
 
 
-def _operating_points(results: ExperimentResults) -> pd.DataFrame:
+def _operating_points_frame(results: ExperimentResults) -> pd.DataFrame:
     """Metrics at every threshold of every run and ensemble."""
     points = {name: run.operating_points for name, run in results.runs.items()}
     points |= {e.run: e.operating_points for e in results.ensembles}
     parts = [
-        _estimates(rules, "threshold").assign(run=run, outcome=outcome)
+        _estimates_frame(rules, "threshold").assign(run=run, outcome=outcome)
         for run, outcomes in points.items()
         for outcome, rules in outcomes.items()
     ]
     return pd.concat([pd.DataFrame(), *parts], ignore_index=True)
 
 
-def _voters(results: ExperimentResults) -> pd.DataFrame:
+def _voters_frame(results: ExperimentResults) -> pd.DataFrame:
     """Metrics of every voter, and its gain over the best single member."""
     parts = [pd.DataFrame()]
     for e in results.ensembles:
         groups = {f"voter/{name}": metrics for name, metrics in e.evaluated.voter_metrics.items()}
         for name, gains in e.evaluated.gains.items():
             groups[f"gain/{name}"] = {metric: gain.estimate for metric, gain in gains.items()}
-        parts.append(_estimates(groups, "voter").assign(ensemble=e.run))
+        parts.append(_estimates_frame(groups, "voter").assign(ensemble=e.run))
     return pd.concat(parts, ignore_index=True)
 
 
-def _claims(results: ExperimentResults) -> pd.DataFrame:
+def _claims_frame(results: ExperimentResults) -> pd.DataFrame:
     columns = ["claim", "metric", "claimed", "low", "high", "measured", "position"]
     rows = [
         (c.name, c.metric, c.claim.claimed_text, *c.claim.believable, c.value, c.position)
@@ -269,10 +269,10 @@ def _claims(results: ExperimentResults) -> pd.DataFrame:
 def _split_estimates(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The rows with columns `accuracy_value`, `accuracy_low`, `accuracy_high` for estimates."""
 
-    def split(cell: object) -> object:
+    def split_estimate(cell: object) -> object:
         if isinstance(cell, Estimate):
             return {"value": cell.value, "low": cell.low, "high": cell.high}
         return cell
 
-    nested = [{name: split(cell) for name, cell in row.items()} for row in rows]
+    nested = [{name: split_estimate(cell) for name, cell in row.items()} for row in rows]
     return pd.json_normalize(nested, sep="_")

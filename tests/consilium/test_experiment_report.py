@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from consilium.cli.main import main
 from consilium.experiments.config import ExperimentConfig, load_experiment
 from consilium.experiments.plan import plan, run_names
-from consilium.experiments.report import lead, sections, summary, summary_metrics_by_row
+from consilium.experiments.report import lead_text, sections, summary_lines, summary_metrics_by_row
 from consilium.experiments.results import evaluate_gates, find_estimates, load_results
 from consilium.experiments.run import Run
 from consilium.experiments.sections import appendix, seeds_folds
@@ -568,11 +568,11 @@ def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write
     assert rows["b, raw"] == results.runs["b"].metrics
     assert rows["b, raw"]["nll"] != rows["b, calibrated"]["nll"]
     sentence = f"ensemble: {subgroup_sentence(results.runs['ensemble'].subgroups)}"
-    assert summary(results)[1] == sentence
+    assert summary_lines(results)[1] == sentence
     text, overview = sections(results)[:2]
-    assert text.body == lead(results)
+    assert text.body == lead_text(results)
     shown = [accuracy_text(rows, name) for name in ("ensemble, calibrated", best_of(rows))]
-    assert lead(results) == " ".join(shown).replace(
+    assert lead_text(results) == " ".join(shown).replace(
         best_of(rows), f"{best_of(rows)}, the best of 2 members on test"
     )
     [e] = results.ensembles
@@ -580,7 +580,7 @@ def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write
                for name, metrics in e.evaluated.calibrated_metrics.items()}  # fmt: skip
     evaluated = replace(e.evaluated, calibrated_metrics=changed)
     other = replace(results, ensembles=[replace(e, evaluated=evaluated)])
-    assert "members on test: accuracy 0.125 (" in lead(other)
+    assert "members on test: accuracy 0.125 (" in lead_text(other)
     assert overview.answers["For whom is it worse?"] == [sentence]
     (table,) = (s for s in sections(results) if s.heading == "Ensembles and members")
     assert "an ensemble has no raw row: its calibration is a part of it" in table.note
@@ -603,7 +603,7 @@ def test_members_without_an_ensemble_are_labeled_as_raw(write):
     config, _ = write({})
     results = load_results(config, Path("out"))
     assert list(summary_metrics_by_row(results)) == ["a, raw", "b, raw"]
-    assert ", raw, the best of 2 members on test: accuracy" in lead(results)
+    assert ", raw, the best of 2 members on test: accuracy" in lead_text(results)
     headings = [section.heading for section in sections(results)]
     assert {"Referral of a", "Prediction sets of b"} < set(headings)
 

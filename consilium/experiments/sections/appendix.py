@@ -36,7 +36,7 @@ SaliencyResults = dict[Path, list[SaliencyResult]]  # by the folder of one run's
 
 
 def read_saliency(finished: dict[str, Run]) -> SaliencyResults:
-    """Evaluated saliency maps; those of an ensemble and its members have its name in theirs."""
+    """Evaluated saliency maps by folder; names of an ensemble's members begin with its name."""
     folders = [run.folder for run in finished.values() if run.result == saliency.FILE]
     return {
         folder: [
@@ -48,6 +48,7 @@ def read_saliency(finished: dict[str, Run]) -> SaliencyResults:
 
 
 def _full_name(member: str, run: str) -> str:
+    """`<run>: <member>`, or `<run> (<voter>)` for the ensemble itself."""
     if member.startswith("ensemble ("):  # with its voter
         return member.replace("ensemble", run, 1)
     return member if member == run else f"{run}: {member}"
@@ -74,37 +75,38 @@ def saliency_table(evaluated: SaliencyResults) -> pd.DataFrame:
 
 def read_costs(histories: Mapping[str, pd.DataFrame], folder: Path) -> pd.DataFrame:
     """Backbone, size, compute and training time: one row per member that is done."""
-    counted: dict[str, tuple[int, int]] = {}
-    rows = [_cost_row(folder / MEMBERS / n, history, counted) for n, history in histories.items()]
+    cache: dict[str, tuple[int, int]] = {}
+    rows = [_cost_row(folder / MEMBERS / n, history, cache) for n, history in histories.items()]
     return pd.DataFrame(rows, columns=list(COST_COLUMNS), dtype=object)
 
 
 def _cost_row(
-    run: Path, history: pd.DataFrame, counted: dict[str, tuple[int, int]]
+    run: Path, history: pd.DataFrame, cache: dict[str, tuple[int, int]]
 ) -> tuple[object, ...]:
+    """Values of `COST_COLUMNS` of a run; `cache` as in `_checkpoint_cost`."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     backbone = config["model"]["init_args"].get("backbone", "")  # own classes may not have one
     pixels = config["data"]["init_args"]["preprocess"]["size"]
     zeros = read_savings(run).get("weights_zero_fraction")
-    costs = _checkpoint_cost(run / "best.ckpt", counted)
+    costs = _checkpoint_cost(run / "best.ckpt", cache)
     return run.name, backbone, *costs, pixels, len(history), float(history["seconds"].sum()), zeros
 
 
 def _checkpoint_cost(
-    file: Path, counted: dict[str, tuple[int, int]]
+    file: Path, cache: dict[str, tuple[int, int]]
 ) -> tuple[int, int] | tuple[None, None]:
-    """Parameters and MACs of a checkpoint's network; equal networks are counted once."""
+    """Parameters and MACs of a checkpoint's network; `cache` has those of equal networks."""
     if not file.is_file():
         return None, None
     block, _ = checkpoints.read(file, mmap=True)
     network = repr((block.module, block.init_args, block.structure, block.preprocess["size"]))
-    if network not in counted:
-        counted[network] = model_info.checkpoint_cost(block)
-    return counted[network]
+    if network not in cache:
+        cache[network] = model_info.checkpoint_cost(block)
+    return cache[network]
 
 
 def cost_sections(costs: pd.DataFrame) -> list[html.Section]:
-    """The table of costs."""
+    """The table of `read_costs`; nothing if it is empty."""
     if costs.empty:
         return []
     rows = costs.to_numpy().tolist()
@@ -112,7 +114,7 @@ def cost_sections(costs: pd.DataFrame) -> list[html.Section]:
 
 
 def audit_data(runs: Runs, folder: Path) -> dict[str, dict[str, Any]]:
-    """The audit of each dataset, made if missing, by its members, such as `a and 2 more`."""
+    """JSON of each dataset's audit, run if missing, by its members, such as `a and 2 more`."""
     members: dict[str, list[str]] = {}
     for name, run in runs.items():
         if (folder / MEMBERS / name / "config.yaml").is_file():

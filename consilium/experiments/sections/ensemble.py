@@ -98,7 +98,7 @@ def compare_members(config: ExperimentConfig, runs: Runs, tables: Tables) -> Mem
 def ensemble_sections(
     config: ExperimentConfig, ensembles: list[EnsembleResults]
 ) -> list[html.Section]:
-    """Every voter of every ensemble; plots of members only once, in the last."""
+    """Sections on all voters of each ensemble; plots of members only in the last."""
     page: list[html.Section] = []
     shown = [ensemble for ensemble in ensembles if ensemble.is_shown]
     for e in shown:
@@ -112,7 +112,7 @@ def ensemble_sections(
 
 
 def _voter_sections(e: EnsembleResults, voter: str, with_plots: bool) -> list[html.Section]:
-    """The tables of voters; with plots the whole report of the ensemble, without its lead."""
+    """Tables of all voters; with plots, `ensemble_sections` of the ensemble's report."""
     if not with_plots:
         reasons = e.fitted.not_fitted
         not_fitted = [(voter_spec(name).label, reason) for name, reason in reasons.items()]
@@ -128,7 +128,7 @@ def _voter_sections(e: EnsembleResults, voter: str, with_plots: bool) -> list[ht
 
 
 def shown_tables(ensembles: list[EnsembleResults], members: MemberComparison | None) -> Tables:
-    """A table for the settings of each ensemble, or of the first few members without one."""
+    """Test predictions by run: of the first few members, or of each ensemble's first member."""
     if members:
         return dict(list(members.tables.items())[:MAX_PLOTTED])
     return {e.run: next(iter(e.tables.values())) for e in ensembles if e.is_shown}
@@ -138,7 +138,7 @@ def read_val_and_test(
     folders: Mapping[str, Path], tables: Tables, ensembles: list[EnsembleResults],
     members: MemberComparison | None,
 ) -> dict[str, list[PredictionTable]]:  # fmt: skip
-    """Predictions of each of `shown_tables` on val and test; val of an ensemble is its voters'."""
+    """[val, test] of each run of `shown_tables`; val of an ensemble is in its voters' folder."""
     read = dict[str, list[PredictionTable]]()
     for name in shown_tables(ensembles, members):
         folder = folders[name] if members else voters_folder(folders[name])

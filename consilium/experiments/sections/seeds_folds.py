@@ -30,7 +30,7 @@ Pooled = dict[tuple[str, int | None], Estimates]  # by name and seed, over all f
 
 
 def pool_folds(config: ExperimentConfig, runs: Runs, tables: Tables) -> Pooled:
-    """Metrics of each member and ensemble of which all folds are done, by seed."""
+    """Metrics over all folds, by (name, seed), of members and ensembles with all folds done."""
     pooled: Pooled = {}
     for name in (*config.ensembles, *config.members):
         for seed, names in runs_by_seed(config, name).items():
@@ -40,7 +40,7 @@ def pool_folds(config: ExperimentConfig, runs: Runs, tables: Tables) -> Pooled:
 
 
 def runs_by_seed(config: ExperimentConfig, name: str) -> dict[int | None, list[str]]:
-    """The runs of a member or ensemble, one per fold, by seed."""
+    """Names of the runs of a member or ensemble, one per fold, by seed."""
     runs: dict[int | None, list[str]] = {}
     for r in rounds(config):
         runs.setdefault(r.seed, []).append(name + r.suffix)
@@ -48,7 +48,7 @@ def runs_by_seed(config: ExperimentConfig, name: str) -> dict[int | None, list[s
 
 
 def concatenate(tables: Sequence[PredictionTable]) -> PredictionTable:
-    """The rows of several tables in one; a sample in two of them is refused."""
+    """The rows of several tables in one; ValueError if a sample is in two of them."""
     rows = pd.concat([table.rows for table in tables], ignore_index=True)
     logits = np.concatenate([table.logits for table in tables])
     return PredictionTable(rows, logits, tables[0].class_names)

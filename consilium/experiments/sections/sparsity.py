@@ -57,7 +57,7 @@ class SparsityComparison:
 def compare_with_controls(
     config: ExperimentConfig, folder: Path, tables: Tables
 ) -> SparsityComparison:
-    """Every comparison of a sparse member with its control; each pair is resampled once."""
+    """Comparisons of all sparse members with their controls; each pair is resampled once."""
     pairs, means, costs = list[Row](), list[Row](), list[SparsityCost]()
     changed, page = dict[tuple[str, str], pd.DataFrame](), list[html.Section]()
     for name, control in [(n, control) for control, of in config.controls.items() for n in of]:
@@ -78,13 +78,14 @@ def compare_with_controls(
 
 
 def _pair_row(pair: tuple[str, str], folder: Path, tables: Tables) -> Row:
+    """`RATIOS` of the sparse run of a pair, and the differences to its control."""
     savings = read_savings(folder / MEMBERS / pair[0])
     ratios = {name: savings.get(name) for name in RATIOS}
     differences = paired_differences(tables[pair[0]], tables[pair[1]])
-    return {"sparse": pair[0], "control": pair[1], **ratios, **_estimates(differences)}
+    return {"sparse": pair[0], "control": pair[1], **ratios, **_summary_differences(differences)}
 
 
-def _estimates(differences: Differences) -> Row:
+def _summary_differences(differences: Differences) -> Row:
     return {m: differences[m].estimate for m in summary_metrics() if m in differences}
 
 
@@ -99,7 +100,7 @@ def _mean_row(
         for m in (name, control)
     )
     pairs = list(zip(sparse, dense, strict=True))
-    differences = _estimates(mean_paired_differences(pairs))
+    differences = _summary_differences(mean_paired_differences(pairs))
     return {"sparse": name, "control": control, "seeds": len(pairs), **differences}
 
 
