@@ -64,7 +64,7 @@ class FittedVoters:
     warnings: list[str] = field(default_factory=list)
 
     def select(self, voter: str) -> str:
-        """The voter of a name; `auto` is the learned weights if val has evidence for them.
+        """`voter` itself; for `auto`, `learned` if val has evidence for it, else `soft`.
 
         On held-out patients of val their NLL must be lower than that of the mean by more than a
         standard error; val must have 50 patients for each member.

@@ -38,7 +38,7 @@ def validate_externally(
     name: str, internal: Results, tables: Mapping[str, PredictionTable], stats: Stats | None = None,
     target: float | None = None, draws: int = DRAWS, seed: int = 0,
 ) -> Results:  # fmt: skip
-    """Everything that external.json has.
+    """The content of external.json.
 
     `metrics` are those on the external set; `others` has those of the internal test, differences,
     prevalences, statistics of the images and metrics after recalibration with k local patients.
@@ -286,7 +286,7 @@ def local_patients_for(
 
 
 def largest_shifts(results: Results, group: str, minimum: float = 0.0) -> dict[str, Estimate]:
-    """Differences in `results.others[group]` above `minimum` whose interval excludes 0, sorted."""
+    """Entries of `results.others[group]` above `minimum`, with intervals without 0, sorted."""
     shifts = {name: e for name, e in results.others.get(group, {}).items()
               if e.value is not None and e.low is not None and e.high is not None
               and (e.low > 0 or e.high < 0) and abs(e.value) > minimum}  # fmt: skip

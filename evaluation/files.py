@@ -70,7 +70,7 @@ def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_digest(content: Mapping[str, Any], digest: str) -> None:
-    """ValueError unless the digest stored in `content` is `digest`, as computed from it now."""
+    """ValueError unless the digest stored in `content` is `digest`, the one computed from it."""
     if content.get(DIGEST) != digest:
         raise ValueError("was changed after it was written: its content does not match its digest")
 

@@ -90,6 +90,7 @@ def _read_subgroup(content: dict[str, Any]) -> Subgroup:
 
 
 def _check_estimates(estimates: Estimates, prefix: str = "") -> None:
+    """ValueError if a number is not finite, or a value is missing without a reason."""
     for name, e in estimates.items():
         for key, number in (("value", e.value), ("low", e.low), ("high", e.high)):
             if number is not None and not isfinite(number):

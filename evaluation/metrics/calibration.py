@@ -198,7 +198,7 @@ def fit_temperature(table: PredictionTable) -> Calibration:
 
 
 def _temperature(labeled: PredictionTable) -> Calibration:
-    """The temperature with the smallest NLL, by bisection on its increasing derivative in 1 / T.
+    """The temperature with the smallest NLL, by bisection: the derivative in 1 / T increases.
 
     Labels are smoothed by 1 / (n + 1), as if there were one more error: without any error, the best
     temperature would be 0.
@@ -228,7 +228,7 @@ def _logs_and_targets(labeled: PredictionTable) -> tuple[np.ndarray, np.ndarray]
 def _vector_scaling(labeled: PredictionTable, temperature: Calibration) -> Calibration:
     """The temperature, followed by scales >= 0 and biases of least penalized NLL.
 
-    `minimize_penalized_nll` pulls scales to 1 and biases to 0; labels are smoothed as before.
+    `minimize_penalized_nll` pulls scales to 1 and biases to 0; labels are smoothed too.
     """
     logs, targets = _logs_and_targets(labeled)
     logs /= temperature.temperature
@@ -301,7 +301,7 @@ def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> RiskCoverage
 
 
 def fit_referral(table: PredictionTable, risk: float) -> float:
-    """Lowest confidence with an error rate on val <= `risk`, above 1 if none; no test rows."""
+    """Lowest confidence with error rate <= `risk` on val, above 1 if none; ValueError for test."""
     refuse_test(table, "a referral threshold")
     labeled = table.labeled
     curve = risk_coverage(labeled.probabilities, labeled.labels)

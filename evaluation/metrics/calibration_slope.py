@@ -106,6 +106,7 @@ def logistic_intercept(
 
 
 def _fit_intercept(x: np.ndarray, positive: np.ndarray) -> float:
+    """Intercept of a logistic regression with the offset x (n,), by root finding."""
     bound = float(np.abs(x).max()) + np.log(len(x)) + 1
     return float(brentq(lambda a: (expit(x + a) - positive).sum(), -bound, bound, xtol=1e-14))
 

@@ -119,7 +119,7 @@ def _diagonal(m: np.ndarray) -> np.ndarray:
 
 
 def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """Accuracy of each pair of classes, mean of pairs, and that minus the accuracy; or empty."""
+    """Accuracy of each pair of classes, mean of pairs, mean - accuracy; {} without pair logits."""
     if table.pair_logits is None:
         return {}
     patients, empty = table.patients, "neither class has an image"

@@ -83,7 +83,7 @@ def evaluate_thresholds(
 def decision_metrics(
     table: PredictionTable, outcome: str, threshold: float | None, draws: int, seed: int
 ) -> Estimates:
-    """Summary metrics and those of the outcome, for decisions at a threshold; no value for None."""
+    """Summary metrics and those of the outcome at a threshold; no values if that is None."""
     kinds = ("confusion", "prevalence")
     specs = [spec for spec in METRICS.values()
              if spec.kind in kinds and (spec.scope != "overall" or spec.in_summary)]  # fmt: skip

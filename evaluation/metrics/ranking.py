@@ -36,7 +36,7 @@ def sensitivity_of_counts(tp: np.ndarray, fp: np.ndarray, specificity: float = 0
 def average_precision_bound(
     sensitivity: np.ndarray, false_positive_rate: np.ndarray, prevalence: np.ndarray
 ) -> np.ndarray:
-    """Average precision (K,) if a single threshold finds positives, with these rates (K,)."""
+    """Average precision (K,) of a classifier with one threshold that has these rates (K,)."""
     hits, false_alarms = prevalence * sensitivity, (1 - prevalence) * false_positive_rate
     return np.asarray(sensitivity * hits / np.maximum(hits + false_alarms, bootstrap.TIE))
 
@@ -119,7 +119,7 @@ def _reasons_without_interval(
 def _possible_falls(
     values: np.ndarray, prevalence: np.ndarray, patients: np.ndarray, bound: PerfectBound | None
 ) -> np.ndarray:
-    """How far below 1 the true value of a perfect class may be, (K,); 0 for other classes."""
+    """How far below 1 the true value may be for each class with value 1, (K,); 0 for others."""
     if bound is None:
         return np.zeros(len(values))
     lower = [wilson_interval(n, n)[0] if n else 0.0 for n in patients.ravel()]  # patients (K, 2)

@@ -138,7 +138,7 @@ def group_metrics(
 
 
 def equalized_odds(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """Largest differences of sensitivity and 1 - specificity: `<name of ODDS>/<attribute>`.
+    """Largest differences of `tpr_gap/<attribute>` (sensitivity) and `fpr_gap/…` (1 - specificity).
 
     They are the largest of all pairs of groups and all outcomes. The interval holds for all of
     them together, by Bonferroni.

@@ -71,6 +71,7 @@ def outcome_table(metrics: Mapping[str, Estimate], table: PredictionTable) -> ht
 
 
 def _cost_text(use: ClinicalUse) -> str:
+    """`4 false alarms are as bad as one missed case`."""
     return f"{use.false_alarms_per_case:.3g} false alarms are as bad as one missed case"
 
 

@@ -19,7 +19,7 @@ MAX_GROUPS = 20  # values of an attribute that get limits of their own
 def conformal_tables(val: PredictionTable, test: PredictionTable) -> list[Table]:
     """A table with a row per rate and kind of limit, then tables of coverage by class and group."""
     rules = {"": "one limit", BY_CLASS: "a limit for each class"}
-    rules |= {name: f"a limit for each {name}" for name in attributes(val, test)}
+    rules |= {name: f"a limit for each {name}" for name in shared_attributes(val, test)}
 
     @cache
     def evaluate(alpha: float, by: str, groups: str) -> list[SetCoverage]:
@@ -50,7 +50,7 @@ def percent(rate: float) -> str:
     return f"{100 * rate:g} %"
 
 
-def attributes(val: PredictionTable, test: PredictionTable) -> list[str]:
+def shared_attributes(val: PredictionTable, test: PredictionTable) -> list[str]:
     """Names of attributes that both tables have, with 2 to `MAX_GROUPS` values in val."""
     return [name for name in test.attributes if name in val.attributes
             and 1 < val.rows[name].nunique() <= MAX_GROUPS]  # fmt: skip

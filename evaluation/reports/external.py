@@ -133,6 +133,7 @@ def net_benefit_table(results: Results, table: PredictionTable) -> html.Table:
 
 
 def _needed_text(patients: int | None, tried: int | None) -> str:
+    """`reached with 50 patients`, or why there is no such number."""
     if patients is None:
         return f"not reached with {tried} patients" if tried is not None else "not measured"
     return f"reached with {patients} patients" if patients else "reached without recalibration"

@@ -104,7 +104,7 @@ def readable_details(results: Results) -> dict[str, object]:
 
 
 def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
-    """Writes changed.csv (changed.<split>.csv): decisions that the control or dense run lacks."""
+    """Writes changed.csv (changed.<split>.csv): images that control or dense decides otherwise."""
     split = table.rows["split"].iloc[0]
     file = folder / (sparsity.CHANGED_FILE if split == "test" else f"changed.{split}.csv")
     file.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ def write_changed_decisions(folder: Path, table: PredictionTable) -> None:
 
 
 def describes_weights(folder: Path, num_parameters: int, zero_fraction: float) -> bool:
-    """Whether sparsity.json or pruning.json of a folder is of weights with these two numbers."""
+    """Whether sparsity.json or pruning.json of a folder is of weights of this size and sparsity."""
     savings = read_savings(folder)  # the folder contains the dense model as well
     is_same_size = savings.get("parameters", num_parameters) == num_parameters
     zeros = savings.get("weights_zero_fraction", zero_fraction)

@@ -81,6 +81,7 @@ def subgroup_sections(
 
 
 def _worst_text(subgroups: Sequence[Subgroup]) -> str:
+    """`subgroup_sentence`, and a paragraph on the group with the lowest accuracy."""
     worst, sentence = worst_group(subgroups), subgroup_sentence(subgroups)
     if worst is None:
         return sentence

@@ -150,6 +150,7 @@ class Replicates:
         return float(ends[0]), float(ends[1])
 
     def _finite(self, at: int) -> np.ndarray:
+        """The finite replicates (up to draws,) of statistic `at`."""
         resampled = self.resampled[:, at]
         return np.asarray(resampled[np.isfinite(resampled)])
 

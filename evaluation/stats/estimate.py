@@ -107,7 +107,7 @@ def mean_estimate(
 
 
 def ratio_estimate(pairs: Sequence[tuple[float, float]], seed: int = 0) -> Estimate:
-    """Median of first / second over `n` pairs of measurements, with bootstrap percentiles."""
+    """Median of first / second over pairs of measurements, with bootstrap percentiles."""
     # slowdowns that affect both measurements of a pair cancel
     ratios = np.array([first / second for first, second in pairs])
     if not len(ratios):

@@ -108,7 +108,7 @@ def mcnemar(first_correct: np.ndarray, second_correct: np.ndarray) -> float:
 
 
 def sign_test(pairs: Sequence[Pair], clusters: Clusters) -> float:
-    """p-value of the sign test: the first is right more often, or less, for how many patients."""
+    """p-value of the sign test on patients for whom the first model is right more or less often."""
     correct = [[table.predictions == table.labels for table in pair] for pair in pairs]
     gaps = np.sum([first.astype(float) - second for first, second in correct], axis=0)
     of_patient = clusters.sum_by_patient(gaps[:, None])
@@ -126,7 +126,7 @@ def _differences_of_sums(
     tables: Sequence[PredictionTable], contrasts: Sequence[Sequence[tuple[int, int]]],
     clusters: Clusters, draws: int, seed: int,
 ) -> list[Differences]:  # fmt: skip
-    """Mean difference over the pairs (positions of tables) of each contrast, by metric."""
+    """Differences, by metric, for each contrast: the mean over its pairs of table positions."""
     specs = [spec for spec in METRICS.values() if spec.is_paired and spec.kind in KINDS]
     columns = SumColumns.from_table(specs, tables[0])
     parts = [clusters.sum_by_patient(columns.of_table(table)) for table in tables]

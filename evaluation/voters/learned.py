@@ -69,7 +69,7 @@ class Stacked(Voter):
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
     ) -> np.ndarray:
-        """Positive weights of each member's own log-probability of the class; equal if none."""
+        """Each member's positive weight on its log-probability of the class; equal if none."""
         k, count = len(self.bias), len(members)
         own = self.weights.reshape(k, count, k)[classes, :, classes].clip(0)
         total = own.sum(axis=1, keepdims=True)
@@ -149,7 +149,7 @@ def _side_by_side(members: np.ndarray) -> np.ndarray:
 def fitting_data(
     tables: Sequence[PredictionTable], purpose: str
 ) -> tuple[np.ndarray, PredictionTable]:
-    """Probabilities (members, n, K) and the first table, of labeled rows; ValueError for test."""
+    """Probabilities (members, n, K) and first table, of labeled rows; ValueError for test rows."""
     for table in tables:
         refuse_test(table, purpose)
     labeled = align([table.labeled for table in tables])
@@ -238,7 +238,7 @@ def tempered_nll_gradients(
 
 
 def tempered_nll(logs: np.ndarray, labels: np.ndarray, b: float) -> float:
-    """NLL of log-probabilities (K, n) at inverse temperature b."""
+    """Mean NLL of log-probabilities (K, n) at inverse temperature b."""
     own = logs[labels, np.arange(len(labels))]
     return float((np.log(np.exp(b * logs).sum(axis=0)) - b * own).mean())
 

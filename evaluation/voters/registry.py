@@ -37,7 +37,7 @@ class VoterSpec:
     fit: Fit | None = None  # None if there is no requirement
 
     def missing_options(self, options: VoterOptions) -> list[str]:
-        """The required options that are not given."""
+        """Names of the required options that are not given."""
         return [n for n in self.requirements if n != "validation" and not getattr(options, n)]
 
     def create(self, tables: Sequence[PredictionTable], options: VoterOptions) -> Voter:

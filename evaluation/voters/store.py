@@ -101,7 +101,7 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
     if hashlib.sha256(data).hexdigest() != content.get("arrays"):
         raise ValueError(f"{path.with_suffix('.safetensors')} does not belong to {path.name}")
     with naming(path):
-        ensemble = _build(content, load_arrays(data))
+        ensemble = _build_ensemble(content, load_arrays(data))
     fitted, required = ensemble.members, list(members)
     if fitted != required:
         unknown = [m for m in required if m not in fitted]
@@ -113,8 +113,8 @@ def load(folder: Path | str, members: Sequence[str], class_names: Sequence[str])
     return ensemble
 
 
-def _build(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
-    """The ensemble of `_content`; ValueError, TypeError or KeyError if `content` is damaged."""
+def _build_ensemble(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> FittedEnsemble:
+    """The ensemble of voter.json and arrays; ValueError, TypeError or KeyError if damaged."""
     require_types(content, {"members": list[str], "class_names": list[str], "fitted_on": str,
                             "precision": str, "voter": dict[str, Any]})  # fmt: skip
     settings = dict(content["voter"])
