@@ -32,7 +32,7 @@ CLAIMS_NOTE = (
 
 
 def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[bool, list[str]]:
-    """Writes report.html, results.json, results/*.csv; returns if gates passed, `summary_lines`."""
+    """Writes report.html, results.json, results/*.csv; returns (gates passed, summary lines)."""
     results = load_results(config, folder)
     with style.member_colors(run_names(config, MEMBERS)):
         html.write_report(folder / "report.html", config.title, sections(results))

@@ -114,7 +114,7 @@ def cost_sections(costs: pd.DataFrame) -> list[html.Section]:
 
 
 def audit_data(runs: Runs, folder: Path) -> dict[str, dict[str, Any]]:
-    """JSON of each dataset's audit, run if missing, by its members, such as `a and 2 more`."""
+    """Content of each dataset's audit, run if missing, by its members: `a and 2 more`."""
     members: dict[str, list[str]] = {}
     for name, run in runs.items():
         if (folder / MEMBERS / name / "config.yaml").is_file():
