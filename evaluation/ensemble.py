@@ -275,7 +275,7 @@ class ReferralMetrics:
 def evaluate_referral(
     val: PredictionTable, test: PredictionTable
 ) -> tuple[list[ReferralMetrics], float]:
-    """Metrics for each of `RISKS`, and the area under the risk-coverage curve on test."""
+    """Metrics on test of referral fitted on val for each of `RISKS`; area under risk-coverage."""
     val, test = val.labeled, test.labeled
     rules, patients, probabilities = [], test.patients, test.probabilities
     for risk in RISKS:

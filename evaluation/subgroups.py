@@ -30,7 +30,7 @@ LEVEL = 0.05  # of corrected p-values
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Images with one value of an attribute, or of each of two; "" stands for all images."""
+    """Images with one value of an attribute, or of each of two; all images if that is ""."""
 
     attribute: str
     group: str

@@ -58,7 +58,7 @@ def smooth_ece_of_gaps(gaps: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """Mean confidence, accuracy and number of images of each non-empty bin."""
+    """Mean confidence, accuracy and number of images of each non-empty bin, (bins,) each."""
 
     confidence: np.ndarray
     accuracy: np.ndarray

@@ -107,7 +107,7 @@ class Outcomes:
 
     @property
     def logits(self) -> np.ndarray:
-        """Logits of the probabilities (n, O), finite also where one rounds to 0 or 1."""
+        """Logit of each outcome's probability (n, O), finite also where that rounds to 0 or 1."""
         logs = self.table.log_probabilities
         odds = [
             logsumexp(logs[:, m], axis=1) - logsumexp(logs[:, ~m], axis=1) for m in self.members

@@ -16,7 +16,7 @@ BY_CLASS = "class"  # limits of each class; other names are attributes
 class Limit:
     """Sets have the classes with scores up to `value`, which was fitted on patients of val."""
 
-    value: float  # infinite if they are too few
+    value: float  # infinite with too few patients
     rank: int  # of the limit among the scores of the patients
     num_patients: int
 

@@ -283,7 +283,7 @@ def metric_label(name: str) -> str:
 
 
 def in_registry_order(metrics: Mapping[str, Value]) -> dict[str, Value]:
-    """Values by full name, sorted in the order of the registry; the names have no level."""
+    """Values by full name, in the order of the registry; names may not begin with a level."""
     order = list(METRICS)
     return dict(sorted(metrics.items(), key=lambda item: order.index(item[0].partition("/")[0])))
 

@@ -65,7 +65,7 @@ def lowest_coverage(groups: list[SetCoverage]) -> str:
 def _group_table(
     by: str, rule: str, one_limit: list[SetCoverage], own_limits: list[SetCoverage]
 ) -> Table:
-    """Coverage of each class or value at the first rate, by one limit and by its own."""
+    """One row per class or value of `by`: coverage at the first of `ALPHAS`, by both limits."""
     rows = []
     for one, own in zip(one_limit, own_limits, strict=True):
         patients = own.limit.num_patients if own.limit else 0

@@ -36,7 +36,7 @@ class Section(ABC):
     heading: str
 
     @abstractmethod
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         """The part below the heading, as HTML."""
 
 
@@ -58,7 +58,7 @@ class Text(Section):
     heading: str = ""
     lead: bool = False
 
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         attribute = ' class="lead"' if self.lead else ""
         paragraphs = [html.escape(p.strip()) for p in self.body.split("\n\n") if p.strip()]
         return "".join(f"<p{attribute}>{p}</p>" for p in paragraphs)
@@ -75,7 +75,7 @@ class Table(Section):
     digits: int = 3  # decimals of plain numbers; those of estimates depend on their n
     strong: Sequence[int] = ()  # indices of bold rows
 
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         head = ""
         for column, name in enumerate(self.columns):
             is_number = all(not isinstance(row[column], str) for row in self.rows)
@@ -101,7 +101,7 @@ class Plot(Section):
     caption: str = ""
     heading: str = ""
 
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
         width = None
         if isinstance(self.image, Figure):
@@ -123,7 +123,7 @@ class Thumbnails(Section):
     heading: str = ""
     note: str = ""
 
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         items = [
             f"<li>{_image_html(png, caption)}<span>{html.escape(caption)}</span></li>"
             for png, caption in zip(self.images, self.captions, strict=True)
@@ -138,7 +138,7 @@ class Overview(Section):
     answers: Mapping[str, Sequence[str]]  # by question; one line each
     heading: str = ""
 
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         items = [
             f"<dt>{html.escape(question)}</dt><dd>{'<br>'.join(map(html.escape, lines))}</dd>"
             for question, lines in self.answers.items()
@@ -164,7 +164,7 @@ class Gates(Section):
     gates: Sequence[Gate]
     heading: str = "Gates"
 
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         rows = ["<tr><th>gate</th><th>required</th><th>measured</th><th></th></tr>"]
         for gate in self.gates:
             outcome = "pass" if gate.passed else "fail"
@@ -180,7 +180,7 @@ class Details(Section):
     entries: Mapping[str, object]
     heading: str = "How this report was made"
 
-    def _content(self) -> str:
+    def _content_html(self) -> str:
         pairs = [(plain_name(k), plain_value(v)) for k, v in self.entries.items()]
         rows = [f"<tr>{_cell_html(name)}{_cell_html(value)}</tr>" for name, value in pairs]
         return _table_html(rows, ' class="details"')
@@ -208,11 +208,11 @@ def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> N
     Sections before the first heading are the first screen. The others fold out of a list of their
     headings, unless there is no first screen. One without a heading belongs to the one above it.
     """
-    drawn = [(section.heading, section._content()) for section in sections]
+    drawn = [(section.heading, section._content_html()) for section in sections]
     is_text = [not isinstance(section, Details) for section in sections]
     if rows := _glossary_rows(" ".join(chain.from_iterable(compress(drawn, is_text)))):
         table = Table(("", ""), rows, GLOSSARY)
-        drawn.append((table.heading, table._content()))
+        drawn.append((table.heading, table._content_html()))
     start = next((at for at, (heading, _) in enumerate(drawn) if heading), len(drawn))
     parts, chapters = [content for _, content in drawn[:start]], list[list[str]]()
     for heading, content in drawn[start:]:
@@ -241,7 +241,7 @@ def _glossary_rows(page: str) -> list[tuple[str, str]]:
 def section_html(section: Section) -> str:
     """One section as HTML."""
     heading = f"<h2>{html.escape(section.heading)}</h2>" if section.heading else ""
-    return f"<section>{heading}{section._content()}</section>"
+    return f"<section>{heading}{section._content_html()}</section>"
 
 
 def format_number(value: float, decimals: int, sign: str = "") -> str:

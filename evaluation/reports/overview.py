@@ -30,7 +30,7 @@ def overview(
     groups: Sequence[str] = (),
     notes: Sequence[str] = (ONE_DATASET,),
 ) -> Overview:
-    """Questions and answers for the first screen; `groups` are sentences on who has it worse."""
+    """Questions and answers for the first screen; `groups` are sentences about worse groups."""
     outcome, classes = shown_outcomes(table)[0], _alternatives(table.class_names)
     how_good = _performance(metrics, table, points, outcome)
     answers = {"What is it?": [f"{what} that answers {classes}."],

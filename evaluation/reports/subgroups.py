@@ -27,7 +27,7 @@ GAPS_NOTE = (
 
 
 def subgroup_sentence(subgroups: Sequence[Subgroup]) -> str:
-    """A sentence on the groups that the model is worse for than for all others; "" without any."""
+    """A sentence: for which groups the model is worse than for all others; "" without subgroups."""
     compared = [s for s in subgroups if s.gaps]
     if not compared:
         return f"No group has {MIN_PATIENTS} patients to be compared." if subgroups else ""

@@ -45,7 +45,7 @@ class PerGroup(Voter):
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
     ) -> np.ndarray:
-        """The weights of each image, the same for each class."""
+        """The weights (n, members) of each image, the same for each class."""
         return self.image_weights(members, groups)
 
     def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ class PerClass(Weighted):
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
     ) -> np.ndarray:
-        """The weights of the given class of each image."""
+        """The weights (n, members) of the given class of each image."""
         return np.asarray(self.weights[classes])
 
     def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -89,7 +89,7 @@ class Weighted(Voter):
     def member_weights(
         self, members: np.ndarray, classes: np.ndarray, groups: np.ndarray | None = None
     ) -> np.ndarray:
-        """The same weights for each image and class."""
+        """The same weights for each image and class, (n, members)."""
         return np.tile(self.weights, (members.shape[1], 1))
 
     def weight_rows(self, class_names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -48,7 +48,7 @@ def read_saliency(finished: dict[str, Run]) -> SaliencyResults:
 
 
 def _full_name(member: str, run: str) -> str:
-    """`<run>: <member>`, or `<run> (<voter>)` for the ensemble itself."""
+    """`<run>: <member>`, `<run> (<voter>)` for the ensemble itself, `<run>` for a single model."""
     if member.startswith("ensemble ("):  # with its voter
         return member.replace("ensemble", run, 1)
     return member if member == run else f"{run}: {member}"
