@@ -211,9 +211,9 @@ def _has_unmasked(tensor: Tensor, mask: Tensor) -> bool:
 def find_prunable(module: nn.Module, image: Tensor, exclude: Sequence[str] = ()) -> PrunableWeights:
     """Weights of ungrouped convolutions and linear layers that process `image` (1, C, H, W).
 
-    Excluded are the layer that reads the image, the classifier, layers with one output position
-    and kernels of 1 x 1 (squeeze-excite), tensors of less than 4,096 values, and names that match
-    `exclude`. A weight that is used twice counts once, and is excluded if one of its uses is.
+    Excluded are the layer that reads the image, the classifier, layers that have a 1 x 1 kernel and
+    only one output position (squeeze-excite), tensors of less than 4,096 values, and names that
+    match `exclude`. A weight that is used twice counts once, and is excluded if one of its uses is.
     """
     names, tensors = dict[int, str](), dict[str, Tensor]()  # a shared weight has its first name
     positions, reasons, uses = Counter[str](), dict[str, str](), list[str]()

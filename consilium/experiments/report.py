@@ -46,7 +46,7 @@ def write_experiment_report(config: ExperimentConfig, folder: Path) -> tuple[boo
 
 
 def experiment_summary(results: ExperimentResults) -> Results:
-    """The content of results.json: metrics of every run, and which gates passed.
+    """Results of the first run, with the metrics of every run as `others`, and the gates passed.
 
     Paths of members are relative to the experiment's folder, which may be moved.
     """

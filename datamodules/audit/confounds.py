@@ -47,7 +47,9 @@ def statistic_label(name: str) -> str:
 
 
 def measure_confounds(stats: pd.DataFrame, manifest: Manifest) -> list[Confound]:
-    """Confounds, suspects first; the last suspects are the columns that determine the class.
+    """How well each file statistic and each column of the manifest tells the class, suspects first.
+
+    The strongest come first, but for columns that determine the class: they are the last suspects.
 
     Left out are files that cannot be read, and classes of fewer than ``MIN_PATIENTS`` patients.
     ``stats`` has the statistics of the files, in the order of the manifest.

@@ -198,10 +198,10 @@ def fit_temperature(table: PredictionTable) -> Calibration:
 
 
 def _temperature(labeled: PredictionTable) -> Calibration:
-    """The temperature with the smallest NLL, by bisection: the derivative in 1 / T increases.
+    """The temperature in `TEMPERATURE_RANGE` with the smallest NLL; `at_bound` if it is an end.
 
-    Labels are smoothed by 1 / (n + 1), as if there were one more error: without any error, the best
-    temperature would be 0.
+    Bisects the slope in 1 / T, which increases. Each one-hot label gives 1 / (n + 1) to the other
+    classes: without any error, the best temperature would otherwise be 0.
     """
     logs, targets = _logs_and_targets(labeled)
     of_label = (targets * logs).sum(axis=0)

@@ -264,7 +264,7 @@ METRICS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}
 def metric_spec(name: str) -> MetricSpec:
     """The entry of a metric by its full name; ValueError, with the nearest names, if unknown."""
     _, base, class_names = _split(name)
-    if base in METRICS and _fits(METRICS[base], class_names):
+    if base in METRICS and _allows_suffix(METRICS[base], class_names):
         return METRICS[base]
     nearest = get_close_matches(base, METRICS, n=3) or list(METRICS)
     raise ValueError(f"unknown metric {name!r}; did you mean {', '.join(nearest)}?")
@@ -302,7 +302,7 @@ def matching_specs(pattern: str, level: str | None = None) -> list[MetricSpec]:
     if at_level and level is not None and at_level != level:
         return []
     specs = [spec for spec in METRICS.values() if fnmatchcase(spec.name, base)]
-    return [spec for spec in specs if base.endswith("*") or _fits(spec, class_names)]
+    return [spec for spec in specs if base.endswith("*") or _allows_suffix(spec, class_names)]
 
 
 def named_metrics(text: str) -> list[MetricSpec]:
@@ -338,6 +338,6 @@ def _split(name: str) -> tuple[str, str, str]:
     return level, base, class_names
 
 
-def _fits(spec: MetricSpec, class_names: str) -> bool:
-    """Whether the scope of a metric allows `class_names`, which follow its name, "" for none."""
+def _allows_suffix(spec: MetricSpec, class_names: str) -> bool:
+    """Whether a name may have the suffix `class_names`, as in `recall/melanoma`, or none ("")."""
     return spec.scope != "overall" if class_names else spec.scope.startswith("overall")

@@ -53,7 +53,7 @@ def agreement_plot(members: Tables) -> Figure:
 
 
 def recall_plot(members: Mapping[str, Estimates], class_names: Sequence[str]) -> Figure:
-    """Recall of each member on each class; the best members of a class are circled."""
+    """Dot plot of each member's recall, one column per class; the best of a class are circled."""
     fig, [ax] = style.subplots(max(5.0, 1.3 * len(class_names) + 1.8), 3.4)
     recalls = [[of[f"recall/{c}"].value for c in class_names] for of in members.values()]
     values = np.array(recalls, dtype=float)  # None becomes NaN

@@ -230,7 +230,10 @@ def referral_table(
 def ensemble_results(
     name: str, fitted: FittedVoters, evaluated: EvaluatedVoters, tables: Tables, voter: str
 ) -> Results:
-    """Metrics of the ensemble, of every voter and member, and the paired differences."""
+    """Metrics of `voter`; as `others`, those of each member and voter, and each voter's gain.
+
+    A gain is the paired difference to the best member on validation, which is calibrated as well.
+    """
     first = next(iter(tables.values()))
     others: dict[str, Estimates] = {f"member/{n}": m for n, m in evaluated.member_metrics.items()}
     calibrated = evaluated.calibrated_metrics

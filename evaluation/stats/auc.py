@@ -33,7 +33,7 @@ class Areas:
         value, error = float(self.value[at].mean()), self._standard_error(weights)
         low = high = value
         if error > 0 and 0 < value < 1:  # symmetric in the logit
-            half = self._quantile(at) * error / (value * (1 - value))
+            half = self._t_quantile(at) * error / (value * (1 - value))
             low, high = float(expit(logit(value) - half)), float(expit(logit(value) + half))
         if (constant := at[self.is_constant(at)]).size:
             ends = np.array(self._newcombe_mean(self.value, constant))
@@ -57,12 +57,15 @@ class Areas:
             perfect = np.ones_like(self.value)  # equal rankings: as wide as of a perfect area
             half = 1 - self._newcombe_mean(perfect, both)[0] if abs(value) <= TIE else np.nan
             return value, value - half, value + half, 1.0
-        half, is_known = self._quantile(both) * error, np.isfinite(value)
+        half, is_known = self._t_quantile(both) * error, np.isfinite(value)
         p = 2 * stdtr(self._degrees_of_freedom(both), -abs(value) / error) if is_known else 1.0
         return value, value - half, value + half, float(p)
 
-    def _quantile(self, at: np.ndarray) -> float:
-        """Student's quantile: intervals of 30 patients cover 93.7 %, by the normal one 92.5 %."""
+    def _t_quantile(self, at: np.ndarray) -> float:
+        """Student's t quantile for `LEVEL`, for the areas at positions `at`.
+
+        Intervals of 30 patients cover 93.7 % with it, and 92.5 % with the normal quantile.
+        """
         return float(stdtrit(self._degrees_of_freedom(at), 0.5 + LEVEL / 2))
 
     def _newcombe_mean(self, value: np.ndarray, at: np.ndarray) -> tuple[float, float]:

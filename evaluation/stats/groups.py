@@ -46,8 +46,8 @@ class Gap:
 class GroupMetric:
     """A mean, or an area under the ROC curve, of any part of n rows that a mask selects.
 
-    Only the m rows in the mask `selected` (n,) count. The metric is the mean of their `values` (m,),
-    of booleans for a proportion; with `positive` (m,), an area, and values are ranks of scores.
+    Only the m rows in the mask `selected` (n,) count. The metric is the mean of their `values`
+    (m,), of booleans for a proportion; with `positive` (m,), an area, whose values are ranks.
     """
 
     selected: np.ndarray

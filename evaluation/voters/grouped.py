@@ -77,7 +77,7 @@ class GroupAttention(PerGroup):
 
 
 def attention_features(members: np.ndarray) -> np.ndarray:
-    """Inputs (members, n, K + 1) of the attention layer, see `GroupAttention`."""
+    """Centered log-probabilities and entropy, (members, n, K + 1), of probabilities `members`."""
     # without the limit, one confident member would dominate
     clipped = np.maximum(safe_log(members), -10.0)
     entropy = -(members * safe_log(members)).sum(axis=2, keepdims=True)
