@@ -30,6 +30,12 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Removes the temporary files that killed processes left of `atomic_file(path)`."""
+    for file in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
+        file.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Writes a file completely or not at all."""
     with atomic_file(path) as stream:

@@ -52,6 +52,16 @@ def test_fit_evaluates_val_and_test_only_when_asked(tiny, tmp_path):
     assert read_results(run / "results.json").split == "test"
 
 
+def test_a_fit_removes_what_a_killed_one_left_of_its_checkpoints(tiny, tmp_path):
+    left, other = (tmp_path / "run" / f".last.ckpt.{name}" for name in ("865a7d20", "notes"))
+    left.parent.mkdir()
+    left.touch()
+    other.touch()
+    tiny.fit("killed", tmp_path / "run")
+    assert not left.exists()
+    assert other.exists()
+
+
 def test_a_named_group_of_classes_is_in_results_and_report(tiny, tmp_path, capsys):
     key = "data.init_args.clinical_use"
     use = {"class_groups": {"fracture": ["simple", "comminuted"]}, "prevalences": [0.25]}

@@ -37,6 +37,7 @@ from consilium.training.run_lock import (
     refuse_used_run_folder,
 )
 from datamodules.datamodule import ImageDataModule
+from evaluation.files import remove_unfinished
 from lightning_modules import checkpoints, packing
 from lightning_modules.base import BaseModule
 from lightning_modules.ensemble import EnsembleModule, find_ensemble_file
@@ -263,6 +264,8 @@ class ConsiliumCLI(LightningCLI):
                 evaluate(**options, verbose=False)
         if is_first_process():
             best.with_name(PREVIOUS).unlink(missing_ok=True)  # of a fit that can be interrupted
+            for checkpoint in (best, best.with_name(LAST)):
+                remove_unfinished(checkpoint)
 
 
 class ReplaceValue(ActionTypeHint):

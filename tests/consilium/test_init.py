@@ -66,7 +66,7 @@ def test_missing_weights_are_refused_before_the_audit(table, capsys):
 
 
 @pytest.mark.exhaustive
-def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_network(
+def test_pretrained_weights_become_an_experiment_of_a_fine_tuned_network(
     table, monkeypatch, capsys
 ):
     monkeypatch.setattr(starter_plan, "MIN_FINETUNED_IMAGES", 1)
@@ -76,10 +76,10 @@ def test_pretrained_weights_become_an_experiment_of_a_probe_and_a_fine_tuned_net
     options = ["--weights", "weights", "--minutes", "2", "-o", "mine"]
     assert main(["init", str(table), *PATIENT, *options]) == 0
     printed = capsys.readouterr().out
-    assert "member: test_resnet.r160_in1k_160_probe: linear probe at 160 px, about" in printed
+    assert "member: test_resnet.r160_in1k_160: fine-tuned for" in printed
     assert main(["experiment", "run", "mine/mine.yaml"]) == 0
     runs = ExperimentFolder(Path("runs/mine"))
-    assert runs.members == ["test_resnet.r160_in1k_160", "test_resnet.r160_in1k_160_probe"]
+    assert runs.members == ["test_resnet.r160_in1k_160"]
     block, _ = checkpoints.read(runs.run("test_resnet.r160_in1k_160") / "best.ckpt")
     assert block.preprocess["size"] == 160
     assert runs.ensembles == ["ensemble"]
