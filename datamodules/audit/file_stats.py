@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -58,11 +59,14 @@ class ThumbnailFiles:
     """Thumbnails (side, side) by (row, view), each read from the memo's files when needed."""
 
     def __init__(self, files: list[Path]) -> None:
-        self._files = files
+        # numpy parses a header by `ast`, which in Python 3.11 may fail in several threads at once
+        self._files, self._lock = files, Lock()
 
     def __getitem__(self, place: tuple[int, int]) -> np.ndarray:
         chunk, row = divmod(int(place[0]), _CHUNK)
-        return np.array(np.load(self._files[chunk], mmap_mode="r")[row, place[1]])
+        with self._lock:
+            views = np.load(self._files[chunk], mmap_mode="r")
+        return np.array(views[row, place[1]])
 
 
 class FileReader:
