@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,6 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 SAMPLED_IMAGES = 8  # read to measure their size and time
 LARGEST_RATIO, SMALLEST_RATIO = 1.75, 1.25  # of an input that shows more detail than the published
 SIZE_STEP = 32  # of the sizes of inputs, in pixels
-TRAINING_COST = 6.0  # of a training step in forward passes, as measured on CPUs
 PROBE_COST = 1.2  # of the features of an image, with the fit of the head
 STARTUP_MINUTES = 0.5  # of a member: imports, evaluation, report
 PROBE_SHARE = 0.5  # of the time at most for probes, if networks are fine-tuned as well
@@ -35,13 +34,22 @@ CLEARLY_CLOSER = 0.5  # of the divergence under the published normalization, to 
 
 
 @dataclass(frozen=True)
+class ImageSeconds:
+    """Seconds that this machine, with all its cores, takes per image."""
+
+    preparation: float  # decoding and preprocessing
+    forward: float
+    training: float  # a forward and a backward pass
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A pretrained network in a weights file, and its time per image on this machine."""
 
     backbone: str
     weights: Path
     preprocess: Preprocess  # as in its pretraining, perhaps with a larger size
-    seconds: float  # of decoding an image and a forward pass
+    seconds: ImageSeconds
 
     @property
     def has_other_normalization(self) -> bool:
@@ -92,7 +100,9 @@ def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candid
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f"--weights {missing[0]}: no such file")
     backbone_of = {file.resolve(): backbone_of_file(file) for file in files}
+    start = time.process_time()
     samples = read_samples(images)
+    decoding = (time.process_time() - start) / max(1, len(samples)) / torch.get_num_threads()
     candidates = []
     for file, backbone in backbone_of.items():
         published = Preprocess.from_backbone(backbone)
@@ -102,7 +112,7 @@ def find_candidates(paths: Sequence[Path], images: Sequence[str]) -> list[Candid
         for size in [published.size, *([larger] if larger else [])]:
             preprocess = replace(published, size=size)
             try:
-                seconds = time_image(backbone, preprocess, samples)
+                seconds = measure_seconds(backbone, preprocess, samples, decoding)
             except ValueError:  # the network has one size only
                 continue
             candidates.append(Candidate(backbone, file, preprocess, seconds))
@@ -175,21 +185,46 @@ def backbone_of_file(file: Path) -> str:
     return str(max(names, key=len))
 
 
-def time_image(backbone: str, preprocess: Preprocess, samples: Sequence[np.ndarray]) -> float:
-    """Seconds per image to preprocess the samples and to predict them as one batch."""
+def measure_seconds(
+    backbone: str, preprocess: Preprocess, samples: Sequence[np.ndarray], decoding: float
+) -> ImageSeconds:
+    """Seconds of the network per image, measured on samples; `decoding` are those to read one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = backbones.build(backbone, 2, image_size=preprocess.size).to(device)
-    samples = samples or [np.zeros((preprocess.size, preprocess.size), np.uint8)]
-    start = time.perf_counter()
-    batch = torch.stack([preprocess(image) for image in samples]).to(device)
-    preparation = (time.perf_counter() - start) / len(samples)
-    seconds = []
-    with torch.inference_mode(), eval_mode(net):
-        for _ in range(3):
-            start = time.perf_counter()
+    images = [*samples] or [np.zeros((preprocess.size, preprocess.size), np.uint8)]
+    images = [images[i % len(images)] for i in range(SAMPLED_IMAGES)]
+    batch = torch.stack([preprocess(image) for image in images]).to(device)
+
+    def forward() -> None:
+        """A forward pass, with its result on the CPU."""
+        with torch.inference_mode(), eval_mode(net):
             net(batch).cpu()
-            seconds.append(time.perf_counter() - start)
-    return preparation + min(seconds) / len(samples)
+
+    def train() -> None:
+        """A forward and a backward pass, completed."""
+        net(batch).square().sum().backward()
+        if batch.is_cuda:
+            torch.cuda.synchronize()
+
+    cpu = torch.device("cpu")
+    preparation = least_seconds(lambda: [preprocess(image) for image in images], cpu)
+    passes = [least_seconds(function, device) / SAMPLED_IMAGES for function in (forward, train)]
+    return ImageSeconds(decoding + preparation / SAMPLED_IMAGES, *passes)
+
+
+def least_seconds(function: Callable[[], object], device: torch.device) -> float:
+    """The least seconds of three calls after a first one.
+
+    On a CPU it is the processor time divided by the number of threads, so that other programs do
+    not count.
+    """
+    on_cpu = device.type == "cpu"
+    timer, seconds = time.process_time if on_cpu else time.perf_counter, []
+    for _ in range(4):
+        start = timer()
+        function()
+        seconds.append(timer() - start)
+    return min(seconds[1:]) / (torch.get_num_threads() if on_cpu else 1)
 
 
 def plan_members(
@@ -201,16 +236,18 @@ def plan_members(
     fine-tuned networks.
     """
     fewest, most = EPOCHS
-    by_time = sorted(candidates, key=lambda candidate: candidate.seconds)
+    by_time = sorted(candidates, key=lambda candidate: candidate.seconds.forward)
     smallest = {c.weights: c for c in sorted(by_time, key=lambda c: -c.preprocess.size)}
     by_time.sort(key=lambda candidate: smallest[candidate.weights] != candidate)  # larger: last
     can_finetune = num_train >= MIN_FINETUNED_IMAGES
 
     def member(candidate: Candidate, epochs: int) -> PlannedMember:
         """A candidate with an estimate of its minutes; with 0 epochs it is a linear probe."""
-        images = PROBE_COST * num_train + num_evaluated
-        images += epochs * (TRAINING_COST * num_train + num_evaluated / 2)
-        return PlannedMember(candidate, epochs, STARTUP_MINUTES + candidate.seconds * images / 60)
+        of = candidate.seconds
+        predicted = PROBE_COST * num_train + num_evaluated + epochs * num_evaluated / 2
+        seconds = predicted * (of.preparation + of.forward)
+        seconds += epochs * num_train * (of.preparation + of.training)
+        return PlannedMember(candidate, epochs, STARTUP_MINUTES + seconds / 60)
 
     members = {by_time[0].weights: member(by_time[0], 0)}
 

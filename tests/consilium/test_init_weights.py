@@ -15,18 +15,22 @@ from timm.data.constants import (
     IMAGENET_INCEPTION_STD,
 )
 
+from consilium.inference import starter_plan
 from consilium.inference.starter_plan import (
     Candidate,
+    ImageSeconds,
     backbone_of_file,
     detect_normalization,
     find_candidates,
+    measure_seconds,
     plan_members,
 )
 from datamodules.preprocess import Preprocess
 
 
 def candidate(name: str, seconds: float, size: int = 224) -> Candidate:
-    return Candidate(name, Path(f"{name}.safetensors"), Preprocess(size=size), seconds)
+    times = ImageSeconds(0.0, seconds, 6 * seconds)
+    return Candidate(name, Path(f"{name}.safetensors"), Preprocess(size=size), times)
 
 
 FAST, SLOW = candidate("test_resnet", 0.005), candidate("resnet50", 0.05)
@@ -88,7 +92,25 @@ def weights(tmp_path):
 
 def test_images_that_cannot_be_read_do_not_prevent_a_plan(weights):
     (candidate,) = find_candidates(weights, ["nowhere.png"])
-    assert (candidate.preprocess.size, candidate.seconds > 0) == (160, True)
+    assert candidate.preprocess.size == 160
+    assert 0 < candidate.seconds.forward < candidate.seconds.training
+
+
+def test_preparation_costs_time_in_each_epoch():
+    times = ImageSeconds(0.060, 0.0, 0.0)
+    slow_files = Candidate("resnet50", Path("resnet50.pth"), Preprocess(), times)
+    (probe,), (tuned,) = (plan_members([slow_files], n, 0, 60) for n in (999, 1000))
+    assert probe.minutes == pytest.approx(0.5 + 1.2 * 0.999)
+    assert (tuned.epochs, tuned.minutes) == (10, pytest.approx(0.5 + 1.2 + 10))
+
+
+def test_other_programs_do_not_slow_the_measured_time(monkeypatch):
+    samples, clock = random_images(0), iter(range(0, 10**9, 1000))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(starter_plan.time, "perf_counter", lambda: next(clock))
+    times = measure_seconds("test_resnet", Preprocess(size=64), samples, decoding=0.25)
+    assert 0.25 < times.preparation < 1
+    assert times.training < 1
 
 
 @pytest.mark.parametrize(
