@@ -166,11 +166,13 @@ def audit_manifest(manifest: Manifest, folder: Path | None = None) -> Audit:
     """Decodes every file once and reports all issues and confounds.
 
     With ``folder``, results are saved in it: another audit of unchanged files reuses all of them,
-    and one after an interruption those that had been computed.
+    and one after an interruption those that had been computed. Those of other audits below
+    ``runs`` are reused as well.
     """
+    others = [file.parent / COMPUTED for file in Path().glob(AUDITS)]
     with (
         tempfile.TemporaryDirectory() as temporary,
-        Memo(folder / COMPUTED if folder else Path(temporary)) as memo,
+        Memo(folder / COMPUTED if folder else Path(temporary), others) as memo,
     ):
         audit = _audit(manifest, memo)
         memo.remove_steps()

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +21,13 @@ _LOCK, _DIGEST_BYTES = ".lock", 32
 class Memo:
     """Arrays by key in files of a folder; a file that is damaged or cut short is computed again.
 
+    What it lacks is copied from the folders ``others`` of other audits, if they have it.
     As a context manager it locks the folder: another audit that uses it waits for the end of this.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, others: Sequence[Path] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self.others = folder, others
         self._results: set[Path] = set()
 
     def __enter__(self) -> Self:
@@ -55,11 +56,13 @@ class Memo:
         """The array of a key, computed and saved if absent; ``remove_steps`` leaves results."""
         if is_result:
             self._results.add(self.file(key))
-        with suppress(OSError, ValueError, EOFError):
-            data = self.file(key).read_bytes()
-            if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:]:
-                return np.asarray(np.load(io.BytesIO(data)))
-        array = compute()
+        name = self.file(key).name
+        if (array := _read(self.file(key))) is not None:
+            return array
+        copies = (_read(folder / name) for folder in self.others)
+        array = next((copy for copy in copies if copy is not None), None)
+        if array is None:
+            array = compute()
         self.save(key, array)
         return array
 
@@ -78,6 +81,15 @@ class Memo:
         """Removes all arrays but those that this audit has loaded with ``is_result``."""
         for file in set(self.folder.glob("*.npy")) - self._results:
             file.unlink()
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """The array that ``Memo.save`` wrote; None if the file is missing, damaged or cut short."""
+    with suppress(OSError, ValueError, EOFError):
+        data = file.read_bytes()
+        if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:]:
+            return np.asarray(np.load(io.BytesIO(data)))
+    return None
 
 
 def key_of(*parts: str | np.ndarray) -> str:

@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -75,6 +76,32 @@ def test_an_audit_of_unchanged_files_computes_nothing_again(leaky, calls, tmp_pa
     assert calls == {"decode": 1}  # the broken file, in case that its disk was
     size = sum(file.stat().st_size for file in (tmp_path / "out" / COMPUTED).iterdir())
     assert size < 2000 * len(leaky.table)  # without the pixels
+
+
+def test_an_experiment_reuses_the_audit_of_init(leaky, calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = Path("runs/audit-data")
+    expected = results(audit_manifest(leaky, first))
+    (first / "audit.json").write_text("{}")  # without it, an audit may still be running
+    splits = leaky.table["split"].replace("test", "val")
+    calls.clear()
+    audit = audit_manifest(replace(leaky, table=leaky.table.assign(split=splits)), Path("other"))
+    assert calls == {"decode": 1}
+    assert [len(issue.ids) for issue in audit.issues] == [len(issue.ids) for issue in expected[0]]
+    shutil.rmtree(first)
+    calls.clear()
+    audit_manifest(leaky, Path("other"))  # it has its own copies
+    assert calls == {"decode": 1}
+
+
+def test_a_damaged_file_of_another_audit_is_not_used(tmp_path):
+    for name, value in (("damaged", 1), ("whole", 2)):
+        Memo(tmp_path / name).save("key", np.array([value]))
+    file = Memo(tmp_path / "damaged").file("key")
+    file.write_bytes(file.read_bytes()[:-1])
+    others = [tmp_path / "damaged", tmp_path / "whole"]
+    assert Memo(tmp_path / "own", others).load("key", lambda: np.array([3])).tolist() == [2]
+    assert Memo(tmp_path / "third", others[:1]).load("key", lambda: np.array([3])).tolist() == [3]
 
 
 def test_images_are_described_once_although_copies_are_searched_again(leaky, calls, tmp_path):
