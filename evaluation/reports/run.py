@@ -63,8 +63,8 @@ def run_sections(
 
 def what_it_is(results: Results) -> str:
     """`An ensemble of 3 networks`, or `A network`."""
-    members = results.meta.get("members")
-    return f"An ensemble of {len(members)} networks" if members else "A network"
+    count = len(results.meta.get("members") or ())
+    return f"An ensemble of {count} networks" if count > 1 else "A network"
 
 
 def labeled_models(results: Results) -> dict[str, Estimates]:

@@ -18,6 +18,7 @@ from evaluation.reports.run import (
     predictions_frame,
     readable_details,
     run_sections,
+    what_it_is,
 )
 from evaluation.results import Results
 from evaluation.subgroups import compute_subgroups
@@ -129,3 +130,11 @@ def test_a_run_report_is_made_from_values_and_shows_labels_instead_of_names():
     assert "<td>seed</td><td>3</td>" in page
     [curves] = [s.image for s in sections if s.heading == "Learning curves"]
     assert curves.axes[0].get_title(loc="left") == "Accuracy"
+
+
+def test_an_ensemble_of_one_network_is_a_network():
+    members = {"a": {}, "b": {}}
+    run = Results("r", "test", ["x", "y"], {}, meta={"members": members})
+    assert what_it_is(run) == "An ensemble of 2 networks"
+    del members["b"]
+    assert what_it_is(run) == "A network"
