@@ -18,6 +18,9 @@ from datamodules.phantoms.primitives import PhantomImage, Rng
 Generator = Callable[[int, Rng, Rng, int], PhantomImage]  # label, rng of patient, of image, size
 
 
+SEPARATOR, NO_FINDING = "|", "No Finding"  # in labels, as in those of NIH's chest radiographs
+
+
 @dataclass(frozen=True)
 class PhantomKind:
     """A kind of generated images."""
@@ -26,6 +29,25 @@ class PhantomKind:
     generate: Generator
     class_weights: tuple[int, ...]  # relative frequency of each class among the studies
     images_per_study: int = 1_000  # at most
+
+    def sample_label(self, rng: Rng) -> tuple[int, str]:
+        """A random label, and its text."""
+        label = rng.choice(*self.class_weights)
+        return label, self.classes[label]
+
+
+class FindingsKind(PhantomKind):
+    """Images that may have several of the `classes`; their weights are percentages of the studies.
+
+    Bit k of a label tells whether the image has class k.
+    """
+
+    def sample_label(self, rng: Rng) -> tuple[int, str]:
+        """A random label, and its text, such as `effusion|nodules` or `No Finding`."""
+        present = [rng.choice(100 - percent, percent) for percent in self.class_weights]
+        names = [name for name, is_present in zip(self.classes, present, strict=True) if is_present]
+        label = sum(is_present << k for k, is_present in enumerate(present))
+        return label, SEPARATOR.join(names) or NO_FINDING
 
 
 def _binary(name: str, generate: Generator) -> PhantomKind:
@@ -38,6 +60,7 @@ KINDS: dict[str, PhantomKind] = {
     "retina": PhantomKind(organs.GRADES, organs.retina, (50, 15, 20, 8, 7)),
     "limbs": PhantomKind(["negative", "positive"], bones.limb, (3, 2), images_per_study=3),
     "chest": PhantomKind(organs.DISEASES, organs.chest, (4, 2, 4, 3)),
+    "chest_findings": FindingsKind(organs.FINDINGS, organs.chest_findings, (30, 25, 25, 20, 20)),
     "pneumonia": _binary("pneumonia", organs.pneumonia),
     "cardiomegaly": _binary("cardiomegaly", organs.cardiomegaly),
     "osteoporosis": _binary("osteoporosis", bones.osteoporosis),
@@ -110,8 +133,8 @@ def generate_images(spec: PhantomSpec) -> Iterator[tuple[dict[str, str], np.ndar
         seed = f"{spec.kind}/{spec.seed}/{patient}"
         for k in range(Rng(seed).between(1, 2 * spec.images_per_patient - 1)):
             study = f"{patient}-s{1 + k // kind.images_per_study}"
-            label = Rng(f"{spec.kind}/{spec.seed}/{study}/label").choice(*kind.class_weights)
+            label, text = kind.sample_label(Rng(f"{spec.kind}/{spec.seed}/{study}/label"))
             image = kind.generate(label, Rng(f"{seed}/body"), Rng(f"{seed}/{k}"), spec.image_size)
-            row = {"path": f"{patient}/{study}-image{k}.png", "label": kind.classes[label]}
+            row = {"path": f"{patient}/{study}-image{k}.png", "label": text}
             row |= {"patient": patient, "study": study, "box": image.box}
             yield row | image.attributes, image.pixels

@@ -6,6 +6,7 @@ from datamodules.phantoms import primitives as draw
 from datamodules.phantoms.primitives import PhantomImage, Rng
 
 DISEASES = ["normal", "tuberculosis", "pneumonia", "covid"]
+FINDINGS = ["opacity", "nodules", "effusion", "pneumothorax", "cardiomegaly"]
 GRADES = ["none", "mild", "moderate", "severe", "proliferative"]
 _RED_DOTS = ((0, 0), (2, 4), (7, 11), (16, 24), (10, 20))  # lowest and highest number by grade
 _YELLOW_SPOTS = ((0, 0), (0, 0), (1, 3), (4, 7), (2, 6))
@@ -27,6 +28,38 @@ def cardiomegaly(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> Pha
     """A chest with a normal heart (label 0), or a heart wider than half the chest (1)."""
     heart = patient_rng.between(*((140, 185), (250, 300))[label])
     return _chest_image(patient_rng, image_rng, size, [], heart, is_enlarged=label == 1)
+
+
+def chest_findings(label: int, patient_rng: Rng, image_rng: Rng, size: int) -> PhantomImage:
+    """A chest with any of five findings: bit k of `label` is that of `FINDINGS[k]`.
+
+    The attribute `box/<finding>` is the box of one finding, "" if it is absent.
+    """
+    has = {name: label >> k & 1 == 1 for k, name in enumerate(FINDINGS)}
+    x, y = draw.random_pose(size, image_rng, (40, 40), 8)
+    density, lungs = _thorax(x, y, patient_rng)
+    heart = patient_rng.between(*(250, 300) if has["cardiomegaly"] else (140, 185))
+    masks = dict.fromkeys(FINDINGS, np.zeros_like(lungs))
+    in_heart = draw.ellipse(x, y, (60, 170), (heart, 190)) > 0
+    masks["cardiomegaly"] = in_heart & has["cardiomegaly"]
+    density = np.where(in_heart, 150, density)
+    # all are drawn at random, so that without a finding the rest of the image is the same
+    side, level = image_rng.sign(), image_rng.between(-150, -80)
+    air = lungs & (draw.ellipse(x, y, (side * 190, 60), (170, 330)) < 0)  # at the upper margin
+    masks["pneumothorax"] = air & (side * x > 0) & (y < level) & has["pneumothorax"]
+    density = np.where(masks["pneumothorax"], 15, density)
+    side, level = image_rng.sign(), image_rng.between(180, 250)
+    fluid = lungs & ~in_heart & (side * x > 0) & (y > level)
+    masks["effusion"] = fluid & has["effusion"]
+    density = np.where(masks["effusion"], 145, density)
+    for name, disease in (("opacity", "pneumonia"), ("nodules", "tuberculosis")):
+        for center, radii, height in _sample_spots(disease, image_rng):
+            spot = draw.ellipse(x, y, center, radii)
+            density = np.where(lungs & has[name], draw.add_bump(density, spot, height), density)
+            masks[name] = masks[name] | (lungs & (spot > 200) & has[name])
+    pixels = draw.expose(draw.smooth(draw.smooth(density)), image_rng, noise=9)
+    boxes = {f"box/{name}": draw.bounding_box(mask) for name, mask in masks.items()}
+    return PhantomImage(pixels, draw.bounding_box(np.any([*masks.values()], axis=0)), boxes)
 
 
 def _chest_image(
