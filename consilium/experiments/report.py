@@ -98,10 +98,10 @@ def lead_text(results: ExperimentResults) -> str:
                   for name, metrics in results.ensemble_metrics.items()}  # fmt: skip
     calibrated = _calibrated_members(results)
     members, kind = (calibrated, "calibrated") if calibrated else (results.member_metrics, "raw")
-    if members:
+    if len(members) > 1 or (members and not accuracies):  # else the ensemble is this member
         best = max(members, key=lambda name: members[name]["accuracy"].value or 0.0)
-        of = f"{best}, {kind}, the best of {len(members)} members on test"
-        accuracies[of] = members[best]["accuracy"]
+        rank = f", the best of {len(members)} members on test" * (len(members) > 1)
+        accuracies[f"{best}, {kind}{rank}"] = members[best]["accuracy"]
     return " ".join(
         f"{name}: accuracy {html.format_estimate(e)} on {html.format_sample_size(e)}."
         for name, e in accuracies.items()

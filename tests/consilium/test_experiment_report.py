@@ -581,6 +581,9 @@ def test_the_summary_shows_members_calibrated_and_raw_next_to_the_ensemble(write
     evaluated = replace(e.evaluated, calibrated_metrics=changed)
     other = replace(results, ensembles=[replace(e, evaluated=evaluated)])
     assert "members on test: accuracy 0.125 (" in lead_text(other)
+    alone = replace(evaluated, calibrated_metrics={"a": changed["a"]})
+    of_one = replace(results, ensembles=[replace(e, evaluated=alone)])
+    assert lead_text(of_one) == accuracy_text(rows, "ensemble, calibrated")
     assert overview.answers["For whom is it worse?"] == [sentence]
     (table,) = (s for s in sections(results) if s.heading == "Ensembles and members")
     assert "an ensemble has no raw row: its calibration is a part of it" in table.note
@@ -606,6 +609,8 @@ def test_members_without_an_ensemble_are_labeled_as_raw(write):
     assert ", raw, the best of 2 members on test: accuracy" in lead_text(results)
     headings = [section.heading for section in sections(results)]
     assert {"Referral of a", "Prediction sets of b"} < set(headings)
+    alone = replace(results, runs={"a": results.runs["a"]})
+    assert lead_text(alone).startswith("a, raw: accuracy")
 
 
 @pytest.mark.exhaustive
