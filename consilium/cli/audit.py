@@ -5,6 +5,9 @@ folders), a CSV or Parquet table, or the data of a config. Writes audit.html wit
 images side by side, audit.json, and quarantine.csv: the samples to exclude so that no leak remains.
 What to do next is printed as commands. Another audit in the same folder goes on where one was
 interrupted, and reads no image again that has not changed.
+With --labels, the labels of a finished experiment (best one with folds) or run are ranked by how
+much its models contradict them on images that they were not trained on, and the share of wrong
+labels is estimated: labels.html, and labels.csv to correct them in, which --apply reads.
 The exit code is 1 if there is a leak (a patient or an image in more than one split) or no file can
 be read, else 0.
 """
@@ -25,6 +28,8 @@ examples:
   consilium audit data/chest --patient '(p[0-9]+)_'
   consilium audit labels.csv --label diagnosis --patient site,patient_id
   consilium audit --config configs/data/fracture.yaml --augmentations
+  consilium audit --labels runs/mine
+  consilium audit --labels runs/mine --apply corrected.csv -o relabeled.csv
 """
 
 
@@ -34,6 +39,8 @@ def run(options: argparse.Namespace) -> int:
     from datamodules.audit.audit import audit_manifest
     from evaluation.files import write_bytes
 
+    if options.labels:
+        return _run_label_audit(options)
     manifest, name, data = _load(options)
     excluded = data.exclude if data is not None else None
     folder = options.output or Path("runs") / f"audit-{name}"
@@ -52,6 +59,34 @@ def run(options: argparse.Namespace) -> int:
     return 1 if audit.leaks or audit.is_unreadable else 0
 
 
+def _run_label_audit(options: argparse.Namespace) -> int:
+    """Ranks the labels of a run or experiment, or writes a table with corrected labels."""
+    from consilium.inference import label_report
+    from evaluation.files import write_text
+
+    folder: Path = options.labels
+    if options.target or options.config:
+        raise ValueError("--labels: the run has the dataset; give no FOLDER, TABLE or --config")
+    runs = label_report.run_folders(folder)
+    manifest, has_splits = label_report.load_manifest_of(runs[0])
+    if options.apply:
+        table = label_report.apply_corrections(manifest, options.apply, has_splits)
+        output = options.output or folder / "relabeled.csv"
+        write_text(output, table.to_csv(index=False))
+        changed = int((table[label_report.BEFORE] != "").sum())
+        left_out = len(manifest.table) - len(table)
+        print(f"{changed} labels changed, {left_out} images left out")
+        print(f"table: {output}")
+        return 0
+    audit = label_report.audit_run_labels(runs)
+    output = options.output or folder
+    label_report.write_label_report(audit, manifest, output, folder.name)
+    print(f"wrong labels: about {label_report.share_text(audit)}")
+    print(f"labels to correct: {output / label_report.CSV}")
+    print(f"report: {output / label_report.PAGE}")
+    return 0
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.epilog = EXAMPLES
@@ -59,6 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", action="append", default=[], help="config with the data; may be repeated")
     add("-o", "--output", type=Path, metavar="DIR", help="output folder (runs/audit-FOLDER-FILE)")
+    help_ = "rank the labels of its dataset by their doubtfulness"
+    add("--labels", type=Path, metavar="RUN|EXPERIMENT", help=help_)
+    help_ = "with --labels: write a table with the corrections in a filled labels.csv"
+    add("--apply", type=Path, metavar="CSV", help=help_)
     add("--augmentations", action="store_true", help="only write a sheet of augmented images")
 
 
