@@ -66,8 +66,8 @@ class FittedVoters:
     def select(self, voter: str) -> str:
         """`voter` itself; for `auto`, `learned` if val has evidence for it, else `soft`.
 
-        On held-out patients of val their NLL must be lower than that of the mean by more than a
-        standard error; val must have 50 patients for each member.
+        On held-out patients of val the NLL of learned weights must be lower than that of the mean
+        by more than a standard error; val must have 50 patients for each member.
         """
         if voter != AUTO:
             return voter

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_origin
@@ -21,7 +22,7 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
     """A stream into a temporary file beside `path`, renamed to `path` if no error occurs."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:100]}.{uuid4().hex[:8]}")
+    temporary = target.with_name(f"{_temporary_prefix(target)}{uuid4().hex[:8]}")
     try:
         with temporary.open("xb") as stream:  # readable by colleagues if the umask allows it
             yield stream
@@ -31,9 +32,14 @@ def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes the temporary files that killed processes left of `atomic_file(path)`."""
-    for file in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
+    """Removes all temporary files of `atomic_file(path)`, also those that are being written."""
+    for file in path.parent.glob(f"{escape(_temporary_prefix(path))}{'[0-9a-f]' * 8}"):
         file.unlink(missing_ok=True)
+
+
+def _temporary_prefix(path: Path) -> str:
+    """The name of a temporary file of `path`, without its random end."""
+    return f".{path.name[:100]}."
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

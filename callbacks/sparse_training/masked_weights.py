@@ -252,7 +252,10 @@ def require_plain_weight(name: str, weight: object) -> None:
 
 
 def _exclusion_reason(name: str, tensor: Tensor, positions: int, exclude: Sequence[str]) -> str:
-    """Why a weight is excluded by its name, use or size; "" if it is not."""
+    """Why `find_prunable` excludes a weight by its name, kernel or size; "" if it does not.
+
+    `positions`: how many times an image uses each value of the weight.
+    """
     for pattern in exclude:
         if re.search(pattern, name):
             return f"matches exclude {pattern!r}"

@@ -114,9 +114,9 @@ class Run:
         return provenance.Provenance(self.settings, digests, threads)
 
     def start(self, launch: Launcher = start_fork, threads: int = 0) -> list[str] | None:
-        """Starts the command in a process, from the last saved epoch; returns its arguments.
+        """Starts the command in a process, from the last saved epoch, unless the run is done.
 
-        None if another process has the folder's lock. A run that is done is not started. A run
+        Returns the arguments, also if done; None if another process has the folder's lock. A run
         that was interrupted keeps its number of threads, unless OMP_NUM_THREADS is set.
         """
         self.lock = acquire_lock(self.folder / LOCK_FILE)

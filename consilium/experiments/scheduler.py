@@ -105,7 +105,10 @@ class Scheduler:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def _report(self, runs: list[Run]) -> int:
-        """Writes the report of the runs that are done, prints a summary, returns the exit code."""
+        """Writes the report; returns 1 if a run failed or a gate of the report failed, else 0.
+
+        No report if no run is done, or if runs are missing although none failed.
+        """
         console = Console(soft_wrap=True)
         for name, reason in self.failures.items():
             console.print(f"{name} failed: {reason}", markup=False)

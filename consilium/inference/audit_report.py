@@ -237,7 +237,10 @@ def example_images(manifest: Manifest, split: str = "train", per_class: int = 4)
 
 
 def augmentation_sheet(manifest: Manifest, data: "ImageDataModule | None" = None) -> bytes:
-    """PNG of rows: an image and seven augmentations by the policy of `data`, or one per policy."""
+    """PNG with a row for each image: the image and seven augmentations of it.
+
+    Six images by the policy of `data`; without `data`, one image by each policy.
+    """
     from datamodules.augment import AUGMENTATIONS, Augment
     from datamodules.preprocess import Preprocess
 

@@ -98,7 +98,10 @@ class Artifacts:
 
     @property
     def audit(self) -> dict[str, Any]:
-        """The audit.json of the manifest that results.json names, in the experiment or `runs`."""
+        """The audit.json with the manifest digest of results.json; MissingArtifact if none.
+
+        Searched in `audit` of the two folders above the run's, then in `runs`.
+        """
         digest, parents = self.results.meta.get("manifest_digest"), self.folder.resolve().parents
         places = chain(*(p.glob("audit/*/audit.json") for p in parents[:2]), Path().glob(AUDITS))
         for file in map(Path.resolve, places):

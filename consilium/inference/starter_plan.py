@@ -53,7 +53,7 @@ class Candidate:
 
     @property
     def has_other_normalization(self) -> bool:
-        """Whether the mean of the normalization differs from what timm records."""
+        """Whether the network was clearly pretrained with another mean than timm records."""
         return self.preprocess.mean != Preprocess.from_backbone(self.backbone).mean
 
 

@@ -53,7 +53,10 @@ class Memo:
     def load(
         self, key: str, compute: Callable[[], np.ndarray], is_result: bool = False
     ) -> np.ndarray:
-        """The array of a key, computed and saved if absent; ``remove_steps`` leaves results."""
+        """The array of a key: saved, copied from ``others``, or else computed; then it is saved.
+
+        Of these, ``remove_steps`` keeps only those loaded with ``is_result``.
+        """
         if is_result:
             self._results.add(self.file(key))
         name = self.file(key).name

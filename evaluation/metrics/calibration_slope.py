@@ -58,7 +58,7 @@ def calibration_values(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
     if positive.any() and not positive.all():
         values[2] = _fit_intercept(x, positive)
         if not _is_separated(x, positive):
-            values[:2] = _fit_line(x, positive)
+            values[:2] = _fit_logistic(x, positive)
     return values
 
 
@@ -72,14 +72,14 @@ def logistic_line(
     x: np.ndarray, positive: np.ndarray, clusters: Clusters
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slope and intercept (2,) of a logistic regression on x (n,), and standard errors (2,)."""
-    beta, design = _fit_line(x, positive), np.column_stack([x, np.ones_like(x)])
+    beta, design = _fit_logistic(x, positive), np.column_stack([x, np.ones_like(x)])
     p = expit(design @ beta)
     hessian, scores = _hessian(design, p), design * (positive - p)[:, None]
     return beta, _robust_errors(np.linalg.solve(hessian, scores.T).T, clusters)
 
 
-def _fit_line(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Slope and intercept (2,), by Newton's method."""
+def _fit_logistic(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Slope and intercept (2,) of a logistic regression of `positive` (n,) on `x` (n,)."""
     design, beta = np.column_stack([x, np.ones_like(x)]), np.zeros(2)
     for _ in range(MAX_STEPS):
         p = expit(design @ beta)

@@ -83,7 +83,10 @@ def evaluate_thresholds(
 def decision_metrics(
     table: PredictionTable, outcome: str, threshold: float | None, draws: int, seed: int
 ) -> Estimates:
-    """Summary metrics and those of the outcome at a threshold; no values if that is None."""
+    """Metrics if `outcome` is predicted at probabilities >= `threshold`, for an `outcome_table`.
+
+    With `threshold` None (val lacks cases), each metric has no value, but the reason.
+    """
     kinds = ("confusion", "prevalence")
     specs = [spec for spec in METRICS.values()
              if spec.kind in kinds and (spec.scope != "overall" or spec.in_summary)]  # fmt: skip

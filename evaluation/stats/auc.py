@@ -75,7 +75,7 @@ class Areas:
         return float(low), float(high)
 
     def _degrees_of_freedom(self, at: np.ndarray) -> int:
-        """One less than the number of patients of the rarer kind."""
+        """Fewest patients with a positive, or a negative, image in any area `at`, minus one."""
         return max(1, int(min(self.positives[at].min(), self.negatives[at].min())) - 1)
 
     def _standard_error(self, weights: np.ndarray) -> float:

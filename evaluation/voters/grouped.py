@@ -105,7 +105,10 @@ def fit_per_group(tables: Sequence[PredictionTable], attribute: str = "body_part
 def fit_group_attention(
     tables: Sequence[PredictionTable], attended: Sequence[str], attribute: str = "body_part"
 ) -> GroupAttention:
-    """An attention layer for each attended value, initialized with the group's own weights."""
+    """Fits an attention layer for each attended value, on the labeled rows of val.
+
+    Each starts from the value's weights by `fit_per_group`; other values keep theirs.
+    """
     base = fit_per_group(tables, attribute)
     if missing := [value for value in attended if value not in base.values]:
         raise ValueError(f"{attribute} {missing[0]!r} has no validation image; has {base.values}")

@@ -57,7 +57,10 @@ class SparsityComparison:
 def compare_with_controls(
     config: ExperimentConfig, folder: Path, tables: Tables
 ) -> SparsityComparison:
-    """Comparisons of all sparse members with their controls; each pair is resampled once."""
+    """Compares each sparse member with its control: a dense member that is trained alike.
+
+    Only runs whose control is done as well. `tables` are the predictions on test by run.
+    """
     pairs, means, costs = list[Row](), list[Row](), list[SparsityCost]()
     changed, page = dict[tuple[str, str], pd.DataFrame](), list[html.Section]()
     for name, control in [(n, control) for control, of in config.controls.items() for n in of]:
