@@ -14,6 +14,7 @@ from evaluation.plots import style
 from evaluation.predictions import PredictionTable, Tables
 
 WIDTH, HEIGHT = 3.6, 3.4  # inches of a panel
+MARGINS = style.Margins(left=0.8, column_gap=0.7)  # net benefits may have four decimals
 NUM_BINS = 20  # of histograms of probabilities
 
 
@@ -60,7 +61,8 @@ def _plot_curves(
     curves: Mapping[str, Mapping[str, Curve | None]], label: str, lines: Sequence[dict[str, Any]]
 ) -> tuple[Figure, list[Axes]]:
     """A figure of curves by outcome and name, one panel per outcome; `lines` are their styles."""
-    fig, axes = style.subplots(WIDTH * max(len(curves), 1.2), HEIGHT, columns=len(curves))
+    width, columns = WIDTH * max(len(curves), 1.2), len(curves)
+    fig, axes = style.subplots(width, HEIGHT, columns=columns, margins=MARGINS)
     axes[0].set_ylabel(label)
     for ax, (outcome, of_outcome) in zip(axes, curves.items(), strict=True):
         style.show_grid(ax)
@@ -89,11 +91,13 @@ def calibration_plot(table: PredictionTable, outcomes: Sequence[str], name: str 
     """Smooth calibration curve of each outcome, above histograms of its probability by class."""
     line = style.line_style(style.model_index(name))
     k, all_outcomes = len(outcomes), Outcomes.from_table(table.labeled)
-    fig, axes = style.subplots(WIDTH * max(k, 1.2), 4.6, 2, k, height_ratios=(3, 1))
+    width, margins = WIDTH * max(k, 1.2), style.Margins(row_gap=0.15)
+    fig, axes = style.subplots(width, 4.6, 2, k, height_ratios=(3, 1), margins=margins)
     for upper, lower, outcome in zip(axes[:k], axes[k:], outcomes, strict=True):
         at = all_outcomes.names.index(outcome)
         style.unit_axes(upper, "", "", diagonal=True)
         upper.set_aspect("auto")
+        upper.tick_params(labelbottom=False)  # the panel below has the same axis
         style.panel_title(upper, outcome)
         if curve := calibration_curve(table, outcome):
             upper.plot(curve.x, curve.value, **line)
@@ -114,7 +118,7 @@ def _plot_histograms(ax: Axes, p: np.ndarray, positive: np.ndarray) -> None:
     ):  # fmt: skip
         counts = np.histogram(np.clip(p[rows], 0, 1), edges)[0]
         percent = sign * 100 * counts / max(rows.sum(), 1)
-        ax.bar(edges[:-1], percent, 1 / NUM_BINS, align="edge", color=color, label=label)
+        ax.stairs(percent, edges, fill=True, color=color, label=label)
     ax.axhline(0, color=style.DARK, linewidth=0.8)
     ax.set(xlim=(-0.01, 1.01), xlabel="predicted probability")
     ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")

@@ -68,7 +68,7 @@ def roc_comparison(tables: Tables) -> Figure:
 
 def precision_recall_plot(tables: Tables) -> Figure:
     """Precision-recall curves of several models, averaged over classes at each recall."""
-    fig, [ax] = style.subplots(4.8, 4.2)
+    fig, [ax] = style.subplots(4.8, 4.2, margins=style.Margins())
     _plot_lines([ax], _macro_lines(tables, macro_precision_recall_curve))
     style.unit_axes(ax, "recall", "precision")
     style.legend(ax, "lower left")
@@ -132,7 +132,8 @@ def macro_roc_curve(table: PredictionTable) -> tuple[np.ndarray, np.ndarray, flo
 def _plot_roc(lines: Mapping[int, Line], title: str) -> Figure:
     """A figure of ROC curves, with a panel of the upper left corner if a curve is in it."""
     has_corner = any(np.interp(CORNER[0], fpr, tpr) > CORNER[1] for _, fpr, tpr in lines.values())
-    fig, axes = style.subplots(4.2 * (1 + has_corner), 4.2, columns=1 + has_corner)
+    columns = 1 + has_corner
+    fig, axes = style.subplots(4.2 * columns, 4.2, columns=columns, margins=style.Margins())
     _plot_lines(axes, lines)
     style.unit_axes(axes[0], "false positive rate", "true positive rate", diagonal=True)
     style.legend(axes[0], "lower right")
@@ -156,7 +157,8 @@ def reliability_caption(tables: Iterable[PredictionTable]) -> str:
 
 def reliability_plot(tables: Tables) -> Figure:
     """Accuracy against confidence in equal-mass bins, one panel per table, with the ECE."""
-    fig, axes = style.subplots(max(4.2, 3.7 * len(tables)), 4.0, columns=len(tables))
+    width, columns = max(4.2, 3.7 * len(tables)), len(tables)
+    fig, axes = style.subplots(width, 4.0, columns=columns, margins=style.Margins())
     for position, (ax, (name, table)) in enumerate(zip(axes, tables.items(), strict=True)):
         color = style.line_style(style.model_index(name, position))["color"]
         style.unit_axes(ax, "confidence", "", diagonal=True)
@@ -188,7 +190,8 @@ def learning_curves(history: pd.DataFrame, name: str = "") -> Figure:
     metrics = list(dict.fromkeys(map(_panel_title, columns)))
     num_columns = min(3, max(1, len(metrics)))
     num_rows = -(-max(1, len(metrics)) // num_columns)
-    fig, axes = style.subplots(3.6 * num_columns, 2.8 * num_rows, num_rows, num_columns)
+    width, height = 3.6 * num_columns, 2.8 * num_rows
+    fig, axes = style.subplots(width, height, num_rows, num_columns, margins=style.Margins())
     for ax, metric in zip(axes, metrics, strict=False):
         style.show_grid(ax)
         for index, column in enumerate(c for c in columns if _panel_title(c) == metric):

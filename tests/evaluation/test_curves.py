@@ -5,13 +5,18 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from evaluation.ensemble import ensemble_predictions, evaluate_voters, fit_voters
 from evaluation.metrics.calibration import reliability_bins
 from evaluation.metrics.compute import confusion_matrix
 from evaluation.plots import curves, ensemble, style
-from evaluation.plots.clinical import calibration_plot, net_benefit_difference_plot
+from evaluation.plots.clinical import (
+    calibration_plot,
+    decision_curve_plot,
+    net_benefit_difference_plot,
+)
 from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html
 from evaluation.reports.ensemble import ensemble_sections
@@ -32,6 +37,37 @@ def test_a_confusion_plot_has_the_counts() -> None:
     texts = [int(t.get_text()) for t in fig.axes[0].texts]
     assert texts == confusion_matrix(make_table()).ravel().tolist()
     assert render_png(fig).startswith(b"\x89PNG")
+
+
+def _plots() -> dict[str, Figure]:
+    """Plots with fixed margins, of values with long tick labels as well."""
+    tables = {name: make_table(seed=seed) for seed, name in enumerate("ab")}
+    table, epochs = tables["a"], np.arange(4)
+    outcomes = table.class_names
+    history = pd.DataFrame({
+        "epoch": epochs, "train/loss": 0.5 + 1e-5 * epochs, "val/loss": 1e5 * (epochs + 1),
+        "train/accuracy": 1e-6 * epochs, "val/auroc": 0.98764 + 1e-4 * epochs,
+    })  # fmt: skip
+    return {
+        "learning curves": curves.learning_curves(history),
+        "ROC": curves.roc_comparison(tables),
+        "precision and recall": curves.precision_recall_plot(tables),
+        "reliability": curves.reliability_plot(tables),
+        "decision curves": decision_curve_plot(tables, outcomes),
+        "differences": net_benefit_difference_plot(tables, outcomes),
+        "calibration": calibration_plot(table, outcomes),
+    }
+
+
+def test_no_text_of_a_plot_is_cut_or_covers_another_panel() -> None:
+    for name, fig in _plots().items():
+        assert fig.get_layout_engine() is None
+        render_png(fig)
+        boxes = [box for ax in fig.axes if ax.get_visible() and (box := ax.get_tightbbox())]
+        for at, box in enumerate(boxes):
+            assert box.min.min() >= 0, (name, at, box)
+            assert (box.max <= fig.bbox.max).all(), (name, at, box)
+            assert not any(box.overlaps(other) for other in boxes[:at]), (name, at)
 
 
 @pytest.mark.parametrize(("classes", "plotted"), [(2, [1]), (3, [0, 1, 2])])
