@@ -127,7 +127,13 @@ class PredictionWriter(L.Callback):
 
 
 class ResultsWriter(L.Callback):
-    """Writes metrics with intervals after validate and test, prints them and writes a report."""
+    """Writes metrics with intervals after validate and test, prints them and writes a report.
+
+    Set `has_val_report` to False before a validation that a test of the same weights follows.
+    """
+
+    def __init__(self) -> None:
+        self.has_val_report = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes results.val.json and the report of val, except during a fit."""
@@ -163,14 +169,17 @@ class ResultsWriter(L.Callback):
         further = sparsity.savings_sections(folder, table) if is_saving else []
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
-        page = run.run_sections(results, table, epochs, further, environment())
-        report = run.write_run_report(folder, results, page)
+        has_report, page = split == "test" or self.has_val_report, list[Section]()
+        if has_report or trainer.loggers:
+            page = run.run_sections(results, table, epochs, further, environment())
+        report = run.write_run_report(folder, results, page) if has_report else None
         if is_saving:
             run.write_changed_decisions(folder, table)
         write_results(folder / name, results)
         log_results(trainer.loggers, results, table, page)
         Console().print(summary_table(results))
-        print(f"Report: {report}")
+        if report:
+            print(f"Report: {report}")
 
 
 def log_results(

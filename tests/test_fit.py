@@ -45,6 +45,7 @@ def test_fit_evaluates_val_and_test_only_when_asked(tiny, tmp_path):
     run = tmp_path / "run"
     assert main(["fit", *tiny.configs("untested"), "--run", str(run)]) == 0
     assert read_results(run / "results.val.json").split == "val"
+    assert (run / "report.val.html").is_file()
     assert not (run / "results.json").exists()
     assert not (run / "predictions" / "test.parquet").exists()
     assert main(["fit", *tiny.configs("untested"), "--run", str(run)]) == 2  # is finished
@@ -190,8 +191,9 @@ def test_a_report_has_the_date_and_the_versions_that_made_it(resnet):
     assert f"<td>date</td><td>{date.today().isoformat()}</td>" in page
 
 
-def test_report_of_val_does_not_overwrite_the_report_of_test(resnet, tmp_path):
+def test_only_validate_writes_a_report_of_val_beside_that_of_test(resnet, tmp_path):
     run = shutil.copytree(resnet, tmp_path / "run")
+    assert not (run / "report.val.html").exists()
     before = (run / "report.html").read_bytes()
     args = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / "best.ckpt")]
     assert main(["validate", *args, "--run", str(run)]) == 0
@@ -407,7 +409,7 @@ def test_a_normalization_unlike_that_of_pretrained_weights_is_a_warning_in_the_r
                "trainer.max_epochs": 1}  # fmt: skip
     with pytest.warns(UserWarning, match="timm records mean"):
         run = tiny.fit("normalized", tmp_path / "run", **changes)
-    for file in ("results.json", "report.html", "report.val.html"):
+    for file in ("results.json", "results.val.json", "report.html"):
         note = (
             r"records mean \[0.5, 0.5, 0.5\] .* for pretrained weights of test_resnet; "
             r"preprocess has mean \[0.485"

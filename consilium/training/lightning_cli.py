@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint import LAST, PREVIOUS, ResumableEarlyStopping
 from callbacks.wandb_logger import close_loggers, set_run_folder
-from callbacks.writers import SaveConfig
+from callbacks.writers import ResultsWriter, SaveConfig
 from consilium.config_files import explain_parser_error, shorten_parser_error
 from consilium.inference.predictor import load_predictor
 from consilium.inference.val_predictions import prediction_sets, write_sets
@@ -255,8 +255,11 @@ class ConsiliumCLI(LightningCLI):
             return
         options = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": str(best)}
         evaluations = {"val": self.trainer.validate}
-        if self.config["fit"]["test"] or self.is_dev_run:
+        if (self.config["fit"]["test"] or self.is_dev_run) and len(self.datamodule.rows("test")):
             evaluations["test"] = self.trainer.test
+            for callback in vars(self.trainer)["callbacks"]:  # Lightning does not declare them
+                if isinstance(callback, ResultsWriter):
+                    callback.has_val_report = self.is_dev_run
         for split, evaluate in evaluations.items():
             if self.trainer.received_sigterm:  # during the last batch of the previous stage
                 raise SIGTERMException
