@@ -20,7 +20,7 @@ from evaluation.metrics.operating_points import evaluate_thresholds
 from evaluation.predictions import PredictionTable
 from evaluation.results import Results
 from evaluation.stats import bootstrap, estimate
-from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters
+from evaluation.stats.bootstrap import CONFIDENCE_LEVEL, DRAWS, Clusters
 from evaluation.stats.estimate import Estimate, Estimates, make_estimate, mean_estimate
 
 LOCAL_PATIENTS = (0, 20, 50, 100)
@@ -213,7 +213,7 @@ def _centered_ranges(values: np.ndarray, resampled: np.ndarray) -> np.ndarray:
     is_defined = np.minimum(*(np.isfinite(x).mean(axis=0) for x in (values, resampled))) >= 0.9
     parts[0, is_defined] = np.nanmedian(values[:, is_defined], axis=0)
     drawn = resampled[:, is_defined]
-    ends = np.nanquantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], axis=0)
+    ends = np.nanquantile(drawn, [0.5 - CONFIDENCE_LEVEL / 2, 0.5 + CONFIDENCE_LEVEL / 2], axis=0)
     parts[1:, is_defined] = ends + parts[0, is_defined] - np.nanmedian(drawn, axis=0)
     return parts
 

@@ -25,7 +25,7 @@ from evaluation.stats.paired_tests import Difference, Differences, holm
 ALL = "all"  # images, the first subgroup
 TOO_SMALL = f"fewer than {MIN_PATIENTS} patients"
 TEST = f"{T_TEST}, Holm"
-LEVEL = 0.05  # of corrected p-values
+SIGNIFICANCE_LEVEL = 0.05  # of corrected p-values
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _mirrors(subgroups: Sequence[Subgroup]) -> dict[int, int]:
 def flagged_gaps(subgroups: Sequence[Subgroup]) -> list[tuple[Subgroup, str]]:
     """(group, metric) with corrected p < 0.05, smallest first; intersections of groups last."""
     gaps = [(s, metric) for s in subgroups for metric, gap in s.gaps.items()
-            if gap.p_value < LEVEL]  # fmt: skip
+            if gap.p_value < SIGNIFICANCE_LEVEL]  # fmt: skip
     return sorted(gaps, key=lambda g: (g[0].is_intersection, g[0].gaps[g[1]].p_value))
 
 

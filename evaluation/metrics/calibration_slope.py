@@ -7,7 +7,7 @@ from scipy.special import expit, stdtrit
 from evaluation.metrics.clinical import Curve, Outcomes, outcome_members
 from evaluation.predictions import PredictionTable
 from evaluation.stats import bootstrap
-from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, too_few_patients
+from evaluation.stats.bootstrap import CONFIDENCE_LEVEL, DRAWS, Clusters, too_few_patients
 from evaluation.stats.estimate import Estimates, make_estimate
 
 METHOD = "logistic regression, cluster-robust"
@@ -32,7 +32,7 @@ def calibration_estimates(
     for name, x, y in zip(outcomes.names, outcomes.logits.T, outcomes.positive.T, strict=True):
         patients = clusters.patients_with(np.column_stack([y, ~y]))
         few = too_few_patients([name, f"not {name}"], patients)
-        quantile = stdtrit(max(int(patients.min()) - 1, 1), 0.5 + LEVEL / 2)
+        quantile = stdtrit(max(int(patients.min()) - 1, 1), 0.5 + CONFIDENCE_LEVEL / 2)
         fits = _values_and_errors(x, y, clusters)
         for metric, value, error in zip(METRICS, *fits, strict=True):
             half = np.nan if few else quantile * error

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import betabinom
 
 from evaluation.predictions import PredictionTable, has_grades, refuse_test
-from evaluation.stats.bootstrap import LEVEL
+from evaluation.stats.bootstrap import CONFIDENCE_LEVEL
 from evaluation.stats.estimate import Estimate, mean_estimate
 
 BY_CLASS = "class"  # limits of each class; other names are attributes
@@ -28,7 +28,7 @@ class Limit:
         if np.isinf(self.value):
             return 1.0, 1.0
         later = self.num_patients + 1 - self.rank
-        low, high = betabinom(num_patients, self.rank, later).interval(LEVEL)
+        low, high = betabinom(num_patients, self.rank, later).interval(CONFIDENCE_LEVEL)
         return float(low / num_patients), float(high / num_patients)
 
 

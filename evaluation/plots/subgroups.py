@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from evaluation.metrics.registry import metric_label
 from evaluation.plots import style
-from evaluation.subgroups import LEVEL, Subgroup
+from evaluation.subgroups import SIGNIFICANCE_LEVEL, Subgroup
 
 
 def forest_plot(subgroups: Sequence[Subgroup], metrics: Sequence[str], model: str = "") -> Figure:
@@ -18,7 +18,7 @@ def forest_plot(subgroups: Sequence[Subgroup], metrics: Sequence[str], model: st
         if (of_all := subgroups[0].metrics[metric].value) is not None:
             ax.axvline(of_all, color=style.DARK, linewidth=0.8)
         for row, s in enumerate(subgroups):
-            is_flagged = metric in s.gaps and s.gaps[metric].p_value < LEVEL
+            is_flagged = metric in s.gaps and s.gaps[metric].p_value < SIGNIFICANCE_LEVEL
             color, marker = style.model_index(model), int(is_flagged)
             style.plot_estimate(ax, row, s.metrics[metric], 1.4, 4.5, color=color, marker=marker)
         ax.set_ylim(len(subgroups) - 0.5, -0.5)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 
-from evaluation.stats.bootstrap import LEVEL, TIE, Clusters
+from evaluation.stats.bootstrap import CONFIDENCE_LEVEL, TIE, Clusters
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -62,11 +62,11 @@ class Areas:
         return value, value - half, value + half, float(p)
 
     def _t_quantile(self, at: np.ndarray) -> float:
-        """Student's t quantile for `LEVEL`, for the areas at positions `at`.
+        """Student's t quantile for `CONFIDENCE_LEVEL`, for the areas at positions `at`.
 
         Intervals of 30 patients cover 93.7 % with it, and 92.5 % with the normal quantile.
         """
-        return float(stdtrit(self._degrees_of_freedom(at), 0.5 + LEVEL / 2))
+        return float(stdtrit(self._degrees_of_freedom(at), 0.5 + CONFIDENCE_LEVEL / 2))
 
     def _newcombe_mean(self, value: np.ndarray, at: np.ndarray) -> tuple[float, float]:
         """Mean low and mean high of Newcombe's intervals of the areas `value` at `at`."""
@@ -128,7 +128,7 @@ def newcombe_interval(value: float, positives: int, negatives: int) -> tuple[flo
     m, n = int(positives), int(negatives)
     if m == 0 or n == 0 or not np.isfinite(value):
         return np.nan, np.nan
-    z, star = float(ndtri(0.5 + LEVEL / 2)), (m + n) / 2 - 1
+    z, star = float(ndtri(0.5 + CONFIDENCE_LEVEL / 2)), (m + n) / 2 - 1
 
     def gap(a: float) -> float:
         """0 if `a` is an end of the interval."""

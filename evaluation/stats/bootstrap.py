@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import ndtr, ndtri
 
 RARE = 10  # a class with fewer patients is resampled in a stratum of its own
-LEVEL = 0.95  # of all intervals
+CONFIDENCE_LEVEL = 0.95  # of all intervals
 DRAWS = 2000
 TIE = 1e-12  # values that differ by less are equal up to rounding of sums and means
 FLOAT32_TOLERANCE = 1e-6  # replicates whose relative spread is less are equal up to rounding
@@ -144,7 +144,9 @@ class Replicates:
         """95 % percentiles, or NaN; `is_centered` shifts them by value - mean of replicates."""
         if self.is_undefined(at) or self.has_no_spread(at):
             return np.nan, np.nan
-        ends = np.quantile(self._finite(at), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+        ends = np.quantile(
+            self._finite(at), [0.5 - CONFIDENCE_LEVEL / 2, 0.5 + CONFIDENCE_LEVEL / 2]
+        )
         if is_centered:  # the noise of resampling increases calibration errors
             ends += self.value[at] - np.nanmean(self.resampled[:, at])
         return float(ends[0]), float(ends[1])
@@ -197,7 +199,7 @@ def bca(value: float, resampled: np.ndarray, left_out: np.ndarray) -> tuple[floa
     deviations = left_out.mean() - left_out
     spread = np.sum(deviations**2) ** 1.5
     acceleration = np.sum(deviations**3) / (6 * spread) if spread > 0 else 0.0
-    z = bias + ndtri(np.array([0.5 - LEVEL / 2, 0.5 + LEVEL / 2]))
+    z = bias + ndtri(np.array([0.5 - CONFIDENCE_LEVEL / 2, 0.5 + CONFIDENCE_LEVEL / 2]))
     low, high = np.quantile(resampled, ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
 

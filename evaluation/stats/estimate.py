@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, Parts, Replicates, bootstrap
+from evaluation.stats.bootstrap import (
+    CONFIDENCE_LEVEL,
+    DRAWS,
+    Clusters,
+    Parts,
+    Replicates,
+    bootstrap,
+)
 
 BCA, CENTERED = "bootstrap over patients, BCa", "bootstrap over patients, centered"
 WILSON = "Wilson, by patients"
@@ -73,7 +80,7 @@ def replicate_estimate(
 
 def wilson_interval(hits: float, n: float) -> tuple[float, float]:
     """Wilson's score interval of the proportion hits / n; n must be above 0."""
-    z = float(ndtri(0.5 + LEVEL / 2))
+    z = float(ndtri(0.5 + CONFIDENCE_LEVEL / 2))
     p, center = hits / n, (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * p * (1 - p) + z * z / 4)
     low, high = float(center - half), float(center + half)

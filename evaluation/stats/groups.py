@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
 from evaluation.stats.auc import Areas
-from evaluation.stats.bootstrap import LEVEL
+from evaluation.stats.bootstrap import CONFIDENCE_LEVEL
 from evaluation.stats.estimate import Estimate, make_estimate, wilson_interval
 
 MIN_PATIENTS = 20  # of a group
@@ -38,7 +38,7 @@ class Gap:
 
     def half_width(self, comparisons: int = 1) -> float:
         """Half of the width of the interval, by Bonferroni for `comparisons` differences."""
-        quantile = stdtrit(self.degrees_of_freedom, 1 - (1 - LEVEL) / 2 / comparisons)
+        quantile = stdtrit(self.degrees_of_freedom, 1 - (1 - CONFIDENCE_LEVEL) / 2 / comparisons)
         return float(quantile) * self.standard_error
 
 
@@ -101,13 +101,13 @@ class GroupMetric:
         if self.positive is not None:
             area = Areas(np.array([value]), np.array([[variance]]), *np.array(kinds)[:, None])
             return make_estimate(area.mean(np.array([0])), "cluster-robust DeLong", *size)
-        quantile = float(stdtrit(freedom, 0.5 + LEVEL / 2))
+        quantile = float(stdtrit(freedom, 0.5 + CONFIDENCE_LEVEL / 2))
         if self.values.dtype != bool:
             half = quantile * np.sqrt(variance)
             return make_estimate((value, value - half, value + half), T_TEST, *size)
         effective = float(len(rows) if variance else patients)  # independent images
         if variance and patients < len(rows):
-            factor = (float(ndtri(0.5 + LEVEL / 2)) / quantile) ** 2
+            factor = (float(ndtri(0.5 + CONFIDENCE_LEVEL / 2)) / quantile) ** 2
             effective = min(value * (1 - value) / variance * factor, effective)
         method = "Wilson" if patients == len(rows) else "Wilson, effective number of images"
         return make_estimate((value, *wilson_interval(value * effective, effective)), method, *size)

@@ -13,7 +13,7 @@ from evaluation.metrics.registry import METRICS, MetricSpec, in_registry_order, 
 from evaluation.predictions import PredictionTable, Tables, align
 from evaluation.stats import bootstrap
 from evaluation.stats.auc import delong
-from evaluation.stats.bootstrap import DRAWS, LEVEL, Clusters, Replicates
+from evaluation.stats.bootstrap import CONFIDENCE_LEVEL, DRAWS, Clusters, Replicates
 from evaluation.stats.estimate import Estimate, make_estimate, wilson_interval
 
 SMALLEST_SHOWN = 5e-5  # smaller differences are printed as 0.0000 and are not called a gain
@@ -192,7 +192,7 @@ def _select(
     if reason or n < 2:
         return within.select(at, np.nan), reason
     # else 1 in 8 differences of equal models is significant at 5 % if n is 8
-    student = stdtrit(n - 1, 0.5 + LEVEL / 2) / ndtri(0.5 + LEVEL / 2)
+    student = stdtrit(n - 1, 0.5 + CONFIDENCE_LEVEL / 2) / ndtri(0.5 + CONFIDENCE_LEVEL / 2)
     return within.select(at, float(student * np.sqrt(n / (n - 1)))), reason
 
 
