@@ -159,9 +159,10 @@ class ResultsWriter(L.Callback):
         is_saving = size > 0 and run.describes_weights(folder, size, zero_fraction(module))
         measures = run.measured_ratios(folder) if is_saving else {}
         own = (folder.name, split, table.class_names, metrics.pop(""))
-        val_file, points = folder / "predictions" / "val.parquet", OperatingPoints()
-        if split == "test" and val_file.is_file():
-            points = evaluate_thresholds(PredictionTable.read(val_file), table)
+        val_file = folder / "predictions" / "val.parquet"
+        has_val = split == "test" and val_file.is_file()
+        val = PredictionTable.read(val_file) if has_val else None
+        points = OperatingPoints() if val is None else evaluate_thresholds(val, table)
         groups = compute_subgroups(table)
         results = Results(*own, metrics, measures, points, groups, meta=table.meta)
         if members := table.meta.get("members"):
@@ -171,7 +172,7 @@ class ResultsWriter(L.Callback):
         epochs = pd.read_csv(history) if history.is_file() else None
         has_report, page = split == "test" or self.has_val_report, list[Section]()
         if has_report or trainer.loggers:
-            page = run.run_sections(results, table, epochs, further, environment())
+            page = run.run_sections(results, table, epochs, further, environment(), val)
         report = run.write_run_report(folder, results, page) if has_report else None
         if is_saving:
             run.write_changed_decisions(folder, table)

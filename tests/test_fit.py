@@ -76,7 +76,8 @@ def test_a_named_group_of_classes_is_in_results_and_report(tiny, tmp_path, capsy
     assert sensitivity.n == (table.labels > 0).sum()
     page = (run / "report.html").read_text()
     for heading in ("Decision thresholds for fracture", "Each class against the others",
-                    "Decision curves", "Calibration curves"):  # fmt: skip
+                    "Decision curves", "Calibration curves", "Referral",
+                    "Prediction sets"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in page
     use = {"class_groups": {"fracture": ["simple", "dislocated"]}}
     assert main(["fit", *tiny.configs("wrong", **{key: use}), "--run", str(tmp_path / "no")]) == 2

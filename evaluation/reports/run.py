@@ -15,6 +15,7 @@ from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
 from evaluation.reports import clinical, html
+from evaluation.reports.ensemble import referral_sections
 from evaluation.reports.overview import ONE_DATASET, overview
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
 from evaluation.results import CALIBRATED_MEMBER, Results
@@ -37,8 +38,12 @@ def write_run_report(folder: Path, results: Results, sections: Sequence[html.Sec
 def run_sections(
     results: Results, table: PredictionTable, history: pd.DataFrame | None = None,
     further: Sequence[html.Section] = (), environment: Mapping[str, object] = {},
+    val: PredictionTable | None = None,
 ) -> list[html.Section]:  # fmt: skip
-    """The report of a run made in `environment`, with `further` sections after its summary."""
+    """The report of a run made in `environment`, with `further` sections after its summary.
+
+    With `val`, the predictions of that split, it has referral and prediction sets fitted on them.
+    """
     metrics, page = results.metrics, list[html.Section]()
     page.append(html.accuracy_sentence(results.name, metrics["accuracy"]))
     groups = [subgroup_sentence(results.subgroups)] if results.subgroups else []
@@ -53,6 +58,8 @@ def run_sections(
     page += clinical.operating_point_tables(results.operating_points, table)
     page += [clinical.outcome_table(metrics, table), *prediction_plots(table)]
     page += [*clinical.decision_curves({"": table}), *clinical.calibration_curves(table)]
+    if val is not None:
+        page += referral_sections(val, table)
     page += subgroup_sections(results.subgroups, metrics, table)
     if history is not None:
         plot = curves.learning_curves(history)

@@ -88,6 +88,17 @@ def test_a_metric_registered_in_one_place_is_in_the_run_report(monkeypatch):
     assert "<th class=number>Mean certainty</th>" in page  # of the members
 
 
+def test_referral_and_prediction_sets_are_shown_if_val_is_given():
+    test, val = make_table(), make_table(split="val", seed=1)
+    results = Results("resnet", "test", test.class_names, compute_metrics(test, draws=20))
+    headings = [section.heading for section in run_sections(results, test)]
+    with_val = [section.heading for section in run_sections(results, test, val=val)]
+    added = [heading for heading in with_val if heading not in headings]
+    assert added[:3] == ["Referral", "Prediction sets", "Prediction sets by class"]
+    with pytest.raises(ValueError, match="test"):  # nothing is fitted on test
+        run_sections(results, test, val=test)
+
+
 def test_members_of_an_ensemble_are_shown_calibrated_and_raw():
     table = make_table()
     metrics = compute_metrics(table, draws=20)
