@@ -194,7 +194,9 @@ def test_a_table_with_an_empty_split_column_has_no_splits(dataset, tmp_path):
 def test_a_dataset_of_unreadable_files_does_not_pass(tmp_path, capsys):
     (tmp_path / "gone.csv").write_text("path,label,split\n0.png,a,train\n1.png,b,test\n")
     assert run(["audit", str(tmp_path / "gone.csv"), "-o", str(tmp_path / "out")]) == 1
-    assert "2 files, 0 kinds of leak; none of them can be read\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 files, 0 kinds of leak; none of them can be read\n" in printed
+    assert "consilium init" not in printed
     content = json.loads((tmp_path / "out/audit.json").read_text())
     assert "2 unreadable files" in content["issues"][0]["message"]
 
