@@ -118,7 +118,7 @@ def find_table(target: Path) -> Path | None:
 def manifest_from_table(file: Path, columns: Columns) -> Manifest:
     """The manifest of a table; columns that are not given are found by their usual names."""
     table = read_table(file)
-    names = resolve_columns(table, columns)
+    names = resolve_columns(file, table, columns)
     if table.empty:
         raise ValueError(f"{file}: the table has no rows")
     if names["path"] is None:
@@ -134,7 +134,7 @@ def manifest_from_table(file: Path, columns: Columns) -> Manifest:
     return _with_notes(manifest, *notes, *_case_notes(classes))
 
 
-def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
+def resolve_columns(file: Path, table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
     """Column name of each role in COLUMN_ALIASES: the given one, else a usual one, else None.
 
     `patient` may be a list of columns. The given name `none` and a split column without any cell
@@ -150,7 +150,7 @@ def resolve_columns(table: pd.DataFrame, columns: Columns) -> dict[str, Any]:
         names["patient"] = names["patient"].split(",")
     flat = [n for name in names.values() for n in (name if isinstance(name, list) else [name])]
     if missing := [name for name in flat if name and name not in table]:
-        raise ValueError(f"no columns {missing}; the table has {list(table)}")
+        raise ValueError(f"{file}: no columns {missing}; the table has {list(table)}")
     if names["split"] is not None and cell_text(table[names["split"]]).eq("").all():
         names["split"] = None
     return names

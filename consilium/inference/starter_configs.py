@@ -212,7 +212,7 @@ def source_of(target: Path, columns: Columns) -> tuple[type[Folders | Table], di
     table = find_table(target)
     if table is None:
         return Folders, {"root": str(target.resolve()), "patient": patient_pattern(columns)}
-    names = resolve_columns(read_table(table), columns)
+    names = resolve_columns(table, read_table(table), columns)
     return Table, {"files": str(table.resolve()), **names}
 
 

@@ -264,7 +264,7 @@ def test_a_dataset_without_labels_or_with_wrong_columns_is_refused(table, tmp_pa
         assert main(["init", str(table), *arguments, "-o", "mine"]) == 2
         return capsys.readouterr().err
 
-    message = "no columns ['person']; the table has ['filename'"
+    message = f"{table}: no columns ['person']; the table has ['filename'"
     assert message in error("--patient", "site,person")
     pd.read_csv(table).drop(columns="diagnosis").to_csv(table, index=False)
     assert "--label must name the column of classes, one of ['filename'" in error(*PATIENT)
