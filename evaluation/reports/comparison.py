@@ -15,7 +15,7 @@ from evaluation.metrics.registry import headline_metrics, metric_label
 from evaluation.plots import curves, style
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, Tables, align_members, row_unit
-from evaluation.reports import clinical, html
+from evaluation.reports import clinical, grades, html
 from evaluation.reports.ensemble import diversity_table, paired_meta
 from evaluation.reports.overview import ONE_DATASET, about_data
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentences
@@ -115,8 +115,12 @@ def comparison_sections(
                 )
             ],
             *[
-                html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}")
+                section
                 for name, table in tables.items()
+                for section in (
+                    html.Plot(curves.confusion_plot(table), "", f"Confusion matrix: {name}"),
+                    *grades.misgrading_tables(table, f"Misgradings by distance: {name}"),
+                )
             ],
             *[
                 html.Plot(curves.learning_curves(history, name), "", f"Learning curves: {name}")

@@ -14,7 +14,7 @@ from evaluation.metrics.registry import headline_metrics, metric_label, summary_
 from evaluation.plots import curves, style
 from evaluation.plots import ensemble as plots
 from evaluation.predictions import PredictionTable, Tables
-from evaluation.reports import clinical, html
+from evaluation.reports import clinical, grades, html
 from evaluation.reports.conformal import conformal_tables
 from evaluation.reports.overview import ONE_DATASET, overview
 from evaluation.results import CALIBRATED_MEMBER, Results, collect_notes
@@ -145,6 +145,7 @@ def _plot_sections(
     sections: list[html.Section] = [
         html.Plot(plots.gain_plot(evaluated.gains), "Right of the line is better.", "Gains"),
         html.Plot(confusion, "Rows are the true classes.", "Confusion matrix"),
+        *grades.misgrading_tables(ensemble),
         html.Plot(curves.roc_comparison(tables), "Mean over classes.", "ROC"),
         html.Plot(curves.precision_recall_plot(tables), "", "Precision and recall"),
         html.Plot(calibration, bars, "Reliability before and after calibration"),

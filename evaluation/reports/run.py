@@ -14,7 +14,7 @@ from evaluation.files import write_text
 from evaluation.metrics.registry import summary_metrics
 from evaluation.plots import curves
 from evaluation.predictions import PredictionTable
-from evaluation.reports import clinical, html
+from evaluation.reports import clinical, grades, html
 from evaluation.reports.ensemble import referral_sections
 from evaluation.reports.overview import ONE_DATASET, overview
 from evaluation.reports.subgroups import subgroup_sections, subgroup_sentence
@@ -56,7 +56,7 @@ def run_sections(
     summary = {name: metrics[name] for name in summary_metrics() if name in metrics}
     page += [html.metrics_table(summary), *further]
     page += clinical.operating_point_tables(results.operating_points, table)
-    page += [clinical.outcome_table(metrics, table), *prediction_plots(table)]
+    page += [clinical.outcome_table(metrics, table), *prediction_sections(table)]
     page += [*clinical.decision_curves({"": table}), *clinical.calibration_curves(table)]
     if val is not None:
         page += referral_sections(val, table)
@@ -86,11 +86,12 @@ def labeled_models(results: Results) -> dict[str, Estimates]:
     return {own: results.metrics, **calibrated, **raw}
 
 
-def prediction_plots(table: PredictionTable, name: str = "") -> list[html.Plot]:
-    """Confusion matrix, ROC curves and reliability of one table."""
+def prediction_sections(table: PredictionTable, name: str = "") -> list[html.Plot | html.Table]:
+    """Confusion matrix, distances of grades, ROC curves and reliability of one table."""
     bars = curves.reliability_caption([table])
     return [
         html.Plot(curves.confusion_plot(table), "Rows are the true classes.", "Confusion matrix"),
+        *grades.misgrading_tables(table),
         html.Plot(curves.roc_plot(table), "Each class against the others.", "ROC"),
         html.Plot(curves.reliability_plot({name: table}), bars, "Reliability"),
     ]

@@ -24,7 +24,7 @@ from evaluation.predictions import PredictionTable
 from evaluation.reports import comparison, html
 from evaluation.reports import ensemble as ensemble_report
 from evaluation.reports.clinical import decision_curves, operating_point_tables
-from evaluation.reports.run import prediction_plots
+from evaluation.reports.run import prediction_sections
 from evaluation.results import voters_folder
 from evaluation.stats.estimate import Estimate, Estimates
 from evaluation.voters.registry import voter_spec
@@ -168,6 +168,6 @@ def member_sections(compared: MemberComparison) -> list[html.Section]:
     roc = curves.roc_comparison(compared.tables)
     page.append(html.Plot(roc, "Mean over classes.", "ROC of all"))
     for name, table in list(compared.tables.items())[:MAX_PLOTTED]:
-        plots = prediction_plots(table, name)
-        page += [replace(plot, heading=f"{name}: {plot.heading}") for plot in plots]
+        of_member = prediction_sections(table, name)
+        page += [replace(section, heading=f"{name}: {section.heading}") for section in of_member]
     return page
