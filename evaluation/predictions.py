@@ -81,6 +81,11 @@ class PredictionTable:
         return np.asarray(self.logits.argmax(axis=1))
 
     @property
+    def median_predictions(self) -> np.ndarray:
+        """First class of each row (n,) up to which the probabilities sum to 0.5 or more."""
+        return np.asarray((self.probabilities.cumsum(axis=1) < 0.5).sum(axis=1))
+
+    @property
     def labels(self) -> np.ndarray:
         """Labels (n,), -1 if unknown."""
         return self.rows["label"].to_numpy(np.int64)

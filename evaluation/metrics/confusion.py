@@ -6,8 +6,8 @@ import numpy as np
 
 from evaluation.predictions import PredictionTable, class_pairs, has_grades
 from evaluation.stats import estimate
-from evaluation.stats.bootstrap import Clusters, bootstrap
-from evaluation.stats.estimate import Estimates, mean_estimate, replicate_estimate
+from evaluation.stats.bootstrap import Clusters, bootstrap, one_hot
+from evaluation.stats.estimate import Estimate, Estimates, mean_estimate, replicate_estimate
 
 Rate = Callable[[np.ndarray], np.ndarray]  # matrices (..., K, K) -> (...) or (..., K)
 
@@ -147,15 +147,40 @@ def pair_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed:
 
 
 def grade_estimates(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimates:
-    """Mean distance of predicted and true grade, and the fraction within 1; empty if no grades."""
+    """Distance of predicted and true grade, also of the median grade; empty if no grades.
+
+    The median grade is decided in place of the most probable one in metrics named `median_...`.
+    """
     if not has_grades(table.class_names):
         return {}
-    distance = np.abs(table.predictions - table.labels)
-    values = {"grade_error": distance, "within_one_grade": distance <= 1}
-    return {
+    distance, of_median = (
+        np.abs(grades - table.labels) for grades in (table.predictions, table.median_predictions)
+    )
+    values = {
+        "grade_error": distance, "within_one_grade": distance <= 1,
+        "median_accuracy": of_median == 0, "median_grade_error": of_median,
+        "median_within_one_grade": of_median <= 1,
+    }  # fmt: skip
+    estimates = {
         name: mean_estimate(table.patients, value, draws=draws, seed=seed)
         for name, value in values.items()
     }
+    kappa_of_median = _kappa_of_median(table, clusters, draws, seed)
+    return {**estimates, "median_kappa_quadratic": kappa_of_median}
+
+
+def _kappa_of_median(table: PredictionTable, clusters: Clusters, draws: int, seed: int) -> Estimate:
+    """Quadratic kappa of the median grade."""
+    k = len(table.class_names)
+
+    def kappas(sums: np.ndarray) -> np.ndarray:
+        """Kappa (r, 1) of cells (r, K x K) of confusion matrices."""
+        return kappa(sums.reshape(-1, k, k), quadratic=True)[:, None]
+
+    cells = one_hot(table.labels * k + table.median_predictions, k * k)
+    replicates = bootstrap(clusters.sum_by_patient(cells), kappas, clusters, draws, seed)
+    size = len(table), clusters.num_patients
+    return replicate_estimate(replicates, 0, size, "all images are of one grade", minimum=-1.0)
 
 
 def pair_accuracies(table: PredictionTable) -> dict[str, float]:

@@ -112,6 +112,8 @@ _SLOPE = partial(MetricSpec, kind="estimates", compute=calibration_estimates, sc
                  minimum=-inf, maximum=inf)  # fmt: skip
 _ODDS = partial(MetricSpec, kind="estimates", compute=equalized_odds, scope="attribute",
                 higher_is_better=False)  # fmt: skip
+_MEDIAN = partial(MetricSpec, kind="estimates", compute=confusion.grade_estimates,
+                  weights_images_equally=True)  # fmt: skip
 _macro = partial(partial, confusion.macro_average)  # rate of each class -> its mean
 _weighted = partial(partial, confusion.weighted_average)
 _SPECS = (
@@ -171,6 +173,16 @@ _SPECS = (
                weights_images_equally=True,
                meaning="Fraction of the images whose predicted grade is the true one or next to "
                        "it."),
+    _MEDIAN("median_accuracy", "Accuracy of the median grade",
+            meaning="Accuracy if the median grade is predicted: the first one up to which the "
+                    "probabilities sum to 0.5 or more."),
+    _MEDIAN("median_kappa_quadratic", "Quadratic kappa of the median grade", minimum=-1.0,
+            weights_images_equally=False,
+            meaning="Quadratic kappa if the median grade is predicted."),
+    _MEDIAN("median_grade_error", "Mean distance of the median grade", higher_is_better=False,
+            maximum=inf, meaning="Mean distance of the median grade from the true one, in grades."),
+    _MEDIAN("median_within_one_grade", "Median within one grade",
+            meaning="Fraction of the images whose median grade is the true one or next to it."),
     MetricSpec("mcc", "MCC", "confusion", confusion.mcc, minimum=-1.0, is_paired=True,
                meaning="Matthews correlation coefficient of predictions and labels: 1 is "
                        "perfect, 0 is chance."),
