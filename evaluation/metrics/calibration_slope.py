@@ -15,6 +15,8 @@ ABSENT = "no image has the outcome, or all images have it"
 SEPARATED = "the probabilities separate the outcome perfectly, or are all equal"
 GRID = 41  # points of a calibration curve
 MAX_STEPS = 100  # of Newton's method
+MAX_BISECTIONS = 1_000  # for logits so extreme that the sum of probabilities has steps
+ROUNDING = 1e-12  # relative differences that are due to it
 
 METRICS = ("calibration_slope", "calibration_intercept", "calibration_in_the_large")
 
@@ -63,9 +65,10 @@ def calibration_values(x: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def _is_separated(x: np.ndarray, positive: np.ndarray) -> bool:
-    """Whether a threshold on x separates positives from the others, so that no slope is best."""
+    """Whether no slope is best: a threshold separates positives from others, or x is constant."""
     of, others = x[positive], x[~positive]
-    return bool(of.min() >= others.max() or others.min() >= of.max())
+    is_constant = np.ptp(x) <= ROUNDING * np.abs(x).max()
+    return bool(is_constant or of.min() >= others.max() or others.min() >= of.max())
 
 
 def logistic_line(
@@ -108,7 +111,12 @@ def logistic_intercept(
 def _fit_intercept(x: np.ndarray, positive: np.ndarray) -> float:
     """Intercept of a logistic regression with the offset x (n,), by root finding."""
     bound = float(np.abs(x).max()) + np.log(len(x)) + 1
-    return float(brentq(lambda a: (expit(x + a) - positive).sum(), -bound, bound, xtol=1e-14))
+
+    def excess(intercept: float) -> float:
+        """Sum of the probabilities minus the number of positives."""
+        return float((expit(x + intercept) - positive).sum())
+
+    return float(brentq(excess, -bound, bound, xtol=1e-14, maxiter=MAX_BISECTIONS))
 
 
 def _robust_errors(influence: np.ndarray, clusters: Clusters) -> np.ndarray:

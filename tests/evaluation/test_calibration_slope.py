@@ -12,6 +12,8 @@ from evaluation.metrics.calibration_slope import (
     ABSENT,
     SEPARATED,
     calibration_curve,
+    calibration_values,
+    logistic_intercept,
     logistic_line,
 )
 from evaluation.metrics.compute import compute_metrics
@@ -182,6 +184,22 @@ def test_a_curve_needs_images_of_both_kinds_and_several_probabilities() -> None:
 def test_histograms_show_all_images_of_both_kinds() -> None:
     table = binary_table(400, 1.0, 0.0)
     below = calibration_plot(table, ["yes"]).axes[1]
-    heights = np.array([bar.get_height() for bar in below.patches])
+    heights = np.concatenate([patch.get_data().values for patch in below.patches])
     assert heights[heights > 0].sum() == pytest.approx(100)
     assert heights[heights < 0].sum() == pytest.approx(-100)
+
+
+def test_logits_that_differ_by_rounding_only_have_no_slope() -> None:
+    x = np.array([0.1, 0.1, np.nextafter(0.1, 1), np.nextafter(0.1, 1)])
+    slope, intercept, in_the_large = calibration_values(x, np.array([0, 1, 0, 1], bool))
+    assert np.isnan([slope, intercept]).all()
+    assert in_the_large == pytest.approx(-0.1)
+
+
+def test_extremely_confident_logits_have_an_intercept() -> None:
+    x = np.array([143.29490181, 29.15889783, -36.82665063, 103.66711423, 176.68067371,
+                  111.60437516, -9.92310268, -89.03030598, 77.87189405, -70.07137376])  # fmt: skip
+    positive = np.array([1, 1, 1, 1, 1, 0, 1, 0, 1, 0], bool)
+    clusters = Clusters.from_patients(np.arange(10).astype(str), np.zeros(10, int))
+    value, _ = logistic_intercept(x, positive, clusters)
+    assert expit(x + value).sum() == pytest.approx(7, abs=1e-9)
