@@ -124,8 +124,8 @@ def read_tables(
     for name, path in zip(names, paths, strict=True):
         file = path if path.suffix == ".parquet" else path / "predictions" / f"{split}.parquet"
         if not file.is_file():
-            missing = f"no prediction table {file}; run consilium test first"
-            raise ValueError(f"{argument} {path}: {missing}")
+            remedy = f"; run consilium test --run {path} first" * (path != file)
+            raise ValueError(f"{argument} {path}: no prediction table {file}{remedy}")
         tables[name] = PredictionTable.read(file)
     return tables
 

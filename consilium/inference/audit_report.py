@@ -160,7 +160,8 @@ def next_commands(
     if UNKNOWN_PATIENTS in audit.manifest.notes:
         value = "REGEX" if find_table(Path(dataset[0])) is None else "COLUMN"
         commands.append(f"consilium audit {target} --patient {value}  # if patients are known")
-    if (audit.manifest.table["label"] >= 0).any() and not audit.is_unreadable:
+    has_classes = len(audit.manifest.class_names) > 1
+    if has_classes and (audit.manifest.table["label"] >= 0).any() and not audit.is_unreadable:
         arguments = shlex.join(["--audit", str(folder), "-o", f"{name}-experiment"])
         comment = f"  # configs {without}" if count else ""
         commands.append(f"consilium init {target} {arguments}{comment}")

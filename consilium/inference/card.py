@@ -50,6 +50,9 @@ def _fill_item(fill: Fill | None, run: Path) -> tuple[str, tuple[Path, ...]]:
 def run_of(folder: Path) -> Path:
     """The run folder itself; of an experiment's folder its first ensemble, else first member."""
     if (folder / "members").is_dir():
+        if not (folder / "results.json").is_file():
+            hint = "finish it with consilium experiment run, or give the folder of one member"
+            raise ValueError(f"{folder}: the experiment has no report yet; {hint}")
         return ExperimentFolder(folder).first_run
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: is neither a run folder nor that of an experiment")

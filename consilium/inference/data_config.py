@@ -13,6 +13,7 @@ from consilium import config_files
 from consilium.config_files import shorten_parser_error
 from datamodules.manifest import Manifest, cell_text, normalize_text, read_table
 from datamodules.sources import Folders, Table, has_split_folders, scan_folder
+from datamodules.sources.files import SUFFIXES
 from datamodules.splits import SplitFractions
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ def find_table(target: Path) -> Path | None:
 
 def manifest_from_table(file: Path, columns: Columns) -> Manifest:
     """The manifest of a table; columns that are not given are found by their usual names."""
+    if file.suffix.lower() in SUFFIXES:
+        raise ValueError(f"{file}: is an image; give a folder of images, or a table of their paths")
     table = read_table(file)
     names = resolve_columns(file, table, columns)
     if table.empty:

@@ -102,11 +102,13 @@ def file_issues(ids: pd.Series, stats: pd.DataFrame) -> list[Issue]:
 def _reason_issues(kind: str, ids: pd.Series, reasons: pd.Series) -> list[Issue]:
     """The issue of files with a reason that is not ""; its message counts the reasons."""
     reasons = reasons[reasons != ""]
+    if reasons.empty:
+        return []
     kinds = reasons.map(lambda reason: str(reason).partition(": ")[2]).value_counts()
     counted = [f"{reason} ({n})" for reason, n in kinds.items()]
-    message = f"{len(reasons)} {kind}: {first_few(counted)}"
     names = ids[reasons.index].tolist()
-    return [Issue(kind, False, message, names, reasons=tuple(reasons))] * bool(len(reasons))
+    message = f"{len(reasons)} {kind}, such as {names[0]}: {first_few(counted)}"
+    return [Issue(kind, False, message, names, reasons=tuple(reasons))]
 
 
 def issue_of_groups(

@@ -360,3 +360,6 @@ def test_wrong_input_is_an_error_with_its_name(tmp_path):
     (tmp_path / "t.csv").write_text("path,label\n")
     with pytest.raises(ValueError, match=r"t\.csv: the table has no rows"):
         run(["audit", str(tmp_path / "t.csv")])
+    (tmp_path / "a.JPG").write_text("no image")
+    with pytest.raises(ValueError, match=r"a\.JPG: is an image; give a folder of images"):
+        run(["audit", str(tmp_path / "a.JPG")])

@@ -145,6 +145,7 @@ def test_contents_are_those_of_the_files(experiment):
 
 def test_the_card_of_an_experiment_is_that_of_its_ensemble(experiment, tmp_path, capsys):
     root = shutil.copytree(experiment, tmp_path / "demo")
+    shutil.copy(root / "ensemble/results.json", root)  # of the experiment's report
     assert main(["card", str(root)]) == 0
     num_open = len(FOR_A_PERSON)
     assert f"{num_open} are listed as open" in capsys.readouterr().out
@@ -176,6 +177,13 @@ def test_a_card_names_files_without_their_folders(files, tmp_path):
     assert shown.startswith("Table: files a.csv")
     assert "patient person" in shown
     assert "secret" not in shown + partitions(Artifacts(tmp_path, {}))
+
+
+def test_an_unfinished_experiment_has_no_card(experiment, tmp_path, capsys):
+    shutil.copytree(experiment / "members/resnet", tmp_path / "members/resnet")
+    assert main(["card", str(tmp_path)]) == 2
+    assert "the experiment has no report yet; finish it with consilium experiment run" in (
+        capsys.readouterr().err)  # fmt: skip
 
 
 def test_another_folder_is_refused(tmp_path, capsys):

@@ -297,7 +297,7 @@ def test_damaged_jpeg_files_are_reported(tmp_path, capfd):
     audit = audit_manifest(Manifest(table.assign(split="train", patient=ids, study=ids), ["a"]))
     (damaged,) = issues_of(audit, DAMAGED, is_leak=False)
     assert damaged.ids == sorted(f"{name}.jpg" for name in jpeg_damages(data))
-    assert damaged.message.startswith("4 damaged JPEG files: ")
+    assert damaged.message.startswith("4 damaged JPEG files, such as ")
     assert f"{tmp_path}/cut.jpg: Corrupt JPEG data: premature end" in damaged.reasons[0]
     assert not issues_of(audit, BROKEN, is_leak=False)
     os.write(2, b"after the audit")
@@ -334,7 +334,7 @@ def test_every_reason_of_unreadable_files_is_in_the_issue_and_in_the_quarantine(
     assert "the file is empty" in broken.reasons[0]
     assert "bmp header" in broken.reasons[2]
     assert audit.quarantine()["detail"].tolist() == list(broken.reasons)
-    assert broken.message.startswith("5 unreadable files: ")
+    assert broken.message.startswith(f"5 unreadable files, such as {broken.ids[0]}: ")
     assert "(1)" in broken.message
 
 
