@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from datamodules.sources import Folders, Mura, Phantoms, Table
+from datamodules.sources import ChestXray14, CheXpert, Folders, Mura, Phantoms, Table
 
 if TYPE_CHECKING:
     from datamodules.datamodule import ImageDataModule
 
-__all__ = ["Folders", "ImageDataModule", "Mura", "Phantoms", "Table"]
+__all__ = [
+    "CheXpert", "ChestXray14", "Folders", "ImageDataModule", "Mura", "Phantoms", "Table",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

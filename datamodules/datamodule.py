@@ -16,7 +16,7 @@ from datamodules.audit.audit import find_leaks_without_decoding, find_recorded_l
 from datamodules.augment import Augment
 from datamodules.dataset import Batch, ImageDataset, LazyDataLoader, identity, normalize_batch
 from datamodules.images import content_hashes, find_unreadable
-from datamodules.manifest import Manifest, read_table
+from datamodules.manifest import Manifest, one_hot_labels, read_table
 from datamodules.preprocess import Preprocess, as_settings
 from datamodules.samplers import Balance, ExactSampler, FixedSampler
 from datamodules.sources import Source
@@ -36,6 +36,7 @@ PREPROCESS, BALANCE, FOLD = Preprocess(), Balance(), Fold()
 class ImageDataModule(LightningDataModule):
     """Batches ``{"image": float32 (B,3,H,W), "label": int64 (B,), "index": int64 (B,)}``.
 
+    ``label`` is (B, K) if images have several findings: 1, 0, or -1 if unknown.
     ``index`` is the row number in ``manifest.table``. For an ensemble (``member_preprocesses``),
     ``"image"`` of evaluation batches is a dict with one tensor for each distinct Preprocess, by its
     name. Under a trainer, loaders return uint8 images, which are normalized on the device.
@@ -105,7 +106,7 @@ class ImageDataModule(LightningDataModule):
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.prefetch_factor, self.cache_dir, self.corrupt = prefetch_factor, cache_dir, corrupt
         self.exclude, self.allow_leaks, self.clinical_use = exclude, allow_leaks, clinical_use
-        self.class_weights: list[float] | None = None
+        self.class_weights: list[float] | list[list[float]] | None = None
         self._manifest: Manifest | None = None
         self._used_images: tuple[np.ndarray, np.ndarray] | None = None
         self._cached_paths: list[str] = []
@@ -166,7 +167,8 @@ class ImageDataModule(LightningDataModule):
                 hint = "; set the source's fractions to take it from train" * (split != "train")
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no images{hint}")
         labels = self._labels(self.rows("train"))
-        absent = [name for k, name in enumerate(self.class_names) if k not in labels]
+        counts = one_hot_labels(labels, len(self.class_names)).sum(axis=0)
+        absent = [name for name, n in zip(self.class_names, counts, strict=True) if not n]
         if stage == "fit" and absent:
             raise ValueError(f"the split 'train' has no images of the classes {absent}")
         if len(labels):
@@ -246,8 +248,8 @@ class ImageDataModule(LightningDataModule):
             self.views = {view.name: view for view in views}
 
     def _labels(self, rows: np.ndarray) -> np.ndarray:
-        """The labels (n,) of n manifest rows."""
-        return np.asarray(self.manifest.table["label"].to_numpy()[rows])
+        """The labels (n,) of n manifest rows, or those of several findings (n, K)."""
+        return np.asarray(self.manifest.labels[rows])
 
     def _skip_unreadable(self, manifest: Manifest) -> Manifest:
         """The manifest; if ``corrupt`` is skip, without unreadable files, which a note lists."""

@@ -39,7 +39,7 @@ class ImageDataset(Dataset[Batch]):
         seed: int = 0,
     ) -> None:
         self.paths = manifest.table["path"].to_numpy(dtype=object)[rows]
-        self.labels = manifest.table["label"].to_numpy()[rows]
+        self.labels = manifest.labels[rows]
         self.rows, self.views, self.stores = rows, views, stores
         self.augment, self.seed = augment, seed
 

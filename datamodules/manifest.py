@@ -17,12 +17,17 @@ SPLIT_ALIASES = {  # names of splits in folders and tables, in lower case
     "test": "test", "testing": "test",
 }  # fmt: skip
 COLUMNS = ("id", "path", "label", "split", "patient", "study")
+FINDING = "finding/"  # begins the name of a column with the labels of one of several findings
 DELIMITERS = (",", ";", "\t")  # the first is used if the header contains none of them
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A checked table of samples; the row number of a sample is its ``index`` in a batch."""
+    """A checked table of samples; the row number of a sample is its ``index`` in a batch.
+
+    If images have several labels, one for each finding, the table has a column ``finding/<class>``
+    for each class, with 1, 0, or -1 if unknown, and ``label`` is -1.
+    """
 
     table: pd.DataFrame  # one row per sample with ``COLUMNS``; further columns are attributes
     class_names: list[str]  # in the order of the labels
@@ -51,14 +56,37 @@ class Manifest:
             allowed = f"0 to {len(names) - 1}, -1 if unknown"
             raise ValueError(f"the manifest has the labels {wrong}; allowed are {allowed}")
         is_unlabeled = (table["label"] == -1) & (table["split"] != "predict")
+        if self.is_multi_label:
+            is_unlabeled &= self._check_findings()
         if unlabeled := table["id"][is_unlabeled].tolist():
             reason = "only the split 'predict' may lack labels"
             raise ValueError(f"no label for {unlabeled[:3]}; {reason}")
 
+    def _check_findings(self) -> np.ndarray:
+        """Whether each row (n,) has no known finding; ValueError if a label column is invalid."""
+        expected = [FINDING + name for name in self.class_names]
+        if (columns := finding_columns(self.table)) != expected:
+            raise ValueError(f"the manifest has the labels {columns}, not {expected}")
+        if not (np.isin(self.labels, (-1, 0, 1)).all() and (self.table["label"] == -1).all()):
+            allowed = "labels of findings are 1, 0, or -1 if unknown, and 'label' is -1"
+            raise ValueError(f"the manifest has other labels than allowed: {allowed}")
+        return np.asarray((self.labels == -1).all(axis=1))
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether images have several labels, one for each finding in ``class_names``."""
+        return bool(finding_columns(self.table))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels (n,), or those of several findings (n, K) as int8; -1 if unknown."""
+        return labels_of(self.table)
+
     @property
     def attributes(self) -> list[str]:
-        """Names of the columns beyond the six that every manifest has."""
-        return [str(name) for name in self.table.columns if name not in COLUMNS]
+        """Names of the columns beyond the six that every manifest has, and those of findings."""
+        used = (*COLUMNS, *finding_columns(self.table))
+        return [str(name) for name in self.table.columns if name not in used]
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split, in the order of the table."""
@@ -74,10 +102,29 @@ class Manifest:
         return replace(self, table=self.table[~dropped], notes=(*self.notes, *notes))
 
     def digest(self) -> str:
-        """SHA-256 over (id, label, split, patient) of all rows, whatever their order."""
-        columns = (self.table[name].tolist() for name in ("id", "label", "split", "patient"))
+        """SHA-256 over (id, label, split, patient, findings) of all rows, whatever their order."""
+        names = ("id", "label", "split", "patient", *finding_columns(self.table))
+        columns = (self.table[name].tolist() for name in names)
         lines = sorted(json.dumps(row) for row in zip(*columns, strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def finding_columns(table: pd.DataFrame) -> list[str]:
+    """Names of the columns with the labels of findings; none if images have one label."""
+    return [str(name) for name in table.columns if str(name).startswith(FINDING)]
+
+
+def labels_of(table: pd.DataFrame) -> np.ndarray:
+    """The labels (n,) of a manifest's rows, or those of several findings (n, K)."""
+    if columns := finding_columns(table):
+        return table[columns].to_numpy(np.int8)
+    return table["label"].to_numpy(np.int64)
+
+
+def one_hot_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Whether each row has each class or finding, (n, K), from labels (n,) or (n, K)."""
+    is_class = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
+    return np.asarray(is_class)
 
 
 def read_table(path: Path) -> pd.DataFrame:

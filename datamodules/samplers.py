@@ -4,13 +4,13 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DistributedSampler, SequentialSampler, TensorDataset
 
-from datamodules.manifest import Manifest
+from datamodules.manifest import Manifest, labels_of
 
 PLACEHOLDER = -1
 ClassWeights = Literal["none", "inverse", "sqrt", "effective"]
@@ -23,7 +23,8 @@ class Balance:
     Args:
         class_weights: ``inverse`` of the class frequency, its square root (``sqrt``), inverse of
             the ``effective`` number of samples, or a list with one weight per class. They are
-            scaled so that their mean over the training samples is 1.
+            scaled so that their mean over the training samples is 1. With several findings per
+            image, the presence and absence of each finding are weighted like two classes.
         sampler: ``shuffled`` gives each sample once per epoch, ``weighted`` draws with replacement
             so that classes are equally likely, ``balanced`` gives each class equally often.
         max_per_class: Maximum number of samples per class; null uses all.
@@ -47,10 +48,18 @@ class Balance:
             message = f"class_weights and the sampler {self.sampler!r} both favor rare classes"
             warnings.warn(message, stacklevel=2)
 
-    def compute_class_weights(self, labels: np.ndarray, names: list[str]) -> list[float] | None:
-        """One weight per class from the training labels; None if classes are not weighted."""
+    def compute_class_weights(
+        self, labels: np.ndarray, names: list[str]
+    ) -> list[float] | list[list[float]] | None:
+        """One weight per class from the training labels; None if classes are not weighted.
+
+        For labels of several findings (n, K), one weight of absence and one of presence for each
+        finding, from its known labels.
+        """
         if self.class_weights == "none":
             return None
+        if labels.ndim == 2:
+            return self._finding_weights(labels, names)
         counts = np.bincount(labels, minlength=len(names)).astype(float)
         if isinstance(self.class_weights, list):
             are_numbers = all(isinstance(w, int | float) for w in self.class_weights)
@@ -70,13 +79,24 @@ class Balance:
             raise ValueError(f"class_weights is {self.class_weights}; all samples have weight 0")
         return [float(weight) for weight in raw * counts.sum() / total]
 
+    def _finding_weights(self, labels: np.ndarray, names: list[str]) -> list[list[float]]:
+        """Weights of absence and presence of each finding from labels (n, K), -1 if unknown."""
+        if isinstance(self.class_weights, list):
+            message = "with several findings per image it is none, inverse, sqrt or effective"
+            raise ValueError(f"class_weights is {self.class_weights}; {message}")
+        weights = []
+        for column, name in zip(labels.T, names, strict=True):
+            known = column[column >= 0].astype(int)
+            weights.append(self.compute_class_weights(known, [f"no {name}", name]))
+        return cast(list[list[float]], weights)
+
     def limit_manifest(self, manifest: Manifest) -> Manifest:
         """The manifest; if ``limited_splits`` is all, with at most ``max_per_class`` per class."""
         if self.limited_splits == "train":
             return manifest
         table = manifest.table[manifest.table["split"] != "predict"]
         rows = np.arange(len(table))
-        remaining = self.limit_rows(rows, table["label"].to_numpy(), table["id"].tolist())
+        remaining = self.limit_rows(rows, labels_of(table), table["id"].tolist())
         excess = set(table["id"].iloc[np.setdiff1d(rows, remaining)])
         return manifest.drop(excess, f"left out, as max_per_class is {self.max_per_class}")
 
@@ -84,6 +104,10 @@ class Balance:
         """At most ``max_per_class`` of the rows per class, chosen by the hash of the id."""
         if self.max_per_class is None:
             return rows
+        if labels.ndim == 2:
+            raise ValueError(
+                "balance.max_per_class needs one label per image, not several findings"
+            )
         order = sorted(range(len(rows)), key=lambda k: hashlib.sha256(ids[k].encode()).digest())
         by_class = ([k for k in order if labels[k] == label] for label in np.unique(labels))
         return rows[sorted(k for part in by_class for k in part[: self.max_per_class])]
@@ -92,6 +116,9 @@ class Balance:
         self, labels: np.ndarray, seed: int, rank: int, world_size: int
     ) -> "ShuffledSampler":
         """The sampler of the training split for the process ``rank``."""
+        if labels.ndim == 2 and self.sampler != "shuffled":
+            reason = "needs one label per image; with several findings use class_weights"
+            raise ValueError(f"balance.sampler {self.sampler!r} {reason}")
         samplers = {"shuffled": ShuffledSampler, "weighted": WeightedSampler}
         return samplers.get(self.sampler, BalancedSampler)(labels, seed, rank, world_size)
 

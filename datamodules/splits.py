@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datamodules.manifest import Manifest, read_table
+from datamodules.manifest import Manifest, labels_of, one_hot_labels, read_table
 
 DERIVED_SPLITS = ("val", "test")  # can be cut from train
 
@@ -23,7 +23,8 @@ class SplitFractions:
         val: Fraction of the patients for validation, if the files have no such split.
         test: Fraction of the patients for test, if the files have no such split.
         seed: Seed of the split.
-        stratified: Whether every class has the same fractions, as far as whole patients allow.
+        stratified: Whether every class or finding has the same fractions, as far as whole patients
+            allow.
         copies: A CSV with the columns ``id`` and ``group`` of images that are copies of each
             other, such as the copies.csv of ``consilium audit``.
     """
@@ -48,7 +49,7 @@ class SplitFractions:
         in_train = np.asarray(given) == "train"
         train = patients[in_train]
         if self.stratified:
-            labels = table["label"].to_numpy()[in_train]
+            labels = labels_of(table)[in_train]
             assigned = self._split_stratified(train, labels, val, test)
         else:
             assigned = {name: assign_split(name, val, test, self.seed) for name in set(train)}
@@ -57,11 +58,14 @@ class SplitFractions:
     def _split_stratified(
         self, patients: pd.Series, labels: np.ndarray, val: float, test: float
     ) -> dict[str, str]:
-        """The split by patient; those with rare classes are assigned first.
+        """The split by patient; those with rare classes or findings are assigned first.
 
         Each patient goes to the split that still lacks most of the patient's classes.
         """
-        counts = pd.crosstab(patients.to_numpy(), labels)
+        one_hot = pd.DataFrame(one_hot_labels(labels, int(labels.max()) + 1).astype(int))
+        if labels.ndim == 2:
+            one_hot["none"] = (labels != 1).all(axis=1).astype(int)
+        counts = one_hot.loc[:, one_hot.any()].groupby(patients.to_numpy()).sum()
         class_ratios = (counts / counts.sum()).to_numpy()
         tie_breaks = [hash_64(f"{self.seed}/{name}") / 2**64 for name in counts.index]
         fractions = np.array([1 - val - test, val, test])

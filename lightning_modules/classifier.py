@@ -175,6 +175,8 @@ class ImageClassifier(BaseModule):
 
     def setup(self, stage: str) -> None:
         """Takes the class weights of the data and freezes parameters that never train."""
+        if self.datamodule and self.datamodule.manifest.is_multi_label:
+            raise ValueError("model: needs one label per image; the data has several findings")
         if stage == "fit":
             checkpoints.require_plain(type(self).__name__, self.init_args)
             for note in self.notes():

@@ -16,7 +16,7 @@ from datamodules.audit.audit import Audit
 from datamodules.audit.confounds import MIN_PATIENTS, Confound
 from datamodules.audit.issues import Issue, Match
 from datamodules.images import ImageError, encode_png, read_image, read_thumbnail
-from datamodules.manifest import SPLITS, Manifest
+from datamodules.manifest import SPLITS, Manifest, labels_of, one_hot_labels
 from datamodules.sources.files import UNKNOWN_PATIENTS
 from evaluation.files import write_json, write_text
 from evaluation.reports.html import Cell, Section, Table, Text, Thumbnails, write_report
@@ -36,6 +36,9 @@ CONFOUNDS_NOTE = (
     "left out."
 )
 NOT_MEASURED = f"confounds are not measured: fewer than two classes have {MIN_PATIENTS} patients"
+SEVERAL_FINDINGS = (
+    "confounds and different labels of copies are not measured with several findings per image"
+)
 
 
 def write_audit_report(
@@ -119,6 +122,7 @@ def describe_confound(confound: Confound) -> str:
 def audit_notes(audit: Audit) -> list[str]:
     """Sentences on what is no leak: suspect confounds, and notes on the dataset."""
     not_measured = [NOT_MEASURED] * _lacks_patients(audit)
+    not_measured += [SEVERAL_FINDINGS] * audit.manifest.is_multi_label
     return [*map(describe_confound, audit.suspects), *not_measured, *audit.manifest.notes]
 
 
@@ -169,21 +173,21 @@ def next_commands(
 
 
 def counts_table(manifest: Manifest) -> Table:
-    """Number of images of each class and of patients in each split."""
+    """Number of images of each class or finding, and of patients, in each split."""
     counts = _split_counts(manifest)
     rows: list[tuple[Cell, ...]] = [(split, *n.values()) for split, n in counts.items()]
     return Table(("split", *manifest.class_names, "patients"), rows, "Counts")
 
 
 def _split_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """Images of each class, and patients, by split; splits without images are left out."""
+    """Images of each class or finding, and patients, by split; empty splits are left out."""
     counts = {}
     for split in SPLITS:
         part = manifest.table.iloc[manifest.rows(split)]
         if part.empty:
             continue
-        by_label = part["label"].value_counts()
-        by_class = {n: int(by_label.get(k, 0)) for k, n in enumerate(manifest.class_names)}
+        one_hot = one_hot_labels(labels_of(part), len(manifest.class_names))
+        by_class = dict(zip(manifest.class_names, one_hot.sum(axis=0).tolist(), strict=True))
         counts[split] = by_class | {"patients": int(part["patient"].nunique())}
     return counts
 

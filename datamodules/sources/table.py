@@ -15,6 +15,7 @@ from datamodules.manifest import (
 )
 from datamodules.phantoms.generate import PhantomSpec, write_dataset
 from datamodules.sources.files import complete_patients
+from datamodules.sources.findings import Findings
 from datamodules.sources.folders import Source, check_class_names
 from datamodules.splits import SplitFractions
 
@@ -35,8 +36,10 @@ class Table(Source):
             files, else one study per patient.
         attributes: Further columns for the manifest; null means all.
         fractions: Fractions of patients for val and test if the split column lacks them.
+        findings: How the table gives several findings per image; null means one label per image.
+            ``label`` is the column of their text, or without a ``separator`` is not used.
 
-    Rows without a path or a label are left out, with a note in every report.
+    Rows without a path or any known label are left out, with a note in every report.
     """
 
     def __init__(
@@ -50,7 +53,11 @@ class Table(Source):
         study: str | None = None,
         attributes: list[str] | None = None,
         fractions: SplitFractions | None = None,
+        findings: Findings | None = None,
     ) -> None:
+        if findings is not None and findings.separator is None:
+            label = None
+        self.findings = findings
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
         self.root = Path(root) if root is not None else self.files[0].parent
         self.path, self.columns = path, {"path": path, "label": label, "split": split}
@@ -59,9 +66,10 @@ class Table(Source):
 
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row per row of the files; its id is the path as it is written in the table."""
-        raw = pd.concat([read_table(path) for path in self.files], ignore_index=True)
+        raw = self.read()
         required = [*self.columns.values(), *(self.patient or []), self.study]
-        names = [*filter(None, required), *(self.attributes or [])]
+        labels = class_names if self.findings and self.findings.separator is None else []
+        names = [*filter(None, required), *(self.attributes or []), *labels]
         if missing := [name for name in names if name not in raw.columns]:
             raise ValueError(f"{self.files[0]}: no columns {missing}; it has {list(raw.columns)}")
         raw, notes = self._clean(raw)
@@ -71,19 +79,34 @@ class Table(Source):
             raise ValueError(f"{self.files[0]}: {message}; keep one row per image")
         table = pd.DataFrame({"id": [Path(path).as_posix() for path in paths]})
         table["path"] = [str(self.root / path) for path in paths]
-        table["label"] = self._labels(raw, class_names)
+        findings = pd.DataFrame(index=raw.index)
+        if self.findings is None:
+            table["label"] = self._labels(raw, class_names)
+        else:
+            table["label"], column = -1, self.columns["label"]
+            findings, more = self.findings.read(raw, column, class_names, self.files[0])
+            notes += more
         table["patient"] = ""
         if self.patient is not None:
             parts = raw[self.patient]
             joined = parts.agg("/".join, axis=1)
             table["patient"] = joined.where((parts != "").all(axis=1), "")
         table["study"] = raw[self.study] if self.study else ""
-        attributes = self._attributes(raw)
-        table, patient_notes = complete_patients(table.join(attributes))
+        attributes = self._attributes(raw, labels)
+        table, patient_notes = complete_patients(table.join(attributes).join(findings))
         if self.attributes is not None:
-            table = table[[*COLUMNS[:3], "patient", "study", *attributes]]
+            table = table[[*COLUMNS[:3], "patient", "study", *attributes, *findings]]
         table = table.assign(split=self._splits(raw, table))
+        if self.findings is not None:
+            is_unusable = (findings == -1).all(axis=1) & (table["split"] != "predict")
+            table = table[~is_unusable]
+            if count := int(is_unusable.sum()):
+                notes.append(f"{count} images have no known label and are left out")
         return Manifest(table, class_names, (*notes, *patient_notes))
+
+    def read(self) -> pd.DataFrame:
+        """The rows of all files as they are."""
+        return pd.concat([read_table(path) for path in self.files], ignore_index=True)
 
     def _clean(self, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         """The rows with a path and a label, in columns of normalized text, and notes.
@@ -136,7 +159,7 @@ class Table(Source):
         if column is not None and raw[column].ne("").any():
             given = self._given_splits(raw, column)
             return given if self.fractions is None else self.fractions.assign(table, given)
-        if self.columns["label"] is None:
+        if self.columns["label"] is None and self.findings is None:
             return ["predict"] * len(raw)
         if self.fractions is None:
             message = "no split column; give fractions to split by patient"
@@ -156,10 +179,10 @@ class Table(Source):
             raise ValueError(f"{self.files[0]}: {message}")
         return splits
 
-    def _attributes(self, raw: pd.DataFrame) -> pd.DataFrame:
-        """The columns of ``attributes``, or all, without those that have another use."""
+    def _attributes(self, raw: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+        """The columns of ``attributes``, or all, without ``labels`` and those of another use."""
         single = self.patient if self.patient and len(self.patient) == 1 else []
-        used = {*self.columns.values(), *single, self.study, *COLUMNS}
+        used = {*self.columns.values(), *single, self.study, *COLUMNS, *labels}
         names = self.attributes if self.attributes is not None else list(raw.columns)
         return raw[[name for name in names if name not in used]]
 

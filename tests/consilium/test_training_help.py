@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.evaluation.tables import make_table
 
 MODELS = ("ImageClassifier", "OneVsOneClassifier", "EnsembleModule")
-SOURCES = ("Folders", "Table", "Mura", "Phantoms")
+SOURCES = ("Folders", "Table", "Mura", "ChestXray14", "CheXpert", "Phantoms")
 OURS = {"auto_batch", "print_config", "data", "name", "net_benefit"}  # read before Lightning
 OURS |= {"sets"}  # of predict alone
 HELP_ARGUMENTS = [
