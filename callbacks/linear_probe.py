@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from callbacks.weights import averages
 from datamodules.datamodule import ImageDataModule
+from datamodules.manifest import labels_of
 from datamodules.samplers import Balance
 from datamodules.splits import fold_of_patient
 from lightning_modules.classifier import ImageClassifier
@@ -104,8 +105,8 @@ class HeadProblem:
     features: Tensor  # (n, D), standardized
     mean: Tensor  # (D,) of the features before they were standardized
     scale: Tensor  # (D,) that they were divided by
-    labels: Tensor  # (n,)
-    class_weights: Tensor | None  # (K,)
+    labels: Tensor  # (n,), or (n, K) of several findings
+    class_weights: Tensor | None  # (K,), or (K, 2)
     patients: list[str]  # of all images, also in a problem of some rows
 
     @classmethod
@@ -119,7 +120,7 @@ class HeadProblem:
         # of fine-tuning destroy the head, and it is worse on patients that were held out
         scale = torch.maximum(std, std.square().mean().sqrt())
         scale = torch.where(scale > 0, scale, 1.0)
-        labels = table["label"].to_numpy().astype(np.int64)
+        labels = labels_of(table).astype(np.int64)
         weights = data.class_weights
         if data.balance.sampler != "shuffled":  # which favors rare classes as these weights do
             weights = Balance("inverse").compute_class_weights(labels, data.class_names)
@@ -182,7 +183,8 @@ class HeadProblem:
     def _nll(self, head: LinearHead, rows: Tensor) -> float:
         """Sum of the negative log-likelihoods of some rows, (n,) bool."""
         logits = self.module.logits(functional.linear(self.features[rows], *head))
-        return float(functional.cross_entropy(logits, self.labels[rows], reduction="sum"))
+        decisions = self.module.head.decisions(logits, self.labels[rows])
+        return float(functional.cross_entropy(*decisions, reduction="sum"))
 
 
 @contextmanager

@@ -42,9 +42,9 @@ from lightning_modules import checkpoints
 module, block = checkpoints.load("best.ckpt")
 image = Preprocess.from_dict(block.preprocess)(read_image(sys.argv[1]))
 with torch.inference_mode():
-    probabilities = module(image[None]).softmax(dim=1)[0]
+    probabilities = module(image[None]).{activation}[0]
 print(dict(zip(block.class_names, probabilities.tolist())))
-"""
+"""  # with the `activation` of the head
 SALIENCY_EXAMPLE = """\
 saliency = module.explainer(size=image.shape[-1])(image[None])
 print("class", block.class_names[saliency.classes[0]], "map", saliency.maps[0].shape)
@@ -89,7 +89,7 @@ def describe_model(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[
     name, options, size = module.backbone, module.backbone_args, preprocess["size"]
     fixed = {"img_size": size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
     own_options, cam_layer = inspect.signature(backbones.build).parameters, None
-    with suppress(ValueError):  # a network without feature maps
+    with suppress(ValueError):  # no feature maps, or several findings
         layer = module.explainer(size).layers[0]
         cam_layer = {"name": layer.name, "layout": layer.layout, "side": layer.height}
     return {
@@ -102,6 +102,7 @@ def describe_model(module: ImageClassifier, preprocess: dict[str, Any]) -> dict[
         "class_names": list(module.class_names),
         "head": module.head_name.replace("_", "-"),
         "outputs_meaning": module.head.meaning,
+        "activation": module.head.activation,
         "preprocess": preprocess,
         "cam_layer": cam_layer,
         "structure": module.structure,
@@ -143,8 +144,11 @@ def readme(
 
 
 def _metrics(results: Results) -> str:
-    """Markdown section with a table of the summary metrics."""
+    """Markdown section with a table of the summary metrics, or of the AUROC of each finding."""
     metrics = {k: results.metrics[k] for k in summary_metrics() if k in results.metrics}
+    if results.findings:
+        aurocs = ((f"auroc/{n}", part.metrics) for n, part in results.findings.items())
+        metrics = results.metrics | {name: own[name] for name, own in aurocs if name in own}
     count = f"{format_sample_size(next(iter(metrics.values())))}, {results.split} split"
     rows = [f"| {metric_label(name)} | {format_estimate(x)} |" for name, x in metrics.items()]
     return "\n".join(["## Metrics\n", f"| {count} | value (95 % interval) |", "|---|---|", *rows])
@@ -154,8 +158,9 @@ def _examples(folder: Path, model: dict[str, Any]) -> list[str]:
     """Markdown paragraphs on how to load the files that exist in the folder."""
     parts = []
     if (folder / "best.ckpt").exists():
+        example = LOAD_EXAMPLE.replace("{activation}", model["activation"])
         intro = "In this folder, with Consilium installed and the path of an image as argument:"
-        parts += [intro, f"```python\n{LOAD_EXAMPLE}```"]
+        parts += [intro, f"```python\n{example}```"]
     fits_timm = model["timm"] and model["outputs"] and not model["structure"]
     if fits_timm and (folder / "model.json").exists():
         meaning = model["outputs_meaning"]
@@ -168,7 +173,7 @@ def _saliency(folder: Path, model: dict[str, Any]) -> list[str]:
     """Markdown paragraphs on saliency maps: the recommended layer, a command, an example."""
     layer, size, title = model["cam_layer"], model["preprocess"]["size"], "## Saliency maps"
     if layer is None:
-        return [title, "This network has no layer with feature maps."]
+        return [title, "There are none for this network or this head."]
     has_checkpoint = (folder / "best.ckpt").exists()
     checkpoint = "." if has_checkpoint else "CHECKPOINT"
     parts = [

@@ -19,18 +19,20 @@ from callbacks.wandb_logger import WandbLogger, log_image, log_table
 from evaluation import sparsity
 from evaluation.ensemble import calibrate_table
 from evaluation.files import write_text
+from evaluation.findings import MultiLabelTable, mean_estimates, require_one_label
 from evaluation.metrics.calibration import Calibration
 from evaluation.metrics.compute import compute_metrics
 from evaluation.metrics.operating_points import OperatingPoints, evaluate_thresholds
 from evaluation.metrics.registry import metric_label, summary_metrics
 from evaluation.predictions import PredictionTable
+from evaluation.reports import findings as findings_report
 from evaluation.reports import run
 from evaluation.reports.html import Plot, Section, format_estimate, format_number
 from evaluation.reports.run import anonymized_predictions
 from evaluation.reports.subgroups import HEADING
 from evaluation.results import CALIBRATED_MEMBER, Results, write_results
 from evaluation.subgroups import compute_subgroups
-from lightning_modules.base import BaseModule
+from lightning_modules.base import BaseModule, Tables
 from lightning_modules.checkpoints import environment
 from lightning_modules.ensemble import write_ensemble_file
 from lightning_modules.model_info import count_parameters, zero_fraction
@@ -146,9 +148,13 @@ class ResultsWriter(L.Callback):
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, split: str, name: str) -> None:
         """Computes the results of a split; writes them to the file `name`, logs and prints them."""
-        tables, folder = _tables(trainer, module, split), Path(trainer.default_root_dir)
-        if not tables:
+        all_tables, folder = _tables(trainer, module, split), Path(trainer.default_root_dir)
+        if not all_tables:
             return
+        if isinstance(findings := all_tables[""], MultiLabelTable):
+            self._write_findings(trainer, findings, split, folder / name)
+            return
+        tables = require_one_label(all_tables)
         table, size = tables[""], count_parameters(module)
         metrics = {member: compute_metrics(predictions) for member, predictions in tables.items()}
         for member, predictions in tables.items():
@@ -182,17 +188,58 @@ class ResultsWriter(L.Callback):
         if report:
             print(f"Report: {report}")
 
+    def _write_findings(
+        self, trainer: L.Trainer, table: MultiLabelTable, split: str, file: Path
+    ) -> None:
+        """Writes the results of each finding, as of two classes, and the means over findings."""
+        folder, val_tables = file.parent, dict[str, PredictionTable]()
+        val_file = folder / "predictions" / "val.parquet"
+        if split == "test" and val_file.is_file():
+            val_tables = MultiLabelTable.read(val_file).findings()
+        parts = {}
+        for name, of_finding in table.findings().items():
+            points, val = OperatingPoints(), val_tables.get(name)
+            if val is not None:
+                points = evaluate_thresholds(val, of_finding)
+            parts[name] = Results(
+                f"{folder.name}, {name}", split, of_finding.class_names,
+                compute_metrics(of_finding), operating_points=points,
+                subgroups=compute_subgroups(of_finding), meta=of_finding.meta,
+            )  # fmt: skip
+        means = mean_estimates(table)
+        results = Results(
+            folder.name, split, table.class_names, means, findings=parts, meta=table.meta
+        )
+        history = folder / HISTORY_FILE
+        epochs = pd.read_csv(history) if history.is_file() else None
+        page = findings_report.findings_sections(results, table, epochs, environment())
+        report = run.write_run_report(folder, results, page)
+        suffix = "" if split == "test" else f".{split}"
+        rows = findings_report.findings_frame(results)
+        write_text(folder / f"findings{suffix}.csv", rows.to_csv(index=False))
+        write_results(file, results)
+        log_results(trainer.loggers, results, None, page)
+        Console().print(findings_table(results))
+        print(f"Report: {report}")
+
 
 def log_results(
-    loggers: Sequence[Logger], results: Results, table: PredictionTable, page: Sequence[Section]
+    loggers: Sequence[Logger],
+    results: Results,
+    table: PredictionTable | None,
+    page: Sequence[Section],
 ) -> None:
-    """Sends metrics, predictions and the report's plots to the loggers that support them."""
+    """Sends metrics, predictions and the report's plots to the loggers that support them.
+
+    Without a table there are no predictions, as with several findings per image.
+    """
     split = results.split
     for section in page if loggers else ():
         is_of_groups = section.heading == HEADING  # attributes are not sent
         if isinstance(section, Plot) and not is_of_groups:
             log_image(loggers, f"{split}/{section.heading or section.caption}", section.png())
-    log_table(loggers, f"{split}/predictions", anonymized_predictions(table))
+    if table is not None:
+        log_table(loggers, f"{split}/predictions", anonymized_predictions(table))
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             metrics = {name: asdict(estimate) for name, estimate in results.metrics.items()}
@@ -210,6 +257,20 @@ def summary_table(results: Results) -> Table:
         estimates = [metrics[other] for other in others]
         plain = ["-" if e.value is None else format_number(e.value, e.decimals) for e in estimates]
         table.add_row(name, format_estimate(metrics[first]), *plain)
+    return table
+
+
+def findings_table(results: Results) -> Table:
+    """Table for the terminal: one row per finding, then the macro and the micro mean."""
+    first, *others = findings_report.COLUMNS
+    label, *labels = findings_report.LABELS
+    titles = (f"{label} (95 % interval)", *labels)
+    table = Table(f"{results.split} split", *titles, box=None)
+    for name, row in findings_report.finding_rows(results).items():
+        plain = ["-" if e is None or e.value is None else format_number(e.value, e.decimals)
+                 for e in (row[other] for other in others)]  # fmt: skip
+        shown = row[first]
+        table.add_row(name, "-" if shown is None else format_estimate(shown), *plain)
     return table
 
 
@@ -235,7 +296,7 @@ class ProgressBar(RichProgressBar):
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", *values, flush=True)
 
 
-def _tables(trainer: L.Trainer, module: object, split: str) -> dict[str, PredictionTable]:
+def _tables(trainer: L.Trainer, module: object, split: str) -> Tables:
     """The table of a split under "", and of each member; empty except on the first process."""
     is_writer = trainer.is_global_zero
     return module.tables.get(split, {}) if is_writer and isinstance(module, BaseModule) else {}

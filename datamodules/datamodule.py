@@ -167,6 +167,8 @@ class ImageDataModule(LightningDataModule):
                 hint = "; set the source's fractions to take it from train" * (split != "train")
                 raise ValueError(f"the split {split!r} that {stage!r} needs has no images{hint}")
         labels = self._labels(self.rows("train"))
+        if self._manifest.is_multi_label and (self.clinical_use or {}).get("class_groups"):
+            raise ValueError("clinical_use.class_groups needs one label per image, not findings")
         counts = one_hot_labels(labels, len(self.class_names)).sum(axis=0)
         absent = [name for name, n in zip(self.class_names, counts, strict=True) if not n]
         if stage == "fit" and absent:

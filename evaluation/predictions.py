@@ -3,11 +3,11 @@
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from scipy.special import log_softmax, softmax
 
 from evaluation.files import write_bytes
 
+FINDING = "finding/"  # begins the name of a column with the labels of one of several findings
 SETS = "prediction_set"  # column of `predict --sets`
 COLUMNS = ("id", "label", "split", "patient", "study")
 VERSION = 1
@@ -24,6 +25,7 @@ MIN_PROBABILITY = 1e-30  # below any probability that float32 logits can disting
 _KEY = b"consilium.table"
 
 Level = Literal["image", "study", "patient"]
+ReadTable = TypeVar("ReadTable")
 Rule = Literal["mean", "max", "noisy_or"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -37,6 +39,17 @@ def safe_log(probabilities: np.ndarray) -> np.ndarray:
 def cell_text(column: pd.Series) -> np.ndarray:
     """The cells of a column as text (n,); missing ones are empty."""
     return column.astype(object).where(column.notna(), "").astype(str).to_numpy(dtype=object)
+
+
+def finding_columns(rows: pd.DataFrame) -> list[str]:
+    """Names of the columns with the labels of findings; none if images have one label."""
+    return [str(name) for name in rows.columns if str(name).startswith(FINDING)]
+
+
+def patient_names(rows: pd.DataFrame) -> np.ndarray:
+    """Patient of each row (n,); a row without a patient counts as a patient of its own."""
+    names = cell_text(rows["patient"])
+    return np.where(names == "", "id:" + rows["id"].to_numpy(dtype=object), names)
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,11 @@ class PredictionTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def stored_values(self) -> np.ndarray:
+        """What the table has of the network's outputs: pair logits, or else logits."""
+        return self.logits if self.pair_logits is None else self.pair_logits
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -104,8 +122,7 @@ class PredictionTable:
     @property
     def patients(self) -> np.ndarray:
         """Patient of each row (n,); a row without a patient counts as a patient of its own."""
-        names = cell_text(self.rows["patient"])
-        return np.where(names == "", "id:" + self.rows["id"].to_numpy(dtype=object), names)
+        return patient_names(self.rows)
 
     def patient_folds(self, num_folds: int) -> np.ndarray:
         """Fold (n,) of each row, drawn by patient, with about as many patients in each."""
@@ -144,42 +161,20 @@ class PredictionTable:
 
     def write(self, path: Path | str) -> None:
         """Writes Parquet, with class names and `meta` in the metadata of the file."""
-        arrow = pa.Table.from_pandas(self.rows, preserve_index=False)
-        for name, values in (("logits", self.logits), ("pair_logits", self.pair_logits)):
-            if values is not None:
-                offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
-                flat = values.astype(np.float32).ravel()
-                arrow = arrow.append_column(name, pa.ListArray.from_arrays(offsets, flat))
-        header = {"version": VERSION, "class_names": self.class_names, "meta": self.meta}
-        metadata = {**(arrow.schema.metadata or {}), _KEY: json.dumps(header).encode()}
-        stream = io.BytesIO()
-        pq.write_table(arrow.replace_schema_metadata(metadata), stream)
-        write_bytes(path, stream.getvalue())
+        logits = {"logits": self.logits, "pair_logits": self.pair_logits}
+        write_table(path, self.rows, logits, self.class_names, self.meta)
 
     @classmethod
     def read(cls, path: Path | str) -> "PredictionTable":
         """Reads a file of `write`; anything else is a ValueError with the name of the file."""
-        try:
-            arrow = pq.read_table(io.BytesIO(Path(path).read_bytes()))
-            header = json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
-            if (version := header.get("version")) != VERSION:
-                raise ValueError(f"prediction table of version {version}, not {VERSION}")
-            logits = {}
-            for name in {"logits", "pair_logits"} & set(arrow.column_names):
-                column = arrow[name].combine_chunks()
-                flat = column.flatten().to_numpy(zero_copy_only=False)
-                logits[name] = flat.reshape((len(column), -1) if len(column) else (0, 1))
-            rows = arrow.drop_columns(list(logits)).to_pandas()
-            return cls(rows, class_names=header["class_names"], meta=header["meta"], **logits)
-        except pa.ArrowInvalid:
-            raise ValueError(f"{path} is not a Parquet file, or it is cut short") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: {error}") from None
+        return read_table(path, cls)
 
     def _check(self) -> None:
         """Raises ValueError unless columns, class names, shapes, ids, labels, logits are valid."""
         if missing := [c for c in COLUMNS if c not in self.rows.columns]:
             raise ValueError(f"prediction table has no column {missing[0]!r}; it needs {COLUMNS}")
+        if finding_columns(self.rows):
+            raise ValueError("several findings per image cannot be used here: one label is needed")
         n, k, pairs = len(self.rows), len(self.class_names), self.pair_logits
         if k < 2 or len(set(self.class_names)) != k:
             raise ValueError(f"class_names {self.class_names} must be two or more distinct names")
@@ -202,10 +197,56 @@ class PredictionTable:
             raise ValueError(f"logits of id {first!r} are not finite ({count} such rows)")
 
 
+def write_table(
+    path: Path | str, rows: pd.DataFrame, logits: Mapping[str, np.ndarray | None],
+    class_names: list[str], meta: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes Parquet with the rows, logits by column, and class names and `meta` as metadata."""
+    arrow = pa.Table.from_pandas(rows, preserve_index=False)
+    for name, values in logits.items():
+        if values is not None:
+            offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+            flat = values.astype(np.float32).ravel()
+            arrow = arrow.append_column(name, pa.ListArray.from_arrays(offsets, flat))
+    header = {"version": VERSION, "class_names": class_names, "meta": meta}
+    metadata = {**(arrow.schema.metadata or {}), _KEY: json.dumps(header).encode()}
+    stream = io.BytesIO()
+    pq.write_table(arrow.replace_schema_metadata(metadata), stream)
+    write_bytes(path, stream.getvalue())
+
+
+def read_table(path: Path | str, table_class: Callable[..., ReadTable]) -> ReadTable:
+    """The table in a file of `write_table`; anything else is a ValueError with the file's name."""
+    try:
+        arrow = pq.read_table(io.BytesIO(Path(path).read_bytes()))
+        header = json.loads((arrow.schema.metadata or {}).get(_KEY, b"{}"))
+        if (version := header.get("version")) != VERSION:
+            raise ValueError(f"prediction table of version {version}, not {VERSION}")
+        logits = {}
+        for name in {"logits", "pair_logits"} & set(arrow.column_names):
+            column = arrow[name].combine_chunks()
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            logits[name] = flat.reshape((len(column), -1) if len(column) else (0, 1))
+        rows = arrow.drop_columns(list(logits)).to_pandas()
+        return table_class(rows, class_names=header["class_names"], meta=header["meta"], **logits)
+    except pa.ArrowInvalid:
+        raise ValueError(f"{path} is not a Parquet file, or it is cut short") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 Tables = Mapping[str, PredictionTable]  # by name of the member
 
 
-def require_ids(table: PredictionTable, ids: Iterable[str]) -> None:
+class HasRows(Protocol):
+    """A table with one row per sample."""
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The rows, with the column id."""
+
+
+def require_ids(table: HasRows, ids: Iterable[str]) -> None:
     """ValueError if the ids of the table are not exactly `ids`."""
     expected, actual = set(ids), set(table.rows["id"])
     if wrong := expected - actual or actual - expected:

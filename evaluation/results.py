@@ -32,6 +32,7 @@ class Results:
     # on test, by outcome and by rule for a threshold that was fitted on val
     operating_points: dict[str, dict[str, Estimates]] = field(default_factory=dict)
     subgroups: list[Subgroup] = field(default_factory=list)  # of the attributes of the images
+    findings: dict[str, "Results"] = field(default_factory=dict)  # if images have several labels
     gates: dict[str, bool] = field(default_factory=dict)  # whether each gate is passed
     meta: dict[str, Any] = field(default_factory=dict)  # further plain data
 
@@ -43,6 +44,13 @@ def collect_notes(tables: Iterable[PredictionTable]) -> list[str]:
 
 def write_results(path: Path | str, results: Results) -> None:
     """Writes the results as strict JSON; NaN is an error, a missing value is null with a reason."""
+    for part in (results, *results.findings.values()):
+        _check_results(part)
+    write_json(path, {"schema": SCHEMA, "version": VERSION, **asdict(results)})
+
+
+def _check_results(results: Results) -> None:
+    """ValueError if a number is not finite, or a value is missing without a reason."""
     for group, metrics in {"metrics": results.metrics, **results.others}.items():
         _check_estimates(metrics, f"{group}: ")
     for outcome, rules in results.operating_points.items():
@@ -50,7 +58,6 @@ def write_results(path: Path | str, results: Results) -> None:
             _check_estimates(metrics, f"{outcome}: {rule}: ")
     for subgroup in results.subgroups:
         _check_estimates(subgroup.metrics, f"{subgroup.name}: ")
-    write_json(path, {"schema": SCHEMA, "version": VERSION, **asdict(results)})
 
 
 def read_results(path: Path | str) -> Results:
@@ -60,19 +67,25 @@ def read_results(path: Path | str) -> Results:
     if schema != (SCHEMA, VERSION):
         raise ValueError(f"{path}: schema and version are {schema}, not {(SCHEMA, VERSION)}")
     try:
-        content["metrics"] = _read_estimates(content["metrics"])
-        content["others"] = {
-            name: _read_estimates(group) for name, group in content["others"].items()
-        }
-        points = content.get("operating_points", {}).items()
-        content["operating_points"] = {
-            outcome: {rule: _read_estimates(group) for rule, group in rules.items()}
-            for outcome, rules in points
-        }
-        content["subgroups"] = [_read_subgroup(group) for group in content.get("subgroups", [])]
-        return Results(**content)
+        return _parse_results(content)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _parse_results(content: dict[str, Any]) -> Results:
+    """The results in the content of a file, or in that of one finding."""
+    points = content.get("operating_points", {}).items()
+    parsed = {
+        "metrics": _read_estimates(content["metrics"]),
+        "others": {name: _read_estimates(group) for name, group in content["others"].items()},
+        "operating_points": {
+            outcome: {rule: _read_estimates(group) for rule, group in rules.items()}
+            for outcome, rules in points
+        },
+        "subgroups": [_read_subgroup(group) for group in content.get("subgroups", [])],
+        "findings": {n: _parse_results(part) for n, part in content.get("findings", {}).items()},
+    }
+    return Results(**{**content, **parsed})
 
 
 def _read_estimates(group: dict[str, dict[str, Any]]) -> Estimates:

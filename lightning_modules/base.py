@@ -10,13 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from datamodules.datamodule import ImageDataModule
+from evaluation.findings import AnyTable, MultiLabelTable, finding_metrics, label_columns
 from evaluation.metrics.calibration import nll
 from evaluation.metrics.compute import epoch_metrics
 from evaluation.predictions import PredictionTable, require_ids
 from lightning_modules.checkpoints import weights_hash
 from lightning_modules.tta import Images, mean_logits, tta_notes
 
-Tables = dict[str, PredictionTable]  # by member; the own table of a module is under ""
+Tables = dict[str, AnyTable]  # by member; the own table of a module is under ""
 Metadata = dict[str, Any]  # of a table
 EPOCH_METRICS = (
     "loss", "accuracy", "balanced_accuracy", "kappa_quadratic", "auroc", "training_loss",
@@ -26,7 +27,7 @@ EPOCH_METRICS = (
 class Batch(TypedDict):
     """One batch; `image` is (B, C, H, W), or for an ensemble one such tensor per view name.
 
-    `label` and `index` (row in the manifest) are (B,).
+    `label` and `index` (row in the manifest) are (B,); labels of several findings are (B, K).
     """
 
     image: Images
@@ -77,7 +78,7 @@ class BaseModule(L.LightningModule):
         """All tables of a split, given those of the members; the module's own is under ""."""
         return members
 
-    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
+    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> AnyTable:
         """The prediction table of one member's logits, (n, K)."""
         return PredictionTable(rows, logits, self.class_names, meta)
 
@@ -89,7 +90,7 @@ class BaseModule(L.LightningModule):
         """Warnings about the model, which every report shows."""
         return [self.preprocess_note] if self.preprocess_note else []
 
-    def training_metrics(self, table: PredictionTable) -> dict[str, float]:
+    def training_metrics(self, table: AnyTable) -> dict[str, float]:
         """Additional metrics of val during a fit, by name; none by default."""
         return {}
 
@@ -155,8 +156,11 @@ class BaseModule(L.LightningModule):
         metrics: dict[str, float] = {}
         if self.trainer.is_global_zero:
             table = self.tables[split][""]
-            metrics["loss"] = float(nll(table).mean())  # of the softmax, whatever loss was trained
-            metrics |= epoch_metrics(table.probabilities, table.labels)
+            if isinstance(table, MultiLabelTable):
+                metrics = finding_metrics(table)
+            else:  # the loss is that of the softmax, whatever loss was trained
+                metrics["loss"] = float(nll(table).mean())
+                metrics |= epoch_metrics(table.probabilities, table.labels)
             if self.trainer.state.fn == "fit":
                 metrics |= self.training_metrics(table)
         self.metrics[split] = self.trainer.strategy.broadcast(metrics)
@@ -178,7 +182,8 @@ class BaseModule(L.LightningModule):
         if data is not None:
             rows = data.manifest.table.iloc[index[order]].drop(columns="path")
         else:
-            columns = {"id": index[order].astype(str), "label": label[order], "split": split}
+            columns = {"id": index[order].astype(str), "split": split}
+            columns |= label_columns(label[order], self.class_names)
             rows = pd.DataFrame({**columns, "patient": "", "study": ""})
         by_member = zip(self.member_names, logits[order].swapaxes(0, 1), strict=True)
         members = {name: self.make_table(rows, values, meta) for name, values in by_member}

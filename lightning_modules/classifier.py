@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules.preprocess import Preprocess, as_settings
+from evaluation.findings import AnyTable
 from evaluation.metrics.compute import recall_and_precision
 from evaluation.metrics.confusion import pair_accuracies
 from evaluation.predictions import PredictionTable
@@ -47,8 +48,9 @@ class ImageClassifier(BaseModule):
         image_size: side of the input in pixels; taken from the data.
         backbone_args: further arguments of the timm model, for instance {drop_rate: 0.3}.
         head: softmax (one output per class), sigmoid (one output for two classes), ordinal (for
-            ordered classes such as grades), one_vs_one (one output per pair of classes), or
-            another entry of `lightning_modules.heads.HEADS`.
+            ordered classes such as grades), one_vs_one (one output per pair of classes),
+            multi_label (one output per finding, for images with several labels), or another entry
+            of `lightning_modules.heads.HEADS`.
         loss: cross entropy, focal loss or a loss of your own, label smoothing, Mixup and CutMix.
         optimizer: optimizer, learning rate and weight decay.
         lr_scheduler: course of the learning rate.
@@ -85,8 +87,8 @@ class ImageClassifier(BaseModule):
         weights = {"pretrained": pretrained, "image_size": image_size}
         self.net = self.build_net(backbone, {**(backbone_args or {}), **weights})
         # validate_args would synchronize with the GPU at every step
-        num_classes = len(class_names)
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        num_choices = self.head.num_choices
+        self.train_accuracy = MulticlassAccuracy(num_choices, average="micro", validate_args=False)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -145,12 +147,11 @@ class ImageClassifier(BaseModule):
                 notes.append(f"{text}; preprocess has {ours}.")
         return notes
 
-    def training_metrics(self, table: PredictionTable) -> dict[str, float]:
+    def training_metrics(self, table: AnyTable) -> dict[str, float]:
         """`training_loss`: the loss that is trained (class weights, ...) on the labeled rows."""
-        known = table.labels >= 0
-        stored = table.logits if table.pair_logits is None else table.pair_logits
-        values = torch.from_numpy(stored[known]).float().to(self.device)
-        target = torch.from_numpy(table.labels[known]).to(self.device)
+        labeled = table.labeled
+        values = torch.tensor(labeled.stored_values, dtype=torch.float32, device=self.device)
+        target = torch.tensor(labeled.labels, device=self.device)
         loss = self.compute_loss(self.head.outputs(values), target, self.class_weights)
         return {"training_loss": float(loss)}
 
@@ -162,21 +163,23 @@ class ImageClassifier(BaseModule):
         outputs: Tensor = self.net(single_view(images))
         return (outputs if self.head.stores_outputs else self.logits(outputs)).unsqueeze(1)
 
-    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> PredictionTable:
-        """The table of logits (n, K), or of stored outputs (n, P) and their coupled logits."""
-        if not self.head.stores_outputs:
-            return super().make_table(rows, logits, meta)
-        coupled = self.head.logits(torch.from_numpy(logits)).numpy()
-        return PredictionTable(rows, coupled, self.class_names, meta, pair_logits=logits)
+    def make_table(self, rows: pd.DataFrame, logits: np.ndarray, meta: Metadata) -> AnyTable:
+        """The table of logits (n, K), or of stored outputs (n, P), by the head."""
+        return self.head.make_table(rows, logits, self.class_names, meta)
 
     def explainer(self, size: int, method: str = "GradCAM") -> Explainer:
         """An Explainer, which computes saliency maps, for images of `size` pixels."""
+        if self.head.is_multi_label:
+            raise ValueError("saliency maps need one label per image, not several findings")
         return Explainer(self, size, method)
 
     def setup(self, stage: str) -> None:
         """Takes the class weights of the data and freezes parameters that never train."""
-        if self.datamodule and self.datamodule.manifest.is_multi_label:
-            raise ValueError("model: needs one label per image; the data has several findings")
+        manifest = self.datamodule.manifest if self.datamodule else None
+        if manifest and manifest.is_multi_label != self.head.is_multi_label:
+            kinds = ("one label per image", "several findings per image")
+            needed, given = kinds[self.head.is_multi_label], kinds[manifest.is_multi_label]
+            raise ValueError(f"head: {self.head_name} is for {needed}, the data has {given}")
         if stage == "fit":
             checkpoints.require_plain(type(self).__name__, self.init_args)
             for note in self.notes():
@@ -201,7 +204,7 @@ class ImageClassifier(BaseModule):
         image, target = self.loss.mix(image, label, len(self.class_names))
         outputs: Tensor = self.net(image)
         loss = self.compute_loss(outputs, target, self.class_weights)
-        self.train_accuracy(self.logits(outputs.detach()), label)
+        self.train_accuracy(*self.head.decisions(self.logits(outputs.detach()), label))
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
@@ -240,7 +243,8 @@ class ImageClassifier(BaseModule):
         data, by_class = self.datamodule, dict[str, float]()
         if "val" in self.tables:
             table = self.tables["val"][""]
-            by_class = recall_and_precision(table) | pair_accuracies(table)
+            if isinstance(table, PredictionTable):
+                by_class = recall_and_precision(table) | pair_accuracies(table)
         used = data.used_images() if data else (np.empty(0, np.int64),) * 2
         train_ids, val_ids = map(torch.from_numpy, used)
         checkpoints.write_block(

@@ -19,11 +19,13 @@ from evaluation.files import (
     require_types,
     write_json,
 )
+from evaluation.findings import require_one_label
 from evaluation.results import voters_folder
 from evaluation.voters import simple, store, unfitted_voters, voter_spec
 from evaluation.voters.store import FittedEnsemble
 from lightning_modules import checkpoints
 from lightning_modules.base import BaseModule, Metadata, Tables
+from lightning_modules.classifier import ImageClassifier
 from lightning_modules.tta import Images
 
 FILE, FORMAT = "ensemble.json", 2
@@ -62,6 +64,10 @@ class EnsembleModule(BaseModule):
         self.member_preprocesses = [block.preprocess for block in self.blocks]
         self.views = [Preprocess.from_dict(values).name for values in self.member_preprocesses]
         modules = [module for module, _ in loaded]
+        for path, module in zip(paths, modules, strict=True):
+            if isinstance(module, ImageClassifier) and module.head.is_multi_label:
+                reason = "has several findings per image; combining, exporting, explaining and"
+                raise ValueError(f"{path}: {reason} serving need one label per image")
         for module in modules if compile else []:
             module.compile()
         #: members that are no submodules, so that they do not move to the device together
@@ -97,10 +103,11 @@ class EnsembleModule(BaseModule):
     def combine_tables(self, members: Tables, meta: Metadata) -> Tables:
         """The members' tables, with hashes of their own weights, and under "" the ensemble's."""
         voter, calibration = self.ensemble.voter, self.ensemble.calibration
-        pooled = simple.pool_tables(voter, list(members.values()), calibration)
-        tables = {"": replace(pooled, meta=meta)}
+        own_tables = require_one_label(members)
+        pooled = simple.pool_tables(voter, list(own_tables.values()), calibration)
+        tables: Tables = {"": replace(pooled, meta=meta)}
         shared = {key: value for key, value in meta.items() if key not in ("members", "voter")}
-        for (name, table), block in zip(members.items(), self.blocks, strict=True):
+        for (name, table), block in zip(own_tables.items(), self.blocks, strict=True):
             own = {"module": block.module, "weights": block.weights}
             tables[name] = replace(table, meta={**shared, **own})
         for name, fitted in zip(members, self.ensemble.member_calibrations, strict=False):

@@ -1,12 +1,16 @@
 """What the outputs of a network mean: number of outputs, logits per class and training loss."""
 
 import math
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.predictions import class_pairs
+from evaluation.findings import AnyTable, MultiLabelTable
+from evaluation.predictions import PredictionTable, class_pairs
 from lightning_modules.freezing import require
 from lightning_modules.losses import LossFunction
 
@@ -21,6 +25,10 @@ class Head:
     stores_outputs = False
     #: what the outputs are, for someone who loads the network with timm alone
     meaning = "the outputs are logits"
+    #: whether images have several labels (B, K), one for each finding, instead of one label (B,)
+    is_multi_label = False
+    #: function of the logits that gives the probabilities, as Python code
+    activation = "softmax(dim=1)"
 
     def __init__(self, class_names: list[str], loss_function: LossFunction) -> None:
         self.num_classes, self.loss_function = len(class_names), loss_function
@@ -33,6 +41,21 @@ class Head:
     def outputs(self, values: Tensor) -> Tensor:
         """The network's outputs, given what predictions store: logits (B, K), or the outputs."""
         return values
+
+    def decisions(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) and labels (N,) of the decisions between C classes, one for each label."""
+        return logits, labels
+
+    @property
+    def num_choices(self) -> int:
+        """Number of classes C between which each of `decisions` is made."""
+        return self.num_classes
+
+    def make_table(
+        self, rows: pd.DataFrame, values: np.ndarray, class_names: list[str], meta: dict[str, Any]
+    ) -> AnyTable:
+        """The prediction table of logits (n, K), or of stored outputs."""
+        return PredictionTable(rows, values, class_names, meta)
 
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
         """Scalar training loss of the outputs and labels (B,) or class probabilities (B, K)."""
@@ -110,6 +133,13 @@ class OneVsOneHead(Head):
         """Logarithms of the coupled class probabilities, (B, K), of pair logits (B, P)."""
         return coupled_logits(outputs, self.num_classes)
 
+    def make_table(
+        self, rows: pd.DataFrame, values: np.ndarray, class_names: list[str], meta: dict[str, Any]
+    ) -> AnyTable:
+        """The prediction table of pair logits (n, P) and their coupled logits."""
+        coupled = self.logits(torch.from_numpy(values)).numpy()
+        return PredictionTable(rows, coupled, class_names, meta, pair_logits=values)
+
     def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
         """Mean loss over images and the K-1 pairs that have the class of the image."""
         if target.ndim == 2:
@@ -126,6 +156,42 @@ class OneVsOneHead(Head):
         return total / (len(outputs) * (self.num_classes - 1))  # pairs of each image
 
 
+class MultiLabelHead(Head):
+    """One output for each finding, whose sigmoid is its probability: several may be present.
+
+    The loss is the mean over the known labels of a batch: each is a label of two classes with the
+    logits [0, z], as of the sigmoid head, which this head equals for one finding. Unknown labels,
+    -1, are left out. Class weights (K, 2) are those of absence and presence of each finding.
+    """
+
+    meaning = "the outputs are the logits of the findings"
+    is_multi_label = True
+    activation = "sigmoid()"
+    num_choices = 2
+
+    def decisions(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [0, z] (N, 2) and labels (N,) of the N known labels."""
+        known = labels >= 0
+        z = logits[known].reshape(-1, 1)
+        return torch.cat([torch.zeros_like(z), z], dim=1), labels[known]
+
+    def loss(self, outputs: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+        """Mean loss over the known labels among the labels (B, K); 0 if there is none."""
+        if target.is_floating_point():
+            raise ValueError("head: multi_label needs labels; mixup cannot be combined with it")
+        logits, labels = self.decisions(outputs, target)
+        if not len(labels):
+            return outputs.sum() * 0  # 0, but it gives every output a gradient
+        weights = None if class_weights is None else class_weights[(target >= 0).nonzero()[:, 1]]
+        return self.loss_function(logits, labels, weights)
+
+    def make_table(
+        self, rows: pd.DataFrame, values: np.ndarray, class_names: list[str], meta: dict[str, Any]
+    ) -> AnyTable:
+        """The table of the logits (n, K) of all findings."""
+        return MultiLabelTable(rows, values, class_names, meta)
+
+
 def coupled_logits(pair_logits: Tensor, num_classes: int) -> Tensor:
     """Logarithms of the coupled class probabilities, (B, K), of pair logits (B, K(K-1)/2)."""
     return couple(pair_logits, num_classes).clamp_min(MIN_PROBABILITY).log().float()
@@ -137,6 +203,7 @@ HEADS = {
     "sigmoid": SigmoidHead,
     "ordinal": OrdinalHead,
     "one_vs_one": OneVsOneHead,
+    "multi_label": MultiLabelHead,
 }
 
 

@@ -68,7 +68,10 @@ class Artifacts:
     @property
     def results(self) -> Results:
         """The content of results.json: metrics on the test split."""
-        return read_results(self.require_file("results.json"))
+        results = read_results(file := self.require_file("results.json"))
+        if results.findings:
+            raise ValueError(f"{file}: a card needs one label per image, not several findings")
+        return results
 
     @property
     def table(self) -> PredictionTable:

@@ -27,6 +27,12 @@ def average_precision_of_counts(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
     return np.asarray((steps * precision).sum(axis=1) / np.maximum(tp[:, -1], 1))
 
 
+def auroc_of_counts(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve, (r,), from cumulative counts (r, G); ties count half."""
+    steps, heights = np.diff(fp, axis=1, prepend=0), tp - np.diff(tp, axis=1, prepend=0) / 2
+    return np.asarray((steps * heights).sum(axis=1) / np.maximum(tp[:, -1] * fp[:, -1], 1))
+
+
 def sensitivity_of_counts(tp: np.ndarray, fp: np.ndarray, specificity: float = 0.95) -> np.ndarray:
     """Largest sensitivity (r,) at a specificity of at least `specificity`, from counts (r, G)."""
     allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
@@ -69,13 +75,13 @@ def ranking_estimates(
     """Estimates of each function: `name/<class>` for each class, `name` for the mean."""
     k, names, positive = len(table.class_names), table.class_names, table.one_hot_labels
     of_class = list(zip(table.probabilities.T, positive.T, strict=True))
-    ranks = [_rank_columns(*pair) for pair in of_class]
+    ranks = [rank_columns(*pair) for pair in of_class]
     ends = np.cumsum([b.shape[1] for b in ranks])[:-1]
     compute = [function for function, _ in functions.values()]
 
     def means_and_values(sums: np.ndarray) -> np.ndarray:
         """Means over classes, then values of each class, (r, F + F K)."""
-        values = [_values_of_counts(part, compute) for part in np.split(sums, ends, axis=1)]
+        values = [values_of_counts(part, compute) for part in np.split(sums, ends, axis=1)]
         return np.hstack([np.mean(values, axis=0), *values])
 
     sums = clusters.sum_by_patient(hstack(ranks).tocsr())
@@ -127,8 +133,8 @@ def _possible_falls(
     return np.where(values == 1, 1 - bound(sensitivity, 1 - specificity, prevalence), 0.0)
 
 
-def _values_of_counts(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndarray:
-    """Values (r, F) of the functions for counts by rank (r, 2 G) as of `_rank_columns`."""
+def values_of_counts(counts: np.ndarray, functions: Sequence[RankingFunction]) -> np.ndarray:
+    """Values (r, F) of the functions for counts by rank (r, 2 G) as of `rank_columns`."""
     positives, negatives = np.split(counts, 2, axis=1)
     cumulative = positives.cumsum(axis=1), negatives.cumsum(axis=1)
     has_both = (cumulative[0][:, -1] > 0) & (cumulative[1][:, -1] > 0)
@@ -141,10 +147,10 @@ def ranking_value(function: RankingFunction, scores: np.ndarray, positive: np.nd
     rank = np.unique(-scores, return_inverse=True)[1]
     size = int(rank.max()) + 1
     counts = np.bincount(rank + size * ~positive, minlength=2 * size)[None].astype(float)
-    return float(_values_of_counts(counts, [function])[0, 0])
+    return float(values_of_counts(counts, [function])[0, 0])
 
 
-def _rank_columns(scores: np.ndarray, positive: np.ndarray) -> Sums:
+def rank_columns(scores: np.ndarray, positive: np.ndarray) -> Sums:
     """One-hot rank among G scores, highest first, (n, 2 G), sparse: positives, then negatives."""
     rank = np.unique(-scores, return_inverse=True)[1]
     if rank.max() >= _MAX_RANKS:

@@ -94,6 +94,21 @@ class Table(Section):
 
 
 @dataclass(frozen=True)
+class Group(Section):
+    """Sections that fold out together under one heading."""
+
+    sections: Sequence[Section]
+    heading: str = ""
+
+    def _content_html(self) -> str:
+        parts = []
+        for section in self.sections:
+            heading = f"<h3>{html.escape(section.heading)}</h3>" if section.heading else ""
+            parts.append(heading + section._content_html())
+        return "".join(parts)
+
+
+@dataclass(frozen=True)
 class Plot(Section):
     """A matplotlib figure, or the bytes of a PNG."""
 

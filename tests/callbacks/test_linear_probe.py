@@ -55,8 +55,11 @@ def gradient_of_problem(problem, penalty):
 
 def make_problem(module, class_weights=None, count=90, size=20):
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, len(module.class_names), count)
+    num_classes = len(module.class_names)
+    labels = rng.integers(0, num_classes, count)
     values = torch.from_numpy(rng.normal(size=(count, size)) + labels[:, None]).float()
+    if module.head.is_multi_label:
+        labels = rng.integers(-1, 2, (count, num_classes))  # some are unknown
     std, mean = torch.std_mean(values, dim=0, correction=0)
     return HeadProblem(
         module, (values - mean) / std, mean, std, torch.from_numpy(labels), class_weights,
@@ -72,11 +75,14 @@ def make_problem(module, class_weights=None, count=90, size=20):
         ImageClassifier(CLASSES[:2], "test_resnet", head="sigmoid"),
         ImageClassifier(CLASSES, "test_resnet", head="ordinal"),
         OneVsOneClassifier(CLASSES, "test_resnet"),
+        ImageClassifier(CLASSES, "test_resnet", head="multi_label"),
     ],
-    ids=["softmax", "focal", "sigmoid", "ordinal", "pairs"],
+    ids=["softmax", "focal", "sigmoid", "ordinal", "pairs", "findings"],
 )
 def test_the_head_is_the_optimum_of_the_loss_of_the_module(module):
     weights = torch.linspace(0.5, 1.5, len(module.class_names))
+    if module.head.is_multi_label:
+        weights = torch.stack([weights, 1 / weights], dim=1)
     assert gradient_of_problem(make_problem(module, weights), 0.03) < 1e-4
 
 

@@ -29,6 +29,7 @@ MODEL = {
     "class_names": ["none", "simple", "comminuted"],
     "head": "softmax",
     "outputs_meaning": "the outputs are logits",
+    "activation": "softmax(dim=1)",
     "cam_layer": {"name": "layer1", "layout": "NCHW", "side": 8},
     "structure": {},
     "pretrained": None,
@@ -99,8 +100,11 @@ def test_pretrained_weights_are_recorded_with_their_license(tmp_path):
     assert "started from weights.pth; license: not recorded" in text
 
 
+LOAD_WITH_SOFTMAX = LOAD_EXAMPLE.replace("{activation}", "softmax(dim=1)")
+
+
 @pytest.mark.parametrize(("files", "examples"), [
-    (("best.ckpt", "model.json"), [LOAD_EXAMPLE, TIMM_EXAMPLE, SALIENCY_EXAMPLE]),
+    (("best.ckpt", "model.json"), [LOAD_WITH_SOFTMAX, TIMM_EXAMPLE, SALIENCY_EXAMPLE]),
     (("model.json",), [TIMM_EXAMPLE]),
     ((), []),
 ])  # fmt: skip

@@ -117,10 +117,13 @@ def test_a_module_works_with_plain_loaders(module_class, tmp_path):
 @pytest.mark.parametrize(("module_class", "options"), [
     (ImageClassifier, {}), (ImageClassifier, {"head": "sigmoid"}),
     (ImageClassifier, {"head": "ordinal"}), (OneVsOneClassifier, {}),
+    (ImageClassifier, {"head": "multi_label"}),
 ])  # fmt: skip
 def test_the_trained_loss_is_recorded_on_val_in_a_fit(module_class, options, tmp_path):
     classes = CLASSES[:2] if options.get("head") == "sigmoid" else CLASSES
     images, labels = torch.rand(12, 3, 32, 32), torch.arange(12) % len(classes)
+    if options.get("head") == "multi_label":
+        labels = torch.randint(-1, 2, (12, 3), generator=torch.Generator().manual_seed(0))
     samples = [{"image": x, "label": y, "index": i}
                for i, (x, y) in enumerate(zip(images, labels, strict=True))]  # fmt: skip
     loader = DataLoader(samples, batch_size=5)

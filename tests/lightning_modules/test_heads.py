@@ -151,3 +151,53 @@ def test_a_registered_head_is_selected_by_its_name(monkeypatch: pytest.MonkeyPat
     module = ImageClassifier(["a", "b", "c"], "test_resnet", head="temperature").eval()
     image = torch.rand(2, 3, 32, 32)
     assert torch.equal(module(image), module.net(image) / 2)
+
+
+@pytest.mark.parametrize(
+    "loss", [CrossEntropyLoss(0.1), CrossEntropyLoss(pos_weight=3.0), FocalLoss()]
+)
+@pytest.mark.parametrize("weights", [None, [0.5, 1.5]])
+def test_a_multi_label_head_of_one_finding_is_the_sigmoid_head(
+    loss: FocalLoss, weights: list[float] | None
+) -> None:
+    multi, sigmoid = (
+        create_head("multi_label", ["yes"], loss),
+        create_head("sigmoid", ["no", "yes"], loss),
+    )
+    first, second = ((torch.randn(50, 1, generator=torch.Generator().manual_seed(0)) * 5)
+                     .requires_grad_() for _ in range(2))  # fmt: skip
+    label = torch.arange(50) % 2
+    one = multi.loss(first, label[:, None], weights and torch.tensor([weights]))
+    two = sigmoid.loss(second, label, weights and torch.tensor(weights))
+    one.backward()
+    two.backward()
+    assert torch.equal(one, two)
+    assert torch.equal(first.grad, second.grad)
+    assert torch.equal(torch.sigmoid(multi.logits(first)), torch.sigmoid(second))
+
+
+def test_a_multi_label_head_averages_the_known_labels() -> None:
+    head, z = create_head("multi_label", list("abc"), CrossEntropyLoss()), torch.randn(20, 3)
+    label = torch.randint(-1, 2, (20, 3))
+    weights = torch.tensor([[1.0, 2.0], [0.5, 0.5], [3.0, 1.0]])
+    terms = functional.binary_cross_entropy_with_logits(
+        z, label.clamp_min(0).float(), reduction="none"
+    )
+    terms = terms * torch.where(label == 1, weights[:, 1], weights[:, 0])
+    assert torch.allclose(head.loss(z, label, weights), terms[label >= 0].mean())
+    z.requires_grad_()
+    torch.autograd.backward(head.loss(z, label, weights))
+    assert torch.equal(z.grad == 0, label < 0)  # nothing is learned from an unknown label
+    nothing = head.loss(z, torch.full((20, 3), -1), weights)
+    assert nothing.item() == 0
+    assert nothing.requires_grad
+    with pytest.raises(ValueError, match="mixup cannot be combined"):
+        head.loss(z, torch.rand(20, 3), None)
+
+
+def test_no_other_module_asks_for_a_head_by_name() -> None:
+    folder = Path(__file__).parents[2]
+    files = [f for name in ("lightning_modules", "callbacks", "consilium", "evaluation")
+             for f in (folder / name).rglob("*.py") if f.name != "heads.py"]  # fmt: skip
+    named = [f.name for f in files if "head_name ==" in f.read_text() or "Head)" in f.read_text()]
+    assert named == []
