@@ -88,10 +88,16 @@ def validate_runs(config: ExperimentConfig, runs: list[Run]) -> None:
     commands = {name_of[r.name]: r.arguments for r in runs if r.name in name_of and not r.is_done()}
     if commands:
         from consilium.training.lightning_cli import validate_config  # imports torch
+        from lightning_modules.heads import HEADS
 
         precisions: dict[str, str] = {}
         for name, arguments in commands.items():
-            precision = validate_config(arguments, config.files)[arguments[0]].trainer.precision
+            settings = validate_config(arguments, config.files)[arguments[0]]
+            head = HEADS.get(settings.model.get("init_args.head"))
+            if head is not None and head.is_multi_label:
+                reason = "an experiment needs one label per image, not several findings"
+                raise ValueError(f"{name}: {reason}; use consilium fit")
+            precision = settings.trainer.precision
             precisions[name] = PRECISIONS.get(str(precision), str(precision))
         _require_one_precision(config, precisions)
 

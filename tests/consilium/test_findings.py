@@ -17,7 +17,7 @@ from evaluation.findings import MultiLabelTable
 from evaluation.metrics.compute import compute_metrics
 from evaluation.results import read_results
 from lightning_modules import checkpoints
-from tests.conftest import Tiny
+from tests.conftest import ROOT, Tiny
 
 NAMES = ["fracture", "comminuted"]
 
@@ -120,6 +120,27 @@ def test_commands_that_need_one_label_say_so(
     assert "several findings" in error
     assert "one label" in error
     assert "Traceback" not in error
+
+
+def test_an_experiment_is_refused_before_it_trains(
+    run: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny.root / "several.yaml"
+    base, member = ROOT / "configs/base.yaml", tiny.root / "findings.yaml"
+    experiment.write_text(f"base: {base}\nmembers: {{one: {member}}}\n")
+    output = str(tiny.root / "several")
+    assert main(["experiment", "run", str(experiment), "--output", output, "--dry-run"]) == 2
+    message = "one: an experiment needs one label per image, not several findings"
+    assert message in capsys.readouterr().err
+
+
+def test_predictions_have_the_labels_and_logits_of_all_findings(run: Path, tmp_path: Path) -> None:
+    arguments = ["--ckpt_path", str(run / "best.ckpt"), "--run", str(tmp_path / "again")]
+    assert main(["predict", "--config", str(run / "config.yaml"), *arguments]) == 0
+    again = MultiLabelTable.read(tmp_path / "again" / "predictions" / "test.parquet")
+    table = MultiLabelTable.read(run / "predictions" / "test.parquet")
+    np.testing.assert_array_equal(again.logits, table.logits)
+    np.testing.assert_array_equal(again.labels, table.labels)
 
 
 def test_an_audit_counts_findings_and_says_what_it_does_not_measure() -> None:
