@@ -63,6 +63,7 @@ def _run_label_audit(options: argparse.Namespace) -> int:
     """Ranks the labels of a run or experiment, or writes a table with corrected labels."""
     from consilium.inference import label_report
     from evaluation.files import write_text
+    from evaluation.reports.html import format_percent
 
     folder: Path = options.labels
     if options.target or options.config:
@@ -81,7 +82,7 @@ def _run_label_audit(options: argparse.Namespace) -> int:
     audit = label_report.audit_run_labels(runs)
     output = options.output or folder
     label_report.write_label_report(audit, manifest, output, folder.name)
-    print(f"wrong labels: about {label_report.share_text(audit)}")
+    print(f"wrong labels: about {format_percent(audit.wrong)}")
     print(f"labels to correct: {output / label_report.CSV}")
     print(f"report: {output / label_report.PAGE}")
     return 0

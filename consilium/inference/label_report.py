@@ -10,7 +10,7 @@ from datamodules.manifest import Manifest, read_table
 from evaluation.files import write_text
 from evaluation.label_audit import SUREST, LabelAudit, audit_labels
 from evaluation.predictions import PredictionTable
-from evaluation.reports.html import Section, Table, Text, Thumbnails, format_estimate, write_report
+from evaluation.reports.html import Section, Table, Text, Thumbnails, format_percent, write_report
 from evaluation.results import ExperimentFolder
 
 PAGE, CSV = "labels.html", "labels.csv"
@@ -64,7 +64,7 @@ def label_sections(ranking: pd.DataFrame, audit: LabelAudit, manifest: Manifest)
     contradicted = f"{len(doubtful):,} of them are not the most probable class"
     rows = [tuple(row) for row in doubtful[[*COLUMNS]].head(MAX_ROWS).to_numpy().tolist()]
     return [
-        Text(f"About {share_text(audit)} of the labels are wrong.", lead=True),
+        Text(f"About {format_percent(audit.wrong)} of the labels are wrong.", lead=True),
         Text(f"{checked}; {contradicted}. {HOW}"),
         _thumbnails(doubtful.head(MAX_IMAGES)),
         Table([*COLUMNS.values()], rows, f"The first {len(rows)} doubtful labels", SHARE_NOTE),
@@ -81,12 +81,7 @@ def _thumbnails(ranking: pd.DataFrame) -> Thumbnails:
             continue
         label, suggestion = (f"{row[c]} {row[f'p_{c}']:.2f}" for c in ("label", "suggestion"))
         captions.append(f"{row['id']}\nlabel: {label}\nmodels: {suggestion}")
-    return Thumbnails(images, captions, "The most doubtful labels")
-
-
-def share_text(audit: LabelAudit) -> str:
-    """The share of wrong labels as a fraction with its interval."""
-    return f"a fraction {format_estimate(audit.wrong)}"
+    return Thumbnails(images, captions)
 
 
 def apply_corrections(manifest: Manifest, file: Path, has_splits: bool) -> pd.DataFrame:
