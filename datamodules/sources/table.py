@@ -1,11 +1,15 @@
 """Datasets listed in tables, and generated images, whose table is written with them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from datamodules.manifest import (
     COLUMNS,
+    FINDING,
     SPLIT_ALIASES,
     SPLITS,
     Manifest,
@@ -13,11 +17,13 @@ from datamodules.manifest import (
     normalize_text,
     read_table,
 )
-from datamodules.phantoms.generate import PhantomSpec, write_dataset
+from datamodules.phantoms.generate import NO_FINDING, SEPARATOR, PhantomSpec, write_dataset
 from datamodules.sources.files import complete_patients
 from datamodules.sources.findings import Findings
 from datamodules.sources.folders import Source, check_class_names
 from datamodules.splits import SplitFractions
+
+FINDINGS_KIND = "chest_findings"  # of generated images
 
 
 class Table(Source):
@@ -192,7 +198,7 @@ class Phantoms(Source):
 
     Args:
         kind: What the images show: fracture, retina, limbs, chest, pneumonia, cardiomegaly,
-            osteoporosis, osteoarthritis or limb_abnormality.
+            osteoporosis, osteoarthritis or limb_abnormality; or chest_findings, several at once.
         num_patients: Number of patients.
         images_per_patient: Mean number of images per patient.
         image_size: Height and width of the images in pixels.
@@ -200,6 +206,9 @@ class Phantoms(Source):
         root: Folder to which the images are written.
         val: Fraction of the patients for validation.
         test: Fraction of the patients for test.
+        unknown: Fraction of the training labels of ``chest_findings`` that are made unknown.
+        unknown_among: Whether these are drawn from ``all`` labels, or from the ``negative`` ones,
+            as if findings were mentioned only if present.
     """
 
     def __init__(
@@ -212,8 +221,14 @@ class Phantoms(Source):
         root: str = "data/phantoms",
         val: float = 0.15,
         test: float = 0.15,
+        unknown: float = 0.0,
+        unknown_among: Literal["all", "negative"] = "all",
     ) -> None:
         self.spec = PhantomSpec(kind, num_patients, images_per_patient, image_size, seed)
+        self.findings = Findings(SEPARATOR, NO_FINDING) if kind == FINDINGS_KIND else None
+        if unknown and not (self.findings and 0 < unknown < 1):
+            raise ValueError(f"unknown is {unknown}; it is from 0 to 1, and for {FINDINGS_KIND}")
+        self.unknown, self.unknown_among = unknown, unknown_among
         self.root, self.fractions = Path(root), SplitFractions(val, test, seed)
 
     def prepare(self) -> None:
@@ -223,5 +238,18 @@ class Phantoms(Source):
     def manifest(self, class_names: list[str]) -> Manifest:
         """One row per image, with the column ``box`` and the attributes of its kind."""
         table = write_dataset(self.spec, self.root) / "manifest.csv"
-        source = Table(str(table), "patient", split=None, study="study", fractions=self.fractions)
-        return source.manifest(class_names)
+        source = Table(str(table), "patient", split=None, study="study", fractions=self.fractions,
+                       findings=self.findings)  # fmt: skip
+        return self._without_some_labels(source.manifest(class_names))
+
+    def _without_some_labels(self, manifest: Manifest) -> Manifest:
+        """The manifest with a fraction of the labels of train unknown; the rows with any label."""
+        if not self.unknown:
+            return manifest
+        labels, is_train = manifest.labels, (manifest.table["split"] == "train").to_numpy()
+        may_be_unknown = is_train[:, None] & ((labels == 0) | (self.unknown_among == "all"))
+        draws = np.random.default_rng(self.spec.seed).random(labels.shape)
+        labels = np.where(may_be_unknown & (draws < self.unknown), -1, labels).astype(np.int8)
+        columns = {FINDING + name: labels[:, k] for k, name in enumerate(manifest.class_names)}
+        has_any = (labels >= 0).any(axis=1)
+        return replace(manifest, table=manifest.table.assign(**columns).loc[has_any])

@@ -133,8 +133,30 @@ def test_the_source_splits_by_patient(tmp_path):
         ({"kind": "teeth"}, "kind is 'teeth'"),
         ({"images_per_patient": 0}, "images_per_patient is 0"),
         ({"image_size": 8}, "image_size is 8"),
+        ({"unknown": 0.3}, r"unknown is 0.3; it is from 0 to 1, and for chest_findings"),
+        ({"kind": "chest_findings", "unknown": 1.5}, "unknown is 1.5"),
     ],
 )
 def test_wrong_values_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Phantoms(**changes)
+
+
+def test_a_share_of_the_training_labels_of_findings_is_unknown(tmp_path):
+    options = {"num_patients": 300, "images_per_patient": 1, "image_size": 32}
+    full, some, negative = (
+        Phantoms("chest_findings", root=str(tmp_path), **options, **unknown).manifest(FINDINGS)
+        for unknown in ({}, {"unknown": 0.3}, {"unknown": 0.3, "unknown_among": "negative"})
+    )
+    assert (full.labels >= 0).all()
+    assert full.attributes == ["box", *(f"box/{name}" for name in FINDINGS)]
+    truth = full.table.set_index("id")
+    for manifest in (some, negative):
+        of_row = truth.loc[manifest.table["id"], [f"finding/{n}" for n in FINDINGS]].to_numpy()
+        is_unknown = manifest.labels == -1
+        assert (manifest.labels == of_row)[~is_unknown].all()
+        assert not is_unknown[manifest.table["split"] != "train"].any()
+        assert manifest.digest() != full.digest()
+    is_train = (some.table["split"] == "train").to_numpy()
+    assert (some.labels[is_train] == -1).mean() == pytest.approx(0.3, abs=0.04)
+    assert (negative.labels == 1).sum() == (full.labels == 1).sum()
