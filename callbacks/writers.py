@@ -213,14 +213,14 @@ class ResultsWriter(L.Callback):
         history = folder / HISTORY_FILE
         epochs = pd.read_csv(history) if history.is_file() else None
         page = findings_report.findings_sections(results, table, epochs, environment())
-        report = run.write_run_report(folder, results, page)
         suffix = "" if split == "test" else f".{split}"
         rows = findings_report.findings_frame(results)
         write_text(folder / f"findings{suffix}.csv", rows.to_csv(index=False))
         write_results(file, results)
         log_results(trainer.loggers, results, None, page)
         Console().print(findings_table(results))
-        print(f"Report: {report}")
+        if split == "test" or self.has_val_report:
+            print(f"Report: {run.write_run_report(folder, results, page)}")
 
 
 def log_results(

@@ -251,5 +251,5 @@ class Phantoms(Source):
         draws = np.random.default_rng(self.spec.seed).random(labels.shape)
         labels = np.where(may_be_unknown & (draws < self.unknown), -1, labels).astype(np.int8)
         columns = {FINDING + name: labels[:, k] for k, name in enumerate(manifest.class_names)}
-        has_any = (labels >= 0).any(axis=1)
-        return replace(manifest, table=manifest.table.assign(**columns).loc[has_any])
+        rows = np.flatnonzero((labels >= 0).any(axis=1))
+        return replace(manifest, table=manifest.table.assign(**columns).iloc[rows])
