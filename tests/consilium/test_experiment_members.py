@@ -330,7 +330,8 @@ def test_members_of_several_seeds_are_parsed_once(
 
     def record(args: list[str], files: object) -> Namespace:
         parsed.append(args[0])
-        return Namespace({args[0]: Namespace(trainer=Namespace(precision="32-true"))})
+        settings = Namespace(trainer=Namespace(precision="32-true"), model=Namespace())
+        return Namespace({args[0]: settings})
 
     monkeypatch.setattr("consilium.training.lightning_cli.validate_config", record)
     ensemble = {"model": {"class_path": "lightning_modules.EnsembleModule"}}

@@ -152,3 +152,12 @@ def test_an_audit_counts_findings_and_says_what_it_does_not_measure() -> None:
     manifest = Manifest(table, ["Effusion", "Mass"])
     assert counts_table(manifest).rows == [("train", 2, 1, 2), ("test", 0, 1, 1)]
     assert audit_notes(Audit(manifest, [], [])) == [SEVERAL_FINDINGS]
+
+
+def test_the_shipped_config_of_generated_findings_runs(tmp_path: Path) -> None:
+    configs = [ROOT / "configs" / name for name in ("base.yaml", "demo/chest_findings.yaml")]
+    source = "--data.init_args.source.init_args"
+    arguments = [text for file in configs for text in ("--config", str(file))]
+    arguments += [f"{source}.num_patients", "60", f"{source}.root", str(tmp_path / "phantoms")]
+    arguments += ["--trainer.fast_dev_run", "true", "--run", str(tmp_path / "run")]
+    assert main(["fit", *arguments]) == 0

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from datamodules import ImageDataModule, Table
 from datamodules.preprocess import Preprocess
+from datamodules.sources import Findings
 from lightning_modules import EnsembleModule, ImageClassifier
 from lightning_modules.base import BaseModule
 
 SIZES = (21, 5, 1)
 CLASSES = ["none", "simple", "comminuted"]
+FINDINGS = ["fracture", "splinters"]
 
 
 class PaddedDataModule(ImageDataModule):
@@ -37,17 +39,23 @@ def main(world: int, folder: Path, datamodule: str) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     L.seed_everything(0)
     single = ImageClassifier(CLASSES, "test_resnet", image_size=32)
-    torch.nn.init.normal_(single.net.get_classifier().weight)  # a new head is 0
+    findings = ImageClassifier(FINDINGS, "test_resnet", image_size=32, head="multi_label")
+    for module in (single, findings):
+        torch.nn.init.normal_(module.net.get_classifier().weight)  # a new head is 0
     members = sorted(str(path) for path in folder.parent.glob("member*.ckpt"))
-    modules: dict[str, BaseModule] = {"single": single}
+    modules: dict[str, BaseModule] = {"single": single, "findings": findings}
     if members and not datamodule:
         modules["ensemble"] = EnsembleModule(CLASSES, members)
     metrics = {}
     for size in SIZES:
         for name, module in modules.items():
             data_class = PaddedDataModule if datamodule else ImageDataModule
-            source = Table(str(folder.parent / f"{size}.csv"), "patient", root=str(folder.parent))
-            data = data_class(source, CLASSES, Preprocess(size=32), batch_size=4, num_workers=0)
+            several = Findings() if name == "findings" else None
+            file, root = str(folder.parent / f"{size}.csv"), str(folder.parent)
+            source = Table(file, "patient", root, attributes=[], findings=several)
+            data = data_class(
+                source, module.class_names, Preprocess(size=32), batch_size=4, num_workers=0
+            )
             trainer = L.Trainer(
                 accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto",
                 logger=False, enable_progress_bar=False, enable_model_summary=False,

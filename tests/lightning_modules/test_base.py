@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import ImageDataModule, Phantoms
 from datamodules.preprocess import Preprocess
+from evaluation.findings import MultiLabelTable
 from evaluation.predictions import PredictionTable
 from lightning_modules import EnsembleModule, ImageClassifier, OneVsOneClassifier, checkpoints
 from lightning_modules.losses import LossConfig
@@ -36,6 +37,10 @@ def root(tmp_path_factory, tiny, resnet, larger):
     manifest = next((tiny.root / "phantoms").glob("fracture-*/manifest.csv"))
     rows = pd.read_csv(manifest)
     rows["path"] = [str(manifest.parent / path) for path in rows["path"]]
+    rows["fracture"] = (rows["label"] != "none").astype(int).astype(str)
+    rows["splinters"] = (rows["label"] == "comminuted").astype(int).astype(str)
+    rows.loc[1::3, "fracture"] = ""  # unknown
+    rows.loc[2::4, "splinters"] = ""
     for size in SIZES:
         subset = rows.iloc[:size].assign(split="test")
         subset.to_csv(folder / f"{size}.csv", index=False)
@@ -56,12 +61,14 @@ def test_any_number_of_processes_gives_the_same_tables_and_metrics(root, world):
     expected, metrics = (json.loads((f / "metrics.json").read_text()) for f in folders)
     assert expected.keys() == metrics.keys()
     for name in expected:
-        one, several = (PredictionTable.read(f / f"{name}.parquet") for f in folders)
+        kind = MultiLabelTable if name.startswith("findings") else PredictionTable
+        one, several = (kind.read(f / f"{name}.parquet") for f in folders)
+        np.testing.assert_array_equal(one.labels, several.labels)
         assert one.rows["id"].tolist() == several.rows["id"].tolist()
         np.testing.assert_allclose(one.probabilities, several.probabilities, atol=1e-6)
         for key, value in expected[name].items():
             assert metrics[name][key] == pytest.approx(value, abs=1e-6, nan_ok=True)
-    assert len(expected) == 2 * len(SIZES)
+    assert len(expected) == 3 * len(SIZES)
 
 
 def test_samples_repeated_by_the_default_sampler_are_an_error(root):
